@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""CPUID leaves that a SEV guest of KVM reads.
+
+Source: arch/x86/include/uapi/asm/kvm_para.h, arch/x86/boot/compressed/mem_encrypt.S (Linux 7.1).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+CPUID_HYPERVISOR: Final = 0x40000000
+CPUID_KVM_FEATURES: Final = 0x40000001
+CPUID_EXTENDED_MAX: Final = 0x80000000
+CPUID_ADDRESS_SIZES: Final = 0x80000008
+CPUID_MEMORY_ENCRYPTION: Final = 0x8000001F
+
+KVM_SIGNATURE: Final = b"KVMKVMKVM\0\0\0"
+
+KVM_FEATURE_CLOCKSOURCE: Final = 0
+KVM_FEATURE_CLOCKSOURCE2: Final = 3
+KVM_FEATURE_ASYNC_PF: Final = 4
+KVM_FEATURE_STEAL_TIME: Final = 5
+KVM_FEATURE_PV_EOI: Final = 6
+KVM_FEATURE_PV_UNHALT: Final = 7
+KVM_FEATURE_PV_SEND_IPI: Final = 11
+KVM_FEATURE_POLL_CONTROL: Final = 12
+KVM_FEATURE_PV_SCHED_YIELD: Final = 13
+KVM_FEATURE_ASYNC_PF_INT: Final = 14
+KVM_FEATURE_HC_MAP_GPA_RANGE: Final = 16
+KVM_FEATURE_MIGRATION_CONTROL: Final = 17
+
+MEMORY_ENCRYPTION_SME: Final = 1 << 0
+MEMORY_ENCRYPTION_SEV: Final = 1 << 1
+MEMORY_ENCRYPTION_SEV_ES: Final = 1 << 3
+MEMORY_ENCRYPTION_SEV_SNP: Final = 1 << 4
+MEMORY_ENCRYPTION_COHERENT: Final = 1 << 10

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Linux errno values that cross an interface modelled here (include/uapi/asm-generic/errno*.h)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+EPERM: Final = 1
+EINTR: Final = 4
+EIO: Final = 5
+E2BIG: Final = 7
+ENOMEM: Final = 12
+EFAULT: Final = 14
+EBUSY: Final = 16
+EINVAL: Final = 22
+ENOTTY: Final = 25
+ENOSYS: Final = 38
+EOPNOTSUPP: Final = 95

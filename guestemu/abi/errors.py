@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The exception tree. Everything a user can cause derives from `InputError`."""
+
+
+class GuestemuError(Exception):
+    """Base of every error that guestemu raises on purpose."""
+
+
+class InputError(GuestemuError):
+    """Bad input: which input, where in it, what to do. Becomes exit status 2."""
+
+
+class MissingError(GuestemuError):
+    """Something this machine lacks, and how to get it. Becomes exit status 3."""
+
+
+class PluginError(InputError):
+    """A user's host or guest plug-in raised, or lacks a part of the interface."""
+
+
+class EngineError(GuestemuError):
+    """The CPU emulator refused a call or ended in a state it should not reach."""

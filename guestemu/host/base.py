@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The `Host` interface: whatever answers a guest's exits.
+
+A host is driven by the testbed: `reset` before each program, then one call per exit. It may raise
+only `GuestFault` (the guest gets that exception); anything else is reported as a defect of the host
+and ends the run. It keeps its own record of which frames are private and gives it out through
+`private_map`, which the checks compare with the guest's page tables.
+
+A user's own host is a class with this interface in a file, loaded by `--host FILE.py:CLASS`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Protocol
+
+import msgspec
+from bitarray import bitarray
+
+from guestemu.abi.x86 import VECTOR_GP
+
+
+class GuestFault(Exception):
+    """Raised by a host to inject an exception instead of completing the instruction."""
+
+    def __init__(self, vector: int = VECTOR_GP, error_code: int | None = 0) -> None:
+        super().__init__(f"vector {vector}, error code {error_code}")
+        self.vector = vector
+        self.error_code = error_code
+
+
+class VcpuAccess(Protocol):
+    """What KVM may read and write of the vCPU that exited (KVM_GET/SET_REGS and SREGS, in part)."""
+
+    def read_register(self, name: str) -> int:
+        """The 64-bit register `name` ("rax" … "r15", "rip", "rflags")."""
+
+    def write_register(self, name: str, value: int) -> None:
+        """Sets the 64-bit register `name`. A write of "rip" moves the instruction that completes."""
+
+    @property
+    def cpl(self) -> int:
+        """Current privilege level, 0 to 3."""
+
+    @property
+    def is_64bit(self) -> bool:
+        """Executes 64-bit code: EFER.LMA and CS.L."""
+
+    def read_code(self, size: int) -> bytes:
+        """`size` bytes of code at RIP."""
+
+    def patch_code(self, code: bytes) -> None:
+        """Writes `code` at RIP as KVM's emulator would: #PF (`GuestFault`) where not writable."""
+
+
+class Hypercall(msgspec.Struct, frozen=True, gc=False):
+    """A VMMCALL or VMCALL exit: raw 64-bit registers and where the vCPU stood.
+
+    `nr`, `a0` … `a3` are RAX, RBX, RCX, RDX, RSI untruncated.
+    """
+
+    nr: int
+    a0: int
+    a1: int
+    a2: int
+    a3: int
+    cpl: int
+    is_64bit: bool
+    vcpu: VcpuAccess
+    is_vmcall: bool = False
+
+
+
+
+class Host(ABC):
+    """Answers one guest. See the module's docstring for the rules."""
+
+    name: ClassVar[str]
+    """The name in `--host` and in program headers."""
+
+    summary: ClassVar[str]
+    """One line for `guestemu hosts`."""
+
+    switches: ClassVar[tuple[str, ...]] = ()
+    """Names of the historic defects this host can have repaired (`Header.switches`)."""
+
+    @abstractmethod
+    def reset(self, frames: int) -> None:
+        """Forgets everything: a new VM with `frames` 4 KiB frames of RAM from GPA 0 on."""
+
+    @abstractmethod
+    def hypercall(self, call: Hypercall) -> int:
+        """Answers a hypercall; returns the 64-bit value that RAX gets."""
+
+    @abstractmethod
+    def rdmsr(self, index: int, vcpu: VcpuAccess) -> int:
+        """The 64-bit value of MSR `index`, or `GuestFault`."""
+
+    @abstractmethod
+    def wrmsr(self, index: int, value: int, vcpu: VcpuAccess) -> None:
+        """Writes MSR `index`, or `GuestFault`."""
+
+    @abstractmethod
+    def private_map(self) -> bitarray:
+        """One bit per frame of RAM (little-endian bitarray), 1 = private. The host's own record;
+        callers do not change it and copy what they keep."""
+
+    @property
+    @abstractmethod
+    def migration_ready(self) -> bool:
+        """Whether the guest has allowed its migration (MIGRATION_CONTROL bit 0)."""
+
+    @property
+    def state(self) -> int:
+        """A small non-negative integer for coverage feedback: the path the last exit took."""
+        return 0
+
+    def inject_answer(self, value: int, count: int) -> None:
+        """User space answers the next `count` hypercall exits with `value` and records nothing."""
+        raise NotImplementedError(f"host {self.name} has no answer injection")
+
+    def inject_msr_error(self, count: int) -> None:
+        """User space answers the next `count` MSR exits with an error."""
+        raise NotImplementedError(f"host {self.name} has no MSR error injection")

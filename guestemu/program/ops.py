@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The operations a program is made of.
+
+An op is one fixed-width record: a kind, where the vCPU stands (vCPU, mode, CPL), one page operand
+(region, page index) and up to five 64-bit arguments. What each argument of a kind means, how the
+text form names it and which values are worth trying is in `SPECS`; every codec, generator and
+mutator reads that table and none has a list of kinds of its own.
+
+Page operands are symbolic: a region names its size, alignment and initial leaf size, and the guest
+places it. Two guests' logs therefore compare after renaming addresses to (region, page).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
+from guestemu.abi.x86 import Mode
+
+MAX_ARGUMENTS: Final = 5
+
+
+class OpKind(enum.IntEnum):
+    """What an op does. The numbers are part of the binary format: append, never renumber."""
+
+    HYPERCALL = 0
+    WRMSR = 1
+    RDMSR = 2
+    SET_MEMORY_ENCRYPTED = 3
+    SET_MEMORY_DECRYPTED = 4
+    EARLY_SET_MEMORY_ENCRYPTED = 5
+    EARLY_SET_MEMORY_DECRYPTED = 6
+    WRITE = 7
+    READ = 8
+    DMA_ALLOC = 9
+    DMA_FREE = 10
+    ANSWER = 11
+    FAIL_SPLIT = 12
+    FAIL_MSR = 13
+    CPU_OFFLINE = 14
+    INIT_PLATFORM = 15
+    UNMAP = 16
+    CLEAR_PRESENT = 17
+    STOP_CONVERSION = 18
+    TOUCH_CBIT = 19
+
+
+class Instruction(enum.IntEnum):
+    """The instruction a hypercall op executes."""
+
+    VMMCALL = 0
+    VMCALL = 1
+
+
+class Region(enum.IntEnum):
+    """The memory regions every guest offers; see `REGIONS` for size and initial mapping."""
+
+    D = 0
+    L = 1
+    V = 2
+    G = 3
+
+
+class RegionSpec(msgspec.Struct, frozen=True):
+    """Shape of a region: `pages` of 4 KiB, mapped by leaves of `leaf` bytes, aligned to `leaf`.
+
+    `alias` is the region whose frames this one maps a second time (a vmalloc-like alias), or None.
+    """
+
+    pages: int
+    leaf: int
+    alias: Region | None
+    text: str
+
+
+REGIONS: Final[Mapping[Region, RegionSpec]] = {
+    Region.D: RegionSpec(1024, 1 << 12, None, "direct map, 4 KiB leaves"),
+    Region.L: RegionSpec(2048, 1 << 21, None, "direct map, 2 MiB leaves"),
+    Region.V: RegionSpec(64, 1 << 12, Region.D, "vmalloc-like alias of D's first 64 frames"),
+    Region.G: RegionSpec(2 << 18, 1 << 30, None, "direct map, 1 GiB leaves (memory >= 4G only)"),
+}
+
+
+class Argument(enum.Enum):
+    """How an argument is written, drawn and mutated."""
+
+    HYPERCALL_NUMBER = "nr"
+    ADDRESS = "address"
+    COUNT = "pages"
+    ATTRIBUTES = "attributes"
+    U64 = "u64"
+    MSR = "msr"
+    MSR_VALUE = "msr value"
+    SIZE = "size"
+    OFFSET = "offset"
+    BYTE = "byte"
+    SLOT = "slot"
+    FLAG = "flag"
+    SMALL = "small count"
+
+
+class ArgumentSpec(msgspec.Struct, frozen=True):
+    """One argument of a kind: its name in the text form, its sort, its default."""
+
+    name: str
+    sort: Argument
+    default: int = 0
+
+
+class OpSpec(msgspec.Struct, frozen=True):
+    """One kind of op.
+
+    `name` is its verb in the text form; `has_page` says that it takes a page operand, `has_mode`
+    that mode and CPL matter, `is_fault` that it changes how a later op goes instead of acting.
+    """
+
+    name: str
+    arguments: tuple[ArgumentSpec, ...]
+    help: str
+    has_page: bool = False
+    has_mode: bool = False
+    is_fault: bool = False
+    boot_only: bool = False
+
+
+def _a(name: str, sort: Argument, default: int = 0) -> ArgumentSpec:
+    return ArgumentSpec(name, sort, default)
+
+
+SPECS: Final[Mapping[OpKind, OpSpec]] = {
+    OpKind.HYPERCALL: OpSpec(
+        "hypercall",
+        (
+            _a("nr", Argument.HYPERCALL_NUMBER, KVM_HC_MAP_GPA_RANGE),
+            _a("a0", Argument.ADDRESS),
+            _a("a1", Argument.COUNT),
+            _a("a2", Argument.ATTRIBUTES),
+            _a("a3", Argument.U64),
+        ),
+        "VMMCALL or VMCALL with RAX=nr RBX=a0 RCX=a1 RDX=a2 RSI=a3; with a page operand a0 is an "
+        "offset in bytes from that page's GPA",
+        has_page=True,
+        has_mode=True,
+    ),
+    OpKind.WRMSR: OpSpec(
+        "wrmsr",
+        (_a("msr", Argument.MSR), _a("value", Argument.MSR_VALUE)),
+        "WRMSR",
+        has_mode=True,
+    ),
+    OpKind.RDMSR: OpSpec("rdmsr", (_a("msr", Argument.MSR),), "RDMSR", has_mode=True),
+    OpKind.SET_MEMORY_ENCRYPTED: OpSpec(
+        "set_memory_encrypted",
+        (_a("pages", Argument.COUNT, 1), _a("offset", Argument.OFFSET)),
+        "the kernel's set_memory_encrypted(address of the page + offset, pages)",
+        has_page=True,
+    ),
+    OpKind.SET_MEMORY_DECRYPTED: OpSpec(
+        "set_memory_decrypted",
+        (_a("pages", Argument.COUNT, 1), _a("offset", Argument.OFFSET)),
+        "the kernel's set_memory_decrypted(address of the page + offset, pages)",
+        has_page=True,
+    ),
+    OpKind.EARLY_SET_MEMORY_ENCRYPTED: OpSpec(
+        "early_set_memory_encrypted",
+        (_a("size", Argument.SIZE, 4096), _a("offset", Argument.OFFSET)),
+        "the kernel's early_set_memory_encrypted(address + offset, size in bytes)",
+        has_page=True,
+    ),
+    OpKind.EARLY_SET_MEMORY_DECRYPTED: OpSpec(
+        "early_set_memory_decrypted",
+        (_a("size", Argument.SIZE, 4096), _a("offset", Argument.OFFSET)),
+        "the kernel's early_set_memory_decrypted(address + offset, size in bytes)",
+        has_page=True,
+    ),
+    OpKind.WRITE: OpSpec(
+        "write",
+        (
+            _a("value", Argument.BYTE, 0x5A),
+            _a("offset", Argument.OFFSET),
+            _a("size", Argument.SIZE, 4096),
+        ),
+        "memset through the page's current mapping",
+        has_page=True,
+    ),
+    OpKind.READ: OpSpec(
+        "read",
+        (_a("offset", Argument.OFFSET),),
+        "load 8 bytes through the page's current mapping",
+        has_page=True,
+    ),
+    OpKind.DMA_ALLOC: OpSpec(
+        "dma_alloc",
+        (
+            _a("slot", Argument.SLOT),
+            _a("size", Argument.SIZE, 4096),
+            _a("atomic", Argument.FLAG),
+        ),
+        "dma_alloc_coherent(size) into a slot; atomic=1 takes it from the atomic pool",
+    ),
+    OpKind.DMA_FREE: OpSpec(
+        "dma_free", (_a("slot", Argument.SLOT),), "dma_free_coherent of what the slot holds"
+    ),
+    OpKind.ANSWER: OpSpec(
+        "answer",
+        (_a("value", Argument.U64), _a("count", Argument.SMALL, 1)),
+        "the host's user space answers the next `count` hypercall exits with this value "
+        "and does not record them",
+        is_fault=True,
+    ),
+    OpKind.FAIL_SPLIT: OpSpec(
+        "fail_split",
+        (_a("after", Argument.SMALL),),
+        "page-table allocations fail from the one after the next `after` on, until the next op ends",
+        is_fault=True,
+    ),
+    OpKind.FAIL_MSR: OpSpec(
+        "fail_msr",
+        (_a("count", Argument.SMALL, 1),),
+        "user space answers the next `count` MSR exits with an error: the guest gets #GP",
+        is_fault=True,
+    ),
+    OpKind.CPU_OFFLINE: OpSpec("cpu_offline", (), "the kernel's kvm_guest_cpu_offline()"),
+    OpKind.INIT_PLATFORM: OpSpec(
+        "init_platform", (_a("efi", Argument.FLAG),), "the kernel's kvm_init_platform()"
+    ),
+    OpKind.UNMAP: OpSpec(
+        "unmap", (), "zero the page's 4 KiB entry (a hole)", has_page=True, is_fault=True
+    ),
+    OpKind.CLEAR_PRESENT: OpSpec(
+        "clear_present",
+        (),
+        "clear PRESENT in the page's 4 KiB entry, keep the frame",
+        has_page=True,
+        is_fault=True,
+    ),
+    OpKind.STOP_CONVERSION: OpSpec(
+        "stop_conversion", (), "set_memory_enc_stop_conversion(): take mem_enc_lock for good"
+    ),
+    OpKind.TOUCH_CBIT: OpSpec(
+        "touch_cbit",
+        (_a("private", Argument.FLAG),),
+        "flip the C-bit of the page's 4 KiB entry with INVLPG and tell nobody",
+        has_page=True,
+    ),
+}
+
+NAMES: Final[Mapping[str, OpKind]] = {spec.name: kind for kind, spec in SPECS.items()}
+
+
+class Op(msgspec.Struct, frozen=True, gc=False):
+    """One operation.
+
+    `page` is the page index inside `region`; `has_page` tells whether a HYPERCALL op is relative to
+    it (other kinds follow their `OpSpec`). `arguments` are in the order of the kind's spec, each an
+    unsigned 64-bit value.
+    """
+
+    kind: OpKind
+    arguments: tuple[int, ...] = ()
+    region: Region = Region.D
+    page: int = 0
+    has_page: bool = False
+    vcpu: int = 0
+    mode: Mode = Mode.LONG64
+    cpl: int = 0
+    instruction: Instruction = Instruction.VMMCALL
