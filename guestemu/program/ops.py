@@ -18,6 +18,7 @@ from typing import Final
 
 import msgspec
 
+from guestemu.abi.addresses import PAGE_MASK, U32_MASK, U64_MASK
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
 from guestemu.abi.x86 import Mode
 
@@ -101,6 +102,18 @@ class Argument(enum.Enum):
     SLOT = "slot"
     FLAG = "flag"
     SMALL = "small count"
+
+
+ARGUMENT_MASKS: Final[Mapping[Argument, int]] = {
+    **dict.fromkeys(Argument, U64_MASK),
+    Argument.MSR: U32_MASK,
+    Argument.OFFSET: PAGE_MASK,
+    Argument.BYTE: 0xFF,
+    Argument.SLOT: 0xF,
+    Argument.FLAG: 1,
+    Argument.SMALL: 0x3FF,
+}
+"""The bits an argument of each sort may have: no program, in either form, holds a larger value."""
 
 
 class ArgumentSpec(msgspec.Struct, frozen=True):
@@ -215,7 +228,8 @@ SPECS: Final[Mapping[OpKind, OpSpec]] = {
     OpKind.FAIL_SPLIT: OpSpec(
         "fail_split",
         (_a("after", Argument.SMALL),),
-        "page-table allocations fail from the one after the next `after` on, until the next op ends",
+        "page-table allocations fail from the one after the next `after` on, "
+        "until the next op ends",
         is_fault=True,
     ),
     OpKind.FAIL_MSR: OpSpec(
@@ -269,3 +283,27 @@ class Op(msgspec.Struct, frozen=True, gc=False):
     mode: Mode = Mode.LONG64
     cpl: int = 0
     instruction: Instruction = Instruction.VMMCALL
+
+
+def canonical_op(op: Op) -> Op:
+    """`op` with every field its kind does not use at its default and every argument present.
+
+    Both codecs give out canonical ops only. `has_page` stays only on a HYPERCALL (the other kinds
+    follow their spec); arguments left out get their defaults, extra ones are dropped.
+    """
+    spec = SPECS[op.kind]
+    given = op.arguments[: len(spec.arguments)]
+    missing = tuple(argument.default for argument in spec.arguments[len(given) :])
+    is_call = op.kind is OpKind.HYPERCALL
+    has_page = op.has_page if is_call else spec.has_page
+    return Op(
+        kind=op.kind,
+        arguments=given + missing,
+        region=op.region if has_page else Region.D,
+        page=op.page if has_page else 0,
+        has_page=op.has_page and is_call,
+        vcpu=op.vcpu,
+        mode=op.mode if spec.has_mode else Mode.LONG64,
+        cpl=op.cpl if spec.has_mode else 0,
+        instruction=op.instruction if is_call else Instruction.VMMCALL,
+    )
