@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The page allocator of the modelled guest: a binary buddy, deterministic.
+
+It models mm/page_alloc.c as far as coherent DMA sees it: blocks of 2**order pages, naturally
+aligned, split on allocation and merged with their buddy on free. Linux reuses the most recently
+freed block; this takes the smallest order that is big enough and in it the lowest address, so a
+program always places its buffers alike.
+"""
+
+from __future__ import annotations
+
+import enum
+from heapq import heappop, heappush
+from typing import Final
+
+import msgspec
+
+from guestemu.abi.addresses import Gfn
+
+MAX_PAGE_ORDER: Final = 10
+"""The largest block is 2**10 pages = 4 MiB (B8)."""
+
+
+class Block(msgspec.Struct, frozen=True, gc=False):
+    """An allocated block of 2**order pages from frame `gfn` on."""
+
+    gfn: Gfn
+    order: int
+
+    @property
+    def pages(self) -> int:
+        """Size in 4 KiB pages."""
+        return 1 << self.order
+
+
+class FreeResult(enum.Enum):
+    """What became of a free."""
+
+    FREED = "freed"
+    DOUBLE_FREE = "double free"
+    """The frame starts or lies in a block that is free already."""
+    NOT_A_BLOCK = "not the start of an allocated block"
+    """Outside the allocator's frames, or inside an allocated block."""
+
+
+class BuddyAllocator:
+    """Frames [first, first + frames), of which every one is free or in one allocated block.
+
+    The range need not be aligned: its ragged ends become smaller blocks. Raises ValueError for a
+    negative range.
+    """
+
+    def __init__(self, first: Gfn, frames: int, max_order: int = MAX_PAGE_ORDER) -> None:
+        if first < 0 or frames < 0:
+            raise ValueError(f"no such frames: {frames} from {first}")
+        self._first = first
+        self._end = first + frames
+        self._max_order = max_order
+        self._heaps: list[list[int]] = [[] for _ in range(max_order + 1)]
+        self._free: dict[int, int] = {}
+        self._allocated: dict[int, int] = {}
+        self._free_pages = 0
+        position: int = first
+        while position < self._end:
+            order = min(max_order, (self._end - position).bit_length() - 1)
+            if position:
+                order = min(order, (position & -position).bit_length() - 1)
+            self._insert(position, order)
+            position += 1 << order
+
+    @property
+    def free_pages(self) -> int:
+        """Pages that are free."""
+        return self._free_pages
+
+    @property
+    def frames(self) -> int:
+        """Pages managed, free or not."""
+        return self._end - self._first
+
+    def holds(self, gfn: Gfn) -> bool:
+        """Whether the frame is one of this allocator's."""
+        return self._first <= gfn < self._end
+
+    def free_blocks(self) -> list[Block]:
+        """The free blocks by address; after everything was freed, the same as at the start."""
+        return [Block(Gfn(start), order) for start, order in sorted(self._free.items())]
+
+    def allocated_blocks(self) -> list[Block]:
+        """The allocated blocks by address."""
+        return [Block(Gfn(start), order) for start, order in sorted(self._allocated.items())]
+
+    def allocate(self, order: int, below: int | None = None) -> Block | None:
+        """A block of 2**order pages, or None when there is none (alloc_pages).
+
+        With `below` all its frames lie below that frame number, as a device's DMA mask demands.
+        """
+        limit = self._end if below is None else below
+        for candidate in range(order, self._max_order + 1):
+            start = self._lowest(candidate)
+            if start is None or start + (1 << order) > limit:
+                continue
+            heappop(self._heaps[candidate])
+            del self._free[start]
+            self._free_pages -= 1 << candidate
+            for half in range(candidate - 1, order - 1, -1):
+                self._insert(start + (1 << half), half)
+            self._allocated[start] = order
+            return Block(Gfn(start), order)
+        return None
+
+    def free(self, gfn: Gfn) -> FreeResult:
+        """Frees the block that starts at `gfn` and merges it with its buddies (free_pages).
+
+        A wrong `gfn` changes nothing and is named in the result.
+        """
+        order = self._allocated.pop(gfn, None)
+        if order is None:
+            return self._refusal(gfn)
+        start: int = gfn
+        while order < self._max_order:
+            buddy = start ^ (1 << order)
+            if self._free.get(buddy) != order:
+                break
+            del self._free[buddy]
+            self._free_pages -= 1 << order
+            start = min(start, buddy)
+            order += 1
+        self._insert(start, order)
+        return FreeResult.FREED
+
+    def _refusal(self, gfn: int) -> FreeResult:
+        for order in range(self._max_order + 1):
+            if self._free.get(gfn & -(1 << order)) == order:
+                return FreeResult.DOUBLE_FREE
+        return FreeResult.NOT_A_BLOCK
+
+    def _insert(self, start: int, order: int) -> None:
+        self._free[start] = order
+        self._free_pages += 1 << order
+        heappush(self._heaps[order], start)
+
+    def _lowest(self, order: int) -> int | None:
+        """The lowest free block of exactly `order`; drops heap entries that merged away."""
+        heap = self._heaps[order]
+        while heap and self._free.get(heap[0]) != order:
+            heappop(heap)
+        return heap[0] if heap else None

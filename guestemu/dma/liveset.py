@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The buffers that are allocated at one moment of a trace, found by address and by range."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+
+import msgspec
+
+from guestemu.abi.addresses import PAGE_MASK, PAGE_SIZE
+
+
+class LiveBuffer(msgspec.Struct, frozen=True, gc=False):
+    """An allocated buffer: bus address, bytes asked for, pages, owner, and since when."""
+
+    dma_addr: int
+    size: int
+    pages: int
+    device: str
+    line: int
+    time_ns: int
+
+    @property
+    def first_byte(self) -> int:
+        """Start of the buffer's first page."""
+        return self.dma_addr & ~PAGE_MASK
+
+    @property
+    def end(self) -> int:
+        """First byte after the buffer's last page."""
+        return self.first_byte + self.pages * PAGE_SIZE
+
+
+class LiveSet:
+    """Buffers by bus address; page ranges never overlap, because `add` evicts what is in the way.
+
+    The page allocator hands no page out twice, so a buffer in the way of a new one is one whose
+    free was not recorded.
+    """
+
+    def __init__(self) -> None:
+        self._by_address: dict[int, LiveBuffer] = {}
+        self._starts: list[tuple[int, int]] = []
+
+    def __len__(self) -> int:
+        return len(self._by_address)
+
+    def add(self, buffer: LiveBuffer) -> list[LiveBuffer]:
+        """Adds `buffer`, returns the evicted ones. A buffer of 0 pages is kept by address only."""
+        evicted = self._overlapping(buffer) if buffer.pages else []
+        same = self._by_address.get(buffer.dma_addr)
+        if same is not None and same not in evicted:
+            evicted.append(same)
+        for old in evicted:
+            self.remove(old.dma_addr)
+        self._by_address[buffer.dma_addr] = buffer
+        if buffer.pages:
+            insort(self._starts, (buffer.first_byte, buffer.dma_addr))
+        return evicted
+
+    def remove(self, dma_addr: int) -> LiveBuffer | None:
+        """Takes the buffer at `dma_addr` out; None when there is none."""
+        buffer = self._by_address.pop(dma_addr, None)
+        if buffer is not None and buffer.pages:
+            del self._starts[bisect_left(self._starts, (buffer.first_byte, dma_addr))]
+        return buffer
+
+    def _overlapping(self, buffer: LiveBuffer) -> list[LiveBuffer]:
+        position = bisect_left(self._starts, (buffer.first_byte, -1))
+        found = []
+        if position:
+            before = self._by_address[self._starts[position - 1][1]]
+            if before.end > buffer.first_byte:
+                found.append(before)
+        while position < len(self._starts) and self._starts[position][0] < buffer.end:
+            found.append(self._by_address[self._starts[position][1]])
+            position += 1
+        return found
