@@ -138,7 +138,10 @@ class BuddyAllocator:
     def _insert(self, start: int, order: int) -> None:
         self._free[start] = order
         self._free_pages += 1 << order
-        heappush(self._heaps[order], start)
+        heap = self._heaps[order]
+        heappush(heap, start)
+        if len(heap) > 2 * len(self._free) + 64:
+            heap[:] = sorted(gfn for gfn, size in self._free.items() if size == order)
 
     def _lowest(self, order: int) -> int | None:
         """The lowest free block of exactly `order`; drops heap entries that merged away."""

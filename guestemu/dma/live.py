@@ -8,6 +8,7 @@ identifies a buffer of one device.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -134,8 +135,12 @@ class Accountant:
         self._first_ns: int | None = None
         self._last_ns = 0
 
-    def see(self, event: Event) -> None:
-        """Accounts for one event."""
+    def space_of(self, device: str) -> str:
+        """The address space of a device's bus addresses: its name, or "" for the common one."""
+        return device if self._has_iommu else ""
+
+    def see(self, event: Event) -> Sequence[LiveBuffer]:
+        """Accounts for one event; returns the buffers it shows to have been freed unrecorded."""
         if self._first_ns is None:
             self._first_ns = self._last_ns = event.time_ns
         if event.time_ns < self._last_ns:
@@ -147,16 +152,17 @@ class Accountant:
         else:
             self._last_ns = event.time_ns
         if isinstance(event, Alloc):
-            self._allocate(event)
-        elif isinstance(event, Free):
+            return self._allocate(event)
+        if isinstance(event, Free):
             self._free(event)
         else:
             self._enter(event)
+        return ()
 
-    def _allocate(self, event: Alloc) -> None:
+    def _allocate(self, event: Alloc) -> Sequence[LiveBuffer]:
         if event.has_failed:
             self._failed += 1
-            return
+            return ()
         pages = event.pages
         if not event.size or event.size > self._ram_bytes:
             self.anomalies.add(
@@ -166,11 +172,13 @@ class Accountant:
         buffer = LiveBuffer(
             event.dma_addr, event.size, pages, event.device, event.line, event.time_ns
         )
-        for old in self._space(event.device).add(buffer):
+        lost = self._space(event.device).add(buffer)
+        for old in lost:
             self._lose(event, old)
         is_blocking = event.is_blocking
         for counter in (self._total, self._phase, self._device(event)):
             counter.allocate(pages, is_blocking)
+        return lost
 
     def _lose(self, event: Alloc, old: LiveBuffer) -> None:
         self._pages_lost += old.pages
@@ -229,7 +237,7 @@ class Accountant:
         self._phase = counter
 
     def _space(self, device: str) -> LiveSet:
-        key = device if self._has_iommu else ""
+        key = self.space_of(device)
         space = self._spaces.get(key)
         if space is None:
             space = self._spaces[key] = LiveSet()

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""dma_alloc_coherent and dma_free_coherent of a SEV guest: which pages are converted, and when.
+
+Models `dma_direct_alloc`, `dma_direct_alloc_pages` and their frees (kernel/dma/direct.c, facts B1
+to B5, A.9) by kernel generation. Order of steps: allocate, decrypt, memset; encrypt, free. The
+conversions themselves are the guest's.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from guestemu.abi.addresses import Gfn, get_order, page_align
+from guestemu.dma.allocator import Block
+from guestemu.dma.gfp import GFP_KERNEL, may_block
+from guestemu.dma.guest import CoherentGuest
+from guestemu.dma.policy import OnFailure, Policy
+from guestemu.dma.pools import AtomicPools
+from guestemu.dma.zones import DMA_BIT_MASK_64, ZonedAllocator
+
+
+class Buffer(msgspec.Struct, frozen=True):
+    """A coherent buffer: `size` bytes from frame `gfn` on.
+
+    `block_pages` are taken from the page allocator (a power of two; 0 for a pool buffer),
+    `converted_pages` are shared for this buffer's sake (0 for a pool buffer).
+    """
+
+    gfn: Gfn
+    size: int
+    block_pages: int
+    converted_pages: int
+    is_from_pool: bool
+
+
+class AllocOutcome(enum.Enum):
+    """How an allocation ended."""
+
+    CONVERTED = "converted"
+    POOL = "from the atomic pool"
+    NO_MEMORY = "no memory"
+    POOL_EMPTY = "atomic pool empty"
+    DECRYPT_FAILED = "decrypt failed"
+
+
+class AllocRecord(msgspec.Struct, frozen=True):
+    """What an allocation did. `buffer` is None unless it succeeded.
+
+    `decrypted_pages` were asked for in one set_memory_decrypted call, whose result is `error` (0 or
+    a negative errno). After a failure the block was leaked (`leaked_pages`) or freed although some
+    of it may be shared (`freed_suspect_pages`).
+    """
+
+    outcome: AllocOutcome
+    buffer: Buffer | None = None
+    decrypted_pages: int = 0
+    error: int = 0
+    leaked_pages: int = 0
+    freed_suspect_pages: int = 0
+
+
+class FreeOutcome(enum.Enum):
+    """How a free ended."""
+
+    FREED = "freed"
+    POOL = "back to the atomic pool"
+    ENCRYPT_FAILED = "encrypt failed"
+    UNKNOWN = "not an allocated buffer"
+
+
+class FreeRecord(msgspec.Struct, frozen=True):
+    """What a free did; fields as in `AllocRecord`. `is_warned`: the kernel logged the failure.
+
+    An UNKNOWN free (also the second free of a buffer) changes nothing.
+    """
+
+    outcome: FreeOutcome
+    encrypted_pages: int = 0
+    error: int = 0
+    leaked_pages: int = 0
+    freed_suspect_pages: int = 0
+    is_warned: bool = False
+
+
+class CoherentDma:
+    """The coherent allocator of one guest. Call `boot` once before the first allocation.
+
+    `memory` are the frames it may use, `policy` the kernel generation, `pool_bytes` the size of an
+    atomic pool (None: by RAM size).
+    """
+
+    def __init__(
+        self,
+        guest: CoherentGuest,
+        memory: ZonedAllocator,
+        policy: Policy,
+        pool_bytes: int | None = None,
+    ) -> None:
+        self.pools = AtomicPools(guest, memory, pool_bytes)
+        self.policy = policy
+        self._guest = guest
+        self._memory = memory
+        self._buffers: dict[Gfn, Buffer] = {}
+        self._leaked_pages = 0
+
+    @property
+    def leaked_pages(self) -> int:
+        """Pages that were leaked so far."""
+        return self._leaked_pages
+
+    @property
+    def buffers(self) -> tuple[Buffer, ...]:
+        """The buffers that are allocated."""
+        return tuple(self._buffers.values())
+
+    def boot(self) -> None:
+        """Makes the atomic pools."""
+        self.pools.boot()
+
+    def alloc(
+        self,
+        size: int,
+        gfp: frozenset[str] = GFP_KERNEL,
+        mask: int = DMA_BIT_MASK_64,
+        via_pages: bool = False,
+    ) -> AllocRecord:
+        """Allocates `size` bytes that a device with DMA mask `mask` reaches.
+
+        `via_pages`: dma_alloc_pages, which clears `size` bytes; dma_alloc_coherent clears whole
+        pages. Both convert the same pages.
+        """
+        if size < 1:
+            return AllocRecord(AllocOutcome.NO_MEMORY)
+        cleared = size if via_pages else page_align(size)
+        if not may_block(gfp):
+            return self._alloc_from_pool(size, cleared, mask, gfp)
+        block = self._memory.allocate(get_order(size), mask)
+        if block is None:
+            return AllocRecord(AllocOutcome.NO_MEMORY)
+        pages = self.policy.converted_pages(size)
+        error = self._guest.set_memory_decrypted(block.gfn, pages)
+        if error:
+            leaked, suspect = self._give_up(block.gfn, block.pages, self.policy.decrypt_failure)
+            return AllocRecord(AllocOutcome.DECRYPT_FAILED, None, pages, error, leaked, suspect)
+        self._guest.memset(block.gfn, cleared)
+        buffer = self._remember(block, size, pages)
+        return AllocRecord(AllocOutcome.CONVERTED, buffer, pages)
+
+    def free(self, gfn: Gfn) -> FreeRecord:
+        """Frees the buffer that starts at frame `gfn`. A pool buffer stays shared (B3)."""
+        buffer = self._buffers.pop(gfn, None)
+        if buffer is None:
+            return FreeRecord(FreeOutcome.UNKNOWN)
+        if buffer.is_from_pool:
+            self.pools.free(gfn)
+            return FreeRecord(FreeOutcome.POOL)
+        pages = buffer.converted_pages
+        error = self._guest.set_memory_encrypted(gfn, pages)
+        if not error:
+            self._memory.free(gfn)
+            return FreeRecord(FreeOutcome.FREED, pages)
+        leaked, suspect = self._give_up(gfn, buffer.block_pages, self.policy.encrypt_failure)
+        return FreeRecord(
+            FreeOutcome.ENCRYPT_FAILED, pages, error, leaked, suspect, self.policy.warns
+        )
+
+    def _alloc_from_pool(
+        self, size: int, cleared: int, mask: int, gfp: frozenset[str]
+    ) -> AllocRecord:
+        gfn = self.pools.allocate(size, mask, gfp)
+        if gfn is None:
+            return AllocRecord(AllocOutcome.POOL_EMPTY)
+        self._guest.memset(gfn, cleared)
+        buffer = Buffer(gfn, size, 0, 0, True)
+        self._buffers[gfn] = buffer
+        return AllocRecord(AllocOutcome.POOL, buffer)
+
+    def _remember(self, block: Block, size: int, converted: int) -> Buffer:
+        buffer = Buffer(block.gfn, size, block.pages, converted, False)
+        self._buffers[block.gfn] = buffer
+        return buffer
+
+    def _give_up(self, gfn: Gfn, pages: int, policy: OnFailure) -> tuple[int, int]:
+        """Leaks or frees a block; returns (leaked pages, pages freed although suspect)."""
+        if policy is OnFailure.LEAK:
+            self._leaked_pages += pages
+            return pages, 0
+        self._memory.free(gfn)
+        return 0, pages

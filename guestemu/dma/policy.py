@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How each kernel generation converts coherent buffers and what it does when that fails (A.9).
+
+| generation | pages converted | decrypt fails | re-encrypt fails |
+| 2020, 5.10 | 1 << get_order(size) | pages freed | ignored, pages freed |
+| 5.17, 6.1 | PFN_UP(size) | pages freed | warning, pages leaked |
+| 6.12 | PFN_UP(size) | pages leaked (CVE-2024-35939) | warning, pages leaked |
+
+Source: kernel/dma/direct.c of Linux 5.10, 5.15, 6.1, 6.12 (facts A.9, A55, B5).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from guestemu.abi.addresses import get_order, pfn_up
+from guestemu.abi.errors import InputError
+
+
+class OnFailure(enum.Enum):
+    """What happens to the pages when a conversion fails."""
+
+    FREE = "free"
+    """They go back to the page allocator, though some may be shared."""
+    LEAK = "leak"
+    """They are never used again."""
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """One generation's rules. `converts_whole_order`: the tail of the order block is converted too
+    (B5). `warns`: a failed re-encryption is logged."""
+
+    name: str
+    converts_whole_order: bool
+    decrypt_failure: OnFailure
+    encrypt_failure: OnFailure
+    warns: bool
+
+    def converted_pages(self, size: int) -> int:
+        """Pages that alloc and free convert for a buffer of `size` bytes (size >= 1)."""
+        return 1 << get_order(size) if self.converts_whole_order else pfn_up(size)
+
+
+_ORDER_FREE: Final = (True, OnFailure.FREE, OnFailure.FREE, False)
+_PAGES_FREE: Final = (False, OnFailure.FREE, OnFailure.LEAK, True)
+_PAGES_LEAK: Final = (False, OnFailure.LEAK, OnFailure.LEAK, True)
+
+POLICIES: Final[Mapping[str, Policy]] = {
+    "5.10": Policy("5.10", *_ORDER_FREE),
+    "2020": Policy("2020", *_ORDER_FREE),
+    "5.17": Policy("5.17", *_PAGES_FREE),
+    "6.1": Policy("6.1", *_PAGES_FREE),
+    "6.12": Policy("6.12", *_PAGES_LEAK),
+}
+"""Policies by kernel generation; 2020 is the patch set on top of code like 5.10's."""
+
+
+def policy_named(name: str) -> Policy:
+    """The policy of a kernel generation. InputError lists the names when it is none."""
+    policy = POLICIES.get(name)
+    if policy is None:
+        raise InputError(f"policy {name!r}: no such kernel generation; use {', '.join(POLICIES)}")
+    return policy
