@@ -12,64 +12,13 @@ A user's own host is a class with this interface in a file, loaded by `--host FI
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
-import msgspec
 from bitarray import bitarray
 
-from guestemu.abi.x86 import VECTOR_GP
+from guestemu.machine.exits import GuestFault, Hypercall, VcpuAccess
 
-
-class GuestFault(Exception):
-    """Raised by a host to inject an exception instead of completing the instruction."""
-
-    def __init__(self, vector: int = VECTOR_GP, error_code: int | None = 0) -> None:
-        super().__init__(f"vector {vector}, error code {error_code}")
-        self.vector = vector
-        self.error_code = error_code
-
-
-class VcpuAccess(Protocol):
-    """What KVM may read and write of the vCPU that exited (KVM_GET/SET_REGS and SREGS, in part)."""
-
-    def read_register(self, name: str) -> int:
-        """The 64-bit register `name` ("rax" … "r15", "rip", "rflags")."""
-
-    def write_register(self, name: str, value: int) -> None:
-        """Sets the 64-bit register `name`. A write of "rip" moves the instruction that completes."""
-
-    @property
-    def cpl(self) -> int:
-        """Current privilege level, 0 to 3."""
-
-    @property
-    def is_64bit(self) -> bool:
-        """Executes 64-bit code: EFER.LMA and CS.L."""
-
-    def read_code(self, size: int) -> bytes:
-        """`size` bytes of code at RIP."""
-
-    def patch_code(self, code: bytes) -> None:
-        """Writes `code` at RIP as KVM's emulator would: #PF (`GuestFault`) where not writable."""
-
-
-class Hypercall(msgspec.Struct, frozen=True, gc=False):
-    """A VMMCALL or VMCALL exit: raw 64-bit registers and where the vCPU stood.
-
-    `nr`, `a0` … `a3` are RAX, RBX, RCX, RDX, RSI untruncated.
-    """
-
-    nr: int
-    a0: int
-    a1: int
-    a2: int
-    a3: int
-    cpl: int
-    is_64bit: bool
-    vcpu: VcpuAccess
-    is_vmcall: bool = False
-
-
+__all__ = ["GuestFault", "Host", "Hypercall", "VcpuAccess"]
 
 
 class Host(ABC):

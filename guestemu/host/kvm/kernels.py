@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What differs between kernels of the merged generation, as data.
+
+Source: recordings of real kernels (6.1.192, 6.12.95; the 6.18.15 and 7.2.12 columns of the same
+measurement) and K3-g, K3-h, K3-i. 5.15 was read, not run: its MSR behaviour is taken from 6.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from guestemu.abi.errors import InputError
+
+
+class KvmKernel(msgspec.Struct, frozen=True, gc=False):
+    """One kernel's answers where kernels differ.
+
+    `zeroes_ret`: run->hypercall.ret is set to 0 at the exit (K3-g), else it keeps stale bytes.
+    `writes_flags_word`: the exit writes the 64-bit flags, else only the 32-bit longmode (K3-h).
+    `compares_untruncated_nr`: the 6.10-6.13 defect (K3-i): with junk above bit 31 of RAX outside
+    64-bit code the exit is prepared but never taken and the guest reads success.
+    `enforced_msr_is_unknown`: an MSR whose feature bit is enforced away counts as unknown
+    (reason UNKNOWN, swallowed by ignore_msrs), else as an invalid access (reason INVAL).
+    `host_zero_access`: host reads, and host writes of 0, of such an MSR succeed.
+    `sregs_need_cpuid`: KVM_SET_SREGS into long mode fails with -EINVAL before KVM_SET_CPUID2.
+    `quirks`: the bits that KVM_CAP_DISABLE_QUIRKS2 takes; 0 means the capability is missing.
+    `is_measured`: the values were recorded from that kernel, else read in its source.
+    """
+
+    name: str
+    zeroes_ret: bool
+    writes_flags_word: bool
+    compares_untruncated_nr: bool
+    enforced_msr_is_unknown: bool
+    host_zero_access: bool
+    sregs_need_cpuid: bool
+    quirks: int
+    is_measured: bool
+
+
+_COLUMNS: Final = (
+    #              ret=0  flags  nr     unknown host0  cpuid  quirks measured
+    KvmKernel("5.15", False, False, False, True, False, False, 0x00, False),
+    KvmKernel("6.1", False, False, False, True, False, False, 0x7F, True),
+    KvmKernel("6.12", False, True, True, True, True, False, 0x7FF, True),
+    KvmKernel("6.18", True, True, False, False, False, False, 0x7FF, True),
+    KvmKernel("7.2", True, True, False, True, True, True, 0x7FF, True),
+)
+
+KERNELS: Final[Mapping[str, KvmKernel]] = {kernel.name: kernel for kernel in _COLUMNS}
+DEFAULT_KERNEL: Final = "6.1"
+
+
+def find_kernel(name: str) -> KvmKernel:
+    """The kernel called `name` ("6.12").
+
+    Raises `InputError` for a kernel without a model.
+    """
+    try:
+        return KERNELS[name]
+    except KeyError:
+        known = ", ".join(KERNELS)
+        raise InputError(f"kernel {name!r}: no KVM model of it; use one of {known}") from None
+
+
+def kernel_of_release(release: str) -> KvmKernel:
+    """The model for a kernel release string ("6.12.95+deb12-cloud-amd64").
+
+    Raises `InputError` when its major.minor has no model.
+    """
+    return find_kernel(".".join(release.split("-")[0].split("+")[0].split(".")[:2]))

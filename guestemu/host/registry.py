@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Every host by the name that `--host` and program headers use.
+
+A spec is NAME, NAME:KERNEL (hosts of the merged generation) or FILE.py:CLASS (a user's own host).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from guestemu.abi.errors import InputError
+from guestemu.host.base import Host
+from guestemu.host.kvm.host import MergedHost, check_switches
+from guestemu.host.kvm.kernels import KERNELS
+from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
+from guestemu.host.plugin import is_plugin_spec, load_plugin
+
+_CLASSES: tuple[type[Host], ...] = (MapGpaRangeHost,)
+
+
+class HostEntry(msgspec.Struct, frozen=True, gc=False):
+    """One line of `guestemu hosts`: `kernels` are the values of KERNEL in NAME:KERNEL, the default
+    first, empty for a host without a choice; `switches` the defects it can have repaired."""
+
+    name: str
+    summary: str
+    switches: tuple[str, ...]
+    kernels: tuple[str, ...]
+
+
+def _kernels(host: type[Host]) -> tuple[str, ...]:
+    if not issubclass(host, MergedHost):
+        return ()
+    return (host.default_kernel, *(name for name in KERNELS if name != host.default_kernel))
+
+
+def hosts() -> tuple[HostEntry, ...]:
+    """All built-in hosts, the default one first."""
+    return tuple(
+        HostEntry(host.name, host.summary, host.switches, _kernels(host)) for host in _CLASSES
+    )
+
+
+def _by_name() -> Mapping[str, type[Host]]:
+    return {host.name: host for host in _CLASSES}
+
+
+def load_host(spec: str, switches: Iterable[str] = ()) -> Host:
+    """A new host for `spec`, with the named defects repaired; not yet `reset`.
+
+    Raises `InputError` for an unknown name, kernel or switch, `PluginError` for a plug-in that
+    cannot be loaded.
+    """
+    chosen = tuple(switches)
+    if is_plugin_spec(spec):
+        return load_plugin(spec, chosen)
+    name, _, kernel = spec.partition(":")
+    host = _by_name().get(name)
+    if host is None:
+        known = ", ".join(_by_name())
+        raise InputError(f"host {name!r}: no such host; use one of {known}, or FILE.py:CLASS")
+    if issubclass(host, MergedHost):
+        if ":" in spec and not kernel:
+            raise InputError(f"host {spec!r}: no kernel after ':'; use one of {', '.join(KERNELS)}")
+        return host(kernel or None, chosen)
+    if ":" in spec:
+        raise InputError(f"host {spec!r}: {name} has no choice of kernels; write {name}")
+    check_switches(name, host.switches, chosen)
+    return host()
