@@ -1,0 +1,380 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The facade over libunicorn: the only module that knows the library's calls and its traps.
+
+The stock binding's register calls cost ten times what the emulated guest does, so this module calls
+the C library directly: ctypes with the GIL held (`PyDLL`: no release and re-acquire per call),
+every argument object made once, hooks as raw C function pointers. Rules that its users rely on:
+
+* Code ends with HLT and `until` is 0: an `until` inside mapped code makes Unicorn retranslate.
+* `timeout` is never used: it starts a thread per run. Budgets are counted in the block hook.
+* A hook that should be seen by code already translated needs `flush_blocks()`.
+* A host-side edit of a page table or a context restore needs `flush_tlb()`.
+* Hooks never raise into C. They record, stop, and the caller re-raises.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Final
+
+from unicorn import unicorn_const as uc_const
+from unicorn import x86_const
+from unicorn.unicorn_py3.unicorn import uclib
+
+from guestemu.abi.errors import EngineError
+
+_ARCH_X86: Final = uc_const.UC_ARCH_X86
+_MODE_64: Final = uc_const.UC_MODE_64
+_PROT_ALL: Final = uc_const.UC_PROT_ALL
+
+OK: Final = uc_const.UC_ERR_OK
+ERR_EXCEPTION: Final = uc_const.UC_ERR_EXCEPTION
+ERR_INSN_INVALID: Final = uc_const.UC_ERR_INSN_INVALID
+MEM_READ: Final = uc_const.UC_MEM_READ
+MEM_WRITE: Final = uc_const.UC_MEM_WRITE
+MEM_WRITE_UNMAPPED: Final = uc_const.UC_MEM_WRITE_UNMAPPED
+
+HOOK_BLOCK: Final = uc_const.UC_HOOK_BLOCK
+HOOK_CODE: Final = uc_const.UC_HOOK_CODE
+HOOK_INTR: Final = uc_const.UC_HOOK_INTR
+HOOK_INSN: Final = uc_const.UC_HOOK_INSN
+HOOK_INSN_INVALID: Final = uc_const.UC_HOOK_INSN_INVALID
+HOOK_MEM: Final = uc_const.UC_HOOK_MEM_READ | uc_const.UC_HOOK_MEM_WRITE
+HOOK_MEM_UNMAPPED: Final = uc_const.UC_HOOK_MEM_UNMAPPED
+HOOK_TLB_FILL: Final = uc_const.UC_HOOK_TLB_FILL
+INSN_CPUID: Final = x86_const.UC_X86_INS_CPUID
+INSN_OUT: Final = x86_const.UC_X86_INS_OUT
+
+InvalidHook = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p)
+InterruptHook = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
+CodeHook = ctypes.CFUNCTYPE(
+    None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p
+)
+MemoryHook = ctypes.CFUNCTYPE(
+    None,
+    ctypes.c_void_p,
+    ctypes.c_int,
+    ctypes.c_uint64,
+    ctypes.c_int,
+    ctypes.c_int64,
+    ctypes.c_void_p,
+)
+UnmappedHook = ctypes.CFUNCTYPE(
+    ctypes.c_bool,
+    ctypes.c_void_p,
+    ctypes.c_int,
+    ctypes.c_uint64,
+    ctypes.c_int,
+    ctypes.c_int64,
+    ctypes.c_void_p,
+)
+CpuidHook = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+OutHook = ctypes.CFUNCTYPE(
+    None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint32, ctypes.c_void_p
+)
+
+
+class TlbEntry(ctypes.Structure):
+    """`uc_tlb_entry`: what a TLB-fill hook fills in."""
+
+    _fields_ = (("paddr", ctypes.c_uint64), ("perms", ctypes.c_uint32))
+
+
+TlbHook = ctypes.CFUNCTYPE(
+    ctypes.c_bool,
+    ctypes.c_void_p,
+    ctypes.c_uint64,
+    ctypes.c_int,
+    ctypes.POINTER(TlbEntry),
+    ctypes.c_void_p,
+)
+
+
+class _Msr(ctypes.Structure):
+    _fields_ = (("index", ctypes.c_uint32), ("value", ctypes.c_uint64))
+
+
+class _TableRegister(ctypes.Structure):
+    """`uc_x86_mmr`: GDTR, IDTR, LDTR, TR."""
+
+    _fields_ = (
+        ("selector", ctypes.c_uint16),
+        ("base", ctypes.c_uint64),
+        ("limit", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+    )
+
+
+REGISTERS: Final = {
+    name: getattr(x86_const, f"UC_X86_REG_{name.upper()}")
+    for name in (
+        "rax rbx rcx rdx rsi rdi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip rflags "
+        "cr0 cr2 cr3 cr4 fs_base gs_base mxcsr cs ss"
+    ).split()
+}
+"""Register numbers of the library by name."""
+
+_XMM: Final = tuple(getattr(x86_const, f"UC_X86_REG_XMM{i}") for i in range(16))
+
+
+def _control(command: int, write: bool, arguments: int) -> ctypes.c_uint32:
+    direction = uc_const.UC_CTL_IO_WRITE if write else uc_const.UC_CTL_IO_READ
+    return ctypes.c_uint32(command | arguments << 26 | direction << 30)
+
+
+class RegisterBatch:
+    """A fixed set of registers that is read in one call, or written in one call.
+
+    `values` is a memoryview of unsigned 64-bit values in the order of the names.
+    """
+
+    __slots__ = ("_count", "_engine", "_ids", "_read", "_storage", "_vals", "_write", "values")
+
+    def __init__(self, engine: Engine, names: Sequence[str]) -> None:
+        count = len(names)
+        self._engine = engine.handle
+        self._ids = (ctypes.c_int * count)(*(REGISTERS[name] for name in names))
+        self._storage = (ctypes.c_uint64 * count)()
+        base = ctypes.addressof(self._storage)
+        self._vals = (ctypes.c_void_p * count)(*(base + 8 * i for i in range(count)))
+        self._count = ctypes.c_int(count)
+        self._read = engine.library.uc_reg_read_batch
+        self._write = engine.library.uc_reg_write_batch
+        self.values = memoryview(self._storage).cast("B").cast("Q")
+
+    @property
+    def addresses(self) -> tuple[int, int, int]:
+        """Host addresses of the register numbers and of the value pointers, and their count: the
+        arguments of the library's batch calls."""
+        return ctypes.addressof(self._ids), ctypes.addressof(self._vals), len(self._ids)
+
+    def read(self) -> memoryview:
+        """Fills and returns `values`."""
+        self._read(self._engine, self._ids, self._vals, self._count)
+        return self.values
+
+    def write(self) -> None:
+        """Writes `values` to the registers."""
+        self._write(self._engine, self._ids, self._vals, self._count)
+
+
+class Context:
+    """A saved CPU context (registers, segment caches, control registers; not TLB, not memory).
+
+    `bytes` is a view of the raw record; its layout is private to one build of the library.
+    """
+
+    __slots__ = ("_engine", "_handle", "_restore", "bytes")
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._handle = ctypes.c_void_p()
+        engine.check(
+            engine.library.uc_context_alloc(engine.handle, ctypes.byref(self._handle)),
+            "allocate a context",
+        )
+        self._restore = engine.library.uc_context_restore
+        size = engine.library.uc_context_size(engine.handle)
+        address = self._handle.value
+        if address is None:
+            raise EngineError("the emulator returned no context")
+        self.bytes = memoryview((ctypes.c_char * size).from_address(address)).cast("B")
+        self.save()
+
+    def save(self) -> None:
+        """Takes the CPU's present state."""
+        engine = self._engine
+        engine.check(engine.library.uc_context_save(engine.handle, self._handle), "save a context")
+
+    def restore(self) -> None:
+        """Puts the state back. Does not flush the TLB."""
+        self._restore(self._engine.handle, self._handle)
+
+
+class Engine:
+    """One emulated x86-64 CPU with its physical address space."""
+
+    def __init__(self) -> None:
+        self.library = ctypes.PyDLL(uclib._name)
+        self.library.uc_context_size.restype = ctypes.c_size_t
+        self.handle = ctypes.c_void_p()
+        self.check(
+            self.library.uc_open(_ARCH_X86, _MODE_64, ctypes.byref(self.handle)),
+            "create a CPU",
+        )
+        self._word = ctypes.c_uint64()
+        self._word_ref = ctypes.byref(self._word)
+        self._rip = ctypes.c_uint64()
+        self._zero = ctypes.c_uint64(0)
+        self._no_count = ctypes.c_size_t(0)
+        self._start = self.library.uc_emu_start
+        self._reg_read = self.library.uc_reg_read
+        self._reg_write = self.library.uc_reg_write
+        self._flush_tlb = (self.library.uc_ctl, _control(uc_const.UC_CTL_TLB_FLUSH, True, 0))
+        self._keep: list[object] = []
+
+    def close(self) -> None:
+        """Frees the CPU. The memory that was mapped stays the caller's."""
+        if self.handle:
+            self.library.uc_close(self.handle)
+            self.handle = ctypes.c_void_p()
+
+    def check(self, code: int, what: str) -> None:
+        """Raises `EngineError` unless `code` is UC_ERR_OK."""
+        if code != OK:
+            raise EngineError(f"cannot {what}: emulator error {code}")
+
+    # Memory ---------------------------------------------------------------------------------
+
+    def map(self, address: int, size: int, host_address: int) -> None:
+        """Maps `size` bytes of host memory at physical `address`."""
+        self.check(
+            self.library.uc_mem_map_ptr(
+                self.handle,
+                ctypes.c_uint64(address),
+                ctypes.c_uint64(size),
+                ctypes.c_uint32(_PROT_ALL),
+                ctypes.c_void_p(host_address),
+            ),
+            f"map {size:#x} bytes at {address:#x}",
+        )
+
+    def flush_tlb(self) -> None:
+        """Forgets every cached translation."""
+        call, command = self._flush_tlb
+        call(self.handle, command)
+
+    def flush_blocks(self) -> None:
+        """Forgets every translated block: needed after code or hooks change."""
+        self.check(
+            self.library.uc_ctl(self.handle, _control(uc_const.UC_CTL_TB_FLUSH, True, 0)),
+            "flush translated blocks",
+        )
+
+    def use_virtual_tlb(self) -> None:
+        """Lets a TLB-fill hook translate addresses instead of the CPU's own walker."""
+        self.check(
+            self.library.uc_ctl(
+                self.handle,
+                _control(uc_const.UC_CTL_TLB_TYPE, True, 1),
+                ctypes.c_int(uc_const.UC_TLB_VIRTUAL),
+            ),
+            "switch the TLB mode",
+        )
+
+    # Registers ------------------------------------------------------------------------------
+
+    def read(self, register: int) -> int:
+        """A register of up to 64 bits."""
+        self._word.value = 0
+        self._reg_read(self.handle, register, self._word_ref)
+        return self._word.value
+
+    def write(self, register: int, value: int) -> None:
+        """Sets a register of up to 64 bits."""
+        self._word.value = value
+        self._reg_write(self.handle, register, self._word_ref)
+
+    def read_msr(self, index: int) -> int:
+        """An MSR that the CPU itself implements (0 for others)."""
+        msr = _Msr(index, 0)
+        self._reg_read(self.handle, x86_const.UC_X86_REG_MSR, ctypes.byref(msr))
+        return int(msr.value)
+
+    def write_msr(self, index: int, value: int) -> None:
+        """Sets an MSR that the CPU itself implements."""
+        msr = _Msr(index, value)
+        self._reg_write(self.handle, x86_const.UC_X86_REG_MSR, ctypes.byref(msr))
+
+    def write_table(
+        self, name: str, base: int, limit: int, selector: int = 0, flags: int = 0
+    ) -> None:
+        """Loads "gdtr", "idtr" or "tr"."""
+        register = getattr(x86_const, f"UC_X86_REG_{name.upper()}")
+        table = _TableRegister(selector, base, limit, flags)
+        self.check(
+            self._reg_write(self.handle, register, ctypes.byref(table)), f"load {name.upper()}"
+        )
+
+    def read_table(self, name: str) -> tuple[int, int]:
+        """Base and limit of "gdtr", "idtr" or "tr"."""
+        register = getattr(x86_const, f"UC_X86_REG_{name.upper()}")
+        table = _TableRegister()
+        self._reg_read(self.handle, register, ctypes.byref(table))
+        return int(table.base), int(table.limit)
+
+    def read_xmm(self) -> bytes:
+        """XMM0 to XMM15, 16 bytes each."""
+        buffer = (ctypes.c_char * 16)()
+        parts = []
+        for register in _XMM:
+            self._reg_read(self.handle, register, buffer)
+            parts.append(bytes(buffer))
+        return b"".join(parts)
+
+    def write_xmm(self, data: bytes) -> None:
+        """Sets XMM0 to XMM15."""
+        for i, register in enumerate(_XMM):
+            value = (ctypes.c_char * 16).from_buffer_copy(data, 16 * i)
+            self._reg_write(self.handle, register, value)
+
+    # Execution ------------------------------------------------------------------------------
+
+    def start(self, rip: int) -> int:
+        """Runs from `rip` until HLT, a stop, or an error; returns the UC_ERR code."""
+        self._rip.value = rip
+        code: int = self._start(self.handle, self._rip, self._zero, self._zero, self._no_count)
+        return code
+
+    def stop(self) -> None:
+        """Ends the run, from inside a hook."""
+        self.library.uc_emu_stop(self.handle)
+
+    def function(self, name: str) -> int:
+        """The host address of a function of the library, for native hook bodies."""
+        return ctypes.cast(getattr(self.library, name), ctypes.c_void_p).value or 0
+
+    # Hooks ----------------------------------------------------------------------------------
+
+    def add_hook(
+        self,
+        kind: int,
+        callback: object,
+        begin: int = 1,
+        end: int = 0,
+        instruction: int | None = None,
+    ) -> None:
+        """Adds a hook whose body is a ctypes callback that must not raise."""
+        self._keep.append(callback)
+        self._add(kind, callback, None, begin, end, instruction)
+
+    def add_native_hook(self, kind: int, address: int, user: ctypes.Structure) -> None:
+        """Adds a hook whose body is host machine code at `address` working on the record `user`."""
+        self._keep.append(user)
+        self._add(kind, ctypes.c_void_p(address), ctypes.byref(user), 1, 0, None)
+
+    def _add(
+        self,
+        kind: int,
+        callback: object,
+        user: object,
+        begin: int,
+        end: int,
+        instruction: int | None,
+    ) -> None:
+        handle = ctypes.c_size_t()
+        extra = () if instruction is None else (ctypes.c_int(instruction),)
+        self.check(
+            self.library.uc_hook_add(
+                self.handle,
+                ctypes.byref(handle),
+                ctypes.c_int(kind),
+                callback,
+                user,
+                ctypes.c_uint64(begin),
+                ctypes.c_uint64(end),
+                *extra,
+            ),
+            "add a hook",
+        )

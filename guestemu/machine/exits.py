@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a vCPU hands out: typed records of the events that real hardware would hand to KVM."""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeAlias
+
+import msgspec
+
+from guestemu.abi.x86 import VECTOR_GP
+
+
+class GuestFault(Exception):
+    """Raised by whatever answers an exit, to inject an exception instead of completing it."""
+
+    def __init__(self, vector: int = VECTOR_GP, error_code: int | None = 0) -> None:
+        super().__init__(f"vector {vector}, error code {error_code}")
+        self.vector = vector
+        self.error_code = error_code
+
+
+class VcpuAccess(Protocol):
+    """What KVM may read and write of the vCPU that exited (KVM_GET/SET_REGS and SREGS, in part)."""
+
+    def read_register(self, name: str) -> int:
+        """The 64-bit register `name` ("rax" … "r15", "rip", "rflags")."""
+
+    def write_register(self, name: str, value: int) -> None:
+        """Sets the 64-bit register `name`; "rip" moves the instruction that completes."""
+
+    @property
+    def cpl(self) -> int:
+        """Current privilege level, 0 to 3."""
+
+    @property
+    def is_64bit(self) -> bool:
+        """Executes 64-bit code: EFER.LMA and CS.L."""
+
+    def read_code(self, size: int) -> bytes:
+        """`size` bytes of code at RIP."""
+
+    def patch_code(self, code: bytes) -> None:
+        """Writes `code` at RIP as KVM's emulator would: #PF (`GuestFault`) where not writable."""
+
+
+class Hypercall(msgspec.Struct, frozen=True, gc=False):
+    """A VMMCALL or VMCALL exit: raw 64-bit registers and where the vCPU stood.
+
+    `nr`, `a0` … `a3` are RAX, RBX, RCX, RDX, RSI untruncated.
+    """
+
+    nr: int
+    a0: int
+    a1: int
+    a2: int
+    a3: int
+    cpl: int
+    is_64bit: bool
+    vcpu: VcpuAccess
+    is_vmcall: bool = False
+
+
+class Vmgexit(msgspec.Struct, frozen=True):
+    """REP VMMCALL: the GHCB of a SEV-ES or SNP guest has a request. `rip` is its address."""
+
+    rip: int
+
+
+class Rdmsr(msgspec.Struct, frozen=True):
+    """RDMSR of an MSR that the CPU does not keep itself."""
+
+    index: int
+
+
+class Wrmsr(msgspec.Struct, frozen=True):
+    """WRMSR of an MSR that the CPU does not keep itself; `value` is EDX:EAX."""
+
+    index: int
+    value: int
+
+
+class Halt(msgspec.Struct, frozen=True):
+    """HLT; `rip` is the address after it."""
+
+    rip: int
+
+
+class Trap(msgspec.Struct, frozen=True):
+    """A UD2 at an address that the guest announced (a WARN site, the end of a stub)."""
+
+    rip: int
+
+
+class ExceptionExit(msgspec.Struct, frozen=True):
+    """An exception that was not delivered to the guest.
+
+    `error_code` is None for vectors without one; `rip` is the address that the guest's handler
+    would find; `cr2` matters for #PF only.
+    """
+
+    vector: int
+    error_code: int | None
+    rip: int
+    cr2: int = 0
+
+
+class Shutdown(msgspec.Struct, frozen=True):
+    """A triple fault; `reason` says which delivery failed."""
+
+    reason: str
+    rip: int
+
+
+class BudgetExhausted(msgspec.Struct, frozen=True):
+    """The run used up its basic blocks; `rip` is where it stood."""
+
+    rip: int
+
+
+class Unbacked(msgspec.Struct, frozen=True):
+    """An access to a physical address without RAM (on hardware: MMIO, handed to user space)."""
+
+    gpa: int
+    size: int
+    is_write: bool
+    rip: int
+
+
+class PortOut(msgspec.Struct, frozen=True):
+    """OUT to an I/O port."""
+
+    port: int
+    size: int
+    value: int
+
+
+Exit: TypeAlias = (
+    Hypercall
+    | Vmgexit
+    | Rdmsr
+    | Wrmsr
+    | Halt
+    | Trap
+    | ExceptionExit
+    | Shutdown
+    | BudgetExhausted
+    | Unbacked
+    | PortOut
+)
+
+
+class ExitHandler(Protocol):
+    """Whoever answers hypercalls and MSR accesses while a vCPU runs (a host, in practice)."""
+
+    def hypercall(self, call: Hypercall) -> int:
+        """The value that RAX gets, or `GuestFault`."""
+
+    def rdmsr(self, index: int, vcpu: VcpuAccess) -> int:
+        """The value of an MSR, or `GuestFault`."""
+
+    def wrmsr(self, index: int, value: int, vcpu: VcpuAccess) -> None:
+        """Takes a new value of an MSR, or `GuestFault`."""

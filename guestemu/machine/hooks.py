@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The hooks of one CPU: they turn what the emulator reports into a pending event.
+
+A hypercall is answered inside its hook when somebody is there to answer (twice as fast as stopping
+and starting again). Everything else is recorded and ends the run; `Vcpu` then decides. No hook lets
+an exception through into C: it is kept in `errors`, the run ends, and `Vcpu` raises it again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, Final
+
+from guestemu.machine.cpuid import CpuidLeaf
+from guestemu.machine.engine import (
+    HOOK_BLOCK,
+    HOOK_CODE,
+    HOOK_INSN,
+    HOOK_INSN_INVALID,
+    HOOK_INTR,
+    HOOK_MEM_UNMAPPED,
+    INSN_CPUID,
+    INSN_OUT,
+    MEM_WRITE_UNMAPPED,
+    REGISTERS,
+    CodeHook,
+    CpuidHook,
+    Engine,
+    InterruptHook,
+    InvalidHook,
+    OutHook,
+    RegisterBatch,
+    UnmappedHook,
+)
+from guestemu.machine.exits import (
+    ExitHandler,
+    GuestFault,
+    Hypercall,
+    PortOut,
+    Trap,
+    Unbacked,
+    Vmgexit,
+)
+from guestemu.machine.native import HostCode
+
+if TYPE_CHECKING:
+    from guestemu.machine.vcpu import Vcpu
+
+COUNTER_SIZE: Final = 1 << 12
+
+_VMMCALL, _VMCALL, _VMGEXIT, _TRAP, _INVALID = range(5)
+_INSTRUCTIONS: Final = {
+    b"\x0f\x01\xd9": _VMMCALL,
+    b"\x0f\x01\xc1": _VMCALL,
+    b"\xf3\x0f\x01\xd9": _VMGEXIT,
+}
+HYPERCALL_LENGTH: Final = 3
+
+
+class BlockWatch(ctypes.Structure):
+    """The record that the native block hook works on; layout as in native/hooks.S."""
+
+    _fields_ = (
+        ("counters", ctypes.c_uint64),
+        ("mask", ctypes.c_uint64),
+        ("left", ctypes.c_int64),
+        ("stop", ctypes.c_uint64),
+    )
+
+
+class InvalidWatch(ctypes.Structure):
+    """The record that the native hook of VMMCALL works on; layout as in native/hooks.S."""
+
+    _fields_ = (
+        ("read_batch", ctypes.c_uint64),
+        ("in_ids", ctypes.c_uint64),
+        ("in_values", ctypes.c_uint64),
+        ("in_count", ctypes.c_uint64),
+        ("decide", ctypes.c_void_p),
+        ("write_batch", ctypes.c_uint64),
+        ("out_ids", ctypes.c_uint64),
+        ("out_values", ctypes.c_uint64),
+        ("out_count", ctypes.c_uint64),
+    )
+
+
+class PendingException:
+    """An exception that the CPU raised at the instruction where the run ended."""
+
+    __slots__ = ("vector",)
+
+    def __init__(self, vector: int) -> None:
+        self.vector = vector
+
+
+class PendingMsr:
+    """RDMSR or WRMSR about to execute."""
+
+    __slots__ = ("is_write", "rip")
+
+    def __init__(self, rip: int, is_write: bool) -> None:
+        self.rip = rip
+        self.is_write = is_write
+
+
+Pending = (
+    PendingException
+    | PendingMsr
+    | GuestFault
+    | Hypercall
+    | Vmgexit
+    | Trap
+    | PortOut
+    | Unbacked
+    | None
+)
+
+
+class CpuHooks:
+    """Hooks of one engine, and what they noted.
+
+    `counters` are 4096 eight-bit counters of basic blocks (never wrapping to 0); `traps` the
+    addresses of UD2 instructions that end a run instead of raising #UD.
+    """
+
+    def __init__(self, engine: Engine, code: HostCode, cbit_mask: int) -> None:
+        self.engine = engine
+        self.cbit_mask = cbit_mask
+        self.pending: Pending = None
+        self.errors: list[BaseException] = []
+        self.traps: set[int] = set()
+        self.handler: ExitHandler | None = None
+        self.vcpu: Vcpu | None = None
+        self.cpuid: dict[int, CpuidLeaf] = {}
+        self.counters = bytearray(COUNTER_SIZE)
+        self.rip_moved = False
+        self._kinds: dict[int, int] = {}
+        self._msr_sites: dict[int, bool] = {}
+        self._in = RegisterBatch(engine, ("rip", "rax", "rbx", "rcx", "rdx", "rsi", "cs"))
+        self._out = RegisterBatch(engine, ("rax", "rip"))
+        self._in_values = self._in.values
+        self._out_values = self._out.values
+        self.watch = BlockWatch()
+        self.watch.counters = ctypes.addressof(
+            (ctypes.c_char * COUNTER_SIZE).from_buffer(self.counters)
+        )
+        self.watch.mask = COUNTER_SIZE - 1
+        self.watch.stop = engine.function("uc_emu_stop")
+        if code.available:
+            engine.add_native_hook(HOOK_BLOCK, code.block_hook, self.watch)
+        else:
+            engine.add_hook(HOOK_BLOCK, CodeHook(self._on_block))
+        self._decide_hook = InvalidHook(self._decide)
+        self._add_invalid_hook(code)
+        engine.add_hook(HOOK_INTR, InterruptHook(self._on_interrupt))
+        engine.add_hook(HOOK_MEM_UNMAPPED, UnmappedHook(self._on_unmapped))
+        engine.add_hook(HOOK_INSN, CpuidHook(self._on_cpuid), instruction=INSN_CPUID)
+        engine.add_hook(HOOK_INSN, OutHook(self._on_out), instruction=INSN_OUT)
+
+    def _add_invalid_hook(self, code: HostCode) -> None:
+        engine = self.engine
+        if not code.available:
+            engine.add_hook(HOOK_INSN_INVALID, InvalidHook(self._on_invalid))
+            return
+        watch = InvalidWatch()
+        watch.read_batch = engine.function("uc_reg_read_batch")
+        watch.in_ids, watch.in_values, watch.in_count = self._in.addresses
+        watch.decide = ctypes.cast(self._decide_hook, ctypes.c_void_p)
+        watch.write_batch = engine.function("uc_reg_write_batch")
+        watch.out_ids, watch.out_values, watch.out_count = self._out.addresses
+        engine.add_native_hook(HOOK_INSN_INVALID, code.invalid_hook, watch)
+
+    def add_msr_site(self, rip: int, is_write: bool) -> None:
+        """Makes the RDMSR or WRMSR at linear address `rip` an exit. Before the code first runs."""
+        if rip not in self._msr_sites:
+            self.engine.add_hook(HOOK_CODE, CodeHook(self._on_msr), begin=rip, end=rip)
+        self._msr_sites[rip] = is_write
+
+    def forget_code(self) -> None:
+        """After guest code was changed from outside."""
+        self._kinds.clear()
+        self.engine.flush_blocks()
+
+    def point_counters(self, address: int, mask: int) -> None:
+        """Counts blocks at host `address` (a power of two of bytes, `mask` = size - 1)."""
+        self.watch.counters = address
+        self.watch.mask = mask
+
+    # Hook bodies ------------------------------------------------------------------------------
+
+    def _on_invalid(self, uc: object, user: object) -> bool:
+        self._in.read()
+        if self._decide(uc, user):
+            self._out.write()
+            return True
+        return False
+
+    def _decide(self, _uc: object, _user: object) -> bool:
+        """With the registers in `_in`: answers a hypercall into `_out` (True) or ends the run."""
+        try:
+            values = self._in_values
+            rip = values[0]
+            kind = self._kinds.get(rip)
+            if kind is None:
+                kind = self._decode(rip)
+            vcpu = self.vcpu
+            if kind <= _VMCALL and vcpu is not None:
+                cpl, is_64bit = vcpu.privilege(values[6])
+                call = Hypercall(
+                    values[1],
+                    values[2],
+                    values[3],
+                    values[4],
+                    values[5],
+                    cpl,
+                    is_64bit,
+                    vcpu,
+                    kind == _VMCALL,
+                )
+                if self.handler is None:
+                    self.pending = call
+                    return False
+                value = self.handler.hypercall(call)
+                if self.rip_moved:
+                    self.rip_moved = False
+                    rip = self.engine.read(REGISTERS["rip"])
+                out = self._out_values
+                out[0] = value
+                out[1] = rip + HYPERCALL_LENGTH
+                return True
+            self.pending = self._stop_for(kind, rip)
+        except GuestFault as fault:
+            self.pending = fault
+        except BaseException as error:
+            self.errors.append(error)
+        return False
+
+    def _stop_for(self, kind: int, rip: int) -> Pending:
+        if kind == _VMGEXIT:
+            return Vmgexit(rip)
+        if kind == _TRAP:
+            return Trap(rip)
+        return PendingException(6)
+
+    def _decode(self, rip: int) -> int:
+        """What the instruction at `rip` is; the answer is kept until `forget_code`."""
+        if rip in self.traps:
+            kind = _TRAP
+        else:
+            code = self.vcpu.read_code(4) if self.vcpu is not None else b""
+            kind = _INSTRUCTIONS.get(code[:3], _INSTRUCTIONS.get(code, _INVALID))
+        self._kinds[rip] = kind
+        return kind
+
+    def _on_interrupt(self, _uc: object, vector: int, _user: object) -> None:
+        self.pending = PendingException(vector)
+        self.engine.stop()
+
+    def _on_msr(self, _uc: object, address: int, _size: int, _user: object) -> None:
+        self.pending = PendingMsr(address, self._msr_sites[address])
+        self.engine.stop()
+
+    def _on_unmapped(
+        self, _uc: object, kind: int, address: int, size: int, _value: int, _user: object
+    ) -> bool:
+        gpa = address & ~self.cbit_mask
+        rip = self.engine.read(REGISTERS["rip"])
+        self.pending = Unbacked(gpa, size, kind == MEM_WRITE_UNMAPPED, rip)
+        return False
+
+    def _on_cpuid(self, _uc: object, _user: object) -> int:
+        try:
+            engine = self.engine
+            leaf = self.cpuid.get(engine.read(REGISTERS["rax"]) & 0xFFFFFFFF)
+            if leaf is None:
+                return 0
+            for name, value in zip(("rax", "rbx", "rcx", "rdx"), leaf, strict=True):
+                engine.write(REGISTERS[name], value)
+        except BaseException as error:
+            self.errors.append(error)
+            self.engine.stop()
+        return 1
+
+    def _on_out(self, _uc: object, port: int, size: int, value: int, _user: object) -> None:
+        self.pending = PortOut(port, size, value)
+        self.engine.stop()
+
+    def _on_block(self, _uc: object, address: int, _size: int, _user: object) -> None:
+        index = (address ^ address >> 4) & (COUNTER_SIZE - 1)
+        self.counters[index] = self.counters[index] % 255 + 1
+        self.watch.left -= 1
+        if self.watch.left < 0:
+            self.engine.stop()

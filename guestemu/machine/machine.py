@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The machine: one emulated CPU, two-view RAM, n vCPU contexts, and how they are put back.
+
+The unit of work is `rollback`: context restore plus a copy of the dirty pages, never a new machine
+(a fresh engine costs hundreds of times as much as a reset).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from guestemu.abi.addresses import Gpa
+from guestemu.abi.msrs import SEV_STATUS_SEV
+from guestemu.machine import layout
+from guestemu.machine.cipher import PageCipher
+from guestemu.machine.cpuid import sev_guest_leaves
+from guestemu.machine.engine import Engine
+from guestemu.machine.hooks import CpuHooks
+from guestemu.machine.memory import GuestRam
+from guestemu.machine.modes import ModeTable
+from guestemu.machine.msr import MsrFile
+from guestemu.machine.native import HostCode
+from guestemu.machine.tlb import TlbWalker
+from guestemu.machine.vcpu import Vcpu
+
+MMU_CBITS: Final = frozenset({33, *range(36, 40)})
+"""C-bit positions that the emulated MMU accepts; others go through our own walker."""
+
+_INNER_CBIT: Final = 39
+
+
+class MachineConfig(msgspec.Struct, frozen=True):
+    """What a machine is made of.
+
+    `frames` of RAM from GPA 0; `cbit` bit number, or None for a machine without memory encryption
+    (one view); `sev_status` as MSR 0xC0010131 reads; `key` 16 bytes of the guest's memory key;
+    `native_hooks` may be turned off to run the Python bodies of the hooks.
+    """
+
+    frames: int
+    cbit: int | None = 39
+    vcpus: int = 1
+    sev_status: int = SEV_STATUS_SEV
+    coherent: bool = True
+    key: bytes = bytes(range(16))
+    native_hooks: bool = True
+
+
+class Machine:
+    """See the module's docstring. Page tables are the guest's business: it gives CR3 to `boot`."""
+
+    def __init__(self, config: MachineConfig) -> None:
+        self.config = config
+        self.engine = Engine()
+        code = HostCode()
+        if not config.native_hooks:
+            code.available = False
+        self.code = code
+        self.pte_cbit = 0 if config.cbit is None else 1 << config.cbit
+        uses_walker = config.cbit is not None and config.cbit not in MMU_CBITS
+        inner = _INNER_CBIT if uses_walker or config.cbit is None else config.cbit
+        mirrored = config.frames if config.cbit is None else layout.LOW_PAGES
+        self.ram = GuestRam(
+            self.engine, config.frames, 1 << inner, PageCipher(config.key), mirrored
+        )
+        self.tlb = TlbWalker(self.engine, self.ram, self.pte_cbit) if uses_walker else None
+        self.hooks = CpuHooks(self.engine, code, 1 << inner)
+        self.ram.install(code)
+        self.hooks.traps.add(layout.LANDING)
+        self.msrs = MsrFile(config.sev_status)
+        if config.cbit is not None:
+            self.hooks.cpuid = sev_guest_leaves(config.sev_status, config.cbit, config.coherent)
+        self.vcpus = [Vcpu(self, index) for index in range(config.vcpus)]
+        self.current = self.vcpus[0]
+        self.modes: ModeTable
+
+    def boot(self, cr3: int) -> None:
+        """Sets up the CPU's modes over the page tables at `cr3`; needs the descriptor tables."""
+        self.hooks.watch.left = 1 << 32
+        self.modes = ModeTable(self.engine, self.ram, cr3)
+
+    def activate(self, index: int) -> Vcpu:
+        """Makes vCPU `index` the one that the CPU executes; contexts switch, the TLB is flushed."""
+        if self.current.index != index:
+            self.current.save()
+            self.current = self.vcpus[index]
+            self.current.load()
+        return self.current
+
+    def checkpoint(self) -> None:
+        """What `rollback` returns to: RAM now, every vCPU as it is now."""
+        self.current.save()
+        for vcpu in self.vcpus:
+            if vcpu is not self.current:
+                vcpu.save()
+        self.ram.checkpoint()
+
+    def rollback(self) -> None:
+        """RAM back to the checkpoint. vCPU registers are set anew by whoever runs them next."""
+        if self.ram.rollback():
+            self.engine.flush_tlb()
+
+    def raise_errors(self) -> None:
+        """Raises what a hook caught, if anything."""
+        for errors in (self.hooks.errors, self.ram.errors, self.tlb.errors if self.tlb else []):
+            if errors:
+                error = errors[0]
+                errors.clear()
+                raise error
+
+    def pool(self, first: int, count: int) -> list[Gpa]:
+        """GPAs of `count` frames from frame `first` on."""
+        return [Gpa((first + i) << 12) for i in range(count)]
+
+    def close(self) -> None:
+        """Frees the CPU."""
+        self.engine.close()

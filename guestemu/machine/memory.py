@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Guest RAM with two views of every page.
+
+DRAM holds one set of bytes. An access with C=0 reads and writes them as they are; an access with
+C=1 goes through the cipher. Here each view has a buffer of its own, mapped into the CPU's physical
+address space at `gpa` (shared view) and at `gpa | C-bit` (private view), and at any time at least
+one of a page's two buffers is current. A write to one view makes the other *stale*; an access to a
+stale view converts it first. That is exact, not settled at intervals: every load and store of the
+guest passes a hook that tests one flag byte, so a store through C=1, a flip and a load through C=0
+inside one uninterrupted run read ciphertext, as on hardware.
+
+What is not settled: instruction fetches and the CPU's own page walk. Code that was last written
+through the other view is fetched as the buffer has it. Page tables are only ever private here.
+An access that crosses a page boundary settles the first page and the next physical one.
+
+The first `low` pages are *mirrored*: both views are the same bytes. Legacy modes without paging
+need that: on hardware their accesses are private (APM volume 2, 15.34.4), in Unicorn they carry no
+C-bit. Why flag bytes and hooks: two plain buffers are too kind (after shared -> private the private
+buffer would still hold its old content), and per-page protection changes cost milliseconds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from typing import Final
+
+from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa
+from guestemu.machine.cipher import PageCipher
+from guestemu.machine.engine import HOOK_MEM, MEM_WRITE, Engine, MemoryHook
+from guestemu.machine.native import HostCode
+
+FLAG_DIRTY: Final = 1
+FLAG_STALE: Final = 2
+FLAG_TABLE: Final = 4
+FLAG_MIRRORED: Final = 8
+FLAG_WATCHED: Final = 16
+
+_MAP_NORESERVE: Final = getattr(mmap, "MAP_NORESERVE", 0x4000)
+_LOG_CAPACITY: Final = 1 << 16
+_ZERO_PAGE: Final = bytes(PAGE_SIZE)
+
+
+class MemoryWatch(ctypes.Structure):
+    """The record that the native memory hook works on; layout as in native/hooks.S."""
+
+    _fields_ = (
+        ("flags", ctypes.c_uint64),
+        ("frames", ctypes.c_uint64),
+        ("dirty", ctypes.c_uint64),
+        ("dirty_count", ctypes.c_uint64),
+        ("log", ctypes.c_uint64),
+        ("log_count", ctypes.c_uint64),
+        ("log_capacity", ctypes.c_uint64),
+        ("slow", ctypes.c_void_p),
+        ("cbit_mask", ctypes.c_uint64),
+    )
+
+
+def _anonymous(size: int) -> mmap.mmap:
+    """Private anonymous memory: a fork must not share guest RAM; untouched pages are free."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+    return mmap.mmap(-1, size, flags=flags)
+
+
+def _address(buffer: mmap.mmap | bytearray) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+
+
+class GuestRam:
+    """`frames` 4 KiB frames from GPA 0 on, in two views.
+
+    `cbit_mask` selects the private view in a physical address; `low` frames are mirrored. Indices
+    of the flag bytes and of the dirty list are `gfn` for the shared, `frames + gfn` for the private
+    view of a page.
+    """
+
+    def __init__(
+        self, engine: Engine, frames: int, cbit_mask: int, cipher: PageCipher, low: int = 0
+    ) -> None:
+        self.frames = frames
+        self.cbit_mask = cbit_mask
+        self.cipher = cipher
+        self.low = low
+        self._engine = engine
+        size = frames * PAGE_SIZE
+        self._shared_map = _anonymous(size)
+        self._private_map = _anonymous(size)
+        self.shared = memoryview(self._shared_map)
+        self.private = memoryview(self._private_map)
+        if low:
+            engine.map(0, low * PAGE_SIZE, _address(self._private_map))
+            engine.map(cbit_mask, low * PAGE_SIZE, _address(self._private_map))
+        offset = low * PAGE_SIZE
+        engine.map(offset, size - offset, _address(self._shared_map) + offset)
+        engine.map(cbit_mask | offset, size - offset, _address(self._private_map) + offset)
+        self.flags = bytearray(2 * frames)
+        self.flags[:frames] = bytes([FLAG_STALE]) * frames
+        for page in range(low):
+            self.flags[page] = self.flags[frames + page] = FLAG_MIRRORED
+        self._dirty = (ctypes.c_uint32 * (2 * frames))()
+        self.dirty_list = memoryview(self._dirty).cast("B").cast("I")
+        self._log = (ctypes.c_uint64 * (2 * _LOG_CAPACITY))()
+        self._log_words = memoryview(self._log).cast("B").cast("Q")
+        self._spilled: list[tuple[int, int]] = []
+        self.watch = MemoryWatch()
+        self.watch.flags = _address(self.flags)
+        self.watch.frames = frames
+        self.watch.dirty = ctypes.addressof(self._dirty)
+        self.watch.log = ctypes.addressof(self._log)
+        self.watch.log_capacity = _LOG_CAPACITY
+        self.watch.cbit_mask = cbit_mask
+        self.errors: list[BaseException] = []
+        self.has_crossing = False
+        self.watched: set[int] = set()
+        self._slow = MemoryHook(self._on_access)
+        self.watch.slow = ctypes.cast(self._slow, ctypes.c_void_p)
+        self._base: dict[int, bytes] = {}
+        self._base_flags = bytes(self.flags)
+
+    def install(self, code: HostCode) -> None:
+        """Adds the load and store hook: host machine code where there is some, else Python."""
+        if code.available:
+            self._engine.add_native_hook(HOOK_MEM, code.memory_hook, self.watch)
+        else:
+            self._engine.add_hook(HOOK_MEM, self._slow)
+
+    # The hook's slow path ---------------------------------------------------------------------
+
+    def _on_access(
+        self, _uc: object, kind: int, address: int, size: int, value: int, _user: object
+    ) -> None:
+        try:
+            self.note_access(kind == MEM_WRITE, address, size, value)
+        except BaseException as error:
+            self.errors.append(error)
+            self._engine.stop()
+
+    def note_access(self, is_write: bool, address: int, size: int, value: int) -> None:
+        """What a load or store at physical `address` does to the flags; the whole semantics, of
+        which the machine code does the common part."""
+        gfn = (address & ~self.cbit_mask) >> PAGE_SHIFT
+        if gfn >= self.frames:
+            return
+        is_private = bool(address & self.cbit_mask)
+        if (address & PAGE_MASK) + size > PAGE_SIZE:
+            self.has_crossing = True
+            if gfn + 1 < self.frames:
+                self._touch(is_write, gfn + 1, is_private)
+        index = self._touch(is_write, gfn, is_private)
+        if is_write and self.flags[index] & FLAG_TABLE:
+            self._log_table_write(address, value & 0xFFFF_FFFF_FFFF_FFFF)
+
+    def _touch(self, is_write: bool, gfn: int, is_private: bool) -> int:
+        frames = self.frames
+        index, other = (frames + gfn, gfn) if is_private else (gfn, frames + gfn)
+        flags = self.flags
+        if flags[index] & FLAG_STALE:
+            self._settle(gfn, is_private)
+        if is_write:
+            if not flags[index] & FLAG_MIRRORED:
+                flags[other] |= FLAG_STALE
+            self._mark_dirty(index)
+        return index
+
+    def _mark_dirty(self, index: int) -> None:
+        if not self.flags[index] & FLAG_DIRTY:
+            self.flags[index] |= FLAG_DIRTY
+            count = self.watch.dirty_count
+            self.dirty_list[count] = index
+            self.watch.dirty_count = count + 1
+
+    def _settle(self, gfn: int, is_private: bool) -> None:
+        """Makes one view of a page current from the other."""
+        start = gfn * PAGE_SIZE
+        end = start + PAGE_SIZE
+        if is_private:
+            self.private[start:end] = self.cipher.decrypt(Gfn(gfn), self.shared[start:end])
+            index = self.frames + gfn
+        else:
+            self.shared[start:end] = self.cipher.encrypt(Gfn(gfn), self.private[start:end])
+            index = gfn
+        self.flags[index] &= ~FLAG_STALE
+        self._mark_dirty(index)
+
+    def _log_table_write(self, address: int, value: int) -> None:
+        count = self.watch.log_count
+        if count >= _LOG_CAPACITY:
+            self._spill()
+            count = 0
+        self._log_words[2 * count] = address
+        self._log_words[2 * count + 1] = value
+        self.watch.log_count = count + 1
+
+    def _spill(self) -> None:
+        words = self._log_words[: 2 * self.watch.log_count].tolist()
+        self._spilled.extend(zip(words[::2], words[1::2], strict=True))
+        self.watch.log_count = 0
+
+    # Page-table writes ------------------------------------------------------------------------
+
+    def table_writes(self) -> list[tuple[int, int]]:
+        """Every store into a page-table page since the last call: (physical address, value).
+
+        Addresses carry the C-bit of the access. Clears the log.
+        """
+        if self.watch.log_count:
+            self._spill()
+        writes, self._spilled = self._spilled, []
+        return writes
+
+    @property
+    def table_write_count(self) -> int:
+        """Stores into page-table pages since the last `table_writes()`."""
+        return int(self.watch.log_count) + len(self._spilled)
+
+    def mark_table(self, gfn: int) -> None:
+        """From now on stores into the private view of frame `gfn` are logged."""
+        self.flags[self.frames + gfn] |= FLAG_TABLE
+
+    # Host-side access -------------------------------------------------------------------------
+
+    def read(self, gpa: Gpa, size: int, private: bool = True) -> bytes:
+        """`size` bytes at `gpa` as one view shows them; the range lies within RAM."""
+        for gfn in range(gpa >> PAGE_SHIFT, (gpa + size - 1 >> PAGE_SHIFT) + 1):
+            self._touch(False, gfn, private)
+        view = self.private if private or gpa < self.low * PAGE_SIZE else self.shared
+        return bytes(view[gpa : gpa + size])
+
+    def write(self, gpa: Gpa, data: bytes, private: bool = True) -> None:
+        """Stores `data` at `gpa` through one view; the range lies within RAM. Not logged as the
+        guest's page-table write: callers that edit tables say so themselves."""
+        for gfn in range(gpa >> PAGE_SHIFT, (gpa + len(data) - 1 >> PAGE_SHIFT) + 1):
+            self._touch(True, gfn, private)
+        view = self.private if private or gpa < self.low * PAGE_SIZE else self.shared
+        view[gpa : gpa + len(data)] = data
+
+    def read_u64(self, gpa: Gpa) -> int:
+        """The private view's 64-bit little-endian word at `gpa`."""
+        return int.from_bytes(self.private[gpa : gpa + 8], "little")
+
+    def write_u64(self, gpa: Gpa, value: int) -> None:
+        """Stores a 64-bit little-endian word through the private view."""
+        self.write(gpa, value.to_bytes(8, "little"))
+
+    def dram(self, gfn: Gfn) -> bytes:
+        """The 4096 bytes that DRAM holds for frame `gfn`."""
+        return self.read(Gpa(gfn * PAGE_SIZE), PAGE_SIZE, private=False)
+
+    def dirty_frames(self) -> set[int]:
+        """Frames written through either view since the checkpoint."""
+        frames = self.frames
+        return {index % frames for index in self.dirty_list[: self.watch.dirty_count]}
+
+    # Checkpoint and rollback ------------------------------------------------------------------
+
+    def checkpoint(self) -> None:
+        """Makes the present content the one that `rollback` restores."""
+        for index in self.dirty_list[: self.watch.dirty_count]:
+            self.flags[index] &= ~FLAG_DIRTY
+            self._base[index] = bytes(self._page(index))
+        self.watch.dirty_count = 0
+        self.table_writes()
+        self._base_flags = bytes(self.flags)
+
+    def _page(self, index: int) -> memoryview:
+        if index >= self.frames:
+            start = (index - self.frames) * PAGE_SIZE
+            return self.private[start : start + PAGE_SIZE]
+        start = index * PAGE_SIZE
+        view = self.private if index < self.low else self.shared
+        return view[start : start + PAGE_SIZE]
+
+    def rollback(self) -> bool:
+        """Back to the checkpoint; True if a page table was among the restored pages, so that the
+        TLB holds stale translations."""
+        if self.has_crossing:
+            self._find_unseen_writes()
+        frames = self.frames
+        flags = self.flags
+        base_flags = self._base_flags
+        had_table = False
+        for index in self.dirty_list[: self.watch.dirty_count]:
+            other = index - frames if index >= frames else index + frames
+            if base_flags[index] & FLAG_TABLE or flags[index] & FLAG_TABLE:
+                had_table = True
+            if not base_flags[index] & FLAG_STALE:
+                self._page(index)[:] = self._base.get(index, _ZERO_PAGE)
+            flags[index] = base_flags[index]
+            flags[other] = base_flags[other]
+        self.watch.dirty_count = 0
+        self.watch.log_count = 0
+        if self._spilled:
+            self._spilled = []
+        return had_table
+
+    def _find_unseen_writes(self) -> None:
+        """After a page-crossing store: look at every page that may differ from the checkpoint."""
+        self.has_crossing = False
+        for index in range(self.low, 2 * self.frames):
+            if not self._base_flags[index] & FLAG_STALE:
+                base = self._base.get(index, _ZERO_PAGE)
+                if self._page(index) != base:
+                    self._mark_dirty(index)

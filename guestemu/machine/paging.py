@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Four-level page tables with a C-bit: building them, and walking them as the CPU does.
+
+Tables are private pages; every entry that points to a table carries the C-bit, as in a SEV guest.
+All entries are made with ACCESSED and DIRTY set, as the kernel's own mappings are, so that the CPU
+never writes a table by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+
+from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, PUD_SIZE, Gpa, Gva
+from guestemu.abi.errors import EngineError
+from guestemu.abi.x86 import (
+    PTE_ACCESSED,
+    PTE_ADDRESS_MASK,
+    PTE_DIRTY,
+    PTE_PRESENT,
+    PTE_PSE,
+    PTE_RW,
+    PTE_USER,
+)
+from guestemu.machine.memory import GuestRam
+
+TABLE_FLAGS: Final = PTE_PRESENT | PTE_RW | PTE_ACCESSED | PTE_DIRTY
+LEAF_LEVELS: Final = {PAGE_SIZE: 1, PMD_SIZE: 2, PUD_SIZE: 3}
+LEAF_SIZES: Final = {level: size for size, level in LEAF_LEVELS.items()}
+
+
+class Leaf(msgspec.Struct, frozen=True):
+    """The entry that ends a walk.
+
+    `level` is 1 for 4 KiB, 2 for 2 MiB, 3 for 1 GiB (larger: a table is missing there);
+    `entry_gpa` is where the entry lies, `entry` its value (0 for a hole), `gva` the first address
+    that it maps.
+    """
+
+    level: int
+    entry_gpa: Gpa
+    entry: int
+    gva: Gva
+
+    @property
+    def is_present(self) -> bool:
+        """PRESENT is set."""
+        return bool(self.entry & PTE_PRESENT)
+
+
+def walk(ram: GuestRam, cbit_mask: int, root: Gpa, gva: Gva) -> Leaf:
+    """The leaf that maps `gva` in the tables at `root`, or the empty entry where the walk ends."""
+    table = root
+    for level in (4, 3, 2):
+        shift = PAGE_SHIFT + 9 * (level - 1)
+        entry_gpa = Gpa(table + 8 * (gva >> shift & 0x1FF))
+        entry = ram.read_u64(entry_gpa)
+        if not entry & PTE_PRESENT or (level < 4 and entry & PTE_PSE):
+            return Leaf(level, entry_gpa, entry, Gva(gva >> shift << shift))
+        table = Gpa(entry & PTE_ADDRESS_MASK & ~cbit_mask)
+    entry_gpa = Gpa(table + 8 * (gva >> PAGE_SHIFT & 0x1FF))
+    return Leaf(1, entry_gpa, ram.read_u64(entry_gpa), Gva(gva & ~PAGE_MASK))
+
+
+def translate(ram: GuestRam, cbit_mask: int, root: Gpa, gva: Gva) -> tuple[Gpa, bool] | None:
+    """GPA and privacy of `gva` in the tables at `root`, or None where nothing is mapped."""
+    leaf = walk(ram, cbit_mask, root, gva)
+    if not leaf.is_present or leaf.level > 3:
+        return None
+    size = LEAF_SIZES[leaf.level]
+    base = leaf.entry & PTE_ADDRESS_MASK & ~cbit_mask & ~(size - 1)
+    return Gpa(base | gva & size - 1), bool(leaf.entry & cbit_mask)
+
+
+class PageTables:
+    """One address space.
+
+    `cbit_mask` is the C-bit as the guest writes it into entries (0: no encryption); `pool` gives
+    the GPAs of zeroed pages for new tables.
+    """
+
+    def __init__(self, ram: GuestRam, cbit_mask: int, root: Gpa, pool: Iterator[Gpa]) -> None:
+        self.ram = ram
+        self.cbit_mask = cbit_mask
+        self.root = root
+        self._pool = pool
+        self.ram.mark_table(root >> PAGE_SHIFT)
+
+    @property
+    def cr3(self) -> int:
+        """The value for CR3."""
+        return self.root | self.cbit_mask
+
+    def address(self, entry: int) -> Gpa:
+        """The GPA in an entry, for a 4 KiB leaf or a table."""
+        return Gpa(entry & PTE_ADDRESS_MASK & ~self.cbit_mask)
+
+    def walk(self, gva: Gva) -> Leaf:
+        """The leaf that maps `gva`, or the empty entry where the walk ends."""
+        return walk(self.ram, self.cbit_mask, self.root, gva)
+
+    def translate(self, gva: Gva) -> tuple[Gpa, bool] | None:
+        """GPA and privacy of `gva`, or None where nothing is mapped."""
+        return translate(self.ram, self.cbit_mask, self.root, gva)
+
+    def map(
+        self,
+        gva: Gva,
+        gpa: Gpa,
+        leaf_size: int = PAGE_SIZE,
+        private: bool = True,
+        flags: int = PTE_RW,
+    ) -> None:
+        """Maps one leaf; `flags` may hold RW, USER and NX."""
+        target = LEAF_LEVELS[leaf_size]
+        table = self.root
+        user = flags & PTE_USER
+        for level in (4, 3, 2):
+            if level == target:
+                break
+            entry_gpa = Gpa(table + 8 * (gva >> PAGE_SHIFT + 9 * (level - 1) & 0x1FF))
+            entry = self.ram.read_u64(entry_gpa)
+            if not entry & PTE_PRESENT:
+                new = next(self._pool, None)
+                if new is None:
+                    raise EngineError("no page left for a page table")
+                self.ram.mark_table(new >> PAGE_SHIFT)
+                entry = new | TABLE_FLAGS | self.cbit_mask | user
+                self.ram.write_u64(entry_gpa, entry)
+            elif entry & PTE_PSE:
+                raise EngineError(f"{gva:#x} is mapped by a larger leaf already")
+            table = self.address(entry)
+        shift = PAGE_SHIFT + 9 * (target - 1)
+        entry = gpa | PTE_PRESENT | PTE_ACCESSED | PTE_DIRTY | flags
+        if target > 1:
+            entry |= PTE_PSE
+        if private:
+            entry |= self.cbit_mask
+        self.ram.write_u64(Gpa(table + 8 * (gva >> shift & 0x1FF)), entry)

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A page walk of our own, for C-bit positions that the emulated MMU refuses.
+
+The emulator is compiled with 40 physical address bits: a C-bit at 40 or above is a reserved bit to
+its walker. With its TLB in "virtual" mode every miss comes here. The walk reads the literal C-bit
+(47, 51) from the entries and returns physical addresses that carry the internal view bit instead.
+Not as faithful as the CPU's own walk: no accessed and dirty bits, and the caller raises #PF itself.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from unicorn import unicorn_const as uc_const
+
+from guestemu.abi.addresses import Gpa, Gva
+from guestemu.abi.x86 import CR0_PG, CR0_WP, PTE_NX, PTE_PRESENT, PTE_RW, PTE_USER
+from guestemu.machine.engine import HOOK_TLB_FILL, REGISTERS, Engine, TlbEntry, TlbHook
+from guestemu.machine.memory import GuestRam
+from guestemu.machine.paging import LEAF_SIZES, walk
+
+_READ: Final = uc_const.UC_PROT_READ
+_WRITE: Final = uc_const.UC_PROT_WRITE
+_EXEC: Final = uc_const.UC_PROT_EXEC
+
+FAULT_PRESENT: Final = 1 << 0
+FAULT_WRITE: Final = 1 << 1
+FAULT_USER: Final = 1 << 2
+FAULT_FETCH: Final = 1 << 4
+
+
+class TlbWalker:
+    """Fills the emulator's TLB from guest page tables with a literal C-bit.
+
+    `fault` is (address, error code) of the last refused access, None when the last one was granted.
+    """
+
+    def __init__(self, engine: Engine, ram: GuestRam, cbit_mask: int) -> None:
+        self._engine = engine
+        self._ram = ram
+        self._cbit_mask = cbit_mask
+        self.fault: tuple[int, int] | None = None
+        self.errors: list[BaseException] = []
+        engine.use_virtual_tlb()
+        engine.add_hook(HOOK_TLB_FILL, TlbHook(self._on_fill))
+
+    def _on_fill(self, _uc: object, gva: int, access: int, entry: object, _user: object) -> bool:
+        try:
+            return self._fill(gva, access, entry[0])  # type: ignore[index]
+        except BaseException as error:
+            self.errors.append(error)
+            return False
+
+    def _fill(self, gva: int, access: int, entry: TlbEntry) -> bool:
+        read = self._engine.read
+        cr0 = read(REGISTERS["cr0"])
+        if not cr0 & CR0_PG:
+            entry.paddr = gva & ~0xFFF
+            entry.perms = _READ | _WRITE | _EXEC
+            return True
+        is_write = access == uc_const.UC_MEM_WRITE
+        is_fetch = access == uc_const.UC_MEM_FETCH
+        is_user = read(REGISTERS["cs"]) & 3 == 3
+        root = Gpa(read(REGISTERS["cr3"]) & ~0xFFF & ~self._cbit_mask)
+        leaf = walk(self._ram, self._cbit_mask, root, Gva(gva))
+        code = (
+            (FAULT_WRITE if is_write else 0)
+            | (FAULT_USER if is_user else 0)
+            | (FAULT_FETCH if is_fetch else 0)
+        )
+        if not leaf.entry & PTE_PRESENT or leaf.level > 3:
+            self.fault = (gva, code)
+            return False
+        writable = bool(leaf.entry & PTE_RW) or (not is_user and not cr0 & CR0_WP)
+        refused = (
+            (is_write and not writable)
+            or (is_user and not leaf.entry & PTE_USER)
+            or (is_fetch and bool(leaf.entry & PTE_NX))
+        )
+        if refused:
+            self.fault = (gva, code | FAULT_PRESENT)
+            return False
+        size = LEAF_SIZES[leaf.level]
+        base = leaf.entry & 0x000F_FFFF_FFFF_F000 & ~self._cbit_mask & ~(size - 1)
+        gpa = base | gva & (size - 1) & ~0xFFF
+        entry.paddr = gpa | (self._ram.cbit_mask if leaf.entry & self._cbit_mask else 0)
+        entry.perms = _READ | (_WRITE if writable else 0) | (0 if leaf.entry & PTE_NX else _EXEC)
+        self.fault = None
+        return True
