@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The result of `guestemu dma` as one record: the JSON object that other programs rely on."""
+
+from __future__ import annotations
+
+import msgspec
+
+from guestemu.dma.anomalies import Anomaly, AnomalyLog
+from guestemu.dma.lifetimes import Lifetimes
+from guestemu.dma.live import Account, Tally
+from guestemu.dma.replay import Replay
+from guestemu.dma.trace import TraceReport
+
+
+class Violation(msgspec.Struct, frozen=True):
+    """What a check said: its name, the trace line replayed at that moment, and one sentence."""
+
+    check: str
+    line: int
+    message: str
+
+
+class MachineCounts(msgspec.Struct, frozen=True):
+    """What an observer of the machine counted during a replay; pages are 4 KiB.
+
+    `pages_decrypted` and `pages_encrypted` changed their C-bit, `hypercalls` exits were made,
+    `peak_shared_pages` were shared at once.
+    """
+
+    pages_decrypted: int
+    pages_encrypted: int
+    hypercalls: int
+    peak_shared_pages: int
+    violations: tuple[Violation, ...] = ()
+
+
+class InputCounts(msgspec.Struct, frozen=True):
+    """What the reader saw of the input besides the events; see `TraceReport`."""
+
+    name: str
+    lines: int
+    garbage: int
+    lost_events: int
+    ignored: dict[str, int]
+
+
+class RequestedCounts(msgspec.Struct, frozen=True):
+    """What the replayed DMA code asked of the guest; see `Replay`."""
+
+    pages_decrypted: int
+    pages_encrypted: int
+    pool_pages_decrypted: int
+    no_memory: int
+    pool_empty: int
+    implied_frees: int
+    conversion_failures: int
+    leaked_pages: int
+    freed_suspect_pages: int
+
+
+class DmaReport(msgspec.Struct, frozen=True):
+    """Everything `guestemu dma` reports. The field names are the JSON keys.
+
+    `pool_hits` is None without a replay; `pages_decrypted` to `violations` are None when no machine
+    was watched (an empty `violations` means that one was, and nothing was wrong).
+    """
+
+    allocations: int
+    frees: int
+    unknown_frees: int
+    pages_requested: int
+    pages_released: int
+    peak_live_pages: int
+    live_at_end: int
+    live_pages_at_end: int
+    pages_lost: int
+    failed_allocations: int
+    null_frees: int
+    nonblocking: int
+    duration_ns: int
+    pool_hits: int | None
+    pages_decrypted: int | None
+    pages_encrypted: int | None
+    hypercalls: int | None
+    peak_shared_pages: int | None
+    violations: tuple[Violation, ...] | None
+    by_device: dict[str, Tally]
+    by_phase: dict[str, Tally]
+    lifetimes: Lifetimes
+    anomaly_counts: dict[str, int]
+    anomalies: tuple[Anomaly, ...]
+    input: InputCounts | None
+    requested: RequestedCounts | None
+
+
+def make_report(
+    account: Account,
+    anomalies: AnomalyLog,
+    trace: TraceReport | None = None,
+    replay: Replay | None = None,
+    machine: MachineCounts | None = None,
+) -> DmaReport:
+    """Puts together what is known. `trace` is None for a built-in pattern."""
+    total = account.total
+    return DmaReport(
+        allocations=total.allocations,
+        frees=total.frees,
+        unknown_frees=total.unknown_frees,
+        pages_requested=total.pages_requested,
+        pages_released=total.pages_released,
+        peak_live_pages=total.peak_live_pages,
+        live_at_end=total.live_at_end,
+        live_pages_at_end=total.live_pages_at_end,
+        pages_lost=account.pages_lost,
+        failed_allocations=account.failed_allocations,
+        null_frees=account.null_frees,
+        nonblocking=total.nonblocking,
+        duration_ns=account.duration_ns,
+        pool_hits=None if replay is None else replay.pool_hits,
+        pages_decrypted=None if machine is None else machine.pages_decrypted,
+        pages_encrypted=None if machine is None else machine.pages_encrypted,
+        hypercalls=None if machine is None else machine.hypercalls,
+        peak_shared_pages=None if machine is None else machine.peak_shared_pages,
+        violations=None if machine is None else machine.violations,
+        by_device=account.by_device,
+        by_phase=account.by_phase,
+        lifetimes=account.lifetimes,
+        anomaly_counts={kind.value: count for kind, count in anomalies.counts.items()},
+        anomalies=anomalies.kept,
+        input=None if trace is None else _input(trace),
+        requested=None if replay is None else _requested(replay),
+    )
+
+
+def to_json(report: DmaReport) -> bytes:
+    """The report as one JSON object in UTF-8, keys in the order of the record."""
+    return msgspec.json.encode(report)
+
+
+def _input(trace: TraceReport) -> InputCounts:
+    return InputCounts(trace.name, trace.lines, trace.garbage, trace.lost_events, trace.ignored)
+
+
+def _requested(replay: Replay) -> RequestedCounts:
+    return RequestedCounts(
+        pages_decrypted=replay.pages_decrypted,
+        pages_encrypted=replay.pages_encrypted,
+        pool_pages_decrypted=replay.pool_pages_decrypted,
+        no_memory=replay.no_memory,
+        pool_empty=replay.pool_empty,
+        implied_frees=replay.implied_frees,
+        conversion_failures=replay.conversion_failures,
+        leaked_pages=replay.leaked_pages,
+        freed_suspect_pages=replay.freed_suspect_pages,
+    )

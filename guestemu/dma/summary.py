@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The report of `guestemu dma` for people: tables on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from guestemu.dma.live import Tally
+from guestemu.dma.report import DmaReport
+
+SHOWN_ROWS: Final = 20
+SHOWN_ANOMALIES: Final = 10
+
+_UNITS: Final = ((1_000_000_000, "s"), (1_000_000, "ms"), (1_000, "us"), (1, "ns"))
+
+
+def print_summary(console: Console, report: DmaReport) -> None:
+    """Writes the report to `console`. Names from the input are printed as they are, no markup."""
+    if report.input is not None:
+        _print_input(console, report)
+    console.print(_totals(report))
+    console.print(_tallies("Devices", "device", report.by_device, has_driver=True))
+    if report.by_phase:
+        console.print(_tallies("Phases", "phase", report.by_phase, has_driver=False))
+    console.print(_lifetimes(report))
+    _print_anomalies(console, report)
+
+
+def human_time(nanoseconds: int | None) -> str:
+    """A time in the largest unit that keeps it at 1 or above, three digits; "-" for None."""
+    if nanoseconds is None:
+        return "-"
+    for scale, unit in _UNITS:
+        if nanoseconds >= scale:
+            return (
+                f"{nanoseconds / scale:.3g} {unit}"
+                if nanoseconds < 1000 * scale
+                else (f"{nanoseconds // scale} {unit}")
+            )
+    return "0 s"
+
+
+def human_pages(pages: int) -> str:
+    """Pages with their size in KiB or MiB."""
+    kib = pages * 4
+    return f"{pages} ({kib} KiB)" if kib < 1024 else f"{pages} ({kib / 1024:.1f} MiB)"
+
+
+def _print_input(console: Console, report: DmaReport) -> None:
+    source = report.input
+    if source is None:
+        return
+    console.print(Text(f"{source.name}: {source.lines} lines, {human_time(report.duration_ns)}"))
+    if source.ignored:
+        names = ", ".join(f"{name} {count}" for name, count in sorted(source.ignored.items())[:8])
+        console.print(Text(f"events without a coherent buffer: {names}"))
+    if source.garbage:
+        console.print(Text(f"{source.garbage} lines could not be read", style="yellow"))
+    if source.lost_events:
+        text = f"the recorder lost {source.lost_events} events: allocations or frees are missing"
+        console.print(Text(text, style="yellow"))
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+
+
+def _totals(report: DmaReport) -> Table:
+    table = _table("DMA allocations")
+    table.show_header = False
+    table.add_column()
+    table.add_column(justify="right")
+    rows: list[tuple[str, str]] = [
+        ("allocations", str(report.allocations)),
+        ("  of them may not sleep (atomic pool)", str(report.nonblocking)),
+        ("frees", str(report.frees)),
+        ("  of them of unknown buffers", str(report.unknown_frees)),
+        ("pages requested", human_pages(report.pages_requested)),
+        ("pages released", human_pages(report.pages_released)),
+        ("peak live pages", human_pages(report.peak_live_pages)),
+        ("buffers live at the end", str(report.live_at_end)),
+    ]
+    if report.failed_allocations:
+        rows.append(("failed allocations", str(report.failed_allocations)))
+    if report.requested is not None:
+        requested = report.requested
+        rows += [
+            ("replay: pool hits", str(report.pool_hits)),
+            ("replay: decryption asked for", human_pages(requested.pages_decrypted)),
+            ("replay: encryption asked for", human_pages(requested.pages_encrypted)),
+            ("replay: atomic pools decrypted", human_pages(requested.pool_pages_decrypted)),
+            ("replay: pages leaked", str(requested.leaked_pages)),
+            ("replay: allocations without memory", str(requested.no_memory + requested.pool_empty)),
+        ]
+    if report.violations is not None:
+        rows += [
+            ("machine: pages decrypted", str(report.pages_decrypted)),
+            ("machine: pages encrypted", str(report.pages_encrypted)),
+            ("machine: hypercalls", str(report.hypercalls)),
+            ("machine: peak shared pages", str(report.peak_shared_pages)),
+            ("machine: violations", str(len(report.violations))),
+        ]
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _tallies(title: str, what: str, tallies: Mapping[str, Tally], has_driver: bool) -> Table:
+    """One row per name; devices by pages, phases in the order they came."""
+    items = list(tallies.items())
+    if has_driver:
+        items.sort(key=lambda item: (-item[1].pages_requested, item[0]))
+    hidden = len(items) - SHOWN_ROWS
+    caption = f"and {hidden} more" if hidden > 0 else None
+    table = _table(title)
+    table.caption = caption
+    table.add_column(what, min_width=12)
+    if has_driver:
+        table.add_column("driver", min_width=8)
+    for heading in ("allocs", "frees", "pages", "released", "peak", "at end"):
+        table.add_column(heading, justify="right")
+    for name, tally in items[:SHOWN_ROWS]:
+        names = [Text(name), Text(tally.driver)] if has_driver else [Text(name)]
+        figures = (
+            tally.allocations,
+            tally.frees,
+            tally.pages_requested,
+            tally.pages_released,
+            tally.peak_live_pages,
+            tally.live_pages_at_end,
+        )
+        table.add_row(*names, *map(str, figures))
+    return table
+
+
+def _lifetimes(report: DmaReport) -> Table:
+    times = report.lifetimes
+    table = _table("Lifetimes of freed buffers")
+    for heading in ("freed", "shortest", "median", "90 %", "longest", "never freed"):
+        table.add_column(heading, justify="right")
+    table.add_row(
+        str(times.count),
+        human_time(times.min_ns),
+        human_time(times.median_ns),
+        human_time(times.p90_ns),
+        human_time(times.max_ns),
+        str(times.still_alive),
+    )
+    return table
+
+
+def _print_anomalies(console: Console, report: DmaReport) -> None:
+    if not report.anomaly_counts:
+        return
+    counts = ", ".join(f"{kind}: {count}" for kind, count in report.anomaly_counts.items())
+    console.print(Text(f"Anomalies ({counts})", style="bold yellow"))
+    for anomaly in report.anomalies[:SHOWN_ANOMALIES]:
+        console.print(Text(f"  line {anomaly.line}: {anomaly.kind.value}: {anomaly.message}"))
+    if len(report.anomalies) > SHOWN_ANOMALIES:
+        console.print(f"  and {sum(report.anomaly_counts.values()) - SHOWN_ANOMALIES} more")
