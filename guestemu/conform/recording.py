@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Reader of recordings of a real KVM: one JSON object a line, the run's `meta` line first.
+
+A recording holds cases; a case is one VM, its steps (lines with the same `id`) run in order of
+`step`. The record types below are the format, field for field. Numbers that can exceed
+53 bits are hexadecimal strings in the file and integers here.
+"""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+
+import msgspec
+
+from guestemu.abi.errors import InputError
+
+
+class Hex(int):
+    """A number written as a hexadecimal string ("0x1000")."""
+
+    __slots__ = ()
+
+
+class StepOp(enum.Enum):
+    """What a step does: a guest instruction, or an ioctl of the VMM (the last two)."""
+
+    VMMCALL = "vmmcall"
+    VMCALL = "vmcall"
+    RDMSR = "rdmsr"
+    WRMSR = "wrmsr"
+    HOST_GET_MSR = "host_get_msr"
+    HOST_SET_MSR = "host_set_msr"
+
+    @property
+    def is_hypercall(self) -> bool:
+        """VMMCALL or VMCALL."""
+        return self in (StepOp.VMMCALL, StepOp.VMCALL)
+
+    @property
+    def is_ioctl(self) -> bool:
+        """Done by the VMM, without entering the guest."""
+        return self in (StepOp.HOST_GET_MSR, StepOp.HOST_SET_MSR)
+
+
+class Cpuid(enum.Enum):
+    """Whether and where the VMM set KVM's CPUID leaves."""
+
+    NONE = "no_set_cpuid"
+    NO_LEAF = "no_kvm_leaf"
+    LEAF = "kvm_leaf"
+    RELOCATED = "kvm_leaf_at_0x40000100"
+
+
+class Filter(enum.Enum):
+    """The MSR filter of the VM; `range` is 16 MSRs from 0x4b564d00 on."""
+
+    NONE = "none"
+    DENY_RW = "deny_rw"
+    DENY_R = "deny_r"
+    DENY_W = "deny_w"
+    RANGE_ALLOWED = "default_deny_but_range_allowed"
+    OTHER_RANGE = "default_deny_other_range"
+
+
+class Answer(enum.Enum):
+    """What user space does at a hypercall exit."""
+
+    WRITE_RET = "write_ret"
+    UNTOUCHED = "leave_ret_untouched"
+    SET_RAX = "set_regs_rax_then_write_ret"
+    SKIP_RIP = "set_regs_rip_plus3"
+    IMMEDIATE = "write_ret_then_immediate_exit"
+    CHANGE_ARGS = "modify_args"
+    CLEAR_CS_L = "clear_cs_l_before_resume"
+
+
+class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of the parts of a line: an unknown field is an error, never ignored."""
+
+
+class Config(_Line, frozen=True):
+    """How the VM of a case was set up; null means that the ioctl was not made."""
+
+    exit_hypercall: Hex | None
+    cpuid: Cpuid
+    kvm_features: Hex
+    enforce_pv: int
+    irqchip: int
+    user_space_msr: int | None
+    msr_filter: Filter
+    exit_cap_after_vcpu: int = 0
+    disable_quirks2: Hex | None = None
+    ro_code: int = 0
+    ignore_msrs: int = 0
+
+
+class SetupResults(_Line, frozen=True):
+    """What the set-up ioctls returned: 0 or a negative errno; `cpuid` is 1 when not made."""
+
+    exit: int = 0
+    cpuid: int = 0
+    enforce: int = 0
+    umsr: int = 0
+    filter: int = 0
+    quirk: int = 0
+
+
+class Inputs(_Line, frozen=True):
+    """The registers or the MSR access of a step, and what user space answers."""
+
+    rax: Hex = Hex(0)
+    rbx: Hex = Hex(0)
+    rcx: Hex = Hex(0)
+    rdx: Hex = Hex(0)
+    rsi: Hex = Hex(0)
+    answer: Answer = Answer.WRITE_RET
+    ret: Hex = Hex(0)
+    msr: Hex = Hex(0)
+    val: Hex = Hex(0)
+    answer_error: int = 0
+    answer_data: Hex = Hex(0)
+    unused: int = msgspec.field(name="_", default=0)
+
+
+class HypercallEvent(_Line, frozen=True, tag_field="exit", tag="HYPERCALL"):
+    """KVM_EXIT_HYPERCALL as user space saw it, before it answered."""
+
+    nr: Hex
+    args: tuple[Hex, ...]
+    ret_at_exit: Hex
+    longmode_u32: int
+    pad_u32: int
+    rip_off: int
+    rax_at_exit: Hex
+
+
+class ImmediateEvent(_Line, frozen=True, tag_field="exit", tag="IMMEDIATE"):
+    """KVM_RUN with immediate_exit set: its result and the registers after it."""
+
+    rc: int
+    errno: int
+    rip_off: int
+    rax: Hex
+
+
+class RdmsrEvent(_Line, frozen=True, tag_field="exit", tag="X86_RDMSR"):
+    """KVM_EXIT_X86_RDMSR as user space saw it."""
+
+    reason: int
+    error_at_exit: int
+    index: Hex
+    data: Hex
+    rip_off: int
+
+
+class WrmsrEvent(_Line, frozen=True, tag_field="exit", tag="X86_WRMSR"):
+    """KVM_EXIT_X86_WRMSR as user space saw it."""
+
+    reason: int
+    error_at_exit: int
+    index: Hex
+    data: Hex
+    rip_off: int
+
+
+Event = HypercallEvent | ImmediateEvent | RdmsrEvent | WrmsrEvent
+
+
+class Outcome(_Line, frozen=True):
+    """How a step ended: a guest outcome with its registers, or an ioctl's result.
+
+    `us` (the time it took) is not part of the behaviour and is dropped by `Step.expected`.
+    """
+
+    outcome: str | None = None
+    rax: Hex | None = None
+    rdx: Hex | None = None
+    rax_s: int | None = None
+    eax_s: int | None = None
+    other_regs_changed: str | None = None
+    vector: int | None = None
+    errcode: int | None = None
+    fault_rip_off: int | None = None
+    cr2: Hex | None = None
+    code_patched_to: str | None = None
+    exit_reason: int | None = None
+    info: int | None = None
+    rip_off: int | None = None
+    hw: Hex | None = None
+    ioctl: int | None = None
+    data: Hex | None = None
+    rc: int | None = None
+    us: int | None = None
+
+
+class Step(_Line, frozen=True):
+    """One recorded step. `mode` and `cpl` are the guest code's; ioctls have none."""
+
+    id: int
+    step: int
+    grp: str
+    cfg: Config
+    rc: SetupResults
+    op: StepOp
+    inputs: Inputs = msgspec.field(name="in")
+    events: tuple[Event, ...]
+    out: Outcome
+    mode: str = "long64"
+    cpl: int = 0
+
+    @property
+    def expected(self) -> Outcome:
+        """`out` without the time."""
+        return msgspec.structs.replace(self.out, us=None)
+
+
+class Meta(msgspec.Struct, frozen=True):
+    """The first line: which kernel was recorded. Other keys of it are not used."""
+
+    meta: str
+    kernel: str = ""
+    version: str = ""
+
+
+class Recording(msgspec.Struct, frozen=True):
+    """A whole file: its meta line, the steps in file order, the line number of each step."""
+
+    meta: Meta
+    steps: tuple[Step, ...]
+    lines: tuple[int, ...]
+
+
+class _Probe(msgspec.Struct, frozen=True):
+    """Just enough of a line to tell a meta line from a step."""
+
+    meta: str | None = None
+
+
+def decode_hex(kind: type, value: object) -> object:
+    """msgspec's `dec_hook` for `Hex`; ValueError for anything but a 64-bit hexadecimal string."""
+    if kind is not Hex:
+        raise NotImplementedError
+    if not isinstance(value, str) or not value.startswith("0x"):
+        raise ValueError(f"{value!r} is not a hexadecimal string")
+    number = int(value, 16)
+    if number >> 64:
+        raise ValueError(f"{value} has more than 64 bits")
+    return Hex(number)
+
+
+_PROBE = msgspec.json.Decoder(_Probe)
+_META = msgspec.json.Decoder(Meta)
+_STEP = msgspec.json.Decoder(Step, dec_hook=decode_hex)
+
+
+def read_recording(path: Path) -> Recording:
+    """Reads a recording.
+
+    Raises `InputError` that names the file and line: an unreadable file, a line that is not the
+    JSON of a step, a missing meta line, steps of a case out of order.
+    """
+    try:
+        raw = path.read_bytes().splitlines()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; give a recording (.jsonl)") from error
+    meta: Meta | None = None
+    steps: list[Step] = []
+    lines: list[int] = []
+    for number, line in enumerate(raw, start=1):
+        if not line.strip():
+            continue
+        try:
+            if _PROBE.decode(line).meta is not None:
+                meta = meta or _META.decode(line)
+                continue
+            step = _STEP.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"{path}:{number}: not a recorded step ({error}); the line may be cut off, "
+                "record again or delete it"
+            ) from None
+        if meta is None:
+            raise InputError(
+                f"{path}:{number}: a step before the meta line; the first line must "
+                'be {"meta": "start", "kernel": …}'
+            )
+        _check_order(path, number, steps, step)
+        steps.append(step)
+        lines.append(number)
+    if meta is None or not meta.kernel:
+        raise InputError(f"{path}:1: no meta line with the kernel's release; is it a recording?")
+    return Recording(meta, tuple(steps), tuple(lines))
+
+
+def _check_order(path: Path, number: int, steps: list[Step], step: Step) -> None:
+    """The steps of a case must be adjacent, in rising order, with one configuration."""
+    if not steps or steps[-1].id != step.id:
+        return
+    before = steps[-1]
+    if step.step <= before.step:
+        raise InputError(
+            f"{path}:{number}: case {step.id}: step {step.step} after step {before.step}; "
+            "keep the recorder's order"
+        )
+    if step.cfg != before.cfg:
+        raise InputError(
+            f"{path}:{number}: case {step.id}: another cfg than the step before; "
+            "the steps of one case share one VM"
+        )
