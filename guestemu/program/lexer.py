@@ -21,6 +21,7 @@ from guestemu.abi.errors import InputError
 _WORD: Final = re.compile(
     r'[ \t\r]*(?:(?P<comment>#)|(?P<quoted>"(?:[^"\\]|\\.)*")(?=[ \t\r]|$)|(?P<bare>[!$-~][!#-~]*))'
 )
+_BLANKS: Final = " \t\r"
 _BLANK: Final = re.compile(r"[ \t\r]*$")
 _BARE: Final = re.compile(r"[!$-~][!#-~]*")
 _NUMBER: Final = re.compile(
@@ -67,8 +68,9 @@ def split_words(line: str, place: Place) -> list[Word]:
     while not _BLANK.match(line, position):
         match = _WORD.match(line, position)
         if match is None:
+            rest = line[position:].lstrip(_BLANKS)
             raise place.error(
-                f"column {position + 1}: {shown(line[position:].strip())} is no word; "
+                f"column {len(line) - len(rest) + 1}: {shown(rest)} is no word; "
                 'write printable ASCII or a complete "string"'
             )
         if match["comment"]:

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Generator, mutator and crossover: valid, deterministic, and they reach what matters."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from program_strategies import FAST
+
+from guestemu.abi.addresses import U64_MASK
+from guestemu.program.binary import ALL_KINDS, RECORD_SIZE, decode_ops, encode_ops
+from guestemu.program.generate import FLOWS, generate_ops, generate_program
+from guestemu.program.mutate import (
+    Draws,
+    crossover_bytes,
+    crossover_ops,
+    mutate_bytes,
+    mutate_ops,
+)
+from guestemu.program.ops import Op, OpKind, Region, canonical_op
+from guestemu.program.program import Header
+from guestemu.program.text import format_text, parse_text
+from guestemu.program.validity import problem_of
+
+HEADERS = [Header(), Header(vcpus=3), Header(memory=4096, vcpus=2)]
+seeds = st.integers(0, 2**64 - 1)
+
+
+@FAST
+@given(seeds, st.sampled_from(HEADERS), st.integers(0, 30))
+def test_generated_programs_are_valid_in_both_forms(seed: int, header: Header, length: int) -> None:
+    program = generate_program(seed, header, length=length)
+    assert len(program.ops) == length
+    assert [problem_of(op, header) for op in program.ops] == [None] * length
+    assert parse_text(format_text(program), "p") == program
+    assert decode_ops(encode_ops(program.ops), header) == program.ops
+
+
+def test_a_seed_decides_the_program() -> None:
+    assert generate_program(7, Header()) == generate_program(7, Header())
+    assert generate_program(7, Header()) != generate_program(8, Header())
+
+
+@pytest.mark.parametrize("kinds", [{OpKind.HYPERCALL}, {OpKind.DMA_ALLOC, OpKind.DMA_FREE}])
+def test_only_the_targets_kinds_are_generated(kinds: set[OpKind]) -> None:
+    ops = generate_ops(random.Random(1), Header(), frozenset(kinds), 200)
+    assert {op.kind for op in ops} == kinds
+
+
+def test_many_programs_reach_every_kind_region_and_the_known_edges() -> None:
+    ops = [op for seed in range(3000) for op in generate_program(seed, HEADERS[2]).ops]
+    assert {op.kind for op in ops} == ALL_KINDS
+    assert {op.region for op in ops} == set(Region)
+    hypercalls = [op for op in ops if op.kind is OpKind.HYPERCALL]
+    counts = {op.arguments[2] for op in hypercalls}
+    assert {0, 1, 2, 33, 34, 511, 512, 513, 1 << 19, 1 << 20, U64_MASK} <= counts
+    assert {0, 0x10, 0x1, 0x12, 0x30, U64_MASK} <= {op.arguments[3] for op in hypercalls}
+    addresses = {op.arguments[1] for op in hypercalls if not op.has_page}
+    assert {0, 1, 0x1000, U64_MASK - 0xFFF} <= addresses
+    msrs = {op.arguments[0] for op in ops if op.kind is OpKind.WRMSR}
+    assert {0x4B564D07, 0x4B564D08, 0x4B564D09, 0x4B564D00, 0x4B564DFF} <= msrs
+    sizes = {op.arguments[0] for op in ops if op.kind is OpKind.EARLY_SET_MEMORY_DECRYPTED}
+    assert {4095, 4096, 4097} <= sizes
+
+
+def test_most_programs_set_the_platform_up_first() -> None:
+    first = [generate_program(seed, Header()).ops[0].kind for seed in range(100)]
+    assert first.count(OpKind.INIT_PLATFORM) > 60
+
+
+@pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: flow.__name__.strip("_"))
+def test_flows_are_valid_ops(flow: object) -> None:
+    assert callable(flow)
+    for seed in range(50):
+        for op in flow(random.Random(seed), Header()):
+            assert problem_of(canonical_op(op), Header()) is None
+
+
+@FAST
+@given(st.binary(max_size=5 * RECORD_SIZE), seeds, st.integers(0, 400), st.sampled_from(HEADERS))
+def test_mutated_bytes_are_whole_records_within_the_size(
+    data: bytes, seed: int, max_size: int, header: Header
+) -> None:
+    mutated = mutate_bytes(data, max_size, seed, header)
+    assert mutated == mutate_bytes(data, max_size, seed, header)
+    assert len(mutated) <= max_size
+    assert len(mutated) % RECORD_SIZE == 0
+    assert bool(mutated) is (max_size >= RECORD_SIZE)
+
+
+@FAST
+@given(seeds, seeds, st.sampled_from(HEADERS))
+def test_mutated_ops_are_valid(program_seed: int, seed: int, header: Header) -> None:
+    ops = generate_program(program_seed, header).ops
+    mutated = mutate_ops(ops, header, seed, max_ops=14)
+    assert 1 <= len(mutated) <= 14
+    assert [problem_of(op, header) for op in mutated] == [None] * len(mutated)
+
+
+def test_mutation_changes_most_programs() -> None:
+    ops = generate_program(1, Header()).ops
+    changed = sum(mutate_ops(ops, Header(), seed) != ops for seed in range(200))
+    assert changed > 170
+
+
+def test_mutation_stays_inside_the_targets_kinds() -> None:
+    kinds = frozenset({OpKind.SET_MEMORY_DECRYPTED, OpKind.SET_MEMORY_ENCRYPTED})
+    ops: tuple[Op, ...] = ()
+    for seed in range(200):
+        ops = mutate_ops(ops, Header(), seed, kinds)
+        assert {op.kind for op in ops} <= kinds
+
+
+def test_mutation_finds_the_inverse_of_a_conversion() -> None:
+    decrypt = canonical_op(Op(OpKind.SET_MEMORY_DECRYPTED, (40,), Region.D, 9))
+    encrypt = canonical_op(Op(OpKind.SET_MEMORY_ENCRYPTED, (40,), Region.D, 9))
+    assert any(mutate_ops((decrypt,), Header(), seed) == (decrypt, encrypt) for seed in range(500))
+
+
+def test_mutation_reaches_expensive_edges_too() -> None:
+    op = canonical_op(Op(OpKind.SET_MEMORY_DECRYPTED, (1,), Region.D, 0))
+    found = {
+        mutated.arguments[0]
+        for seed in range(3000)
+        for mutated in mutate_ops((op,), Header(), seed)
+        if mutated.kind is op.kind
+    }
+    assert {33, 34, 1 << 19, 1 << 20} <= found
+
+
+@FAST
+@given(st.binary(max_size=200), st.binary(max_size=200), seeds, st.integers(0, 400))
+def test_crossover_is_made_of_its_parents_records(
+    first: bytes, second: bytes, seed: int, max_size: int
+) -> None:
+    child = crossover_bytes(first, second, max_size, seed)
+    assert child == crossover_bytes(first, second, max_size, seed)
+    assert len(child) <= max_size
+    parents = {
+        parent[offset : offset + RECORD_SIZE]
+        for parent in (first, second)
+        for offset in range(0, len(parent) - RECORD_SIZE + 1, RECORD_SIZE)
+    }
+    records = [child[offset : offset + RECORD_SIZE] for offset in range(0, len(child), RECORD_SIZE)]
+    assert set(records) <= parents
+
+
+def test_crossover_mixes_two_programs() -> None:
+    first = (canonical_op(Op(OpKind.CPU_OFFLINE)),) * 4
+    second = (canonical_op(Op(OpKind.INIT_PLATFORM)),) * 4
+    children = [crossover_ops(first, second, Header(), seed) for seed in range(50)]
+    assert any({op.kind for op in child} == {first[0].kind, second[0].kind} for child in children)
+    assert all(len(child) <= 8 for child in children)
+
+
+def test_draws_spread_over_their_range() -> None:
+    draws = Draws(0)
+    assert {draws.below(16) for _ in range(400)} == set(range(16))
+    assert Draws(1).next() != Draws(2).next()
