@@ -157,6 +157,10 @@ class CpuHooks:
         engine.add_hook(HOOK_INSN, CpuidHook(self._on_cpuid), instruction=INSN_CPUID)
         engine.add_hook(HOOK_INSN, OutHook(self._on_out), instruction=INSN_OUT)
 
+    def clear(self) -> None:
+        """Before a run: nothing is pending."""
+        self.pending = None
+
     def _add_invalid_hook(self, code: HostCode) -> None:
         engine = self.engine
         if not code.available:

@@ -87,7 +87,7 @@ class Vcpu:
         hooks.watch.left = budget
         hooks.vcpu = self
         while True:
-            hooks.pending = None
+            hooks.clear()
             code = start(rip)
             pending = hooks.pending
             if hooks.errors or code != OK or ram_errors:

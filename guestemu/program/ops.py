@@ -20,9 +20,26 @@ import msgspec
 
 from guestemu.abi.addresses import PAGE_MASK, U32_MASK, U64_MASK
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
+from guestemu.abi.regions import REGIONS, Instruction, Region, RegionSpec
 from guestemu.abi.x86 import Mode
 
 MAX_ARGUMENTS: Final = 5
+
+__all__ = [
+    "ARGUMENT_MASKS",
+    "MAX_ARGUMENTS",
+    "NAMES",
+    "REGIONS",
+    "SPECS",
+    "Argument",
+    "ArgumentSpec",
+    "Instruction",
+    "Op",
+    "OpKind",
+    "OpSpec",
+    "Region",
+    "RegionSpec",
+]
 
 
 class OpKind(enum.IntEnum):
@@ -48,42 +65,6 @@ class OpKind(enum.IntEnum):
     CLEAR_PRESENT = 17
     STOP_CONVERSION = 18
     TOUCH_CBIT = 19
-
-
-class Instruction(enum.IntEnum):
-    """The instruction a hypercall op executes."""
-
-    VMMCALL = 0
-    VMCALL = 1
-
-
-class Region(enum.IntEnum):
-    """The memory regions every guest offers; see `REGIONS` for size and initial mapping."""
-
-    D = 0
-    L = 1
-    V = 2
-    G = 3
-
-
-class RegionSpec(msgspec.Struct, frozen=True):
-    """Shape of a region: `pages` of 4 KiB, mapped by leaves of `leaf` bytes, aligned to `leaf`.
-
-    `alias` is the region whose frames this one maps a second time (a vmalloc-like alias), or None.
-    """
-
-    pages: int
-    leaf: int
-    alias: Region | None
-    text: str
-
-
-REGIONS: Final[Mapping[Region, RegionSpec]] = {
-    Region.D: RegionSpec(1024, 1 << 12, None, "direct map, 4 KiB leaves"),
-    Region.L: RegionSpec(2048, 1 << 21, None, "direct map, 2 MiB leaves"),
-    Region.V: RegionSpec(64, 1 << 12, Region.D, "vmalloc-like alias of D's first 64 frames"),
-    Region.G: RegionSpec(2 << 18, 1 << 30, None, "direct map, 1 GiB leaves (memory >= 4G only)"),
-}
 
 
 class Argument(enum.Enum):

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The `Guest` interface: what runs on the machine, by the kernel's own names.
+
+A guest owns a machine with page tables, places the regions that programs name, and carries out one
+operation at a time. Every operation runs on the emulated CPU and ends in a `CallOutcome`; exits on
+the way are answered by whatever `machine.hooks.handler` is.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import msgspec
+
+from guestemu.abi.addresses import Gpa, Gva
+from guestemu.abi.regions import Instruction, Region
+from guestemu.abi.x86 import Mode
+from guestemu.machine.exits import Exit
+from guestemu.machine.leafmap import LeafMap
+from guestemu.machine.machine import Machine
+
+
+class GuestOops(msgspec.Struct, frozen=True):
+    """The guest's own exception handler gave up (a kernel would print an oops)."""
+
+    vector: int
+    error_code: int
+    rip: int
+    cr2: int
+
+
+class CallOutcome(msgspec.Struct, frozen=True, gc=False):
+    """How an operation ended.
+
+    `value` is what the function returned (None if it did not return); `end` the exit or oops that
+    ended it otherwise; `warnings` the WARN sites that were hit, by name and in order.
+    """
+
+    value: int | None
+    end: Exit | GuestOops | None = None
+    warnings: tuple[str, ...] = ()
+
+
+class PlacedRegion(msgspec.Struct, frozen=True):
+    """Where a guest put a region: first GVA and GPA, size in 4 KiB pages."""
+
+    gva: Gva
+    gpa: Gpa
+    pages: int
+
+
+class RawRegisters(msgspec.Struct, frozen=True, gc=False):
+    """RAX, RBX, RCX, RDX, RSI for a raw instruction."""
+
+    rax: int = 0
+    rbx: int = 0
+    rcx: int = 0
+    rdx: int = 0
+    rsi: int = 0
+
+
+class Guest(ABC):
+    """One guest on one machine. Methods named after kernel functions do what those do."""
+
+    name: ClassVar[str]
+    machine: Machine
+    leaf_map: LeafMap
+    regions: dict[Region, PlacedRegion]
+    budget: int
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Back to the state after `boot`: memory, page tables, registers."""
+
+    @property
+    @abstractmethod
+    def notifies_with_attributes(self) -> bool:
+        """Whether the third hypercall argument is KVM_MAP_GPA_RANGE attributes (5.16 on) or the
+        patch set's 0/1."""
+
+    def gva(self, region: Region, page: int) -> Gva:
+        """The virtual address of a page."""
+        return Gva(self.regions[region].gva + (page << 12))
+
+    def gpa(self, region: Region, page: int) -> Gpa:
+        """The physical address of a page."""
+        return Gpa(self.regions[region].gpa + (page << 12))
+
+    @abstractmethod
+    def set_memory_encrypted(self, gva: Gva, pages: int) -> CallOutcome:
+        """The kernel's function; `pages` is its int argument."""
+
+    @abstractmethod
+    def set_memory_decrypted(self, gva: Gva, pages: int) -> CallOutcome:
+        """The kernel's function; `pages` is its int argument."""
+
+    @abstractmethod
+    def early_set_memory_encrypted(self, gva: Gva, size: int) -> CallOutcome:
+        """The kernel's function; `size` in bytes."""
+
+    @abstractmethod
+    def early_set_memory_decrypted(self, gva: Gva, size: int) -> CallOutcome:
+        """The kernel's function; `size` in bytes."""
+
+    @abstractmethod
+    def memset(self, gva: Gva, value: int, size: int) -> CallOutcome:
+        """Stores `size` bytes through the current mapping."""
+
+    @abstractmethod
+    def load(self, gva: Gva) -> CallOutcome:
+        """Loads 8 bytes through the current mapping."""
+
+    @abstractmethod
+    def touch_cbit(self, gva: Gva, private: bool) -> CallOutcome:
+        """Sets the C-bit of a 4 KiB entry and invalidates it, without telling the host."""
+
+    @abstractmethod
+    def kvm_init_platform(self, efi: bool) -> CallOutcome:
+        """Tells the host that RAM is private and writes MIGRATION_CONTROL (A40)."""
+
+    @abstractmethod
+    def kvm_guest_cpu_offline(self) -> CallOutcome:
+        """Writes MIGRATION_CONTROL = 0 (A43)."""
+
+    @abstractmethod
+    def set_memory_enc_stop_conversion(self) -> CallOutcome:
+        """Takes mem_enc_lock for good (A21); returns -ENOSYS where the generation has none."""
+
+    @abstractmethod
+    def raw_hypercall(
+        self, instruction: Instruction, registers: RawRegisters, mode: Mode, cpl: int
+    ) -> CallOutcome:
+        """VMMCALL or VMCALL with these registers; the value is RAX. Exceptions end it."""
+
+    @abstractmethod
+    def raw_rdmsr(self, index: int, mode: Mode, cpl: int) -> CallOutcome:
+        """RDMSR; the value is EDX:EAX. Exceptions end it."""
+
+    @abstractmethod
+    def raw_wrmsr(self, index: int, value: int, mode: Mode, cpl: int) -> CallOutcome:
+        """WRMSR. Exceptions end it."""
+
+    @abstractmethod
+    def fail_split(self, after: int) -> None:
+        """Page-table allocations fail after `after` more of them; `clear_faults` ends that."""
+
+    @abstractmethod
+    def clear_faults(self) -> None:
+        """Allocations succeed again."""
+
+    @abstractmethod
+    def edit_entry(self, gva: Gva, clear_all: bool) -> bool:
+        """Zeroes the 4 KiB entry of `gva` (or clears only PRESENT); False if there is none."""
+
+    def activate(self, vcpu: int) -> None:
+        """Runs the next operations on vCPU `vcpu`."""
+        self.machine.activate(vcpu)

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the guest's page tables say about every frame, kept up to date from the stores into them.
+
+Walking the tables after each operation would cost more than the operation. The memory hook logs
+every store into a page-table page, and this map replays the log: for each frame of the direct map
+the C-bit of the leaf that maps it, for each page of an alias window the same. It only believes what
+was stored in a page that is linked into the tables; a table that is filled before it is linked is
+read when it is linked.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+from bitarray import bitarray
+
+from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa, Gva
+from guestemu.abi.x86 import PTE_ADDRESS_MASK, PTE_PRESENT, PTE_PSE
+from guestemu.machine.memory import GuestRam
+
+_VA_BITS: Final = (1 << 48) - 1
+_ENTRIES: Final = 512
+
+
+class Window(msgspec.Struct, frozen=True):
+    """`pages` virtual pages from `gva` on; page i is expected to map frame `gfn + i`."""
+
+    gva: Gva
+    gfn: int
+    pages: int
+
+
+class Flip(msgspec.Struct, frozen=True):
+    """A leaf whose C-bit changed: `pages` of 4 KiB from `gva`, now private or shared.
+
+    `changed` counts the pages whose bit differed; `is_alias` tells the windows apart.
+    """
+
+    gva: Gva
+    gfn: int
+    pages: int
+    private: bool
+    changed: int
+    is_alias: bool
+
+
+class LeafMap:
+    """C-bits of a direct map and of one alias window.
+
+    `private` has one bit per frame of the direct map, `alias` one per page of the alias window
+    (1 = C-bit set; a hole keeps its last value). `moved` holds the virtual pages whose leaf maps
+    another frame than expected, `holes` those whose entry is zero.
+    """
+
+    def __init__(
+        self, ram: GuestRam, root: Gpa, cbit_mask: int, direct: Window, alias: Window | None
+    ) -> None:
+        self._ram = ram
+        self._cbit = cbit_mask
+        self._direct = direct
+        self._alias = alias
+        self.private = bitarray(direct.pages, endian="little")
+        self.private.setall(True)
+        self.alias = bitarray(alias.pages if alias else 0, endian="little")
+        self.alias.setall(True)
+        self.moved: set[int] = set()
+        self.holes: set[int] = set()
+        self._tables: dict[int, tuple[int, int]] = {}
+        self._link(root >> PAGE_SHIFT, 4, 0, [])
+        self.checkpoint()
+
+    def checkpoint(self) -> None:
+        """What `rollback` returns to."""
+        self._base = (
+            self.private.copy(),
+            self.alias.copy(),
+            frozenset(self.moved),
+            frozenset(self.holes),
+        )
+        self._base_tables = dict(self._tables)
+
+    def rollback(self) -> None:
+        """Back to the checkpoint."""
+        private, alias, moved, holes = self._base
+        self.private[:] = private
+        if alias:
+            self.alias[:] = alias
+        if self.moved != moved:
+            self.moved = set(moved)
+        if self.holes != holes:
+            self.holes = set(holes)
+        if len(self._tables) != len(self._base_tables):
+            self._tables = dict(self._base_tables)
+
+    def update(self, writes: list[tuple[int, int]]) -> list[Flip]:
+        """Replays stores (physical address, value) and returns the leaves whose C-bit changed."""
+        flips: list[Flip] = []
+        tables = self._tables
+        for address, value in writes:
+            gpa = address & ~self._ram.cbit_mask
+            meta = tables.get(gpa >> PAGE_SHIFT)
+            if meta is not None:
+                level, base = meta
+                shift = PAGE_SHIFT + 9 * (level - 1)
+                self._entry(level, base | (gpa >> 3 & 0x1FF) << shift, value, flips)
+        return flips
+
+    def reread(self, entry_gpa: Gpa) -> list[Flip]:
+        """After a host-side edit of one entry."""
+        return self.update([(entry_gpa, self._ram.read_u64(entry_gpa))])
+
+    def _entry(self, level: int, va: int, entry: int, flips: list[Flip]) -> None:
+        if level > 1 and entry & PTE_PRESENT and not (level < 4 and entry & PTE_PSE):
+            gfn = (entry & PTE_ADDRESS_MASK & ~self._cbit) >> PAGE_SHIFT
+            if gfn < self._ram.frames:
+                self._link(gfn, level - 1, va, flips)
+            return
+        pages = 1 << 9 * (level - 1)
+        for window, bits, is_alias in (
+            (self._direct, self.private, False),
+            (self._alias, self.alias, True),
+        ):
+            if window is None:
+                continue
+            page = (va - (window.gva & _VA_BITS)) >> PAGE_SHIFT
+            if 0 <= page < window.pages:
+                self._leaf(window, bits, is_alias, page, pages, entry, flips)
+
+    def _leaf(
+        self,
+        window: Window,
+        bits: bitarray,
+        is_alias: bool,
+        page: int,
+        pages: int,
+        entry: int,
+        flips: list[Flip],
+    ) -> None:
+        gva = Gva(window.gva + page * PAGE_SIZE)
+        if entry == 0:
+            self.holes.update(range(gva, gva + pages * PAGE_SIZE, PAGE_SIZE))
+            return
+        if self.holes:
+            self.holes.difference_update(range(gva, gva + pages * PAGE_SIZE, PAGE_SIZE))
+        gfn = (entry & PTE_ADDRESS_MASK & ~self._cbit) >> PAGE_SHIFT & ~(pages - 1)
+        if gfn != window.gfn + page:
+            self.moved.add(gva)
+        elif self.moved:
+            self.moved.discard(gva)
+        private = bool(entry & self._cbit)
+        end = min(page + pages, len(bits))
+        if end - page == 1:
+            changed = int(bits[page] != private)
+            bits[page] = private
+        else:
+            changed = end - page - bits.count(private, page, end)
+            bits[page:end] = private
+        if changed:
+            flips.append(Flip(gva, window.gfn + page, end - page, private, changed, is_alias))
+
+    def _link(self, gfn: int, level: int, base: int, flips: list[Flip]) -> None:
+        self._tables[gfn] = (level, base)
+        self._ram.mark_table(gfn)
+        start = gfn * PAGE_SIZE
+        entries = self._ram.private[start : start + PAGE_SIZE].cast("Q").tolist()
+        if level == 1 and self._is_uniform(entries, base):
+            return
+        shift = PAGE_SHIFT + 9 * (level - 1)
+        for index, entry in enumerate(entries):
+            if entry:
+                self._entry(level, base | index << shift, entry, flips)
+
+    def _is_uniform(self, entries: list[int], base: int) -> bool:
+        """A freshly split leaf: consecutive frames, one set of attributes, same C-bit as before."""
+        page = (base - (self._direct.gva & _VA_BITS)) >> PAGE_SHIFT
+        if not 0 <= page <= self._direct.pages - _ENTRIES or self.holes or self.moved:
+            return False
+        first = entries[0]
+        gfn = (first & PTE_ADDRESS_MASK & ~self._cbit) >> PAGE_SHIFT
+        if gfn != self._direct.gfn + page:
+            return False
+        if self.private.count(bool(first & self._cbit), page, page + _ENTRIES) != _ENTRIES:
+            return False
+        return entries == list(range(first, first + _ENTRIES * PAGE_SIZE, PAGE_SIZE))
