@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From exceptions to exit status and one line on stderr. The only place that decides either.
+
+| status | meaning |
+| --- | --- |
+| 0 | nothing wrong |
+| 1 | findings, mismatches, failed expectations: a verb returns `EXIT_FINDINGS` |
+| 2 | bad usage or bad input |
+| 3 | something this machine lacks |
+| 70 | a defect of guestemu itself (EX_SOFTWARE) |
+| 130 | Ctrl-C |
+| 141 | the reader of stdout went away (128 + SIGPIPE) |
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from typing import Final, Protocol, runtime_checkable
+
+from guestemu.abi.errors import InputError, MissingError, PluginError
+
+EXIT_OK: Final = 0
+EXIT_FINDINGS: Final = 1
+EXIT_INPUT: Final = 2
+EXIT_MISSING: Final = 3
+EXIT_INTERNAL: Final = 70
+EXIT_INTERRUPTED: Final = 130
+EXIT_BROKEN_PIPE: Final = 141
+
+TRACEBACK_VARIABLE: Final = "GUESTEMU_TRACEBACK"
+"""Environment variable; set to 1 it shows the traceback of any error."""
+
+_LACKS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE})
+
+
+@runtime_checkable
+class UsageProblem(Protocol):
+    """What typer raises for a command line it cannot parse, in any of its versions."""
+
+    def format_message(self) -> str:
+        """The problem in words, at times with a suggestion."""
+
+
+def one_line(text: str) -> str:
+    """`text` on one line: whitespace runs become one blank, other control characters escapes."""
+    joined = " ".join(text.split())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in joined)
+
+
+def _usage_line(problem: UsageProblem) -> str:
+    context = getattr(problem, "ctx", None)
+    path = getattr(context, "command_path", None) or "guestemu"
+    message = one_line(problem.format_message()).rstrip(".")
+    command = "" if path == "guestemu" else f"{path.removeprefix('guestemu ')}: "
+    return f"{command}{message}; {path} --help shows what there is"
+
+
+def _os_line(error: OSError) -> tuple[int, str]:
+    status = EXIT_MISSING if error.errno in _LACKS else EXIT_INPUT
+    reason = error.strerror or str(error)
+    if error.filename is not None:
+        return status, f"{os.fsdecode(error.filename)}: {reason}"
+    return (EXIT_MISSING if status == EXIT_MISSING else EXIT_INTERNAL), reason
+
+
+def describe(error: BaseException) -> tuple[int, str]:
+    """The exit status of `error` and what to say about it, without the `guestemu: ` in front."""
+    match error:
+        case KeyboardInterrupt():
+            return EXIT_INTERRUPTED, "interrupted"
+        case PluginError() | InputError():
+            return EXIT_INPUT, str(error)
+        case MissingError():
+            return EXIT_MISSING, str(error)
+        case MemoryError():
+            return EXIT_MISSING, "not enough memory; use a smaller --memory or fewer --jobs"
+        case OSError():
+            return _os_line(error)
+        case UsageProblem():
+            return EXIT_INPUT, _usage_line(error)
+    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return EXIT_INTERNAL, (
+        f"internal error: {what}; please report it with the traceback that "
+        f"{TRACEBACK_VARIABLE}=1 shows"
+    )
+
+
+def report(error: BaseException) -> int:
+    """Says on stderr what `error` means, in one line, and returns the exit status."""
+    status, line = describe(error)
+    if os.environ.get(TRACEBACK_VARIABLE) == "1":
+        traceback.print_exception(error)
+    print(f"guestemu: {one_line(line)}", file=sys.stderr)
+    return status

@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The frame of the command line, with verbs made for the test."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from guestemu import __version__
+from guestemu.cli.main import find_verbs, main
+
+PACKAGE = "frame_verbs"
+
+VERBS = {
+    "echo": '''
+from typing import Annotated
+import typer
+from guestemu.cli import console
+
+def command(
+    words: Annotated[list[str], typer.Argument(help="What to say.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    lines: int = 1,
+) -> None:
+    """Says words.
+
+    Example: guestemu echo hello
+    """
+    console.note("working")
+    for _ in range(lines):
+        if as_json:
+            console.emit_json({"words": words, "count": len(words)})
+        else:
+            console.emit(" ".join(words))
+''',
+    "fail": '''
+import typer
+from guestemu.abi import errors as abi
+from guestemu.abi.errors import InputError, MissingError, PluginError
+from guestemu.cli.errors import EXIT_FINDINGS
+
+def command(how: str) -> int:
+    """Fails."""
+    if how == "findings":
+        return EXIT_FINDINGS
+    if how == "exit":
+        raise typer.Exit(1)
+    if how == "open":
+        open("/nonexistent/file")
+    raise {
+        "input": InputError("a.prog:3: no op 'x';\\n did you mean y?"),
+        "plugin": PluginError("my.py: class Host has no hypercall; add it"),
+        "missing": MissingError("atheris is not installed; pip install guestemu[fuzz]"),
+        "interrupt": KeyboardInterrupt(),
+        "abort": typer.Abort(),
+        "memory": MemoryError(),
+        "full": OSError(28, "No space left on device"),
+        "bug": KeyError("slot"),
+        "engine": abi.EngineError("emu_start returned 21"),
+    }[how]
+''',
+    "status": 'def command() -> None:\n    """Shows nothing."""\n',
+    "big_group": '''
+import typer
+app = typer.Typer(help="A verb with verbs of its own.")
+
+@app.command("list")
+def list_() -> None:
+    """Lists."""
+    print("listed")
+
+@app.command("run")
+def run() -> None:
+    """Runs."""
+''',
+    "_helper": "raise AssertionError('a helper is no verb')\n",
+    "main": "raise AssertionError('the frame is no verb')\n",
+}
+
+
+@pytest.fixture
+def verbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    directory = tmp_path / PACKAGE
+    directory.mkdir()
+    (directory / "__init__.py").touch()
+    for name, source in VERBS.items():
+        (directory / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv("GUESTEMU_TRACEBACK", raising=False)
+    for name in [name for name in sys.modules if name.split(".")[0] == PACKAGE]:
+        monkeypatch.delitem(sys.modules, name)
+    return str(tmp_path)
+
+
+def run_process(verbs: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    code = f"import sys; from guestemu.cli.main import main; sys.exit(main(package={PACKAGE!r}))"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([verbs, os.getcwd()]), **environment},
+    )
+
+
+@pytest.mark.usefixtures("verbs")
+def test_a_result_goes_to_stdout_and_a_note_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["echo", "two", "words"], PACKAGE) == 0
+    assert capsys.readouterr() == ("two words\n", "working\n")
+
+
+@pytest.mark.usefixtures("verbs")
+def test_json_is_exactly_one_object(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["echo", "--json", "é"], PACKAGE) == 0
+    assert json.loads(capsys.readouterr().out) == {"words": ["é"], "count": 1}
+
+
+@pytest.mark.usefixtures("verbs")
+def test_only_the_verb_in_use_is_imported() -> None:
+    assert main(["echo", "x"], PACKAGE) == 0
+    assert f"{PACKAGE}.echo" in sys.modules
+    assert f"{PACKAGE}.fail" not in sys.modules
+
+
+@pytest.mark.usefixtures("verbs")
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], []])
+def test_help_lists_the_verbs_in_their_order(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments, PACKAGE) == 0
+    out = capsys.readouterr().out
+    positions = [out.index(f"\n  {verb} ") for verb in ("status", "big-group", "echo", "fail")]
+    assert positions == sorted(positions)
+    assert "Says words." in out
+    assert "helper" not in out
+    assert "main" not in out
+
+
+@pytest.mark.usefixtures("verbs")
+def test_a_verb_has_its_own_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["echo", "--help"], PACKAGE) == 0
+    assert "Example: guestemu echo hello" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("verbs")
+def test_a_verb_may_have_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["big-group", "list"], PACKAGE) == 0
+    assert capsys.readouterr().out == "listed\n"
+
+
+def test_version_needs_no_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr() == (f"guestemu {__version__}\n", "")
+
+
+def test_the_frames_own_modules_are_no_verbs() -> None:
+    assert not {"main", "console", "errors"} & find_verbs().keys()
+
+
+@pytest.mark.usefixtures("verbs")
+@pytest.mark.parametrize(
+    ("how", "status", "line"),
+    [
+        ("findings", 1, ""),
+        ("exit", 1, ""),
+        ("input", 2, "guestemu: a.prog:3: no op 'x'; did you mean y?\n"),
+        ("plugin", 2, "guestemu: my.py: class Host has no hypercall; add it\n"),
+        ("open", 2, "guestemu: /nonexistent/file: No such file or directory\n"),
+        ("missing", 3, "guestemu: atheris is not installed; pip install guestemu[fuzz]\n"),
+        ("full", 3, "guestemu: No space left on device\n"),
+        ("interrupt", 130, "guestemu: interrupted\n"),
+        ("abort", 130, "guestemu: interrupted\n"),
+    ],
+)
+def test_status_and_one_line(
+    how: str, status: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fail", how], PACKAGE) == status
+    assert capsys.readouterr() == ("", line)
+
+
+@pytest.mark.usefixtures("verbs")
+@pytest.mark.parametrize(("how", "what"), [("bug", "KeyError: 'slot'"), ("engine", "EngineError")])
+def test_a_defect_is_no_finding_and_no_traceback(
+    how: str, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fail", how], PACKAGE) == 70
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"guestemu: internal error: {what}")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.usefixtures("verbs")
+def test_a_traceback_on_request(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GUESTEMU_TRACEBACK", "1")
+    assert main(["fail", "input"], PACKAGE) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback (most recent call last):")
+    assert err.endswith("guestemu: a.prog:3: no op 'x'; did you mean y?\n")
+
+
+@pytest.mark.usefixtures("verbs")
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["ecko"], ["no command 'ecko'; did you mean echo?"]),
+        (["zzz"], ["no command 'zzz'; guestemu --help lists them"]),
+        (["--versoin"], ["--versoin", "--version", "guestemu --help shows"]),
+        (["echo", "--jsn", "x"], ["echo: ", "--jsn", "--json", "guestemu echo --help shows"]),
+        (["echo"], ["echo: Missing argument", "guestemu echo --help shows"]),
+        (["echo", "--lines", "x", "y"], ["echo: Invalid value for", "--lines", "integer"]),
+        (["big-group", "lst"], ["big-group: No such command 'lst'"]),
+    ],
+)
+def test_bad_usage_is_one_line_with_a_way_on(
+    arguments: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments, PACKAGE) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("guestemu: ")
+    assert err.count("\n") == 1
+    assert [part for part in parts if part not in err] == []
+
+
+def test_the_reader_going_away_is_no_finding_and_says_nothing(verbs: str) -> None:
+    process = run_process(verbs, "echo", "--lines", "100000", "x")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline() == "x\n"
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    assert (process.wait(), errors) == (141, "working\n")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_on_stdout_is_said(verbs: str) -> None:
+    code = f"import sys; from guestemu.cli.main import main; sys.exit(main(package={PACKAGE!r}))"
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-c", code, "echo", "x"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([verbs, os.getcwd()])},
+            check=False,
+        )
+    assert result.returncode == 3
+    assert os.strerror(errno.ENOSPC) in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_ascii_terminal_gets_escapes(verbs: str) -> None:
+    with run_process(verbs, "echo", "é", PYTHONIOENCODING="ascii") as process:
+        out, err = process.communicate()
+    assert (process.returncode, out, err) == (0, "\\xe9\n", "working\n")
+
+
+def test_python_dash_m() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "guestemu", "--version"], capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout) == (0, f"guestemu {__version__}\n")
