@@ -20,8 +20,9 @@ class ByteSource(Protocol):
 def numbered_lines(source: ByteSource) -> Iterator[tuple[int, bytes]]:
     """Yields (line number from 1, line without its newline).
 
-    A line of more than 64 KiB may come cut, but never to less than 64 KiB plus one byte, so a caller
-    sees that it is too long; the rest of it is read and dropped. Errors: only what `source.read` raises.
+    A line of more than 64 KiB may come cut, but never to less than 64 KiB plus one byte, so a
+    caller sees that it is too long; the rest of it is read and dropped. Errors: only what
+    `source.read` raises.
     """
     number = 0
     tail = b""
