@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The committed machine code of the snippet guest, one ELF file for each kernel generation.
+
+Linked at GVA = GPA 0x10000, below 0x30000; code, constants and data on pages of their own. How to
+call it: RIP = a function's address, RDI, RSI, RDX, RCX = arguments, RSP = stack top - 8 holding the
+address of `guest_return`; 64-bit mode, CPL 0, interrupts off. RAX holds the result at the HLT of
+`guest_return`. An exception that is no fix-up case ends at the HLT of `guest_oops` (info.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from importlib.resources import files
+from io import BytesIO
+from typing import Final
+
+import msgspec
+from elftools.common.exceptions import ELFError
+from elftools.elf.elffile import ELFFile
+
+from guestemu.abi.addresses import Gpa, Gva
+from guestemu.abi.errors import InputError
+
+GENERATIONS: Final = ("5.10", "2020", "5.17", "6.1", "6.12")
+"""Kernel generations in order of age (facts A10, A1-A9, A11-A16, A.3 first and last column)."""
+
+VECTORS: Final = 32
+UD2_SIZE: Final = 2
+
+_SITE: Final = re.compile(r"(vmmcall|msr|pte|flush)_site_(\d+)")
+_PF_X: Final = 1
+_PF_W: Final = 2
+
+
+class Segment(msgspec.Struct, frozen=True):
+    """A part of the image: `address` (GPA = GVA), bytes of the file, size in memory (the rest is zero)."""
+
+    address: Gpa
+    data: bytes
+    size: int
+    is_code: bool
+    is_writable: bool
+
+
+class SnippetImage(msgspec.Struct, frozen=True):
+    """One generation's code.
+
+    `symbols`: every global symbol; the absolute ones (`INFO_*`) are offsets, not addresses.
+    `info`: address of the info block. `vmmcall_sites`: VMMCALL and VMCALL; `msr_sites`: RDMSR and
+    WRMSR; `pte_sites`: stores into live page tables; `flush_sites`: INVLPG and the first of the two
+    CR4 writes of a global flush; each in the order of the code. `warnings`: address of the UD2 of a
+    WARN -> its name; continue `UD2_SIZE` bytes behind it. `exceptions`: entry per vector.
+    """
+
+    generation: str
+    segments: tuple[Segment, ...]
+    symbols: Mapping[str, int]
+    info: Gpa
+    vmmcall_sites: tuple[Gva, ...]
+    msr_sites: tuple[Gva, ...]
+    pte_sites: tuple[Gva, ...]
+    flush_sites: tuple[Gva, ...]
+    warnings: Mapping[int, str]
+    exceptions: tuple[Gva, ...]
+
+    def address(self, symbol: str) -> Gva:
+        """Where `symbol` is; `InputError` if this generation has no such symbol."""
+        try:
+            return Gva(self.symbols[symbol])
+        except KeyError:
+            raise InputError(
+                f"snippet {self.generation}: no symbol {symbol!r}, this generation lacks it"
+            ) from None
+
+
+def load_snippet(generation: str) -> SnippetImage:
+    """The code of `generation`, one of `GENERATIONS`; `InputError` for any other name."""
+    if generation not in GENERATIONS:
+        raise InputError(
+            f"snippet generation {generation!r}: unknown, take one of {', '.join(GENERATIONS)}"
+        )
+    image = (files("guestemu.guest.snippet") / f"snippet-{generation}.elf").read_bytes()
+    return parse_snippet(generation, image)
+
+
+def parse_snippet(generation: str, image: bytes) -> SnippetImage:
+    """Reads an ELF file built like ours; `InputError` names what is missing from another one."""
+    try:
+        elf = ELFFile(BytesIO(image))
+        symtab = elf.get_section_by_name(".symtab")
+        symbols = {
+            symbol.name: int(symbol["st_value"])
+            for symbol in (symtab.iter_symbols() if symtab else ())
+            if symbol["st_info"]["bind"] == "STB_GLOBAL"
+        }
+        segments = tuple(
+            Segment(
+                Gpa(int(part["p_paddr"])),
+                bytes(part.data()),
+                int(part["p_memsz"]),
+                bool(part["p_flags"] & _PF_X),
+                bool(part["p_flags"] & _PF_W),
+            )
+            for part in elf.iter_segments("PT_LOAD")
+            if part["p_memsz"]
+        )
+    except ELFError as error:
+        raise InputError(f"snippet {generation}: not an ELF file, rebuild it: {error}") from None
+    missing = {"info", "guest_return", "guest_oops", "exception_31"} - symbols.keys()
+    if missing:
+        raise InputError(
+            f"snippet {generation}: symbol {min(missing)!r} is missing, rebuild with its symbols"
+        )
+    sites = _sites(symbols)
+    return SnippetImage(
+        generation=generation,
+        segments=segments,
+        symbols=symbols,
+        info=Gpa(symbols["info"]),
+        vmmcall_sites=sites["vmmcall"],
+        msr_sites=sites["msr"],
+        pte_sites=sites["pte"],
+        flush_sites=sites["flush"],
+        warnings={
+            address: name.removeprefix("warn_")
+            for name, address in symbols.items()
+            if name.startswith("warn_")
+        },
+        exceptions=tuple(Gva(symbols[f"exception_{vector}"]) for vector in range(VECTORS)),
+    )
+
+
+def _sites(symbols: Mapping[str, int]) -> dict[str, tuple[Gva, ...]]:
+    found: dict[str, dict[int, Gva]] = {"vmmcall": {}, "msr": {}, "pte": {}, "flush": {}}
+    for name, address in symbols.items():
+        match = _SITE.fullmatch(name)
+        if match:
+            found[match[1]][int(match[2])] = Gva(address)
+    return {kind: tuple(by[n] for n in sorted(by)) for kind, by in found.items()}
