@@ -238,7 +238,7 @@ class _Probe(msgspec.Struct, frozen=True):
 
 
 def decode_hex(kind: type, value: object) -> object:
-    """msgspec's `dec_hook` for `Hex`; ValueError for anything but a 64-bit hexadecimal string."""
+    """The `dec_hook` of `Hex`; ValueError for anything but a 64-bit hexadecimal string."""
     if kind is not Hex:
         raise NotImplementedError
     if not isinstance(value, str) or not value.startswith("0x"):

@@ -33,6 +33,9 @@ class Host(ABC):
     switches: ClassVar[tuple[str, ...]] = ()
     """Names of the historic defects this host can have repaired (`Header.switches`)."""
 
+    contract: ClassVar[str] = "map-gpa-range"
+    """Which reference its answers are held to: "map-gpa-range" (facts K3-c), or "" for none."""
+
     @abstractmethod
     def reset(self, frames: int) -> None:
         """Forgets everything: a new VM with `frames` 4 KiB frames of RAM from GPA 0 on."""

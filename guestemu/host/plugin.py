@@ -208,8 +208,9 @@ class PluginHost(Host):
         """Passes on; must be a little-endian bitarray with one bit for each frame of RAM."""
         wanted = "a little-endian bitarray with one bit per frame"
         bits = self._checked("private_map", self._call("private_map"), bitarray, wanted)
-        if len(bits) != self._frames or bits.endian != "little":
-            found = f"{len(bits)} bits, {bits.endian}-endian"
+        is_little = (bits[:0] + bitarray("1")).tobytes() == b"\x01"
+        if len(bits) != self._frames or not is_little:
+            found = f"{len(bits)} bits, {'little' if is_little else 'big'}-endian"
             raise self._wrong("private_map", found, f"{wanted}: {self._frames}")
         return bits
 

@@ -12,12 +12,31 @@ import msgspec
 
 from guestemu.abi.errors import InputError
 from guestemu.host.base import Host
-from guestemu.host.kvm.host import MergedHost, check_switches
+from guestemu.host.kvm.bitmap_v1 import BitmapV1Host
+from guestemu.host.kvm.bitmap_v2 import BitmapV2Host
+from guestemu.host.kvm.bitmap_v3 import BitmapV3Host
+from guestemu.host.kvm.bitmap_v6 import BitmapV6Host
+from guestemu.host.kvm.bitmap_v8 import BitmapV8Host
+from guestemu.host.kvm.historic import HistoricHost
+from guestemu.host.kvm.host import MergedHost
 from guestemu.host.kvm.kernels import KERNELS
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
+from guestemu.host.kvm.shared_list_v10 import SharedListV10Host
 from guestemu.host.plugin import is_plugin_spec, load_plugin
+from guestemu.host.userspace.qemu_10_2 import Qemu102Host
+from guestemu.host.userspace.qemu_v4 import QemuV4Host
 
-_CLASSES: tuple[type[Host], ...] = (MapGpaRangeHost,)
+_CLASSES: tuple[type[MergedHost] | type[HistoricHost], ...] = (
+    MapGpaRangeHost,
+    QemuV4Host,
+    Qemu102Host,
+    SharedListV10Host,
+    BitmapV8Host,
+    BitmapV6Host,
+    BitmapV3Host,
+    BitmapV2Host,
+    BitmapV1Host,
+)
 
 
 class HostEntry(msgspec.Struct, frozen=True, gc=False):
@@ -43,7 +62,7 @@ def hosts() -> tuple[HostEntry, ...]:
     )
 
 
-def _by_name() -> Mapping[str, type[Host]]:
+def _by_name() -> Mapping[str, type[MergedHost] | type[HistoricHost]]:
     return {host.name: host for host in _CLASSES}
 
 
@@ -67,5 +86,4 @@ def load_host(spec: str, switches: Iterable[str] = ()) -> Host:
         return host(kernel or None, chosen)
     if ":" in spec:
         raise InputError(f"host {spec!r}: {name} has no choice of kernels; write {name}")
-    check_switches(name, host.switches, chosen)
-    return host()
+    return host(chosen)

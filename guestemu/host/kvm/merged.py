@@ -13,8 +13,7 @@ from typing import Final
 
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, U32_MASK, U64_MASK
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
-from guestemu.abi.x86 import VECTOR_GP, VECTOR_UD
-from guestemu.host.base import GuestFault, Hypercall
+from guestemu.host.base import Hypercall
 from guestemu.host.kvm.base_calls import RAX_EINVAL, RAX_ENOSYS, RAX_EPERM, answer_base_call
 from guestemu.host.kvm.msr_access import MsrAccess
 from guestemu.host.kvm.run import Run
@@ -22,11 +21,10 @@ from guestemu.host.kvm.settings import VmSettings
 from guestemu.host.kvm.uapi import (
     KVM_EXIT_HYPERCALL,
     KVM_EXIT_HYPERCALL_LONG_MODE,
-    KVM_X86_QUIRK_FIX_HYPERCALL_INSN,
 )
+from guestemu.host.kvm.vmcall import fix_instruction
 from guestemu.host.userspace.base import UserSpace
 
-VMMCALL: Final = b"\x0f\x01\xd9"
 INSTRUCTION_LENGTH: Final = 3
 
 
@@ -79,7 +77,8 @@ class MergedKvm:
         where a VMCALL cannot be turned into a VMMCALL.
         """
         if call.is_vmcall:
-            self._fix_instruction(call)
+            self.path = Path.VMCALL_FAULT
+            fix_instruction(call, self.settings.disabled_quirks)
         is_64bit = call.is_64bit
         nr = call.nr if is_64bit else call.nr & U32_MASK
         if call.cpl:
@@ -141,16 +140,3 @@ class MergedKvm:
         self.path = Path.INTERRUPTED
         rip = (call.vcpu.read_register("rip") + INSTRUCTION_LENGTH) & U64_MASK
         self.user_space.interrupted(self.run, call.vcpu, rip, result)
-
-    def _fix_instruction(self, call: Hypercall) -> None:
-        """VMCALL on AMD: #UD in hardware, then KVM's emulator writes VMMCALL over it.
-
-        Not at CPL 0: #GP(0). KVM_X86_QUIRK_FIX_HYPERCALL_INSN disabled: #UD. Read-only code: the
-        #PF that `patch_code` raises.
-        """
-        self.path = Path.VMCALL_FAULT
-        if call.cpl:
-            raise GuestFault(VECTOR_GP, 0)
-        if self.settings.disabled_quirks & KVM_X86_QUIRK_FIX_HYPERCALL_INSN:
-            raise GuestFault(VECTOR_UD, None)
-        call.vcpu.patch_code(VMMCALL)

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Bitmap generation, patch set v6 (30 March 2020): number 12, opt-in MSR, RESET ioctl.
+
+Source: K1-e (the exact order of checks), K1-f, K1-i, K1-j, K1-k, K1-m, M33 to M35.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from guestemu.abi.addresses import U64_MASK
+from guestemu.abi.errno import EINVAL, ENOTTY
+from guestemu.abi.hypercalls import KVM_HC_PAGE_ENC_STATUS
+from guestemu.host.kvm.bitmap_v1 import GROWTH, SET_IOCTL, BitmapV1Host
+from guestemu.host.kvm.historic import LOW_BITS
+
+END_FRAME = "end-frame"
+
+
+class BitmapV6Host(BitmapV1Host):
+    """v6. Repairs: "end-frame" translates the last page instead of the one behind it and releases
+    the references; "growth", "set-ioctl", "low-bits" as v1.
+
+    `error_frames` are gfns inside RAM whose translation fails (a poisoned page); none at first.
+    `leaked_references` counts the page references that translations took and nobody released.
+    """
+
+    name: ClassVar[str] = "bitmap-v6"
+    summary: ClassVar[str] = "March 2020 patch set v6: bitmap in KVM that grows with the hypercall"
+    switches: ClassVar[tuple[str, ...]] = (END_FRAME, GROWTH, SET_IOCTL, LOW_BITS)
+    number: ClassVar[int] = KVM_HC_PAGE_ENC_STATUS
+    has_msr: ClassVar[bool] = True
+
+    def create_vm(self) -> None:
+        """No bitmap yet."""
+        super().create_vm()
+        self.error_frames: set[int] = set()
+        self.leaked_references = 0
+
+    def change_status(self, gfn: int, pages: int, enc: int) -> int:
+        """K1-e 1 to 8; no pages is success, a gfn without a slot (MMIO) is allowed."""
+        if not self.is_sev_guest:
+            return -EINVAL
+        if not pages:
+            return 0
+        end = gfn + pages & U64_MASK
+        if end <= gfn:
+            return -EINVAL
+        if GROWTH in self.repaired and end > self.frames:
+            return -EINVAL
+        last = end - 1 if END_FRAME in self.repaired else end
+        if not self._translates(gfn) or not self._translates(last):
+            return -EINVAL
+        return self.write_status(gfn, pages, enc)
+
+    def _translates(self, gfn: int) -> bool:
+        """gfn_to_pfn: False for an error pfn that is not "no slot"; takes a page reference."""
+        if gfn in self.error_frames:
+            return False
+        if gfn < self.frames and END_FRAME not in self.repaired:
+            self.leaked_references += 1
+        return True
+
+    def get_page_enc_bitmap(self, argument: bytes, buffer: bytearray | None) -> int:
+        """As v1, and -ENOTTY until the guest set bit 0 of the MSR (K1-i)."""
+        if not self.migration_ready:
+            return -ENOTTY
+        return super().get_page_enc_bitmap(argument, buffer)
+
+    def reset_page_enc_bitmap(self) -> int:
+        """KVM_PAGE_ENC_BITMAP_RESET (K1-k): everything encrypted, for a reboot."""
+        if not self.is_sev_guest:
+            return -ENOTTY
+        self.bitmap.forget()
+        return 0
