@@ -138,13 +138,14 @@ class BuddyAllocator:
     def _insert(self, start: int, order: int) -> None:
         self._free[start] = order
         self._free_pages += 1 << order
-        heap = self._heaps[order]
-        heappush(heap, start)
-        if len(heap) > 2 * len(self._free) + 64:
-            heap[:] = sorted(gfn for gfn, size in self._free.items() if size == order)
+        heappush(self._heaps[order], start)
 
     def _lowest(self, order: int) -> int | None:
-        """The lowest free block of exactly `order`; drops heap entries that merged away."""
+        """The lowest free block of exactly `order`; drops heap entries that merged away.
+
+        A stale entry stays only while lower blocks of its order are free, so a heap never holds
+        more entries than there are frames.
+        """
         heap = self._heaps[order]
         while heap and self._free.get(heap[0]) != order:
             heappop(heap)

@@ -34,13 +34,13 @@ OTHER_EVENTS: Final = "(others)"
 _TRACE_DAT_MAGIC: Final = b"\x17\x08\x44tracing"
 
 _HEAD: Final = (
-    rb"\s*(\S.*?)-\d{1,10} +(?:\([ \d-]{1,20}\) +)?\[(\d{1,5})\] +(?:[^ :]+ +)?"
+    rb"\s*(\S.{0,63}?)-\d{1,10} +(?:\([ \d-]{1,20}\) +)?\[(\d{1,5})\] +(?:[^ :]+ +)?"
     rb"(\d{1,12})(?:\.(\d{1,9}))?: +"
 )
 _DMA: Final = re.compile(
-    _HEAD + rb"(?:dma:)?dma_(alloc|free)(_pages)?: +(\S+) (?:dir=\S+ )?"
-    rb"dma_addr=(?:0x)?([0-9a-fA-F]{1,16}) size=(\d{1,20}) virt_addr=(\S*) "
-    rb"(?:flags=(\S*) )?attrs=(\S*)\s*"
+    _HEAD + rb"(?:dma:)?dma_(alloc|free)(_pages)?: +(\S{1,100}) (?:dir=\S{1,40} )?"
+    rb"dma_addr=(?:0x)?([0-9a-fA-F]{1,16}) size=(\d{1,20}) virt_addr=(\S{0,40}) "
+    rb"(?:flags=(\S{0,1000}) )?attrs=(\S{0,1000})\s*"
 )
 _EVENT: Final = re.compile(_HEAD + rb"([\w:]{1,100}): ?(.*?)\s*", re.DOTALL)
 _MARK: Final = re.compile(rb"\s*(?:tracing_mark_write: +)?MARK (.{1,200})", re.DOTALL)

@@ -188,6 +188,13 @@ def test_a_mask_selects_the_pool_of_a_lower_zone() -> None:
     assert any_buffer.gfn >= 0x1000
 
 
+def test_only_a_pool_that_is_short_grows() -> None:
+    dma = CoherentDma(RecordingGuest(), ZonedAllocator(Gfn(0), 0x2000), policy_named("6.12"))
+    dma.boot()
+    dma.alloc(4096, GFP_ATOMIC, mask=(1 << 24) - 1)
+    assert [growth.zone for growth in dma.pools.run_work()] == [Zone.DMA]
+
+
 def test_frees_of_what_is_not_allocated_change_nothing() -> None:
     dma, guest = make()
     buffer = allocated(dma, 8192)

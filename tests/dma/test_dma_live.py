@@ -117,6 +117,7 @@ def test_churn_phases_take_and_give_back_the_same_pages() -> None:
         assert up.pages_requested == down.pages_released > 0
         assert up.frees == down.allocations == 0
         assert up.peak_live_pages == up.live_pages_at_end > down.live_pages_at_end
+        assert down.peak_live_pages == up.live_pages_at_end
     assert FIRST_PHASE not in account.by_phase
 
 
@@ -148,6 +149,14 @@ def test_a_reused_address_means_a_lost_free() -> None:
     assert account.total.live_at_end == 2
     assert accountant.anomalies.counts == {AnomalyKind.OVERLAP: 1}
     assert "0x4000" in accountant.anomalies.kept[0].message
+
+
+def test_one_allocation_can_show_several_lost_frees() -> None:
+    small = [alloc(page * PAGE_SIZE, line=page) for page in (2, 4, 5, 9)]
+    account, accountant = run(*small, alloc(2 * PAGE_SIZE, 4 * PAGE_SIZE, line=10))
+    assert account.pages_lost == 3
+    assert account.total.live_at_end == 2
+    assert accountant.anomalies.counts == {AnomalyKind.OVERLAP: 3}
 
 
 def test_with_an_iommu_devices_have_their_own_addresses() -> None:

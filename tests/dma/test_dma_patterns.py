@@ -50,7 +50,14 @@ def test_a_probe_asks_for_what_the_real_driver_asked_for(
 
 @pytest.mark.parametrize(
     ("descriptors", "align", "size"),
-    [(256, 4096, 10246), (256, 64, 6726), (128, 4096, 5126), (1024, 4096, 28678), (64, 64, 1734)],
+    [
+        (256, 4096, 10246),
+        (256, 64, 6726),
+        (128, 4096, 5126),
+        (1024, 4096, 28678),
+        (64, 64, 1734),
+        (14, 64, 438),
+    ],
 )
 def test_vring_sizes(descriptors: int, align: int, size: int) -> None:
     assert vring_bytes(descriptors, align) == size

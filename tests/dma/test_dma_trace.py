@@ -200,6 +200,12 @@ def test_a_directory_is_refused(tmp_path: Path) -> None:
         list(reader)
 
 
+@pytest.mark.parametrize("field", [b"kworker", b"0000:00:06.0", b"GFP_KERNEL", b"NO_WARN"])
+def test_names_of_unbelievable_length_are_garbage(field: bytes) -> None:
+    _, report = read(ALLOC + b"\n" + ALLOC.replace(field, field * 1000))
+    assert report.garbage == 1
+
+
 @pytest.mark.parametrize("digits", [20, 5000])
 def test_numbers_too_large_for_a_field_are_garbage(digits: int) -> None:
     for field in (b"4.", b"[001", b"dma_addr=", b"size=5"):
@@ -214,6 +220,26 @@ def test_a_line_of_megabytes_is_cut_and_costs_one_line() -> None:
     assert len(events) == 1
     assert events[0].line == 2
     assert report.garbage_lines[0].reason == f"longer than {MAX_LINE_BYTES} bytes"
+
+
+class Endless:
+    """A file that is one line without end."""
+
+    def __init__(self) -> None:
+        self.bytes_read = 0
+
+    def read(self, size: int, /) -> bytes:
+        self.bytes_read += size
+        if self.bytes_read > 100 * CHUNK_BYTES:
+            pytest.fail("waits for the end of the line")
+        return b"x" * size
+
+
+def test_an_endless_line_is_given_out_at_once() -> None:
+    source = Endless()
+    number, line = next(numbered_lines(source))
+    assert number == 1
+    assert MAX_LINE_BYTES < len(line) <= source.bytes_read == CHUNK_BYTES
 
 
 @given(st.lists(st.binary(max_size=40).filter(lambda line: b"\n" not in line)))
