@@ -63,7 +63,9 @@ def _os_line(error: OSError) -> tuple[int, str]:
     reason = error.strerror or str(error)
     if error.filename is not None:
         return status, f"{os.fsdecode(error.filename)}: {reason}"
-    return (EXIT_MISSING if status == EXIT_MISSING else EXIT_INTERNAL), reason
+    if status == EXIT_MISSING:
+        return status, f"cannot go on: {reason}"
+    return EXIT_INTERNAL, f"internal error: {reason}"
 
 
 def describe(error: BaseException) -> tuple[int, str]:

@@ -117,11 +117,15 @@ def _is_broken_pipe(error: BaseException) -> bool:
     return isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError)
 
 
-def _silence_stdout() -> None:
-    """Keeps the interpreter from failing once more when it flushes stdout at its end."""
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, _STDOUT)
-    os.close(devnull)
+def _settle_stdout() -> None:
+    """Writes what stdout still holds, or drops it where it cannot be written, so that the
+    interpreter does not fail over it once more at its end and change the status."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, _STDOUT)
+        os.close(devnull)
 
 
 def main(argv: Sequence[str] | None = None, package: str = _PACKAGE) -> int:
@@ -137,10 +141,10 @@ def main(argv: Sequence[str] | None = None, package: str = _PACKAGE) -> int:
     except (BrokenPipeError, SystemExit) as error:
         if not _is_broken_pipe(error):
             raise
-        _silence_stdout()
-        return errors.EXIT_BROKEN_PIPE
+        status = errors.EXIT_BROKEN_PIPE
     except (KeyboardInterrupt, typer.Abort):
-        return errors.report(KeyboardInterrupt())
+        status = errors.report(KeyboardInterrupt())
     except Exception as error:
-        return errors.report(error)
+        status = errors.report(error)
+    _settle_stdout()
     return status

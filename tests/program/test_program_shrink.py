@@ -51,6 +51,30 @@ def test_two_ops_that_depend_on_each_other_stay() -> None:
     assert [op.arguments for op in small.ops] == [(1, 0), (1, 0)]
 
 
+def test_needless_ops_go_in_chunks() -> None:
+    calls = 0
+
+    def keeps(program: Program) -> bool:
+        nonlocal calls
+        calls += 1
+        return any(op.kind is DECRYPT for op in program.ops)
+
+    noise = [canonical_op(Op(OpKind.READ, (0,), Region.D, page)) for page in range(256)]
+    program = Program(ops=(*noise[:100], Op(DECRYPT, (1, 0)), *noise[100:]))
+    assert len(shrink(program, keeps).ops) == 1
+    assert calls < 50
+
+
+def test_what_a_simpler_argument_makes_needless_goes_too() -> None:
+    def keeps(program: Program) -> bool:
+        kinds = {op.kind for op in program.ops}
+        pages = [op.arguments[0] for op in program.ops if op.kind is DECRYPT]
+        return bool(pages) and (max(pages) == 1 or OpKind.READ in kinds)
+
+    program = Program(ops=(Op(OpKind.READ, (0,)), Op(DECRYPT, (500, 0))))
+    assert shrink(program, keeps).ops == (Op(DECRYPT, (1, 0)),)
+
+
 def test_only_the_posture_that_matters_stays() -> None:
     call = Op(
         OpKind.HYPERCALL,
