@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""After a completed conversion, host and page tables agree on the range, and nothing else changed.
+
+Completed means that the function returned 0: a kernel caller then relies on the new status. A
+conversion that failed is not judged here (facts A19: the generations fail in opposite directions).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bitarray import bitarray
+
+from guestemu.abi.regions import Region
+from guestemu.checks.base import OpView, Violation
+
+_FACT = "H.4 item 1"
+
+
+def _word(private: bool) -> str:
+    return "private" if private else "shared"
+
+
+def _first_difference(found: bitarray, expected: bitarray) -> tuple[int, int]:
+    """The first frame at which two maps differ and how many do."""
+    difference = found ^ expected
+    return difference.index(1), difference.count()
+
+
+class ConversionCheck:
+    """Host status = PTE C-bit = what was asked for, for every page of the range."""
+
+    name = "status"
+
+    def after(self, view: OpView) -> Iterator[Violation]:
+        """See the module's docstring."""
+        if view.frames is None or view.outcome.value != 0:
+            return
+        first, count = view.frames
+        end = min(first + count, len(view.private_before))
+        private = view.wants_private
+        view.private_before[first:end] = private
+        view.host_before[first:end] = private
+        found = view.guest.leaf_map.private
+        if found != view.private_before:
+            yield self._explain(view, "page tables", found, view.private_before, first, end)
+        status = view.host.private_map()
+        if status != view.host_before:
+            yield self._explain(view, "host", status, view.host_before, first, end)
+        if view.region is Region.V:
+            page = view.op.page
+            bits = view.guest.leaf_map.alias[page : page + count]
+            if bits.count(private) != len(bits):
+                yield Violation(
+                    self.name,
+                    view.index,
+                    f"alias mapping: {len(bits) - bits.count(private)} of {len(bits)} pages of the "
+                    f"range are not {_word(private)}, its frames are",
+                    "A25, M68",
+                )
+
+    def _explain(
+        self,
+        view: OpView,
+        who: str,
+        found: bitarray,
+        expected: bitarray,
+        first: int,
+        end: int,
+    ) -> Violation:
+        frame, total = _first_difference(found, expected)
+        where = "inside" if first <= frame < end else "outside"
+        return Violation(
+            self.name,
+            view.index,
+            f"{who}: frame {frame:#x} is {_word(bool(found[frame]))}, expected "
+            f"{_word(bool(expected[frame]))} ({where} the converted range "
+            f"[{first:#x}, {end:#x}); {total} frame{'s differ' if total > 1 else ' differs'})",
+            _FACT,
+        )
+
+
+class MappingCheck:
+    """A conversion leaves every page mapped to the frame it had (A26c, M71)."""
+
+    name = "frames"
+
+    def after(self, view: OpView) -> Iterator[Violation]:
+        """See the class."""
+        moved = view.guest.leaf_map.moved
+        if len(moved) > view.moved_before and view.frames is not None:
+            yield Violation(
+                self.name,
+                view.index,
+                f"{len(moved) - view.moved_before} pages now map another frame than before the "
+                f"conversion, the first at {min(moved):#x}: a hole in the range was populated",
+                "A26c, M71",
+            )

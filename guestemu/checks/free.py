@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""No page is free while it is shared (H.4 item 2; CVE-2024-35939 is what happens otherwise)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from guestemu.checks.base import OpView, Violation
+from guestemu.program.ops import OpKind
+
+_DMA = frozenset({OpKind.DMA_ALLOC, OpKind.DMA_FREE})
+
+
+class FreePagesCheck:
+    """Frames in the guest's page allocator are private, in the page tables and for the host."""
+
+    name = "free-pages"
+
+    def after(self, view: OpView) -> Iterator[Violation]:
+        """See the class."""
+        if view.op.kind not in _DMA:
+            return
+        free = view.free_frames
+        for who, private in (
+            ("shared in the page tables", view.guest.leaf_map.private),
+            ("shared for the host", view.host.private_map()),
+        ):
+            wrong = free & ~private[: len(free)]
+            if wrong.any():
+                yield Violation(
+                    self.name,
+                    view.index,
+                    f"{wrong.count()} free frames are {who}, the first {wrong.index(1):#x}",
+                    "A.9, H.4 item 2, M2",
+                )

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The guest allows migration only after the host knows which frames are shared.
+
+Judged when a kernel flow (not a raw WRMSR of the program) makes the host's latch go from 0 to 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from guestemu.checks.base import OpView, Violation
+from guestemu.program.ops import OpKind
+
+
+class ReadyCheck:
+    """READY only after the boot-time notifications (A40, H.4 item 6)."""
+
+    name = "ready"
+
+    def after(self, view: OpView) -> Iterator[Violation]:
+        """See the class."""
+        if view.op.kind is not OpKind.INIT_PLATFORM or not view.host.migration_ready:
+            return
+        if view.ready_before:
+            return
+        status = view.host.private_map()
+        found = view.guest.leaf_map.private
+        wrong = (status ^ found).count()
+        if wrong:
+            yield Violation(
+                self.name,
+                view.index,
+                f"MIGRATION_CONTROL is READY while the host has the wrong status of {wrong} frames",
+                "A40, H.4 item 6",
+            )

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Result codes equal the reference: what the documentation and the real KVM answer (K3-c, A.3).
+
+Written from the facts alone and without calling any host model, so that a model's error shows.
+Applies to hosts that claim the MAP_GPA_RANGE contract (`Host.contract`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, U32_MASK, U64_MASK
+from guestemu.abi.errno import EBUSY, EIO, ENOMEM, EPERM
+from guestemu.abi.hypercalls import (
+    KVM_EINVAL,
+    KVM_ENOSYS,
+    KVM_EPERM,
+    KVM_HC_CLOCK_PAIRING,
+    KVM_HC_KICK_CPU,
+    KVM_HC_MAP_GPA_RANGE,
+    KVM_HC_SCHED_YIELD,
+    KVM_HC_SEND_IPI,
+    KVM_HC_VAPIC_POLL_IRQ,
+)
+from guestemu.checks.base import ExitRecord, OpView, Violation
+from guestemu.program.ops import OpKind
+
+CONTRACT: Final = "map-gpa-range"
+
+_OTHERS: Final = frozenset(
+    {
+        KVM_HC_VAPIC_POLL_IRQ,
+        KVM_HC_KICK_CPU,
+        KVM_HC_CLOCK_PAIRING,
+        KVM_HC_SEND_IPI,
+        KVM_HC_SCHED_YIELD,
+    }
+)
+_CONVERSION_RESULTS: Final = frozenset({0, -ENOMEM, -EBUSY, -EPERM, -EIO})
+_CONVERSIONS: Final = frozenset({OpKind.SET_MEMORY_ENCRYPTED, OpKind.SET_MEMORY_DECRYPTED})
+_EARLY: Final = frozenset({OpKind.EARLY_SET_MEMORY_ENCRYPTED, OpKind.EARLY_SET_MEMORY_DECRYPTED})
+
+
+class Reference:
+    """The answers that the contract demands, exit by exit.
+
+    `injected` and `count` are what user space was told to answer the next exits that reach it.
+    """
+
+    def __init__(self, injected: int, count: int) -> None:
+        self._injected = injected
+        self._left = count
+
+    def answer(self, record: ExitRecord) -> int | None:
+        """The RAX for a hypercall; None where the contract leaves it open."""
+        nr, a0, a1 = record.nr, record.args[0], record.args[1]
+        mask = U64_MASK
+        if not record.is_64bit:
+            nr, a0, a1, mask = nr & U32_MASK, a0 & U32_MASK, a1 & U32_MASK, U32_MASK
+        if record.cpl:
+            answer = -KVM_EPERM
+        elif nr == KVM_HC_MAP_GPA_RANGE:
+            answer = self._map_gpa_range(a0, a1)
+        elif nr in _OTHERS:
+            return None
+        else:
+            answer = -KVM_ENOSYS
+        return answer & mask
+
+    def _map_gpa_range(self, gpa: int, pages: int) -> int:
+        gfn = gpa >> PAGE_SHIFT
+        if gpa & PAGE_MASK or pages == 0 or (gfn + pages) & U64_MASK <= gfn:
+            return -KVM_EINVAL
+        if self._left:
+            self._left -= 1
+            return self._injected
+        return 0
+
+
+class ResultCheck:
+    """Hypercall answers and return values of conversions are among those that the sources give."""
+
+    name = "results"
+
+    def after(self, view: OpView) -> Iterator[Violation]:
+        """See the class."""
+        if view.host.contract == CONTRACT:
+            yield from self._answers(view)
+        value = view.outcome.value
+        if value is None:
+            return
+        if view.op.kind in _CONVERSIONS and value not in _CONVERSION_RESULTS:
+            yield Violation(self.name, view.index, f"returned {value}", "A.3")
+        elif view.op.kind in _EARLY and value not in {0, 1}:
+            yield Violation(self.name, view.index, f"returned {value}, expected 0 or 1", "A8")
+
+    def _answers(self, view: OpView) -> Iterator[Violation]:
+        reference = Reference(*view.injected)
+        for record in view.exits:
+            if record.kind != "hypercall" or record.ret is None:
+                continue
+            expected = reference.answer(record)
+            if expected is not None and record.ret & U64_MASK != expected:
+                yield Violation(
+                    self.name,
+                    view.index,
+                    f"hypercall {record.nr:#x}({', '.join(map(hex, record.args))}) at CPL "
+                    f"{record.cpl} was answered {record.ret & U64_MASK:#x}, "
+                    f"expected {expected:#x}",
+                    "K3-c",
+                )
+                return

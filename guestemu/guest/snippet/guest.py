@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The snippet guest: our own x86-64 code doing what one kernel generation does.
+
+The code is `snippet-GENERATION.elf`; this class is the boot loader and the caller. It lays out
+memory, builds the page tables, fills the info block, and calls functions by their symbols.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from guestemu.abi.addresses import PAGE_SIZE, PMD_SIZE, PUD_SIZE, Gpa, Gva, to_signed
+from guestemu.abi.cpuid import KVM_FEATURE_HC_MAP_GPA_RANGE, KVM_FEATURE_MIGRATION_CONTROL
+from guestemu.abi.errno import ENOSYS
+from guestemu.abi.errors import InputError
+from guestemu.abi.regions import REGIONS, Instruction, Region
+from guestemu.abi.x86 import PTE_PRESENT, PTE_PSE, PTE_RW, PTE_USER, Mode
+from guestemu.guest.base import CallOutcome, Guest, GuestOops, PlacedRegion, RawRegisters
+from guestemu.guest.snippet.elf import UD2_SIZE, SnippetImage, load_snippet
+from guestemu.guest.snippet.info import E820_RAM, NEVER, InfoBlock
+from guestemu.machine import layout
+from guestemu.machine.engine import RegisterBatch
+from guestemu.machine.exits import Halt, Trap
+from guestemu.machine.leafmap import LeafMap, Window
+from guestemu.machine.machine import Machine, MachineConfig
+from guestemu.machine.modes import build_tables
+from guestemu.machine.paging import PageTables
+
+DIRECT_MAP: Final = 0xFFFF_8880_0000_0000
+VMAP: Final = 0xFFFF_C900_0000_0000
+SCRATCH: Final = 0xFFFF_FFFF_FF5F_C000
+
+STACKS: Final = 0x30000
+STACK_SIZE: Final = 0x2000
+MAX_VCPUS: Final = 8
+TABLES: Final = 0x40000
+BSS_DECRYPTED: Final = 0x200000
+REGION_D: Final = 0x400000
+REGION_L: Final = 0x800000
+DMA_ARENA: Final = 0x1000000
+REGION_G: Final = 2 * PUD_SIZE
+MIN_MEMORY: Final = 32
+LARGE_MEMORY: Final = 4096
+MAX_MEMORY: Final = 8192
+
+_UD2: Final = b"\x0f\x0b"
+_STUB_SLOT: Final = 16
+_STUBS: Final = (b"\x0f\x01\xd9", b"\x0f\x01\xc1", b"\x0f\x32", b"\x0f\x30")
+_RDMSR, _WRMSR = 2, 3
+_MAX_WARNINGS: Final = 64
+
+
+class SnippetGuest(Guest):
+    """A snippet of one kernel generation ("5.10", "2020", "5.17", "6.1", "6.12").
+
+    `config` gives memory, C-bit and vCPUs; `budget` bounds each operation in basic blocks.
+    Raises `InputError` for a configuration that a snippet cannot have.
+    """
+
+    def __init__(self, generation: str, config: MachineConfig, budget: int = 1_000_000) -> None:
+        image = load_snippet(generation)
+        _check(config)
+        self.name = f"snippet:{generation}"  # type: ignore[misc]
+        self.generation = generation
+        self.budget = budget
+        self.machine = Machine(config)
+        self._symbols = image.symbols
+        self._place_regions()
+        tables = self._build_page_tables()
+        self._tables = tables
+        self._load(image)
+        self.machine.boot(tables.cr3)
+        self._context = self.machine.modes.context(Mode.LONG64, 0)
+        alias = self.regions[Region.V]
+        self.leaf_map = LeafMap(
+            self.machine.ram,
+            tables.root,
+            self.machine.pte_cbit,
+            Window(Gva(DIRECT_MAP), 0, config.frames),
+            Window(alias.gva, REGION_D // PAGE_SIZE, alias.pages),
+        )
+        engine = self.machine.engine
+        self._arguments = RegisterBatch(engine, ("rdi", "rsi", "rdx", "rcx", "rsp"))
+        self._raw = RegisterBatch(engine, ("rax", "rbx", "rcx", "rdx", "rsi", "rsp"))
+        self._return_rip = self._symbols["guest_return"] + 1
+        self._oops_rip = self._symbols["guest_oops"] + 1
+        self._warnings = image.warnings
+        self._mode = (Mode.LONG64, 0)
+        self.machine.checkpoint()
+
+    # Boot -------------------------------------------------------------------------------------
+
+    def _place_regions(self) -> None:
+        def direct(region: Region, gpa: int) -> PlacedRegion:
+            return PlacedRegion(Gva(DIRECT_MAP + gpa), Gpa(gpa), REGIONS[region].pages)
+
+        self.regions = {
+            Region.D: direct(Region.D, REGION_D),
+            Region.L: direct(Region.L, REGION_L),
+            Region.V: PlacedRegion(Gva(VMAP), Gpa(REGION_D), REGIONS[Region.V].pages),
+        }
+        frames = self.machine.config.frames
+        if frames * PAGE_SIZE >= LARGE_MEMORY << 20:
+            self.regions[Region.G] = direct(Region.G, REGION_G)
+        self.dma_frames = range(DMA_ARENA // PAGE_SIZE, min(frames, PUD_SIZE // PAGE_SIZE))
+
+    def _build_page_tables(self) -> PageTables:
+        machine = self.machine
+        count = (BSS_DECRYPTED - TABLES) // PAGE_SIZE
+        pool = iter(machine.pool(TABLES // PAGE_SIZE, count))
+        tables = PageTables(machine.ram, machine.pte_cbit, next(pool), pool)
+        for gpa in range(0, TABLES, PAGE_SIZE):
+            is_low = gpa < layout.LOW_PAGES * PAGE_SIZE
+            flags = PTE_RW | (PTE_USER if is_low else 0)
+            tables.map(Gva(gpa), Gpa(gpa), flags=flags)
+        size = machine.config.frames * PAGE_SIZE
+        gpa = 0
+        while gpa < size:
+            if gpa < BSS_DECRYPTED or REGION_D <= gpa < REGION_L:
+                leaf = PAGE_SIZE
+            elif gpa < PUD_SIZE or size - gpa < PUD_SIZE:
+                leaf = PMD_SIZE
+            else:
+                leaf = PUD_SIZE
+            tables.map(Gva(DIRECT_MAP + gpa), Gpa(gpa), leaf, private=gpa != BSS_DECRYPTED)
+            gpa += leaf
+        for page in range(REGIONS[Region.V].pages):
+            offset = page * PAGE_SIZE
+            tables.map(Gva(VMAP + offset), Gpa(REGION_D + offset))
+        for page in range(2):
+            tables.map(Gva(SCRATCH + page * PAGE_SIZE), Gpa(layout.TEXT))
+        self._free_table = next(pool)
+        return tables
+
+    def _load(self, image: SnippetImage) -> None:
+        machine = self.machine
+        ram = machine.ram
+        for segment in image.segments:
+            ram.write(segment.address, segment.data)
+        build_tables(ram, dict(enumerate(image.exceptions)))
+        for index, code in enumerate(_STUBS):
+            address = layout.STUB + _STUB_SLOT * index
+            ram.write(Gpa(address), code + _UD2)
+            machine.hooks.traps.add(address + len(code))
+        hooks = machine.hooks
+        hooks.add_msr_site(layout.STUB + _STUB_SLOT * _RDMSR, is_write=False)
+        hooks.add_msr_site(layout.STUB + _STUB_SLOT * _WRMSR, is_write=True)
+        for site in image.msr_sites:
+            hooks.add_msr_site(site, is_write=ram.read(Gpa(site), 2) == _STUBS[_WRMSR])
+        hooks.traps.update(image.warnings)
+        for vcpu in range(machine.config.vcpus):
+            ram.write_u64(Gpa(_stack_slot(vcpu)), self._symbols["guest_return"])
+        self.info = InfoBlock(ram, image.info)
+        self._fill_info()
+
+    def _fill_info(self) -> None:
+        machine = self.machine
+        size = machine.config.frames * PAGE_SIZE
+        vmap = self.regions[Region.V]
+        fields = {
+            "page_offset_base": DIRECT_MAP,
+            "cbit_mask": machine.pte_cbit,
+            "pgd": DIRECT_MAP + self._tables.root,
+            "max_pfn": machine.config.frames,
+            "pt_pool": self._free_table,
+            "pt_pool_left": (BSS_DECRYPTED - self._free_table) // PAGE_SIZE,
+            "pt_fail_after": NEVER,
+            "vmap_start": vmap.gva,
+            "vmap_end": vmap.gva + vmap.pages * PAGE_SIZE,
+            "scratch_source": SCRATCH,
+            "scratch_target": SCRATCH + PAGE_SIZE,
+            "coherent": int(machine.config.coherent),
+            "notify_enabled": 1,
+            "kvm_features": 1 << KVM_FEATURE_HC_MAP_GPA_RANGE | 1 << KVM_FEATURE_MIGRATION_CONTROL,
+            "bss_decrypted_start": DIRECT_MAP + BSS_DECRYPTED,
+            "bss_decrypted_end": DIRECT_MAP + BSS_DECRYPTED + PMD_SIZE,
+        }
+        for name, value in fields.items():
+            self.info.write(name, value)
+        self.info.write_e820(((0, 0xA0000, E820_RAM), (0x100000, size - 0x100000, E820_RAM)))
+
+    # Running ----------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Back to the state after boot."""
+        self.machine.rollback()
+        self.leaf_map.rollback()
+        if self.machine.current.index:
+            self.machine.activate(0)
+
+    @property
+    def notifies_with_attributes(self) -> bool:
+        """False for the patch set, whose third argument is 0 or 1."""
+        return self.generation != "2020"
+
+    @property
+    def notifies(self) -> bool:
+        """False for 5.10, which converts and tells nobody (A10)."""
+        return self.generation != "5.10"
+
+    def call(self, function: str, *arguments: int) -> CallOutcome:
+        """Calls a function of the snippet; the value is its int result."""
+        outcome = self._call(function, arguments)
+        if outcome.value is None:
+            return outcome
+        return CallOutcome(to_signed(outcome.value, 32), None, outcome.warnings)
+
+    def _call(self, function: str, arguments: tuple[int, ...]) -> CallOutcome:
+        self._enter(Mode.LONG64, 0)
+        values = self._arguments.values
+        for index, argument in enumerate(arguments):
+            values[index] = argument & 0xFFFF_FFFF_FFFF_FFFF
+        vcpu = self.machine.current
+        values[4] = _stack_slot(vcpu.index)
+        self._arguments.write()
+        vcpu.deliver = True
+        rip = self._symbols[function]
+        warnings: tuple[str, ...] = ()
+        while True:
+            end = vcpu.run(rip, self.budget)
+            if type(end) is Halt:
+                if end.rip == self._return_rip:
+                    return CallOutcome(vcpu.read_register("rax"), None, warnings)
+                if end.rip == self._oops_rip:
+                    return CallOutcome(None, self._oops(), warnings)
+            elif type(end) is Trap and len(warnings) < _MAX_WARNINGS:
+                name = self._warnings.get(end.rip)
+                if name is not None:
+                    warnings += (name,)
+                    rip = end.rip + UD2_SIZE
+                    continue
+            return CallOutcome(None, end, warnings)
+
+    def _oops(self) -> GuestOops:
+        read = self.info.read
+        return GuestOops(
+            read("oops_vector"), read("oops_error_code"), read("oops_rip"), read("oops_cr2")
+        )
+
+    def _enter(self, mode: Mode, cpl: int) -> None:
+        """Restores the context of a mode; the TLB is flushed where paging goes on or off."""
+        if mode is Mode.LONG64 and cpl == 0:
+            context = self._context
+        else:
+            self.machine.hooks.watch.left = self.budget
+            context = self.machine.modes.context(mode, cpl)
+        context.restore()
+        if (mode, cpl) != self._mode:
+            self._mode = (mode, cpl)
+            self.machine.engine.flush_tlb()
+
+    # Kernel functions -------------------------------------------------------------------------
+
+    def set_memory_encrypted(self, gva: Gva, pages: int) -> CallOutcome:
+        """See `Guest`."""
+        return self.call("set_memory_encrypted", gva, pages)
+
+    def set_memory_decrypted(self, gva: Gva, pages: int) -> CallOutcome:
+        """See `Guest`."""
+        return self.call("set_memory_decrypted", gva, pages)
+
+    def early_set_memory_encrypted(self, gva: Gva, size: int) -> CallOutcome:
+        """See `Guest`."""
+        return self.call("early_set_memory_encrypted", gva, size)
+
+    def early_set_memory_decrypted(self, gva: Gva, size: int) -> CallOutcome:
+        """See `Guest`."""
+        return self.call("early_set_memory_decrypted", gva, size)
+
+    def memset(self, gva: Gva, value: int, size: int) -> CallOutcome:
+        """See `Guest`."""
+        return self.call("guest_memset", gva, value, size)
+
+    def load(self, gva: Gva) -> CallOutcome:
+        """See `Guest`."""
+        return self._call("guest_load8", (gva,))
+
+    def touch_cbit(self, gva: Gva, private: bool) -> CallOutcome:
+        """See `Guest`."""
+        return self.call("guest_set_cbit", gva, int(private))
+
+    def kvm_init_platform(self, efi: bool) -> CallOutcome:
+        """See `Guest`."""
+        return self.call("kvm_init_platform", int(efi))
+
+    def kvm_guest_cpu_offline(self) -> CallOutcome:
+        """See `Guest`."""
+        return self.call("kvm_guest_cpu_offline")
+
+    def set_memory_enc_stop_conversion(self) -> CallOutcome:
+        """See `Guest`."""
+        if "set_memory_enc_stop_conversion" not in self._symbols:
+            return CallOutcome(-ENOSYS)
+        return self.call("set_memory_enc_stop_conversion")
+
+    # Raw instructions -------------------------------------------------------------------------
+
+    def _run_stub(self, slot: int, registers: RawRegisters, mode: Mode, cpl: int) -> CallOutcome:
+        self._enter(mode, cpl)
+        values = self._raw.values
+        values[0] = registers.rax
+        values[1] = registers.rbx
+        values[2] = registers.rcx
+        values[3] = registers.rdx
+        values[4] = registers.rsi
+        values[5] = layout.USER_STACK
+        self._raw.write()
+        vcpu = self.machine.current
+        vcpu.deliver = False
+        address = layout.STUB + _STUB_SLOT * slot
+        end = vcpu.run(address, self.budget)
+        if type(end) is Trap and end.rip == address + len(_STUBS[slot]):
+            return CallOutcome(vcpu.read_register("rax"))
+        return CallOutcome(None, end)
+
+    def raw_hypercall(
+        self, instruction: Instruction, registers: RawRegisters, mode: Mode, cpl: int
+    ) -> CallOutcome:
+        """See `Guest`."""
+        return self._run_stub(int(instruction), registers, mode, cpl)
+
+    def raw_rdmsr(self, index: int, mode: Mode, cpl: int) -> CallOutcome:
+        """See `Guest`."""
+        outcome = self._run_stub(_RDMSR, RawRegisters(rcx=index), mode, cpl)
+        if outcome.value is None:
+            return outcome
+        high = self.machine.current.read_register("rdx") & 0xFFFFFFFF
+        return CallOutcome(high << 32 | outcome.value & 0xFFFFFFFF)
+
+    def raw_wrmsr(self, index: int, value: int, mode: Mode, cpl: int) -> CallOutcome:
+        """See `Guest`."""
+        registers = RawRegisters(rax=value & 0xFFFFFFFF, rcx=index, rdx=value >> 32)
+        outcome = self._run_stub(_WRMSR, registers, mode, cpl)
+        return CallOutcome(0) if outcome.value is not None else outcome
+
+    # Faults -----------------------------------------------------------------------------------
+
+    def fail_split(self, after: int) -> None:
+        """See `Guest`."""
+        self.info.write("pt_fail_after", after)
+
+    def clear_faults(self) -> None:
+        """See `Guest`."""
+        self.info.write("pt_fail_after", NEVER)
+
+    def edit_entry(self, gva: Gva, clear_all: bool) -> bool:
+        """See `Guest`."""
+        leaf = self._tables.walk(gva)
+        if leaf.level != 1 or not leaf.is_present or leaf.entry & PTE_PSE:
+            return False
+        ram = self.machine.ram
+        ram.write_u64(leaf.entry_gpa, 0 if clear_all else leaf.entry & ~PTE_PRESENT)
+        self.leaf_map.reread(leaf.entry_gpa)
+        self.machine.engine.flush_tlb()
+        return True
+
+
+def _stack_slot(vcpu: int) -> int:
+    """Where a call's return address lies on the stack of a vCPU."""
+    return STACKS + STACK_SIZE * (vcpu + 1) - 8
+
+
+def _check(config: MachineConfig) -> None:
+    mib = config.frames * PAGE_SIZE >> 20
+    if not MIN_MEMORY <= mib <= MAX_MEMORY or config.frames * PAGE_SIZE % PMD_SIZE:
+        raise InputError(
+            f"memory {mib}M: a snippet guest takes {MIN_MEMORY}M to {MAX_MEMORY}M, in steps of 2M"
+        )
+    if not 1 <= config.vcpus <= MAX_VCPUS:
+        raise InputError(f"vcpus {config.vcpus}: a snippet guest takes 1 to {MAX_VCPUS}")
+    if config.cbit is None:
+        raise InputError("a snippet guest needs a C-bit")
