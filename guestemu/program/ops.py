@@ -39,6 +39,7 @@ __all__ = [
     "OpSpec",
     "Region",
     "RegionSpec",
+    "canonical_op",
 ]
 
 
