@@ -103,13 +103,13 @@ class Qemu102UserSpace(UserSpace):
 
 
 class Qemu102Host(MergedHost):
-    """Merged KVM under QEMU 10.2; repairs as `Qemu102UserSpace`. guest_memfd needs Linux 6.8, so
-    the default kernel is 6.12."""
+    """Merged KVM under QEMU 10.2; repairs as `Qemu102UserSpace`. guest_memfd needs Linux 6.8;
+    the default kernel is the one of its time, 6.18, which hides "stale-ret" (K3-g)."""
 
     name: ClassVar[str] = "qemu-10.2"
     summary: ClassVar[str] = "merged ABI under QEMU 10.2: converts guest_memfd, migration blocked"
     switches: ClassVar[tuple[str, ...]] = (STALE_RET, SIZE_WRAP, SECTION, STOPS_VM)
-    default_kernel: ClassVar[str] = "6.12"
+    default_kernel: ClassVar[str] = "6.18"
 
     def make_user_space(self, frames: int) -> tuple[UserSpace, Injection]:
         """QEMU with all of guest_memfd private."""
