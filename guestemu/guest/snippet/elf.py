@@ -34,7 +34,10 @@ _PF_W: Final = 2
 
 
 class Segment(msgspec.Struct, frozen=True):
-    """A part of the image: `address` (GPA = GVA), bytes of the file, size in memory (the rest is zero)."""
+    """A part of the image: `address` (GPA = GVA), bytes of the file, size in memory in bytes.
+
+    What the file does not hold is zero.
+    """
 
     address: Gpa
     data: bytes

@@ -56,32 +56,29 @@
 	lea	rax, [rcx + rax*8]
 	mov	rcx, [rax]
 	mov	edx, 4
-	test	rcx, ~PTE_DIRTY_ACCESSED
-	jz	.Lnone
 	test	cl, PTE_PRESENT
-	jz	.Lleaf
+	jz	.Labsent
 	walk_down 30
 	dec	edx
-	test	rcx, ~PTE_DIRTY_ACCESSED
-	jz	.Lnone
 	test	cl, PTE_PRESENT
-	jz	.Lleaf
+	jz	.Labsent
 	test	cl, cl			# PSE is bit 7
 	js	.Lleaf
 	walk_down 21
 	dec	edx
-	test	rcx, ~PTE_DIRTY_ACCESSED
-	jz	.Lnone
 	test	cl, PTE_PRESENT
-	jz	.Lleaf
+	jz	.Labsent
 	test	cl, cl
 	js	.Lleaf
 	walk_down 12
 	dec	edx
-	test	rcx, ~PTE_DIRTY_ACCESSED
-	jz	.Lnone
+	test	cl, PTE_PRESENT
+	jz	.Labsent
 .Lleaf:	ret
-.Lnone:	xor	eax, eax
+.Labsent:
+	test	rcx, ~PTE_DIRTY_ACCESSED
+	jnz	.Lleaf
+	xor	eax, eax
 	ret
 
 	# pud_offset, pmd_offset, pte_offset of the kernel: rsi = address of the upper entry, rdi = VA
