@@ -38,7 +38,7 @@ class ExitRecord(msgspec.Struct, frozen=True, gc=False):
     """One answered exit of an operation.
 
     `kind` is "hypercall", "rdmsr" or "wrmsr"; `nr` the hypercall or MSR number; `args` a0 to a3, or
-    (value,) of a WRMSR; `ret` RAX or the MSR's value, None where the guest got an exception instead.
+    (value,) of a WRMSR; `ret` RAX or the MSR's value, None where the guest got an exception.
     `table_writes` is the number of page-table stores of the operation before this exit.
     """
 
@@ -56,7 +56,8 @@ class OpView(msgspec.Struct):
 
     The `*_before` maps are copies from before the operation; the maps after it are the guest's and
     the host's own. `frames` is the range (first frame, count) that a conversion was asked for;
-    `injected` the answer that user space was told to give and how often.
+    `injected` the answer that user space was told to give and how often; `free_frames` the frames
+    in the page allocator (after DMA operations only).
     """
 
     index: int
@@ -74,6 +75,7 @@ class OpView(msgspec.Struct):
     region: Region
     ready_before: bool
     injected: tuple[int, int]
+    free_frames: bitarray | None
 
 
 class Check(Protocol):

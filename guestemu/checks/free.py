@@ -6,9 +6,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from guestemu.checks.base import OpView, Violation
-from guestemu.program.ops import OpKind
-
-_DMA = frozenset({OpKind.DMA_ALLOC, OpKind.DMA_FREE})
 
 
 class FreePagesCheck:
@@ -18,14 +15,14 @@ class FreePagesCheck:
 
     def after(self, view: OpView) -> Iterator[Violation]:
         """See the class."""
-        if view.op.kind not in _DMA:
-            return
         free = view.free_frames
+        if free is None:
+            return
         for who, private in (
             ("shared in the page tables", view.guest.leaf_map.private),
             ("shared for the host", view.host.private_map()),
         ):
-            wrong = free & ~private[: len(free)]
+            wrong = free & ~private
             if wrong.any():
                 yield Violation(
                     self.name,

@@ -14,7 +14,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from guestemu.abi.addresses import PAGE_SIZE
-from guestemu.dma.gfp import GFP_ATOMIC, GFP_KERNEL, GFP_NOIO, GFP_NOWAIT
+from guestemu.guest.dma.gfp import GFP_ATOMIC, GFP_KERNEL, GFP_NOIO, GFP_NOWAIT
 
 Values: TypeAlias = Mapping[str, int]
 

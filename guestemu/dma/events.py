@@ -13,7 +13,7 @@ from typing import TypeAlias
 import msgspec
 
 from guestemu.abi.addresses import pfn_up
-from guestemu.dma.gfp import may_block
+from guestemu.guest.dma.gfp import may_block
 
 
 class Alloc(msgspec.Struct, frozen=True, gc=False):

@@ -19,10 +19,10 @@ import msgspec
 
 from guestemu.abi.addresses import Gfn
 from guestemu.dma.anomalies import Anomaly, AnomalyKind
-from guestemu.dma.coherent import AllocOutcome, CoherentDma, FreeOutcome
 from guestemu.dma.events import Alloc, Event, Free
 from guestemu.dma.live import Account, Accountant
-from guestemu.dma.zones import DMA_BIT_MASK_64
+from guestemu.guest.dma.coherent import AllocOutcome, CoherentDma, FreeOutcome
+from guestemu.guest.dma.zones import DMA_BIT_MASK_64
 
 PROGRESS_EVENTS: Final = 1024
 

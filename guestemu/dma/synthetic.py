@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from guestemu.dma.events import Alloc, Event, Free, Mark
-from guestemu.dma.gfp import GFP_ATOMIC, GFP_KERNEL, GFP_NOIO
+from guestemu.guest.dma.gfp import GFP_ATOMIC, GFP_KERNEL, GFP_NOIO
 
 CHUNK_LINES: Final = 1000
 _SIZES: Final = (16, 512, 2048, 4096, 4096, 4096, 6726, 8192, 16384, 65536, 91392)

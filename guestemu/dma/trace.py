@@ -24,8 +24,8 @@ import msgspec
 
 from guestemu.abi.errors import InputError
 from guestemu.dma.events import Alloc, Event, Free, Mark
-from guestemu.dma.gfp import parse_gfp
 from guestemu.dma.lines import MAX_LINE_BYTES, ByteSource, numbered_lines
+from guestemu.guest.dma.gfp import parse_gfp
 
 KEPT_GARBAGE: Final = 20
 MAX_DEVICES: Final = 1 << 16

@@ -9,7 +9,6 @@ the way are answered by whatever `machine.hooks.handler` is.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 import msgspec
 
@@ -63,11 +62,17 @@ class RawRegisters(msgspec.Struct, frozen=True, gc=False):
 class Guest(ABC):
     """One guest on one machine. Methods named after kernel functions do what those do."""
 
-    name: ClassVar[str]
+    name: str
+    generation: str
+    """The kernel generation, a key of `guest.dma.policy.POLICIES`."""
     machine: Machine
     leaf_map: LeafMap
     regions: dict[Region, PlacedRegion]
     budget: int
+    direct_map: Gva
+    """Where GPA 0 is mapped."""
+    dma_frames: range
+    """Frames that the guest's page allocator gives to dma_alloc_coherent."""
 
     @abstractmethod
     def reset(self) -> None:

@@ -15,8 +15,8 @@ from hypothesis.stateful import (
 )
 
 from guestemu.abi.addresses import Gfn
-from guestemu.dma.allocator import MAX_PAGE_ORDER, Block, BuddyAllocator, FreeResult
-from guestemu.dma.zones import Zone, ZonedAllocator
+from guestemu.guest.dma.allocator import MAX_PAGE_ORDER, Block, BuddyAllocator, FreeResult
+from guestemu.guest.dma.zones import Zone, ZonedAllocator
 
 
 class Buddy(RuleBasedStateMachine):

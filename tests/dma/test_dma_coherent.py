@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from guestemu.abi.addresses import Gfn
 from guestemu.abi.errors import InputError
-from guestemu.dma.coherent import AllocOutcome, Buffer, CoherentDma, FreeOutcome
-from guestemu.dma.gfp import GFP_ATOMIC, GFP_KERNEL, GFP_NOIO
-from guestemu.dma.policy import POLICIES, policy_named
-from guestemu.dma.pool import AtomicPool, default_pool_bytes
-from guestemu.dma.zones import Zone, ZonedAllocator
+from guestemu.guest.dma.coherent import AllocOutcome, Buffer, CoherentDma, FreeOutcome
+from guestemu.guest.dma.gfp import GFP_ATOMIC, GFP_KERNEL, GFP_NOIO
+from guestemu.guest.dma.policy import POLICIES, policy_named
+from guestemu.guest.dma.pool import AtomicPool, default_pool_bytes
+from guestemu.guest.dma.zones import Zone, ZonedAllocator
 
 FIRST, FRAMES = Gfn(1 << 20), 4096  # above 4 GiB: one zone, one pool
 GENERATIONS = tuple(POLICIES)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from guestemu.dma.gfp import may_block, parse_gfp
+from guestemu.guest.dma.gfp import may_block, parse_gfp
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ from recorded import NAMES, Line, dma_lines, trace_path
 from guestemu.abi.addresses import PAGE_SIZE
 from guestemu.dma.anomalies import KEPT_PER_KIND, AnomalyKind
 from guestemu.dma.events import Alloc, Event, Free, Mark
-from guestemu.dma.gfp import GFP_ATOMIC, GFP_KERNEL
 from guestemu.dma.lifetimes import LifetimeHistogram
 from guestemu.dma.live import FIRST_PHASE, Account, Accountant
 from guestemu.dma.synthetic import synthetic_events, trace_text
 from guestemu.dma.trace import TraceReader, open_trace
+from guestemu.guest.dma.gfp import GFP_ATOMIC, GFP_KERNEL
 
 
 def account_of(name: str) -> tuple[Account, Accountant]:

@@ -11,18 +11,18 @@ from rich.console import Console
 
 from guestemu.abi.addresses import Gfn
 from guestemu.dma.anomalies import AnomalyKind
-from guestemu.dma.coherent import CoherentDma
 from guestemu.dma.events import Alloc, Event, Free
-from guestemu.dma.gfp import GFP_KERNEL
-from guestemu.dma.guest import IdleGuest
 from guestemu.dma.live import Accountant
 from guestemu.dma.patterns import parse_patterns, pattern_events
-from guestemu.dma.policy import policy_named
 from guestemu.dma.replay import PROGRESS_EVENTS, Replay, replay
 from guestemu.dma.report import DmaReport, MachineCounts, Violation, make_report, to_json
 from guestemu.dma.summary import human_time, print_summary
 from guestemu.dma.trace import open_trace
-from guestemu.dma.zones import ZonedAllocator
+from guestemu.guest.dma.coherent import CoherentDma
+from guestemu.guest.dma.conversions import IdleGuest
+from guestemu.guest.dma.gfp import GFP_KERNEL
+from guestemu.guest.dma.policy import policy_named
+from guestemu.guest.dma.zones import ZonedAllocator
 
 FIRST = Gfn(1 << 20)
 """Above 4 GiB: one zone, one atomic pool."""

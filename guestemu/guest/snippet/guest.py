@@ -60,9 +60,10 @@ class SnippetGuest(Guest):
     def __init__(self, generation: str, config: MachineConfig, budget: int = 1_000_000) -> None:
         image = load_snippet(generation)
         _check(config)
-        self.name = f"snippet:{generation}"  # type: ignore[misc]
+        self.name = f"snippet:{generation}"
         self.generation = generation
         self.budget = budget
+        self.direct_map = Gva(DIRECT_MAP)
         self.machine = Machine(config)
         self._symbols = image.symbols
         self._place_regions()

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from guestemu.abi.addresses import PAGE_SHIFT, Gfn
-from guestemu.dma.allocator import Block, BuddyAllocator, FreeResult
+from guestemu.guest.dma.allocator import Block, BuddyAllocator, FreeResult
 
 DMA_BIT_MASK_64: Final = (1 << 64) - 1
 

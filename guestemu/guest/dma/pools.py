@@ -12,10 +12,10 @@ import msgspec
 
 from guestemu.abi.addresses import PAGE_SHIFT, Gfn, get_order, pfn_up
 from guestemu.abi.errno import ENOMEM
-from guestemu.dma.allocator import MAX_PAGE_ORDER
-from guestemu.dma.guest import CoherentGuest
-from guestemu.dma.pool import AtomicPool, default_pool_bytes
-from guestemu.dma.zones import Zone, ZonedAllocator, frames_below
+from guestemu.guest.dma.allocator import MAX_PAGE_ORDER
+from guestemu.guest.dma.conversions import CoherentGuest
+from guestemu.guest.dma.pool import AtomicPool, default_pool_bytes
+from guestemu.guest.dma.zones import Zone, ZonedAllocator, frames_below
 
 
 class PoolGrowth(msgspec.Struct, frozen=True):

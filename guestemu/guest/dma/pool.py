@@ -4,7 +4,7 @@
 Models the gen_pool that kernel/dma/pool.c (Linux 5.10 to 7.1, fact B8) keeps for a zone: chunks of
 pages, page granularity, first fit aligned to the order of the request
 (`gen_pool_first_fit_order_align` in lib/genalloc.c), the newest chunk searched first. A pool only
-grows. Who decides when, and who converts the pages, is `guestemu.dma.pools`.
+grows. Who decides when, and who converts the pages, is `guestemu.guest.dma.pools`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Final
 from bitarray import bitarray
 
 from guestemu.abi.addresses import PAGE_SHIFT, Gfn, pfn_up
-from guestemu.dma.allocator import MAX_PAGE_ORDER
-from guestemu.dma.zones import Zone
+from guestemu.guest.dma.allocator import MAX_PAGE_ORDER
+from guestemu.guest.dma.zones import Zone
 
 MIN_POOL_BYTES: Final = 128 << 10
 MAX_POOL_PAGES: Final = 1 << MAX_PAGE_ORDER

@@ -13,12 +13,12 @@ import enum
 import msgspec
 
 from guestemu.abi.addresses import Gfn, get_order, page_align
-from guestemu.dma.allocator import Block
-from guestemu.dma.gfp import GFP_KERNEL, may_block
-from guestemu.dma.guest import CoherentGuest
-from guestemu.dma.policy import OnFailure, Policy
-from guestemu.dma.pools import AtomicPools
-from guestemu.dma.zones import DMA_BIT_MASK_64, ZonedAllocator
+from guestemu.guest.dma.allocator import Block
+from guestemu.guest.dma.conversions import CoherentGuest
+from guestemu.guest.dma.gfp import GFP_KERNEL, may_block
+from guestemu.guest.dma.policy import OnFailure, Policy
+from guestemu.guest.dma.pools import AtomicPools
+from guestemu.guest.dma.zones import DMA_BIT_MASK_64, ZonedAllocator
 
 
 class Buffer(msgspec.Struct, frozen=True):

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""dma_alloc_coherent on an emulated guest.
+
+Which frames are taken is the allocator model's choice; the conversions and the memset are the
+guest's own code on the CPU.
+"""
+
+from __future__ import annotations
+
+from bitarray import bitarray
+
+from guestemu.abi.addresses import PAGE_SHIFT, Gfn, Gva
+from guestemu.abi.errno import EIO, ENOMEM
+from guestemu.guest.base import CallOutcome, Guest
+from guestemu.guest.dma.coherent import AllocOutcome, CoherentDma, FreeOutcome
+from guestemu.guest.dma.gfp import GFP_ATOMIC, GFP_KERNEL
+from guestemu.guest.dma.policy import policy_named
+from guestemu.guest.dma.zones import ZonedAllocator
+
+
+class GuestConversions:
+    """`CoherentGuest` over an emulated guest: frames of the direct map.
+
+    `stopped` is the outcome of a call that did not return (budget, oops): its caller gets -EIO.
+    `warnings` are the WARN sites hit since they were last taken.
+    """
+
+    def __init__(self, guest: Guest) -> None:
+        self._guest = guest
+        self.stopped: CallOutcome | None = None
+        self.warnings: tuple[str, ...] = ()
+
+    def _result(self, outcome: CallOutcome) -> int:
+        self.warnings += outcome.warnings
+        if outcome.value is None:
+            self.stopped = outcome
+            return -EIO
+        return outcome.value
+
+    def _gva(self, gfn: Gfn) -> Gva:
+        return Gva(self._guest.direct_map + (gfn << PAGE_SHIFT))
+
+    def set_memory_decrypted(self, gfn: Gfn, pages: int, /) -> int:
+        """See `CoherentGuest`."""
+        return self._result(self._guest.set_memory_decrypted(self._gva(gfn), pages))
+
+    def set_memory_encrypted(self, gfn: Gfn, pages: int, /) -> int:
+        """See `CoherentGuest`."""
+        return self._result(self._guest.set_memory_encrypted(self._gva(gfn), pages))
+
+    def memset(self, gfn: Gfn, size: int, /) -> None:
+        """See `CoherentGuest`."""
+        self._result(self._guest.memset(self._gva(gfn), 0, size))
+
+
+class GuestDma:
+    """The coherent allocator of an emulated guest, with numbered slots for programs.
+
+    The allocator owns the guest's DMA arena; `boot` (at construction) makes the atomic pools,
+    which decrypts their pages.
+    """
+
+    def __init__(self, guest: Guest) -> None:
+        self.conversions = GuestConversions(guest)
+        arena = guest.dma_frames
+        self._frames = guest.machine.config.frames
+        self.memory = ZonedAllocator(Gfn(arena.start), len(arena))
+        self.coherent = CoherentDma(self.conversions, self.memory, policy_named(guest.generation))
+        self.coherent.boot()
+        self._slots: dict[int, Gfn] = {}
+
+    def alloc(self, slot: int, size: int, atomic: int) -> CallOutcome:
+        """dma_alloc_coherent into a slot: the value is the buffer's GPA, or a negative errno.
+
+        A slot that is in use keeps its buffer: nothing happens and the value is 0.
+        """
+        if slot in self._slots:
+            return CallOutcome(0)
+        record = self.coherent.alloc(size, GFP_ATOMIC if atomic else GFP_KERNEL)
+        if record.outcome is AllocOutcome.DECRYPT_FAILED:
+            return self._outcome(record.error)
+        if record.buffer is None:
+            return self._outcome(-ENOMEM)
+        self._slots[slot] = record.buffer.gfn
+        return self._outcome(record.buffer.gfn << PAGE_SHIFT)
+
+    def free(self, slot: int) -> CallOutcome:
+        """dma_free_coherent of what a slot holds; 0 for an empty slot, too."""
+        gfn = self._slots.pop(slot, None)
+        if gfn is None:
+            return CallOutcome(0)
+        record = self.coherent.free(gfn)
+        return self._outcome(record.error if record.outcome is not FreeOutcome.FREED else 0)
+
+    def _outcome(self, value: int) -> CallOutcome:
+        self.coherent.pools.run_work()
+        stopped, self.conversions.stopped = self.conversions.stopped, None
+        warnings, self.conversions.warnings = self.conversions.warnings, ()
+        if stopped is not None:
+            return CallOutcome(None, stopped.end, warnings)
+        return CallOutcome(value, None, warnings)
+
+    def free_frames(self) -> bitarray:
+        """One bit per frame of RAM: 1 = in the page allocator's free lists."""
+        bits = bitarray(self._frames, endian="little")
+        bits.setall(False)
+        for block in self.memory.free_blocks():
+            bits[block.gfn : block.gfn + block.pages] = True
+        return bits

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Guests by the name that `--guest` and program headers use."""
+
+from __future__ import annotations
+
+import msgspec
+
+from guestemu.abi.addresses import PAGE_SHIFT
+from guestemu.abi.errors import InputError
+from guestemu.abi.msrs import SEV_STATUS_SEV
+from guestemu.guest.base import Guest
+from guestemu.guest.snippet.elf import GENERATIONS
+from guestemu.guest.snippet.guest import SnippetGuest
+from guestemu.machine.machine import MachineConfig
+
+_SUMMARIES = {
+    "5.10": "converts and never notifies (Linux 5.10, 5.15)",
+    "2020": "the patch set of 2020: KVM_HC_PAGE_ENC_STATUS, notifies whatever happened",
+    "5.17": "as merged in 5.16: KVM_HC_MAP_GPA_RANGE, notifies whatever happened",
+    "6.1": "x86_platform callbacks (5.19 to about 6.5): a failed change is not notified",
+    "6.12": "as 6.1 with mem_enc_lock and errors from both callbacks (6.12 on)",
+}
+
+
+class GuestSettings(msgspec.Struct, frozen=True):
+    """The part of a program's header that shapes a guest; memory in MiB, budget in basic blocks."""
+
+    guest: str
+    cbit: int
+    memory: int
+    vcpus: int
+    budget: int
+    coherent: bool
+    sev: str = "sev"
+
+
+class GuestEntry(msgspec.Struct, frozen=True):
+    """One line of `guestemu guests`."""
+
+    name: str
+    summary: str
+
+
+def guests() -> tuple[GuestEntry, ...]:
+    """All guests that can be run here, oldest kernel first."""
+    return tuple(GuestEntry(f"snippet:{name}", _SUMMARIES[name]) for name in GENERATIONS)
+
+
+def load_guest(settings: GuestSettings) -> Guest:
+    """Boots a guest. Raises `InputError` for a name or a configuration that does not exist."""
+    kind, _, generation = settings.guest.partition(":")
+    if kind != "snippet" or generation not in GENERATIONS:
+        names = ", ".join(entry.name for entry in guests())
+        raise InputError(f"guest {settings.guest!r}: no such guest; use one of {names}")
+    if settings.sev != "sev":
+        raise InputError(
+            f"sev {settings.sev}: snippet guests run as plain SEV; write `sev sev` in the header"
+        )
+    if settings.cbit not in range(32, 52):
+        raise InputError(f"cbit {settings.cbit}: take a bit from 32 to 51 (39 is the fast one)")
+    config = MachineConfig(
+        frames=settings.memory << 20 >> PAGE_SHIFT,
+        cbit=settings.cbit,
+        vcpus=settings.vcpus,
+        sev_status=SEV_STATUS_SEV,
+        coherent=settings.coherent,
+    )
+    return SnippetGuest(generation, config, settings.budget)

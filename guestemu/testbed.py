@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The testbed: one guest, one host, the checks, and a program that runs in it.
+
+A testbed is made once for a configuration and then runs any number of programs; each starts from
+the same state (`reset`), so a program's outcome depends on nothing but the program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+import msgspec
+
+from guestemu.abi.addresses import Gva, to_signed
+from guestemu.abi.errors import InputError
+from guestemu.checks import standard_checks
+from guestemu.checks.base import Check, ExitRecord, OpView, Violation
+from guestemu.guest.base import CallOutcome, Guest, RawRegisters
+from guestemu.guest.dma.emulated import GuestDma
+from guestemu.guest.registry import GuestSettings, load_guest
+from guestemu.host.base import GuestFault, Host, Hypercall, VcpuAccess
+from guestemu.host.registry import load_host
+from guestemu.machine.leafmap import Flip
+from guestemu.program.ops import Op, OpKind, Region
+from guestemu.program.program import Header, Program
+
+_NOTHING: Final = CallOutcome(0)
+_CONVERSIONS: Final = frozenset(
+    {
+        OpKind.SET_MEMORY_ENCRYPTED,
+        OpKind.SET_MEMORY_DECRYPTED,
+        OpKind.EARLY_SET_MEMORY_ENCRYPTED,
+        OpKind.EARLY_SET_MEMORY_DECRYPTED,
+    }
+)
+_TO_PRIVATE: Final = frozenset({OpKind.SET_MEMORY_ENCRYPTED, OpKind.EARLY_SET_MEMORY_ENCRYPTED})
+_BY_SIZE: Final = frozenset({OpKind.EARLY_SET_MEMORY_ENCRYPTED, OpKind.EARLY_SET_MEMORY_DECRYPTED})
+
+
+class OpResult(msgspec.Struct, frozen=True):
+    """What one operation did: its outcome, the exits that were answered, the leaves that changed,
+    and for each change the number of exits before it."""
+
+    op: Op
+    outcome: CallOutcome
+    exits: tuple[ExitRecord, ...]
+    flips: tuple[tuple[int, Flip], ...]
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """A whole run."""
+
+    results: tuple[OpResult, ...]
+    violations: tuple[Violation, ...]
+
+    @property
+    def is_ok(self) -> bool:
+        """Nothing was violated."""
+        return not self.violations
+
+
+class ExitRecorder:
+    """Stands between vCPU and host: passes every exit on and notes the answer."""
+
+    def __init__(self, host: Host, guest: Guest) -> None:
+        self.records: list[ExitRecord] = []
+        self._answer = host.hypercall
+        self._host = host
+        self._ram = guest.machine.ram
+        self._watch = guest.machine.ram.watch
+
+    def hypercall(self, call: Hypercall) -> int:
+        """See `ExitHandler`."""
+        args = (call.a0, call.a1, call.a2, call.a3)
+        writes = self._watch.log_count
+        try:
+            value = self._answer(call)
+        except GuestFault:
+            self.records.append(
+                ExitRecord("hypercall", call.nr, args, None, writes, call.cpl, call.is_64bit)
+            )
+            raise
+        self.records.append(
+            ExitRecord("hypercall", call.nr, args, value, writes, call.cpl, call.is_64bit)
+        )
+        return value
+
+    def rdmsr(self, index: int, vcpu: VcpuAccess) -> int:
+        """See `ExitHandler`."""
+        value: int | None = None
+        try:
+            value = self._host.rdmsr(index, vcpu)
+        finally:
+            self.records.append(ExitRecord("rdmsr", index, (), value, self._watch.log_count))
+        return value
+
+    def wrmsr(self, index: int, value: int, vcpu: VcpuAccess) -> None:
+        """See `ExitHandler`."""
+        taken: int | None = None
+        try:
+            self._host.wrmsr(index, value, vcpu)
+            taken = value
+        finally:
+            self.records.append(ExitRecord("wrmsr", index, (value,), taken, self._watch.log_count))
+
+
+class Testbed:
+    """One guest and one host with checks between them.
+
+    `observe` is called after every operation with what the checks saw (for coverage feedback).
+    """
+
+    __test__ = False
+
+    def __init__(self, guest: Guest, host: Host, checks: Iterable[Check] | None = None) -> None:
+        self.guest = guest
+        self.host = host
+        self.checks = tuple(standard_checks() if checks is None else checks)
+        self.observe: Callable[[OpView], None] | None = None
+        self._frames = guest.machine.config.frames
+        self.host.reset(self._frames)
+        self.recorder = ExitRecorder(host, guest)
+        guest.machine.hooks.handler = self.recorder
+        self._faults_pending = False
+        self._fault_split = False
+        self._answers = (0, 0)
+        self._dma: GuestDma | None = None
+        self._do: Mapping[OpKind, Callable[[Op], CallOutcome]] = self._dispatch()
+
+    @property
+    def dma(self) -> GuestDma:
+        """The guest's coherent allocator; made at first use, its pools are decrypted then."""
+        if self._dma is None:
+            self._dma = GuestDma(self.guest)
+        return self._dma
+
+    def reset(self) -> None:
+        """Guest and host back to their first state."""
+        self.guest.reset()
+        self.host.restore(self._frames)
+        self._dma = None
+        self._answers = (0, 0)
+        self._fault_split = False
+
+    def run(self, ops: Iterable[Op]) -> Outcome:
+        """Resets and runs `ops`."""
+        self.reset()
+        results: list[OpResult] = []
+        violations: list[Violation] = []
+        for index, op in enumerate(ops):
+            self.step(index, op, results, violations)
+        return Outcome(tuple(results), tuple(violations))
+
+    def step(
+        self, index: int, op: Op, results: list[OpResult], violations: list[Violation]
+    ) -> None:
+        """Runs one operation, appends its result and what the checks say."""
+        guest = self.guest
+        host = self.host
+        recorder = self.recorder
+        recorder.records = []
+        leaf_map = guest.leaf_map
+        frames = self._range(op)
+        view = OpView(
+            index=index,
+            op=op,
+            outcome=_NOTHING,
+            guest=guest,
+            host=host,
+            exits=recorder.records,
+            flips=[],
+            host_before=host.private_map().copy(),
+            private_before=leaf_map.private.copy(),
+            moved_before=len(leaf_map.moved),
+            frames=frames,
+            wants_private=op.kind in _TO_PRIVATE,
+            region=op.region,
+            ready_before=host.migration_ready,
+            injected=self._answers,
+            free_frames=None,
+        )
+        if op.vcpu != guest.machine.current.index:
+            guest.activate(op.vcpu)
+        view.outcome = self._do[op.kind](op)
+        flips = self._collect_flips(view)
+        self._end_faults(op, view)
+        if op.kind is OpKind.DMA_ALLOC or op.kind is OpKind.DMA_FREE:
+            view.free_frames = self.dma.free_frames()
+        results.append(OpResult(op, view.outcome, tuple(recorder.records), flips))
+        for check in self.checks:
+            violations.extend(check.after(view))
+        if self.observe is not None:
+            self.observe(view)
+
+    def _collect_flips(self, view: OpView) -> tuple[tuple[int, Flip], ...]:
+        writes = self.guest.machine.ram.table_writes()
+        if not writes:
+            return ()
+        update = self.guest.leaf_map.update
+        flips: list[tuple[int, Flip]] = []
+        done = 0
+        for number, record in enumerate(view.exits):
+            if record.table_writes > done:
+                flips.extend((number, flip) for flip in update(writes[done : record.table_writes]))
+                done = record.table_writes
+        flips.extend((len(view.exits), flip) for flip in update(writes[done:]))
+        view.flips.extend(flip for _, flip in flips)
+        return tuple(flips)
+
+    def _end_faults(self, op: Op, view: OpView) -> None:
+        value, count = self._answers
+        if count and op.kind is not OpKind.ANSWER:
+            used = sum(1 for record in view.exits if record.kind == "hypercall")
+            self._answers = (value, max(0, count - used))
+        if self._fault_split and op.kind is not OpKind.FAIL_SPLIT:
+            self._fault_split = False
+            self.guest.clear_faults()
+
+    def _range(self, op: Op) -> tuple[int, int] | None:
+        """First frame and number of frames that a conversion is asked for."""
+        if op.kind not in _CONVERSIONS:
+            return None
+        gpa = self.guest.gpa(op.region, op.page)
+        if op.kind in _BY_SIZE:
+            size, offset = op.arguments
+            first = gpa + offset >> 12
+            return first, (gpa + offset + size + 0xFFF >> 12) - first
+        pages = to_signed(op.arguments[0], 32)
+        return gpa >> 12, max(pages, 0)
+
+    # Operations -------------------------------------------------------------------------------
+
+    def _dispatch(self) -> Mapping[OpKind, Callable[[Op], CallOutcome]]:
+        guest = self.guest
+
+        def gva(op: Op, offset: int = 0) -> Gva:
+            return Gva(guest.gva(op.region, op.page) + offset)
+
+        return {
+            OpKind.HYPERCALL: self._hypercall,
+            OpKind.WRMSR: lambda op: guest.raw_wrmsr(
+                op.arguments[0], op.arguments[1], op.mode, op.cpl
+            ),
+            OpKind.RDMSR: lambda op: guest.raw_rdmsr(op.arguments[0], op.mode, op.cpl),
+            OpKind.SET_MEMORY_ENCRYPTED: lambda op: guest.set_memory_encrypted(
+                gva(op, op.arguments[1]), op.arguments[0]
+            ),
+            OpKind.SET_MEMORY_DECRYPTED: lambda op: guest.set_memory_decrypted(
+                gva(op, op.arguments[1]), op.arguments[0]
+            ),
+            OpKind.EARLY_SET_MEMORY_ENCRYPTED: lambda op: guest.early_set_memory_encrypted(
+                gva(op, op.arguments[1]), op.arguments[0]
+            ),
+            OpKind.EARLY_SET_MEMORY_DECRYPTED: lambda op: guest.early_set_memory_decrypted(
+                gva(op, op.arguments[1]), op.arguments[0]
+            ),
+            OpKind.WRITE: lambda op: guest.memset(
+                gva(op, op.arguments[1]), op.arguments[0], op.arguments[2]
+            ),
+            OpKind.READ: lambda op: guest.load(gva(op, op.arguments[0])),
+            OpKind.DMA_ALLOC: lambda op: self.dma.alloc(*op.arguments),
+            OpKind.DMA_FREE: lambda op: self.dma.free(*op.arguments),
+            OpKind.ANSWER: self._answer,
+            OpKind.FAIL_SPLIT: self._fail_split,
+            OpKind.FAIL_MSR: self._fail_msr,
+            OpKind.CPU_OFFLINE: lambda op: guest.kvm_guest_cpu_offline(),
+            OpKind.INIT_PLATFORM: lambda op: guest.kvm_init_platform(bool(op.arguments[0])),
+            OpKind.UNMAP: lambda op: CallOutcome(int(guest.edit_entry(gva(op), True))),
+            OpKind.CLEAR_PRESENT: lambda op: CallOutcome(int(guest.edit_entry(gva(op), False))),
+            OpKind.STOP_CONVERSION: lambda op: guest.set_memory_enc_stop_conversion(),
+            OpKind.TOUCH_CBIT: lambda op: guest.touch_cbit(gva(op), bool(op.arguments[0])),
+        }
+
+    def _hypercall(self, op: Op) -> CallOutcome:
+        nr, a0, a1, a2, a3 = op.arguments
+        if op.has_page:
+            a0 = a0 + self.guest.gpa(op.region, op.page) & 0xFFFF_FFFF_FFFF_FFFF
+        registers = RawRegisters(nr, a0, a1, a2, a3)
+        return self.guest.raw_hypercall(op.instruction, registers, op.mode, op.cpl)
+
+    def _answer(self, op: Op) -> CallOutcome:
+        value, count = op.arguments
+        self.host.inject_answer(value, count)
+        self._answers = (value, count)
+        return _NOTHING
+
+    def _fail_split(self, op: Op) -> CallOutcome:
+        self.guest.fail_split(op.arguments[0])
+        self._fault_split = True
+        return _NOTHING
+
+    def _fail_msr(self, op: Op) -> CallOutcome:
+        self.host.inject_msr_error(op.arguments[0])
+        return _NOTHING
+
+
+def build_testbed(header: Header, host: Host | None = None) -> Testbed:
+    """Boots the guest and loads the host that `header` names (or takes `host`).
+
+    Raises `InputError` for a configuration that cannot be.
+    """
+    settings = GuestSettings(
+        guest=header.guest,
+        cbit=header.cbit,
+        memory=header.memory,
+        vcpus=header.vcpus,
+        budget=header.budget,
+        coherent=header.coherent,
+        sev=header.sev.value,
+    )
+    return Testbed(load_guest(settings), host or load_host(header.host, header.switches))
+
+
+def run_program(program: Program) -> Outcome:
+    """Runs a program in a testbed of its own."""
+    testbed = build_testbed(program.header)
+    for index, op in enumerate(program.ops):
+        if op.region not in testbed.guest.regions:
+            raise InputError(f"op {index}: region {Region(op.region).name} needs memory >= 4096M")
+    return testbed.run(program.ops)
