@@ -285,6 +285,48 @@ def test_a_split_flushes_globally_before_the_small_entry_changes() -> None:
     assert m.trace == ["tlb flush", "entry", "global flush", "entry", "tlb flush", "hypercall"]
 
 
+def test_only_present_pages_are_flushed_from_the_cache() -> None:
+    m = Machine(wants_trace=True)
+    m.info.write("coherent", 0)
+    m.set_entry(BASE + D + PAGE, D + PAGE | 0x62 | C)
+    assert m.decrypt(BASE + D, 3) == 0
+    assert m.trace.count("clflush") == 2 * 64
+
+
+def test_a_split_keeps_every_attribute() -> None:
+    m = Machine()
+    # Global, not executable, PAT: bit 12 of a large entry, bit 7 of a small one.
+    m.map(BASE + L, L, 2, 0x163 | 1 << 12 | 1 << 63 | C)
+    assert m.decrypt(BASE + L, 1) == 0
+    assert m.leaf(BASE + L)[0] == L | 0x163 | 1 << 7 | 1 << 63
+    assert m.leaf(BASE + L + PAGE)[0] == L + PAGE | 0x163 | 1 << 7 | 1 << 63 | C
+
+
+def test_a_split_of_a_leaf_that_is_not_present() -> None:
+    m = Machine()
+    m.map(BASE + L, L, 2, 0x162 | C)
+    m.map(BASE + G, G, 3, 0x162 | C)
+    assert m.decrypt(BASE + L, 1) == 0
+    assert m.leaf(BASE + L + PAGE) == (L + PAGE | 0x62 | C, 1)
+    assert m.decrypt(BASE + G, 512) == 0
+    assert m.leaf(BASE + G + PMD) == (G + PMD | 0x62 | C, 2)
+
+
+@pytest.mark.parametrize("generation", ALL)
+def test_an_unknown_level_is_einval(generation: str) -> None:
+    m = Machine(generation)
+    va = BASE + (1 << 39)
+    m.write_u64(m._entry_gpa(va, 4), 0x62)
+    if generation == "5.17":
+        with pytest.raises(Hang):
+            m.decrypt(va, 1, limit=50_000)
+        assert m.warnings == ["level"]
+    else:
+        assert m.decrypt(va, 1) == -22
+        assert m.warnings == []
+    assert m.calls == []
+
+
 def test_one_page_takes_a_few_hundred_instructions() -> None:
     for generation in ALL:
         m = Machine(generation, wants_trace=True)

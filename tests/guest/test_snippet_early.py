@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from snippet_machine import BASE, PAGE, PMD, PSE, SCRATCH, C, D, L, Machine
+from snippet_machine import BASE, PAGE, PMD, PSE, SCRATCH, C, D, Hang, L, Machine
 
 ALL = ("5.10", "2020", "5.17", "6.1", "6.12")
 NOTIFIERS = ALL[1:]
@@ -102,6 +102,19 @@ def test_done_already_copies_nothing_and_is_still_reported() -> None:
     assert m.call("early_set_memory_encrypted", BASE + D, PAGE) == 0
     assert m.trace == ["hypercall", "global flush"]
     assert m.take() == [(12, D, 1, 0x10)]
+
+
+@pytest.mark.parametrize("generation", ALL)
+def test_frame_0_is_not_converted_since_5_17_and_then_never_ends(generation: str) -> None:
+    m = Machine(generation)
+    if generation in {"5.10", "2020"}:
+        assert m.call("early_set_memory_decrypted", BASE, PAGE) == 0
+        assert not m.is_private(BASE)
+        return
+    with pytest.raises(Hang):
+        m.call("early_set_memory_decrypted", BASE, PAGE, limit=50_000)
+    assert m.is_private(BASE)
+    assert m.calls == []
 
 
 def test_before_the_hook_only_the_patch_set_notifies() -> None:

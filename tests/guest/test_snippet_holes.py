@@ -8,6 +8,7 @@ from snippet_machine import (
     BASE,
     PAGE,
     PMD,
+    POOL,
     POOL_PAGES,
     PSE,
     PUD,
@@ -73,6 +74,37 @@ def test_a_hole_behind_the_last_page_of_ram() -> None:
     assert m.leaf(BASE + RAM - PAGE) == (RAM - PAGE | 0x63, 1)
     assert m.leaf(BASE + RAM) == (RAM - PAGE | 0x63, 1)
     assert m.take() == [(12, RAM - PAGE, 1, 0)] * 2
+
+
+def test_a_hole_behind_a_leaf_that_needed_no_change_repeats_the_first_page_of_that_step() -> None:
+    m = Machine()
+    assert m.decrypt(BASE + RAM - PMD, 512) == 0
+    assert m.decrypt(BASE + RAM - 3 * PAGE, 4) == 0
+    assert m.leaf(BASE + RAM - PMD)[1] == 2
+    assert m.leaf(BASE + RAM) == (RAM - 3 * PAGE | 0x63, 1)
+
+
+def test_a_large_leaf_behind_the_hole_is_taken_for_a_table() -> None:
+    m = Machine("2020")
+    m.set_entry(BASE + L - PAGE, 0)
+    m.map(BASE + L, L, 2, 0x63 | 1 << 12 | C)
+    m.private[L : L + 24] = b"data" * 6
+    assert m.decrypt(BASE + L - 2 * PAGE, 4) == 0
+    # Entries are written into the guest's data at the leaf's frame.
+    assert [m.read_u64(L + 8 * n) for n in range(2)] == [
+        L - PAGE | 0x63,
+        L | 0x63,
+    ]
+    assert m.private[L + 16 : L + 24] == b"datadata"
+    assert m.leaf(BASE + L)[1] == 2
+
+
+def test_new_tables_are_empty_whatever_the_page_held() -> None:
+    m = Machine()
+    m.private[POOL : POOL + 2 * PAGE] = b"\xff" * 2 * PAGE
+    assert m.decrypt(BASE + RAM - PAGE, 2) == 0
+    assert m.leaf(BASE + RAM + PAGE) == (0, 1)
+    assert m.leaf(BASE + RAM + PMD - PAGE) == (0, 1)
 
 
 def test_the_rest_of_the_range_gets_large_leaves_where_they_fit() -> None:

@@ -165,9 +165,7 @@
 	cmp	r8, rcx
 	je	9f			# the leaf has the attribute: never split (A27)
 	mov	eax, 1
-	test	rsi, rsi
-	jnz	9f
-	shr	r11, 12
+	shr	r11, 12			# a step that starts inside the leaf has fewer pages
 	cmp	[rbp + CPA_NUMPAGES], r11
 	jne	9f
 	site	pte

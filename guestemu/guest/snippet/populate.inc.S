@@ -23,7 +23,6 @@
 	mov	rax, [info + INFO_cbit_mask]
 	or	rax, PTE_KERNEL
 	and	r12, rax
-	or	r12, [rbp + CPA_MASK_SET]
 	mov	rdi, rbx
 	call	pgd_offset
 	mov	r13, rax
