@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 import msgspec
+from bitarray import bitarray
 
-from guestemu.abi.addresses import Gva, to_signed
+from guestemu.abi.addresses import PAGE_SHIFT, Gfn, Gva, to_signed
 from guestemu.abi.errors import InputError
 from guestemu.checks import standard_checks
 from guestemu.checks.base import Check, ExitRecord, OpView, Violation
@@ -156,19 +157,54 @@ class Testbed:
         self, index: int, op: Op, results: list[OpResult], violations: list[Violation]
     ) -> None:
         """Runs one operation, appends its result and what the checks say."""
-        guest = self.guest
+        view = self._begin(index, op, self._range(op))
+        if op.vcpu != self.guest.machine.current.index:
+            self.guest.activate(op.vcpu)
+        view.outcome = self._do[op.kind](op)
+        flips = self._collect_flips(view)
+        self._end_faults(op, view)
+        if op.kind is OpKind.DMA_ALLOC or op.kind is OpKind.DMA_FREE:
+            view.free_frames = self.dma.free_frames()
+        results.append(OpResult(op, view.outcome, tuple(view.exits), flips))
+        for check in self.checks:
+            violations.extend(check.after(view))
+        if self.observe is not None:
+            self.observe(view)
+
+    def convert(
+        self, index: int, gfn: Gfn, pages: int, private: bool, free: bitarray | None = None
+    ) -> tuple[OpResult, tuple[Violation, ...]]:
+        """The guest's set_memory_encrypted (`private`) or set_memory_decrypted on direct-mapped
+        frames, outside of any program; every check judges it as an operation of index `index`.
+
+        `free` are the frames in the guest's page allocator at that moment, one bit each, if the
+        caller knows them. The result's op has no page: the frames may be in no region.
+        """
+        kind = OpKind.SET_MEMORY_ENCRYPTED if private else OpKind.SET_MEMORY_DECRYPTED
+        op = Op(kind, (pages, 0))
+        view = self._begin(index, op, (gfn, pages))
+        gva = Gva(self.guest.direct_map + (gfn << PAGE_SHIFT))
+        if private:
+            view.outcome = self.guest.set_memory_encrypted(gva, pages)
+        else:
+            view.outcome = self.guest.set_memory_decrypted(gva, pages)
+        flips = self._collect_flips(view)
+        view.free_frames = free
+        violations = tuple(found for check in self.checks for found in check.after(view))
+        return OpResult(op, view.outcome, tuple(view.exits), flips), violations
+
+    def _begin(self, index: int, op: Op, frames: tuple[int, int] | None) -> OpView:
+        """The view of an operation that is about to start; its exits go into a fresh list."""
         host = self.host
-        recorder = self.recorder
-        recorder.records = []
-        leaf_map = guest.leaf_map
-        frames = self._range(op)
-        view = OpView(
+        leaf_map = self.guest.leaf_map
+        self.recorder.records = []
+        return OpView(
             index=index,
             op=op,
             outcome=_NOTHING,
-            guest=guest,
+            guest=self.guest,
             host=host,
-            exits=recorder.records,
+            exits=self.recorder.records,
             flips=[],
             host_before=host.private_map().copy(),
             private_before=leaf_map.private.copy(),
@@ -180,18 +216,6 @@ class Testbed:
             injected=self._answers,
             free_frames=None,
         )
-        if op.vcpu != guest.machine.current.index:
-            guest.activate(op.vcpu)
-        view.outcome = self._do[op.kind](op)
-        flips = self._collect_flips(view)
-        self._end_faults(op, view)
-        if op.kind is OpKind.DMA_ALLOC or op.kind is OpKind.DMA_FREE:
-            view.free_frames = self.dma.free_frames()
-        results.append(OpResult(op, view.outcome, tuple(recorder.records), flips))
-        for check in self.checks:
-            violations.extend(check.after(view))
-        if self.observe is not None:
-            self.observe(view)
 
     def _collect_flips(self, view: OpView) -> tuple[tuple[int, Flip], ...]:
         writes = self.guest.machine.ram.table_writes()

@@ -9,22 +9,33 @@ from guestemu.dma.anomalies import Anomaly, AnomalyLog
 from guestemu.dma.lifetimes import Lifetimes
 from guestemu.dma.live import Account, Tally
 from guestemu.dma.replay import Replay
-from guestemu.dma.trace import TraceReport
+from guestemu.dma.trace import GarbageLine, TraceReport
 
 
 class Violation(msgspec.Struct, frozen=True):
-    """What a check said: its name, the trace line replayed at that moment, and one sentence."""
+    """What a check said: its name, the trace line replayed at that moment (0: before the first),
+    one sentence, and the item of the reference that demands it."""
 
     check: str
     line: int
     message: str
+    fact: str = ""
+
+
+class PoolCounts(msgspec.Struct, frozen=True):
+    """What the machine did for the atomic pools, at boot and when they grew: pages whose C-bit
+    was cleared, and hypercalls."""
+
+    pages_decrypted: int = 0
+    hypercalls: int = 0
 
 
 class MachineCounts(msgspec.Struct, frozen=True):
     """What an observer of the machine counted during a replay; pages are 4 KiB.
 
     `pages_decrypted` and `pages_encrypted` changed their C-bit, `hypercalls` exits were made,
-    `peak_shared_pages` were shared at once.
+    `peak_shared_pages` were shared at once, all for the buffers of the trace; `pools` is apart.
+    `violations` are the first ones of `violation_count`.
     """
 
     pages_decrypted: int
@@ -32,6 +43,8 @@ class MachineCounts(msgspec.Struct, frozen=True):
     hypercalls: int
     peak_shared_pages: int
     violations: tuple[Violation, ...] = ()
+    violation_count: int = 0
+    pools: PoolCounts = PoolCounts()
 
 
 class InputCounts(msgspec.Struct, frozen=True):
@@ -40,6 +53,7 @@ class InputCounts(msgspec.Struct, frozen=True):
     name: str
     lines: int
     garbage: int
+    garbage_lines: tuple[GarbageLine, ...]
     lost_events: int
     ignored: dict[str, int]
 
@@ -61,8 +75,9 @@ class RequestedCounts(msgspec.Struct, frozen=True):
 class DmaReport(msgspec.Struct, frozen=True):
     """Everything `guestemu dma` reports. The field names are the JSON keys.
 
-    `pool_hits` is None without a replay; `pages_decrypted` to `violations` are None when no machine
-    was watched (an empty `violations` means that one was, and nothing was wrong).
+    `pool_hits` is None without a replay; `pages_decrypted` to `pools` are None when no machine was
+    watched (an empty `violations` means that one was, and nothing was wrong). `interrupted`: the
+    rest of the input was not replayed.
     """
 
     allocations: int
@@ -84,6 +99,8 @@ class DmaReport(msgspec.Struct, frozen=True):
     hypercalls: int | None
     peak_shared_pages: int | None
     violations: tuple[Violation, ...] | None
+    violation_count: int | None
+    pools: PoolCounts | None
     by_device: dict[str, Tally]
     by_phase: dict[str, Tally]
     lifetimes: Lifetimes
@@ -91,6 +108,18 @@ class DmaReport(msgspec.Struct, frozen=True):
     anomalies: tuple[Anomaly, ...]
     input: InputCounts | None
     requested: RequestedCounts | None
+    interrupted: bool = False
+
+    @property
+    def is_ok(self) -> bool:
+        """No check found anything."""
+        return not self.violations
+
+    @property
+    def is_clean(self) -> bool:
+        """Nothing is odd in the input or its replay either: what `--strict` demands."""
+        is_read = self.input is None or not (self.input.garbage or self.input.lost_events)
+        return self.is_ok and is_read and not self.anomaly_counts
 
 
 def make_report(
@@ -99,6 +128,7 @@ def make_report(
     trace: TraceReport | None = None,
     replay: Replay | None = None,
     machine: MachineCounts | None = None,
+    interrupted: bool = False,
 ) -> DmaReport:
     """Puts together what is known. `trace` is None for a built-in pattern."""
     total = account.total
@@ -122,6 +152,8 @@ def make_report(
         hypercalls=None if machine is None else machine.hypercalls,
         peak_shared_pages=None if machine is None else machine.peak_shared_pages,
         violations=None if machine is None else machine.violations,
+        violation_count=None if machine is None else machine.violation_count,
+        pools=None if machine is None else machine.pools,
         by_device=account.by_device,
         by_phase=account.by_phase,
         lifetimes=account.lifetimes,
@@ -129,6 +161,7 @@ def make_report(
         anomalies=anomalies.kept,
         input=None if trace is None else _input(trace),
         requested=None if replay is None else _requested(replay),
+        interrupted=interrupted,
     )
 
 
@@ -138,7 +171,14 @@ def to_json(report: DmaReport) -> bytes:
 
 
 def _input(trace: TraceReport) -> InputCounts:
-    return InputCounts(trace.name, trace.lines, trace.garbage, trace.lost_events, trace.ignored)
+    return InputCounts(
+        name=trace.name,
+        lines=trace.lines,
+        garbage=trace.garbage,
+        garbage_lines=trace.garbage_lines,
+        lost_events=trace.lost_events,
+        ignored=trace.ignored,
+    )
 
 
 def _requested(replay: Replay) -> RequestedCounts:

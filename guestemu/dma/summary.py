@@ -16,6 +16,8 @@ from guestemu.dma.report import DmaReport
 
 SHOWN_ROWS: Final = 20
 SHOWN_ANOMALIES: Final = 10
+SHOWN_GARBAGE: Final = 5
+SHOWN_VIOLATIONS: Final = 10
 
 _UNITS: Final = ((1_000_000_000, "s"), (1_000_000, "ms"), (1_000, "us"), (1, "ns"))
 
@@ -30,6 +32,7 @@ def print_summary(console: Console, report: DmaReport) -> None:
         console.print(_tallies("Phases", "phase", report.by_phase, has_driver=False))
     console.print(_lifetimes(report))
     _print_anomalies(console, report)
+    _print_violations(console, report)
 
 
 def human_time(nanoseconds: int | None) -> str:
@@ -52,6 +55,10 @@ def human_pages(pages: int) -> str:
     return f"{pages} ({kib} KiB)" if kib < 1024 else f"{pages} ({kib / 1024:.1f} MiB)"
 
 
+def _pages(pages: int | None) -> str:
+    return "-" if pages is None else human_pages(pages)
+
+
 def _print_input(console: Console, report: DmaReport) -> None:
     source = report.input
     if source is None:
@@ -62,6 +69,10 @@ def _print_input(console: Console, report: DmaReport) -> None:
         console.print(Text(f"events without a coherent buffer: {names}"))
     if source.garbage:
         console.print(Text(f"{source.garbage} lines could not be read", style="yellow"))
+        for line in source.garbage_lines[:SHOWN_GARBAGE]:
+            console.print(Text(f"  line {line.line}: {line.reason}: {line.text}"))
+        if source.garbage > SHOWN_GARBAGE:
+            console.print(f"  and {source.garbage - SHOWN_GARBAGE} more")
     if source.lost_events:
         text = f"the recorder lost {source.lost_events} events: allocations or frees are missing"
         console.print(Text(text, style="yellow"))
@@ -98,13 +109,14 @@ def _totals(report: DmaReport) -> Table:
             ("replay: pages leaked", str(requested.leaked_pages)),
             ("replay: allocations without memory", str(requested.no_memory + requested.pool_empty)),
         ]
-    if report.violations is not None:
+    if report.pools is not None:
         rows += [
-            ("machine: pages decrypted", str(report.pages_decrypted)),
-            ("machine: pages encrypted", str(report.pages_encrypted)),
+            ("machine: pages decrypted", _pages(report.pages_decrypted)),
+            ("machine: pages encrypted", _pages(report.pages_encrypted)),
+            ("machine: peak shared pages", _pages(report.peak_shared_pages)),
             ("machine: hypercalls", str(report.hypercalls)),
-            ("machine: peak shared pages", str(report.peak_shared_pages)),
-            ("machine: violations", str(len(report.violations))),
+            ("machine: pages decrypted for atomic pools", _pages(report.pools.pages_decrypted)),
+            ("machine: violations", str(report.violation_count)),
         ]
     for row in rows:
         table.add_row(*row)
@@ -164,3 +176,16 @@ def _print_anomalies(console: Console, report: DmaReport) -> None:
         console.print(Text(f"  line {anomaly.line}: {anomaly.kind.value}: {anomaly.message}"))
     if len(report.anomalies) > SHOWN_ANOMALIES:
         console.print(f"  and {sum(report.anomaly_counts.values()) - SHOWN_ANOMALIES} more")
+
+
+def _print_violations(console: Console, report: DmaReport) -> None:
+    if not report.violations:
+        return
+    console.print(Text(f"Violations ({report.violation_count})", style="bold red"))
+    for violation in report.violations[:SHOWN_VIOLATIONS]:
+        fact = f" [{violation.fact}]" if violation.fact else ""
+        text = f"  line {violation.line}: {violation.check}: {violation.message}{fact}"
+        console.print(Text(text))
+    hidden = (report.violation_count or 0) - SHOWN_VIOLATIONS
+    if hidden > 0:
+        console.print(f"  and {hidden} more")

@@ -98,12 +98,14 @@ def _gfp(raw: bytes) -> frozenset[str]:
 class TraceReader:
     """Iterates once over the events of a trace; `report()` tells the rest.
 
-    `name` stands in messages for the input. Iteration raises InputError for a binary trace.dat at
+    `name` stands in messages for the input, `bytes_read` tells how far it has been read (in chunks,
+    so ahead of the events). Iteration raises InputError for a binary trace.dat at
     once and, at the end, for an input without any DMA event. Call `report()` when iteration has
     ended, or at any time for the figures so far.
     """
 
     def __init__(self, source: ByteSource, name: str = "trace") -> None:
+        self.bytes_read = 0
         self._source = source
         self._name = name
         self._lines = 0
@@ -115,6 +117,12 @@ class TraceReader:
         self._ignored: dict[str, int] = {}
         self._drivers: dict[str, str] = {}
         self._hardware: tuple[str, ...] = ()
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes of the source, counted in `bytes_read`; for the line splitter."""
+        chunk = self._source.read(size)
+        self.bytes_read += len(chunk)
+        return chunk
 
     def report(self) -> TraceReport:
         """The counters so far."""
@@ -132,7 +140,7 @@ class TraceReader:
         )
 
     def __iter__(self) -> Iterator[Event]:
-        for number, line in numbered_lines(self._source):
+        for number, line in numbered_lines(self):
             self._lines = number
             if number == 1 and line.startswith(_TRACE_DAT_MAGIC):
                 raise InputError(

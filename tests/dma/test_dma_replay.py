@@ -168,10 +168,12 @@ def test_json_has_the_promised_keys_and_no_machine_figures_without_a_machine() -
 
 
 def test_json_takes_machine_figures_from_the_observer() -> None:
-    machine = MachineCounts(10, 3, 17, 9, (Violation("status", 4, "page 3 differs"),))
+    machine = MachineCounts(10, 3, 17, 9, (Violation("status", 4, "page 3 differs", "A1"),), 1)
     report = json.loads(to_json(report_of([alloc(0)], machine)))
     assert (report["pages_decrypted"], report["hypercalls"]) == (10, 17)
-    assert report["violations"] == [{"check": "status", "line": 4, "message": "page 3 differs"}]
+    assert report["violations"] == [
+        {"check": "status", "line": 4, "message": "page 3 differs", "fact": "A1"}
+    ]
     assert report["requested"]["pages_decrypted"] == 1
 
 

@@ -88,7 +88,8 @@ class CoherentDma:
     """The coherent allocator of one guest. Call `boot` once before the first allocation.
 
     `memory` are the frames it may use, `policy` the kernel generation, `pool_bytes` the size of an
-    atomic pool (None: by RAM size).
+    atomic pool (None: by RAM size). `pool_guest` converts the pools' pages, if that is to be told
+    apart from the conversions of buffers.
     """
 
     def __init__(
@@ -97,8 +98,9 @@ class CoherentDma:
         memory: ZonedAllocator,
         policy: Policy,
         pool_bytes: int | None = None,
+        pool_guest: CoherentGuest | None = None,
     ) -> None:
-        self.pools = AtomicPools(guest, memory, pool_bytes)
+        self.pools = AtomicPools(pool_guest or guest, memory, pool_bytes)
         self.policy = policy
         self._guest = guest
         self._memory = memory

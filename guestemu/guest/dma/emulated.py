@@ -12,10 +12,42 @@ from bitarray import bitarray
 from guestemu.abi.addresses import PAGE_SHIFT, Gfn, Gva
 from guestemu.abi.errno import EIO, ENOMEM
 from guestemu.guest.base import CallOutcome, Guest
+from guestemu.guest.dma.allocator import Block, FreeResult
 from guestemu.guest.dma.coherent import AllocOutcome, CoherentDma, FreeOutcome
 from guestemu.guest.dma.gfp import GFP_ATOMIC, GFP_KERNEL
 from guestemu.guest.dma.policy import policy_named
-from guestemu.guest.dma.zones import ZonedAllocator
+from guestemu.guest.dma.zones import DMA_BIT_MASK_64, Zone, ZonedAllocator
+
+
+class TrackedAllocator(ZonedAllocator):
+    """The allocator over a guest's DMA arena that also says which frames are free.
+
+    `free_frames` has one bit per frame of RAM: 1 = in the free lists. Callers do not change it.
+    """
+
+    def __init__(self, guest: Guest) -> None:
+        arena = guest.dma_frames
+        super().__init__(Gfn(arena.start), len(arena))
+        self._pages: dict[Gfn, int] = {}
+        self.free_frames = bitarray(guest.machine.config.frames, endian="little")
+        self.free_frames[arena.start : arena.stop] = True
+
+    def allocate(
+        self, order: int, mask: int = DMA_BIT_MASK_64, preferred: Zone = Zone.NORMAL
+    ) -> Block | None:
+        """See `ZonedAllocator`."""
+        block = super().allocate(order, mask, preferred)
+        if block is not None:
+            self._pages[block.gfn] = block.pages
+            self.free_frames[block.gfn : block.gfn + block.pages] = False
+        return block
+
+    def free(self, gfn: Gfn) -> FreeResult:
+        """See `ZonedAllocator`."""
+        result = super().free(gfn)
+        if result is FreeResult.FREED:
+            self.free_frames[gfn : gfn + self._pages.pop(gfn)] = True
+        return result
 
 
 class GuestConversions:
@@ -62,9 +94,7 @@ class GuestDma:
 
     def __init__(self, guest: Guest) -> None:
         self.conversions = GuestConversions(guest)
-        arena = guest.dma_frames
-        self._frames = guest.machine.config.frames
-        self.memory = ZonedAllocator(Gfn(arena.start), len(arena))
+        self.memory = TrackedAllocator(guest)
         self.coherent = CoherentDma(self.conversions, self.memory, policy_named(guest.generation))
         self.coherent.boot()
         self._slots: dict[int, Gfn] = {}
@@ -102,8 +132,4 @@ class GuestDma:
 
     def free_frames(self) -> bitarray:
         """One bit per frame of RAM: 1 = in the page allocator's free lists."""
-        bits = bitarray(self._frames, endian="little")
-        bits.setall(False)
-        for block in self.memory.free_blocks():
-            bits[block.gfn : block.gfn + block.pages] = True
-        return bits
+        return self.memory.free_frames
