@@ -11,7 +11,7 @@ import pytest
 from guestemu.abi.errors import InputError
 from guestemu.guest.snippet.elf import GENERATIONS, load_snippet, parse_snippet
 from guestemu.guest.snippet.info import E820_ENTRIES, INFO_SIZE, OFFSETS, InfoBlock
-from guestemu.machine.assemble import SOURCES, Source, build
+from guestemu.machine.assemble import SNIPPETS, SOURCES, Source, build
 
 CODE = {
     "vmmcall": {b"\x0f\x01\xd9", b"\x0f\x01\xc1"},
@@ -94,6 +94,10 @@ def test_each_generation_has_its_own_warnings() -> None:
         "6.1": merged,
         "6.12": merged | {"vmm_fail"},
     }
+
+
+def test_every_generation_has_a_source() -> None:
+    assert SNIPPETS == GENERATIONS
 
 
 def test_unknown_names_are_refused_with_the_choice() -> None:

@@ -97,8 +97,8 @@ def test_cpu_offline_writes_0_even_without_encryption() -> None:
 def test_a_faulting_msr_write_warns_once_and_goes_on(generation: str) -> None:
     m = machine(generation)
     m.fail_msr = True
-    m.call("kvm_init_platform", 0)
-    m.call("kvm_guest_cpu_offline")
+    assert m.call("kvm_init_platform", 0) == 0
+    assert m.call("kvm_guest_cpu_offline") == 0
     assert m.msrs == [(CONTROL, 1), (CONTROL, 0)]
     assert m.warnings == ["unchecked_msr"]
     assert m.info.read("unchecked_msr") == 2
@@ -159,7 +159,7 @@ def test_every_vector_ends_in_the_record() -> None:
 def test_memset_stores_exactly_what_it_is_told(offset: int, size: int) -> None:
     m = Machine()
     m.private[D : D + 2 * PAGE] = b"\xee" * 2 * PAGE
-    m.call("guest_memset", BASE + D + offset, 0x15A, size)
+    assert m.call("guest_memset", BASE + D + offset, 0x15A, size) == 0
     expected = bytearray(b"\xee" * 2 * PAGE)
     expected[offset : offset + size] = b"\x5a" * size
     assert m.private[D : D + 2 * PAGE] == expected

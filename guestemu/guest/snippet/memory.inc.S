@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # Plain memory accesses through the page's current mapping, and a C-bit flip that tells nobody.
 
-	# rdi = VA, esi = byte, rdx = length in bytes.
+	# rdi = VA, esi = byte, rdx = length in bytes -> eax = 0.
 	function guest_memset
 	movzx	eax, sil
 	mov	rcx, 0x0101010101010101
@@ -12,6 +12,7 @@
 	mov	ecx, edx
 	and	ecx, 7
 	rep stosb
+	xor	eax, eax
 	ret
 
 	# rdi = VA -> rax = the 8 bytes there.

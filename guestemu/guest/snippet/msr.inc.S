@@ -15,13 +15,14 @@ ex_table_start:
 
 	.set	MSR_KVM_MIGRATION_CONTROL, 0x4b564d08	# and MSR_KVM_SEV_LIVE_MIG_EN of 2020
 
-	# eax = value.
+	# eax = value -> eax = 0.
 	function write_migration_control
 	mov	ecx, MSR_KVM_MIGRATION_CONTROL
 	xor	edx, edx
 	site	msr
 1:	wrmsr
-2:	ret
+2:	xor	eax, eax
+	ret
 	ex_table 1b, 2b
 
 	.section .rodata

@@ -18,11 +18,13 @@
 	mov	eax, 1
 	jmp	write_migration_control
 	.endif
-1:	ret
+1:	xor	eax, eax
+	ret
 
 	function setup_efi_kvm_sev_migration
 	xor	eax, eax
 	ret
 
 	function kvm_guest_cpu_offline
+	xor	eax, eax
 	ret

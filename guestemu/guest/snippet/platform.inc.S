@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # Enabling and disabling migration since 5.16 (A40, A42, A43, A47; L5.17 and L7.1
 # arch/x86/kernel/kvm.c: kvm_init_platform, setup_efi_kvm_sev_migration, kvm_guest_cpu_offline).
-# Knob: `notify_early`, as in early.inc.S.
+# Functions that are void in the kernel leave 0 in eax. Knob: `notify_early`, as in early.inc.S.
 
 	.set	KVM_MIGRATION_READY, 1
 	.set	KVM_FEATURE_MIGRATION_CONTROL, 17
@@ -46,7 +46,8 @@
 	jnz	9f
 	mov	eax, KVM_MIGRATION_READY
 	call	write_migration_control
-9:	pop	r13
+9:	xor	eax, eax
+	pop	r13
 	pop	r12
 	pop	rbx
 	ret
@@ -77,4 +78,5 @@
 	jnc	1f
 	xor	eax, eax
 	jmp	write_migration_control
-1:	ret
+1:	xor	eax, eax
+	ret
