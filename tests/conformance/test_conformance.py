@@ -24,8 +24,9 @@ AS_POSTED = {
         "refusals",  # K2-d
         "beyond-ram",  # K2-d
         "unaligned",  # M43
+        "migration-control",  # write-only MSR
     },
-    "bitmap-v8": {"beyond-ram", "unaligned"},  # M37, M43
+    "bitmap-v8": {"beyond-ram", "unaligned", "migration-control"},  # M37, M43, set-only MSR
     "bitmap-v6": {"host-survives", "unaligned"},  # M34, M43
     "bitmap-v3": {"host-survives", "unaligned"},
     "bitmap-v2": {"host-survives", "unaligned", "wrapping"},  # M31

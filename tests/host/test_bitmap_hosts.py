@@ -74,7 +74,7 @@ def test_cfirs_wrap_is_an_out_of_bounds_write_in_v1():
 
 def test_v6_order_of_checks():
     host = make("v6")
-    host.error_frames = {5, 9}
+    host.slots.error_frames = {5, 9}
     host.is_sev_guest = False
     assert call(host, 0, 0, 0) == EINVAL
     host.is_sev_guest = True
@@ -86,15 +86,15 @@ def test_v6_order_of_checks():
     assert call(host, 0x8000, 2, 0) == 0
     assert call(host, 0x4000, 4, 0) == 0
     assert shared(host) == [4, 5, 6, 7, 8, 9]
-    assert host.leaked_references == 4 + 1  # [7, 9) took one reference before it failed
+    assert host.slots.leaked_references == 1 + 1 + 2 + 2  # refused ranges took theirs as well
 
 
 def test_v6_end_frame_repaired():
     host = make("v6", "end-frame")
-    host.error_frames = {9}
+    host.slots.error_frames = {9}
     assert call(host, 0x7000, 2, 0) == 0
     assert call(host, 0x8000, 2, 0) == EINVAL
-    assert host.leaked_references == 0
+    assert host.slots.leaked_references == 0
 
 
 def test_gfn_without_a_slot_is_allowed_and_grows_the_bitmap():
@@ -243,7 +243,33 @@ def test_v8_set_with_null_resets():
     call(host, 0, 8, 0)
     assert set_bits(host, 0, 0, None) == 0
     assert shared(host) == []
-    assert set_bits(host, 250, 64, bytearray(8)) == EINVAL
+    assert not host.migration_ready, "a reset is no migration"
+    assert set_bits(host, 250, 64, bytearray(8)) == 0
+    assert host.bitmap.size == 314, "grows beyond the slots"
+    assert host.migration_ready, "an incoming VM has consented before"
+
+
+def test_v8_msr_is_set_only_and_write_only():
+    host = make("v8")
+    assert get(host, 0, 8, bytearray(8)) == EINVAL
+    host.wrmsr(MSR, 3, StandInVcpu())
+    host.wrmsr(MSR, 0, StandInVcpu())
+    assert host.migration_ready
+    with pytest.raises(GuestFault):
+        host.rdmsr(MSR, StandInVcpu())
+    assert get(host, 0, 8, bytearray(8)) == 0
+    repaired = make("v8", "msr-zero", "msr-read")
+    repaired.wrmsr(MSR, 1, StandInVcpu())
+    repaired.wrmsr(MSR, 0, StandInVcpu())
+    assert not repaired.migration_ready
+    assert repaired.rdmsr(MSR, StandInVcpu()) == 0
+
+
+def test_v8_translates_both_ends_too():
+    host = make("v8")
+    host.slots.error_frames = {9}
+    assert call(host, 0x7000, 2, 0) == EINVAL
+    assert call(make("v8", "end-frame"), 0x7000, 2, 0) == 0
 
 
 def test_v3_vcpu_reset_loses_the_record_and_frees_twice():

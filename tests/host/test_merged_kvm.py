@@ -87,6 +87,12 @@ def test_order_of_checks_is_cpl_number_capability_arguments():
     assert user_off.exits == user_on.exits == []
 
 
+def test_send_ipi_refuses_a_destination_in_the_icr():
+    kvm, _ = make()
+    for icr, result in ((0x800, EINVAL), (0x40000, EINVAL), (0x30, -95 & U64)):
+        assert kvm.hypercall(StandInVcpu().hypercall(10, 1, 0, 0, icr)) == result
+
+
 @pytest.mark.parametrize("mask", [1, 1 << 11, 0x1800, 1 << 13, 1 << 44 | 0x1000, U64])
 def test_capability_takes_bit_12_only_and_stays_as_it_was(mask):
     settings = VmSettings(find_kernel("6.1"), memory=0)

@@ -92,6 +92,10 @@ class BitmapIoctls(Conversions):
 class SharedList(Conversions):
     """The shared-list generation's GET and SET as well."""
 
+    def __init__(self):
+        super().__init__()
+        self.host.wrmsr(0x4B564D08, 1, StandInVcpu())
+
     @rule()
     def get(self):
         buffer = bytearray(1 << 13)

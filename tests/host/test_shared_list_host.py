@@ -3,6 +3,7 @@ import struct
 
 import pytest
 
+from guestemu.host.base import GuestFault
 from guestemu.host.kvm import findings
 from guestemu.host.kvm.findings import FindingKind
 from guestemu.host.registry import load_host
@@ -12,6 +13,7 @@ from guestemu.host.standin import StandInVcpu
 def make(*switches):
     host = load_host("shared-list-v10", switches)
     host.reset(64)
+    host.wrmsr(0x4B564D08, 1, StandInVcpu())
     return host
 
 
@@ -45,6 +47,10 @@ def test_map_follows_the_list_and_ram():
 
 def test_get_list():
     host = make()
+    host.wrmsr(0x4B564D08, 2, StandInVcpu())
+    assert host.get_shared_pages_list(bytearray(64), 64) == (-22, 0), "not opted in"
+    host.wrmsr(0x4B564D08, 3, StandInVcpu())
+    assert host.get_shared_pages_list(bytearray(64), 64) == (0, 0)
     call(host, 1, 1, 0)
     call(host, 9, 2, 0)
     assert host.get_shared_pages_list(bytearray(64), 0) == (-22, 0)
@@ -53,6 +59,20 @@ def test_get_list():
     buffer = bytearray(64)
     assert host.get_shared_pages_list(buffer, 32) == (0, 2)
     assert struct.unpack_from("<4Q", buffer) == (1, 2, 9, 11)
+
+
+def test_no_rdmsr_as_posted():
+    with pytest.raises(GuestFault):
+        make().rdmsr(0x4B564D08, StandInVcpu())
+    assert make("msr-read").rdmsr(0x4B564D08, StandInVcpu()) == 1
+
+
+def test_ends_of_a_range_are_translated():
+    host = make()
+    host.slots.error_frames = {9}
+    assert call(host, 7, 2, 0) == (1 << 64) - 22
+    assert host.regions == []
+    assert host.slots.leaked_references == 1
 
 
 def test_get_counts_before_the_lock():
@@ -97,6 +117,14 @@ def test_set_repaired_replaces():
 )
 def test_set_with_a_bad_count(count, result):
     assert make().set_shared_pages_list(bytes(32), count) == result
+
+
+def test_repeated_harm_is_logged_once_and_growing_harm_each_time():
+    log = findings.FindingLog()
+    for amount in (16, 16, 8, 32):
+        log.add(FindingKind.OUT_OF_BOUNDS, amount, "x", "M40")
+    log.add(FindingKind.OUT_OF_BOUNDS, 8, "x", "M31")
+    assert [found.amount for found in log.found] == [16, 32, 8]
 
 
 def test_nodes_beyond_the_bound_are_a_finding(monkeypatch):

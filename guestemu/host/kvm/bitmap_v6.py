@@ -13,16 +13,15 @@ from guestemu.abi.errno import EINVAL, ENOTTY
 from guestemu.abi.hypercalls import KVM_HC_PAGE_ENC_STATUS
 from guestemu.host.kvm.bitmap_v1 import GROWTH, SET_IOCTL, BitmapV1Host
 from guestemu.host.kvm.historic import LOW_BITS
-
-END_FRAME = "end-frame"
+from guestemu.host.kvm.slot_translation import END_FRAME, SlotTranslation
 
 
 class BitmapV6Host(BitmapV1Host):
     """v6. Repairs: "end-frame" translates the last page instead of the one behind it and releases
     the references; "growth", "set-ioctl", "low-bits" as v1.
 
-    `error_frames` are gfns inside RAM whose translation fails (a poisoned page); none at first.
-    `leaked_references` counts the page references that translations took and nobody released.
+    `slots` translates the ends of a range. The GET gate is K1-i's; the posting of 30 March 2020
+    has the same test, -ENOTTY, in the hypercall handler.
     """
 
     name: ClassVar[str] = "bitmap-v6"
@@ -34,8 +33,7 @@ class BitmapV6Host(BitmapV1Host):
     def create_vm(self) -> None:
         """No bitmap yet."""
         super().create_vm()
-        self.error_frames: set[int] = set()
-        self.leaked_references = 0
+        self.slots = SlotTranslation(self.frames, repaired=END_FRAME in self.repaired)
 
     def change_status(self, gfn: int, pages: int, enc: int) -> int:
         """K1-e 1 to 8; no pages is success, a gfn without a slot (MMIO) is allowed."""
@@ -48,18 +46,9 @@ class BitmapV6Host(BitmapV1Host):
             return -EINVAL
         if GROWTH in self.repaired and end > self.frames:
             return -EINVAL
-        last = end - 1 if END_FRAME in self.repaired else end
-        if not self._translates(gfn) or not self._translates(last):
+        if not self.slots.accepts(gfn, end):
             return -EINVAL
         return self.write_status(gfn, pages, enc)
-
-    def _translates(self, gfn: int) -> bool:
-        """gfn_to_pfn: False for an error pfn that is not "no slot"; takes a page reference."""
-        if gfn in self.error_frames:
-            return False
-        if gfn < self.frames and END_FRAME not in self.repaired:
-            self.leaked_references += 1
-        return True
 
     def get_page_enc_bitmap(self, argument: bytes, buffer: bytearray | None) -> int:
         """As v1, and -ENOTTY until the guest set bit 0 of the MSR (K1-i)."""

@@ -50,7 +50,10 @@ class ReportsFindings(Protocol):
 
 
 class FindingLog:
-    """Collects findings; of equal kind and source only the first and each larger amount."""
+    """Collects findings; of equal kind and source only the first and each larger amount.
+
+    So a guest that repeats a harmful call does not make the log grow without bound.
+    """
 
     __slots__ = ("_found", "_largest")
 

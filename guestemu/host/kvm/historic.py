@@ -30,9 +30,11 @@ class HistoricHost(Host):
     """A kernel with one of the posted patch sets; `switches` names the defects to repair.
 
     `number` is the hypercall's number in that patch set, `has_msr` whether it has the opt-in MSR
-    (0x4b564d08, then called SEV_LIVE_MIG_EN). Without the MSR nobody asks the guest and
-    `migration_ready` stays False. The repair "low-bits", common to all, refuses a GPA that is not
-    page-aligned instead of dropping its low bits (M43).
+    (0x4b564d08, then called SEV_LIVE_MIG_EN; postings before v9 had it at 0x4b564d06, the models
+    keep one number). Without the MSR nobody asks the guest and `migration_ready` stays False.
+
+    The repair "low-bits", common to all, refuses a GPA that is not page-aligned instead of
+    dropping its low bits (M43).
     """
 
     number: ClassVar[int] = KVM_HC_PAGE_ENC_STATUS
@@ -85,13 +87,21 @@ class HistoricHost(Host):
         return answer_base_call(self.settings, nr, call.a3 & mask) & mask
 
     def rdmsr(self, index: int, vcpu: VcpuAccess) -> int:
-        """The opt-in MSR gives back what was written (K1-m); anything else is #GP."""
+        """The opt-in MSR as `read_control` gives it; anything else is #GP."""
         self._check_msr(index, vcpu)
-        return self.migration_control
+        return self.read_control()
 
     def wrmsr(self, index: int, value: int, vcpu: VcpuAccess) -> None:
         """The opt-in MSR takes any value: bit 0 enables, bit 1 "extensions", none is refused."""
         self._check_msr(index, vcpu)
+        self.write_control(value)
+
+    def read_control(self) -> int:
+        """RDMSR of the opt-in MSR: what was written (K1-m), or `GuestFault`."""
+        return self.migration_control
+
+    def write_control(self, value: int) -> None:
+        """WRMSR of the opt-in MSR: kept as it is (K1-m)."""
         self.migration_control = value
 
     def _check_msr(self, index: int, vcpu: VcpuAccess) -> None:

@@ -65,10 +65,10 @@ class PageEncBitmap:
                 self._beyond.add(first, end)
 
     def read(self, start: int, pages: int) -> bitarray:
-        """The bits [start, start + pages); 1 for what lies at or beyond `size`."""
+        """The bits [start, start + pages); 1 beyond `size`, where nothing was written."""
         bits = bitarray(pages, endian="little")
         bits.setall(True)
-        end = min(start + pages, self.size)
+        end = start + pages
         ram_end = min(end, self._frames)
         if start < ram_end:
             bits[: ram_end - start] = self.ram[start:ram_end]

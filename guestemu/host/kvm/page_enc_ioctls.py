@@ -14,7 +14,7 @@ from typing import Final
 from bitarray import bitarray
 
 from guestemu.abi.addresses import U64_MASK
-from guestemu.abi.errno import EFAULT, EINVAL, ENOMEM
+from guestemu.abi.errno import EFAULT, ENOMEM
 from guestemu.host.kvm.findings import KMALLOC_MAX
 from guestemu.host.kvm.page_enc_bitmap import PageEncBitmap, bitmap_bytes
 
@@ -102,7 +102,7 @@ def set_bitmap_v8(
     """KVM_SET_PAGE_ENC_BITMAP as in v8 (K1-j, M36): a NULL buffer resets everything to encrypted.
 
     As posted the words go to the map from word start_gfn / 64 on, so a start that is not a multiple
-    of 64 shifts them, and all bits of the last word are written. A range beyond the map is -EINVAL.
+    of 64 shifts them, and all bits of the last word are written. The map grows as needed.
     """
     request = unpack_argument(argument)
     if request is None:
@@ -111,11 +111,11 @@ def set_bitmap_v8(
         bitmap.forget()
         return 0
     start_gfn, num_pages = request
-    if start_gfn + num_pages > bitmap.size:
-        return -EINVAL
     bits = _copy_in(num_pages, buffer)
     if isinstance(bits, int):
         return bits
+    if not bitmap.resize(start_gfn + num_pages & U64_MASK):
+        return -ENOMEM
     if repaired:
         _write_bits(bitmap, start_gfn, bits[:num_pages])
     else:

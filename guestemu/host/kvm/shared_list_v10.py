@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Shared-list generation, patch set v10 (February 2021): KVM keeps a list of shared regions.
 
-Source: K2-a to K2-e, M39 to M41. Everything is encrypted but for the listed regions; the list's
-own return codes (1, -1, 0, -ENOMEM) go to the guest as the hypercall's result.
+Source: K2-a to K2-e, M39 to M41, and the patches as posted on 3 February 2021. Everything is
+encrypted but for the listed regions; the list's own return codes (1, -1, 0, -ENOMEM) go to the
+guest as the hypercall's result. The MSR is write-only.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from bitarray import bitarray
 
 from guestemu.abi.addresses import U64_MASK
 from guestemu.abi.errno import E2BIG, EFAULT, EINVAL, ENOMEM, ENOTTY
+from guestemu.abi.msrs import KVM_MIGRATION_READY
+from guestemu.abi.x86 import VECTOR_GP
+from guestemu.host.base import GuestFault
 from guestemu.host.kvm.findings import HOST_MEMORY_BOUND, KMALLOC_MAX, FindingKind
 from guestemu.host.kvm.historic import LOW_BITS, HistoricHost
 from guestemu.host.kvm.region_list import (
@@ -24,11 +28,13 @@ from guestemu.host.kvm.region_list import (
     merge_region,
     remove_region,
 )
+from guestemu.host.kvm.slot_translation import END_FRAME, SlotTranslation
 
 LIST = "list"
 RESULT = "result"
 GET_RACE = "get-race"
 SET_IOCTL = "set-ioctl"
+MSR_READ = "msr-read"
 
 NODE_BYTES = 32
 """struct shared_region: a list_head and two u64."""
@@ -39,19 +45,29 @@ _ENTRY = struct.Struct("<QQ")
 class SharedListV10Host(HistoricHost):
     """v10. Repairs: "list" makes add and remove set union and difference, "result" answers 0
     instead of the count's change, "get-race" counts under the lock, "set-ioctl" makes SET replace
-    the list and its reset unlink what it frees, and "low-bits".
+    the list and its reset unlink what it frees, "msr-read" gives the opt-in MSR back; "end-frame"
+    and "low-bits" as v6.
 
     `regions` is the kernel's list in its order, `count` the kernel's `shared_pages_list_count`.
     """
 
     name: ClassVar[str] = "shared-list-v10"
     summary: ClassVar[str] = "Feb 2021 patch set v10: list of shared regions in KVM"
-    switches: ClassVar[tuple[str, ...]] = (LIST, RESULT, GET_RACE, SET_IOCTL, LOW_BITS)
+    switches: ClassVar[tuple[str, ...]] = (
+        LIST,
+        RESULT,
+        GET_RACE,
+        SET_IOCTL,
+        MSR_READ,
+        END_FRAME,
+        LOW_BITS,
+    )
 
     def create_vm(self) -> None:
         """An empty list."""
         self.regions: list[Region] = []
         self.count = 0
+        self.slots = SlotTranslation(self.frames, repaired=END_FRAME in self.repaired)
         self._is_dangling = False
         self._map: bitarray | None = None
 
@@ -62,7 +78,7 @@ class SharedListV10Host(HistoricHost):
         if not pages:
             return 0
         end = gfn + pages & U64_MASK
-        if end <= gfn:
+        if end <= gfn or not self.slots.accepts(gfn, end):
             return -EINVAL
         self._use_list("a hypercall")
         self._map = None
@@ -94,13 +110,13 @@ class SharedListV10Host(HistoricHost):
     ) -> tuple[int, int]:
         """KVM_GET_SHARED_PAGES_LIST into `buffer` of `size` bytes: (result, regions written).
 
-        size 0: -EINVAL; too small: -E2BIG. `concurrent` runs between the count, which as posted is
-        read before the lock is taken, and the copy; what it adds is written beyond the kernel's
-        buffer (K2-e, M40).
+        The guest has not opted in, or size 0: -EINVAL; too small: -E2BIG. `concurrent` runs between
+        the count, which as posted is read before the lock is taken, and the copy; what it adds is
+        written beyond the kernel's buffer (K2-e, M40).
         """
         if not self.is_sev_guest:
             return -ENOTTY, 0
-        if size == 0:
+        if not self.migration_ready or size == 0:
             return -EINVAL, 0
         if GET_RACE in self.repaired and concurrent is not None:
             concurrent()
@@ -152,6 +168,16 @@ class SharedListV10Host(HistoricHost):
                 self.regions.append((start, end))
         self.count = len(self.regions) if is_repaired else self.count + count
         return 0
+
+    def write_control(self, value: int) -> None:
+        """Bit 0 is the flag; other bits are dropped, not refused."""
+        self.migration_control = value & KVM_MIGRATION_READY
+
+    def read_control(self) -> int:
+        """As posted there is no RDMSR of the MSR: #GP."""
+        if MSR_READ not in self.repaired:
+            raise GuestFault(VECTOR_GP, 0)
+        return self.migration_control
 
     def private_map(self) -> bitarray:
         """Made from the list: what no region [start, end) covers is encrypted."""
