@@ -44,6 +44,7 @@ HOOK_MEM: Final = uc_const.UC_HOOK_MEM_READ | uc_const.UC_HOOK_MEM_WRITE
 HOOK_MEM_UNMAPPED: Final = uc_const.UC_HOOK_MEM_UNMAPPED
 HOOK_TLB_FILL: Final = uc_const.UC_HOOK_TLB_FILL
 INSN_CPUID: Final = x86_const.UC_X86_INS_CPUID
+INSN_IN: Final = x86_const.UC_X86_INS_IN
 INSN_OUT: Final = x86_const.UC_X86_INS_OUT
 
 InvalidHook = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p)
@@ -70,6 +71,9 @@ UnmappedHook = ctypes.CFUNCTYPE(
     ctypes.c_void_p,
 )
 CpuidHook = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+InHook = ctypes.CFUNCTYPE(
+    ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_void_p
+)
 OutHook = ctypes.CFUNCTYPE(
     None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint32, ctypes.c_void_p
 )
@@ -162,10 +166,11 @@ class RegisterBatch:
 class Context:
     """A saved CPU context (registers, segment caches, control registers; not TLB, not memory).
 
-    `bytes` is a view of the raw record; its layout is private to one build of the library.
+    `bytes` is a view of the raw record at host `address`; its layout is private to one build of the
+    library.
     """
 
-    __slots__ = ("_engine", "_handle", "_restore", "bytes")
+    __slots__ = ("_engine", "_handle", "_restore", "address", "bytes")
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -179,6 +184,7 @@ class Context:
         address = self._handle.value
         if address is None:
             raise EngineError("the emulator returned no context")
+        self.address = address
         self.bytes = memoryview((ctypes.c_char * size).from_address(address)).cast("B")
         self.save()
 
@@ -195,8 +201,16 @@ class Context:
 class Engine:
     """One emulated x86-64 CPU with its physical address space."""
 
+    FLUSH_TLB_COMMAND: Final = int(_control(uc_const.UC_CTL_TLB_FLUSH, True, 0).value)
+    """The argument of `uc_ctl` that flushes the TLB."""
+
+    @staticmethod
+    def library_path() -> str:
+        """The shared object that the installed binding loaded."""
+        return str(uclib._name)
+
     def __init__(self) -> None:
-        self.library = ctypes.PyDLL(uclib._name)
+        self.library = ctypes.PyDLL(self.library_path())
         self.library.uc_context_size.restype = ctypes.c_size_t
         self.handle = ctypes.c_void_p()
         self.check(

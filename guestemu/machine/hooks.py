@@ -9,6 +9,7 @@ an exception through into C: it is kept in `errors`, the run ends, and `Vcpu` ra
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from guestemu.machine.cpuid import CpuidLeaf
@@ -20,12 +21,14 @@ from guestemu.machine.engine import (
     HOOK_INTR,
     HOOK_MEM_UNMAPPED,
     INSN_CPUID,
+    INSN_IN,
     INSN_OUT,
     MEM_WRITE_UNMAPPED,
     REGISTERS,
     CodeHook,
     CpuidHook,
     Engine,
+    InHook,
     InterruptHook,
     InvalidHook,
     OutHook,
@@ -120,7 +123,9 @@ class CpuHooks:
     """Hooks of one engine, and what they noted.
 
     `counters` are 4096 eight-bit counters of basic blocks (never wrapping to 0); `traps` the
-    addresses of UD2 instructions that end a run instead of raising #UD.
+    addresses of UD2 instructions that end a run instead of raising #UD. `cpuid_function` (function,
+    subfunction) replaces the table `cpuid`; `port_in` and `port_out` answer I/O ports in place:
+    without them an OUT is an exit and an IN reads all ones.
     """
 
     def __init__(self, engine: Engine, code: HostCode, cbit_mask: int) -> None:
@@ -132,6 +137,9 @@ class CpuHooks:
         self.handler: ExitHandler | None = None
         self.vcpu: Vcpu | None = None
         self.cpuid: dict[int, CpuidLeaf] = {}
+        self.cpuid_function: Callable[[int, int], CpuidLeaf] | None = None
+        self.port_in: Callable[[int, int], int] | None = None
+        self.port_out: Callable[[int, int, int], None] | None = None
         self.counters = bytearray(COUNTER_SIZE)
         self.rip_moved = False
         self._kinds: dict[int, int] = {}
@@ -156,6 +164,7 @@ class CpuHooks:
         engine.add_hook(HOOK_MEM_UNMAPPED, UnmappedHook(self._on_unmapped))
         engine.add_hook(HOOK_INSN, CpuidHook(self._on_cpuid), instruction=INSN_CPUID)
         engine.add_hook(HOOK_INSN, OutHook(self._on_out), instruction=INSN_OUT)
+        engine.add_hook(HOOK_INSN, InHook(self._on_in), instruction=INSN_IN)
 
     def clear(self) -> None:
         """Before a run: nothing is pending."""
@@ -275,7 +284,11 @@ class CpuHooks:
     def _on_cpuid(self, _uc: object, _user: object) -> int:
         try:
             engine = self.engine
-            leaf = self.cpuid.get(engine.read(REGISTERS["rax"]) & 0xFFFFFFFF)
+            function = engine.read(REGISTERS["rax"]) & 0xFFFFFFFF
+            if self.cpuid_function is None:
+                leaf = self.cpuid.get(function)
+            else:
+                leaf = self.cpuid_function(function, engine.read(REGISTERS["rcx"]) & 0xFFFFFFFF)
             if leaf is None:
                 return 0
             for name, value in zip(("rax", "rbx", "rcx", "rdx"), leaf, strict=True):
@@ -286,8 +299,24 @@ class CpuHooks:
         return 1
 
     def _on_out(self, _uc: object, port: int, size: int, value: int, _user: object) -> None:
-        self.pending = PortOut(port, size, value)
-        self.engine.stop()
+        if self.port_out is None:
+            self.pending = PortOut(port, size, value)
+            self.engine.stop()
+            return
+        try:
+            self.port_out(port, size, value)
+        except BaseException as error:
+            self.errors.append(error)
+            self.engine.stop()
+
+    def _on_in(self, _uc: object, port: int, size: int, _user: object) -> int:
+        try:
+            if self.port_in is not None:
+                return self.port_in(port, size)
+        except BaseException as error:
+            self.errors.append(error)
+            self.engine.stop()
+        return (1 << 8 * size) - 1
 
     def _on_block(self, _uc: object, address: int, _size: int, _user: object) -> None:
         index = (address ^ address >> 4) & (COUNTER_SIZE - 1)

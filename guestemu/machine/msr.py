@@ -8,9 +8,11 @@ is hooked by address and the access is decided here: kept by the CPU, answered b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from guestemu.abi.msrs import MSR_AMD64_SEV, MSR_EFER
+from guestemu.machine.exits import GuestFault
 
 CPU_MSRS: Final = frozenset(
     {
@@ -33,7 +35,30 @@ CPU_MSRS: Final = frozenset(
 
 
 class MsrFile:
-    """MSRs that the machine answers without asking the host; writes to them fault."""
+    """MSRs that the machine answers without asking the host.
+
+    `values` are read-only (a write faults); `platform` can be written, and `on_write` is told of
+    the new value (a paravirtual clock, say).
+    """
 
     def __init__(self, sev_status: int) -> None:
         self.values: dict[int, int] = {MSR_AMD64_SEV: sev_status}
+        self.platform: dict[int, int] = {}
+        self.on_write: Callable[[int, int], None] | None = None
+
+    def holds(self, index: int) -> bool:
+        """Whether accesses to MSR `index` end here."""
+        return index in self.values or index in self.platform
+
+    def read(self, index: int) -> int:
+        """The value of an MSR that `holds` said yes to."""
+        value = self.values.get(index)
+        return self.platform[index] if value is None else value
+
+    def write(self, index: int, value: int) -> None:
+        """Sets a platform MSR; `GuestFault` for a read-only one."""
+        if index not in self.platform:
+            raise GuestFault
+        self.platform[index] = value
+        if self.on_write is not None:
+            self.on_write(index, value)

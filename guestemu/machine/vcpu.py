@@ -157,7 +157,7 @@ class Vcpu:
             return self._raise(VECTOR_GP, 0)
         index = self.read_register("rcx") & U32_MASK
         handler = self._hooks.handler
-        fixed = self.machine.msrs.values.get(index)
+        msrs = self.machine.msrs
         value = 0
         if access.is_write:
             value = (self.read_register("rdx") & U32_MASK) << 32 | (
@@ -169,10 +169,11 @@ class Vcpu:
                     self._engine.write_msr(index, value)
                 else:
                     value = self._engine.read_msr(index)
-            elif fixed is not None:
+            elif msrs.holds(index):
                 if access.is_write:
-                    raise GuestFault
-                value = fixed
+                    msrs.write(index, value)
+                else:
+                    value = msrs.read(index)
             elif handler is None:
                 return Wrmsr(index, value) if access.is_write else Rdmsr(index)
             elif access.is_write:
