@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from guestemu.abi.addresses import PAGE_SHIFT
 from guestemu.abi.cpuid import KVM_FEATURE_HC_MAP_GPA_RANGE, KVM_FEATURE_MIGRATION_CONTROL
@@ -18,8 +18,8 @@ from guestemu.host.kvm.uapi import KVM_EXIT_HYPERCALL_VALID_MASK, KVM_MSR_EXIT_R
 from guestemu.host.userspace.base import UserSpace
 from guestemu.host.userspace.injection import Injection
 
-PV_FEATURES = 1 << KVM_FEATURE_HC_MAP_GPA_RANGE | 1 << KVM_FEATURE_MIGRATION_CONTROL
-_USER_STATES_SHIFT = 4
+PV_FEATURES: Final = 1 << KVM_FEATURE_HC_MAP_GPA_RANGE | 1 << KVM_FEATURE_MIGRATION_CONTROL
+_USER_STATES_SHIFT: Final = 4
 
 
 def check_switches(name: str, known: tuple[str, ...], switches: tuple[str, ...]) -> None:
@@ -82,7 +82,7 @@ class MergedHost(Host):
     @property
     def state(self) -> int:
         """The path in KVM (low 4 bits) and in user space."""
-        return self.kvm.path | self._user_space.state << _USER_STATES_SHIFT
+        return int(self.kvm.path) | self._user_space.state << _USER_STATES_SHIFT
 
     def inject_answer(self, value: int, count: int) -> None:
         """See `Injection.order_answer`."""

@@ -48,9 +48,16 @@ class Path(enum.IntEnum):
     MSR_FAULT = 14
 
 
-_NONE, _NOT_CPL0, _KVM_ANSWERED, _NOT_ENABLED = map(int, list(Path)[:4])
-_UNALIGNED, _NO_PAGES, _WRAPS, _LOST_EXIT = map(int, list(Path)[4:8])
-_USER_SPACE, _USER_SPACE_32BIT = int(Path.USER_SPACE), int(Path.USER_SPACE_32BIT)
+# Plain names: an enum member costs an attribute lookup for each exit.
+_NOT_CPL0: Final = Path.NOT_CPL0
+_KVM_ANSWERED: Final = Path.KVM_ANSWERED
+_NOT_ENABLED: Final = Path.NOT_ENABLED
+_UNALIGNED: Final = Path.UNALIGNED
+_NO_PAGES: Final = Path.NO_PAGES
+_WRAPS: Final = Path.WRAPS
+_LOST_EXIT: Final = Path.LOST_EXIT
+_USER_SPACE: Final = Path.USER_SPACE
+_USER_SPACE_32BIT: Final = Path.USER_SPACE_32BIT
 
 
 class MergedKvm:
@@ -65,7 +72,7 @@ class MergedKvm:
         self.settings = settings
         self.user_space = user_space
         self.run = Run()
-        self.path = _NONE
+        self.path = Path.NONE
         self.msrs = MsrAccess(settings, self.run, user_space)
         self._user_exit = user_space.hypercall_exit
         self._touches_vcpu = user_space.touches_vcpu

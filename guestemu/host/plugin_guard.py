@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The guard around a user's host: its failures during a run become `PluginError`.
+
+Each message names the plug-in's file and line, so the user need not read a traceback of ours.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+from bitarray import bitarray
+
+from guestemu.abi.addresses import U64_MASK
+from guestemu.abi.errors import PluginError
+from guestemu.host.base import GuestFault, Host, Hypercall, VcpuAccess
+from guestemu.host.userspace.base import VmStopped
+
+_T = TypeVar("_T")
+
+
+def place_of(path: Path, error: BaseException) -> str:
+    """FILE:LINE of the innermost frame inside the plug-in's file."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return f"{path}:{error.lineno}"
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename) == path
+    ]
+    return f"{path}:{lines[-1]}" if lines else str(path)
+
+
+def describe(error: BaseException) -> str:
+    """The exception's type and text on one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+class PluginHost(Host):
+    """A user's host behind a guard.
+
+    `GuestFault` and `VmStopped` pass; any other exception and any value of the wrong type or
+    range becomes a `PluginError` with the plug-in's file and line.
+    """
+
+    name: ClassVar[str] = "plugin"
+    summary: ClassVar[str] = "a user's own host, FILE.py:CLASS"
+
+    def __init__(self, path: Path, plugin: object) -> None:
+        self._path = path
+        self._plugin = plugin
+        self._frames = 0
+
+    def _method(self, name: str) -> Callable[..., object]:
+        method: Callable[..., object] = getattr(self._plugin, name)
+        return method
+
+    def _call(self, name: str, *arguments: object) -> object:
+        try:
+            return self._method(name)(*arguments)
+        except (GuestFault, VmStopped, PluginError):
+            raise
+        except Exception as error:
+            place = place_of(self._path, error)
+            raise PluginError(
+                f"{place}: {type(self._plugin).__name__}.{name} raised {describe(error)}; "
+                "a host may raise only GuestFault"
+            ) from error
+
+    def _place_of(self, name: str) -> str:
+        code = getattr(getattr(type(self._plugin), name, None), "__code__", None)
+        return f"{self._path}:{code.co_firstlineno}" if code is not None else str(self._path)
+
+    def _checked(self, name: str, value: object, kind: type[_T], wanted: str) -> _T:
+        if isinstance(value, kind):
+            return value
+        raise self._wrong(name, value, wanted)
+
+    def _wrong(self, name: str, value: object, wanted: str) -> PluginError:
+        class_name = type(self._plugin).__name__
+        return PluginError(
+            f"{self._place_of(name)}: {class_name}.{name} returned {value!r:.60}; return {wanted}"
+        )
+
+    def _u64(self, name: str, value: object) -> int:
+        number = self._checked(name, value, int, "an int from 0 to 2**64-1")
+        if not 0 <= number <= U64_MASK:
+            raise self._wrong(name, number, "an int from 0 to 2**64-1 (mask a negative one)")
+        return number
+
+    def reset(self, frames: int) -> None:
+        """Passes on; remembers `frames` to check the map's length."""
+        self._frames = frames
+        self._call("reset", frames)
+
+    def hypercall(self, call: Hypercall) -> int:
+        """Passes on; the result must be an unsigned 64-bit value."""
+        return self._u64("hypercall", self._call("hypercall", call))
+
+    def rdmsr(self, index: int, vcpu: VcpuAccess) -> int:
+        """Passes on; the result must be an unsigned 64-bit value."""
+        return self._u64("rdmsr", self._call("rdmsr", index, vcpu))
+
+    def wrmsr(self, index: int, value: int, vcpu: VcpuAccess) -> None:
+        """Passes on."""
+        self._call("wrmsr", index, value, vcpu)
+
+    def private_map(self) -> bitarray:
+        """Passes on; must be a little-endian bitarray with one bit for each frame of RAM."""
+        wanted = "a little-endian bitarray with one bit per frame"
+        bits = self._checked("private_map", self._call("private_map"), bitarray, wanted)
+        is_little = (bits[:0] + bitarray("1")).tobytes() == b"\x01"
+        if len(bits) != self._frames or not is_little:
+            found = f"{len(bits)} bits, {'little' if is_little else 'big'}-endian"
+            raise self._wrong("private_map", found, f"{wanted}: {self._frames}")
+        return bits
+
+    @property
+    def migration_ready(self) -> bool:
+        """Passes on; must be a bool."""
+        return self._checked("migration_ready", self._attribute("migration_ready"), bool, "a bool")
+
+    @property
+    def state(self) -> int:
+        """Passes on; 0 for a plug-in without it."""
+        return self._checked("state", self._attribute("state"), int, "an int")
+
+    def _attribute(self, name: str) -> object:
+        try:
+            return getattr(self._plugin, name, 0)
+        except Exception as error:
+            place = place_of(self._path, error)
+            class_name = type(self._plugin).__name__
+            raise PluginError(f"{place}: {class_name}.{name} raised {describe(error)}") from error
+
+    def inject_answer(self, value: int, count: int) -> None:
+        """Passes on; NotImplementedError where the plug-in has no injection."""
+        self._inject("inject_answer", value, count)
+
+    def inject_msr_error(self, count: int) -> None:
+        """Passes on; NotImplementedError where the plug-in has no injection."""
+        self._inject("inject_msr_error", count)
+
+    def _inject(self, name: str, *arguments: int) -> None:
+        if not callable(getattr(self._plugin, name, None)):
+            raise NotImplementedError(f"{self._path}: {type(self._plugin).__name__} has no {name}")
+        try:
+            self._call(name, *arguments)
+        except PluginError as error:
+            if isinstance(error.__cause__, NotImplementedError):
+                raise NotImplementedError(str(error.__cause__)) from error
+            raise
