@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Saved contexts of every CPU mode and privilege level.
 
-Each is entered once, by guest instructions (native/modes.S), and kept; a vCPU then starts in any
-of them by restoring a context. `build_tables` makes the descriptor tables that this needs.
+Each is entered once, at boot, by guest instructions (native/modes.S), and kept; a vCPU then starts
+in any of them by restoring a context, and no program sees which modes ran before it. `build_tables` makes the descriptor tables that this needs.
 """
 
 from __future__ import annotations
@@ -97,7 +97,10 @@ def _write_gates(ram: GuestRam, vector: int, handler64: int, handler32: int) -> 
 
 
 class ModeTable:
-    """One saved context per (mode, CPL), for one engine and one top-level page table."""
+    """One saved context per (mode, CPL), for one engine and one top-level page table.
+
+    The mode switches count as blocks: the budget of the block hook must allow some hundreds.
+    """
 
     def __init__(self, engine: Engine, ram: GuestRam, cr3: int) -> None:
         self._engine = engine
@@ -105,19 +108,22 @@ class ModeTable:
         self._blob = load_blob("modes")
         ram.write(Gpa(self._blob.base), self._blob.code)
         ram.write(Gpa(layout.LANDING), _UD2)
-        self._contexts: dict[tuple[Mode, int], Context] = {}
         self._power_on = Context(engine)
+        self._contexts: dict[tuple[Mode, int], Context] = {}
+        for mode in Mode:
+            for cpl in range(1 if mode is Mode.REAL16 else 4):
+                self._enter(mode, cpl)
+                self._contexts[mode, cpl] = Context(engine)
+        self.context(Mode.LONG64, 0).restore()
+        engine.flush_tlb()
 
     def context(self, mode: Mode, cpl: int) -> Context:
         """The context of `mode` at `cpl`: flat segments, interrupts off, IOPL 3 above CPL 0.
 
-        RIP, RSP and the general registers are for the caller to set. Leaves the CPU in that state.
+        RIP, RSP and the general registers are for the caller to set. `KeyError` for real mode above
+        CPL 0, which does not exist.
         """
-        key = (mode, cpl)
-        if key not in self._contexts:
-            self._enter(mode, cpl)
-            self._contexts[key] = Context(self._engine)
-        return self._contexts[key]
+        return self._contexts[mode, cpl]
 
     def _enter(self, mode: Mode, cpl: int) -> None:
         engine = self._engine
