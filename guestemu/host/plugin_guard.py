@@ -23,14 +23,18 @@ _T = TypeVar("_T")
 
 def place_of(path: Path, error: BaseException) -> str:
     """FILE:LINE of the innermost frame inside the plug-in's file."""
-    if isinstance(error, SyntaxError) and error.filename == str(path):
+    if isinstance(error, SyntaxError) and error.filename and _is(error.filename, path):
         return f"{path}:{error.lineno}"
     lines = [
         frame.lineno
         for frame in traceback.extract_tb(error.__traceback__)
-        if Path(frame.filename) == path
+        if _is(frame.filename, path)
     ]
     return f"{path}:{lines[-1]}" if lines else str(path)
+
+
+def _is(file_name: str, path: Path) -> bool:
+    return Path(file_name).resolve() == path.resolve()
 
 
 def describe(error: BaseException) -> str:

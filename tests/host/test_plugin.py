@@ -127,6 +127,13 @@ def test_faults_while_loading(tmp_path, change, message, line):
     assert f"mine.py:{line_of(tmp_path, line)}" in text
 
 
+def test_relative_path(tmp_path, monkeypatch):
+    write(tmp_path, a=("return 0", "return [][1]"))
+    monkeypatch.chdir(tmp_path)
+    text = failure(tmp_path, "mine.py:Mine", call, match="raised IndexError")
+    assert text.startswith(f"mine.py:{line_of(tmp_path, '[][1]')}:")
+
+
 def test_missing_class_names_those_that_are_there(tmp_path):
     spec = write(tmp_path).replace(":Mine", ":Yours")
     failure(tmp_path, spec, match=r"no class 'Yours'; the file defines Mine")
