@@ -43,6 +43,7 @@ EXPECTATIONS: Final[dict[str, ExpectationSpec]] = {
     "result": ExpectationSpec(True, _NUMBER, "a number"),
     "value": ExpectationSpec(True, _NUMBER, "a number"),
     "exception": ExpectationSpec(True, r"[0-9]+|none", "a vector or none"),
+    "warning": ExpectationSpec(True, r"[a-z0-9_]+", "the name of a WARN or none"),
 }
 """Every name an `expect` line may have."""
 

@@ -43,7 +43,7 @@ class Header(msgspec.Struct, frozen=True):
 
 class Expectation(msgspec.Struct, frozen=True):
     """One `expect` line: a name of the outcome (`outcome`, `violation`, `hypercalls`, `result`,
-    `value`, `exception`, `trace_hash`), the op index it is about (None: the whole run) and the
+    `value`, `exception`, `warning`, `trace_hash`), the op index it is about (None: the whole run) and the
     value."""
 
     name: str

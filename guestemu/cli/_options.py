@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Options that several verbs share, with one help text each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+
+AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+ProgramPath: TypeAlias = Annotated[
+    Path, typer.Argument(metavar="PROGRAM.prog", help="The program to run.", show_default=False)
+]
+GuestName: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--guest", metavar="GUEST", help="Run this guest; `guestemu guests` lists them."),
+]
+HostName: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--host",
+        metavar="HOST",
+        help="Run on this host, one of `guestemu hosts` or FILE.py:CLASS.",
+    ),
+]
+Sev: TypeAlias = Annotated[str | None, typer.Option("--sev", metavar="sev", help="SEV feature.")]
+CBit: TypeAlias = Annotated[
+    int | None, typer.Option("--cbit", metavar="BIT", help="Position of the C-bit, 32 to 51.")
+]
+Memory: TypeAlias = Annotated[
+    int | None, typer.Option("--memory", metavar="MIB", help="Guest memory in MiB.")
+]
+Faults: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fault",
+        metavar="OP",
+        help="Run this op before the program's own, such as 'fail_split after=0'; repeatable.",
+    ),
+]

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Reading a program and applying the overrides of `run` and `show`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from guestemu.program.ops import Op
+    from guestemu.program.program import Header, Program, SevKind
+
+_OVERRIDE_LINE = 1
+
+
+class Overrides(msgspec.Struct, frozen=True):
+    """What the command line says instead of the program's header; None: as the header says.
+
+    `memory` in MiB; `faults` are operations in text form that run before the program's own.
+    """
+
+    guest: str | None = None
+    host: str | None = None
+    sev: str | None = None
+    cbit: int | None = None
+    memory: int | None = None
+    faults: tuple[str, ...] = ()
+
+
+def load(path: Path, overrides: Overrides) -> Program:
+    """The program in `path` with the overrides applied. Raises `InputError` for either."""
+    from guestemu.program.text import load_program
+
+    program = load_program(path)
+    header = _header(program.header, overrides)
+    faults = tuple(_fault(text, header) for text in overrides.faults)
+    moved = tuple(
+        msgspec.structs.replace(line, op=line.op + len(faults)) if line.op is not None else line
+        for line in program.expectations
+    )
+    return msgspec.structs.replace(
+        program, header=header, ops=faults + program.ops, expectations=moved
+    )
+
+
+def _header(header: Header, overrides: Overrides) -> Header:
+    from guestemu.abi.errors import InputError
+
+    if overrides.host is not None and "," in overrides.host:
+        raise InputError(
+            f"--host {overrides.host}: one host runs a program here; run once for each host"
+        )
+    host = overrides.host or header.host
+    return msgspec.structs.replace(
+        header,
+        guest=overrides.guest or header.guest,
+        host=host,
+        # repairs belong to the header's own host
+        switches=header.switches if host == header.host else (),
+        sev=header.sev if overrides.sev is None else _sev(overrides.sev),
+        cbit=header.cbit if overrides.cbit is None else overrides.cbit,
+        memory=header.memory if overrides.memory is None else overrides.memory,
+    )
+
+
+def _sev(text: str) -> SevKind:
+    from guestemu.abi.errors import InputError
+    from guestemu.program.program import SevKind
+
+    known = {kind.value: kind for kind in SevKind}
+    if text not in known:
+        raise InputError(f"--sev {text}: use one of {', '.join(known)}")
+    return known[text]
+
+
+def _fault(text: str, header: Header) -> Op:
+    from guestemu.program.lexer import Place, split_words
+    from guestemu.program.op_text import parse_op
+
+    place = Place("--fault", _OVERRIDE_LINE)
+    words = split_words(text, place)
+    if not words:
+        raise place.error("is empty; give an op such as 'fail_split after=0'")
+    return parse_op(words, place, header)

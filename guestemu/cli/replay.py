@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`guestemu replay`: regression programs against their recorded expectations."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from guestemu.cli import console
+from guestemu.cli._options import AsJson
+from guestemu.cli.errors import EXIT_FINDINGS, EXIT_INPUT, EXIT_OK
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from guestemu.replay.suite import Result
+
+_FILES_PER_JOB: Final = 32
+"""A worker takes longer to start than to replay this many programs."""
+
+
+def command(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="PATH...", help="Programs, or directories searched for *.prog."),
+    ],
+    junit: Annotated[
+        Path | None, typer.Option("--junit", metavar="OUT.xml", help="Write JUnit XML for CI.")
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", "-j", metavar="N", min=1, help="Worker processes.  [default: auto]"),
+    ] = None,
+    record: Annotated[
+        bool,
+        typer.Option("--record", help="Write what happens as the expectation instead of judging."),
+    ] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Run programs and compare each outcome with the one recorded in its file.
+
+    A program that expects nothing passes if its outcome is ok. Exit status 0: all as expected; 1:
+    some are not; 2: a file is no valid program (the others are judged all the same).
+
+    For example:
+
+      guestemu replay corpora
+
+      guestemu replay --jobs 4 --junit results.xml corpora/conversion
+
+      guestemu replay --record my.prog
+    """
+    from guestemu.replay.files import find_programs
+    from guestemu.replay.junit import write_junit
+    from guestemu.replay.suite import replay_all
+
+    programs = find_programs(paths)
+    start = time.perf_counter()
+    results = replay_all(programs, jobs or _jobs(len(programs)), record, _progress(len(programs)))
+    seconds = time.perf_counter() - start
+    if junit is not None:
+        write_junit(junit, results, seconds)
+    if as_json:
+        console.emit_json(_object(results, seconds))
+    else:
+        _tell(results, seconds, record)
+    if any(result.bad is not None for result in results):
+        return EXIT_INPUT
+    return EXIT_OK if all(result.passed for result in results) else EXIT_FINDINGS
+
+
+def _jobs(programs: int) -> int:
+    import os
+
+    return max(1, min(os.cpu_count() or 1, programs // _FILES_PER_JOB))
+
+
+def _progress(total: int) -> Callable[[Result], None] | None:
+    """A counter on a live terminal."""
+    if not console.is_live():
+        return None
+    stream = console.notes().file
+    done = 0
+
+    def show(_result: Result) -> None:
+        nonlocal done
+        done += 1
+        end = "\r" if done < total else "\r\x1b[K"
+        stream.write(f"{done}/{total}{end}")
+        stream.flush()
+
+    return show
+
+
+def _object(results: Sequence[Result], seconds: float) -> dict[str, object]:
+    return {
+        "programs": len(results),
+        "passed": sum(result.passed for result in results),
+        "failed": [
+            {"program": result.program, "expectation": m.expectation, "found": m.found}
+            for result in results
+            for m in result.mismatches
+        ],
+        "bad": [
+            {"program": result.program, "message": result.bad}
+            for result in results
+            if result.bad is not None
+        ],
+        "recorded": [result.program for result in results if result.is_new],
+        "seconds": seconds,
+    }
+
+
+def _tell(results: Sequence[Result], seconds: float, recording: bool) -> None:
+    failed = [result for result in results if result.mismatches]
+    bad = [result for result in results if result.bad is not None]
+    for result in failed:
+        console.emit(console.paint(f"FAILED {result.program}", "red"))
+        for mismatch in result.mismatches:
+            console.emit(f"    expected: {mismatch.expectation}")
+            console.emit(f"    found:    {mismatch.found}")
+    for result in bad:
+        console.note(f"guestemu: {result.bad}")
+    passed = sum(result.passed for result in results)
+    verb = "recorded" if recording else "as expected"
+    counts = [f"{len(results)} programs", f"{passed} {verb}"]
+    counts += [f"{len(failed)} failed"] if failed else []
+    counts += [f"{len(bad)} cannot be run"] if bad else []
+    counts += [f"{sum(r.is_new for r in results)} files changed"] if recording else []
+    console.emit(f"{', '.join(counts)}, {seconds:.1f} s")

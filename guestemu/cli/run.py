@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`guestemu run`: one program, told step by step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from guestemu.cli import console
+from guestemu.cli._options import (
+    AsJson,
+    CBit,
+    Faults,
+    GuestName,
+    HostName,
+    Memory,
+    ProgramPath,
+    Sev,
+)
+from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from guestemu.trace.events import Event
+    from guestemu.trace.run import Run
+
+_STYLES = {"ok": "green", "oops": "yellow"}
+
+
+def command(
+    program: ProgramPath,
+    guest: GuestName = None,
+    host: HostName = None,
+    sev: Sev = None,
+    cbit: CBit = None,
+    memory: Memory = None,
+    fault: Faults = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option("--trace", metavar="OUT.jsonl", help="Write every event as a JSON line."),
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Run one program as its header says and tell what every operation did.
+
+    Exit status 0: nothing wrong; 1: a check failed or the run did not get to its end.
+
+    For example:
+
+      guestemu run corpora/conversion/split-failure-6.1.prog
+
+      guestemu run --guest snippet:5.17 --fault 'fail_split after=0' my.prog
+
+      guestemu run --host my_host.py:MyHost --json my.prog
+    """
+    from guestemu.cli._program import Overrides, load
+    from guestemu.trace.derive import events_of
+    from guestemu.trace.jsonl import write_jsonl
+    from guestemu.trace.run import run_program
+    from guestemu.trace.words import is_finding, run_word
+
+    _check_trace(trace)
+    loaded = load(program, Overrides(guest, host, sev, cbit, memory, tuple(fault or ())))
+    run = run_program(loaded)
+    events = list(events_of(run))
+    if trace is not None:
+        write_jsonl(trace, loaded.header, events)
+    if as_json:
+        console.emit_json(_object(run, events))
+    else:
+        _tell(run, events)
+    return EXIT_FINDINGS if is_finding(run_word(run)) else EXIT_OK
+
+
+def _check_trace(path: Path | None) -> None:
+    from guestemu.abi.errors import InputError
+
+    if path is not None and path.suffix != ".jsonl":
+        raise InputError(f"--trace {path}: traces are JSON lines; name the file OUT.jsonl")
+
+
+def _object(run: Run, events: Sequence[Event]) -> dict[str, object]:
+    from collections import Counter
+
+    from guestemu.trace.derive import signed_answer
+    from guestemu.trace.digest import trace_hash
+    from guestemu.trace.events import kind_of
+    from guestemu.trace.words import run_word
+
+    return {
+        "outcome": run_word(run),
+        "violations": [
+            {"check": v.check, "op": v.op, "message": v.message, "fact": v.fact}
+            for v in run.outcome.violations
+        ],
+        "events": dict(sorted(Counter(map(kind_of, events)).items())),
+        "hypercalls": [
+            {"op": op, "nr": r.nr, "args": r.args, "ret": signed_answer(r)}
+            for op, result in enumerate(run.outcome.results)
+            for r in result.exits
+            if r.kind == "hypercall"
+        ],
+        "trace_hash": trace_hash(events),
+        "stopped": run.stop,
+    }
+
+
+def _tell(run: Run, events: Sequence[Event]) -> None:
+    from guestemu.program.op_text import format_op
+    from guestemu.trace.digest import trace_hash
+    from guestemu.trace.summary import tell_op
+    from guestemu.trace.words import run_word
+
+    header = run.program.header
+    repaired = f" with {', '.join(header.switches)} repaired" if header.switches else ""
+    console.emit(
+        f"{header.guest} on {header.host}{repaired}, "
+        f"C-bit {header.cbit}, {header.memory} MiB, {header.vcpus} vCPU"
+    )
+    for index, op in enumerate(run.program.ops):
+        told = tell_op(run, index)
+        console.emit(console.paint(f"{index:>3}  {format_op(op)}", "bold"))
+        for line in told.lines:
+            console.emit(f"       {line}")
+        for first, *rest in told.violations:
+            console.emit(console.paint(f"     ! {first}", "red"))
+            for line in rest:
+                console.emit(f"       {line}")
+    word = run_word(run)
+    hypercalls = sum(
+        record.kind == "hypercall" for result in run.outcome.results for record in result.exits
+    )
+    count = len(run.outcome.violations)
+    console.emit(
+        f"{console.paint(word, _STYLES.get(word, 'red'))}: {_plural(count, 'violation')}, "
+        f"{_plural(hypercalls, 'hypercall')}, trace {trace_hash(events)[:16]}"
+    )
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

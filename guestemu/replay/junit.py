@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Replay results as JUnit XML, which CI systems show."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from pathlib import Path
+
+from guestemu.abi.errors import InputError
+from guestemu.replay.suite import Result
+
+_NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def junit_xml(results: Sequence[Result], seconds: float) -> bytes:
+    """One test suite; a failed expectation is a failure, bad input an error."""
+    failed = sum(bool(result.mismatches) for result in results)
+    bad = sum(result.bad is not None for result in results)
+    counts = {"tests": str(len(results)), "failures": str(failed), "errors": str(bad)}
+    root = ElementTree.Element("testsuites", counts)
+    suite = ElementTree.SubElement(
+        root, "testsuite", {"name": "guestemu replay", **counts, "time": f"{seconds:.3f}"}
+    )
+    for result in results:
+        path = Path(result.program)
+        case = ElementTree.SubElement(
+            suite,
+            "testcase",
+            {
+                "classname": _clean(".".join(path.parts[:-1]) or "."),
+                "name": _clean(path.name),
+                "time": f"{result.seconds:.3f}",
+            },
+        )
+        if result.bad is not None:
+            ElementTree.SubElement(case, "error", {"message": _clean(result.bad)})
+        if result.mismatches:
+            lines = [f"expected: {m.expectation}; found: {m.found}" for m in result.mismatches]
+            failure = ElementTree.SubElement(case, "failure", {"message": _clean(lines[0])})
+            failure.text = _clean("\n".join(lines))
+    ElementTree.indent(root)
+    document: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    return document + b"\n"
+
+
+def _clean(text: str) -> str:
+    """`text` without the characters that XML cannot hold."""
+    return _NOT_XML.sub("?", text)
+
+
+def write_junit(path: Path, results: Sequence[Result], seconds: float) -> None:
+    """Writes `junit_xml` to `path`. Raises `InputError` when it cannot be written."""
+    try:
+        path.write_bytes(junit_xml(results, seconds))
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot write the results: {error.strerror}; give a path that can be written"
+        ) from error

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a violation means for the guest, in a sentence, by the name of the check."""
+
+from __future__ import annotations
+
+from typing import Final
+
+_EXPLANATIONS: Final = {
+    "status": "The host migrates a page by its own record: a private page that it takes for shared "
+    "(or the reverse) arrives as garbage.",
+    "frames": "A page of the range now maps another frame; a caller that clears its buffer "
+    "overwrites foreign memory.",
+    "results": "The contract and the real KVM give another answer here.",
+    "ready": "A migration may start now and would move pages with the wrong status.",
+    "free-pages": "The next owner of the page believes it is private and the host can read it.",
+    "progress": "The CPU does not come out of this operation.",
+}
+
+
+def explain(check: str) -> str:
+    """Why a violation of `check` matters; empty for a check that is not the project's own."""
+    return _EXPLANATIONS.get(check, "")

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Traces as JSON lines: the first line is the run (configuration, hash), then one event a line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from guestemu.abi.errors import InputError
+from guestemu.program.program import Header
+from guestemu.trace.digest import trace_hash
+from guestemu.trace.events import Event
+
+
+class RunLine(msgspec.Struct, frozen=True, tag="run", tag_field="event"):
+    """The first line of a trace file; `trace_hash` is that of the events that follow."""
+
+    header: Header
+    events: int
+    trace_hash: str
+
+
+def write_jsonl(path: Path, header: Header, events: Sequence[Event]) -> None:
+    """Writes a trace file. Raises `InputError` when `path` cannot be written."""
+    encode = msgspec.json.Encoder().encode
+    first = RunLine(header, len(events), trace_hash(events))
+    try:
+        with path.open("wb") as file:
+            for record in (first, *events):
+                file.write(encode(record) + b"\n")
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot write the trace: {error.strerror}; give a path that can be written"
+        ) from error

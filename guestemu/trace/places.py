@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Pages by the names that programs use: D[3] instead of frame 0x403.
+
+Traces name pages this way so that the logs of two guests that place regions differently compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT
+from guestemu.abi.regions import REGIONS, Region
+from guestemu.guest.base import PlacedRegion
+
+
+class Places:
+    """Names of the frames of a guest whose regions are `regions`."""
+
+    def __init__(self, regions: Mapping[Region, PlacedRegion]) -> None:
+        self._regions = dict(regions)
+
+    def frame(self, gfn: int, pages: int = 1) -> str:
+        """`pages` frames from `gfn` on: "D[3]", "D[3..4]", or "frame 0x10" outside every region."""
+        for region, placed in self._regions.items():
+            first = gfn - (placed.gpa >> PAGE_SHIFT)
+            if REGIONS[region].alias is None and 0 <= first < placed.pages:
+                return _range(region, first, pages)
+        last = f"..{gfn + pages - 1:#x}" if pages > 1 else ""
+        return f"frame{'s' if last else ''} {gfn:#x}{last}"
+
+    def page(self, gva: int, gfn: int, pages: int, is_alias: bool) -> str:
+        """Virtual pages from `gva` on, which map `gfn`: by their own region if an alias."""
+        if is_alias:
+            for region, placed in self._regions.items():
+                first = gva - placed.gva >> PAGE_SHIFT
+                if REGIONS[region].alias is not None and 0 <= first < placed.pages:
+                    return _range(region, first, pages)
+        return self.frame(gfn, pages)
+
+    def address(self, gpa: int) -> str | None:
+        """A GPA as "D[3]" or "D[3]+0x10"; None outside every region."""
+        name = self.frame(gpa >> PAGE_SHIFT)
+        if name.startswith("frame"):
+            return None
+        offset = gpa & PAGE_MASK
+        return f"{name}+{offset:#x}" if offset else name
+
+
+def _range(region: Region, first: int, pages: int) -> str:
+    last = f"..{first + pages - 1}" if pages > 1 else ""
+    return f"{region.name}[{first}{last}]"

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A run told step by step for people, one list of lines for each operation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+import msgspec
+
+from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
+from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
+from guestemu.checks.base import ExitRecord, Violation
+from guestemu.guest.base import CallOutcome, GuestOops
+from guestemu.machine.exits import ExceptionExit
+from guestemu.machine.leafmap import Flip
+from guestemu.testbed import OpResult
+from guestemu.trace.derive import signed_answer
+from guestemu.trace.explain import explain
+from guestemu.trace.places import Places
+from guestemu.trace.run import Run
+from guestemu.trace.words import is_load, op_word, value_of
+
+MAX_LINES: Final = 12
+"""Exits or page groups shown for one operation; the rest is counted."""
+
+_SIZES: Final = {0: "4K", 1: "2M", 2: "1G"}
+
+
+class Told(msgspec.Struct, frozen=True):
+    """One operation told: `lines` of what happened and `violations`, each as its lines."""
+
+    lines: tuple[str, ...]
+    violations: tuple[tuple[str, ...], ...]
+
+
+def tell_op(run: Run, index: int) -> Told:
+    """What operation `index` of `run` did."""
+    found = tuple(tell_violation(v) for v in run.outcome.violations if v.op == index)
+    if index >= len(run.outcome.results):
+        stop = run.stop
+        text = stop.message if stop is not None and stop.op == index else "not run"
+        return Told((f"VM stopped: {text}" if text != "not run" else text,), found)
+    result = run.outcome.results[index]
+    lines = [
+        *_cut(_flip_lines(result, run.places), "groups of pages"),
+        *_cut([tell_exit(record, run.places) for record in result.exits], "exits"),
+        *(f"WARN {name}" for name in result.outcome.warnings),
+        *_end_lines(result),
+    ]
+    return Told(tuple(lines), found)
+
+
+def tell_violation(violation: Violation) -> tuple[str, ...]:
+    """The violation, the fact it breaks, and what it means."""
+    fact = f" ({violation.fact})" if violation.fact else ""
+    first = f"violation of {violation.check}: {violation.message}{fact}"
+    meaning = explain(violation.check)
+    return (first, meaning) if meaning else (first,)
+
+
+def tell_exit(record: ExitRecord, places: Places) -> str:
+    """One exit and its answer."""
+    ret = signed_answer(record)
+    answer = "an exception" if ret is None else f"{ret:#x}" if ret > 0xFFFF else f"{ret}"
+    if record.kind != "hypercall":
+        name = " MIGRATION_CONTROL" if record.nr == MSR_KVM_MIGRATION_CONTROL else ""
+        value = f" = {record.args[0]:#x}" if record.args else ""
+        if ret is not None and record.args:
+            answer = "taken"
+        return f"{record.kind} {record.nr:#x}{name}{value} -> {answer}"
+    where = "" if record.cpl == 0 else f" at CPL {record.cpl}"
+    if not record.is_64bit:
+        where += " in 32-bit code"
+    gpa, pages, attributes = record.args[:3]
+    if record.nr != KVM_HC_MAP_GPA_RANGE:
+        arguments = " ".join(map(hex, record.args))
+    else:
+        place = places.address(gpa)
+        name = f" ({place})" if place else ""
+        arguments = f"gpa={gpa:#x}{name} pages={pages} {_attributes(attributes)}"
+    return f"hypercall {record.nr} {arguments}{where} -> {answer}"
+
+
+def _attributes(value: int) -> str:
+    status = "private" if value & MAP_GPA_RANGE_ENCRYPTED else "shared"
+    size = _SIZES.get(value & 0xF)
+    known = value & ~0x1F == 0 and size is not None
+    return f"{status},{size}" if known else f"attributes={value:#x}"
+
+
+def _flip_lines(result: OpResult, places: Places) -> list[str]:
+    lines = []
+    for flip in _merged(flip for _, flip in result.flips):
+        where = places.page(flip.gva, flip.gfn, flip.pages, flip.is_alias)
+        status = "private" if flip.private else "shared"
+        lines.append(f"{where} now {status} ({flip.pages} page{'s' if flip.pages > 1 else ''})")
+    return lines
+
+
+def _merged(flips: Iterable[Flip]) -> Iterator[Flip]:
+    """Neighbouring flips of one direction as one."""
+    last: Flip | None = None
+    for flip in flips:
+        if (
+            last is not None
+            and (last.private, last.is_alias) == (flip.private, flip.is_alias)
+            and last.gfn + last.pages == flip.gfn
+        ):
+            last = msgspec.structs.replace(
+                last, pages=last.pages + flip.pages, changed=last.changed + flip.changed
+            )
+            continue
+        if last is not None:
+            yield last
+        last = flip
+    if last is not None:
+        yield last
+
+
+def _end_lines(result: OpResult) -> list[str]:
+    value = value_of(result.op, result.outcome)
+    if value is not None:
+        return [f"loaded {value:#x}" if is_load(result.op) else f"returned {_number(value)}"]
+    if result.outcome.value is not None:
+        return []
+    return [_end_line(result.outcome)]
+
+
+def _number(value: int) -> str:
+    return f"{value:#x}" if value > 0xFFFF else f"{value}"
+
+
+def _end_line(outcome: CallOutcome) -> str:
+    end = outcome.end
+    if isinstance(end, GuestOops | ExceptionExit):
+        what = "oops" if isinstance(end, GuestOops) else "exception"
+        code = "" if end.error_code is None else f", error code {end.error_code:#x}"
+        address = f", address {end.cr2:#x}" if end.cr2 else ""
+        return f"{what}: vector {end.vector}{code}{address} at {end.rip:#x}"
+    return f"did not return: {op_word(outcome)}"
+
+
+def _cut(lines: list[str], what: str) -> list[str]:
+    if len(lines) <= MAX_LINES:
+        return lines
+    left = len(lines) - MAX_LINES + 1
+    return [*lines[: MAX_LINES - 1], f"... and {left} more {what}"]

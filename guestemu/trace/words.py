@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The one word for how a run or an operation ended, and the value an operation gives.
+
+Words of a run, the first that fits: `vm-stopped` (the host's user space ended the VM),
+`no-progress` (an operation used up its budget), `shutdown` (triple fault), `violation` (a check
+failed), `oops` (the guest's exception handler gave up), `ok`. Words of an operation: `vm-stopped`,
+`no-progress`, `shutdown`, `oops`, `exception` (a raw instruction raised one), `unbacked` (an access
+outside RAM), `stopped` (anything else that kept a function from returning), `ok`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from guestemu.abi.addresses import to_signed
+from guestemu.guest.base import CallOutcome, GuestOops
+from guestemu.machine.exits import BudgetExhausted, ExceptionExit, Shutdown, Unbacked
+from guestemu.program.ops import Op, OpKind
+from guestemu.trace.run import Run
+
+OK: Final = "ok"
+VIOLATION: Final = "violation"
+OOPS: Final = "oops"
+NO_PROGRESS: Final = "no-progress"
+SHUTDOWN: Final = "shutdown"
+VM_STOPPED: Final = "vm-stopped"
+
+_ENDS: Final[tuple[tuple[type[object], str], ...]] = (
+    (BudgetExhausted, NO_PROGRESS),
+    (Shutdown, SHUTDOWN),
+    (GuestOops, OOPS),
+    (ExceptionExit, "exception"),
+    (Unbacked, "unbacked"),
+)
+_STATUS: Final = frozenset(
+    {
+        OpKind.SET_MEMORY_ENCRYPTED,
+        OpKind.SET_MEMORY_DECRYPTED,
+        OpKind.EARLY_SET_MEMORY_ENCRYPTED,
+        OpKind.EARLY_SET_MEMORY_DECRYPTED,
+        OpKind.DMA_ALLOC,
+        OpKind.DMA_FREE,
+        OpKind.STOP_CONVERSION,
+    }
+)
+_LOADS: Final = frozenset({OpKind.READ, OpKind.RDMSR})
+
+
+def op_word(outcome: CallOutcome) -> str:
+    """How one operation ended."""
+    if outcome.value is not None:
+        return OK
+    for end, word in _ENDS:
+        if isinstance(outcome.end, end):
+            return word
+    return "stopped"
+
+
+def run_word(run: Run) -> str:
+    """How the run ended."""
+    words = {op_word(result.outcome) for result in run.outcome.results}
+    if run.stop is not None:
+        return VM_STOPPED
+    for word in (NO_PROGRESS, SHUTDOWN):
+        if word in words:
+            return word
+    if run.outcome.violations:
+        return VIOLATION
+    return OOPS if OOPS in words else OK
+
+
+def is_finding(word: str) -> bool:
+    """Whether a run that ended in `word` is to be looked at. An oops alone is not: programs may
+    unmap pages and touch them."""
+    return word not in {OK, OOPS}
+
+
+def value_of(op: Op, outcome: CallOutcome) -> int | None:
+    """What the operation gave back: a hypercall's RAX and a function's result signed, a load
+    unsigned; None where it gives nothing (void functions, faults) or did not return."""
+    value = outcome.value
+    if value is None:
+        return None
+    if op.kind is OpKind.HYPERCALL:
+        return to_signed(value, 64)
+    return value if op.kind in _STATUS or op.kind in _LOADS else None
+
+
+def is_load(op: Op) -> bool:
+    """Whether the value of `op` is data (unsigned) rather than a result."""
+    return op.kind in _LOADS
