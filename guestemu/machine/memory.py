@@ -144,7 +144,7 @@ class GuestRam:
             return
         is_private = bool(address & self.cbit_mask)
         if (address & PAGE_MASK) + size > PAGE_SIZE:
-            self.has_crossing = True
+            self.has_crossing |= is_write
             if gfn + 1 < self.frames:
                 self._touch(is_write, gfn + 1, is_private)
         index = self._touch(is_write, gfn, is_private)
@@ -258,7 +258,9 @@ class GuestRam:
         """Makes the present content the one that `rollback` restores."""
         for index in self.dirty_list[: self.watch.dirty_count]:
             self.flags[index] &= ~FLAG_DIRTY
-            self._base[index] = bytes(self._page(index))
+            self._base[index] = content = bytes(self._page(index))
+            if self.flags[index] & FLAG_MIRRORED:
+                self._base[(index + self.frames) % (2 * self.frames)] = content
         self.watch.dirty_count = 0
         self.table_writes()
         self._base_flags = bytes(self.flags)

@@ -2,7 +2,8 @@
 """Saved contexts of every CPU mode and privilege level.
 
 Each is entered once, at boot, by guest instructions (native/modes.S), and kept; a vCPU then starts
-in any of them by restoring a context, and no program sees which modes ran before it. `build_tables` makes the descriptor tables that this needs.
+in any of them by restoring a context, and no program sees which modes ran before it. `build_tables`
+makes the descriptor tables that this needs.
 """
 
 from __future__ import annotations
