@@ -66,6 +66,7 @@ def test_each_repair_matters(entry):
     elsewhere = {
         "set-ioctl",
         "get-race",
+        "get-words",
         "end-frame",
         "vcpu-reset",
         "set-offset",

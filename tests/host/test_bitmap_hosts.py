@@ -146,6 +146,16 @@ def test_get_merges_the_last_partial_byte_with_the_users():
     assert buffer == b"\x7f\xaf"
 
 
+def test_get_writes_whole_words_before_v6():
+    for switches, wanted in (((), b"\xfd" + b"\xff" * 7), (("get-words",), b"\x0d" + bytes(7))):
+        host = make("v3", *switches)
+        call(host, 0x1000, 1, 0)
+        buffer = bytearray(8)
+        assert get(host, 0, 4, buffer) == 0
+        assert buffer == wanted
+    assert get(make("v3"), 0, 4, bytearray(1)) == EFAULT
+
+
 def test_get_beyond_the_bitmap_reads_encrypted():
     host = enable(make("v6"))
     call(host, 0, 4, 0)

@@ -23,15 +23,17 @@ from guestemu.host.kvm.page_enc_ioctls import get_bitmap, set_bitmap_v6
 WRAP = "wrap"
 GROWTH = "growth"
 SET_IOCTL = "set-ioctl"
+GET_WORDS = "get-words"
 
 
 class BitmapV1Host(HistoricHost):
     """v1. Repairs: "wrap" refuses a wrapping range with -EINVAL, "growth" refuses a range beyond
-    RAM with -EINVAL, "set-ioctl" makes SET write every bit, and "low-bits"."""
+    RAM with -EINVAL, "set-ioctl" makes SET write every bit, "get-words" makes GET leave user memory
+    behind the range alone, and "low-bits"."""
 
     name: ClassVar[str] = "bitmap-v1"
     summary: ClassVar[str] = "2019 patch set v1: bitmap in KVM, hypercall 11, no wrap test"
-    switches: ClassVar[tuple[str, ...]] = (WRAP, GROWTH, SET_IOCTL, LOW_BITS)
+    switches: ClassVar[tuple[str, ...]] = (WRAP, GROWTH, SET_IOCTL, GET_WORDS, LOW_BITS)
     number: ClassVar[int] = KVM_HC_PAGE_ENC_STATUS_2019
     has_msr: ClassVar[bool] = False
     checks_wrap: ClassVar[bool] = False
@@ -66,7 +68,10 @@ class BitmapV1Host(HistoricHost):
 
     def get_page_enc_bitmap(self, argument: bytes, buffer: bytearray | None) -> int:
         """KVM_GET_PAGE_ENC_BITMAP; see `get_bitmap`. Not an SEV VM: -ENOTTY."""
-        return get_bitmap(self.bitmap, argument, buffer) if self.is_sev_guest else -ENOTTY
+        if not self.is_sev_guest:
+            return -ENOTTY
+        whole_words = GET_WORDS not in self.repaired
+        return get_bitmap(self.bitmap, argument, buffer, whole_words=whole_words)
 
     def set_page_enc_bitmap(self, argument: bytes, buffer: bytearray | None) -> int:
         """KVM_SET_PAGE_ENC_BITMAP; see `set_bitmap_v6`. Not an SEV VM: -ENOTTY."""

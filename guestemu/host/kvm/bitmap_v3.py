@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from guestemu.host.kvm.bitmap_v1 import GROWTH, SET_IOCTL, BitmapV1Host
+from guestemu.host.kvm.bitmap_v1 import GET_WORDS, GROWTH, SET_IOCTL, BitmapV1Host
 from guestemu.host.kvm.findings import FindingKind
 from guestemu.host.kvm.historic import LOW_BITS
 from guestemu.host.kvm.page_enc_bitmap import PageEncBitmap
@@ -25,7 +25,13 @@ class BitmapV3Host(BitmapV1Host):
 
     name: ClassVar[str] = "bitmap-v3"
     summary: ClassVar[str] = "2019 patch set v3: bitmap in KVM, freed at every vCPU reset"
-    switches: ClassVar[tuple[str, ...]] = (VCPU_RESET, GROWTH, SET_IOCTL, LOW_BITS)
+    switches: ClassVar[tuple[str, ...]] = (
+        VCPU_RESET,
+        GROWTH,
+        SET_IOCTL,
+        GET_WORDS,
+        LOW_BITS,
+    )
     checks_wrap: ClassVar[bool] = True
 
     def create_vm(self) -> None:

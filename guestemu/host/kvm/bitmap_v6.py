@@ -13,6 +13,7 @@ from guestemu.abi.errno import EINVAL, ENOTTY
 from guestemu.abi.hypercalls import KVM_HC_PAGE_ENC_STATUS
 from guestemu.host.kvm.bitmap_v1 import GROWTH, SET_IOCTL, BitmapV1Host
 from guestemu.host.kvm.historic import LOW_BITS
+from guestemu.host.kvm.page_enc_ioctls import get_bitmap
 from guestemu.host.kvm.slot_translation import END_FRAME, SlotTranslation
 
 
@@ -51,10 +52,10 @@ class BitmapV6Host(BitmapV1Host):
         return self.write_status(gfn, pages, enc)
 
     def get_page_enc_bitmap(self, argument: bytes, buffer: bytearray | None) -> int:
-        """As v1, and -ENOTTY until the guest set bit 0 of the MSR (K1-i)."""
-        if not self.migration_ready:
+        """See `get_bitmap`. -ENOTTY also until the guest set bit 0 of the MSR (K1-i)."""
+        if not self.is_sev_guest or not self.migration_ready:
             return -ENOTTY
-        return super().get_page_enc_bitmap(argument, buffer)
+        return get_bitmap(self.bitmap, argument, buffer)
 
     def reset_page_enc_bitmap(self) -> int:
         """KVM_PAGE_ENC_BITMAP_RESET (K1-k): everything encrypted, for a reboot."""

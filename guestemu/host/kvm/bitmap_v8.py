@@ -84,7 +84,7 @@ class BitmapV8Host(BitmapV6Host):
         return result
 
     def get_page_enc_bitmap(self, argument: bytes, buffer: bytearray | None) -> int:
-        """As v1, and -EINVAL until the guest set bit 0 of the MSR (K1-i)."""
+        """As v6, but -EINVAL until the guest set bit 0 of the MSR (K1-i)."""
         if not self.is_sev_guest:
             return -ENOTTY
         if not self.migration_ready:

@@ -48,15 +48,24 @@ def copy_out(bits: bitarray, buffer: bytearray | None) -> int:
     return 0
 
 
-def get_bitmap(bitmap: PageEncBitmap, argument: bytes, buffer: bytearray | None) -> int:
-    """KVM_GET_PAGE_ENC_BITMAP (K1-i): -ENOMEM for more bits than kmalloc gives, -EFAULT."""
+def get_bitmap(
+    bitmap: PageEncBitmap, argument: bytes, buffer: bytearray | None, *, whole_words: bool = False
+) -> int:
+    """KVM_GET_PAGE_ENC_BITMAP (K1-i): -ENOMEM for more bits than kmalloc gives, -EFAULT.
+
+    `whole_words`: the form up to the repost of February 2020, which writes whole 64-bit words to
+    user memory, ones behind the range. Since v6 only the bits asked for change.
+    """
     request = unpack_argument(argument)
     if request is None:
         return -EFAULT
     start_gfn, num_pages = request
     if bitmap_bytes(num_pages) > KMALLOC_MAX:
         return -ENOMEM
-    return copy_out(bitmap.read(start_gfn, num_pages), buffer)
+    bits = bitmap.read(start_gfn, num_pages)
+    if whole_words:
+        bits.extend([True] * (-num_pages % 64))
+    return copy_out(bits, buffer)
 
 
 def _copy_in(num_pages: int, buffer: bytearray | None) -> bitarray | int:
