@@ -7,6 +7,7 @@ The unit of work is `rollback`: context restore plus a copy of the dirty pages, 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -36,7 +37,8 @@ class MachineConfig(msgspec.Struct, frozen=True):
 
     `frames` of RAM from GPA 0; `cbit` bit number, or None for a machine without memory encryption
     (one view); `sev_status` as MSR 0xC0010131 reads; `key` 16 bytes of the guest's memory key;
-    `native_hooks` may be turned off to run the Python bodies of the hooks.
+    `native_hooks` may be turned off to run the Python bodies of the hooks;
+    with `defer_memory_hooks` loads and stores are not watched before `watch_memory`.
     """
 
     frames: int
@@ -46,6 +48,7 @@ class MachineConfig(msgspec.Struct, frozen=True):
     coherent: bool = True
     key: bytes = bytes(range(16))
     native_hooks: bool = True
+    defer_memory_hooks: bool = False
 
 
 class Machine:
@@ -67,7 +70,8 @@ class Machine:
         )
         self.tlb = TlbWalker(self.engine, self.ram, self.pte_cbit) if uses_walker else None
         self.hooks = CpuHooks(self.engine, code, 1 << inner)
-        self.ram.install(code)
+        if not config.defer_memory_hooks:
+            self.ram.install(code)
         self.hooks.traps.add(layout.LANDING)
         self.msrs = MsrFile(config.sev_status)
         if config.cbit is not None:
@@ -80,6 +84,16 @@ class Machine:
         """Sets up the CPU's modes over the page tables at `cr3`; needs the descriptor tables."""
         self.hooks.watch.left = 1 << 32
         self.modes = ModeTable(self.engine, self.ram, cr3)
+
+    def watch_memory(self, shared: Iterable[int]) -> None:
+        """Ends a phase without memory hooks (`defer_memory_hooks`): from now on views are exact.
+
+        `shared` are the frames that are mapped with C=0 now; their shared view is the current one,
+        the private view is current everywhere else. Makes a checkpoint's worth of base content.
+        """
+        self.ram.adopt(shared)
+        self.ram.install(self.code)
+        self.engine.flush_blocks()
 
     def activate(self, index: int) -> Vcpu:
         """Makes vCPU `index` the one that the CPU executes; contexts switch, the TLB is flushed."""

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from collections.abc import Iterable
 from typing import Final
 
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa
@@ -92,8 +93,9 @@ class GuestRam:
             engine.map(0, low * PAGE_SIZE, _address(self._private_map))
             engine.map(cbit_mask, low * PAGE_SIZE, _address(self._private_map))
         offset = low * PAGE_SIZE
-        engine.map(offset, size - offset, _address(self._shared_map) + offset)
-        engine.map(cbit_mask | offset, size - offset, _address(self._private_map) + offset)
+        if offset < size:
+            engine.map(offset, size - offset, _address(self._shared_map) + offset)
+            engine.map(cbit_mask | offset, size - offset, _address(self._private_map) + offset)
         self.flags = bytearray(2 * frames)
         self.flags[:frames] = bytes([FLAG_STALE]) * frames
         for page in range(low):
@@ -218,6 +220,10 @@ class GuestRam:
         """From now on stores into the private view of frame `gfn` are logged."""
         self.flags[self.frames + gfn] |= FLAG_TABLE
 
+    def is_table(self, index: int) -> bool:
+        """Whether stores into the page with this index (of the dirty list) are logged."""
+        return bool(self.flags[index] & FLAG_TABLE)
+
     # Host-side access -------------------------------------------------------------------------
 
     def read(self, gpa: Gpa, size: int, private: bool = True) -> bytes:
@@ -264,6 +270,27 @@ class GuestRam:
         self.watch.dirty_count = 0
         self.table_writes()
         self._base_flags = bytes(self.flags)
+
+    def adopt(self, shared: Iterable[int]) -> None:
+        """Takes the two buffers as they are, after a phase in which nobody watched accesses.
+
+        The current view of a frame in `shared` is the shared one, of all others the private one.
+        Every page that is not zero is marked dirty, so that the next checkpoint keeps it.
+        """
+        frames = self.frames
+        flags = self.flags
+        flags[:frames] = bytes([FLAG_STALE]) * frames
+        flags[frames:] = bytes(frames)
+        for page in range(self.low):
+            flags[page] = flags[frames + page] = FLAG_MIRRORED
+        self.watch.dirty_count = 0
+        for gfn in shared:
+            if gfn >= self.low:
+                flags[gfn] = 0
+                flags[frames + gfn] = FLAG_STALE
+        for index in range(2 * frames):
+            if not flags[index] & FLAG_STALE and self._page(index) != _ZERO_PAGE:
+                self._mark_dirty(index)
 
     def _page(self, index: int) -> memoryview:
         if index >= self.frames:

@@ -43,6 +43,13 @@ MIN_MEMORY: Final = 32
 LARGE_MEMORY: Final = 4096
 MAX_MEMORY: Final = 8192
 
+_FEATURE_SEV_LIVE_MIGRATION: Final = 14
+"""The patch set's own feature bit (facts, constant table); bit 14 is ASYNC_PF_INT today."""
+_KVM_FEATURES: Final = (
+    1 << _FEATURE_SEV_LIVE_MIGRATION
+    | 1 << KVM_FEATURE_HC_MAP_GPA_RANGE
+    | 1 << KVM_FEATURE_MIGRATION_CONTROL
+)
 _UD2: Final = b"\x0f\x0b"
 _STUB_SLOT: Final = 16
 _STUBS: Final = (b"\x0f\x01\xd9", b"\x0f\x01\xc1", b"\x0f\x32", b"\x0f\x30")
@@ -172,7 +179,7 @@ class SnippetGuest(Guest):
             "scratch_target": SCRATCH + PAGE_SIZE,
             "coherent": int(machine.config.coherent),
             "notify_enabled": 1,
-            "kvm_features": 1 << KVM_FEATURE_HC_MAP_GPA_RANGE | 1 << KVM_FEATURE_MIGRATION_CONTROL,
+            "kvm_features": _KVM_FEATURES,
             "bss_decrypted_start": DIRECT_MAP + BSS_DECRYPTED,
             "bss_decrypted_end": DIRECT_MAP + BSS_DECRYPTED + PMD_SIZE,
         }

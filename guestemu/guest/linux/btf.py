@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Structure layouts from the kernel's own .BTF section (Documentation/bpf/btf.rst).
+
+Only what `offset` and `size` need: structures, unions, and the types that lead to them.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from guestemu.abi.errors import InputError
+
+_MAGIC: Final = 0xEB9F
+_HEADER: Final = struct.Struct("<HBBIIIII")
+_TYPE: Final = struct.Struct("<III")
+_MEMBER: Final = struct.Struct("<III")
+
+_INT, _PTR, _ARRAY, _STRUCT, _UNION, _ENUM, _FWD, _TYPEDEF = range(1, 9)
+_VOLATILE, _CONST, _RESTRICT, _FUNC, _FUNC_PROTO, _VAR, _DATASEC = range(9, 16)
+_FLOAT, _DECL_TAG, _TYPE_TAG, _ENUM64 = range(16, 20)
+
+_EXTRA_FIXED: Final = {_INT: 4, _ARRAY: 12, _VAR: 4, _DECL_TAG: 4}
+_EXTRA_EACH: Final = {
+    _STRUCT: 12,
+    _UNION: 12,
+    _ENUM: 8,
+    _FUNC_PROTO: 8,
+    _DATASEC: 12,
+    _ENUM64: 12,
+}
+_TRANSPARENT: Final = frozenset({_TYPEDEF, _VOLATILE, _CONST, _RESTRICT, _TYPE_TAG})
+
+
+class Btf:
+    """The types of one kernel. Type numbers start at 1.
+
+    `data` is the section, `name` the image's name for errors. Raises `InputError` for a section
+    that is no BTF.
+    """
+
+    def __init__(self, data: bytes, name: str) -> None:
+        self._name = name
+        if len(data) < _HEADER.size:
+            raise InputError(f"{name}: its .BTF section is empty")
+        magic, _version, _flags, header, type_at, type_size, string_at, string_size = (
+            _HEADER.unpack_from(data)
+        )
+        if magic != _MAGIC:
+            raise InputError(f"{name}: its .BTF section has magic {magic:#x}, not {_MAGIC:#x}")
+        self._types = data[header + type_at : header + type_at + type_size]
+        self._strings = data[header + string_at : header + string_at + string_size]
+        self._positions: list[int] = [0]
+        self._records: dict[str, int] = {}
+        self._scan()
+
+    def _scan(self) -> None:
+        position = 0
+        end = len(self._types)
+        while position + _TYPE.size <= end:
+            name, info, _size = _TYPE.unpack_from(self._types, position)
+            kind = info >> 24 & 0x1F
+            if kind in {_STRUCT, _UNION} and name:
+                self._records.setdefault(self._string(name), len(self._positions))
+            self._positions.append(position)
+            position += _TYPE.size + _EXTRA_FIXED.get(kind, 0)
+            position += _EXTRA_EACH.get(kind, 0) * (info & 0xFFFF)
+
+    def _string(self, offset: int) -> str:
+        end = self._strings.index(b"\0", offset)
+        return self._strings[offset:end].decode("ascii", "replace")
+
+    def _type(self, number: int) -> tuple[int, int, int, int, int]:
+        """(kind, member count, kind flag, size or type, position of the members)."""
+        position = self._positions[number]
+        _name, info, size = _TYPE.unpack_from(self._types, position)
+        return info >> 24 & 0x1F, info & 0xFFFF, info >> 31, size, position + _TYPE.size
+
+    def _resolve(self, number: int) -> int:
+        kind, _count, _flag, target, _at = self._type(number)
+        while kind in _TRANSPARENT:
+            number = target
+            kind, _count, _flag, target, _at = self._type(number)
+        return number
+
+    def _member(self, number: int, field: str) -> tuple[int, int] | None:
+        """Bit offset and resolved type of a member, also of an unnamed inner record."""
+        kind, count, flag, _size, at = self._type(number)
+        if kind not in {_STRUCT, _UNION}:
+            return None
+        for index in range(count):
+            name, target, offset = _MEMBER.unpack_from(self._types, at + _MEMBER.size * index)
+            bits = offset & 0xFFFFFF if flag else offset
+            if name and self._string(name) == field:
+                return bits, self._resolve(target)
+            if not name:
+                inner = self._member(self._resolve(target), field)
+                if inner is not None:
+                    return bits + inner[0], inner[1]
+        return None
+
+    def _record(self, name: str) -> int:
+        number = self._records.get(name)
+        if number is None:
+            raise InputError(f"{self._name}: this kernel has no struct {name}")
+        return number
+
+    def size(self, name: str) -> int:
+        """Bytes of `struct name`."""
+        return self._type(self._record(name))[3]
+
+    def offset(self, path: str) -> int:
+        """Byte offset of a member: "device.dma_mask", "pv_ops.mmu.x". `InputError` if absent."""
+        record, *fields = path.split(".")
+        number = self._record(record)
+        bits = 0
+        for field in fields:
+            found = self._member(number, field)
+            if found is None:
+                raise InputError(f"{self._name}: this kernel has no member {path}")
+            bits += found[0]
+            number = found[1]
+        return bits // 8

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A kernel image, analysed: what to load, where its symbols are, how its structures lie."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from elftools.common.exceptions import ELFError
+from elftools.elf.elffile import ELFFile
+
+from guestemu.abi.errors import InputError
+from guestemu.guest.linux.btf import Btf
+from guestemu.guest.linux.image import load_image
+from guestemu.guest.linux.kallsyms import read_kallsyms
+from guestemu.guest.linux.sites import Site, find_sites
+
+KERNEL_MAP: Final = 0xFFFF_FFFF_8000_0000
+"""__START_KERNEL_map: where the kernel's own physical addresses are mapped."""
+
+_SITES: Final = frozenset({"rdmsr", "wrmsr", "rdtsc", "hlt", "pvalidate", "rmpadjust"})
+_VERSION: Final = re.compile(rb"Linux version (\S+) ")
+_SHF_ALLOC: Final = 2
+_SHF_EXECINSTR: Final = 4
+
+
+class LoadSegment(msgspec.Struct, frozen=True):
+    """One PT_LOAD: physical address, file bytes, size in memory (the rest is zero)."""
+
+    physical: int
+    data: bytes
+    size: int
+
+
+class Kernel(msgspec.Struct, frozen=True):
+    """What is known of one image. `entry` is the physical entry point of 64-bit code."""
+
+    name: str
+    version: str
+    digest: str
+    entry: int
+    segments: tuple[LoadSegment, ...]
+    symbols: dict[str, int]
+    sites: tuple[Site, ...]
+    btf: Btf
+
+    def address(self, symbol: str) -> int:
+        """The virtual address of a symbol; `InputError` if this kernel lacks it."""
+        address = self.symbols.get(symbol)
+        if address is None:
+            raise InputError(f"{self.name} ({self.version}): no symbol {symbol}")
+        return address
+
+    def symbol_at(self, address: int) -> str:
+        """The function that holds `address`, as name+0xoffset; the address itself if none does."""
+        best, where = "", 0
+        for name, start in self.symbols.items():
+            if where < start <= address:
+                best, where = name, start
+        return f"{best}+{address - where:#x}" if best else f"{address:#x}"
+
+
+def load_kernel(path: Path, progress: Callable[[str], None] | None = None) -> Kernel:
+    """Reads and analyses the kernel in `path` (about two seconds). `progress` is told each step.
+
+    Raises `InputError` for anything that is not a usable x86-64 kernel, and names what is missing.
+    """
+    say = progress or (lambda _step: None)
+    say("unpacking")
+    image = load_image(path)
+    try:
+        elf = ELFFile(io.BytesIO(image.elf))
+        segments = tuple(
+            LoadSegment(int(part["p_paddr"]), bytes(part.data()), int(part["p_memsz"]))
+            for part in elf.iter_segments("PT_LOAD")
+        )
+        sections = {
+            section.name: section
+            for section in elf.iter_sections()
+            if section["sh_type"] != "SHT_NULL"
+        }
+        entry = int(elf["e_entry"])
+        machine = elf["e_machine"]
+    except ELFError as error:
+        raise InputError(f"{path}: its kernel is a damaged ELF file: {error}") from None
+    if machine != "EM_X86_64":
+        raise InputError(f"{path}: a kernel for {machine}, not for x86-64")
+    for needed, config in ((".rodata", "CONFIG_KALLSYMS_ALL"), (".BTF", "CONFIG_DEBUG_INFO_BTF")):
+        if needed not in sections:
+            raise InputError(f"{path}: the kernel has no {needed} section; it needs {config}=y")
+    rodata = bytes(sections[".rodata"].data())
+    say("symbols")
+    symbols = read_kallsyms(rodata, image.name)
+    say("types")
+    btf = Btf(bytes(sections[".BTF"].data()), image.name)
+    say("instructions")
+    starts = sorted(set(symbols.values()))
+    sites: list[Site] = []
+    for section in sections.values():
+        if section["sh_flags"] & _SHF_EXECINSTR and section["sh_flags"] & _SHF_ALLOC:
+            sites += find_sites(bytes(section.data()), int(section["sh_addr"]), starts, _SITES)
+    version = _VERSION.search(rodata)
+    return Kernel(
+        name=image.name,
+        version=version.group(1).decode("ascii", "replace") if version else "unknown",
+        digest=image.digest,
+        entry=entry & ~KERNEL_MAP if entry >= KERNEL_MAP else entry,
+        segments=segments,
+        symbols=symbols,
+        sites=tuple(sites),
+        btf=btf,
+    )
