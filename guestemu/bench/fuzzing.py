@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Figures of campaigns: executions per second under atheris, each in a process of its own.
+
+libFuzzer never returns, so these run as commands; the clock is theirs. They are measured once per
+run, one after the other.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from typing import Final
+
+import msgspec
+
+from guestemu.bench.figure import Figure
+
+TARGETS: Final = ("hypercall", "conversion")
+_AGAINST: Final = "an empty atheris target"
+_PATIENCE: Final = 60
+_DONE: Final = re.compile(r"Done (\d+) runs in (\d+) second")
+
+
+class Campaign(msgspec.Struct):
+    """What `guestemu fuzz --json` says, as far as it matters here."""
+
+    executions: int
+    execs_per_second: float
+
+
+def why_not() -> str:
+    """Why these figures cannot be measured here; empty if they can."""
+    if importlib.util.find_spec("atheris") is None:
+        return "atheris is not installed; install guestemu[fuzz]"
+    if importlib.util.find_spec("guestemu.cli.fuzz") is None:
+        return "this guestemu has no fuzz command"
+    return ""
+
+
+def parse_null(stderr: str) -> float | None:
+    """Executions per second from libFuzzer's last line, None if it is not there."""
+    done = _DONE.search(stderr)
+    return int(done[1]) / max(1, int(done[2])) if done else None
+
+
+def parse_campaign(stdout: bytes) -> float | None:
+    """Executions per second from a campaign's JSON, None if that is not what it is."""
+    try:
+        return msgspec.json.decode(stdout, type=Campaign).execs_per_second
+    except msgspec.DecodeError:
+        return None
+
+
+def _run(arguments: list[str], seconds: int) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        capture_output=True,
+        check=False,
+        timeout=seconds + _PATIENCE,
+    )
+
+
+def measure_null(seconds: int) -> float | None:
+    """Executions per second of a target that does nothing."""
+    done = _run(["guestemu.bench.null_target", str(seconds)], seconds)
+    return parse_null(done.stderr.decode(errors="replace"))
+
+
+def measure_target(target: str, seconds: int, null: float | None) -> Figure:
+    """Executions per second of a campaign, beside `null`."""
+    name = f"fuzz-{target}"
+    try:
+        done = _run(
+            ["guestemu", "fuzz", target, "--engine", "atheris", "--time", str(seconds), "--json"],
+            seconds,
+        )
+    except subprocess.TimeoutExpired:
+        return missing(name, f"the campaign did not end within {seconds + _PATIENCE} s")
+    rate = parse_campaign(done.stdout)
+    if not rate:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        return missing(name, f"the campaign failed: {lines[-1] if lines else done.returncode}")
+    ratio = round(null / rate, 3) if null else None
+    return Figure(name, round(rate, 1), "/s", null, ratio, _AGAINST)
+
+
+def missing(name: str, note: str) -> Figure:
+    """A figure that this machine cannot give."""
+    return Figure(name, None, "/s", None, None, _AGAINST, note)

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The list of benchmarks and how a run goes through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Final
+
+import msgspec
+
+from guestemu.abi.errors import InputError
+from guestemu.bench import execution, fuzzing, parts
+from guestemu.bench.figure import TURN_SECONDS, Figure, Pair, measure
+from guestemu.bench.scene import Scene
+
+ROUNDS: Final = 7
+FUZZ_SECONDS: Final = 8
+
+_PREPARED: Final[Mapping[str, Callable[[Scene], Pair]]] = {
+    "execution": execution.bare,
+    "execution-python": execution.bare_hooked,
+    "two-views": execution.two_views,
+    "execution-host": execution.hosted,
+    "execution-checks": execution.checked,
+    "hypercall-checks": execution.hypercall,
+    "hypercall-loop": execution.loop,
+    "cbit-51": execution.walker,
+    "decode": parts.decode,
+    "rollback": parts.rollback,
+    "settle": parts.settle,
+    "read-other-view": parts.read_views,
+    "boot": parts.boot,
+    "trace-parse": parts.parse,
+}
+_CAMPAIGNS: Final = {f"fuzz-{target}": target for target in fuzzing.TARGETS}
+_HELP: Final = "executions per second of a campaign under atheris, with coverage feedback"
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One line of `guestemu bench --list`."""
+
+    name: str
+    summary: str
+
+
+def entries() -> tuple[Entry, ...]:
+    """Every figure, in the order of the report."""
+    timed = (Entry(name, _summary(make)) for name, make in _PREPARED.items())
+    return (*timed, *(Entry(name, f"target {_CAMPAIGNS[name]}: {_HELP}") for name in _CAMPAIGNS))
+
+
+def _summary(make: Callable[[Scene], Pair]) -> str:
+    return " ".join((make.__doc__ or "").split()).rstrip(".")
+
+
+def choose(names: Collection[str]) -> tuple[str, ...]:
+    """The figures called `names` in the suite's order; all for none. Raises `InputError`."""
+    known = [entry.name for entry in entries()]
+    for name in names:
+        if name not in known:
+            raise InputError(f"--only {name}: no such figure; use one of {', '.join(known)}")
+    return tuple(name for name in known if not names or name in names)
+
+
+def run(
+    names: Collection[str],
+    rounds: int = ROUNDS,
+    turn: float = TURN_SECONDS,
+    fuzz_seconds: int = FUZZ_SECONDS,
+    progress: Callable[[str], None] = lambda _line: None,
+) -> Iterator[Figure]:
+    """Measures the figures called `names` (all for none); `progress` gets one line per step.
+
+    `turn` is the CPU time of one side's turn in a round, `fuzz_seconds` the time of a campaign.
+    Raises `InputError` for a name that does not exist.
+    """
+    chosen = choose(names)
+    scene = Scene()
+    pairs: dict[str, Pair] = {}
+    for name in chosen:
+        if name in _PREPARED:
+            progress(f"preparing {name}")
+            pairs[name] = _PREPARED[name](scene)
+    if pairs:
+        yield from measure(pairs, rounds, turn, lambda n: progress(f"round {n + 1} of {rounds}"))
+    campaigns = [name for name in chosen if name in _CAMPAIGNS]
+    if campaigns:
+        yield from _run_campaigns(campaigns, fuzz_seconds, progress)
+
+
+def _run_campaigns(
+    names: list[str], seconds: int, progress: Callable[[str], None]
+) -> Iterator[Figure]:
+    note = fuzzing.why_not()
+    if note:
+        yield from (fuzzing.missing(name, note) for name in names)
+        return
+    progress(f"an empty atheris target for {seconds} s")
+    null = fuzzing.measure_null(seconds)
+    for name in names:
+        progress(f"{name} for {seconds} s")
+        yield fuzzing.measure_target(_CAMPAIGNS[name], seconds, null)
