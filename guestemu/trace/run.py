@@ -54,16 +54,33 @@ def run_in(testbed: Testbed, program: Program) -> Run:
     results: list[OpResult] = []
     violations: list[Violation] = []
     stop: VmStop | None = None
-    for index, op in enumerate(program.ops):
-        try:
-            testbed.step(index, op, results, violations)
-        except VmStopped as error:
-            stop = VmStop(index, str(error))
+    for index in range(len(program.ops)):
+        stop = step_in(testbed, program, index, results, violations)
+        if stop is not None:
             break
-        except NotImplementedError as error:
-            raise InputError(f"op {index} ({format_op(op)}): {error}; use another host") from error
     outcome = Outcome(tuple(results), tuple(violations))
     return Run(program, outcome, Places(testbed.guest.regions), stop)
+
+
+def step_in(
+    testbed: Testbed,
+    program: Program,
+    index: int,
+    results: list[OpResult],
+    violations: list[Violation],
+) -> VmStop | None:
+    """Runs operation `index` and appends its result and violations, or says why the VM stopped.
+
+    Raises `InputError` for a fault op that the host cannot do.
+    """
+    op = program.ops[index]
+    try:
+        testbed.step(index, op, results, violations)
+    except VmStopped as error:
+        return VmStop(index, str(error))
+    except NotImplementedError as error:
+        raise InputError(f"op {index} ({format_op(op)}): {error}; use another host") from error
+    return None
 
 
 def run_program(program: Program) -> Run:

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Recording and decoding the instructions of a run.
+
+A code hook calls Python for every instruction, a hundred times slower than the guest: for telling
+one program, never for a campaign.
+"""
+
+from __future__ import annotations
+
+import enum
+from array import array
+from typing import Final
+
+import capstone
+import msgspec
+
+from guestemu.abi.addresses import Gpa
+from guestemu.guest.base import Guest
+from guestemu.host.base import Hypercall, VcpuAccess
+from guestemu.machine.engine import HOOK_CODE, CodeHook
+from guestemu.machine.exits import ExitHandler
+
+LIMIT: Final = 1 << 20
+"""Instructions of one operation that are kept; more are only counted."""
+_LONGEST: Final = 15
+
+
+class InstructionRecorder:
+    """Addresses of the instructions that ran since `begin`, up to `LIMIT`; `count` of all.
+
+    It stands between `guest` and the `handler` of its exits: RDMSR and WRMSR end the run before the
+    code hook would see them, so the exit is where they are noted.
+    """
+
+    def __init__(self, guest: Guest, handler: ExitHandler) -> None:
+        self.addresses = array("Q")
+        self.count = 0
+        self._handler = handler
+        engine = guest.machine.engine
+        engine.add_hook(HOOK_CODE, CodeHook(self._on_instruction))
+        engine.flush_blocks()
+        guest.machine.hooks.handler = self
+
+    def begin(self) -> None:
+        """Forgets what was recorded."""
+        self.addresses = array("Q")
+        self.count = 0
+
+    def hypercall(self, call: Hypercall) -> int:
+        """See `ExitHandler`."""
+        return self._handler.hypercall(call)
+
+    def rdmsr(self, index: int, vcpu: VcpuAccess) -> int:
+        """See `ExitHandler`."""
+        self._note(vcpu.read_register("rip"))
+        return self._handler.rdmsr(index, vcpu)
+
+    def wrmsr(self, index: int, value: int, vcpu: VcpuAccess) -> None:
+        """See `ExitHandler`."""
+        self._note(vcpu.read_register("rip"))
+        self._handler.wrmsr(index, value, vcpu)
+
+    def _on_instruction(self, _uc: object, address: int, _size: int, _user: object) -> None:
+        self._note(address)
+
+    def _note(self, address: int) -> None:
+        self.count += 1
+        if self.count <= LIMIT:
+            self.addresses.append(address)
+
+
+class Flow(enum.Enum):
+    """Where an instruction leads."""
+
+    NEXT = "next"
+    CALL = "call"
+    RETURN = "return"
+
+
+class Instruction(msgspec.Struct, frozen=True):
+    """One decoded instruction."""
+
+    address: int
+    text: str
+    flow: Flow
+
+
+class Decoder:
+    """Decodes the code of a guest whose code lies at GVA = GPA; each address once."""
+
+    def __init__(self, guest: Guest) -> None:
+        self._ram = guest.machine.ram
+        self._capstone = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+        self._known: dict[int, Instruction] = {}
+
+    def at(self, address: int) -> Instruction:
+        """The instruction at `address`."""
+        known = self._known.get(address)
+        if known is None:
+            known = self._known[address] = self._decode(address)
+        return known
+
+    def _decode(self, address: int) -> Instruction:
+        code = self._ram.read(Gpa(address), _LONGEST)
+        for _, _, mnemonic, operands in self._capstone.disasm_lite(code, address, 1):
+            flow = Flow.NEXT
+            if mnemonic == "call":
+                flow = Flow.CALL
+            elif mnemonic in {"ret", "iretq"}:
+                flow = Flow.RETURN
+            return Instruction(address, f"{mnemonic} {operands}".strip(), flow)
+        return Instruction(address, f".byte {code[0]:#04x}", Flow.NEXT)
