@@ -8,6 +8,7 @@ outcome with the recording.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Final
 
 from bitarray import bitarray
@@ -66,29 +67,32 @@ _FILTERS: Final = {
 }
 
 
+def _no_segments() -> None:
+    """A vCPU without segment registers: there is no CS.L to clear."""
+
+
 class ScriptedUserSpace(UserSpace):
     """Answers exits with a step's `answer` values and appends each exit to `events`.
 
-    `code` is the address of the instruction under test; RIP is noted relative to it.
+    `code` is the address of the instruction under test; RIP is noted relative to it. `clear_cs_l`
+    does KVM_SET_SREGS with CS.L clear on the vCPU: `VcpuAccess` has no segment registers.
     """
 
     touches_vcpu: ClassVar[bool] = True
 
-    __slots__ = ("code", "events", "inputs")
+    __slots__ = ("clear_cs_l", "code", "events", "inputs")
 
     def __init__(self) -> None:
         self.inputs = Inputs()
         self.events: list[Event] = []
         self.code = 0
+        self.clear_cs_l: Callable[[], None] = _no_segments
 
     def _rip_offset(self, rip: int) -> int:
         return to_signed(rip - self.code)
 
     def hypercall_exit(self, run: Run, vcpu: VcpuAccess) -> None:
-        """Notes the exit, then does what `answer` says; all but UNTOUCHED write `ret`.
-
-        CLEAR_CS_L is done by the vCPU's owner: `VcpuAccess` has no segment registers.
-        """
+        """Notes the exit, then does what `answer` says; all but UNTOUCHED write `ret`."""
         request = run.hypercall
         self.events.append(
             HypercallEvent(
@@ -113,6 +117,8 @@ class ScriptedUserSpace(UserSpace):
             request.nr, request.args[0], request.longmode = 99, 1, 0
         elif answer is Answer.IMMEDIATE:
             run.immediate_exit = True
+        elif answer is Answer.CLEAR_CS_L:
+            self.clear_cs_l()
 
     def interrupted(self, run: Run, vcpu: VcpuAccess, rip: int, rax: int) -> None:
         """Notes what KVM_RUN returned and the registers then."""
@@ -189,8 +195,12 @@ class RecordedHost(Host):
         self._script = ScriptedUserSpace()
         self.kvm = MergedKvm(self.settings, self._script)
 
-    def begin(self, step: Step, code: int) -> None:
-        """Prepares for `step`, whose instruction is at address `code`."""
+    def begin(self, step: Step, code: int, clear_cs_l: Callable[[], None] | None = None) -> None:
+        """Prepares for `step`, whose instruction is at address `code`.
+
+        `clear_cs_l` makes the vCPU's code 32-bit, for the answer that asks for it.
+        """
+        self._script.clear_cs_l = clear_cs_l or _no_segments
         self._script.inputs = step.inputs
         self._script.events = []
         self._script.code = code

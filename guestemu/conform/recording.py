@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Reader of recordings of a real KVM: one JSON object a line, the run's `meta` line first.
+"""Recordings of a real KVM: one JSON object a line, the run's `meta` line first.
 
 A recording holds cases; a case is one VM, its steps (lines with the same `id`) run in order of
 `step`. The record types below are the format, field for field. Numbers that can exceed
@@ -9,11 +9,8 @@ A recording holds cases; a case is one VM, its steps (lines with the same `id`) 
 from __future__ import annotations
 
 import enum
-from pathlib import Path
 
 import msgspec
-
-from guestemu.abi.errors import InputError
 
 
 class Hex(int):
@@ -223,88 +220,19 @@ class Meta(msgspec.Struct, frozen=True):
     version: str = ""
 
 
+class FailedCase(_Line, frozen=True):
+    """A case whose VM the recorder could not make: it has no steps, `error` says why."""
+
+    id: int
+    grp: str
+    error: str
+
+
 class Recording(msgspec.Struct, frozen=True):
-    """A whole file: its meta line, the steps in file order, the line number of each step."""
+    """A whole file: its meta line, the steps in file order, the line number of each step, and the
+    cases that could not be recorded."""
 
     meta: Meta
     steps: tuple[Step, ...]
     lines: tuple[int, ...]
-
-
-class _Probe(msgspec.Struct, frozen=True):
-    """Just enough of a line to tell a meta line from a step."""
-
-    meta: str | None = None
-
-
-def decode_hex(kind: type, value: object) -> object:
-    """The `dec_hook` of `Hex`; ValueError for anything but a 64-bit hexadecimal string."""
-    if kind is not Hex:
-        raise NotImplementedError
-    if not isinstance(value, str) or not value.startswith("0x"):
-        raise ValueError(f"{value!r} is not a hexadecimal string")
-    number = int(value, 16)
-    if number >> 64:
-        raise ValueError(f"{value} has more than 64 bits")
-    return Hex(number)
-
-
-_PROBE = msgspec.json.Decoder(_Probe)
-_META = msgspec.json.Decoder(Meta)
-_STEP = msgspec.json.Decoder(Step, dec_hook=decode_hex)
-
-
-def read_recording(path: Path) -> Recording:
-    """Reads a recording.
-
-    Raises `InputError` that names the file and line: an unreadable file, a line that is not the
-    JSON of a step, a missing meta line, steps of a case out of order.
-    """
-    try:
-        raw = path.read_bytes().splitlines()
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; give a recording (.jsonl)") from error
-    meta: Meta | None = None
-    steps: list[Step] = []
-    lines: list[int] = []
-    for number, line in enumerate(raw, start=1):
-        if not line.strip():
-            continue
-        try:
-            if _PROBE.decode(line).meta is not None:
-                meta = meta or _META.decode(line)
-                continue
-            step = _STEP.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"{path}:{number}: not a recorded step ({error}); the line may be cut off, "
-                "record again or delete it"
-            ) from None
-        if meta is None:
-            raise InputError(
-                f"{path}:{number}: a step before the meta line; the first line must "
-                'be {"meta": "start", "kernel": …}'
-            )
-        _check_order(path, number, steps, step)
-        steps.append(step)
-        lines.append(number)
-    if meta is None or not meta.kernel:
-        raise InputError(f"{path}:1: no meta line with the kernel's release; is it a recording?")
-    return Recording(meta, tuple(steps), tuple(lines))
-
-
-def _check_order(path: Path, number: int, steps: list[Step], step: Step) -> None:
-    """The steps of a case must be adjacent, in rising order, with one configuration."""
-    if not steps or steps[-1].id != step.id:
-        return
-    before = steps[-1]
-    if step.step <= before.step:
-        raise InputError(
-            f"{path}:{number}: case {step.id}: step {step.step} after step {before.step}; "
-            "keep the recorder's order"
-        )
-    if step.cfg != before.cfg:
-        raise InputError(
-            f"{path}:{number}: case {step.id}: another cfg than the step before; "
-            "the steps of one case share one VM"
-        )
+    failed: tuple[FailedCase, ...] = ()

@@ -189,6 +189,11 @@ class CpuHooks:
             self.engine.add_hook(HOOK_CODE, CodeHook(self._on_msr), begin=rip, end=rip)
         self._msr_sites[rip] = is_write
 
+    def add_out_site(self, after: int) -> None:
+        """Makes an OUT whose next instruction is at `after` end the run there. Elsewhere the CPU
+        notices a port write's stop at the end of the block. Before the code first runs."""
+        self.engine.add_hook(HOOK_CODE, CodeHook(self._on_after_out), begin=after, end=after)
+
     def forget_code(self) -> None:
         """After guest code was changed from outside."""
         self._kinds.clear()
@@ -297,6 +302,10 @@ class CpuHooks:
             self.errors.append(error)
             self.engine.stop()
         return 1
+
+    def _on_after_out(self, _uc: object, _address: int, _size: int, _user: object) -> None:
+        if isinstance(self.pending, PortOut):
+            self.engine.stop()
 
     def _on_out(self, _uc: object, port: int, size: int, value: int, _user: object) -> None:
         if self.port_out is None:

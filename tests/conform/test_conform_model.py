@@ -8,6 +8,7 @@ import pytest
 
 from guestemu.abi.x86 import VECTORS_WITH_ERROR_CODE
 from guestemu.conform.model import RecordedHost
+from guestemu.conform.reader import decode_hex, read_recording
 from guestemu.conform.recording import (
     Config,
     Cpuid,
@@ -16,8 +17,6 @@ from guestemu.conform.recording import (
     Outcome,
     Step,
     StepOp,
-    decode_hex,
-    read_recording,
 )
 from guestemu.host.base import GuestFault
 from guestemu.host.kvm.kernels import find_kernel, kernel_of_release

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from guestemu.abi.errors import InputError
-from guestemu.conform.recording import Answer, HypercallEvent, StepOp, read_recording
+from guestemu.conform.reader import read_recording
+from guestemu.conform.recording import Answer, HypercallEvent, StepOp
 
 DATA = Path(__file__).parent.parent / "data" / "kvm-oracle" / "linux-6.1.jsonl"
 
@@ -93,3 +94,20 @@ def test_binary_empty_and_missing_files(tmp_path):
         read_recording(path)
     with pytest.raises(InputError, match="No such file"):
         read_recording(tmp_path / "none.jsonl")
+
+
+def test_two_runs_in_one_file(lines, tmp_path):
+    with pytest.raises(InputError, match=r":61: a second run starts here"):
+        read_recording(write(tmp_path, [*lines, lines[0]]))
+
+
+def test_steps_out_of_order_with_other_cases_between(lines, tmp_path):
+    with pytest.raises(InputError, match=r":4: case 3: step 0 after step 0"):
+        read_recording(write(tmp_path, [lines[0], lines[1], lines[2], lines[1]]))
+
+
+def test_case_that_could_not_be_recorded(lines, tmp_path):
+    failed = '{"id":9,"grp":"A","error":"mk_vm -12"}'
+    recording = read_recording(write(tmp_path, [*lines[:2], failed]))
+    assert [(case.id, case.error) for case in recording.failed] == [(9, "mk_vm -12")]
+    assert len(recording.steps) == 1
