@@ -19,6 +19,7 @@ from bitarray import bitarray
 from guestemu.abi.addresses import PAGE_SHIFT, Gfn, Gva
 from guestemu.abi.errno import EIO
 from guestemu.checks.base import Violation as CheckViolation
+from guestemu.checks.free import FreePagesCheck
 from guestemu.dma.events import Event
 from guestemu.dma.live import Accountant
 from guestemu.dma.replay import Replayer
@@ -36,20 +37,21 @@ KEPT_VIOLATIONS: Final = 1000
 class ViolationLog:
     """Counts violations and keeps the first 1000, with the trace line `line` they were seen at.
 
-    A check that repeats its last message says nothing new and is not counted again.
+    Free pages that are shared stay so: what that check said last it does not say again.
     """
 
     def __init__(self) -> None:
         self.line = 0
         self.count = 0
         self.kept: list[Violation] = []
-        self._last: dict[str, str] = {}
+        self._standing = ""
 
     def add(self, check: str, message: str, fact: str = "") -> None:
         """Counts one."""
-        if self._last.get(check) == message:
-            return
-        self._last[check] = message
+        if check == FreePagesCheck.name:
+            if message == self._standing:
+                return
+            self._standing = message
         self.count += 1
         if len(self.kept) < KEPT_VIOLATIONS:
             self.kept.append(Violation(check, self.line, message, fact))
