@@ -28,7 +28,7 @@ from guestemu.guest.linux.bootparams import make_boot_params, pc_memory_map
 from guestemu.guest.linux.kernel import KERNEL_MAP, Kernel
 from guestemu.guest.linux.platform import Console, Platform
 from guestemu.machine import layout
-from guestemu.machine.exits import BudgetExhausted, Exit, Trap
+from guestemu.machine.exits import BudgetExhausted, Exit, ExitHandler, Trap
 from guestemu.machine.machine import Machine, MachineConfig
 from guestemu.machine.modes import build_tables
 from guestemu.machine.paging import PageTables
@@ -37,6 +37,7 @@ BOOT_PARAMS: Final = 0x20000
 COMMAND_LINE: Final = 0x21000
 TABLES: Final = 0x22000
 TABLE_PAGES: Final = 8
+LOADER_END: Final = 0x30000
 IDENTITY: Final = 1 << 30
 
 DEFAULT_COMMAND_LINE: Final = (
@@ -90,7 +91,7 @@ def build_machine(
     for segment in kernel.segments:
         ram.private[segment.physical : segment.physical + len(segment.data)] = segment.data
     ram.private[BOOT_PARAMS : BOOT_PARAMS + PAGE_SIZE] = make_boot_params(
-        pc_memory_map(size), COMMAND_LINE
+        pc_memory_map(size, LOADER_END), COMMAND_LINE
     )
     pool = iter(machine.pool(TABLES // PAGE_SIZE, TABLE_PAGES))
     tables = PageTables(ram, machine.pte_cbit, next(pool), pool)
@@ -116,7 +117,7 @@ def _install_sites(kernel: Kernel, machine: Machine, platform: Platform) -> None
 def boot_kernel(
     kernel: Kernel,
     config: MachineConfig,
-    handler: object,
+    handler: ExitHandler,
     until: str = "rest_init",
     command_line: str = DEFAULT_COMMAND_LINE,
     console: Console | None = None,
@@ -133,7 +134,7 @@ def boot_kernel(
     text = command_line.encode()[:2047] + b"\0"
     machine.ram.private[COMMAND_LINE : COMMAND_LINE + len(text)] = text
     platform.hook_stop(target)
-    machine.hooks.handler = handler  # type: ignore[assignment]
+    machine.hooks.handler = handler
     vcpu = machine.current
     vcpu.enter(Mode.LONG64, 0)
     for name, value in (

@@ -36,10 +36,14 @@ class MemoryRange(msgspec.Struct, frozen=True):
     kind: int = E820_RAM
 
 
-def pc_memory_map(size: int) -> tuple[MemoryRange, ...]:
-    """RAM of `size` bytes as a PC firmware without a PCI hole reports it."""
+def pc_memory_map(size: int, loader_end: int) -> tuple[MemoryRange, ...]:
+    """RAM of `size` bytes as a PC firmware without a PCI hole reports it.
+
+    Memory below `loader_end` (whole pages, under 640 KiB) is the boot loader's and reserved.
+    """
     return (
-        MemoryRange(0, 0x9FC00),
+        MemoryRange(0, loader_end, E820_RESERVED),
+        MemoryRange(loader_end, 0x9FC00 - loader_end),
         MemoryRange(0x9FC00, 0x400, E820_RESERVED),
         MemoryRange(0xF0000, 0x10000, E820_RESERVED),
         MemoryRange(0x100000, size - 0x100000),

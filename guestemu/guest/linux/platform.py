@@ -122,7 +122,7 @@ class Platform:
         return CpuidLeaf(0, 0, 0, 0)
 
     def _msr_written(self, index: int, value: int) -> None:
-        """Enabling kvmclock: the host fills the page in shared memory (Documentation kvm/msr.rst)."""
+        """Enabling kvmclock: the host fills its page in shared memory (kvm/x86/msr.rst)."""
         if index == MSR_KVM_SYSTEM_TIME_NEW and value & 1:
             record = _PVCLOCK.pack(2, 0, 0, 0, _TSC_MULTIPLIER, _TSC_SHIFT, 1, 0)
             gpa = Gpa(value & ~1 & ~self._machine.pte_cbit)

@@ -2,8 +2,8 @@
 """Where a kernel's text holds the instructions that the emulator cannot hook by kind.
 
 A search for the bytes gives candidates; each is kept only if disassembling its function from the
-start (capstone) arrives at it as an instruction. A whole kernel takes about a second this way, where
-disassembling all of its text takes a minute.
+start (capstone) arrives at it as an instruction. A whole kernel takes about a second; to
+disassemble all of its text would take a minute.
 """
 
 from __future__ import annotations

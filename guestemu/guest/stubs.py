@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Raw instructions in any mode: four stubs in low memory, each ended by a UD2."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from guestemu.abi.addresses import U32_MASK, Gpa
+from guestemu.abi.regions import Instruction
+from guestemu.abi.x86 import Mode
+from guestemu.guest.base import CallOutcome, RawRegisters
+from guestemu.machine import layout
+from guestemu.machine.engine import RegisterBatch
+from guestemu.machine.exits import Trap
+from guestemu.machine.machine import Machine
+
+_UD2: Final = b"\x0f\x0b"
+_SLOT: Final = 16
+_CODES: Final = (b"\x0f\x01\xd9", b"\x0f\x01\xc1", b"\x0f\x32", b"\x0f\x30")
+_RDMSR, _WRMSR = 2, 3
+_REGISTERS: Final = ("rax", "rbx", "rcx", "rdx", "rsi", "rsp")
+
+
+class RawStubs:
+    """VMMCALL, VMCALL, RDMSR and WRMSR at `layout.STUB`, for a machine whose low memory is mapped.
+
+    Exceptions end a stub (they are not delivered): what the program wants to see is the exception.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        for slot, code in enumerate(_CODES):
+            address = layout.STUB + _SLOT * slot
+            machine.ram.write(Gpa(address), code + _UD2)
+            machine.hooks.traps.add(address + len(code))
+        machine.hooks.add_msr_site(layout.STUB + _SLOT * _RDMSR, is_write=False)
+        machine.hooks.add_msr_site(layout.STUB + _SLOT * _WRMSR, is_write=True)
+        self._batch = RegisterBatch(machine.engine, _REGISTERS)
+
+    def _run(
+        self, slot: int, registers: RawRegisters, mode: Mode, cpl: int, budget: int
+    ) -> CallOutcome:
+        vcpu = self._machine.current
+        vcpu.enter(mode, cpl)
+        values = self._batch.values
+        values[0] = registers.rax
+        values[1] = registers.rbx
+        values[2] = registers.rcx
+        values[3] = registers.rdx
+        values[4] = registers.rsi
+        values[5] = layout.USER_STACK
+        self._batch.write()
+        vcpu.deliver = False
+        address = layout.STUB + _SLOT * slot
+        end = vcpu.run(address, budget)
+        vcpu.deliver = True
+        if type(end) is Trap and end.rip == address + len(_CODES[slot]):
+            return CallOutcome(vcpu.read_register("rax"))
+        return CallOutcome(None, end)
+
+    def hypercall(
+        self,
+        instruction: Instruction,
+        registers: RawRegisters,
+        mode: Mode,
+        cpl: int,
+        budget: int,
+    ) -> CallOutcome:
+        """VMMCALL or VMCALL; the value is RAX."""
+        return self._run(int(instruction), registers, mode, cpl, budget)
+
+    def rdmsr(self, index: int, mode: Mode, cpl: int, budget: int) -> CallOutcome:
+        """RDMSR; the value is EDX:EAX."""
+        outcome = self._run(_RDMSR, RawRegisters(rcx=index), mode, cpl, budget)
+        if outcome.value is None:
+            return outcome
+        high = self._machine.current.read_register("rdx") & U32_MASK
+        return CallOutcome(high << 32 | outcome.value & U32_MASK)
+
+    def wrmsr(self, index: int, value: int, mode: Mode, cpl: int, budget: int) -> CallOutcome:
+        """WRMSR; the value is 0."""
+        registers = RawRegisters(rax=value & U32_MASK, rcx=index, rdx=value >> 32)
+        outcome = self._run(_WRMSR, registers, mode, cpl, budget)
+        return CallOutcome(0) if outcome.value is not None else outcome
