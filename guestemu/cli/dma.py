@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from guestemu.cli import console
+from guestemu.cli._options import AsJson
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_INTERRUPTED, EXIT_OK
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def command(
     list_patterns: Annotated[
         bool, typer.Option("--list", help="List the driver patterns and their parameters.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Replay the DMA allocations of a trace or a driver pattern through a guest.
 

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`guestemu dma` as a user runs it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+from pathlib import Path
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from guestemu.cli import _dma_progress, console
+from guestemu.cli.main import main
+from guestemu.dma.emulate import Emulation
+from guestemu.dma.events import Event
+from guestemu.guest.snippet import guest as snippet
+from guestemu.guest.snippet.elf import SnippetImage, load_snippet
+
+TRACE = Path(__file__).parents[1] / "data" / "dma-traces" / "linux-6.12-q35-io.trace"
+
+HEAD = "   kworker/0:1-9   [000] .....     1.000001: "
+ALLOC = (
+    HEAD + "dma_alloc: 0000:00:06.0 dma_addr=1000 size=9000 virt_addr=00000000f4d1864c "
+    "flags=GFP_KERNEL attrs=\n"
+)
+UNKNOWN_FREE = HEAD + "dma_free: dev dma_addr=5000 size=1 virt_addr=00000000f4d1864c attrs=\n"
+
+KEYS = {
+    *("allocations", "frees", "unknown_frees", "pages_requested", "pages_released"),
+    *("peak_live_pages", "live_at_end", "pool_hits", "pages_decrypted", "pages_encrypted"),
+    *("hypercalls", "peak_shared_pages", "violations", "by_device", "lifetimes"),
+}
+
+
+def without_vmmcall(generation: str) -> SnippetImage:
+    image = load_snippet(generation)
+    segments = tuple(
+        msgspec.structs.replace(segment, data=segment.data.replace(b"\x0f\x01\xd9", b"\x90" * 3))
+        for segment in image.segments
+    )
+    return msgspec.structs.replace(image, segments=segments)
+
+
+def write(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "some.trace"
+    path.write_text(text)
+    return str(path)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, object], str]:
+    """Status, JSON object and stderr."""
+    status = main(["dma", *arguments, "--json"])
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 1
+    return status, json.loads(out), err
+
+
+def test_a_real_trace_on_the_default_guest_is_in_order(capsys: pytest.CaptureFixture[str]) -> None:
+    status, report, err = run(capsys, str(TRACE), "--strict")
+    assert status == 0
+    assert report.keys() >= KEYS
+    assert (report["allocations"], report["pages_decrypted"], report["violations"]) == (
+        366,
+        982,
+        [],
+    )
+    assert err.startswith("384 events, 1345 pages converted in ")
+
+
+def test_the_tables_show_what_trace_and_machine_say(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dma", str(TRACE)]) == 0
+    rows = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "allocations 366" in rows
+    assert "machine: pages decrypted 982 (3.8 MiB)" in rows
+    assert "machine: violations 0" in rows
+
+
+def test_a_guest_without_its_vmmcall_is_a_finding(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(snippet, "load_snippet", without_vmmcall)
+    status, report, _ = run(capsys, str(TRACE))
+    assert (status, report["hypercalls"]) == (1, 0)
+    assert report["violation_count"] == len(report["violations"]) >= 300  # type: ignore[arg-type]
+    assert main(["dma", str(TRACE)]) == 1
+    assert "is private, expected shared" in capsys.readouterr().out
+
+
+def test_a_users_host_that_records_nothing_is_a_finding(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugin = tmp_path / "deaf.py"
+    plugin.write_text(
+        "from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost\n"
+        "class Deaf(MapGpaRangeHost):\n"
+        "    name = 'deaf'\n"
+        "    def hypercall(self, call):\n"
+        "        return 0\n"
+    )
+    status, report, _ = run(capsys, "e1000", "--host", f"{plugin}:Deaf")
+    assert status == 1
+    assert report["hypercalls"] == report["pages_decrypted"] == 2
+
+
+def test_5_10_tells_nobody(capsys: pytest.CaptureFixture[str]) -> None:
+    status, report, _ = run(capsys, "e1000", "--guest", "snippet:5.10")
+    assert (status, report["hypercalls"], report["pages_decrypted"]) == (1, 0, 2)
+
+
+def test_lines_that_cannot_be_read_are_told_by_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = write(tmp_path, ALLOC + "\x00\xff gibberish\n\nanother one\n")
+    status, report, _ = run(capsys, trace)
+    assert (status, report["pages_decrypted"]) == (0, 3)
+    counts = report["input"]
+    assert isinstance(counts, dict)
+    assert [line["line"] for line in counts["garbage_lines"]] == [2, 4]
+    assert main(["dma", trace, "--strict"]) == 1
+    out = capsys.readouterr().out
+    assert "2 lines could not be read" in out
+    assert "line 4: not a trace line: another one" in out
+
+
+def test_oddities_are_findings_only_when_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = write(tmp_path, ALLOC + UNKNOWN_FREE)
+    status, report, _ = run(capsys, trace)
+    assert (status, report["unknown_frees"]) == (0, 1)
+    assert run(capsys, trace, "--strict")[0] == 1
+
+
+def test_a_buffer_larger_than_the_guest_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = write(tmp_path, ALLOC.replace("size=9000", "size=18446744073709551615"))
+    status, report, err = run(capsys, trace, "--memory", "32")
+    assert (status, report["pages_decrypted"]) == (0, 0)
+    assert "1 allocations did not fit into the guest's 32 MiB" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "no TRACE or PATTERN given"),
+        (["missing.trace"], "missing.trace: No such file or directory; give"),
+        (["nvmee:queues=2"], "or a pattern (guestemu dma --list)"),
+        (["nvme:queues=0"], "queues=0 is not a number from 1 to 256"),
+        (["nvme+floppy"], "pattern 'floppy': no such pattern"),
+        (["nvme", "--guest", "snippet:1.0"], "guest 'snippet:1.0': no such guest"),
+        (["nvme", "--host", "xen"], "host 'xen': no such host"),
+        (["nvme", "--memory", "-1"], "memory -1M"),
+        (["nvme", "--memory", "1" + "0" * 30], "takes 32M to 8192M"),
+        ([str(TRACE.parent)], "Is a directory"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["dma", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert words in err
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "no event here\n", "# tracer: nop\n"])
+def test_a_file_without_events_is_refused(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = write(tmp_path, text)
+    assert main(["dma", trace, "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert f"{trace}: no dma_alloc or dma_free event" in err
+
+
+def test_the_patterns_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dma", "--list"]) == 0
+    text = capsys.readouterr().out
+    status, listed, _ = run(capsys, "--list")
+    assert status == 0
+    patterns = listed["patterns"]
+    assert isinstance(patterns, list)
+    names = [pattern["name"] for pattern in patterns]
+    assert {"nvme", "virtio-net", "dma-pool"} <= set(names)
+    assert all(f"\n{name} " in text for name in names)
+    for name in names:
+        assert main(["dma", name]) == 0
+
+
+def test_ctrl_c_keeps_what_was_done(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = Emulation.step
+    count = 0
+
+    def interrupted(self: Emulation, event: Event) -> None:
+        nonlocal count
+        count += 1
+        if count == 10:
+            os.kill(os.getpid(), signal.SIGINT)
+        step(self, event)
+
+    monkeypatch.setattr(Emulation, "step", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    status, report, err = run(capsys, str(TRACE))
+    assert (status, report["interrupted"]) == (130, True)
+    assert report["allocations"] == 9  # ten events, the first a mark
+    assert err.endswith("guestemu: interrupted\n")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_bar_appears_only_on_a_terminal_and_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(console, "notes", lambda: Console(file=screen, force_terminal=True))
+    for is_live, delay, is_shown in ((False, 0.0, False), (True, 60.0, False), (True, 0.0, True)):
+        monkeypatch.setattr(console, "is_live", lambda is_live=is_live: is_live)
+        monkeypatch.setattr(_dma_progress, "DELAY_S", delay)
+        with _dma_progress.DmaProgress(200) as progress:
+            progress.update(100, 7, 12)
+        assert ("7 events, 12 pages converted" in screen.getvalue()) == is_shown
+    assert "50%" in screen.getvalue()
