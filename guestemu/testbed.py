@@ -223,13 +223,20 @@ class Testbed:
             return ()
         update = self.guest.leaf_map.update
         flips: list[tuple[int, Flip]] = []
+        total = len(writes)
         done = 0
         for number, record in enumerate(view.exits):
-            if record.table_writes > done:
-                flips.extend((number, flip) for flip in update(writes[done : record.table_writes]))
-                done = record.table_writes
-        flips.extend((len(view.exits), flip) for flip in update(writes[done:]))
-        view.flips.extend(flip for _, flip in flips)
+            count = record.table_writes
+            if count > done:
+                part = writes if count == total and not done else writes[done:count]
+                flips += [(number, flip) for flip in update(part)]
+                done = count
+                if done == total:
+                    break
+        else:
+            number = len(view.exits)
+            flips += [(number, flip) for flip in update(writes[done:])]
+        view.flips += [flip for _, flip in flips]
         return tuple(flips)
 
     def _end_faults(self, op: Op, view: OpView) -> None:

@@ -7,7 +7,7 @@ conversion that failed is not judged here (facts A19: the generations fail in op
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 from bitarray import bitarray
 
@@ -15,6 +15,7 @@ from guestemu.abi.regions import Region
 from guestemu.checks.base import OpView, Violation
 
 _FACT = "H.4 item 1"
+_ALIAS = Region.V
 
 
 def _word(private: bool) -> str:
@@ -32,32 +33,34 @@ class ConversionCheck:
 
     name = "status"
 
-    def after(self, view: OpView) -> Iterator[Violation]:
+    def after(self, view: OpView) -> Iterable[Violation]:
         """See the module's docstring."""
         if view.frames is None or view.outcome.value != 0:
-            return
+            return ()
+        found: list[Violation] = []
         first, count = view.frames
         end = min(first + count, len(view.private_before))
         private = view.wants_private
         view.private_before[first:end] = private
         view.host_before[first:end] = private
-        found = view.guest.leaf_map.private
-        if found != view.private_before:
-            yield self._explain(view, "page tables", found, view.private_before, first, end)
+        tables = view.guest.leaf_map.private
+        if tables != view.private_before:
+            found.append(
+                self._explain(view, "page tables", tables, view.private_before, first, end)
+            )
         status = view.host.private_map()
         if status != view.host_before:
-            yield self._explain(view, "host", status, view.host_before, first, end)
-        if view.region is Region.V:
+            found.append(self._explain(view, "host", status, view.host_before, first, end))
+        if view.region is _ALIAS:
             page = view.op.page
             bits = view.guest.leaf_map.alias[page : page + count]
             if bits.count(private) != len(bits):
-                yield Violation(
-                    self.name,
-                    view.index,
+                message = (
                     f"alias mapping: {len(bits) - bits.count(private)} of {len(bits)} pages of the "
-                    f"range are not {_word(private)}, its frames are",
-                    "A25, M68",
+                    f"range are not {_word(private)}, its frames are"
                 )
+                found.append(Violation(self.name, view.index, message, "A25, M68"))
+        return found
 
     def _explain(
         self,
@@ -85,14 +88,13 @@ class MappingCheck:
 
     name = "frames"
 
-    def after(self, view: OpView) -> Iterator[Violation]:
+    def after(self, view: OpView) -> Iterable[Violation]:
         """See the class."""
         moved = view.guest.leaf_map.moved
-        if len(moved) > view.moved_before and view.frames is not None:
-            yield Violation(
-                self.name,
-                view.index,
-                f"{len(moved) - view.moved_before} pages now map another frame than before the "
-                f"conversion, the first at {min(moved):#x}: a hole in the range was populated",
-                "A26c, M71",
-            )
+        if view.frames is None or len(moved) <= view.moved_before:
+            return ()
+        message = (
+            f"{len(moved) - view.moved_before} pages now map another frame than before the "
+            f"conversion, the first at {min(moved):#x}: a hole in the range was populated"
+        )
+        return (Violation(self.name, view.index, message, "A26c, M71"),)

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+
+from bitarray import bitarray
 
 from guestemu.checks.base import OpView, Violation
 
@@ -13,11 +15,12 @@ class FreePagesCheck:
 
     name = "free-pages"
 
-    def after(self, view: OpView) -> Iterator[Violation]:
+    def after(self, view: OpView) -> Iterable[Violation]:
         """See the class."""
         free = view.free_frames
-        if free is None:
-            return
+        return () if free is None else self._judge(view, free)
+
+    def _judge(self, view: OpView, free: bitarray) -> Iterator[Violation]:
         for who, private in (
             ("shared in the page tables", view.guest.leaf_map.private),
             ("shared for the host", view.host.private_map()),

@@ -6,7 +6,7 @@ An exception that the guest's own handler cannot fix is not judged: programs may
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 from guestemu.checks.base import OpView, Violation
 from guestemu.machine.exits import BudgetExhausted, Shutdown
@@ -17,18 +17,16 @@ class ProgressCheck:
 
     name = "progress"
 
-    def after(self, view: OpView) -> Iterator[Violation]:
+    def after(self, view: OpView) -> Iterable[Violation]:
         """See the class."""
         end = view.outcome.end
         if isinstance(end, BudgetExhausted):
-            yield Violation(
-                self.name,
-                view.index,
+            message = (
                 f"still running at {end.rip:#x} after {view.guest.budget} basic blocks and "
-                f"{len(view.exits)} exits",
-                "A14, M8",
+                f"{len(view.exits)} exits"
             )
-        elif isinstance(end, Shutdown):
-            yield Violation(
-                self.name, view.index, f"the vCPU shut down at {end.rip:#x}: {end.reason}"
-            )
+            return (Violation(self.name, view.index, message, "A14, M8"),)
+        if isinstance(end, Shutdown):
+            message = f"the vCPU shut down at {end.rip:#x}: {end.reason}"
+            return (Violation(self.name, view.index, message),)
+        return ()

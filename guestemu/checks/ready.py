@@ -6,10 +6,13 @@ Judged when a kernel flow (not a raw WRMSR of the program) makes the host's latc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
+from typing import Final
 
 from guestemu.checks.base import OpView, Violation
 from guestemu.program.ops import OpKind
+
+_INIT_PLATFORM: Final = OpKind.INIT_PLATFORM
 
 
 class ReadyCheck:
@@ -17,19 +20,18 @@ class ReadyCheck:
 
     name = "ready"
 
-    def after(self, view: OpView) -> Iterator[Violation]:
+    def after(self, view: OpView) -> Iterable[Violation]:
         """See the class."""
-        if view.op.kind is not OpKind.INIT_PLATFORM or not view.host.migration_ready:
-            return
-        if view.ready_before:
-            return
+        if view.op.kind is not _INIT_PLATFORM or view.ready_before:
+            return ()
+        if not view.host.migration_ready:
+            return ()
         status = view.host.private_map()
         found = view.guest.leaf_map.private
         wrong = (status ^ found).count()
-        if wrong:
-            yield Violation(
-                self.name,
-                view.index,
-                f"MIGRATION_CONTROL is READY while the host has the wrong status of {wrong} frames",
-                "A40, H.4 item 6",
-            )
+        if not wrong:
+            return ()
+        message = (
+            f"MIGRATION_CONTROL is READY while the host has the wrong status of {wrong} frames"
+        )
+        return (Violation(self.name, view.index, message, "A40, H.4 item 6"),)

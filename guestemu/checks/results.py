@@ -7,7 +7,7 @@ Applies to hosts that claim the MAP_GPA_RANGE contract (`Host.contract`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Final
 
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, U32_MASK, U64_MASK
@@ -83,31 +83,34 @@ class ResultCheck:
 
     name = "results"
 
-    def after(self, view: OpView) -> Iterator[Violation]:
+    def after(self, view: OpView) -> Iterable[Violation]:
         """See the class."""
-        if view.host.contract == CONTRACT:
-            yield from self._answers(view)
+        found: list[Violation] = []
+        if view.exits and view.host.contract == CONTRACT:
+            self._judge_answers(view, found)
         value = view.outcome.value
         if value is None:
-            return
-        if view.op.kind in _CONVERSIONS and value not in _CONVERSION_RESULTS:
-            yield Violation(self.name, view.index, f"returned {value}", "A.3")
-        elif view.op.kind in _EARLY and value not in {0, 1}:
-            yield Violation(self.name, view.index, f"returned {value}, expected 0 or 1", "A8")
+            return found
+        kind = view.op.kind
+        if kind in _CONVERSIONS:
+            if value not in _CONVERSION_RESULTS:
+                found.append(Violation(self.name, view.index, f"returned {value}", "A.3"))
+        elif kind in _EARLY and value not in {0, 1}:
+            message = f"returned {value}, expected 0 or 1"
+            found.append(Violation(self.name, view.index, message, "A8"))
+        return found
 
-    def _answers(self, view: OpView) -> Iterator[Violation]:
+    def _judge_answers(self, view: OpView, found: list[Violation]) -> None:
         reference = Reference(*view.injected)
         for record in view.exits:
-            if record.kind != "hypercall" or record.ret is None:
+            ret = record.ret
+            if ret is None or record.kind != "hypercall":
                 continue
             expected = reference.answer(record)
-            if expected is not None and record.ret & U64_MASK != expected:
-                yield Violation(
-                    self.name,
-                    view.index,
+            if expected is not None and ret & U64_MASK != expected:
+                message = (
                     f"hypercall {record.nr:#x}({', '.join(map(hex, record.args))}) at CPL "
-                    f"{record.cpl} was answered {record.ret & U64_MASK:#x}, "
-                    f"expected {expected:#x}",
-                    "K3-c",
+                    f"{record.cpl} was answered {ret & U64_MASK:#x}, expected {expected:#x}"
                 )
+                found.append(Violation(self.name, view.index, message, "K3-c"))
                 return

@@ -67,6 +67,9 @@ class LeafMap:
         self.moved: set[int] = set()
         self.holes: set[int] = set()
         self._tables: dict[int, tuple[int, int]] = {}
+        self._direct_start = direct.gva & _VA_BITS
+        self._offset_mask = ~ram.cbit_mask
+        self._is_changed = False
         self._link(root >> PAGE_SHIFT, 4, 0, [])
         self.checkpoint()
 
@@ -79,9 +82,13 @@ class LeafMap:
             frozenset(self.holes),
         )
         self._base_tables = dict(self._tables)
+        self._is_changed = False
 
     def rollback(self) -> None:
         """Back to the checkpoint."""
+        if not self._is_changed:
+            return
+        self._is_changed = False
         private, alias, moved, holes = self._base
         self.private[:] = private
         if alias:
@@ -97,14 +104,39 @@ class LeafMap:
         """Replays stores (physical address, value) and returns the leaves whose C-bit changed."""
         flips: list[Flip] = []
         tables = self._tables
+        mask = self._offset_mask
+        self._is_changed = True
         for address, value in writes:
-            gpa = address & ~self._ram.cbit_mask
+            gpa = address & mask
             meta = tables.get(gpa >> PAGE_SHIFT)
-            if meta is not None:
-                level, base = meta
+            if meta is None:
+                continue
+            level, base = meta
+            if level == 1 and value:
+                self._page(base | (gpa & 0xFF8) << 9, value, flips)
+            else:
                 shift = PAGE_SHIFT + 9 * (level - 1)
                 self._entry(level, base | (gpa >> 3 & 0x1FF) << shift, value, flips)
         return flips
+
+    def _page(self, va: int, entry: int, flips: list[Flip]) -> None:
+        """`_entry` for the common case, a 4 KiB leaf of the direct map that stays where it is."""
+        direct = self._direct
+        page = va - self._direct_start >> PAGE_SHIFT
+        gfn = direct.gfn + page
+        if (
+            not 0 <= page < direct.pages
+            or self.holes
+            or self.moved
+            or (entry & PTE_ADDRESS_MASK & ~self._cbit) >> PAGE_SHIFT != gfn
+        ):
+            self._entry(1, va, entry, flips)
+            return
+        private = bool(entry & self._cbit)
+        bits = self.private
+        if bits[page] != private:
+            bits[page] = private
+            flips.append(Flip(Gva(direct.gva + page * PAGE_SIZE), gfn, 1, private, 1, False))
 
     def reread(self, entry_gpa: Gpa) -> list[Flip]:
         """After a host-side edit of one entry."""

@@ -206,8 +206,15 @@ class GuestRam:
 
         Addresses carry the C-bit of the access. Clears the log.
         """
-        if self.watch.log_count:
-            self._spill()
+        watch = self.watch
+        count = watch.log_count
+        if not count and not self._spilled:
+            return []
+        if count == 1 and not self._spilled:
+            watch.log_count = 0
+            words = self._log_words
+            return [(words[0], words[1])]
+        self._spill()
         writes, self._spilled = self._spilled, []
         return writes
 

@@ -58,9 +58,18 @@ class MergedHost(Host):
         settings.enable_user_space_msr(KVM_MSR_EXIT_REASON_FILTER)
         settings.set_msr_filter(deny_migration_control())
         settings.set_cpuid(PV_FEATURES)
+        self._frames = frames
         self.kvm = MergedKvm(settings, user_space)
         self._user_space = user_space
         self._answer = self.kvm.hypercall
+
+    def restore(self, frames: int) -> None:
+        """As `reset`, undoing what a program changed where user space can do that."""
+        if frames == self._frames and self._user_space.restore():
+            self.kvm.restore()
+            self._injection.withdraw()
+        else:
+            self.reset(frames)
 
     def hypercall(self, call: Hypercall) -> int:
         """See `MergedKvm.hypercall`."""

@@ -77,6 +77,12 @@ class MergedKvm:
         self._user_exit = user_space.hypercall_exit
         self._touches_vcpu = user_space.touches_vcpu
 
+    def restore(self) -> None:
+        """As after the set-up ioctls, without any exit; the settings and user space stay."""
+        self.path = Path.NONE
+        self.run.restore()
+        self.msrs.restore()
+
     def hypercall(self, call: Hypercall) -> int:
         """Emulates VMMCALL or VMCALL; returns the 64-bit value of RAX (K3-c, in this order).
 

@@ -39,6 +39,10 @@ class MsrAccess:
         self._user_space = user_space
         self._pv = PvMsrs(settings)
 
+    def restore(self) -> None:
+        """KVM's own MSRs as at the creation of the vCPU."""
+        self._pv.restore()
+
     def read(self, index: int, vcpu: VcpuAccess) -> int:
         """RDMSR of `index`: EDX:EAX, or `GuestFault` (#GP) as KVM or user space decides."""
         if vcpu.cpl:

@@ -67,6 +67,11 @@ class PvMsrs:
         self._settings = settings
         self._values: dict[int, int] = {MSR_KVM_POLL_CONTROL: 1}
 
+    def restore(self) -> None:
+        """Every MSR as at the creation of the vCPU."""
+        if len(self._values) > 1 or self._values[MSR_KVM_POLL_CONTROL] != 1:
+            self._values = {MSR_KVM_POLL_CONTROL: 1}
+
     def find(self, index: int) -> MsrResult:
         """Whether MSR `index` exists for this guest: DONE, UNKNOWN, or INVALID where the kernel
         treats an MSR whose feature bit is enforced away as a bad access."""

@@ -16,6 +16,7 @@ import msgspec
 from guestemu.host.kvm.uapi import KVM_EXIT_NONE
 
 HYPERCALL_ARGS: Final = 6
+_NO_ARGS: Final = (0,) * HYPERCALL_ARGS
 
 
 class HypercallExit(msgspec.Struct, gc=False):
@@ -30,6 +31,11 @@ class HypercallExit(msgspec.Struct, gc=False):
     ret: int = 0
     longmode: int = 0
     pad: int = 0
+
+    def clear(self) -> None:
+        """All words 0, as in a new page."""
+        self.nr = self.ret = self.longmode = self.pad = 0
+        self.args[:] = _NO_ARGS
 
     def fill(self, byte: int) -> None:
         """Overwrites the record with `byte`, as a test harness does to see unwritten words."""
@@ -59,3 +65,12 @@ class Run(msgspec.Struct):
     immediate_exit: bool = False
     hypercall: HypercallExit = msgspec.field(default_factory=HypercallExit)
     msr: MsrExit = msgspec.field(default_factory=MsrExit)
+
+    def restore(self) -> None:
+        """As a new page of a new vCPU; cheap where no exit was taken."""
+        if self.exit_reason != KVM_EXIT_NONE:
+            self.exit_reason = KVM_EXIT_NONE
+            self.hypercall.clear()
+            if self.msr.reason:
+                self.msr = MsrExit()
+        self.immediate_exit = False

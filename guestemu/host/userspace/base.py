@@ -40,6 +40,13 @@ class UserSpace(ABC):
     def wrmsr_exit(self, run: Run, vcpu: VcpuAccess) -> None:
         """KVM_EXIT_X86_WRMSR: takes `run.msr.data`, or sets `run.msr.error` for #GP."""
 
+    def restore(self) -> bool:
+        """Back to the state of a new one; False where only making a new one does that.
+
+        Orders in its `Injection` are the caller's to withdraw.
+        """
+        return False
+
     def interrupted(self, run: Run, vcpu: VcpuAccess, rip: int, rax: int) -> None:
         """KVM_RUN returned -EINTR because `run.immediate_exit` was set at the exit before.
 

@@ -28,6 +28,12 @@ class Injection:
         """The next `count` MSR exits get an error: #GP in the guest."""
         self.msr_errors = max(self.msr_errors, count)
 
+    def withdraw(self) -> None:
+        """Nothing is ordered any more."""
+        self.answers = 0
+        self.value = 0
+        self.msr_errors = 0
+
     def take_answer(self) -> int:
         """Uses up one ordered answer; only to be called while `answers` is not 0."""
         self.answers -= 1

@@ -61,6 +61,14 @@ class ReferenceUserSpace(UserSpace):
             self.private[first:end] = 1 if args[2] & MAP_GPA_RANGE_ENCRYPTED else 0
         request.ret = 0
 
+    def restore(self) -> bool:
+        """All frames private, the latch 0."""
+        if self._state:
+            self._state = 0
+            self.private.setall(True)
+        self.migration_control = 0
+        return True
+
     def rdmsr_exit(self, run: Run, vcpu: VcpuAccess) -> None:
         """Gives the latch back; any other MSR is an error."""
         access = run.msr
