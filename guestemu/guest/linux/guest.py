@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Final
 
 from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Gpa, Gva, to_signed
@@ -29,15 +30,13 @@ from guestemu.machine.paging import walk
 
 STOP_AT: Final = "rest_init"
 GFP_KERNEL: Final = 0xCC0
-GFP_ZERO: Final = 0x100
 MAX_ORDER_PAGES: Final = 1024
 _MAX_ORDER: Final = 10
 _STACK_GAP: Final = 0x200
 _ARGUMENTS: Final = ("rdi", "rsi", "rdx", "rcx", "r8", "r9")
 _VM_MAP: Final = 0x4
 _PAGE_KERNEL: Final = 0x8000_0000_0000_0163
-_BLOCKS: Final = 12
-_PAGE_STRUCT: Final = 64
+_MAX_BLOCKS: Final = 16
 _ALLOC_PAGES: Final = ("alloc_pages", "alloc_pages_noprof")
 _GET_FREE_PAGES: Final = ("__get_free_pages", "get_free_pages_noprof")
 
@@ -69,8 +68,8 @@ class LinuxGuest(Guest):
         self.direct_map = Gva(self.read_u64(kernel.address("page_offset_base")))
         self._install_fault_hooks()
         self._stubs = RawStubs(self.machine)
-        self.machine.watch_memory(self._shared_frames())
         self._place_regions()
+        self.machine.watch_memory(self._shared_frames())
         alias = self.regions[Region.V]
         self.leaf_map = LeafMap(
             ram,
@@ -154,15 +153,7 @@ class LinuxGuest(Guest):
         return frames
 
     def _place_regions(self) -> None:
-        order_size = MAX_ORDER_PAGES * PAGE_SIZE
-        blocks = sorted(
-            self._must(_GET_FREE_PAGES, GFP_KERNEL | GFP_ZERO, _MAX_ORDER) for _ in range(_BLOCKS)
-        )
-        pairs = [a for a, b in zip(blocks, blocks[1:], strict=False) if b - a == order_size]
-        if not pairs:
-            raise InputError(f"{self.name}: no 8 MiB of contiguous memory; give it more memory")
-        large = pairs[0]
-        small = next(block for block in blocks if block not in {large, large + order_size})
+        small, large = self._allocate_blocks()
         for pages in range(0, MAX_ORDER_PAGES, PMD_SIZE // PAGE_SIZE):
             self.call("set_memory_4k", small + (pages << PAGE_SHIFT), PMD_SIZE // PAGE_SIZE)
         self.regions = {
@@ -170,6 +161,18 @@ class LinuxGuest(Guest):
             Region.L: PlacedRegion(Gva(large), self._gpa_of(large), REGIONS[Region.L].pages),
         }
         self.regions[Region.V] = self._make_alias(small)
+
+    def _allocate_blocks(self) -> tuple[int, int]:
+        """Addresses of a 4 MiB block and of two adjacent ones."""
+        size = MAX_ORDER_PAGES * PAGE_SIZE
+        blocks: list[int] = []
+        while len(blocks) < _MAX_BLOCKS:
+            blocks = sorted([*blocks, self._must(_GET_FREE_PAGES, GFP_KERNEL, _MAX_ORDER)])
+            for low, high in pairwise(blocks):
+                others = [block for block in blocks if block not in {low, high}]
+                if high - low == size and others:
+                    return others[0], low
+        raise InputError(f"{self.name}: no 8 MiB of contiguous memory; give it more memory")
 
     def _gpa_of(self, address: int) -> Gpa:
         return Gpa(address - self.direct_map)
