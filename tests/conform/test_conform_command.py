@@ -161,10 +161,10 @@ def test_bar_only_on_a_terminal_and_only_when_it_takes_long(capsys, monkeypatch,
     path = str(write(tmp_path / "x.jsonl", *(line("vmmcall", CALL, case=n) for n in range(50))))
     monkeypatch.setattr(_step_progress, "DELAY_S", 0.0)
     monkeypatch.setattr(_step_progress, "REFRESH_S", 0.0)
-    assert "50/50" not in conform(capsys, path)[2]
-    monkeypatch.setattr(console, "is_live", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "50/50" not in conform(capsys, path)[2]
+    monkeypatch.setattr(console, "is_live", lambda: True)
     assert "50/50" in conform(capsys, path)[2]
     monkeypatch.setattr(_step_progress, "DELAY_S", 3600.0)
     assert "50/50" not in conform(capsys, path)[2]

@@ -151,6 +151,29 @@ def test_the_guests_own_instruction_is_what_runs(recordings, monkeypatch):
     assert {(d.id, d.step) for d in tally.disagree} == calls
 
 
+@pytest.mark.parametrize(
+    ("register", "reported"),
+    [("rcx", "rcx "), ("rdi", "rdi "), ("r8", "r8/rbp "), ("rbp", "r8/rbp "), ("r9", "")],
+)
+def test_model_that_changes_another_register_disagrees(tmp_path, monkeypatch, register, reported):
+    class Clobbers(MergedKvm):
+        def hypercall(self, call):
+            call.vcpu.write_register(register, 1)
+            return super().hypercall(call)
+
+    monkeypatch.setattr(model, "MergedKvm", Clobbers)
+    assert outcome_of(tmp_path, line("vmmcall", CALL))["other_regs_changed"] == reported
+
+
+def test_guest_that_loops_times_out(tmp_path, monkeypatch):
+    """As a VMCALL does that is executed again for ever."""
+    jump_to_self = {**testvm.OPCODES, StepOp.VMMCALL: b"\xeb\xfe\x90"}
+    monkeypatch.setattr(testvm, "OPCODES", jump_to_self)
+    out = outcome_of(tmp_path, line("vmmcall", CALL))
+    assert (out["outcome"], out["exit_reason"], out["rip_off"]) == ("timeout", -1, 0)
+    assert (out["info"], out["hw"], out["rax"]) == (0, "0x0", "0xc")
+
+
 def test_6_12_loses_the_exit_of_a_32_bit_call_with_junk_above(recordings):
     """K3-i: the recorded kernel answers 0 and user space never hears of the conversion."""
     recording = recordings["linux-6.12"]
