@@ -54,6 +54,6 @@ class StepProgress:
 
         columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         progress = Progress(*columns, console=console.notes(), transient=True)
-        task = progress.add_task("", total=self._total)
+        task = progress.add_task("", total=self._total, completed=self._done)
         progress.start()
         return progress, task

@@ -77,7 +77,7 @@ class _Reader:
                 self._failed.append(_FAILED.decode(line))
             else:
                 self._take_step(number, _STEP.decode(line))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise self._bad(
                 number,
                 f"not a recorded step ({error}); the line may be cut off, "

@@ -111,3 +111,8 @@ def test_case_that_could_not_be_recorded(lines, tmp_path):
     recording = read_recording(write(tmp_path, [*lines[:2], failed]))
     assert [(case.id, case.error) for case in recording.failed] == [(9, "mk_vm -12")]
     assert len(recording.steps) == 1
+
+
+def test_line_nested_too_deep(lines, tmp_path):
+    with pytest.raises(InputError, match=r":2: not a recorded step"):
+        read_recording(write(tmp_path, [lines[0], '{"a":' + "[" * 100_000]))
