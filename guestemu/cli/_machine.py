@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What `guestemu doctor` looks at."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+_NEEDED: Final = (
+    "bitarray",
+    "capstone",
+    "cryptography",
+    "msgspec",
+    "pyelftools",
+    "rich",
+    "typer",
+    "unicorn",
+)
+_OPTIONAL: Final = {
+    "atheris": "coverage-guided fuzzing: pip install 'guestemu[fuzz]' (Python below 3.14)",
+    "hypothesis": "property-based fuzzing: pip install 'guestemu[fuzz]'",
+    "pyarrow": "Parquet reports: pip install 'guestemu[analysis]'",
+}
+_TOOLS: Final = {
+    ("as", "objcopy"): "rebuilding the snippet guests: install binutils",
+    ("cc", "gcc", "clang"): "the C floor of the benchmarks: install gcc or clang",
+}
+_PARANOID: Final = Path("/proc/sys/kernel/perf_event_paranoid")
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing looked at: `state` is "ok", "optional" (not there and not needed) or "missing";
+    `detail` is what there is, `remedy` how to get what is not."""
+
+    name: str
+    state: str
+    detail: str
+    remedy: str = ""
+
+
+def examine() -> tuple[Finding, ...]:
+    """Everything that matters on this machine, needed things first."""
+    return (
+        _python(),
+        *(_package(name) for name in _NEEDED),
+        _try("exception layout", _exception_layout),
+        _try("guest code", _guest),
+        _try("native hooks", _native_hooks),
+        *(_optional_package(name, remedy) for name, remedy in _OPTIONAL.items()),
+        *_tools(),
+        _perf(),
+    )
+
+
+def _python() -> Finding:
+    detail = f"{platform.python_version()} on {platform.machine()}, {os.cpu_count()} CPUs"
+    return Finding("python", "ok", detail)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _package(name: str) -> Finding:
+    version = _version(name)
+    if version is None:
+        return Finding(name, "missing", "not installed", f"pip install {name}")
+    return Finding(name, "ok", version)
+
+
+def _optional_package(name: str, remedy: str) -> Finding:
+    version = _version(name)
+    if version is None:
+        return Finding(name, "optional", "not installed", remedy)
+    return Finding(name, "ok", version)
+
+
+def _try(name: str, probe: Callable[[], Finding]) -> Finding:
+    """What `probe` finds; anything it raises is something missing."""
+    try:
+        return probe()
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        return Finding(name, "missing", text, "reinstall guestemu and unicorn 2.1.x")
+
+
+def _exception_layout() -> Finding:
+    from guestemu.machine.exceptions import exception_layout
+
+    found = exception_layout()
+    detail = f"found in libunicorn (context bytes {found.old_exception} and {found.error_code})"
+    return Finding("exception layout", "ok", detail)
+
+
+def _guest() -> Finding:
+    """Boots the default guest and converts a page."""
+    from guestemu.program.ops import Op, OpKind
+    from guestemu.program.program import Program
+    from guestemu.trace.run import run_program
+    from guestemu.trace.words import OK, run_word
+
+    run = run_program(Program(ops=(Op(OpKind.SET_MEMORY_DECRYPTED, (1, 0)),)))
+    word = run_word(run)
+    if word != OK or len(run.outcome.results[0].exits) != 1:
+        raise RuntimeError(f"the test program ended in {word}")
+    return Finding("guest code", "ok", f"{run.program.header.guest} converts a page")
+
+
+def _native_hooks() -> Finding:
+    from guestemu.machine.native import HostCode
+
+    if HostCode().available:
+        return Finding("native hooks", "ok", "hooks run as machine code")
+    remedy = "needs an x86-64 host that allows executable anonymous memory"
+    return Finding("native hooks", "optional", "hooks run in Python, several times slower", remedy)
+
+
+def _tools() -> Iterator[Finding]:
+    binutils, compilers = _TOOLS
+    missing = [name for name in binutils if shutil.which(name) is None]
+    if missing:
+        detail = f"no {' and no '.join(missing)}"
+        yield Finding("binutils", "optional", detail, _TOOLS[binutils])
+    else:
+        yield Finding("binutils", "ok", ", ".join(str(shutil.which(name)) for name in binutils))
+    found = next((path for name in compilers if (path := shutil.which(name))), None)
+    if found is None:
+        yield Finding("C compiler", "optional", "none", _TOOLS[compilers])
+    else:
+        yield Finding("C compiler", "ok", found)
+
+
+def _perf() -> Finding:
+    release = platform.release()
+    try:
+        level = int(_PARANOID.read_text())
+    except (OSError, ValueError):
+        return Finding("kernel perf", "optional", f"Linux {release} without perf events")
+    detail = f"Linux {release}, perf_event_paranoid {level}"
+    if level > 1:
+        remedy = "profiling with perf: sysctl kernel.perf_event_paranoid=1"
+        return Finding("kernel perf", "optional", detail, remedy)
+    return Finding("kernel perf", "ok", detail)

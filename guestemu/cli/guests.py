@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`guestemu guests`: what can run on the emulated machine."""
+
+from __future__ import annotations
+
+from guestemu.cli import console
+from guestemu.cli._options import AsJson
+
+
+def command(as_json: AsJson = False) -> None:
+    """List the guests for --guest and for program headers."""
+    from guestemu.guest.registry import guests
+
+    found = guests()
+    if as_json:
+        console.emit_json({"guests": found})
+    else:
+        console.emit_table(
+            ("guest", "what it is"), [(entry.name, entry.summary) for entry in found]
+        )

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`guestemu hosts`: what answers guests, and whether a host of the user's own does it right."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from guestemu.cli import console
+from guestemu.cli._options import AsJson
+from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
+
+
+def command(
+    check: Annotated[
+        str | None,
+        typer.Option(
+            "--check", metavar="FILE.py:CLASS", help="Run the conformance suite on this host."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """List the hosts for --host and for program headers, or check one.
+
+    A host may be given as NAME, as NAME:KERNEL, or as FILE.py:CLASS, a class with the interface of
+    guestemu.host.base.Host. Repairs are the defects that a header's `switches` turn off. With
+    --check exit status 1 says that a check of the suite failed.
+
+    For example:
+
+      guestemu hosts --check my_host.py:MyHost
+    """
+    return _list(as_json) if check is None else _check(check, as_json)
+
+
+def _list(as_json: bool) -> int:
+    from guestemu.host.registry import hosts
+
+    found = hosts()
+    if as_json:
+        console.emit_json({"hosts": found})
+        return EXIT_OK
+    for entry in found:
+        console.emit(f"{console.paint(entry.name, 'bold')}: {entry.summary}")
+        if entry.kernels:
+            console.emit(f"    kernels: {', '.join(entry.kernels)}")
+        if entry.switches:
+            console.emit(f"    repairs: {', '.join(entry.switches)}")
+    return EXIT_OK
+
+
+def _check(spec: str, as_json: bool) -> int:
+    from guestemu.host.conformance import CHECKS, check_host
+    from guestemu.host.registry import load_host
+
+    failures = check_host(load_host(spec))
+    if as_json:
+        console.emit_json({"host": spec, "checks": sorted(CHECKS), "failures": failures})
+    else:
+        for failure in failures:
+            console.emit(console.paint(f"FAILED {failure.check}", "red") + f": {failure.message}")
+        failed = {failure.check for failure in failures}
+        console.emit(f"{spec}: {len(CHECKS)} checks, {len(CHECKS) - len(failed)} passed")
+    return EXIT_FINDINGS if failures else EXIT_OK
