@@ -12,7 +12,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final
 
-from guestemu.abi.addresses import Gva
+from guestemu.abi.addresses import U32_MASK, U64_MASK, Gva
 from guestemu.abi.x86 import RFLAGS_IF, RFLAGS_NT, RFLAGS_RF, RFLAGS_TF, Mode
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _deliver_long(vcpu: Vcpu, vector: int, error_code: int | None) -> None:
     words = [vcpu.read_register("rip"), vcpu.read_register("cs"), rflags, old_rsp, old_ss]
     if error_code is not None:
         words.insert(0, error_code)
-    stack = (stack & ~0xF) - 8 * len(words)
+    stack = (stack & ~0xF) - 8 * len(words) & U64_MASK
     frame = struct.pack(f"<{len(words)}Q", *words)
     if changes_level or not vcpu.is_64bit:
         vcpu.switch_context(Mode.LONG64, 0)
@@ -98,8 +98,8 @@ def _deliver_protected(vcpu: Vcpu, vector: int, error_code: int | None) -> None:
         (stack,) = struct.unpack("<I", _read(vcpu, tss + 4, 4))
     if error_code is not None:
         words.insert(0, error_code)
-    stack -= 4 * len(words)
-    frame = struct.pack(f"<{len(words)}I", *(word & 0xFFFFFFFF for word in words))
+    stack = stack - 4 * len(words) & U32_MASK
+    frame = struct.pack(f"<{len(words)}I", *(word & U32_MASK for word in words))
     if vcpu.cpl:
         vcpu.switch_context(Mode.PROT32, 0)
     _push(vcpu, stack, frame)
@@ -112,7 +112,7 @@ def _deliver_real(vcpu: Vcpu, vector: int) -> None:
         raise DeliveryError(f"vector {vector} is beyond the vector table's limit")
     offset, segment = struct.unpack("<HH", _read(vcpu, base + 4 * vector, 4))
     rflags = vcpu.read_register("rflags")
-    stack = (vcpu.read_register("rsp") & 0xFFFF) - 6
+    stack = vcpu.read_register("rsp") - 6 & 0xFFFF
     words = (vcpu.read_register("rip"), vcpu.read_register("cs"), rflags)
     _push(vcpu, stack, struct.pack("<HHH", *(word & 0xFFFF for word in words)))
     if segment:

@@ -105,6 +105,8 @@ class Vcpu:
             if ended is not None:
                 return ended
             rip = self.read_register("rip")
+            # A handler whose first fetch faults runs no block, so each delivery counts as one.
+            hooks.watch.left -= 1
             if hooks.watch.left < 0:
                 return BudgetExhausted(rip)
 
@@ -301,7 +303,7 @@ class Vcpu:
 
     def _translate(self, gva: int) -> tuple[Gpa, bool] | None:
         if not self.read_register("cr0") & CR0_PG:
-            return Gpa(gva), gva >= layout.LOW_PAGES * PAGE_SIZE
+            return Gpa(gva), False
         machine = self.machine
         root = Gpa(self.read_register("cr3") & PTE_ADDRESS_MASK & ~machine.pte_cbit)
         return translate(machine.ram, machine.pte_cbit, root, Gva(gva))
