@@ -33,6 +33,8 @@ from guestemu.machine.machine import Machine, MachineConfig
 from guestemu.machine.modes import build_tables
 from guestemu.machine.paging import PageTables
 
+STOP_AT: Final = "rest_init"
+
 BOOT_PARAMS: Final = 0x20000
 COMMAND_LINE: Final = 0x21000
 TABLES: Final = 0x22000
@@ -73,11 +75,12 @@ class BootedKernel(msgspec.Struct):
 
 
 def build_machine(
-    kernel: Kernel, config: MachineConfig, console: Console
+    kernel: Kernel, config: MachineConfig, console: Console, load: bool = True
 ) -> tuple[Machine, Platform]:
     """A machine with the kernel loaded, its vCPU in 64-bit mode before the first instruction.
 
-    Raises `InputError` for a memory size that the kernel does not fit in.
+    Without `load` the kernel's segments are left out (a snapshot brings them). Raises
+    `InputError` for a memory size that the kernel does not fit in.
     """
     size = config.frames * PAGE_SIZE
     needed = max(segment.physical + segment.size for segment in kernel.segments)
@@ -88,7 +91,7 @@ def build_machine(
         )
     machine = Machine(config)
     ram = machine.ram
-    for segment in kernel.segments:
+    for segment in kernel.segments if load else ():
         ram.private[segment.physical : segment.physical + len(segment.data)] = segment.data
     ram.private[BOOT_PARAMS : BOOT_PARAMS + PAGE_SIZE] = make_boot_params(
         pc_memory_map(size, LOADER_END), COMMAND_LINE
@@ -118,7 +121,7 @@ def boot_kernel(
     kernel: Kernel,
     config: MachineConfig,
     handler: ExitHandler,
-    until: str = "rest_init",
+    until: str = STOP_AT,
     command_line: str = DEFAULT_COMMAND_LINE,
     console: Console | None = None,
     budget: int = BOOT_BUDGET,

@@ -67,6 +67,11 @@ class Console:
         """Everything so far."""
         return self._text.decode("utf-8", "replace")
 
+    def resume(self, text: str) -> None:
+        """Starts with what was written before a snapshot."""
+        self._text = bytearray(text.encode())
+        self._line_start = len(self._text)
+
     def write(self, port: int, value: int) -> None:
         """OUT to the UART."""
         if port == _LINE_CONTROL:

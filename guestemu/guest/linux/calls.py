@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Calling functions of a booted kernel.
+
+The vCPU stands at `rest_init`, on the boot stack, with everything a kernel function may use. A call
+restores that context, pushes the address of `rest_init` (a stop) as return address and runs.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from typing import Final
+
+from guestemu.abi.addresses import Gva, to_signed
+from guestemu.abi.errors import InputError
+from guestemu.abi.x86 import RFLAGS_FIXED, RFLAGS_IF
+from guestemu.guest.base import CallOutcome
+from guestemu.guest.linux.boot import STOP_AT, BootedKernel, describe_end
+from guestemu.machine.engine import REGISTERS, Context
+from guestemu.machine.exits import Trap
+
+_STACK_GAP: Final = 0x200
+_ARGUMENTS: Final = ("rdi", "rsi", "rdx", "rcx", "r8", "r9")
+
+
+class KernelCalls:
+    """Calls into one booted kernel; `budget` bounds each call in basic blocks.
+
+    Raises `InputError` where the kernel did not arrive at its stop.
+    """
+
+    def __init__(self, booted: BootedKernel, budget: int) -> None:
+        if not isinstance(booted.end, Trap):
+            raise InputError(f"{booted.kernel.name}: {describe_end(booted, STOP_AT)}")
+        self.kernel = booted.kernel
+        self.budget = budget
+        self.context = Context(booted.machine.engine)
+        self._engine = booted.machine.engine
+        self._vcpu = booted.machine.current
+        self._console = booted.console
+        self._console_seen = len(booted.console.text)
+        self._stop = self.kernel.address(STOP_AT)
+
+    def call(self, function: str, *arguments: int) -> CallOutcome:
+        """Calls a kernel function with up to six integer arguments; the value is RAX (64 bits)."""
+        return self.call_address(self.kernel.address(function), *arguments)
+
+    def call_address(self, address: int, *arguments: int) -> CallOutcome:
+        """As `call`, by the function's virtual address."""
+        self.context.restore()
+        engine = self._engine
+        stack = (self._vcpu.read_register("rsp") - _STACK_GAP & ~0xF) - 8
+        self._vcpu.write_memory(Gva(stack), struct.pack("<Q", self._stop))
+        engine.write(REGISTERS["rsp"], stack)
+        engine.write(REGISTERS["rflags"], RFLAGS_FIXED | RFLAGS_IF)
+        for name, value in zip(_ARGUMENTS, arguments, strict=False):
+            engine.write(REGISTERS[name], value & 0xFFFF_FFFF_FFFF_FFFF)
+        end = self._vcpu.run(address, self.budget)
+        warnings = self._take_warnings()
+        if type(end) is Trap and end.rip == self._stop:
+            return CallOutcome(self._vcpu.read_register("rax"), None, warnings)
+        return CallOutcome(None, end, warnings)
+
+    def int_call(self, function: str, *arguments: int) -> CallOutcome:
+        """As `call` for a function that returns int."""
+        outcome = self.call(function, *arguments)
+        if outcome.value is None:
+            return outcome
+        return CallOutcome(to_signed(outcome.value, 32), None, outcome.warnings)
+
+    def must(self, names: Iterable[str] | str, *arguments: int) -> int:
+        """Calls the first function that this kernel has; it has to return non-zero."""
+        candidates = (names,) if isinstance(names, str) else tuple(names)
+        for name in candidates:
+            if name in self.kernel.symbols:
+                outcome = self.call(name, *arguments)
+                if not outcome.value:
+                    raise InputError(f"{self.kernel.name}: {name} failed: {outcome}")
+                return outcome.value
+        raise InputError(f"{self.kernel.name}: this kernel has none of {', '.join(candidates)}")
+
+    def _take_warnings(self) -> tuple[str, ...]:
+        text = self._console.text
+        new, self._console_seen = text[self._console_seen :], len(text)
+        return tuple(
+            line.partition("WARNING: ")[2] for line in new.splitlines() if "WARNING: " in line
+        )
+
+    def read_u64(self, address: int) -> int:
+        """A 64-bit word at a kernel virtual address; `InputError` where nothing is mapped."""
+        data = self._vcpu.read_memory(Gva(address), 8)
+        if data is None:
+            raise InputError(f"{self.kernel.name}: {address:#x} is not mapped")
+        return int.from_bytes(data, "little")

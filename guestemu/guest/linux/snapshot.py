@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A prepared kernel guest in a file: boot once, restore in a fraction of a second.
+
+The file is Zstandard over MessagePack: a header that says what made it, the CPU context (opaque,
+good for the same build of the emulator only), the platform's state, the placed regions, and every
+page of either view that is current and not zero. A file that does not fit (other kernel, other
+library, other configuration, damaged) is refused by `SnapshotMismatch`, and the caller boots again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import unicorn
+import zstandard
+
+from guestemu.abi.addresses import PAGE_SIZE
+from guestemu.abi.regions import Region
+from guestemu.guest.base import PlacedRegion
+from guestemu.guest.linux.boot import BootedKernel, build_machine
+from guestemu.guest.linux.kernel import Kernel
+from guestemu.guest.linux.platform import Console
+from guestemu.guest.linux.prepare import BootExit, Prepared
+from guestemu.machine.engine import Context
+from guestemu.machine.exits import Trap
+from guestemu.machine.machine import Machine, MachineConfig
+
+FORMAT: Final = 1
+_LEVEL: Final = 1
+
+
+class SnapshotMismatch(Exception):
+    """The file is not a snapshot of what was asked for; the text says why."""
+
+
+class _Header(msgspec.Struct, frozen=True):
+    format: int
+    unicorn: str
+    digest: str
+    config: MachineConfig
+    command_line: str
+    context_size: int
+
+
+class _Body(msgspec.Struct, frozen=True):
+    header: _Header
+    context: bytes
+    platform_msrs: dict[int, int]
+    tsc: int
+    console: str
+    regions: dict[int, PlacedRegion]
+    private: dict[int, bytes]
+    shared: dict[int, bytes]
+    shared_frames: list[int]
+    boot_exits: list[BootExit]
+
+
+def _header(kernel: Kernel, config: MachineConfig, command_line: str, size: int) -> _Header:
+    return _Header(FORMAT, unicorn.__version__, kernel.digest, config, command_line, size)
+
+
+def save_snapshot(path: Path, prepared: Prepared, command_line: str) -> int:
+    """Writes `prepared` to `path` (through a temporary file); returns its size in bytes.
+
+    Raises OSError where it cannot be written.
+    """
+    booted = prepared.booted
+    machine = booted.machine
+    context = Context(machine.engine)
+    shared = set(prepared.shared_frames)
+    body = _Body(
+        header=_header(booted.kernel, machine.config, command_line, len(context.bytes)),
+        context=bytes(context.bytes),
+        platform_msrs=dict(machine.msrs.platform),
+        tsc=booted.platform.tsc,
+        console=booted.console.text,
+        regions={int(region): placed for region, placed in prepared.regions.items()},
+        private=_pages(machine, machine.ram.private, lambda gfn: gfn not in shared),
+        shared=_pages(machine, machine.ram.shared, lambda gfn: gfn in shared),
+        shared_frames=prepared.shared_frames,
+        boot_exits=prepared.boot_exits,
+    )
+    data = zstandard.ZstdCompressor(level=_LEVEL, threads=-1).compress(msgspec.msgpack.encode(body))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return len(data)
+
+
+def _pages(machine: Machine, view: memoryview, wanted: Callable[[int], bool]) -> dict[int, bytes]:
+    """The pages of one view that are wanted and not zero."""
+    zero = bytes(PAGE_SIZE)
+    pages = {}
+    for gfn in range(machine.ram.frames):
+        page = view[gfn * PAGE_SIZE : (gfn + 1) * PAGE_SIZE]
+        if page != zero and wanted(gfn):
+            pages[gfn] = bytes(page)
+    return pages
+
+
+def load_snapshot(path: Path, kernel: Kernel, config: MachineConfig, command_line: str) -> Prepared:
+    """A machine as `save_snapshot` left it. Raises `SnapshotMismatch` with the reason."""
+    try:
+        data = zstandard.ZstdDecompressor().decompress(path.read_bytes())
+        body = msgspec.msgpack.decode(data, type=_Body)
+    except (OSError, zstandard.ZstdError, msgspec.MsgspecError, MemoryError) as error:
+        raise SnapshotMismatch(f"{path}: {error}") from None
+    console = Console()
+    expected = _header(kernel, config, command_line, body.header.context_size)
+    if body.header != expected:
+        raise SnapshotMismatch(f"{path}: made for another kernel, configuration or emulator")
+    machine, platform = build_machine(kernel, config, console, load=False)
+    context = Context(machine.engine)
+    if len(context.bytes) != body.header.context_size:
+        raise SnapshotMismatch(f"{path}: the emulator's context has another size")
+    for view, pages in ((machine.ram.private, body.private), (machine.ram.shared, body.shared)):
+        for gfn, page in pages.items():
+            view[gfn * PAGE_SIZE : (gfn + 1) * PAGE_SIZE] = page
+    context.bytes[:] = body.context
+    context.restore()
+    machine.engine.flush_tlb()
+    machine.hooks.forget_code()
+    machine.msrs.platform.update(body.platform_msrs)
+    platform.tsc = body.tsc
+    console.resume(body.console)
+    stop = Trap(machine.current.read_register("rip"))
+    booted = BootedKernel(kernel, machine, platform, console, stop, 0.0)
+    regions = {Region(number): placed for number, placed in body.regions.items()}
+    return Prepared(booted, regions, body.shared_frames, body.boot_exits)
