@@ -20,7 +20,7 @@ import zstandard
 from guestemu.abi.addresses import PAGE_SIZE
 from guestemu.abi.regions import Region
 from guestemu.guest.base import PlacedRegion
-from guestemu.guest.linux.boot import BootedKernel, build_machine
+from guestemu.guest.linux.boot import STOP_AT, BootedKernel, build_machine
 from guestemu.guest.linux.kernel import Kernel
 from guestemu.guest.linux.platform import Console
 from guestemu.guest.linux.prepare import BootExit, Prepared
@@ -117,6 +117,7 @@ def load_snapshot(path: Path, kernel: Kernel, config: MachineConfig, command_lin
     if body.header != expected:
         raise SnapshotMismatch(f"{path}: made for another kernel, configuration or emulator")
     machine, platform = build_machine(kernel, config, console, load=False)
+    platform.hook_stop(kernel.address(STOP_AT))
     context = Context(machine.engine)
     if len(context.bytes) != body.header.context_size:
         raise SnapshotMismatch(f"{path}: the emulator's context has another size")
