@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""libFuzzer in this process, by way of atheris: the fast engine.
+
+`atheris.Fuzz` never returns, so a session under it is a process of its own (`campaign.worker`).
+Nothing is instrumented: libFuzzer reads the counters of `Feedback`, registered here as a compiler's
+start-up code would register them. Findings are filed by the session and are no crashes for
+libFuzzer; a crash is a death of the process. Our mutator replaces libFuzzer's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Final
+
+from guestemu.abi.errors import EngineError
+from guestemu.campaign.engines.base import Leave
+from guestemu.campaign.feedback import SIZE, Feedback
+from guestemu.campaign.mutator import Mutator
+from guestemu.campaign.session import Session, SessionOver
+
+_CORE: Final = "core_with_libfuzzer"
+_SEED_MASK: Final = (1 << 31) - 1
+_PC_BASE: Final = 0x1000
+_PC_STEP: Final = 16
+
+Callback = Callable[[bytes], None]
+
+
+class AtherisEngine:
+    """See the module's docstring."""
+
+    name = "atheris"
+    summary = "libFuzzer through atheris, guided by guest blocks and model states"
+    remedy = (
+        "the atheris package is not installed (pip install 'guestemu[fuzz]'; it has wheels for "
+        "Linux on x86-64, Python up to 3.13)"
+    )
+
+    def is_available(self) -> bool:
+        """Whether atheris can be imported."""
+        return importlib.util.find_spec("atheris") is not None
+
+    def run(self, session: Session, leave: Leave) -> None:
+        """See `Engine.run`; always ends by `leave`."""
+        execute = session.execute
+
+        def test_one_input(data: bytes) -> None:
+            try:
+                execute(data)
+            except SessionOver:
+                leave(None)
+            except BaseException as error:
+                leave(error)
+
+        fuzz(_arguments(session), test_one_input, session)
+
+
+def _arguments(session: Session) -> list[str]:
+    store = session.store
+    arguments = [
+        "guestemu-fuzz",
+        f"-max_len={session.executor.max_size}",
+        f"-seed={(session.plan.seed & _SEED_MASK) + 1}",
+        "-len_control=0",
+        "-handle_int=0",
+        "-handle_term=0",
+        "-rss_limit_mb=0",
+        "-print_pcs=0",
+        "-verbosity=0",
+    ]
+    if store is not None:
+        arguments += [f"-artifact_prefix={store.infrastructure}/", str(store.corpus)]
+    return arguments
+
+
+def fuzz(arguments: list[str], test_one_input: Callback, session: Session) -> None:
+    """Runs libFuzzer with command line `arguments` on `test_one_input` over the counters and the
+    mutator of `session`. Does not return unless libFuzzer cannot start."""
+    import atheris
+
+    mutator = Mutator(session.plan.header, session.kinds)
+    atheris.Setup(arguments, test_one_input, custom_mutator=mutator.mutate, internal_libfuzzer=True)
+    register(session.feedback, _core())
+    atheris.Fuzz()
+
+
+def _core() -> ModuleType:
+    for name, module in list(sys.modules.items()):
+        if name.rpartition(".")[2] == _CORE:
+            return module
+    import atheris
+
+    path = next(Path(atheris.__file__).parent.glob(f"{_CORE}*.so"), None)
+    spec = path and importlib.util.spec_from_file_location(f"atheris.{_CORE}", path)
+    if not spec:
+        raise EngineError(f"atheris has no {_CORE}; install atheris 3")
+    return importlib.util.module_from_spec(spec)
+
+
+def register(feedback: Feedback, core: ModuleType) -> None:
+    """Gives the counters of `feedback` to the libFuzzer inside `core`, each with a made-up PC."""
+    library = ctypes.CDLL(core.__file__)
+    start = ctypes.c_void_p(feedback.address)
+    end = ctypes.c_void_p(feedback.address + SIZE)
+    library.__sanitizer_cov_8bit_counters_init(start, end)
+    table = (ctypes.c_uint64 * (2 * SIZE))()
+    for index in range(SIZE):
+        table[2 * index] = _PC_BASE + index * _PC_STEP
+    feedback.keep.append(table)
+    first = ctypes.addressof(table)
+    library.__sanitizer_cov_pcs_init(
+        ctypes.c_void_p(first), ctypes.c_void_p(first + ctypes.sizeof(table))
+    )

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Bytes in, outcome out: one warm testbed per process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from guestemu.abi.errors import InputError
+from guestemu.campaign.feedback import Feedback
+from guestemu.campaign.ranges import limit_ops
+from guestemu.campaign.targets import Target
+from guestemu.checks.base import Violation
+from guestemu.host.base import Host
+from guestemu.host.userspace.base import VmStopped
+from guestemu.program.binary import RECORD_SIZE, decoder_for
+from guestemu.program.ops import Op, OpKind
+from guestemu.program.program import Header
+from guestemu.testbed import OpResult, Testbed, build_testbed
+
+
+class Executor:
+    """Runs programs of one target under one header, counting into `feedback`.
+
+    `kinds` are the ops allowed; `host` replaces the one that `header` names. Raises what
+    `build_testbed` raises. A host that stops the VM (`VmStopped`) ends the program without a
+    violation; whatever else it raises passes through.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        header: Header,
+        kinds: frozenset[OpKind],
+        feedback: Feedback,
+        host: Host | None = None,
+    ) -> None:
+        self.target = target
+        self.header = header
+        self.kinds = kinds
+        self._lawful = kinds.isdisjoint(target.fault_kinds)
+        self.max_size = target.max_ops * RECORD_SIZE
+        self.testbed: Testbed = build_testbed(header, host)
+        self._feedback = feedback
+        self._decode: Callable[[bytes], tuple[Op, ...]] = decoder_for(header, kinds).decode
+        feedback.attach(self.testbed)
+
+    def decode(self, data: bytes) -> tuple[Op, ...]:
+        """The program that `data` stands for on this target."""
+        ops = self._decode(data[: self.max_size])
+        return limit_ops(ops, self._lawful) if self.target.limits else ops
+
+    def run(self, ops: tuple[Op, ...]) -> list[Violation]:
+        """Runs `ops` from the first state; the violations, in order."""
+        testbed = self.testbed
+        results: list[OpResult] = []
+        violations: list[Violation] = []
+        testbed.reset()
+        try:
+            for index, op in enumerate(ops):
+                testbed.step(index, op, results, violations)
+        except VmStopped:
+            testbed.guest.machine.hooks.clear()
+        except NotImplementedError as error:
+            raise InputError(f"--faults: {error}; leave --faults out") from error
+        return violations

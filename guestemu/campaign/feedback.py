@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a run covered, as 8-bit counters that both engines read.
+
+The first half counts the guest's basic blocks; the native block hook writes it. The second half
+flags states of the model: which op ended how, by which path of the host, with page tables and host
+record equal or not, and which such step followed which. They are stores placed by hand, because
+byte-code instrumentation of the model costs five times the speed and finds less.
+
+libFuzzer gets the memory as if a compiler had made it (`register`). The random engine takes a
+program into its corpus when a bit of a counter is set that never was: about one step for each power
+of two of executions of a block.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from typing import Final
+
+from bitarray import bitarray
+
+from guestemu.checks.base import OpView
+from guestemu.machine.exits import (
+    BudgetExhausted,
+    ExceptionExit,
+    Halt,
+    Shutdown,
+    Trap,
+    Unbacked,
+)
+from guestemu.testbed import Testbed
+
+GUEST_COUNTERS: Final = 1 << 12
+MODEL_COUNTERS: Final = 1 << 12
+SIZE: Final = GUEST_COUNTERS + MODEL_COUNTERS
+
+_MODEL_MASK: Final = MODEL_COUNTERS - 1
+_ZEROES: Final = bytes(SIZE)
+_END_CLASSES: Final = {
+    type(None): 0,
+    Halt: 1,
+    Trap: 2,
+    ExceptionExit: 3,
+    Shutdown: 4,
+    BudgetExhausted: 5,
+    Unbacked: 6,
+}
+_OTHER_END: Final = 7
+_ERRNO_TOP: Final = (1 << 64) - 4096
+
+
+def value_class(value: int | None) -> int:
+    """A result reduced to what tells paths apart: none, 0, 1, an error by number, or just large."""
+    if value is None:
+        return 0
+    if 0 <= value <= 1:
+        return 1 + value
+    if value < 0:
+        return 4 - value & 0xFF
+    if value >= _ERRNO_TOP:
+        return 4 + (1 << 64) - value & 0xFF
+    if 0xFFFF_F000 <= value <= 0xFFFF_FFFF:
+        return 0x100 | (1 << 32) - value & 0xFF
+    return 3
+
+
+class Feedback:
+    """The counters of one process and what they have shown so far. One per process and testbed.
+
+    `keep` is for memory that whoever reads the counters refers to.
+    """
+
+    def __init__(self) -> None:
+        self.area = mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.address = ctypes.addressof((ctypes.c_char * SIZE).from_buffer(self.area))
+        self._bits = bitarray(buffer=self.area, endian="little")
+        self._unseen = bitarray(SIZE * 8, endian="little")
+        self._unseen.setall(True)
+        self._previous = 0
+        self.keep: list[object] = []
+
+    def attach(self, testbed: Testbed) -> None:
+        """Makes `testbed` count here. After `Testbed.reset` a run counts on; `clear` is yours."""
+        testbed.guest.machine.hooks.point_counters(self.address, GUEST_COUNTERS - 1)
+        testbed.observe = self._observe
+
+    def clear(self) -> None:
+        """All counters to 0, before a run (libFuzzer does it itself)."""
+        self.area[:] = _ZEROES
+        self._previous = 0
+
+    def save(self) -> bytes:
+        """The counters as they are, for `load` after runs that must not count."""
+        return self.area[:]
+
+    def load(self, counters: bytes) -> None:
+        """See `save`."""
+        self.area[:] = counters
+
+    def take(self) -> bool:
+        """Adds the last run to what was seen; whether it brought anything new."""
+        new = self._bits & self._unseen
+        if not new.any():
+            return False
+        self._unseen &= ~self._bits
+        return True
+
+    @property
+    def guest_blocks(self) -> int:
+        """Guest basic blocks seen so far (blocks that share a counter count once)."""
+        return self._count(0, GUEST_COUNTERS)
+
+    @property
+    def model_states(self) -> int:
+        """Model states seen so far (states that share a counter count once)."""
+        return self._count(GUEST_COUNTERS, SIZE)
+
+    def _count(self, start: int, end: int) -> int:
+        unseen = self._unseen.tobytes()[start:end]
+        return len(unseen) - unseen.count(0xFF)
+
+    def _observe(self, view: OpView) -> None:
+        """The stores for one op (`Testbed.observe`)."""
+        host = view.host
+        outcome = view.outcome
+        exits = view.exits
+        op = view.op
+        differs = host.private_map() != view.guest.leaf_map.private
+        answer = value_class(exits[-1].ret) if exits else 0
+        step = hash(
+            (
+                op.kind,
+                value_class(outcome.value),
+                _END_CLASSES.get(type(outcome.end), _OTHER_END),
+                host.state,
+                answer,
+                min(len(exits), 4),
+                differs,
+                op.mode,
+                op.cpl,
+                len(outcome.warnings),
+            )
+        )
+        area = self.area
+        area[GUEST_COUNTERS + (step & _MODEL_MASK)] = 1
+        pair = hash((self._previous, op.kind, host.state, differs))
+        area[GUEST_COUNTERS + (pair & _MODEL_MASK)] = 1
+        self._previous = op.kind << 8 | host.state

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Keeps kernel calls to what a driver may ask for.
+
+A driver converts whole pages of memory it owns. Other calls are true to the kernel but a defect of
+the caller: a range over the end of its buffer converts what lies behind (over a hole, A26c maps
+other frames there), an address inside a page makes the notifier report one leaf too many, the
+early functions know only the direct map. A campaign without `--faults` looks for defects of the
+host and of the kernel under good callers, so such a program is changed before it runs; the changed
+one is what is saved. Lengths are bounded too: page 65 of a range shows what page 64 does not,
+page 2000 shows nothing new and costs milliseconds.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE
+from guestemu.program.ops import REGIONS, Op, OpKind, Region
+
+MAX_PAGES: Final = 66
+"""Pages of a conversion where leaves are 4 KiB: one word of a bitmap and a page on either side."""
+
+MAX_LARGE_PAGES: Final = 2 * (PMD_SIZE >> PAGE_SHIFT) + 1
+"""Pages of a conversion in region L: two 2 MiB leaves and a page."""
+
+MAX_EARLY_PAGES: Final = 4
+"""Pages of an early conversion, which also encrypts the contents in place."""
+
+MAX_STORE: Final = 2 * PAGE_SIZE
+"""Bytes of a store."""
+
+_BY_PAGES: Final = frozenset({OpKind.SET_MEMORY_ENCRYPTED, OpKind.SET_MEMORY_DECRYPTED})
+_BY_SIZE: Final = frozenset({OpKind.EARLY_SET_MEMORY_ENCRYPTED, OpKind.EARLY_SET_MEMORY_DECRYPTED})
+_U32: Final = 0xFFFF_FFFF
+
+
+def _cut(length: int, limit: int) -> int:
+    """`length` if it is at most `limit`, else some length from 1 to `limit` that it decides."""
+    return length if length <= limit else length % limit + 1
+
+
+def _with(op: Op, arguments: tuple[int, ...], region: Region) -> Op:
+    if arguments == op.arguments and region is op.region:
+        return op
+    return Op(op.kind, arguments, region, op.page, op.has_page, op.vcpu, op.mode, op.cpl)
+
+
+def limit_op(op: Op, lawful: bool) -> Op:
+    """`op` with bounded lengths and, if `lawful`, as a good caller would make it."""
+    arguments = op.arguments
+    region = op.region
+    spec = REGIONS[region]
+    room = spec.pages - op.page
+    if op.kind in _BY_PAGES:
+        pages, offset = arguments
+        most = min(room, MAX_LARGE_PAGES if region is Region.L else MAX_PAGES)
+        return _with(op, (_cut(pages & _U32, most), 0 if lawful else offset), region)
+    if op.kind in _BY_SIZE:
+        size, offset = arguments
+        if lawful:
+            offset = 0
+            region = Region.D if region is Region.V else region
+        most = (min(room, MAX_EARLY_PAGES) << PAGE_SHIFT) - offset
+        return _with(op, (_cut(size, most), offset), region)
+    if op.kind is OpKind.WRITE:
+        value, offset, size = arguments
+        most = min(room << PAGE_SHIFT, MAX_STORE) - offset
+        return _with(op, (value, offset, _cut(size, most)), region)
+    if op.kind is OpKind.READ:
+        return _with(op, (min(arguments[0], PAGE_SIZE - 8),), region)
+    return op
+
+
+def limit_ops(ops: tuple[Op, ...], lawful: bool) -> tuple[Op, ...]:
+    """`limit_op` for every op."""
+    return tuple([limit_op(op, lawful) for op in ops])

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What can be fuzzed, as data: the ops of a target, its default header and its length.
+
+Ops are few and programs short on purpose: a hypercall defect needs one or two ops, and the rate is
+what finds its edge. Fault ops (injected answers, failing allocations, holes in the page tables) are
+off by default, because what a guest of 5.10 to 6.12 does about them are its known defects (A14,
+A19, A26c): with them the default host and guest have findings by design.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from guestemu.abi.errors import InputError
+from guestemu.program.ops import OpKind
+from guestemu.program.program import Header
+
+_BUDGET: Final = 200_000
+"""Basic blocks an op may take: several times what the longest conversion needs."""
+
+
+class Target(msgspec.Struct, frozen=True):
+    """One target.
+
+    `kinds` are the ops of its programs, `fault_kinds` those that `--faults` adds (empty: the target
+    has none); `max_ops` bounds a program; `header` is what its programs start from; `limits`
+    says that its ops pass through `ranges.limit_ops`.
+    """
+
+    name: str
+    summary: str
+    kinds: frozenset[OpKind]
+    max_ops: int
+    fault_kinds: frozenset[OpKind] = frozenset()
+    limits: bool = False
+    header: Header = Header(budget=_BUDGET)
+
+    def kinds_with(self, faults: bool) -> frozenset[OpKind]:
+        """The ops of a campaign. Raises `InputError` for faults where there are none."""
+        if faults and not self.fault_kinds:
+            raise InputError(f"--faults: target {self.name} has no fault ops; leave it out")
+        return self.kinds | self.fault_kinds if faults else self.kinds
+
+
+_TARGETS: Final = (
+    Target(
+        name="hypercall",
+        summary="raw VMMCALL and VMCALL with any registers, mode and CPL",
+        kinds=frozenset({OpKind.HYPERCALL}),
+        fault_kinds=frozenset({OpKind.ANSWER}),
+        max_ops=4,
+    ),
+    Target(
+        name="msr",
+        summary="RDMSR and WRMSR, the platform set-up and CPU off-lining that write MSRs",
+        kinds=frozenset(
+            {OpKind.WRMSR, OpKind.RDMSR, OpKind.INIT_PLATFORM, OpKind.CPU_OFFLINE},
+        ),
+        fault_kinds=frozenset({OpKind.FAIL_MSR}),
+        max_ops=4,
+    ),
+    Target(
+        name="conversion",
+        summary="the kernel's set_memory_encrypted/decrypted family with stores and loads between",
+        kinds=frozenset(
+            {
+                OpKind.SET_MEMORY_ENCRYPTED,
+                OpKind.SET_MEMORY_DECRYPTED,
+                OpKind.EARLY_SET_MEMORY_ENCRYPTED,
+                OpKind.EARLY_SET_MEMORY_DECRYPTED,
+                OpKind.WRITE,
+                OpKind.READ,
+                OpKind.STOP_CONVERSION,
+            }
+        ),
+        fault_kinds=frozenset(
+            {
+                OpKind.ANSWER,
+                OpKind.FAIL_SPLIT,
+                OpKind.UNMAP,
+                OpKind.CLEAR_PRESENT,
+                OpKind.TOUCH_CBIT,
+            }
+        ),
+        max_ops=6,
+        limits=True,
+    ),
+)
+
+TARGETS: Final[Mapping[str, Target]] = {target.name: target for target in _TARGETS}
+"""Every target by name, in the order of `guestemu targets`."""
+
+
+def find_target(name: str) -> Target:
+    """The target called `name`. Raises `InputError`."""
+    target = TARGETS.get(name)
+    if target is None:
+        raise InputError(f"target {name!r}: no such target; use one of {', '.join(TARGETS)}")
+    return target

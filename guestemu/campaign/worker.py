@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A worker: one session in a process of its own, started by the supervisor.
+
+    python -m guestemu.campaign.worker CONFIG
+
+CONFIG is a `WorkerConfig` as JSON. Reports go to stdout, one JSON object a line; whatever else is
+printed (libFuzzer is chatty) goes to stderr. SIGTERM asks for the last report; when nobody reads
+the reports any more, the worker ends.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Final, NoReturn
+
+import msgspec
+
+from guestemu.abi.errors import InputError, MissingError
+from guestemu.campaign.engines import ENGINES
+from guestemu.campaign.session import LENGTH_SIZE, Plan, Report, Session
+from guestemu.campaign.store import Store
+from guestemu.campaign.targets import find_target
+from guestemu.program.binary import RECORD_SIZE
+from guestemu.program.program import Header
+
+_STDOUT: Final = 1
+_STDERR: Final = 2
+STATUS_FAILED: Final = 70
+
+
+class WorkerConfig(msgspec.Struct, frozen=True):
+    """Everything a worker needs to know."""
+
+    target: str
+    header: Header
+    engine: str
+    workdir: str
+    index: int
+    seed: int
+    faults: bool
+    execs: int | None
+    seconds: float | None
+    is_shared: bool
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Why a worker cannot go on: an error that a user can mend (`is_input`, `is_missing`), or a
+    defect of guestemu, whose traceback is in the worker's log."""
+
+    message: str
+    is_input: bool
+    is_missing: bool
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One line to the supervisor."""
+
+    report: Report | None = None
+    failure: Failure | None = None
+
+
+def input_path(store: Store, index: int) -> Path:
+    """Where worker `index` notes the input that it runs."""
+    return store.infrastructure / f"worker-{index}.input"
+
+
+def read_noted_input(path: Path) -> bytes:
+    """The input that a dead worker was running; empty if it had not begun."""
+    try:
+        noted = path.read_bytes()
+    except OSError:
+        return b""
+    size = int.from_bytes(noted[:LENGTH_SIZE], "little")
+    return noted[LENGTH_SIZE : LENGTH_SIZE + size]
+
+
+def _note_inputs(session: Session, path: Path) -> None:
+    size = LENGTH_SIZE + max(session.executor.max_size, RECORD_SIZE)
+    path.write_bytes(bytes(size))
+    with path.open("r+b") as file:
+        session.current = mmap.mmap(file.fileno(), size)
+
+
+class _Pipe:
+    """The way to the supervisor."""
+
+    def __init__(self) -> None:
+        self._fd = os.dup(_STDOUT)
+        os.dup2(_STDERR, _STDOUT)
+
+    def send(self, message: Message) -> None:
+        """One line; a supervisor that is gone ends this process."""
+        data = msgspec.json.encode(message) + b"\n"
+        try:
+            while data:
+                data = data[os.write(self._fd, data) :]
+        except OSError:
+            os._exit(STATUS_FAILED)
+
+    def report(self, report: Report) -> None:
+        """Sends a report."""
+        self.send(Message(report=report))
+
+
+def _failure(error: BaseException) -> Failure:
+    if isinstance(error, InputError | MissingError):
+        return Failure(str(error), isinstance(error, InputError), isinstance(error, MissingError))
+    traceback.print_exception(error)
+    return Failure(f"{type(error).__name__}: {error}", is_input=False, is_missing=False)
+
+
+def work(config: WorkerConfig) -> NoReturn:
+    """Runs the session that `config` describes; ends the process."""
+    pipe = _Pipe()
+    sessions: list[Session] = []
+
+    def leave(error: BaseException | None) -> NoReturn:
+        if sessions:
+            sessions[0].finish()
+        if error is not None:
+            pipe.send(Message(failure=_failure(error)))
+        sys.stderr.flush()
+        os._exit(0 if error is None else STATUS_FAILED)
+
+    try:
+        store = Store(Path(config.workdir))
+        plan = Plan(
+            target=find_target(config.target),
+            header=config.header,
+            faults=config.faults,
+            seed=config.seed,
+            execs=config.execs,
+            seconds=config.seconds,
+            is_shared=config.is_shared,
+        )
+        session = Session(plan, store, pipe.report)
+        sessions.append(session)
+        _note_inputs(session, input_path(store, config.index))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: session.stop())
+        ENGINES[config.engine].run(session, leave)
+    except BaseException as error:
+        leave(error)
+    leave(None)
+
+
+if __name__ == "__main__":
+    work(msgspec.json.decode(sys.argv[1].encode(), type=WorkerConfig))
