@@ -52,6 +52,11 @@ class Reference:
         self._injected = injected
         self._left = count
 
+    @property
+    def left(self) -> int:
+        """Ordered answers that no exit has used up yet."""
+        return self._left
+
     def answer(self, record: ExitRecord) -> int | None:
         """The RAX for a hypercall; None where the contract leaves it open."""
         nr, a0, a1 = record.nr, record.args[0], record.args[1]
@@ -76,6 +81,16 @@ class Reference:
             self._left -= 1
             return self._injected
         return 0
+
+
+def answers_left(injected: int, count: int, records: Iterable[ExitRecord]) -> int:
+    """How many of `count` ordered answers are left after `records`: only an exit that reaches user
+    space uses one up (K3-c step 7)."""
+    reference = Reference(injected, count)
+    for record in records:
+        if record.kind == "hypercall":
+            reference.answer(record)
+    return reference.left
 
 
 class ResultCheck:
