@@ -17,6 +17,7 @@ from guestemu.abi.addresses import PAGE_SHIFT, Gfn, Gva, to_signed
 from guestemu.abi.errors import InputError
 from guestemu.checks import standard_checks
 from guestemu.checks.base import Check, ExitRecord, OpView, Violation
+from guestemu.checks.results import answers_left
 from guestemu.guest.base import CallOutcome, Guest, RawRegisters
 from guestemu.guest.dma.emulated import GuestDma
 from guestemu.guest.registry import GuestSettings, load_guest
@@ -242,8 +243,7 @@ class Testbed:
     def _end_faults(self, op: Op, view: OpView) -> None:
         value, count = self._answers
         if count and op.kind is not OpKind.ANSWER:
-            used = sum(1 for record in view.exits if record.kind == "hypercall")
-            self._answers = (value, max(0, count - used))
+            self._answers = (value, answers_left(value, count, view.exits))
         if self._fault_split and op.kind is not OpKind.FAIL_SPLIT:
             self._fault_split = False
             self.guest.clear_faults()
