@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A campaign from its options to its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from guestemu.abi.errors import InputError
+from guestemu.campaign.engines import choose_engine
+from guestemu.campaign.executor import Executor
+from guestemu.campaign.feedback import Feedback
+from guestemu.campaign.figures import Figures
+from guestemu.campaign.store import CampaignRecord, Store
+from guestemu.campaign.supervisor import Supervisor
+from guestemu.campaign.targets import Target, find_target
+from guestemu.campaign.worker import WorkerConfig
+from guestemu.program.program import Header
+
+MAX_JOBS: Final = 256
+_SEED_STEP: Final = 1_000_003
+
+
+class Options(msgspec.Struct, frozen=True):
+    """What a user may choose; None means the default.
+
+    `seconds` and `execs` bound the whole campaign, `jobs` is the number of worker processes.
+    """
+
+    target: str
+    seconds: float | None = None
+    execs: int | None = None
+    jobs: int = 1
+    engine: str | None = None
+    workdir: Path | None = None
+    resume: bool = False
+    seed: int = 0
+    host: str | None = None
+    guest: str | None = None
+    cbit: int | None = None
+    faults: bool = False
+
+
+class Campaign(msgspec.Struct, frozen=True):
+    """A checked campaign: its directory exists and its configuration boots. `notes` are lines for
+    the user."""
+
+    target: Target
+    engine: str
+    store: Store
+    configs: list[WorkerConfig]
+    notes: list[str]
+
+    def run(self, watch: Callable[[Figures], None]) -> Figures:
+        """See `Supervisor.run`."""
+        return Supervisor(self.configs, self.store, watch).run()
+
+
+def header_of(target: Target, options: Options) -> Header:
+    """The target's header with the user's guest, host and C-bit."""
+    chosen: dict[str, str | int] = {}
+    if options.host is not None:
+        chosen["host"] = options.host
+    if options.guest is not None:
+        chosen["guest"] = options.guest
+    if options.cbit is not None:
+        chosen["cbit"] = options.cbit
+    return msgspec.structs.replace(target.header, **chosen)
+
+
+def _check(options: Options) -> None:
+    if options.seconds is not None and not 0 < options.seconds < float("inf"):
+        raise InputError(f"--time {options.seconds:g}: give a positive number of seconds")
+    if options.execs is not None and options.execs < 1:
+        raise InputError(f"--execs {options.execs}: give a positive number")
+    if not 1 <= options.jobs <= MAX_JOBS:
+        raise InputError(f"--jobs {options.jobs}: give a number from 1 to {MAX_JOBS}")
+    if options.execs is not None and options.execs < options.jobs:
+        raise InputError(
+            f"--execs {options.execs} is less than --jobs {options.jobs}; use fewer jobs"
+        )
+
+
+def prepare(options: Options) -> Campaign:
+    """Checks options, boots the configuration once, opens the directory.
+
+    Raises `InputError` and `MissingError`.
+    """
+    target = find_target(options.target)
+    _check(options)
+    kinds = target.kinds_with(options.faults)
+    engine, note = choose_engine(options.engine)
+    header = header_of(target, options)
+    Executor(target, header, kinds, Feedback()).run(())
+    root = options.workdir or Path("guestemu-work") / target.name
+    record = CampaignRecord.of(target.name, header, options.faults)
+    store = Store.create(root, record, options.resume)
+    share, rest = divmod(options.execs or 0, options.jobs)
+    configs = [
+        WorkerConfig(
+            target=target.name,
+            header=header,
+            engine=engine.name,
+            workdir=str(root),
+            index=index,
+            seed=options.seed + index * _SEED_STEP,
+            faults=options.faults,
+            execs=None if options.execs is None else share + (index < rest),
+            seconds=options.seconds,
+            is_shared=options.jobs > 1,
+        )
+        for index in range(options.jobs)
+    ]
+    return Campaign(target, engine.name, store, configs, [note] if note else [])

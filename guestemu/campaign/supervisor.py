@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Runs a campaign: starts workers, adds up what they report, replaces the ones that die.
+
+Workers are processes because libFuzzer never returns and because a defect of the CPU emulator may
+kill one: its input is kept, it is started again for the rest of the campaign, and the death is
+reported as infrastructure, never as a finding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import msgspec
+
+from guestemu.abi.errors import GuestemuError, InputError, MissingError
+from guestemu.campaign.figures import Figures, WorkerFigures, merge_counts
+from guestemu.campaign.session import Report
+from guestemu.campaign.store import Store
+from guestemu.campaign.worker import (
+    Failure,
+    Message,
+    WorkerConfig,
+    input_path,
+    read_noted_input,
+)
+
+_TICK: Final = 0.25
+_STATS_EVERY: Final = 2.0
+_HANG: Final = 60.0
+"""Seconds without a report after which a worker counts as dead."""
+
+_PATIENCE: Final = 5.0
+"""Seconds a worker has to end after it was asked to."""
+
+_MAX_DEATHS: Final = 20
+_CHUNK: Final = 1 << 16
+
+
+class Worker:
+    """One process and the last it said. `lives` are the last reports of the processes before."""
+
+    def __init__(self, config: WorkerConfig, store: Store) -> None:
+        self.config = config
+        self.lives: list[Report] = []
+        self.report: Report | None = None
+        self.failure: Failure | None = None
+        self.is_done = False
+        self._store = store
+        self._rest = b""
+        self._heard = time.monotonic()
+        self.process = self._start(config)
+
+    def _start(self, config: WorkerConfig) -> subprocess.Popen[bytes]:
+        self._heard = time.monotonic()
+        log = self._store.infrastructure / f"worker-{config.index}.log"
+        try:
+            with log.open("ab") as file:
+                return subprocess.Popen(
+                    [
+                        sys.executable,
+                        "-m",
+                        "guestemu.campaign.worker",
+                        msgspec.json.encode(config).decode(),
+                    ],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=file,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise InputError(
+                f"{log}: {error.strerror}; make room there or name another place with --workdir"
+            ) from error
+
+    @property
+    def pipe(self) -> int:
+        """The descriptor that the reports come from."""
+        assert self.process.stdout is not None
+        return self.process.stdout.fileno()
+
+    def read(self) -> bool:
+        """Takes what has come; False at the end of the process's output."""
+        data = os.read(self.pipe, _CHUNK)
+        if not data:
+            return False
+        self._heard = time.monotonic()
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            message = msgspec.json.decode(line, type=Message)
+            self.report = message.report or self.report
+            self.failure = message.failure or self.failure
+        return True
+
+    def is_hanging(self) -> bool:
+        """No report for too long."""
+        return time.monotonic() - self._heard > _HANG
+
+    def restart(self, seconds: float | None) -> None:
+        """A new process for what is left, at most `seconds`."""
+        if self.report is not None:
+            self.lives.append(self.report)
+        config = self.config
+        execs = config.execs
+        if execs is not None:
+            execs = max(execs - sum(report.executions for report in self.lives), 0)
+        self.report = None
+        self._rest = b""
+        self.process = self._start(
+            msgspec.structs.replace(
+                config,
+                execs=execs,
+                seconds=seconds,
+                seed=config.seed + 7919 * len(self.lives) + 1,
+            )
+        )
+
+    def reports(self) -> Iterator[Report]:
+        """The last report of each life."""
+        yield from self.lives
+        if self.report is not None:
+            yield self.report
+
+
+class Supervisor:
+    """A campaign that runs. `watch` gets the figures every quarter of a second."""
+
+    def __init__(
+        self, configs: list[WorkerConfig], store: Store, watch: Callable[[Figures], None]
+    ) -> None:
+        self._store = store
+        self._watch = watch
+        self._start = time.monotonic()
+        self._seconds = configs[0].seconds
+        self._before = store.load_counts()
+        self._infrastructure: list[str] = []
+        self._next_stats = self._start + _STATS_EVERY
+        self._selector = selectors.DefaultSelector()
+        self._workers: list[Worker] = []
+        try:
+            for config in configs:
+                worker = Worker(config, store)
+                self._workers.append(worker)
+                self._selector.register(worker.pipe, selectors.EVENT_READ, worker)
+        except BaseException:
+            self._kill()
+            raise
+
+    def run(self) -> Figures:
+        """Until every worker is done, or Ctrl-C or SIGTERM (then `is_interrupted` is set).
+
+        Raises `InputError` or `MissingError` with the words of a worker that met one, and
+        `GuestemuError` when workers cannot live.
+        """
+        is_interrupted = False
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            while not all(worker.is_done for worker in self._workers):
+                self._turn()
+        except KeyboardInterrupt:
+            is_interrupted = True
+            self._ask_to_end()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+            self._kill()
+        figures = msgspec.structs.replace(self.figures(), is_interrupted=is_interrupted)
+        self._store.save_counts(figures.findings)
+        self._store.add_stats(msgspec.json.encode(figures.line()))
+        self._clean()
+        return figures
+
+    def figures(self) -> Figures:
+        """What is known now."""
+        reports = [report for worker in self._workers for report in worker.reports()]
+        seconds = time.monotonic() - self._start
+        executions = sum(report.executions for report in reports)
+        return Figures(
+            seconds=round(seconds, 3),
+            executions=executions,
+            execs_per_second=round(self._rate(), 1),
+            ops=sum(report.ops for report in reports),
+            corpus_size=self._store.corpus_size(),
+            guest_blocks=max((report.guest_blocks for report in reports), default=0),
+            model_states=max((report.model_states for report in reports), default=0),
+            last_new_s=max((report.last_new_s for report in reports), default=0.0),
+            findings=merge_counts([self._before, *(report.findings for report in reports)]),
+            unstable=list(dict.fromkeys(line for report in reports for line in report.unstable)),
+            infrastructure=list(self._infrastructure),
+            workers=[
+                WorkerFigures(
+                    worker.config.index,
+                    sum(report.executions for report in worker.reports()),
+                    _rate_of(worker.report),
+                    len(worker.lives),
+                    worker.is_done,
+                )
+                for worker in self._workers
+            ],
+        )
+
+    def _rate(self) -> float:
+        """Executions a second of the workers' own time, added up."""
+        return sum(
+            sum(report.executions for report in worker.reports())
+            / max(sum(report.seconds for report in worker.reports()), 1e-9)
+            for worker in self._workers
+            if any(worker.reports())
+        )
+
+    def _turn(self) -> None:
+        for key, _ in self._selector.select(_TICK):
+            worker: Worker = key.data
+            if not worker.read():
+                self._selector.unregister(key.fd)
+                self._end_of(worker)
+        for worker in self._workers:
+            if not worker.is_done and worker.is_hanging():
+                worker.process.kill()
+        figures = self.figures()
+        self._watch(figures)
+        if time.monotonic() >= self._next_stats:
+            self._next_stats = time.monotonic() + _STATS_EVERY
+            self._store.add_stats(msgspec.json.encode(figures.line()))
+            self._store.save_counts(figures.findings)
+
+    def _end_of(self, worker: Worker) -> None:
+        """A worker's output ended: it is done, it cannot go on, or it died."""
+        status = worker.process.wait()
+        if worker.process.stdout is not None:
+            worker.process.stdout.close()
+        if worker.failure is not None:
+            _raise(worker.failure, self._store, worker.config.index)
+        if worker.report is not None and worker.report.is_final:
+            worker.is_done = True
+            return
+        place = input_path(self._store, worker.config.index)
+        noted = read_noted_input(place)
+        number = len(self._infrastructure) + 1
+        kept = self._store.save_death(f"death-{os.getpid()}-{number}.bin", noted)
+        how = f"signal {-status}" if status < 0 else f"status {status}"
+        self._infrastructure.append(
+            f"worker {worker.config.index} died of {how}; its input is in {kept}"
+        )
+        if number > _MAX_DEATHS:
+            raise GuestemuError(f"workers keep dying: {self._infrastructure[-1]}")
+        left = self._left()
+        if left is not None and left <= 0:
+            worker.is_done = True
+            return
+        worker.restart(left)
+        self._selector.register(worker.pipe, selectors.EVENT_READ, worker)
+
+    def _left(self) -> float | None:
+        """Seconds of the campaign that are left."""
+        if self._seconds is None:
+            return None
+        return self._seconds - (time.monotonic() - self._start)
+
+    def _ask_to_end(self) -> None:
+        """SIGTERM to all workers, then their last reports, as far as they come."""
+        for worker in self._workers:
+            if not worker.is_done:
+                with contextlib.suppress(ProcessLookupError):
+                    worker.process.terminate()
+        end = time.monotonic() + _PATIENCE
+        with contextlib.suppress(KeyboardInterrupt):
+            while self._selector.get_map() and time.monotonic() < end:
+                for key, _ in self._selector.select(_TICK):
+                    ending: Worker = key.data
+                    if not ending.read():
+                        self._selector.unregister(key.fd)
+
+    def _kill(self) -> None:
+        for worker in self._workers:
+            if worker.process.poll() is None:
+                worker.process.kill()
+            worker.process.wait()
+            if worker.process.stdout is not None:
+                worker.process.stdout.close()
+        self._selector.close()
+
+    def _clean(self) -> None:
+        """Removes what only a living worker needs, and empty logs."""
+        for worker in self._workers:
+            input_path(self._store, worker.config.index).unlink(missing_ok=True)
+
+
+def _rate_of(report: Report | None) -> float:
+    if report is None or not report.seconds:
+        return 0.0
+    return round(report.executions / report.seconds, 1)
+
+
+def _raise(failure: Failure, store: Store, index: int) -> None:
+    if failure.is_input:
+        raise InputError(failure.message)
+    if failure.is_missing:
+        raise MissingError(failure.message)
+    log = store.infrastructure / f"worker-{index}.log"
+    raise GuestemuError(f"worker {index}: {failure.message} (traceback in {log})")
