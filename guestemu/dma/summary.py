@@ -63,14 +63,16 @@ def _print_input(console: Console, report: DmaReport) -> None:
     source = report.input
     if source is None:
         return
-    console.print(Text(f"{source.name}: {source.lines} lines, {human_time(report.duration_ns)}"))
+    head = f"{source.name}: {source.lines} lines, {human_time(report.duration_ns)}"
+    console.print(Text(head), soft_wrap=True)
     if source.ignored:
         names = ", ".join(f"{name} {count}" for name, count in sorted(source.ignored.items())[:8])
         console.print(Text(f"events without a coherent buffer: {names}"))
     if source.garbage:
         console.print(Text(f"{source.garbage} lines could not be read", style="yellow"))
         for line in source.garbage_lines[:SHOWN_GARBAGE]:
-            console.print(Text(f"  line {line.line}: {line.reason}: {line.text}"))
+            text = f"  line {line.line}: {line.reason}: {line.text}"
+            console.print(Text(text), soft_wrap=True)
         if source.garbage > SHOWN_GARBAGE:
             console.print(f"  and {source.garbage - SHOWN_GARBAGE} more")
     if source.lost_events:
@@ -173,7 +175,8 @@ def _print_anomalies(console: Console, report: DmaReport) -> None:
     counts = ", ".join(f"{kind}: {count}" for kind, count in report.anomaly_counts.items())
     console.print(Text(f"Anomalies ({counts})", style="bold yellow"))
     for anomaly in report.anomalies[:SHOWN_ANOMALIES]:
-        console.print(Text(f"  line {anomaly.line}: {anomaly.kind.value}: {anomaly.message}"))
+        text = f"  line {anomaly.line}: {anomaly.kind.value}: {anomaly.message}"
+        console.print(Text(text), soft_wrap=True)
     if len(report.anomalies) > SHOWN_ANOMALIES:
         console.print(f"  and {sum(report.anomaly_counts.values()) - SHOWN_ANOMALIES} more")
 
@@ -185,7 +188,7 @@ def _print_violations(console: Console, report: DmaReport) -> None:
     for violation in report.violations[:SHOWN_VIOLATIONS]:
         fact = f" [{violation.fact}]" if violation.fact else ""
         text = f"  line {violation.line}: {violation.check}: {violation.message}{fact}"
-        console.print(Text(text))
+        console.print(Text(text), soft_wrap=True)
     hidden = (report.violation_count or 0) - SHOWN_VIOLATIONS
     if hidden > 0:
         console.print(f"  and {hidden} more")

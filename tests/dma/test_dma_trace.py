@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from recorded import NAMES, dma_lines, trace_path
 
@@ -14,6 +14,7 @@ from guestemu.dma.events import Alloc, Event, Free, Mark
 from guestemu.dma.lines import CHUNK_BYTES, MAX_LINE_BYTES, numbered_lines
 from guestemu.dma.trace import KEPT_GARBAGE, TraceReader, TraceReport, open_trace
 
+TRACE_DAT = b"\x17\x08\x44tracing"
 ALLOC = (
     b"    kworker/u8:1-31      [001] .....     4.729769: dma_alloc: 0000:00:06.0 "
     b"dir=BIDIRECTIONAL dma_addr=55692000 size=512 virt_addr=000000002783826a "
@@ -184,7 +185,7 @@ def test_a_file_without_dma_events_is_refused(data: bytes) -> None:
 
 def test_a_binary_trace_is_refused_with_the_command_that_helps() -> None:
     with pytest.raises(InputError, match="trace-cmd report -i"):
-        read(b"\x17\x08\x44tracing6\0" + b"\0" * 100)
+        read(TRACE_DAT + b"6\0" + b"\0" * 100)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -269,6 +270,7 @@ def test_short_reads_change_nothing() -> None:
 @given(st.binary(max_size=300), st.integers(0, len(ALLOC)), st.integers(0, 40))
 def test_any_bytes_are_read_without_a_traceback(noise: bytes, at: int, cut: int) -> None:
     damaged = ALLOC[:at] + noise + ALLOC[at + cut :]
+    assume(not damaged.startswith(TRACE_DAT))
     events, report = read(damaged + b"\n" + ALLOC)
     assert len(events) == report.dma_events + report.marks
     assert report.dma_events >= 1
