@@ -23,13 +23,14 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa
 from guestemu.machine.cipher import PageCipher
 from guestemu.machine.engine import HOOK_MEM, MEM_WRITE, Engine, MemoryHook
 from guestemu.machine.native import HostCode
+from guestemu.machine.resident import resident_pages
 
 FLAG_DIRTY: Final = 1
 FLAG_STALE: Final = 2
@@ -55,6 +56,12 @@ class MemoryWatch(ctypes.Structure):
         ("log_capacity", ctypes.c_uint64),
         ("slow", ctypes.c_void_p),
         ("cbit_mask", ctypes.c_uint64),
+        ("base_flags", ctypes.c_uint64),
+        ("base_pages", ctypes.c_uint64),
+        ("private", ctypes.c_uint64),
+        ("shared", ctypes.c_uint64),
+        ("low", ctypes.c_uint64),
+        ("zero_page", ctypes.c_uint64),
     )
 
 
@@ -62,6 +69,11 @@ def _anonymous(size: int) -> mmap.mmap:
     """Private anonymous memory: a fork must not share guest RAM; untouched pages are free."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
     return mmap.mmap(-1, size, flags=flags)
+
+
+def _content(data: bytes) -> int:
+    """The host address of the bytes of `data`, which the caller keeps."""
+    return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
 
 
 def _address(buffer: mmap.mmap | bytearray) -> int:
@@ -119,11 +131,22 @@ class GuestRam:
         self.watch.slow = ctypes.cast(self._slow, ctypes.c_void_p)
         self._base: dict[int, bytes] = {}
         self._base_flags = bytes(self.flags)
+        self._base_pages = (ctypes.c_uint64 * (2 * frames))()
+        self.watch.base_flags = _content(self._base_flags)
+        self.watch.base_pages = ctypes.addressof(self._base_pages)
+        self.watch.private = _address(self._private_map)
+        self.watch.shared = _address(self._shared_map)
+        self.watch.low = low
+        self.watch.zero_page = _content(_ZERO_PAGE)
+        self._watch_at = ctypes.c_void_p(ctypes.addressof(self.watch))
+        self._native_rollback: Callable[[ctypes.c_void_p], int] | None = None
 
     def install(self, code: HostCode) -> None:
         """Adds the load and store hook: host machine code where there is some, else Python."""
         if code.available:
             self._engine.add_native_hook(HOOK_MEM, code.memory_hook, self.watch)
+            kind = ctypes.PYFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p)
+            self._native_rollback = kind(code.rollback)
         else:
             self._engine.add_hook(HOOK_MEM, self._slow)
 
@@ -271,12 +294,18 @@ class GuestRam:
         """Makes the present content the one that `rollback` restores."""
         for index in self.dirty_list[: self.watch.dirty_count]:
             self.flags[index] &= ~FLAG_DIRTY
-            self._base[index] = content = bytes(self._page(index))
+            content = bytes(self._page(index))
+            self._keep_base(index, content)
             if self.flags[index] & FLAG_MIRRORED:
-                self._base[(index + self.frames) % (2 * self.frames)] = content
+                self._keep_base((index + self.frames) % (2 * self.frames), content)
         self.watch.dirty_count = 0
         self.table_writes()
         self._base_flags = bytes(self.flags)
+        self.watch.base_flags = _content(self._base_flags)
+
+    def _keep_base(self, index: int, content: bytes) -> None:
+        self._base[index] = content
+        self._base_pages[index] = _content(content)
 
     def adopt(self, shared: Iterable[int]) -> None:
         """Takes the two buffers as they are, after a phase in which nobody watched accesses.
@@ -295,9 +324,17 @@ class GuestRam:
             if gfn >= self.low:
                 flags[gfn] = 0
                 flags[frames + gfn] = FLAG_STALE
-        for index in range(2 * frames):
+        for index in self._resident():
             if not flags[index] & FLAG_STALE and self._page(index) != _ZERO_PAGE:
                 self._mark_dirty(index)
+
+    def _resident(self) -> list[int]:
+        """Indices of the pages of both views that were ever touched."""
+        frames = self.frames
+        private = resident_pages(_address(self._private_map), frames)
+        return resident_pages(_address(self._shared_map), frames) + [
+            frames + gfn for gfn in private
+        ]
 
     def _page(self, index: int) -> memoryview:
         if index >= self.frames:
@@ -312,6 +349,10 @@ class GuestRam:
         TLB holds stale translations."""
         if self.has_crossing:
             self._find_unseen_writes()
+        if self._spilled:
+            self._spilled = []
+        if self._native_rollback is not None:
+            return bool(self._native_rollback(self._watch_at) & FLAG_TABLE)
         frames = self.frames
         flags = self.flags
         base_flags = self._base_flags
@@ -326,14 +367,12 @@ class GuestRam:
             flags[other] = base_flags[other]
         self.watch.dirty_count = 0
         self.watch.log_count = 0
-        if self._spilled:
-            self._spilled = []
         return had_table
 
     def _find_unseen_writes(self) -> None:
         """After a page-crossing store: look at every page that may differ from the checkpoint."""
         self.has_crossing = False
-        for index in range(self.low, 2 * self.frames):
+        for index in self._resident():
             if not self._base_flags[index] & FLAG_STALE:
                 base = self._base.get(index, _ZERO_PAGE)
                 if self._page(index) != base:
