@@ -19,6 +19,7 @@ from guestemu.machine.cipher import PageCipher
 from guestemu.machine.cpuid import sev_guest_leaves
 from guestemu.machine.engine import Engine
 from guestemu.machine.hooks import CpuHooks
+from guestemu.machine.launch import Launcher
 from guestemu.machine.memory import GuestRam
 from guestemu.machine.modes import ModeTable
 from guestemu.machine.msr import MsrFile
@@ -76,6 +77,7 @@ class Machine:
         self.msrs = MsrFile(config.sev_status)
         if config.cbit is not None:
             self.hooks.cpuid = sev_guest_leaves(config.sev_status, config.cbit, config.coherent)
+        self.launcher = Launcher(self.engine, code)
         self.vcpus = [Vcpu(self, index) for index in range(config.vcpus)]
         self.current = self.vcpus[0]
         self.modes: ModeTable

@@ -41,6 +41,7 @@ from guestemu.machine.exits import (
 )
 from guestemu.machine.hooks import HYPERCALL_LENGTH, PendingException, PendingMsr
 from guestemu.machine.interrupts import DeliveryError, deliver
+from guestemu.machine.launch import Entry
 from guestemu.machine.msr import CPU_MSRS
 from guestemu.machine.paging import translate, walk
 
@@ -79,16 +80,22 @@ class Vcpu:
 
     # Running ----------------------------------------------------------------------------------
 
-    def run(self, rip: int, budget: int) -> Exit:
-        """Runs from `rip` for at most `budget` basic blocks and returns the exit that ended it."""
+    def run(self, rip: int, budget: int, entry: Entry | None = None) -> Exit:
+        """Runs from `rip` for at most `budget` basic blocks and returns the exit that ended it.
+
+        `entry` sets context and registers first; without it the vCPU goes on as it is.
+        """
         hooks = self._hooks
-        start = self._engine.start
+        launcher = self.machine.launcher
+        resume = launcher.resume.start
+        start = resume if entry is None else entry.start
         ram_errors = self.machine.ram.errors
         hooks.watch.left = budget
         hooks.vcpu = self
         while True:
             hooks.clear()
             code = start(rip)
+            start = resume
             pending = hooks.pending
             if hooks.errors or code != OK or ram_errors:
                 self.machine.raise_errors()
@@ -111,7 +118,7 @@ class Vcpu:
                 return BudgetExhausted(rip)
 
     def _ended(self, code: int) -> Exit | None:
-        rip = self.read_register("rip")
+        rip: int = self.machine.launcher.ended[0]
         if self._hooks.watch.left < 0:
             return BudgetExhausted(rip)
         if code == OK:

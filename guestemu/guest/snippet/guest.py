@@ -19,8 +19,8 @@ from guestemu.guest.base import CallOutcome, Guest, GuestOops, PlacedRegion, Raw
 from guestemu.guest.snippet.elf import UD2_SIZE, SnippetImage, load_snippet
 from guestemu.guest.snippet.info import E820_RAM, NEVER, InfoBlock
 from guestemu.machine import layout
-from guestemu.machine.engine import RegisterBatch
 from guestemu.machine.exits import Halt, Trap
+from guestemu.machine.launch import Entry
 from guestemu.machine.leafmap import LeafMap, Window
 from guestemu.machine.machine import Machine, MachineConfig
 from guestemu.machine.modes import build_tables
@@ -55,6 +55,7 @@ _STUB_SLOT: Final = 16
 _STUBS: Final = (b"\x0f\x01\xd9", b"\x0f\x01\xc1", b"\x0f\x32", b"\x0f\x30")
 _RDMSR, _WRMSR = 2, 3
 _MAX_WARNINGS: Final = 64
+_KERNEL: Final = (Mode.LONG64, 0)
 
 
 class SnippetGuest(Guest):
@@ -87,13 +88,15 @@ class SnippetGuest(Guest):
             Window(Gva(DIRECT_MAP), 0, config.frames),
             Window(alias.gva, REGION_D // PAGE_SIZE, alias.pages),
         )
-        engine = self.machine.engine
-        self._arguments = RegisterBatch(engine, ("rdi", "rsi", "rdx", "rcx", "rsp"))
-        self._raw = RegisterBatch(engine, ("rax", "rbx", "rcx", "rdx", "rsi", "rsp"))
+        launcher = self.machine.launcher
+        self._arguments = launcher.entry(("rdi", "rsi", "rdx", "rcx", "rsp"))
+        self._arguments.use(self._context)
+        self._raw = launcher.entry(("rax", "rbx", "rcx", "rdx", "rsi", "rsp"))
+        self._ended = launcher.ended
         self._return_rip = self._symbols["guest_return"] + 1
         self._oops_rip = self._symbols["guest_oops"] + 1
         self._warnings = image.warnings
-        self._mode = (Mode.LONG64, 0)
+        self._state = _KERNEL
         self.machine.checkpoint()
 
     # Boot -------------------------------------------------------------------------------------
@@ -214,21 +217,21 @@ class SnippetGuest(Guest):
         return CallOutcome(to_signed(outcome.value, 32), None, outcome.warnings)
 
     def _call(self, function: str, arguments: tuple[int, ...]) -> CallOutcome:
-        self._enter(Mode.LONG64, 0)
+        entry: Entry | None = self._arguments
         values = self._arguments.values
         for index, argument in enumerate(arguments):
             values[index] = argument & 0xFFFF_FFFF_FFFF_FFFF
         vcpu = self.machine.current
         values[4] = _stack_slot(vcpu.index)
-        self._arguments.write()
+        self._switch(_KERNEL)
         vcpu.deliver = True
         rip = self._symbols[function]
         warnings: tuple[str, ...] = ()
         while True:
-            end = vcpu.run(rip, self.budget)
+            end = vcpu.run(rip, self.budget, entry)
             if type(end) is Halt:
                 if end.rip == self._return_rip:
-                    return CallOutcome(vcpu.read_register("rax"), None, warnings)
+                    return CallOutcome(self._ended[1], None, warnings)
                 if end.rip == self._oops_rip:
                     return CallOutcome(None, self._oops(), warnings)
             elif type(end) is Trap and len(warnings) < _MAX_WARNINGS:
@@ -236,6 +239,7 @@ class SnippetGuest(Guest):
                 if name is not None:
                     warnings += (name,)
                     rip = end.rip + UD2_SIZE
+                    entry = None
                     continue
             return CallOutcome(None, end, warnings)
 
@@ -245,16 +249,10 @@ class SnippetGuest(Guest):
             read("oops_vector"), read("oops_error_code"), read("oops_rip"), read("oops_cr2")
         )
 
-    def _enter(self, mode: Mode, cpl: int) -> None:
-        """Restores the context of a mode; the TLB is flushed where paging goes on or off."""
-        if mode is Mode.LONG64 and cpl == 0:
-            context = self._context
-        else:
-            self.machine.hooks.watch.left = self.budget
-            context = self.machine.modes.context(mode, cpl)
-        context.restore()
-        if (mode, cpl) != self._mode:
-            self._mode = (mode, cpl)
+    def _switch(self, state: tuple[Mode, int]) -> None:
+        """The next start is in this mode and level: the TLB is flushed where it was another."""
+        if state != self._state:
+            self._state = state
             self.machine.engine.flush_tlb()
 
     # Kernel functions -------------------------------------------------------------------------
@@ -304,21 +302,22 @@ class SnippetGuest(Guest):
     # Raw instructions -------------------------------------------------------------------------
 
     def _run_stub(self, slot: int, registers: RawRegisters, mode: Mode, cpl: int) -> CallOutcome:
-        self._enter(mode, cpl)
-        values = self._raw.values
+        self._switch((mode, cpl))
+        entry = self._raw
+        entry.use(self.machine.modes.context(mode, cpl))
+        values = entry.values
         values[0] = registers.rax
         values[1] = registers.rbx
         values[2] = registers.rcx
         values[3] = registers.rdx
         values[4] = registers.rsi
         values[5] = layout.USER_STACK
-        self._raw.write()
         vcpu = self.machine.current
         vcpu.deliver = False
         address = layout.STUB + _STUB_SLOT * slot
-        end = vcpu.run(address, self.budget)
+        end = vcpu.run(address, self.budget, entry)
         if type(end) is Trap and end.rip == address + len(_STUBS[slot]):
-            return CallOutcome(vcpu.read_register("rax"))
+            return CallOutcome(self._ended[1])
         return CallOutcome(None, end)
 
     def raw_hypercall(

@@ -51,6 +51,8 @@ class HostCode:
         self.block_hook = 0
         self.memory_hook = 0
         self.invalid_hook = 0
+        self.launch = 0
+        self.rollback = 0
         if platform.machine() not in {"x86_64", "AMD64"}:
             return
         blob = load_blob("hooks")
@@ -65,4 +67,6 @@ class HostCode:
         self.block_hook = address + blob.symbols["block_hook"] - blob.base
         self.memory_hook = address + blob.symbols["memory_hook"] - blob.base
         self.invalid_hook = address + blob.symbols["invalid_hook"] - blob.base
+        self.launch = address + blob.symbols["launch"] - blob.base
+        self.rollback = address + blob.symbols["rollback"] - blob.base
         self.available = True

@@ -112,4 +112,101 @@ invalid_hook:
 	pop	rbp
 	pop	rbx
 	ret
+
+	.balign	16
+	# int launch(record *rdi): context and registers, run, registers at the end; the run's result
+	# record: +0 uc, +8 context_restore, +16 context or 0, +24 write_batch, +32 ids, +40 values,
+	#         +48 count, +56 emu_start, +64 RIP, +72 read_batch, +80 ids, +88 values, +96 count
+	.globl	launch
+launch:
+	push	rbx
+	push	rbp
+	sub	rsp, 8
+	mov	rbx, rdi
+	mov	rsi, [rbx + 16]
+	test	rsi, rsi
+	jz	1f
+	mov	rdi, [rbx]
+	call	qword ptr [rbx + 8]
+1:	mov	ecx, [rbx + 48]
+	test	ecx, ecx
+	jz	2f
+	mov	rdi, [rbx]
+	mov	rsi, [rbx + 32]
+	mov	rdx, [rbx + 40]
+	call	qword ptr [rbx + 24]
+2:	mov	rdi, [rbx]
+	mov	rsi, [rbx + 64]
+	xor	edx, edx
+	xor	ecx, ecx
+	xor	r8d, r8d
+	call	qword ptr [rbx + 56]
+	mov	ebp, eax
+	mov	rdi, [rbx]
+	mov	rsi, [rbx + 80]
+	mov	rdx, [rbx + 88]
+	mov	ecx, [rbx + 96]
+	call	qword ptr [rbx + 72]
+	mov	eax, ebp
+	add	rsp, 8
+	pop	rbp
+	pop	rbx
+	ret
+
+	.balign	16
+	# uint32_t rollback(watch *rdi): every dirty page back to its base; the OR of all their flags
+	# watch (as memory): +72 flags at the checkpoint, +80 pointers to the pages' content then
+	#       (0: zeroes), +88 private view, +96 shared view, +104 mirrored frames, +112 a zero page
+	.globl	rollback
+rollback:
+	push	rbx
+	push	rbp
+	push	r12
+	mov	rbx, rdi
+	xor	ebp, ebp
+	xor	r8d, r8d
+	jmp	5f
+1:	mov	rax, [rbx + 16]
+	mov	r10d, [rax + r8 * 4]	# index of the dirty page
+	inc	r8
+	mov	rax, [rbx]
+	mov	rdx, [rbx + 72]
+	movzx	ecx, byte ptr [rax + r10]
+	or	ebp, ecx
+	movzx	ecx, byte ptr [rdx + r10]
+	or	ebp, ecx
+	mov	[rax + r10], cl
+	mov	r11, [rbx + 8]
+	mov	rdi, [rbx + 88]
+	mov	r9, r10
+	sub	r9, r11
+	mov	r12, r9			# private: the frame is index - frames, as is the other view
+	jae	2f
+	mov	r9, r10
+	lea	r12, [r10 + r11]
+	cmp	r9, [rbx + 104]
+	jb	2f
+	mov	rdi, [rbx + 96]
+2:	movzx	esi, byte ptr [rdx + r12]
+	mov	[rax + r12], sil
+	test	cl, 2
+	jnz	5f			# was stale: its content does not matter
+	shl	r9, 12
+	add	rdi, r9
+	mov	rsi, [rbx + 80]
+	mov	rsi, [rsi + r10 * 8]
+	test	rsi, rsi
+	jnz	4f
+	mov	rsi, [rbx + 112]
+4:	mov	ecx, 512
+	rep movsq
+5:	cmp	r8, [rbx + 24]
+	jb	1b
+	mov	qword ptr [rbx + 24], 0
+	mov	qword ptr [rbx + 40], 0
+	mov	eax, ebp
+	pop	r12
+	pop	rbp
+	pop	rbx
+	ret
 	.section .note.GNU-stack, "", @progbits
