@@ -8,8 +8,9 @@ from pathlib import Path
 
 from guestemu.abi.errors import InputError
 from guestemu.program.expectation_text import KEYWORD, format_expectation
+from guestemu.program.ops import OpKind
 from guestemu.program.program import Expectation
-from guestemu.replay.expectations import exception_of
+from guestemu.replay.expectations import NONE, exception_of
 from guestemu.trace.derive import events_of
 from guestemu.trace.digest import trace_hash
 from guestemu.trace.run import Run
@@ -38,6 +39,8 @@ def _lines(run: Run, with_hash: bool) -> Iterator[Expectation]:
         vector = exception_of(result)
         if vector is not None:
             yield Expectation("exception", str(vector), index)
+        elif result.op.kind is OpKind.WRMSR:
+            yield Expectation("exception", NONE, index)
         for name in dict.fromkeys(result.outcome.warnings):
             yield Expectation("warning", name, index)
     if with_hash:
