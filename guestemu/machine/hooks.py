@@ -58,6 +58,7 @@ _INSTRUCTIONS: Final = {
     b"\xf3\x0f\x01\xd9": _VMGEXIT,
 }
 HYPERCALL_LENGTH: Final = 3
+_EVERYWHERE: Final = -1
 
 
 class BlockWatch(ctypes.Structure):
@@ -142,6 +143,7 @@ class CpuHooks:
         self.port_out: Callable[[int, int, int], None] | None = None
         self.counters = bytearray(COUNTER_SIZE)
         self.rip_moved = False
+        self.patched: list[int] = []
         self._kinds: dict[int, int] = {}
         self._msr_sites: dict[int, bool] = {}
         self._in = RegisterBatch(engine, ("rip", "rax", "rbx", "rcx", "rdx", "rsi", "cs"))
@@ -198,6 +200,27 @@ class CpuHooks:
         """After guest code was changed from outside."""
         self._kinds.clear()
         self.engine.flush_blocks()
+
+    def note_patch(self, rip: int, old: bytes, new: bytes) -> None:
+        """After the host wrote `new` over the instruction `old` at `rip`.
+
+        The hypercalls are all one undefined instruction to the emulator: swapping them changes no
+        translated block. Any other patch forgets them all.
+        """
+        self._kinds.pop(rip, None)
+        if old in _INSTRUCTIONS and new in _INSTRUCTIONS:
+            self.patched.append(rip)
+        else:
+            self.forget_code()
+            self.patched.append(_EVERYWHERE)
+
+    def undo_patches(self) -> None:
+        """After a rollback put the patched instructions back."""
+        if _EVERYWHERE in self.patched:
+            self.forget_code()
+        for rip in self.patched:
+            self._kinds.pop(rip, None)
+        self.patched.clear()
 
     def point_counters(self, address: int, mask: int) -> None:
         """Counts blocks at host `address` (a power of two of bytes, `mask` = size - 1)."""

@@ -117,6 +117,8 @@ class Machine:
         """RAM back to the checkpoint. vCPU registers are set anew by whoever runs them next."""
         if self.ram.rollback():
             self.engine.flush_tlb()
+        if self.hooks.patched:
+            self.hooks.undo_patches()
 
     def raise_errors(self) -> None:
         """Raises what a hook caught, if anything."""

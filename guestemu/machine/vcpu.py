@@ -367,5 +367,6 @@ class Vcpu:
             if not leaf.entry & PTE_RW:
                 self._engine.write(REGISTERS["cr2"], rip)
                 raise GuestFault(VECTOR_PF, PAGE_FAULT_WRITE)
+        old = self.read_code(len(code))
         self.write_memory(Gva(rip), code)
-        self._hooks.forget_code()
+        self._hooks.note_patch(rip, old, code)
