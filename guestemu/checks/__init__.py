@@ -6,8 +6,10 @@ from __future__ import annotations
 from guestemu.checks.base import Check
 from guestemu.checks.conversion import ConversionCheck, MappingCheck
 from guestemu.checks.free import FreePagesCheck
+from guestemu.checks.migration_control import MigrationControlCheck
 from guestemu.checks.progress import ProgressCheck
 from guestemu.checks.ready import ReadyCheck
+from guestemu.checks.record import RecordCheck
 from guestemu.checks.results import ResultCheck
 
 
@@ -18,6 +20,8 @@ def standard_checks() -> tuple[Check, ...]:
         MappingCheck(),
         ConversionCheck(),
         ResultCheck(),
+        RecordCheck(),
+        MigrationControlCheck(),
         ReadyCheck(),
         FreePagesCheck(),
     )

@@ -34,7 +34,12 @@ class Host(ABC):
     """Names of the historic defects this host can have repaired (`Header.switches`)."""
 
     contract: ClassVar[str] = "map-gpa-range"
-    """Which reference its answers are held to: "map-gpa-range" (facts K3-c), or "" for none."""
+    """Which reference its answers are held to: "map-gpa-range" (facts K3-c), "page-enc-status" or
+    "page-enc-status-2019" (K1, K2; the number differs), or "" for none."""
+
+    contract_state: ClassVar[bool] = False
+    """Whether its record of frames and MIGRATION_CONTROL are held to that reference, too (K3-a,
+    K5): so for the reference user space and users' own hosts, not for historic ones."""
 
     @abstractmethod
     def reset(self, frames: int) -> None:

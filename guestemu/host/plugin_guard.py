@@ -52,6 +52,7 @@ class PluginHost(Host):
 
     name: ClassVar[str] = "plugin"
     summary: ClassVar[str] = "a user's own host, FILE.py:CLASS"
+    contract_state: ClassVar[bool] = True
 
     def __init__(self, path: Path, plugin: object) -> None:
         self._path = path

@@ -22,6 +22,8 @@ class MapGpaRangeHost(MergedHost):
         "merged ABI since Linux 5.14: KVM_HC_MAP_GPA_RANGE exits to a user space with a bitmap"
     )
 
+    contract_state: ClassVar[bool] = True
+
     def make_user_space(self, frames: int) -> tuple[UserSpace, Injection]:
         """The reference user space."""
         self._reference = ReferenceUserSpace(frames)

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""MSR_KVM_MIGRATION_CONTROL is one latch of bit 0, whose reserved bits are refused.
+
+Source: Documentation/virt/kvm/x86/msr.rst; K5-c (initial value 0 for encrypted guests), K5-e (one
+latch, the last writer wins), K5-f (reserved bits: #GP). Applies to hosts
+with `contract_state`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from guestemu.abi.msrs import KVM_MIGRATION_READY, MSR_KVM_MIGRATION_CONTROL
+from guestemu.checks.base import ExitRecord, OpView, Violation
+from guestemu.program.ops import OpKind
+
+_HYPERCALL: Final = "hypercall"
+_FAIL_MSR: Final = OpKind.FAIL_MSR
+_RAW: Final = frozenset({OpKind.RDMSR, OpKind.WRMSR})
+
+
+class MigrationControlCheck:
+    """Every access does what the latch demands; the host's readiness is the latch.
+
+    Remembers ordered failures (`fail_msr`) from one operation of a program to the next.
+    """
+
+    name = "migration-control"
+
+    def __init__(self) -> None:
+        self._failing = 0
+
+    def after(self, view: OpView) -> Iterable[Violation]:
+        """See the class."""
+        if view.index == 0:
+            self._failing = 0
+        if view.op.kind is _FAIL_MSR:
+            self._failing = max(self._failing, view.op.arguments[0])
+            return ()
+        exits = view.exits
+        if not exits or not view.host.contract_state:
+            return ()
+        if exits[-1].kind == _HYPERCALL and len(exits) == 1:
+            return ()
+        latch = int(view.ready_before)
+        for record in exits:
+            if record.kind == _HYPERCALL or record.nr != MSR_KVM_MIGRATION_CONTROL:
+                continue
+            latch, problem, fact = self._judge(view, record, latch)
+            if problem:
+                return (Violation(self.name, view.index, problem, fact),)
+        if latch != view.host.migration_ready:
+            word = "allows" if latch == 0 else "does not allow"
+            message = f"the host {word} migration while the last value written is {latch}"
+            return (Violation(self.name, view.index, message, "K5-c, K5-e"),)
+        return ()
+
+    def _judge(self, view: OpView, record: ExitRecord, latch: int) -> tuple[int, str, str]:
+        """The latch after `record`, and what was wrong (or empty) by which fact."""
+        ret = record.ret
+        if view.op.cpl and view.op.kind in _RAW:
+            problem = "" if ret is None else f"{record.kind} at CPL {view.op.cpl} was carried out"
+            return latch, problem, "K5-b"
+        if self._failing:
+            self._failing -= 1
+            return (
+                latch,
+                "" if ret is None else f"{record.kind} went through a user space error",
+                "",
+            )
+        if record.kind == "rdmsr":
+            problem = "" if ret == latch else f"rdmsr gave {ret}, the last value written is {latch}"
+            return latch, problem, "K5-c, K5-e"
+        value = record.args[0]
+        if value & ~KVM_MIGRATION_READY:
+            problem = "" if ret is None else f"reserved bits of {value:#x} were accepted"
+            return latch, problem, "K5-f"
+        if ret is None:
+            return latch, f"wrmsr of {value} was refused", "K5-c"
+        return value, "", ""

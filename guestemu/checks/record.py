@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The host's record is what it answered: a raw notification that was answered 0 set exactly its
+range, to what attribute bit 4 says, and nothing else changed anything.
+
+Source: Documentation/virt/kvm/x86/hypercalls.rst, KVM_HC_MAP_GPA_RANGE; K3-a, K3-d. Written without
+calling any host model. Applies to hosts with `contract_state`, and to operations that
+are no conversions: after those the check `status` compares the same and says more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from bitarray import bitarray
+
+from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, U32_MASK, U64_MASK
+from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
+from guestemu.checks.base import ExitRecord, OpView, Violation
+
+_HYPERCALL: Final = "hypercall"
+
+
+def _reaches_user_space(record: ExitRecord) -> tuple[int, int] | None:
+    """First frame and page count of a notification that K3-c lets through to user space."""
+    mask = U64_MASK if record.is_64bit else U32_MASK
+    gpa, pages = record.args[0] & mask, record.args[1] & mask
+    if record.cpl or record.nr & mask != KVM_HC_MAP_GPA_RANGE or gpa & PAGE_MASK or not pages:
+        return None
+    first = gpa >> PAGE_SHIFT
+    return (first, pages) if first + pages <= U64_MASK else None
+
+
+class RecordCheck:
+    """Applies every notification of the operation to the host's map from before it, and compares.
+
+    Ordered answers (`OpView.injected`) record nothing. Frames beyond RAM have no bit.
+    """
+
+    name = "record"
+
+    def after(self, view: OpView) -> Iterable[Violation]:
+        """See the class."""
+        if view.frames is not None or not view.exits or not view.host.contract_state:
+            return ()
+        status = view.host.private_map()
+        expected = view.host_before
+        notified = self._expect(view)
+        if notified is not None:
+            expected = notified
+        if status == expected:
+            return ()
+        return (self._explain(view, status, expected),)
+
+    def _expect(self, view: OpView) -> bitarray | None:
+        """The map as it should be; None for: as before."""
+        expected: bitarray | None = None
+        left = view.injected[1]
+        for record in view.exits:
+            if record.kind != _HYPERCALL:
+                continue
+            place = _reaches_user_space(record)
+            if place is None:
+                continue
+            if left:
+                left -= 1
+                continue
+            if record.ret != 0:
+                continue
+            if expected is None:
+                expected = view.host_before.copy()
+            first, pages = place
+            end = min(first + pages, len(expected))
+            if first < end:
+                expected[first:end] = 1 if record.args[2] & MAP_GPA_RANGE_ENCRYPTED else 0
+        return expected
+
+    def _explain(self, view: OpView, status: bitarray, expected: bitarray) -> Violation:
+        difference = status ^ expected
+        frame = difference.index(1)
+        total = difference.count()
+        word = "private" if status[frame] else "shared"
+        return Violation(
+            self.name,
+            view.index,
+            f"host: frame {frame:#x} is recorded as {word}, which no answered notification says "
+            f"({total} frame{'s differ' if total > 1 else ' differs'})",
+            "K3-a, K3-d",
+        )
