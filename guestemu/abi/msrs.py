@@ -11,6 +11,10 @@ from typing import Final
 MSR_KVM_CUSTOM_FIRST: Final = 0x4B564D00
 MSR_KVM_CUSTOM_LAST: Final = 0x4B564DFF
 MSR_KVM_MIGRATION_CONTROL: Final = 0x4B564D08
+MSR_KVM_SEV_LIVE_MIG_EN_2020: Final = 0x4B564D06
+"""The opt-in MSR as posted in March to May 2020 (v5 to v8); upstream gave the number to
+MSR_KVM_ASYNC_PF_INT, so v9 moved to 0x4b564d08."""
+
 KVM_MIGRATION_READY: Final = 1 << 0
 
 MSR_EFER: Final = 0xC0000080

@@ -27,6 +27,7 @@ MAX_ARGUMENTS: Final = 5
 
 __all__ = [
     "ARGUMENT_MASKS",
+    "HOST_SPECS",
     "MAX_ARGUMENTS",
     "NAMES",
     "REGIONS",
@@ -68,6 +69,14 @@ class OpKind(enum.IntEnum):
     CLEAR_PRESENT = 17
     STOP_CONVERSION = 18
     TOUCH_CBIT = 19
+    HOST_GET_BITMAP = 20
+    HOST_SET_BITMAP = 21
+    HOST_RESET_BITMAP = 22
+    HOST_GET_LIST = 23
+    HOST_SET_LIST = 24
+    HOST_COMMIT_SLOT = 25
+    HOST_RESET_VCPU = 26
+    HOST_POISON_PAGE = 27
 
 
 class Argument(enum.Enum):
@@ -127,6 +136,49 @@ class OpSpec(msgspec.Struct, frozen=True):
 def _a(name: str, sort: Argument, default: int = 0) -> ArgumentSpec:
     return ArgumentSpec(name, sort, default)
 
+
+_GFN: Final = _a("gfn", Argument.U64)
+_PAGES: Final = _a("pages", Argument.COUNT, 1)
+
+HOST_SPECS: Final[Mapping[OpKind, OpSpec]] = {
+    OpKind.HOST_GET_BITMAP: OpSpec(
+        "host_get_bitmap",
+        (_GFN, _PAGES, _a("filler", Argument.BYTE)),
+        "user space: KVM_GET_PAGE_ENC_BITMAP of absolute gfns into a buffer of `filler` bytes; "
+        "the result is a negative errno or the buffer's first 32 bits",
+    ),
+    OpKind.HOST_SET_BITMAP: OpSpec(
+        "host_set_bitmap",
+        (_GFN, _PAGES, _a("bits", Argument.U64), _a("null", Argument.FLAG)),
+        "user space: KVM_SET_PAGE_ENC_BITMAP of a buffer that repeats `bits`; null=1: no buffer",
+    ),
+    OpKind.HOST_RESET_BITMAP: OpSpec(
+        "host_reset_bitmap", (), "user space: KVM_PAGE_ENC_BITMAP_RESET"
+    ),
+    OpKind.HOST_GET_LIST: OpSpec(
+        "host_get_list",
+        (_a("size", Argument.SIZE, 4096), _GFN, _a("pages", Argument.COUNT)),
+        "user space: KVM_GET_SHARED_PAGES_LIST; with pages another vCPU reports them shared while "
+        "the ioctl runs; the result is a negative errno or the number of regions",
+    ),
+    OpKind.HOST_SET_LIST: OpSpec(
+        "host_set_list",
+        (_GFN, _PAGES, _a("count", Argument.U64, 1), _a("null", Argument.FLAG)),
+        "user space: KVM_SET_SHARED_PAGES_LIST of `count` regions of `pages` pages with as many "
+        "between them; null=1: no buffer",
+    ),
+    OpKind.HOST_COMMIT_SLOT: OpSpec(
+        "host_commit_slot", (_GFN, _PAGES), "user space: creates a memory slot (hot-plugged memory)"
+    ),
+    OpKind.HOST_RESET_VCPU: OpSpec("host_reset_vcpu", (), "the host resets a vCPU (INIT)"),
+    OpKind.HOST_POISON_PAGE: OpSpec(
+        "host_poison_page",
+        (_GFN,),
+        "the host cannot translate this gfn from now on (a poisoned page)",
+        is_fault=True,
+    ),
+}
+"""What the host's user space and hardware do; on a host without the ioctl the result is -ENOTTY."""
 
 SPECS: Final[Mapping[OpKind, OpSpec]] = {
     OpKind.HYPERCALL: OpSpec(
@@ -245,6 +297,7 @@ SPECS: Final[Mapping[OpKind, OpSpec]] = {
         "flip the C-bit of the page's 4 KiB entry with INVLPG and tell nobody",
         has_page=True,
     ),
+    **HOST_SPECS,
 }
 
 NAMES: Final[Mapping[str, OpKind]] = {spec.name: kind for kind, spec in SPECS.items()}

@@ -19,6 +19,7 @@ AS_POSTED = {
     },
     "qemu-10.2": {"any-input", "beyond-ram"},  # D27: the guest stops its VM; M58: 2^52 pages wrap
     "shared-list-v10": {
+        "early-notice",  # K2-d
         "single-ranges",  # K2-d: list counts as answers
         "sequences",  # K2-f
         "refusals",  # K2-d
@@ -27,7 +28,7 @@ AS_POSTED = {
         "migration-control",  # write-only MSR
     },
     "bitmap-v8": {"beyond-ram", "unaligned", "migration-control"},  # M37, M43, set-only MSR
-    "bitmap-v6": {"host-survives", "unaligned"},  # M34, M43
+    "bitmap-v6": {"early-notice", "host-survives", "unaligned"},  # M34, M43
     "bitmap-v3": {"host-survives", "unaligned"},
     "bitmap-v2": {"host-survives", "unaligned", "wrapping"},  # M31
     "bitmap-v1": {"host-survives", "unaligned", "wrapping"},

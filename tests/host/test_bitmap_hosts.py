@@ -17,6 +17,8 @@ MSR = 0x4B564D08
 
 
 def make(version, *switches, frames=256):
+    if version == "v6":  # its gate has a test of its own
+        switches = ("gate", *switches)
     host = load_host(f"bitmap-{version}", switches)
     host.reset(frames)
     return host
@@ -296,6 +298,49 @@ def test_v3_vcpu_reset_loses_the_record_and_frees_twice():
     kept.reset_vcpu()
     call(kept, 0x2000, 1, 0)
     assert (shared(kept), kept.findings) == ([1, 2], ())
+
+
+def test_v6_gate_as_posted_refuses_the_hypercall_until_the_guest_opted_in():
+    host = load_host("bitmap-v6")
+    host.reset(256)
+    assert call(host, 0x1000, 1, 0) == ENOTTY
+    assert call(host, 0x1000, 0, 0) == ENOTTY, "the gate is in front of the test of npages"
+    assert get(host, 0, 8, bytearray(8)) == 0, "GET has no gate"
+    host.is_sev_guest = False
+    assert call(host, 0x1000, 1, 0) == EINVAL, "and behind the test for an SEV guest"
+    host.is_sev_guest = True
+    assert shared(host) == []
+    enable(host)
+    assert call(host, 0x1000, 1, 0) == 0
+    assert shared(host) == [1]
+
+
+@pytest.mark.parametrize(("version", "posted"), [("v6", True), ("v8", True), ("v3", False)])
+def test_opt_in_msr_of_2020_has_number_06(version, posted):
+    host = make(version)
+    if posted:
+        host.wrmsr(0x4B564D06, 1, StandInVcpu())
+    else:
+        with pytest.raises(GuestFault):
+            host.wrmsr(0x4B564D06, 1, StandInVcpu())
+    assert host.migration_ready is posted
+
+
+def test_opt_in_msr_of_v10_left_06_to_async_page_faults():
+    host = load_host("shared-list-v10")
+    host.reset(8)
+    assert host.rdmsr(0x4B564D06, StandInVcpu()) == 0
+    with pytest.raises(GuestFault):
+        host.wrmsr(0x4B564D06, 1, StandInVcpu())
+    assert not host.migration_ready
+
+
+def test_historic_kernels_have_the_msrs_below_too():
+    host = make("v6")
+    host.wrmsr(0x4B564D01, 0x1000, StandInVcpu())
+    assert host.rdmsr(0x4B564D01, StandInVcpu()) == 0x1000
+    with pytest.raises(GuestFault):
+        host.rdmsr(0x4B564D01, StandInVcpu(cpl=3))
 
 
 def test_opt_in_msr_since_v6():

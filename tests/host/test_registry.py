@@ -27,7 +27,7 @@ def test_kernel_of_a_spec():
         ("map-gpa-range:4.19", (), r"'4\.19'.*use one of 5\.15"),
         ("map-gpa-range:", (), "no kernel after ':'"),
         ("bitmap-v6:6.1", (), "has no choice of kernels; write bitmap-v6"),
-        ("bitmap-v6", ("warp",), "no repair switch 'warp'; use one of end-frame"),
+        ("bitmap-v6", ("warp",), "no repair switch 'warp'; use one of gate, end-frame"),
         ("map-gpa-range", ("warp",), "no repair switch 'warp'; it has none"),
         ("none.py:Host", (), r"none\.py: no such file"),
     ],

@@ -62,7 +62,7 @@ class BitmapIoctls(Conversions):
 
     def __init__(self):
         super().__init__()
-        if self.host.has_msr:
+        if self.host.opt_in_msrs:
             self.host.wrmsr(0x4B564D08, 1, StandInVcpu())
 
     @rule(gfn=GFN, pages=PAGES, filler=st.integers(0, 255))

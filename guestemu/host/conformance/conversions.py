@@ -39,6 +39,15 @@ def fresh_vm(probe: Probe) -> Iterator[str]:
         yield "a new VM is ready for migration"
 
 
+def early_notice(probe: Probe) -> Iterator[str]:
+    """What the guest says before it opts in is recorded like everything else (A38, A39)."""
+    result = probe.convert(3, 1, private=False)
+    if result:
+        yield f"before the opt-in: answered {result:#x}"
+    if probe.shared() != {3}:
+        yield f"before the opt-in: shared frames are {_text(probe.shared())}"
+
+
 def single_ranges(probe: Probe) -> Iterator[str]:
     """To shared and back to private: exactly the range changes, and the answer is 0."""
     for gfn, pages in _RANGES:
@@ -56,7 +65,7 @@ def sequences(probe: Probe) -> Iterator[str]:
     """Random sequences of conversions agree with a plain set of pages."""
     chooser = random.Random(1)
     for _ in range(_SEQUENCES):
-        probe.host.reset(FRAMES)
+        probe.reset()
         wanted: set[int] = set()
         story = []
         for _ in range(chooser.randint(2, 6)):
@@ -102,7 +111,7 @@ def wrapping(probe: Probe) -> Iterator[str]:
 def beyond_ram(probe: Probe) -> Iterator[str]:
     """A range that leaves RAM: refused as a whole, or its part in RAM is recorded."""
     for gfn, pages in _BEYOND:
-        probe.host.reset(FRAMES)
+        probe.reset()
         result = probe.convert(gfn, pages, private=False)
         wanted = set() if result else set(range(gfn, FRAMES))
         if probe.shared() != wanted:
@@ -183,14 +192,14 @@ def repeatable(probe: Probe) -> Iterator[str]:
     """The same calls after a reset give the same answers and the same record."""
 
     def run() -> tuple[list[int], bytes]:
-        probe.host.reset(FRAMES)
+        probe.reset()
         answers = [probe.convert(gfn, pages, private=False) for gfn, pages in _RANGES[:4]]
         answers += [probe.convert(gfn, 1, private=True) for gfn in (1, 7, 70)]
         return answers, probe.map().tobytes()
 
     if run() != run():
         yield "two runs after a reset differ"
-    probe.host.reset(FRAMES)
+    probe.reset()
     yield from _unchanged(probe, "reset")
 
 

@@ -15,6 +15,7 @@ from guestemu.abi.hypercalls import (
     KVM_HC_PAGE_ENC_STATUS_2019,
     MAP_GPA_RANGE_ENCRYPTED,
 )
+from guestemu.abi.msrs import KVM_MIGRATION_READY, MSR_KVM_MIGRATION_CONTROL
 from guestemu.host.base import GuestFault, Host
 from guestemu.host.standin import StandInVcpu
 
@@ -45,12 +46,26 @@ class Abi(enum.Enum):
 
 
 class Probe:
-    """One host, reset to a VM of `FRAMES` frames when made."""
+    """One host, reset to a VM of `FRAMES` frames when made, and again by `reset`.
+
+    `opt_in` does what a guest of the patch sets does before it converts anything (K1-m); where
+    there is no opt-in MSR it does nothing.
+    """
 
     def __init__(self, host: Host, abi: Abi) -> None:
         self.host = host
         self.abi = abi
         host.reset(FRAMES)
+
+    def reset(self) -> None:
+        """A new VM whose guest has opted in."""
+        self.host.reset(FRAMES)
+        self.opt_in()
+
+    def opt_in(self) -> None:
+        """WRMSR of the opt-in MSR on an ABI of the patch sets."""
+        if self.abi is not Abi.MAP_GPA_RANGE:
+            self.wrmsr(MSR_KVM_MIGRATION_CONTROL, KVM_MIGRATION_READY)
 
     def call(
         self, nr: int, *args: int, cpl: int = 0, is_64bit: bool = True, vmcall: bool = False

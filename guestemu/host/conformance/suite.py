@@ -25,6 +25,7 @@ Check = Callable[[Probe], Iterator[str]]
 
 CHECKS: Final[Mapping[str, Check]] = {
     "fresh-vm": conversions.fresh_vm,
+    "early-notice": conversions.early_notice,
     "single-ranges": conversions.single_ranges,
     "sequences": conversions.sequences,
     "size-hints": conversions.size_hints,
@@ -44,6 +45,11 @@ CHECKS: Final[Mapping[str, Check]] = {
     "unknown-msrs": msrs.unknown_msrs,
     "fault-orders": msrs.fault_orders,
 }
+
+_BEFORE_OPT_IN: Final = frozenset(
+    {"fresh-vm", "early-notice", "migration-control", "reserved-bits", "msr-privilege"}
+)
+"""Checks of a guest that has not opted in; the others start with one that has (K1-m)."""
 
 
 class Failure(msgspec.Struct, frozen=True, gc=False):
@@ -72,7 +78,10 @@ def check_host(host: Host, abi: Abi | None = None) -> list[Failure]:
     failures = []
     for name, check in CHECKS.items():
         try:
-            failures += [Failure(name, message) for message in check(Probe(host, chosen))]
+            probe = Probe(host, chosen)
+            if name not in _BEFORE_OPT_IN:
+                probe.opt_in()
+            failures += [Failure(name, message) for message in check(probe)]
         except GuestFault as fault:
             failures.append(Failure(name, f"a hypercall raised an exception in the guest: {fault}"))
         except Exception as error:

@@ -34,8 +34,9 @@ class BitmapV1Host(HistoricHost):
     name: ClassVar[str] = "bitmap-v1"
     summary: ClassVar[str] = "2019 patch set v1: bitmap in KVM, hypercall 11, no wrap test"
     switches: ClassVar[tuple[str, ...]] = (WRAP, GROWTH, SET_IOCTL, GET_WORDS, LOW_BITS)
+    contract: ClassVar[str] = "page-enc-status-2019"
     number: ClassVar[int] = KVM_HC_PAGE_ENC_STATUS_2019
-    has_msr: ClassVar[bool] = False
+    opt_in_msrs: ClassVar[frozenset[int]] = frozenset()
     checks_wrap: ClassVar[bool] = False
     """Whether the handler as posted refuses gfn_end <= gfn_start."""
 

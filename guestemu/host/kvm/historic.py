@@ -20,6 +20,12 @@ from guestemu.host.kvm.base_calls import RAX_EPERM, answer_base_call
 from guestemu.host.kvm.findings import FindingLog, ResourceFinding
 from guestemu.host.kvm.host import check_switches
 from guestemu.host.kvm.kernels import KERNELS
+from guestemu.host.kvm.pv_msrs import (
+    MSR_KVM_POLL_CONTROL,
+    MSR_KVM_WALL_CLOCK_NEW,
+    MsrResult,
+    PvMsrs,
+)
 from guestemu.host.kvm.settings import VmSettings
 from guestemu.host.kvm.vmcall import fix_instruction
 
@@ -29,16 +35,20 @@ LOW_BITS = "low-bits"
 class HistoricHost(Host):
     """A kernel with one of the posted patch sets; `switches` names the defects to repair.
 
-    `number` is the hypercall's number in that patch set, `has_msr` whether it has the opt-in MSR
-    (0x4b564d08, then called SEV_LIVE_MIG_EN; postings before v9 had it at 0x4b564d06, the models
-    keep one number). Without the MSR nobody asks the guest and `migration_ready` stays False.
+    `number` is the hypercall's number in that patch set. `opt_in_msrs` are the numbers of its
+    opt-in MSR (SEV_LIVE_MIG_EN): v5 to v8 were posted with 0x4b564d06, v9 and later with
+    0x4b564d08; the models of v6 and v8 take both, so that guests of later postings can be run on
+    them. Without the MSR nobody asks the guest and `migration_ready` stays False. `pv_msrs` are the
+    MSRs that the kernels of the time had below it.
 
     The repair "low-bits", common to all, refuses a GPA that is not page-aligned instead of
     dropping its low bits (M43).
     """
 
+    contract: ClassVar[str] = "page-enc-status"
     number: ClassVar[int] = KVM_HC_PAGE_ENC_STATUS
-    has_msr: ClassVar[bool] = True
+    opt_in_msrs: ClassVar[frozenset[int]] = frozenset({MSR_KVM_MIGRATION_CONTROL})
+    pv_msrs: ClassVar[range] = range(MSR_KVM_WALL_CLOCK_NEW, MSR_KVM_POLL_CONTROL + 1)
 
     def __init__(self, switches: tuple[str, ...] = ()) -> None:
         check_switches(self.name, self.switches, switches)
@@ -52,6 +62,7 @@ class HistoricHost(Host):
         self.migration_control = 0
         self.log = FindingLog()
         self.settings = VmSettings(KERNELS["5.15"], memory=frames << PAGE_SHIFT)
+        self._pv = PvMsrs(self.settings)
         self._state = 0
         self._drops_low_bits = LOW_BITS not in self.repaired
         self.create_vm()
@@ -87,14 +98,23 @@ class HistoricHost(Host):
         return answer_base_call(self.settings, nr, call.a3 & mask) & mask
 
     def rdmsr(self, index: int, vcpu: VcpuAccess) -> int:
-        """The opt-in MSR as `read_control` gives it; anything else is #GP."""
-        self._check_msr(index, vcpu)
-        return self.read_control()
+        """The opt-in MSR as `read_control` gives it, KVM's own MSRs; anything else is #GP."""
+        if vcpu.cpl:
+            raise GuestFault(VECTOR_GP, 0)
+        if index in self.opt_in_msrs:
+            return self.read_control()
+        if index in self.pv_msrs:
+            return self._pv.read(index)
+        raise GuestFault(VECTOR_GP, 0)
 
     def wrmsr(self, index: int, value: int, vcpu: VcpuAccess) -> None:
         """The opt-in MSR takes any value: bit 0 enables, bit 1 "extensions", none is refused."""
-        self._check_msr(index, vcpu)
-        self.write_control(value)
+        if vcpu.cpl:
+            raise GuestFault(VECTOR_GP, 0)
+        if index in self.opt_in_msrs:
+            self.write_control(value)
+        elif index not in self.pv_msrs or self._pv.write(index, value) is not MsrResult.DONE:
+            raise GuestFault(VECTOR_GP, 0)
 
     def read_control(self) -> int:
         """RDMSR of the opt-in MSR: what was written (K1-m), or `GuestFault`."""
@@ -103,10 +123,6 @@ class HistoricHost(Host):
     def write_control(self, value: int) -> None:
         """WRMSR of the opt-in MSR: kept as it is (K1-m)."""
         self.migration_control = value
-
-    def _check_msr(self, index: int, vcpu: VcpuAccess) -> None:
-        if vcpu.cpl or not self.has_msr or index != MSR_KVM_MIGRATION_CONTROL:
-            raise GuestFault(VECTOR_GP, 0)
 
     @property
     def migration_ready(self) -> bool:

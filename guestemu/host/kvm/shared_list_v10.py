@@ -21,6 +21,7 @@ from guestemu.abi.x86 import VECTOR_GP
 from guestemu.host.base import GuestFault
 from guestemu.host.kvm.findings import HOST_MEMORY_BOUND, KMALLOC_MAX, FindingKind
 from guestemu.host.kvm.historic import LOW_BITS, HistoricHost
+from guestemu.host.kvm.pv_msrs import MSR_KVM_ASYNC_PF_ACK, MSR_KVM_WALL_CLOCK_NEW
 from guestemu.host.kvm.region_list import (
     Region,
     add_region,
@@ -63,6 +64,8 @@ class SharedListV10Host(HistoricHost):
         LOW_BITS,
     )
 
+    pv_msrs: ClassVar[range] = range(MSR_KVM_WALL_CLOCK_NEW, MSR_KVM_ASYNC_PF_ACK + 1)
+
     def create_vm(self) -> None:
         """An empty list."""
         self.regions: list[Region] = []
@@ -91,6 +94,10 @@ class SharedListV10Host(HistoricHost):
         self.count += result
         self._account()
         return 0 if RESULT in self.repaired else result
+
+    def poison_page(self, gfn: int) -> None:
+        """Translating `gfn` fails from now on."""
+        self.slots.error_frames.add(gfn)
 
     def _account(self) -> None:
         """Nodes are charged to the VM's memcg (K2-a), but there is no limit of their number."""

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which function of `guestemu.host.ioctls` each host operation of a program calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from guestemu.guest.base import CallOutcome
+from guestemu.host import ioctls
+from guestemu.host.base import Host
+from guestemu.program.ops import Op, OpKind
+
+HOST_OPERATIONS: Final[Mapping[OpKind, Callable[..., int]]] = {
+    OpKind.HOST_GET_BITMAP: ioctls.get_bitmap,
+    OpKind.HOST_SET_BITMAP: ioctls.set_bitmap,
+    OpKind.HOST_RESET_BITMAP: ioctls.reset_bitmap,
+    OpKind.HOST_GET_LIST: ioctls.get_list,
+    OpKind.HOST_SET_LIST: ioctls.set_list,
+    OpKind.HOST_COMMIT_SLOT: ioctls.commit_slot,
+    OpKind.HOST_RESET_VCPU: ioctls.reset_vcpu,
+    OpKind.HOST_POISON_PAGE: ioctls.poison_page,
+}
+"""Each takes the host and the operation's arguments in their order."""
+
+
+def host_operations(host: Host) -> Mapping[OpKind, Callable[[Op], CallOutcome]]:
+    """The host operations on `host`, by kind; the outcome's value is the ioctl's result."""
+
+    def run(op: Op) -> CallOutcome:
+        return CallOutcome(HOST_OPERATIONS[op.kind](host, *op.arguments))
+
+    return dict.fromkeys(HOST_OPERATIONS, run)
