@@ -23,6 +23,7 @@ from guestemu.guest.dma.emulated import GuestDma
 from guestemu.guest.registry import GuestSettings, load_guest
 from guestemu.host.base import GuestFault, Host, Hypercall, VcpuAccess
 from guestemu.host.registry import load_host
+from guestemu.host_operations import host_operations
 from guestemu.machine.leafmap import Flip
 from guestemu.program.ops import Op, OpKind, Region
 from guestemu.program.program import Header, Program
@@ -118,7 +119,7 @@ class Testbed:
     def __init__(self, guest: Guest, host: Host, checks: Iterable[Check] | None = None) -> None:
         self.guest = guest
         self.host = host
-        self.checks = tuple(standard_checks() if checks is None else checks)
+        self.checks = tuple(standard_checks(host) if checks is None else checks)
         self.observe: Callable[[OpView], None] | None = None
         self._frames = guest.machine.config.frames
         self.host.reset(self._frames)
@@ -269,6 +270,7 @@ class Testbed:
             return Gva(guest.gva(op.region, op.page) + offset)
 
         return {
+            **host_operations(self.host),
             OpKind.HYPERCALL: self._hypercall,
             OpKind.WRMSR: lambda op: guest.raw_wrmsr(
                 op.arguments[0], op.arguments[1], op.mode, op.cpl

@@ -6,22 +6,28 @@ from __future__ import annotations
 from guestemu.checks.base import Check
 from guestemu.checks.conversion import ConversionCheck, MappingCheck
 from guestemu.checks.free import FreePagesCheck
+from guestemu.checks.host_ioctls import HostIoctlCheck
 from guestemu.checks.migration_control import MigrationControlCheck
+from guestemu.checks.page_enc import NUMBERS, PageEncRecordCheck, PageEncResultCheck
 from guestemu.checks.progress import ProgressCheck
 from guestemu.checks.ready import ReadyCheck
 from guestemu.checks.record import RecordCheck
+from guestemu.checks.resources import ResourceCheck
 from guestemu.checks.results import ResultCheck
+from guestemu.host.base import Host
+from guestemu.host.kvm.findings import ReportsFindings
 
 
-def standard_checks() -> tuple[Check, ...]:
-    """One of each, in the order in which their violations are reported."""
-    return (
-        ProgressCheck(),
-        MappingCheck(),
-        ConversionCheck(),
-        ResultCheck(),
-        RecordCheck(),
-        MigrationControlCheck(),
-        ReadyCheck(),
-        FreePagesCheck(),
-    )
+def standard_checks(host: Host | None = None) -> tuple[Check, ...]:
+    """One of each, in the order in which their violations are reported.
+
+    For a given `host` without those that never apply to it (they would only take time).
+    """
+    checks: list[Check] = [ProgressCheck(), MappingCheck(), ConversionCheck()]
+    if host is None or host.contract not in NUMBERS:
+        checks += [ResultCheck(), RecordCheck(), MigrationControlCheck()]
+    if host is None or host.contract in NUMBERS:
+        checks += [PageEncResultCheck(), PageEncRecordCheck(), HostIoctlCheck()]
+    if host is None or isinstance(host, ReportsFindings):
+        checks.append(ResourceCheck())
+    return (*checks, ReadyCheck(), FreePagesCheck())
