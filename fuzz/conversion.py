@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The `conversion` target as a libFuzzer program: python fuzz/conversion.py -max_total_time=60 CORPUS"""
+
+import sys
+
+from guestemu.campaign.entry import main
+
+sys.exit(main("conversion", sys.argv))

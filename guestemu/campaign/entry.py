@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A target as libFuzzer knows it: `python fuzz/TARGET.py [-flags] [CORPUS…]`.
+
+All of libFuzzer's flags work; a finding is a crash, as libFuzzer's users expect. `-fork`, `-jobs`
+and `-merge` start the program again through a shell by its first argument, so that argument is an
+executable script made for the purpose.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import stat
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from guestemu.abi.errors import GuestemuError, InputError, MissingError
+from guestemu.campaign.engines.atheris import AtherisEngine, fuzz
+from guestemu.campaign.session import Plan, Session
+from guestemu.campaign.targets import find_target
+
+_MODE: Final = stat.S_IRUSR | stat.S_IWUSR | stat.S_IXUSR
+_WRAPPER: Final = "GUESTEMU_FUZZ_WRAPPER"
+_LENGTH_FLAG: Final = "-max_len="
+
+
+class FindingError(GuestemuError):
+    """A check failed while libFuzzer drives."""
+
+
+def _wrapper(script: str) -> str:
+    """The path of an executable that runs `script` with this interpreter."""
+    known = os.environ.get(_WRAPPER)
+    if known:
+        return known
+    directory = Path(tempfile.mkdtemp(prefix="guestemu-fuzz-"))
+    path = directory / Path(script).stem
+    command = shlex.join([sys.executable, str(Path(script).resolve())])
+    path.write_text(f'#!/bin/sh\n{_WRAPPER}={shlex.quote(str(path))} exec {command} "$@"\n')
+    path.chmod(_MODE)
+    return str(path)
+
+
+def _arguments(argv: Sequence[str], max_size: int) -> list[str]:
+    flags = list(argv[1:])
+    if not any(flag.startswith(_LENGTH_FLAG) for flag in flags):
+        flags.insert(0, f"{_LENGTH_FLAG}{max_size}")
+    return [_wrapper(argv[0]), *flags]
+
+
+def _run(name: str, argv: Sequence[str]) -> None:
+    engine = AtherisEngine()
+    if not engine.is_available():
+        raise MissingError(f"{argv[0]}: {engine.remedy}")
+    target = find_target(name)
+    session = Session(Plan(target, target.header))
+    executor = session.executor
+
+    def test_one_input(data: bytes) -> None:
+        ops = executor.decode(data)
+        violations = executor.run(ops)
+        if violations:
+            first = violations[0]
+            raise FindingError(
+                f"{first.check} at op {first.op}: {first.message} ({first.fact})\n"
+                + "\n".join(map(str, ops))
+            )
+
+    fuzz(_arguments(argv, executor.max_size), test_one_input, session)
+
+
+def main(name: str, argv: Sequence[str]) -> int:
+    """Fuzzes target `name` with libFuzzer's command line `argv`; libFuzzer decides the status,
+    2 and 3 are as everywhere."""
+    try:
+        _run(name, argv)
+    except (InputError, MissingError) as error:
+        print(error, file=sys.stderr)
+        return 3 if isinstance(error, MissingError) else 2
+    return 0
