@@ -13,13 +13,12 @@ from typing import Final
 import msgspec
 from bitarray import bitarray
 
-from guestemu.abi.addresses import PAGE_SHIFT, Gfn, Gva, to_signed
+from guestemu.abi.addresses import PAGE_SHIFT, Gfn, Gpa, Gva, to_signed
 from guestemu.abi.errors import InputError
 from guestemu.checks import standard_checks
 from guestemu.checks.base import Check, ExitRecord, OpView, Violation
 from guestemu.checks.results import answers_left
 from guestemu.guest.base import CallOutcome, Guest, RawRegisters
-from guestemu.guest.dma.emulated import GuestDma
 from guestemu.guest.registry import GuestSettings, load_guest
 from guestemu.host.base import GuestFault, Host, Hypercall, VcpuAccess
 from guestemu.host.registry import load_host
@@ -123,28 +122,39 @@ class Testbed:
         self.observe: Callable[[OpView], None] | None = None
         self._frames = guest.machine.config.frames
         self.host.reset(self._frames)
+        self._tell_boot_exits()
         self.recorder = ExitRecorder(host, guest)
         guest.machine.hooks.handler = self.recorder
         self._faults_pending = False
         self._fault_split = False
         self._answers = (0, 0)
-        self._dma: GuestDma | None = None
+        self._buffers: dict[int, Gpa] = {}
         self._do: Mapping[OpKind, Callable[[Op], CallOutcome]] = self._dispatch()
-
-    @property
-    def dma(self) -> GuestDma:
-        """The guest's coherent allocator; made at first use, its pools are decrypted then."""
-        if self._dma is None:
-            self._dma = GuestDma(self.guest)
-        return self._dma
 
     def reset(self) -> None:
         """Guest and host back to their first state."""
         self.guest.reset()
         self.host.restore(self._frames)
-        self._dma = None
+        if self.guest.boot_exits:
+            self._tell_boot_exits()
+            self.guest.machine.hooks.handler = self.recorder
+        self._buffers = {}
         self._answers = (0, 0)
         self._fault_split = False
+
+    def _tell_boot_exits(self) -> None:
+        """The host hears what the guest said while it booted, so that both agree at the start."""
+        host = self.host
+        vcpu = self.guest.machine.current
+        for kind, number, args in self.guest.boot_exits:
+            try:
+                if kind == "hypercall":
+                    a0, a1, a2, a3 = args
+                    host.hypercall(Hypercall(number, a0, a1, a2, a3, 0, True, vcpu))
+                else:
+                    host.wrmsr(number, args[0], vcpu)
+            except GuestFault:
+                continue  # a host without this MSR: the kernel's exception table goes on, too (A47)
 
     def run(self, ops: Iterable[Op]) -> Outcome:
         """Resets and runs `ops`."""
@@ -166,7 +176,7 @@ class Testbed:
         flips = self._collect_flips(view)
         self._end_faults(op, view)
         if op.kind is OpKind.DMA_ALLOC or op.kind is OpKind.DMA_FREE:
-            view.free_frames = self.dma.free_frames()
+            view.free_frames = self.guest.free_frames()
         results.append(OpResult(op, view.outcome, tuple(view.exits), flips))
         for check in self.checks:
             violations.extend(check.after(view))
@@ -292,8 +302,8 @@ class Testbed:
                 gva(op, op.arguments[1]), op.arguments[0], op.arguments[2]
             ),
             OpKind.READ: lambda op: guest.load(gva(op, op.arguments[0])),
-            OpKind.DMA_ALLOC: lambda op: self.dma.alloc(*op.arguments),
-            OpKind.DMA_FREE: lambda op: self.dma.free(*op.arguments),
+            OpKind.DMA_ALLOC: self._dma_alloc,
+            OpKind.DMA_FREE: self._dma_free,
             OpKind.ANSWER: self._answer,
             OpKind.FAIL_SPLIT: self._fail_split,
             OpKind.FAIL_MSR: self._fail_msr,
@@ -311,6 +321,20 @@ class Testbed:
             a0 = a0 + self.guest.gpa(op.region, op.page) & 0xFFFF_FFFF_FFFF_FFFF
         registers = RawRegisters(nr, a0, a1, a2, a3)
         return self.guest.raw_hypercall(op.instruction, registers, op.mode, op.cpl)
+
+    def _dma_alloc(self, op: Op) -> CallOutcome:
+        """Into a slot; one that is in use keeps its buffer."""
+        slot, size, atomic = op.arguments
+        if slot in self._buffers:
+            return _NOTHING
+        outcome = self.guest.dma_alloc_coherent(size, not atomic)
+        if outcome.value is not None and outcome.value > 0:
+            self._buffers[slot] = Gpa(outcome.value)
+        return outcome
+
+    def _dma_free(self, op: Op) -> CallOutcome:
+        gpa = self._buffers.pop(op.arguments[0], None)
+        return _NOTHING if gpa is None else self.guest.dma_free_coherent(gpa)
 
     def _answer(self, op: Op) -> CallOutcome:
         value, count = op.arguments

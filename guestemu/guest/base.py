@@ -9,8 +9,11 @@ the way are answered by whatever `machine.hooks.handler` is.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import msgspec
+from bitarray import bitarray
 
 from guestemu.abi.addresses import Gpa, Gva
 from guestemu.abi.regions import Instruction, Region
@@ -18,6 +21,9 @@ from guestemu.abi.x86 import Mode
 from guestemu.machine.exits import Exit
 from guestemu.machine.leafmap import LeafMap
 from guestemu.machine.machine import Machine
+
+BootExit: TypeAlias = tuple[str, int, tuple[int, ...]]
+"""One exit of a guest's boot: "hypercall" or "wrmsr", its number, a0 to a3 or the value."""
 
 
 class GuestOops(msgspec.Struct, frozen=True):
@@ -73,6 +79,8 @@ class Guest(ABC):
     """Where GPA 0 is mapped."""
     dma_frames: range
     """Frames that the guest's page allocator gives to dma_alloc_coherent."""
+    boot_exits: Sequence[BootExit] = ()
+    """What the guest told its host before the state that `reset` returns to."""
 
     @abstractmethod
     def reset(self) -> None:
@@ -157,6 +165,27 @@ class Guest(ABC):
     @abstractmethod
     def edit_entry(self, gva: Gva, clear_all: bool) -> bool:
         """Zeroes the 4 KiB entry of `gva` (or clears only PRESENT); False if there is none."""
+
+    def location(self, rip: int) -> str:
+        """Where in the guest's code `rip` is, for people."""
+        return f"{rip:#x}"
+
+    def close(self) -> None:
+        """The caller needs the guest no more."""
+        self.machine.close()
+
+    @abstractmethod
+    def dma_alloc_coherent(self, size: int, may_block: bool) -> CallOutcome:
+        """The kernel's function: the value is the buffer's GPA, or -ENOMEM. The first call makes
+        the atomic pools; an allocation that may not block is served from them."""
+
+    @abstractmethod
+    def dma_free_coherent(self, gpa: Gpa) -> CallOutcome:
+        """The kernel's function for the buffer at `gpa`: 0, also where there is none."""
+
+    def free_frames(self) -> bitarray | None:
+        """One bit per frame, 1 = in the page allocator, where the guest's allocator is ours."""
+        return None
 
     def activate(self, vcpu: int) -> None:
         """Runs the next operations on vCPU `vcpu`."""

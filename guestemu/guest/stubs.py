@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from guestemu.abi.addresses import U32_MASK, Gpa
@@ -10,7 +11,6 @@ from guestemu.abi.regions import Instruction
 from guestemu.abi.x86 import Mode
 from guestemu.guest.base import CallOutcome, RawRegisters
 from guestemu.machine import layout
-from guestemu.machine.engine import RegisterBatch
 from guestemu.machine.exits import Trap
 from guestemu.machine.machine import Machine
 
@@ -25,37 +25,42 @@ class RawStubs:
     """VMMCALL, VMCALL, RDMSR and WRMSR at `layout.STUB`, for a machine whose low memory is mapped.
 
     Exceptions end a stub (they are not delivered): what the program wants to see is the exception.
+    `switch` is told of the mode and level before each start (it flushes the TLB if need be).
     """
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, switch: Callable[[tuple[Mode, int]], None]) -> None:
         self._machine = machine
+        self._switch = switch
         for slot, code in enumerate(_CODES):
             address = layout.STUB + _SLOT * slot
             machine.ram.write(Gpa(address), code + _UD2)
             machine.hooks.traps.add(address + len(code))
         machine.hooks.add_msr_site(layout.STUB + _SLOT * _RDMSR, is_write=False)
         machine.hooks.add_msr_site(layout.STUB + _SLOT * _WRMSR, is_write=True)
-        self._batch = RegisterBatch(machine.engine, _REGISTERS)
+        self._entry = machine.launcher.entry(_REGISTERS)
+        self._ended = machine.launcher.ended
 
     def _run(
         self, slot: int, registers: RawRegisters, mode: Mode, cpl: int, budget: int
     ) -> CallOutcome:
-        vcpu = self._machine.current
-        vcpu.enter(mode, cpl)
-        values = self._batch.values
+        machine = self._machine
+        self._switch((mode, cpl))
+        entry = self._entry
+        entry.use(machine.modes.context(mode, cpl))
+        values = entry.values
         values[0] = registers.rax
         values[1] = registers.rbx
         values[2] = registers.rcx
         values[3] = registers.rdx
         values[4] = registers.rsi
         values[5] = layout.USER_STACK
-        self._batch.write()
+        vcpu = machine.current
         vcpu.deliver = False
         address = layout.STUB + _SLOT * slot
-        end = vcpu.run(address, budget)
+        end = vcpu.run(address, budget, entry)
         vcpu.deliver = True
         if type(end) is Trap and end.rip == address + len(_CODES[slot]):
-            return CallOutcome(vcpu.read_register("rax"))
+            return CallOutcome(self._ended[1])
         return CallOutcome(None, end)
 
     def hypercall(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bitarray import bitarray
 
-from guestemu.abi.addresses import PAGE_SHIFT, Gfn, Gva
+from guestemu.abi.addresses import PAGE_SHIFT, Gfn, Gpa, Gva
 from guestemu.abi.errno import EIO, ENOMEM
 from guestemu.guest.base import CallOutcome, Guest
 from guestemu.guest.dma.allocator import Block, FreeResult
@@ -86,7 +86,7 @@ class GuestConversions:
 
 
 class GuestDma:
-    """The coherent allocator of an emulated guest, with numbered slots for programs.
+    """The coherent allocator of an emulated guest.
 
     The allocator owns the guest's DMA arena; `boot` (at construction) makes the atomic pools,
     which decrypts their pages.
@@ -97,29 +97,19 @@ class GuestDma:
         self.memory = TrackedAllocator(guest)
         self.coherent = CoherentDma(self.conversions, self.memory, policy_named(guest.generation))
         self.coherent.boot()
-        self._slots: dict[int, Gfn] = {}
 
-    def alloc(self, slot: int, size: int, atomic: int) -> CallOutcome:
-        """dma_alloc_coherent into a slot: the value is the buffer's GPA, or a negative errno.
-
-        A slot that is in use keeps its buffer: nothing happens and the value is 0.
-        """
-        if slot in self._slots:
-            return CallOutcome(0)
-        record = self.coherent.alloc(size, GFP_ATOMIC if atomic else GFP_KERNEL)
+    def alloc(self, size: int, may_block: bool) -> CallOutcome:
+        """dma_alloc_coherent: the value is the buffer's GPA, or a negative errno."""
+        record = self.coherent.alloc(size, GFP_KERNEL if may_block else GFP_ATOMIC)
         if record.outcome is AllocOutcome.DECRYPT_FAILED:
             return self._outcome(record.error)
         if record.buffer is None:
             return self._outcome(-ENOMEM)
-        self._slots[slot] = record.buffer.gfn
         return self._outcome(record.buffer.gfn << PAGE_SHIFT)
 
-    def free(self, slot: int) -> CallOutcome:
-        """dma_free_coherent of what a slot holds; 0 for an empty slot, too."""
-        gfn = self._slots.pop(slot, None)
-        if gfn is None:
-            return CallOutcome(0)
-        record = self.coherent.free(gfn)
+    def free(self, gpa: Gpa) -> CallOutcome:
+        """dma_free_coherent of the buffer at `gpa`; 0 where there is none, too."""
+        record = self.coherent.free(Gfn(gpa >> PAGE_SHIFT))
         return self._outcome(record.error if record.outcome is not FreeOutcome.FREED else 0)
 
     def _outcome(self, value: int) -> CallOutcome:

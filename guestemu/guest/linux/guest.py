@@ -15,6 +15,7 @@ from guestemu.abi.regions import Instruction, Region
 from guestemu.abi.x86 import PTE_PRESENT, PTE_PSE, Mode
 from guestemu.guest.base import CallOutcome, Guest, RawRegisters
 from guestemu.guest.linux.calls import KernelCalls
+from guestemu.guest.linux.dma import KernelDma
 from guestemu.guest.linux.prepare import Prepared, page_table_root
 from guestemu.guest.stubs import RawStubs
 from guestemu.machine.engine import HOOK_CODE, REGISTERS, CodeHook
@@ -42,11 +43,13 @@ class LinuxGuest(Guest):
         self.calls = KernelCalls(booted, budget)
         self._vcpu = self.machine.current
         self._split_failures: int | None = None
+        self._booted = booted
+        self._dma: KernelDma | None = None
         self.root = page_table_root(booted)
         self.direct_map = Gva(self.calls.read_u64(kernel.address("page_offset_base")))
         self.regions = prepared.regions
         self._install_fault_hooks()
-        self._stubs = RawStubs(self.machine)
+        self._stubs = RawStubs(self.machine, self._switch)
         self.machine.watch_memory(prepared.shared_frames)
         alias = self.regions[Region.V]
         self.leaf_map = LeafMap(
@@ -62,6 +65,18 @@ class LinuxGuest(Guest):
     def call(self, function: str, *arguments: int) -> CallOutcome:
         """Calls a kernel function; the value is RAX (64 bits)."""
         return self.calls.call(function, *arguments)
+
+    def set_budget(self, budget: int) -> None:
+        """Bounds each operation from now on, in basic blocks."""
+        self.budget = budget
+        self.calls.budget = budget
+
+    def location(self, rip: int) -> str:
+        """Kernel function and offset; where a call used up its budget, the function that loops."""
+        return self.calls.location(rip)
+
+    def close(self) -> None:
+        """Guests are kept by their loader, booted, for whoever asks next."""
 
     def _install_fault_hooks(self) -> None:
         """alloc_pages() returns NULL while a split failure is ordered."""
@@ -92,6 +107,7 @@ class LinuxGuest(Guest):
         """Back to the state after boot."""
         self.machine.rollback()
         self.leaf_map.rollback()
+        self._dma = None
         self._split_failures = None
 
     @property
@@ -138,8 +154,9 @@ class LinuxGuest(Guest):
         return CallOutcome(0)
 
     def kvm_init_platform(self, efi: bool) -> CallOutcome:
-        """See `Guest`; whether the kernel was booted by EFI is the boot's business."""
-        return self.call("kvm_init_platform")
+        """Nothing: the boot has called it (`boot_exits`), and a kernel that calls this __init
+        function once more stops at a BUG, as its clock source is registered already."""
+        return CallOutcome(0)
 
     def kvm_guest_cpu_offline(self) -> CallOutcome:
         """See `Guest`."""
@@ -164,6 +181,23 @@ class LinuxGuest(Guest):
     def raw_wrmsr(self, index: int, value: int, mode: Mode, cpl: int) -> CallOutcome:
         """See `Guest`."""
         return self._stubs.wrmsr(index, value, mode, cpl, self.budget)
+
+    def _switch(self, _state: tuple[Mode, int]) -> None:
+        """Raw instructions run on the boot loader's page tables, the kernel on its own."""
+        self.machine.engine.flush_tlb()
+
+    def dma_alloc_coherent(self, size: int, may_block: bool) -> CallOutcome:
+        """See `Guest`."""
+        return self._coherent().alloc(size, may_block)
+
+    def dma_free_coherent(self, gpa: Gpa) -> CallOutcome:
+        """See `Guest`."""
+        return self._coherent().free(gpa)
+
+    def _coherent(self) -> KernelDma:
+        if self._dma is None:
+            self._dma = KernelDma(self._booted, self.calls)
+        return self._dma
 
     def fail_split(self, after: int) -> None:
         """See `Guest`."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from bitarray import bitarray
+
 from guestemu.abi.addresses import PAGE_SIZE, PMD_SIZE, PUD_SIZE, Gpa, Gva, to_signed
 from guestemu.abi.cpuid import KVM_FEATURE_HC_MAP_GPA_RANGE, KVM_FEATURE_MIGRATION_CONTROL
 from guestemu.abi.errno import ENOSYS
@@ -16,8 +18,10 @@ from guestemu.abi.errors import InputError
 from guestemu.abi.regions import REGIONS, Instruction, Region
 from guestemu.abi.x86 import PTE_PRESENT, PTE_PSE, PTE_RW, PTE_USER, Mode
 from guestemu.guest.base import CallOutcome, Guest, GuestOops, PlacedRegion, RawRegisters
+from guestemu.guest.dma.emulated import GuestDma
 from guestemu.guest.snippet.elf import UD2_SIZE, SnippetImage, load_snippet
 from guestemu.guest.snippet.info import E820_RAM, NEVER, InfoBlock
+from guestemu.guest.stubs import RawStubs
 from guestemu.machine import layout
 from guestemu.machine.exits import Halt, Trap
 from guestemu.machine.launch import Entry
@@ -50,10 +54,7 @@ _KVM_FEATURES: Final = (
     | 1 << KVM_FEATURE_HC_MAP_GPA_RANGE
     | 1 << KVM_FEATURE_MIGRATION_CONTROL
 )
-_UD2: Final = b"\x0f\x0b"
-_STUB_SLOT: Final = 16
-_STUBS: Final = (b"\x0f\x01\xd9", b"\x0f\x01\xc1", b"\x0f\x32", b"\x0f\x30")
-_RDMSR, _WRMSR = 2, 3
+_WRMSR: Final = b"\x0f\x30"
 _MAX_WARNINGS: Final = 64
 _KERNEL: Final = (Mode.LONG64, 0)
 
@@ -74,6 +75,7 @@ class SnippetGuest(Guest):
         self.direct_map = Gva(DIRECT_MAP)
         self.machine = Machine(config)
         self._symbols = image.symbols
+        self._dma: GuestDma | None = None
         self._place_regions()
         tables = self._build_page_tables()
         self._tables = tables
@@ -91,7 +93,6 @@ class SnippetGuest(Guest):
         launcher = self.machine.launcher
         self._arguments = launcher.entry(("rdi", "rsi", "rdx", "rcx", "rsp"))
         self._arguments.use(self._context)
-        self._raw = launcher.entry(("rax", "rbx", "rcx", "rdx", "rsi", "rsp"))
         self._ended = launcher.ended
         self._return_rip = self._symbols["guest_return"] + 1
         self._oops_rip = self._symbols["guest_oops"] + 1
@@ -149,15 +150,10 @@ class SnippetGuest(Guest):
         for segment in image.segments:
             ram.write(segment.address, segment.data)
         build_tables(ram, dict(enumerate(image.exceptions)))
-        for index, code in enumerate(_STUBS):
-            address = layout.STUB + _STUB_SLOT * index
-            ram.write(Gpa(address), code + _UD2)
-            machine.hooks.traps.add(address + len(code))
+        self._stubs = RawStubs(machine, self._switch)
         hooks = machine.hooks
-        hooks.add_msr_site(layout.STUB + _STUB_SLOT * _RDMSR, is_write=False)
-        hooks.add_msr_site(layout.STUB + _STUB_SLOT * _WRMSR, is_write=True)
         for site in image.msr_sites:
-            hooks.add_msr_site(site, is_write=ram.read(Gpa(site), 2) == _STUBS[_WRMSR])
+            hooks.add_msr_site(site, is_write=ram.read(Gpa(site), 2) == _WRMSR)
         hooks.traps.update(image.warnings)
         for vcpu in range(machine.config.vcpus):
             ram.write_u64(Gpa(_stack_slot(vcpu)), self._symbols["guest_return"])
@@ -196,6 +192,7 @@ class SnippetGuest(Guest):
         """Back to the state after boot."""
         self.machine.rollback()
         self.leaf_map.rollback()
+        self._dma = None
         if self.machine.current.index:
             self.machine.activate(0)
 
@@ -301,44 +298,38 @@ class SnippetGuest(Guest):
 
     # Raw instructions -------------------------------------------------------------------------
 
-    def _run_stub(self, slot: int, registers: RawRegisters, mode: Mode, cpl: int) -> CallOutcome:
-        self._switch((mode, cpl))
-        entry = self._raw
-        entry.use(self.machine.modes.context(mode, cpl))
-        values = entry.values
-        values[0] = registers.rax
-        values[1] = registers.rbx
-        values[2] = registers.rcx
-        values[3] = registers.rdx
-        values[4] = registers.rsi
-        values[5] = layout.USER_STACK
-        vcpu = self.machine.current
-        vcpu.deliver = False
-        address = layout.STUB + _STUB_SLOT * slot
-        end = vcpu.run(address, self.budget, entry)
-        if type(end) is Trap and end.rip == address + len(_STUBS[slot]):
-            return CallOutcome(self._ended[1])
-        return CallOutcome(None, end)
-
     def raw_hypercall(
         self, instruction: Instruction, registers: RawRegisters, mode: Mode, cpl: int
     ) -> CallOutcome:
         """See `Guest`."""
-        return self._run_stub(int(instruction), registers, mode, cpl)
+        return self._stubs.hypercall(instruction, registers, mode, cpl, self.budget)
 
     def raw_rdmsr(self, index: int, mode: Mode, cpl: int) -> CallOutcome:
         """See `Guest`."""
-        outcome = self._run_stub(_RDMSR, RawRegisters(rcx=index), mode, cpl)
-        if outcome.value is None:
-            return outcome
-        high = self.machine.current.read_register("rdx") & 0xFFFFFFFF
-        return CallOutcome(high << 32 | outcome.value & 0xFFFFFFFF)
+        return self._stubs.rdmsr(index, mode, cpl, self.budget)
 
     def raw_wrmsr(self, index: int, value: int, mode: Mode, cpl: int) -> CallOutcome:
         """See `Guest`."""
-        registers = RawRegisters(rax=value & 0xFFFFFFFF, rcx=index, rdx=value >> 32)
-        outcome = self._run_stub(_WRMSR, registers, mode, cpl)
-        return CallOutcome(0) if outcome.value is not None else outcome
+        return self._stubs.wrmsr(index, value, mode, cpl, self.budget)
+
+    # Coherent memory ---------------------------------------------------------------------------
+
+    def _coherent(self) -> GuestDma:
+        if self._dma is None:
+            self._dma = GuestDma(self)
+        return self._dma
+
+    def dma_alloc_coherent(self, size: int, may_block: bool) -> CallOutcome:
+        """See `Guest`."""
+        return self._coherent().alloc(size, may_block)
+
+    def dma_free_coherent(self, gpa: Gpa) -> CallOutcome:
+        """See `Guest`."""
+        return self._coherent().free(gpa)
+
+    def free_frames(self) -> bitarray | None:
+        """See `Guest`."""
+        return None if self._dma is None else self._dma.free_frames()
 
     # Faults -----------------------------------------------------------------------------------
 
