@@ -15,9 +15,9 @@ from guestemu.machine.machine import MachineConfig
 FAST = settings(max_examples=60, deadline=None, database=None)
 
 
-@pytest.fixture(scope="module")
-def bare() -> Bare:
-    return Bare()
+@pytest.fixture(scope="module", params=[True, False], ids=["native", "python"])
+def bare(request: pytest.FixtureRequest) -> Bare:
+    return Bare(MachineConfig(frames=FRAMES, native_hooks=request.param))
 
 
 def snapshot(bare: Bare) -> tuple[list[bytes], list[bytes]]:
@@ -83,9 +83,10 @@ def test_rollback_restores_every_byte_of_both_views(
 
 
 @pytest.mark.parametrize("mode", [Mode.PROT32, Mode.REAL16])
-def test_rollback_undoes_stores_without_paging(mode: Mode) -> None:
+@pytest.mark.parametrize("native", [True, False])
+def test_rollback_undoes_stores_without_paging(mode: Mode, native: bool) -> None:
     """Such a store goes through C=0 to a page that boot wrote through C=1."""
-    bare = Bare()
+    bare = Bare(MachineConfig(frames=FRAMES, native_hooks=native))
     address = layout.GDT + 0xF00
     if mode is Mode.REAL16:
         code = b"\xc6\x06" + address.to_bytes(2, "little") + b"\x99" + HLT

@@ -60,14 +60,9 @@ def window(private: bool) -> int:
     return PRIVATE if private else SHARED
 
 
-@pytest.fixture(scope="module")
-def bare() -> Bare:
-    return Bare()
-
-
-@pytest.fixture(scope="module")
-def slow() -> Bare:
-    return Bare(MachineConfig(frames=FRAMES, native_hooks=False))
+@pytest.fixture(scope="module", params=[True, False], ids=["native", "python"])
+def bare(request: pytest.FixtureRequest) -> Bare:
+    return Bare(MachineConfig(frames=FRAMES, native_hooks=request.param))
 
 
 accesses = st.lists(
@@ -133,16 +128,6 @@ def test_one_uninterrupted_run_reads_what_hardware_would(
     assert values == expected
     assert dram == [bytes(hardware.page(GFN + i, False)) for i in range(4)]
     assert plain == [bytes(hardware.page(GFN + i, True)) for i in range(4)]
-
-
-@FAST
-@given(accesses)
-def test_python_and_native_hooks_agree(
-    bare: Bare, slow: Bare, sequence: list[tuple[bool, bool, int, int, int, int]]
-) -> None:
-    assert bare.machine.code.available
-    assert not slow.machine.code.available
-    assert run_sequence(bare, sequence) == run_sequence(slow, sequence)
 
 
 def test_a_flip_with_invlpg_shows_the_ciphertext_of_what_was_stored(bare: Bare) -> None:
