@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Guests by the name that `--guest` and program headers use."""
+"""Guests by the name that `--guest` and program headers use.
+
+The Linux guest's modules are imported where they are needed: a snippet run does without them.
+"""
 
 from __future__ import annotations
 
@@ -42,15 +45,29 @@ class GuestEntry(msgspec.Struct, frozen=True):
 
 
 def guests() -> tuple[GuestEntry, ...]:
-    """All guests that can be run here, oldest kernel first."""
-    return tuple(GuestEntry(f"snippet:{name}", _SUMMARIES[name]) for name in GENERATIONS)
+    """All guests that can be run here, oldest kernel first, then the fetched kernels."""
+    from guestemu.guest.linux.images import fetched_images
+
+    snippets = tuple(GuestEntry(f"snippet:{name}", _SUMMARIES[name]) for name in GENERATIONS)
+    images = fetched_images()
+    newest = {image.series: image for image in reversed(images)}
+    return snippets + tuple(
+        GuestEntry(f"linux:{series}", f"Debian's kernel {image.version}, booted; or linux:IMAGE")
+        for series, image in sorted(newest.items(), key=lambda item: _numbers(item[0]))
+    )
+
+
+def _numbers(series: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in series.split("."))
 
 
 def load_guest(settings: GuestSettings) -> Guest:
     """Boots a guest. Raises `InputError` for a name or a configuration that does not exist."""
     kind, _, generation = settings.guest.partition(":")
+    if kind == "linux":
+        return _load_linux(generation, settings)
     if kind != "snippet" or generation not in GENERATIONS:
-        names = ", ".join(entry.name for entry in guests())
+        names = ", ".join([*(f"snippet:{name}" for name in GENERATIONS), "linux:IMAGE"])
         raise InputError(f"guest {settings.guest!r}: no such guest; use one of {names}")
     if settings.sev != "sev":
         raise InputError(
@@ -66,3 +83,14 @@ def load_guest(settings: GuestSettings) -> Guest:
         coherent=settings.coherent,
     )
     return SnippetGuest(generation, config, settings.budget)
+
+
+def _load_linux(image: str, settings: GuestSettings) -> Guest:
+    """`linux:IMAGE`: booted once for each configuration in this process."""
+    from guestemu.guest.linux.images import find_image
+    from guestemu.guest.linux.load import BUDGET_FACTOR, LOADER, linux_config
+
+    config = linux_config(settings.memory, settings.cbit, settings.sev, settings.coherent)
+    if settings.vcpus != 1:
+        raise InputError(f"vcpus {settings.vcpus}: a linux guest has one; write `vcpus 1`")
+    return LOADER.guest(find_image(image), config, settings.budget * BUDGET_FACTOR)

@@ -16,8 +16,11 @@ from guestemu.abi.errors import InputError
 from guestemu.abi.x86 import RFLAGS_FIXED, RFLAGS_IF
 from guestemu.guest.base import CallOutcome
 from guestemu.guest.linux.boot import STOP_AT, BootedKernel, describe_end
+from guestemu.guest.linux.loops import looping_function
+from guestemu.guest.linux.oops import OopsStops
+from guestemu.guest.linux.symbols import SymbolIndex
 from guestemu.machine.engine import REGISTERS, Context
-from guestemu.machine.exits import Trap
+from guestemu.machine.exits import BudgetExhausted, Trap
 
 _STACK_GAP: Final = 0x200
 _ARGUMENTS: Final = ("rdi", "rsi", "rdx", "rcx", "r8", "r9")
@@ -40,6 +43,11 @@ class KernelCalls:
         self._console = booted.console
         self._console_seen = len(booted.console.text)
         self._stop = self.kernel.address(STOP_AT)
+        self._index: SymbolIndex | None = None
+        self._loop: tuple[int, str] = (0, "")
+        self._oops = OopsStops(self.kernel)
+        for address in self._oops.addresses:
+            booted.platform.hook_stop(address)
 
     def call(self, function: str, *arguments: int) -> CallOutcome:
         """Calls a kernel function with up to six integer arguments; the value is RAX (64 bits)."""
@@ -59,6 +67,10 @@ class KernelCalls:
         warnings = self._take_warnings()
         if type(end) is Trap and end.rip == self._stop:
             return CallOutcome(self._vcpu.read_register("rax"), None, warnings)
+        if type(end) is Trap and end.rip in self._oops.addresses:
+            return CallOutcome(None, self._oops.read(self._vcpu, end.rip), warnings)
+        if type(end) is BudgetExhausted:
+            self._loop = (end.rip, looping_function(self._vcpu, self.index, stack + 8))
         return CallOutcome(None, end, warnings)
 
     def int_call(self, function: str, *arguments: int) -> CallOutcome:
@@ -78,6 +90,22 @@ class KernelCalls:
                     raise InputError(f"{self.kernel.name}: {name} failed: {outcome}")
                 return outcome.value
         raise InputError(f"{self.kernel.name}: this kernel has none of {', '.join(candidates)}")
+
+    @property
+    def index(self) -> SymbolIndex:
+        """The kernel's functions by address; made at first use."""
+        if self._index is None:
+            self._index = SymbolIndex(self.kernel)
+        return self._index
+
+    def location(self, rip: int) -> str:
+        """Kernel function and offset of `rip`; where the last call used up its budget at `rip`,
+        the function that loops in front."""
+        where = self.index.location(rip)
+        looped_at, function = self._loop
+        if rip == looped_at and function:
+            return f"{where}, looping in {function}"
+        return where
 
     def _take_warnings(self) -> tuple[str, ...]:
         text = self._console.text

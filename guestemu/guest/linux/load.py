@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A kernel image made a guest: analysed, booted and prepared once for each configuration.
+
+Booting costs seconds, putting a booted guest back costs microseconds. So guests are kept: whoever
+asks for the same image in the same configuration gets the same guest, and uses it after the others.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from guestemu.abi.addresses import PAGE_SHIFT
+from guestemu.abi.errors import InputError
+from guestemu.abi.msrs import SEV_STATUS_SEV
+from guestemu.guest.linux.boot import DEFAULT_COMMAND_LINE, boot_kernel
+from guestemu.guest.linux.guest import LinuxGuest
+from guestemu.guest.linux.kernel import Kernel, load_kernel
+from guestemu.guest.linux.prepare import prepare
+from guestemu.guest.linux.recorder import BootRecorder
+from guestemu.machine.machine import MachineConfig
+
+BUDGET_FACTOR: Final = 5
+"""A program's budget is made for snippets; a real kernel's path through the same operation is about
+five times as long (a WARN with its stack trace on the console is the longest)."""
+
+
+MIN_MEMORY: Final = 128
+"""MiB. A header that asks for less gets this much: snippets run in 64, no kernel does."""
+
+_SEV_STATUS: Final = {
+    "sev": SEV_STATUS_SEV,
+}
+
+
+def linux_config(memory: int, cbit: int, sev: str, coherent: bool = True) -> MachineConfig:
+    """The machine for a Linux guest: `memory` in MiB, `sev` as in program headers.
+
+    Raises `InputError` for what cannot be.
+    """
+    status = _SEV_STATUS.get(sev)
+    if status is None:
+        known = ", ".join(_SEV_STATUS)
+        raise InputError(f"sev {sev}: a linux guest runs as {known}")
+    if cbit not in range(32, 52):
+        raise InputError(f"cbit {cbit}: take a bit from 32 to 51 (39 is the fast one)")
+    size = max(memory, MIN_MEMORY) << 20
+    if size > 1 << cbit:
+        raise InputError(f"memory {memory} MiB reaches the C-bit; raise cbit or take less")
+    return MachineConfig(
+        frames=size >> PAGE_SHIFT,
+        cbit=cbit,
+        sev_status=status,
+        coherent=coherent,
+        defer_memory_hooks=True,
+    )
+
+
+class _Key(msgspec.Struct, frozen=True):
+    digest: str
+    config: MachineConfig
+    command_line: str
+
+
+class LinuxLoader:
+    """Analysed kernels by file and booted guests by (kernel, configuration, command line)."""
+
+    def __init__(self) -> None:
+        self._kernels: dict[tuple[Path, int, int], Kernel] = {}
+        self._guests: dict[_Key, LinuxGuest] = {}
+
+    def kernel(self, path: Path) -> Kernel:
+        """The analysed kernel in `path`. Raises `InputError`."""
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+        key = (path.resolve(), status.st_mtime_ns, status.st_size)
+        kernel = self._kernels.get(key)
+        if kernel is None:
+            kernel = self._kernels[key] = load_kernel(path)
+        return kernel
+
+    def guest(
+        self,
+        path: Path,
+        config: MachineConfig,
+        budget: int,
+        command_line: str = DEFAULT_COMMAND_LINE,
+    ) -> LinuxGuest:
+        """The kernel in `path`, booted and prepared; `budget` bounds each operation, in basic
+        blocks, and may differ from call to call.
+
+        `config` has `defer_memory_hooks` set. Raises `InputError` for an image or a configuration
+        that does not boot.
+        """
+        kernel = self.kernel(path)
+        key = _Key(kernel.digest, config, command_line)
+        guest = self._guests.get(key)
+        if guest is None:
+            guest = self._guests[key] = self._boot(kernel, config, budget, command_line)
+        guest.set_budget(budget)
+        guest.reset()
+        return guest
+
+    def _boot(
+        self, kernel: Kernel, config: MachineConfig, budget: int, command_line: str
+    ) -> LinuxGuest:
+        recorder = BootRecorder()
+        booted = boot_kernel(kernel, config, recorder, command_line=command_line)
+        # what regions cost, the host need not hear: no page changes its status
+        prepared = prepare(booted, list(recorder.exits))
+        return LinuxGuest(prepared, budget)
+
+
+LOADER: Final = LinuxLoader()
+"""The process's own."""
