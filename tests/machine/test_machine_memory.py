@@ -62,6 +62,8 @@ def test_rollback_restores_every_byte_of_both_views(
         )
         assert isinstance(bare.run(code + HLT, at=0x20000), Halt)
 
+    origin = snapshot(bare)
+    machine.rollback()
     run(first)
     if has_checkpoint:
         machine.checkpoint()
@@ -69,6 +71,7 @@ def test_rollback_restores_every_byte_of_both_views(
         machine.rollback()
     before = snapshot(bare)
     machine.rollback()
+    assert has_checkpoint or before == origin
     run(second)
     for private, offset, size, value in second[:3]:
         data = (value & 0xFF).to_bytes(1, "little") * size
@@ -138,6 +141,17 @@ def test_a_rollback_empties_the_log(bare: Bare) -> None:
     assert bare.machine.ram.table_write_count == 1
     bare.machine.rollback()
     assert bare.machine.ram.table_writes() == []
+
+
+def test_a_rollback_tells_when_translations_went_stale(bare: Bare) -> None:
+    ram = bare.machine.ram
+    bare.machine.rollback()
+    bare.run(store(PRIVATE + DATA, 1) + HLT, at=0x20000)
+    assert not ram.rollback()
+    entry = bare.tables.walk(Gva(PRIVATE + DATA)).entry_gpa
+    bare.run(store(PRIVATE + entry, 0) + HLT, at=0x20000)
+    assert ram.rollback()
+    bare.machine.engine.flush_tlb()
 
 
 def test_dirty_frames_names_the_frames_written_through_either_view(bare: Bare) -> None:
