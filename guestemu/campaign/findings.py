@@ -23,6 +23,8 @@ from guestemu.program.ops import SPECS, Instruction, Op
 from guestemu.program.validity import takes_page
 
 _NUMBER: Final = re.compile(r"-?\b(?:0x[0-9a-f]+|\d+)\b")
+_ARGUMENTS: Final = re.compile(r"\((?:-?0x[0-9a-f]+(?:, )?)+\)")
+_PLURAL: Final = re.compile(r"\bframes differ\b")
 _ERRNO_LIMIT: Final = 4096
 _KEY_DIGITS: Final = 8
 _AGAIN: Final = frozenset({1, 2, 4, 8, 16})
@@ -43,12 +45,13 @@ def _number_class(match: re.Match[str]) -> str:
         error = (1 << bits) - value
         if 0 < error < _ERRNO_LIMIT:
             return f"-{error}"
-    return str(value) if value <= 0 else "#"
+    return match[0] if value < 0 or match[0] == "0" else "#"
 
 
 def signature(violation: Violation, op: Op) -> str:
-    """A violation without the numbers that vary between runs; error numbers and 0 stay."""
-    return f"{violation.check} {op.kind.name} {_NUMBER.sub(_number_class, violation.message)}"
+    """A violation without the numbers that vary between runs; error numbers and a plain 0 stay."""
+    message = _PLURAL.sub("frame differs", _ARGUMENTS.sub("()", violation.message))
+    return f"{violation.check} {op.kind.name} {_NUMBER.sub(_number_class, message)}"
 
 
 def _argument_class(value: int, default: int) -> str:
