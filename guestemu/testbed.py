@@ -192,18 +192,39 @@ class Testbed:
         `free` are the frames in the guest's page allocator at that moment, one bit each, if the
         caller knows them. The result's op has no page: the frames may be in no region.
         """
-        kind = OpKind.SET_MEMORY_ENCRYPTED if private else OpKind.SET_MEMORY_DECRYPTED
-        op = Op(kind, (pages, 0))
-        view = self._begin(index, op, (gfn, pages))
         gva = Gva(self.guest.direct_map + (gfn << PAGE_SHIFT))
-        if private:
-            view.outcome = self.guest.set_memory_encrypted(gva, pages)
-        else:
-            view.outcome = self.guest.set_memory_decrypted(gva, pages)
+
+        def call() -> CallOutcome:
+            if private:
+                return self.guest.set_memory_encrypted(gva, pages)
+            return self.guest.set_memory_decrypted(gva, pages)
+
+        return self.judge(index, private, call, lambda _outcome: (gfn, pages), free)
+
+    def judge(
+        self,
+        index: int,
+        private: bool,
+        call: Callable[[], CallOutcome],
+        frames: Callable[[CallOutcome], tuple[int, int] | None],
+        free: bitarray | None = None,
+    ) -> tuple[OpResult, tuple[Violation, ...]]:
+        """Any `call` into the guest that converts frames to `private`, judged as `convert` is.
+
+        `frames` tells from its outcome which were converted (None: it converted nothing that can be
+        judged); the result's value is then taken as 0.
+        """
+        kind = OpKind.SET_MEMORY_ENCRYPTED if private else OpKind.SET_MEMORY_DECRYPTED
+        op = Op(kind, (0, 0))
+        view = self._begin(index, op, None)
+        outcome = call()
         flips = self._collect_flips(view)
+        view.frames = frames(outcome)
+        is_done = view.frames is not None and outcome.value is not None and outcome.value >= 0
+        view.outcome = _NOTHING if is_done else outcome
         view.free_frames = free
         violations = tuple(found for check in self.checks for found in check.after(view))
-        return OpResult(op, view.outcome, tuple(view.exits), flips), violations
+        return OpResult(op, outcome, tuple(view.exits), flips), violations
 
     def _begin(self, index: int, op: Op, frames: tuple[int, int] | None) -> OpView:
         """The view of an operation that is about to start; its exits go into a fresh list."""

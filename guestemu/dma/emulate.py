@@ -12,6 +12,7 @@ not for an allocation of the trace.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from bitarray import bitarray
@@ -21,15 +22,16 @@ from guestemu.abi.errno import EIO
 from guestemu.checks.base import Violation as CheckViolation
 from guestemu.checks.free import FreePagesCheck
 from guestemu.dma.events import Event
+from guestemu.dma.kernel import KernelCoherent
 from guestemu.dma.live import Accountant
 from guestemu.dma.replay import Replayer
 from guestemu.dma.report import DmaReport, MachineCounts, PoolCounts, Violation, make_report
 from guestemu.dma.trace import TraceReport
 from guestemu.guest.base import CallOutcome
-from guestemu.guest.dma.coherent import CoherentDma
+from guestemu.guest.dma.coherent import CoherentAllocator, CoherentDma
 from guestemu.guest.dma.emulated import TrackedAllocator
 from guestemu.guest.dma.policy import policy_named
-from guestemu.testbed import Testbed
+from guestemu.testbed import OpResult, Testbed
 
 KEPT_VIOLATIONS: Final = 1000
 
@@ -90,6 +92,12 @@ class WatchedConversions:
         result, violations = self._testbed.convert(
             self._log.line, gfn, pages, private, self._free_frames
         )
+        self.count(result)
+        name = "set_memory_encrypted" if private else "set_memory_decrypted"
+        return self._value(f"{name} of {pages} pages at frame {gfn:#x}", result.outcome, violations)
+
+    def count(self, result: OpResult) -> None:
+        """Adds the flips and exits of one call."""
         for _, flip in result.flips:
             if flip.is_alias:
                 continue
@@ -99,8 +107,20 @@ class WatchedConversions:
                 self.decrypted += flip.changed
             self.peak_shared = max(self.peak_shared, self.decrypted - self.encrypted)
         self.hypercalls += sum(1 for record in result.exits if record.kind == "hypercall")
-        name = "set_memory_encrypted" if private else "set_memory_decrypted"
-        return self._value(f"{name} of {pages} pages at frame {gfn:#x}", result.outcome, violations)
+
+    def judged(
+        self,
+        what: str,
+        private: bool,
+        call: Callable[[], CallOutcome],
+        frames: Callable[[CallOutcome], tuple[int, int] | None],
+    ) -> tuple[int, int]:
+        """Runs, counts and judges a converting call: its value (or -EIO) and the pages flipped."""
+        result, violations = self._testbed.judge(self._log.line, private, call, frames)
+        before = self.decrypted + self.encrypted
+        self.count(result)
+        value = self._value(what, result.outcome, violations)
+        return value, self.decrypted + self.encrypted - before
 
     def _value(
         self, what: str, outcome: CallOutcome, violations: tuple[CheckViolation, ...]
@@ -128,12 +148,18 @@ class Emulation:
         guest = testbed.guest
         self._accountant = accountant or Accountant()
         self._log = ViolationLog()
-        memory = TrackedAllocator(guest)
-        self._buffers = WatchedConversions(testbed, self._log, memory.free_frames)
-        self._pools = WatchedConversions(testbed, self._log, memory.free_frames)
-        dma = CoherentDma(
-            self._buffers, memory, policy_named(guest.generation), pool_guest=self._pools
-        )
+        free = bitarray(0)
+        if guest.dma_frames:
+            memory = TrackedAllocator(guest)
+            free = memory.free_frames
+        self._buffers = WatchedConversions(testbed, self._log, free)
+        self._pools = WatchedConversions(testbed, self._log, free)
+        dma: CoherentAllocator
+        if guest.dma_frames:
+            policy = policy_named(guest.generation)
+            dma = CoherentDma(self._buffers, memory, policy, pool_guest=self._pools)
+        else:
+            dma = KernelCoherent(guest, self._buffers, self._pools)
         self._replayer = Replayer(dma, self._accountant)
 
     @property

@@ -21,7 +21,7 @@ from guestemu.abi.addresses import Gfn
 from guestemu.dma.anomalies import Anomaly, AnomalyKind
 from guestemu.dma.events import Alloc, Event, Free
 from guestemu.dma.live import Account, Accountant
-from guestemu.guest.dma.coherent import AllocOutcome, CoherentDma, FreeOutcome
+from guestemu.guest.dma.coherent import AllocOutcome, CoherentAllocator, FreeOutcome
 from guestemu.guest.dma.zones import DMA_BIT_MASK_64
 
 PROGRESS_EVENTS: Final = 1024
@@ -72,7 +72,7 @@ class Replayer:
 
     def __init__(
         self,
-        dma: CoherentDma,
+        dma: CoherentAllocator,
         accountant: Accountant | None = None,
         masks: Mapping[str, int] | None = None,
     ) -> None:
@@ -187,7 +187,7 @@ class Replayer:
 
 def replay(
     events: Iterable[Event],
-    dma: CoherentDma,
+    dma: CoherentAllocator,
     accountant: Accountant | None = None,
     masks: Mapping[str, int] | None = None,
     progress: Callable[[int], None] | None = None,

@@ -9,6 +9,7 @@ conversions themselves are the guest's.
 from __future__ import annotations
 
 import enum
+from typing import Protocol
 
 import msgspec
 
@@ -17,7 +18,7 @@ from guestemu.guest.dma.allocator import Block
 from guestemu.guest.dma.conversions import CoherentGuest
 from guestemu.guest.dma.gfp import GFP_KERNEL, may_block
 from guestemu.guest.dma.policy import OnFailure, Policy
-from guestemu.guest.dma.pools import AtomicPools
+from guestemu.guest.dma.pools import AtomicPools, PoolGrowth
 from guestemu.guest.dma.zones import DMA_BIT_MASK_64, ZonedAllocator
 
 
@@ -82,6 +83,43 @@ class FreeRecord(msgspec.Struct, frozen=True):
     leaked_pages: int = 0
     freed_suspect_pages: int = 0
     is_warned: bool = False
+
+
+class PoolsView(Protocol):
+    """What a replay asks of atomic pools."""
+
+    growths: list[PoolGrowth]
+    """Every attempt to grow a pool since boot."""
+
+    def run_work(self) -> tuple[PoolGrowth, ...]:
+        """Runs the kernel's pending work; the attempts to grow that it made."""
+
+
+class CoherentAllocator(Protocol):
+    """dma_alloc_coherent of some guest: this model's, or a real kernel's."""
+
+    @property
+    def pools(self) -> PoolsView:
+        """The atomic pools."""
+
+    @property
+    def leaked_pages(self) -> int:
+        """Pages that were leaked so far."""
+
+    def boot(self) -> None:
+        """Makes the atomic pools."""
+
+    def alloc(
+        self,
+        size: int,
+        gfp: frozenset[str] = GFP_KERNEL,
+        mask: int = DMA_BIT_MASK_64,
+        via_pages: bool = False,
+    ) -> AllocRecord:
+        """Allocates `size` bytes."""
+
+    def free(self, gfn: Gfn) -> FreeRecord:
+        """Frees the buffer that starts at frame `gfn`."""
 
 
 class CoherentDma:
