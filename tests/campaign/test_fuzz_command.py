@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`guestemu fuzz` from the outside: figures, status, directories, Ctrl-C, dead workers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from fuzz_command import PLANTED, fuzz, fuzz_json
+
+RANDOM = ("--engine", "random", "--seed", "1")
+
+
+def processes(workdir: Path) -> list[int]:
+    """The workers of a campaign, by the directory in their command line."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
+            if b"guestemu.campaign.worker" in words and str(workdir).encode() in words:
+                found.append(int(entry.name))
+    return found
+
+
+def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "guestemu", "fuzz", *arguments],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition, what: str, seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"never saw {what}"
+        time.sleep(0.05)
+
+
+def test_clean_campaign_reports_its_figures_and_exits_0(tmp_path):
+    figures = fuzz_json("hypercall", "--execs", "500", *RANDOM, cwd=tmp_path, status=0)
+    assert figures["executions"] == 500
+    assert figures["execs_per_second"] > 0
+    assert figures["findings"] == []
+    assert figures["corpus_size"] == len(
+        list((tmp_path / "guestemu-work/hypercall/corpus").iterdir())
+    )
+    assert figures["coverage"]["guest_blocks"] > 0
+    assert figures["coverage"]["model_states"] > 10
+
+
+def test_findings_exit_1_and_their_programs_reproduce_and_replay(tmp_path):
+    host = f"{PLANTED}:ReservedBits"
+    figures = fuzz_json("msr", "--execs", "500", "--host", host, *RANDOM, cwd=tmp_path, status=1)
+    (finding,) = figures["findings"]
+    assert finding["check"] == "migration-control"
+    assert finding["count"] > 1
+    program = tmp_path / finding["program"]
+    text = program.read_text()
+    assert "K5-f" in text
+    assert f"guestemu run {finding['program']}" in text
+    assert program.name == f"{finding['key']}.prog"
+    for verb, status in (("run", 1), ("replay", 0)):
+        done = subprocess.run(
+            [sys.executable, "-m", "guestemu", verb, finding["program"]],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+
+
+def test_same_seed_and_executions_give_the_same_campaign(tmp_path):
+    figures = [
+        fuzz_json(
+            *("msr", "--execs", "400", "--host", f"{PLANTED}:ReadsZero", "--workdir", name),
+            *RANDOM,
+            cwd=tmp_path,
+            status=1,
+        )
+        for name in ("a", "b")
+    ]
+    for key in ("executions", "corpus_size", "coverage"):
+        assert figures[0][key] == figures[1][key]
+    corpora = [sorted(p.name for p in (tmp_path / name / "corpus").iterdir()) for name in "ab"]
+    assert corpora[0] == corpora[1]
+    counts = [[(f["key"], f["count"]) for f in each["findings"]] for each in figures]
+    assert counts[0] == counts[1]
+
+
+def test_jobs_share_executions(tmp_path):
+    figures = fuzz_json(
+        "hypercall", "--execs", "501", "--jobs", "2", *RANDOM, cwd=tmp_path, status=0
+    )
+    assert figures["executions"] == 501
+
+
+def test_directory_in_use_needs_resume_and_resume_goes_on(tmp_path):
+    host = ("--host", f"{PLANTED}:ReservedBits")
+    first = fuzz_json("msr", "--execs", "400", *host, *RANDOM, cwd=tmp_path, status=1)
+    refused = fuzz("msr", "--execs", "400", *host, *RANDOM, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "guestemu-work/msr: not empty" in refused.stderr
+    assert "--resume" in refused.stderr
+    second = fuzz_json("msr", "--execs", "400", "--resume", *host, *RANDOM, cwd=tmp_path, status=1)
+    assert second["corpus_size"] >= first["corpus_size"]
+    assert second["findings"][0]["count"] > first["findings"][0]["count"]
+    other = fuzz("msr", "--resume", "--execs", "400", *RANDOM, cwd=tmp_path)
+    assert other.returncode == 2
+    assert "that campaign has host" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("sync",), "target 'sync': no such target; use one of hypercall, msr, conversion"),
+        (("msr", "--engine", "afl"), "use one of atheris, random"),
+        (("msr", "--execs", "0"), "--execs 0: give a positive number"),
+        (("msr", "--time", "0"), "--time 0: give a positive number"),
+        (("msr", "--jobs", "0"), "--jobs 0"),
+        (("msr", "--host", "nothing"), "host 'nothing': no such host"),
+        (("msr", "--guest", "snippet:9"), "snippet:9"),
+        (("msr", "--cbit", "20"), "cbit 20"),
+        (("msr", "--workdir", "/dev/null/x"), "/dev/null/x"),
+    ],
+)
+def test_bad_options_are_one_line_and_leave_nothing(arguments, words, tmp_path):
+    done = fuzz(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_plugin_that_raises_is_named_with_its_line(tmp_path):
+    done = fuzz("hypercall", "--execs", "50", "--host", f"{PLANTED}:Raises", *RANDOM, cwd=tmp_path)
+    assert done.returncode == 2
+    line = PLANTED.read_text().splitlines().index('        raise KeyError("no such slot")') + 1
+    assert f"planted_hosts.py:{line}" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_ctrl_c_keeps_everything_and_exits_130(tmp_path):
+    host = ("--host", f"{PLANTED}:ReservedBits")
+    process = start("msr", *host, *RANDOM, "--workdir", "w", cwd=tmp_path)
+    findings = tmp_path / "w/findings"
+    wait_for(lambda: findings.is_dir() and any(findings.glob("*.prog")), "a finding")
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "migration-control-wrmsr" in output
+    assert errors.strip().splitlines()[-1] == "guestemu: interrupted"
+    assert (tmp_path / "w/findings.json").stat().st_size > 10
+
+
+def test_killed_worker_is_replaced_and_is_no_finding(tmp_path):
+    workdir = tmp_path / "w"
+    process = start(
+        "hypercall", "--time", "4", "--json", *RANDOM, "--workdir", str(workdir), cwd=tmp_path
+    )
+    wait_for(
+        lambda: (workdir / "corpus").is_dir() and any((workdir / "corpus").iterdir()), "inputs"
+    )
+    (worker,) = processes(workdir)
+    os.kill(worker, signal.SIGKILL)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert '"findings":[]' in output
+    assert "died of signal 9" in output
+    deaths = list((workdir / "infrastructure").glob("death-*.bin"))
+    assert len(deaths) == 1
+    assert len(deaths[0].read_bytes()) % 48 == 0
+
+
+def test_workers_end_when_the_supervisor_is_killed(tmp_path):
+    workdir = tmp_path / "w"
+    process = start("hypercall", *RANDOM, "--workdir", str(workdir), cwd=tmp_path)
+    wait_for(lambda: processes(workdir), "a worker")
+    process.kill()
+    process.communicate()
+    wait_for(lambda: not processes(workdir), "the end of the worker")
