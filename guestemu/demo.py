@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 import msgspec
@@ -57,8 +58,8 @@ class Act(msgspec.Struct, frozen=True):
     tell: Callable[[bytes], None] | None = None
 
 
-def acts(fuzz_seconds: int) -> tuple[Act, ...]:
-    """The three acts."""
+def acts(fuzz_seconds: int, workdir: Path) -> tuple[Act, ...]:
+    """The three acts; the campaign works in `workdir`, which must be empty or not there."""
     return (
         Act(
             "A real kernel's DMA allocations, on a guest",
@@ -71,7 +72,10 @@ def acts(fuzz_seconds: int) -> tuple[Act, ...]:
             f"A {fuzz_seconds}-second fuzz campaign on page conversions",
             "Random programs of conversions, hypercalls and injected failures run against the\n"
             "guest code of a Linux kernel and a model of KVM, one machine reset for each.",
-            ("fuzz", "conversion", "--time", str(fuzz_seconds), "--json"),
+            (
+                *("fuzz", "conversion", "--time", str(fuzz_seconds)),
+                *("--workdir", str(workdir), "--json"),
+            ),
             frozenset({EXIT_OK, EXIT_FINDINGS}),
             tell_campaign,
         ),
@@ -143,12 +147,13 @@ def play(fuzz_seconds: int) -> int:
             )
     rows = []
     failed = False
-    for number, act in enumerate(acts(fuzz_seconds), start=1):
-        start = time.monotonic()
-        is_good = perform(number, act)
-        failed |= not is_good
-        outcome = "as expected" if is_good else "FAILED"
-        rows.append((number, act.title, outcome, f"{time.monotonic() - start:.1f} s"))
+    with TemporaryDirectory(prefix="guestemu-demo-") as workdir:
+        for number, act in enumerate(acts(fuzz_seconds, Path(workdir) / "fuzz"), start=1):
+            start = time.monotonic()
+            is_good = perform(number, act)
+            failed |= not is_good
+            outcome = "as expected" if is_good else "FAILED"
+            rows.append((number, act.title, outcome, f"{time.monotonic() - start:.1f} s"))
     console.emit()
     console.emit_table(("act", "what", "outcome", "time"), rows)
     return EXIT_FINDINGS if failed else EXIT_OK

@@ -25,7 +25,7 @@ FOUND = {
 
 
 def test_the_first_act_replays_the_recorded_trace(capfd: pytest.CaptureFixture[str]) -> None:
-    assert perform(1, acts(1)[0])
+    assert perform(1, acts(1, Path("w"))[0])
     out = capfd.readouterr().out
     assert out.startswith("\nAct 1: A real kernel's DMA allocations, on a guest\n")
     assert f"$ guestemu dma {demo.TRACE}\n" in out
@@ -47,8 +47,17 @@ def test_findings_of_the_campaign_are_told_and_no_failure(
     assert lines[0] == "1000 programs ran, 100 per second; 1 findings"
     assert lines[1] == "  status: status:k (after 1.3 s, 3 times)"
     assert "no failure here" in lines[-1]
-    assert 1 in acts(1)[1].expected
-    assert acts(7)[1].arguments[:4] == ("fuzz", "conversion", "--time", "7")
+    assert 1 in acts(1, Path("w"))[1].expected
+
+
+def test_the_campaign_runs_for_its_time_in_a_new_directory(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    act = acts(1, tmp_path / "fuzz")[1]
+    assert act.arguments[:4] == ("fuzz", "conversion", "--time", "1")
+    assert perform(2, act)
+    assert "programs ran" in capfd.readouterr().out
+    assert list((tmp_path / "fuzz").iterdir())
 
 
 def test_output_that_is_no_campaign_is_refused() -> None:
@@ -63,7 +72,7 @@ def test_all_acts_must_go_well(
     monkeypatch.setattr(demo, "_ROOT", tmp_path)
     for name in (demo.TRACE, demo.CORPORA):
         (tmp_path / name).mkdir(parents=True)
-    monkeypatch.setattr(demo, "acts", lambda _seconds: tuple(Act(str(g), "", ()) for g in good))
+    monkeypatch.setattr(demo, "acts", lambda *_: tuple(Act(str(g), "", ()) for g in good))
     monkeypatch.setattr(demo, "perform", lambda _number, act: act.title == "True")
     assert play(1) == status
 
@@ -95,4 +104,4 @@ def test_ctrl_c_in_an_act_ends_the_demonstration(
 
 
 def test_every_act_is_a_verb() -> None:
-    assert {act.arguments[0] for act in acts(1)} - {"fuzz"} <= find_verbs().keys()
+    assert {act.arguments[0] for act in acts(1, Path("w"))} <= find_verbs().keys()
