@@ -70,7 +70,7 @@ def acts(fuzz_seconds: int, workdir: Path) -> tuple[Act, ...]:
         ),
         Act(
             f"A {fuzz_seconds}-second fuzz campaign on page conversions",
-            "Random programs of conversions, hypercalls and injected failures run against the\n"
+            "Random programs of conversions and memory accesses run against the\n"
             "guest code of a Linux kernel and a model of KVM, one machine reset for each.",
             (
                 *("fuzz", "conversion", "--time", str(fuzz_seconds)),
