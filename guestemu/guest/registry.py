@@ -88,9 +88,10 @@ def load_guest(settings: GuestSettings) -> Guest:
 def _load_linux(image: str, settings: GuestSettings) -> Guest:
     """`linux:IMAGE`: booted once for each configuration in this process."""
     from guestemu.guest.linux.images import find_image
-    from guestemu.guest.linux.load import BUDGET_FACTOR, LOADER, linux_config
+    from guestemu.guest.linux.load import BUDGET_FACTOR, LOADER, MIN_MEMORY, linux_config
 
-    config = linux_config(settings.memory, settings.cbit, settings.sev, settings.coherent)
+    memory = max(settings.memory, MIN_MEMORY)
+    config = linux_config(memory, settings.cbit, settings.sev, settings.coherent)
     if settings.vcpus != 1:
         raise InputError(f"vcpus {settings.vcpus}: a linux guest has one; write `vcpus 1`")
     return LOADER.guest(find_image(image), config, settings.budget * BUDGET_FACTOR)

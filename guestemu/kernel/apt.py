@@ -165,7 +165,7 @@ def fetch(package: Package, directory: Path, runner: Runner = run_command) -> Pa
 
 
 def _reason(result: subprocess.CompletedProcess[str]) -> str:
-    """apt's first error, or its status."""
+    """The first error that apt reported, or its status."""
     for line in result.stderr.splitlines():
         if line.startswith(("E:", "Err")):
             return line.removeprefix("E:").strip()

@@ -28,7 +28,7 @@ from guestemu.guest.linux.bootparams import make_boot_params, pc_memory_map
 from guestemu.guest.linux.kernel import KERNEL_MAP, Kernel
 from guestemu.guest.linux.platform import Console, Platform
 from guestemu.machine import layout
-from guestemu.machine.exits import BudgetExhausted, Exit, ExitHandler, Trap
+from guestemu.machine.exits import BudgetExhausted, Exit, ExitHandler, Shutdown, Trap
 from guestemu.machine.machine import Machine, MachineConfig
 from guestemu.machine.modes import build_tables
 from guestemu.machine.paging import PageTables
@@ -137,6 +137,9 @@ def boot_kernel(
     text = command_line.encode()[:2047] + b"\0"
     machine.ram.private[COMMAND_LINE : COMMAND_LINE + len(text)] = text
     platform.hook_stop(target)
+    panic = kernel.symbols.get("panic", target)
+    if panic != target:
+        platform.hook_stop(panic)
     machine.hooks.handler = handler
     vcpu = machine.current
     vcpu.enter(Mode.LONG64, 0)
@@ -148,6 +151,10 @@ def boot_kernel(
         vcpu.write_register(name, value)
     start = time.perf_counter()
     end = vcpu.run(kernel.entry, budget)
+    if isinstance(end, Trap) and end.rip == panic != target:
+        text = vcpu.read_memory(Gva(vcpu.read_register("rdi")), 64) or b""
+        message = text.partition(b"\0")[0].decode("ascii", "replace").strip()
+        end = Shutdown(f"kernel panic: {message}", panic)
     return BootedKernel(kernel, machine, platform, console, end, time.perf_counter() - start)
 
 
@@ -158,4 +165,6 @@ def describe_end(booted: BootedKernel, until: str) -> str:
         return f"reached {until}"
     if isinstance(booted.end, BudgetExhausted):
         return f"budget used up in {where}"
+    if isinstance(booted.end, Shutdown):
+        return booted.end.reason
     return f"ended in {where}: {booted.end}"

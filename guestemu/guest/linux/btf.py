@@ -9,6 +9,8 @@ from __future__ import annotations
 import struct
 from typing import Final
 
+import msgspec
+
 from guestemu.abi.errors import InputError
 
 _MAGIC: Final = 0xEB9F
@@ -20,6 +22,8 @@ _INT, _PTR, _ARRAY, _STRUCT, _UNION, _ENUM, _FWD, _TYPEDEF = range(1, 9)
 _VOLATILE, _CONST, _RESTRICT, _FUNC, _FUNC_PROTO, _VAR, _DATASEC = range(9, 16)
 _FLOAT, _DECL_TAG, _TYPE_TAG, _ENUM64 = range(16, 20)
 
+_SIGNED: Final = 1
+
 _EXTRA_FIXED: Final = {_INT: 4, _ARRAY: 12, _VAR: 4, _DECL_TAG: 4}
 _EXTRA_EACH: Final = {
     _STRUCT: 12,
@@ -30,6 +34,15 @@ _EXTRA_EACH: Final = {
     _ENUM64: 12,
 }
 _TRANSPARENT: Final = frozenset({_TYPEDEF, _VOLATILE, _CONST, _RESTRICT, _TYPE_TAG})
+
+
+class Prototype(msgspec.Struct, frozen=True):
+    """A function's C type: names of its parameters, size of its result in bytes (0: void) and
+    whether that is a signed integer."""
+
+    parameters: tuple[str, ...]
+    result_size: int
+    is_signed: bool
 
 
 class Btf:
@@ -52,6 +65,7 @@ class Btf:
         self._strings = data[header + string_at : header + string_at + string_size]
         self._positions: list[int] = [0]
         self._records: dict[str, int] = {}
+        self._functions: dict[str, int] = {}
         self._scan()
 
     def _scan(self) -> None:
@@ -62,6 +76,8 @@ class Btf:
             kind = info >> 24 & 0x1F
             if kind in {_STRUCT, _UNION} and name:
                 self._records.setdefault(self._string(name), len(self._positions))
+            elif kind == _FUNC:
+                self._functions[self._string(name)] = _size
             self._positions.append(position)
             position += _TYPE.size + _EXTRA_FIXED.get(kind, 0)
             position += _EXTRA_EACH.get(kind, 0) * (info & 0xFFFF)
@@ -104,6 +120,24 @@ class Btf:
         if number is None:
             raise InputError(f"{self._name}: this kernel has no struct {name}")
         return number
+
+    def prototype(self, function: str) -> Prototype | None:
+        """The type of a function; None if the section does not have it."""
+        number = self._functions.get(function)
+        if number is None:
+            return None
+        _kind, count, _flag, result, at = self._type(number)
+        parameters = tuple(
+            self._string(struct.unpack_from("<I", self._types, at + 8 * index)[0])
+            for index in range(count)
+        )
+        if not result:
+            return Prototype(parameters, 0, False)
+        kind, _count, _flag, size, at = self._type(self._resolve(result))
+        if kind == _INT:
+            (encoding,) = struct.unpack_from("<I", self._types, at)
+            return Prototype(parameters, size, bool(encoding >> 24 & _SIGNED))
+        return Prototype(parameters, 8 if kind == _PTR else size, False)
 
     def size(self, name: str) -> int:
         """Bytes of `struct name`."""

@@ -57,6 +57,18 @@ def load_image(path: Path) -> KernelImage:
     return KernelImage(path.name, elf, hashlib.sha256(elf).hexdigest())
 
 
+def package_file(path: Path, prefixes: tuple[str, ...]) -> bytes | None:
+    """The first file of the Debian package `path` whose base name starts with one of `prefixes`;
+    None if there is none or `path` is no package. Raises `InputError` for a damaged package."""
+    data = path.read_bytes()
+    if not data.startswith(_AR_MAGIC):
+        return None
+    try:
+        return _find_in_package(data, prefixes)
+    except _Broken as broken:
+        raise InputError(f"{path}: {broken}") from None
+
+
 class _Broken(Exception):
     """What is wrong with the file, without its name."""
 
@@ -88,6 +100,13 @@ def _members(data: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def _kernel_of_package(data: bytes) -> bytes:
+    kernel = _find_in_package(data, ("vmlinuz-", "vmlinux-"))
+    if kernel is None:
+        raise _Broken("the package holds no vmlinuz; take a linux-image package, not -dbg")
+    return kernel
+
+
+def _find_in_package(data: bytes, prefixes: tuple[str, ...]) -> bytes | None:
     for name, member in _members(data):
         if not name.startswith("data.tar"):
             continue
@@ -97,13 +116,13 @@ def _kernel_of_package(data: bytes) -> bytes:
             with tarfile.open(fileobj=io.BytesIO(member)) as archive:
                 for entry in archive:
                     base = entry.name.rpartition("/")[2]
-                    if entry.isfile() and base.startswith(("vmlinuz-", "vmlinux-")):
+                    if entry.isfile() and base.startswith(prefixes):
                         stream = archive.extractfile(entry)
                         if stream is not None:
                             return stream.read()
         except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, OSError) as error:
             raise _Broken(f"its {name} cannot be unpacked ({error}); fetch it again") from None
-        raise _Broken("the package holds no vmlinuz; take a linux-image package, not -dbg")
+        return None
     raise _Broken("the package holds no data.tar; fetch it again")
 
 

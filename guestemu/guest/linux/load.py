@@ -46,7 +46,7 @@ def linux_config(memory: int, cbit: int, sev: str, coherent: bool = True) -> Mac
         raise InputError(f"sev {sev}: a linux guest runs as {known}")
     if cbit not in range(32, 52):
         raise InputError(f"cbit {cbit}: take a bit from 32 to 51 (39 is the fast one)")
-    size = max(memory, MIN_MEMORY) << 20
+    size = memory << 20
     if size > 1 << cbit:
         raise InputError(f"memory {memory} MiB reaches the C-bit; raise cbit or take less")
     return MachineConfig(

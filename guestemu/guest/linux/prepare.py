@@ -28,7 +28,7 @@ _ORDER_PAGES: Final = 1 << _MAX_ORDER
 _MAX_BLOCKS: Final = 16
 _VM_MAP: Final = 0x4
 _PAGE_KERNEL: Final = 0x8000_0000_0000_0163
-_GET_FREE_PAGES: Final = ("__get_free_pages", "get_free_pages_noprof")
+GET_FREE_PAGES: Final = ("__get_free_pages", "get_free_pages_noprof")
 _SETUP_BUDGET: Final = 100_000_000
 
 BootExit = tuple[str, int, tuple[int, ...]]
@@ -105,7 +105,7 @@ class _Setup:
         size = _ORDER_PAGES * PAGE_SIZE
         blocks: list[int] = []
         while len(blocks) < _MAX_BLOCKS:
-            blocks = sorted([*blocks, self.calls.must(_GET_FREE_PAGES, GFP_KERNEL, _MAX_ORDER)])
+            blocks = sorted([*blocks, self.calls.must(GET_FREE_PAGES, GFP_KERNEL, _MAX_ORDER)])
             for low, high in pairwise(blocks):
                 others = [block for block in blocks if block not in {low, high}]
                 if high - low == size and others:
@@ -119,7 +119,7 @@ class _Setup:
         """vmap() of D's first frames."""
         pages = REGIONS[Region.V].pages
         vmemmap = self.calls.read_u64(self.kernel.address("vmemmap_base"))
-        array = self.calls.must(_GET_FREE_PAGES, GFP_KERNEL, 0)
+        array = self.calls.must(GET_FREE_PAGES, GFP_KERNEL, 0)
         gfn = self._gpa_of(first) >> PAGE_SHIFT
         size = self.kernel.btf.size("page")
         entries = struct.pack(f"<{pages}Q", *(vmemmap + (gfn + i) * size for i in range(pages)))

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What `guestemu kernel boot` does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from guestemu.cli import console
+
+if TYPE_CHECKING:
+    from guestemu.guest.linux.kernel import Kernel
+
+_ACTIVE = re.compile(r"Memory Encryption Features active: (.*)")
+
+
+class BootRequest(msgspec.Struct, frozen=True):
+    """What to boot and how; `memory` in MiB, `budget` in basic blocks, `command_line` is added."""
+
+    image: str
+    until: str
+    memory: int
+    cbit: int
+    sev: str
+    command_line: str
+    budget: int
+
+
+class BootHypercall(msgspec.Struct, frozen=True):
+    """A hypercall of the boot; all are answered 0."""
+
+    nr: int
+    args: tuple[int, ...]
+    ret: int = 0
+
+
+class BootReport(msgspec.Struct, frozen=True):
+    """A boot that arrived. `active` is what the kernel says is active, None before it says so;
+    `migration_control` every value written to the MSR."""
+
+    version: str
+    reached: str
+    seconds: float
+    sev: str
+    active: str | None
+    hypercalls: tuple[BootHypercall, ...]
+    migration_control: tuple[int, ...]
+    console: str
+
+
+def boot_image(request: BootRequest, show_console: bool, to_stderr: bool) -> BootReport:
+    """Boots. Raises `InputError` where the image, the memory or the way to `until` fails."""
+    from guestemu.abi.errors import InputError
+    from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
+    from guestemu.guest.linux.boot import DEFAULT_COMMAND_LINE, boot_kernel, describe_end
+    from guestemu.guest.linux.load import linux_config
+    from guestemu.guest.linux.platform import Console
+    from guestemu.guest.linux.recorder import BootRecorder
+    from guestemu.machine.exits import Trap
+
+    config = linux_config(request.memory, request.cbit, request.sev)
+    kernel = load_with_progress(request.image)
+    recorder = BootRecorder()
+    say = console.note if to_stderr else console.emit
+    lines: Callable[[str], None] | None = say if show_console else None
+    booted = boot_kernel(
+        kernel,
+        config,
+        recorder,
+        until=request.until,
+        command_line=f"{DEFAULT_COMMAND_LINE} {request.command_line}".strip(),
+        console=Console(lines),
+        budget=request.budget,
+    )
+    ending = describe_end(booted, request.until)
+    if not isinstance(booted.end, Trap):
+        raise InputError(f"{kernel.name}: {ending} before it reached {request.until}")
+    text = booted.console.text
+    active = _ACTIVE.search(text)
+    return BootReport(
+        version=kernel.version,
+        reached=request.until,
+        seconds=round(booted.seconds, 3),
+        sev=request.sev,
+        active=active[1].strip() if active else None,
+        hypercalls=tuple(
+            BootHypercall(number, args)
+            for kind, number, args in recorder.exits
+            if kind == "hypercall"
+        ),
+        migration_control=tuple(
+            args[0]
+            for kind, number, args in recorder.exits
+            if kind == "wrmsr" and number == MSR_KVM_MIGRATION_CONTROL
+        ),
+        console=text,
+    )
+
+
+def load_with_progress(image: str) -> Kernel:
+    """The analysed kernel that `image` names; on a terminal the steps are shown."""
+    from guestemu.guest.linux.images import find_image
+    from guestemu.guest.linux.kernel import load_kernel
+
+    path = find_image(image)
+    if not console.is_live():
+        return load_kernel(path)
+    with console.notes().status(path.name) as status:
+        return load_kernel(path, lambda step: status.update(f"{path.name}: {step}"))
+
+
+def tell(report: BootReport) -> None:
+    """For people."""
+    console.emit(f"{report.version}: reached {report.reached} in {report.seconds} s")
+    console.emit(f"memory encryption: {report.active or 'not announced yet'}")
+    for call in report.hypercalls:
+        args = ", ".join(f"{value:#x}" for value in call.args[:3])
+        console.emit(f"hypercall {call.nr}({args})")
+    written = ", ".join(f"{value:#x}" for value in report.migration_control) or "not written"
+    console.emit(f"MIGRATION_CONTROL: {written}")

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What `guestemu kernel call` does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from guestemu.cli import console
+
+if TYPE_CHECKING:
+    from guestemu.kernel.call import CallReport
+
+
+def call_image(
+    image: str,
+    function: str,
+    arguments: Sequence[str],
+    memory: int,
+    cbit: int,
+    sev: str,
+    answer: int,
+    budget: int,
+) -> CallReport:
+    """Boots and calls; `memory` in MiB, `budget` in basic blocks."""
+    from guestemu.guest.linux.images import find_image
+    from guestemu.guest.linux.load import LOADER, linux_config
+    from guestemu.kernel.call import call_function
+
+    config = linux_config(memory, cbit, sev)
+    guest = LOADER.guest(find_image(image), config, budget)
+    return call_function(guest, function, arguments, answer)
+
+
+def tell(report: CallReport) -> None:
+    """For people."""
+    given = ", ".join(map(str, report.arguments))
+    value = "void" if report.returned is None else _number(report.returned)
+    console.emit(f"{report.function}({given}): {report.oops or value}")
+    for leaf in report.ptes:
+        what = "private" if leaf.private else "shared"
+        pages = f"{leaf.pages} page{'' if leaf.pages == 1 else 's'}"
+        console.emit(f"  {leaf.gva:#x} (GPA {leaf.gpa:#x}), {pages}: {what}")
+    for call in report.hypercalls:
+        args = ", ".join(f"{value:#x}" for value in call.args[:3])
+        console.emit(f"  hypercall {call.nr}({args}) = {call.ret}")
+    for write in report.msrs:
+        console.emit(f"  WRMSR {write.msr:#x} = {write.value:#x}")
+    for warning in report.warnings:
+        console.emit(f"  WARN {warning}")
+    console.emit(f"  {report.instructions} instructions")
+
+
+def _number(value: int) -> str:
+    return str(value) if -4096 < value < 4096 else f"{value & 0xFFFF_FFFF_FFFF_FFFF:#x}"

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`guestemu kernel`: real kernels: fetched, described, booted, called."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+import typer
+
+from guestemu.cli import console
+from guestemu.cli._options import AsJson
+from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
+
+app = typer.Typer(
+    help="Fetch, describe and boot real kernels, and call their functions.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Image: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--image",
+        metavar="PATH",
+        help="A .deb, vmlinuz, bzImage or vmlinux, or a fetched series such as 6.1; "
+        "default: the newest fetched.",
+        show_default=False,
+    ),
+]
+MemoryMib: TypeAlias = Annotated[
+    int, typer.Option("--memory", metavar="MIB", min=1, help="Guest memory in MiB.")
+]
+CBitAt: TypeAlias = Annotated[
+    int, typer.Option("--cbit", metavar="BIT", help="Position of the C-bit, 32 to 51.")
+]
+SevName: TypeAlias = Annotated[str, typer.Option("--sev", metavar="SEV", help="SEV feature.")]
+Budget: TypeAlias = Annotated[
+    int, typer.Option("--budget", metavar="BLOCKS", min=1, help="Basic blocks until giving up.")
+]
+
+
+@app.command()
+def fetch(
+    series: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[SERIES]...", help="6.1, 6.12 …; default: both of these."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Download Debian's newest cloud kernels through this machine's apt, about 30 MB each.
+
+    They are kept in $XDG_CACHE_HOME/guestemu/kernels; `linux:6.1` then names the newest of its
+    series wherever a guest is asked for. A download that broke off is continued.
+
+    For example:
+
+      guestemu kernel fetch
+
+      guestemu kernel fetch 6.12 --json
+    """
+    from guestemu.guest.linux.images import kernel_directory
+    from guestemu.kernel.apt import SERIES, check_apt, fetch, offered
+
+    check_apt()
+    directory = kernel_directory()
+    rows = []
+    for package in offered(series or SERIES):
+        console.note(f"{package.name} {package.version}, {package.size >> 20} MiB")
+        path = fetch(package, directory)
+        rows.append({"series": package.series, "version": package.version, "path": str(path)})
+    if as_json:
+        console.emit_json({"kernels": rows})
+    else:
+        for row in rows:
+            console.emit(f"linux:{row['series']}  {row['path']}")
+
+
+@app.command()
+def info(image: Image = "", as_json: AsJson = False) -> None:
+    """Describe a kernel: version, configuration, functions, and the behaviour they imply.
+
+    For example:
+
+      guestemu kernel info
+
+      guestemu kernel info --image ./vmlinuz-6.12.94-amd64 --json
+    """
+    from guestemu.cli._kernel_info import describe, tell
+
+    described = describe(image)
+    if as_json:
+        console.emit_json(described)
+    else:
+        tell(described)
+
+
+@app.command()
+def boot(
+    image: Image = "",
+    until: Annotated[
+        str, typer.Option("--until", metavar="FUNCTION", help="Stop at this kernel function.")
+    ] = "rest_init",
+    show_console: Annotated[
+        bool, typer.Option("--console", help="Show the kernel's console while it boots.")
+    ] = False,
+    memory: MemoryMib = 128,
+    cbit: CBitAt = 39,
+    sev: SevName = "sev",
+    command_line: Annotated[
+        str,
+        typer.Option(
+            "--command-line",
+            metavar="TEXT",
+            help="Add this to the kernel's command line.",
+            show_default=False,
+        ),
+    ] = "",
+    budget: Budget = 400_000_000,
+    as_json: AsJson = False,
+) -> None:
+    """Boot an unmodified kernel as a KVM guest with memory encryption, up to a function.
+
+    Exit status 2 where it does not get there, with the place where it ended.
+
+    For example:
+
+      guestemu kernel boot --console
+
+      guestemu kernel boot --until kvm_init_platform --json
+
+      guestemu kernel boot --memory 6144 --command-line swiotlb=32768
+    """
+    from guestemu.cli._kernel_boot import BootRequest, boot_image, tell
+
+    request = BootRequest(image, until, memory, cbit, sev, command_line, budget)
+    report = boot_image(request, show_console, to_stderr=as_json)
+    if as_json:
+        console.emit_json(report)
+    else:
+        tell(report)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def call(
+    function: Annotated[str, typer.Argument(metavar="FUNCTION", help="A kernel function.")],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[ARGUMENT]...",
+            help="42, -1, 0x10, page:ORDER, vmalloc:SIZE, device, string:TEXT, gpa:ADDRESS, "
+            "&SYMBOL; +N adds N bytes.",
+        ),
+    ] = None,
+    image: Image = "",
+    memory: MemoryMib = 128,
+    cbit: CBitAt = 39,
+    sev: SevName = "sev",
+    answer: Annotated[
+        int, typer.Option("--answer", metavar="N", help="What the host answers hypercalls with.")
+    ] = 0,
+    budget: Budget = 20_000_000,
+    as_json: AsJson = False,
+) -> int:
+    """Call a function of a booted kernel and tell what it returned and did.
+
+    Exit status 1 where the kernel warned or stopped at an oops.
+
+    For example:
+
+      guestemu kernel call set_memory_decrypted page:0 1
+
+      guestemu kernel call set_memory_decrypted vmalloc:0x3000 3 --image 6.1
+
+      guestemu kernel call dma_alloc_attrs device 9000 page:0 0xcc0 0 --json
+
+      guestemu kernel call kvm_guest_cpu_offline 0
+    """
+    from guestemu.cli._kernel_call import call_image, tell
+
+    report = call_image(image, function, arguments or [], memory, cbit, sev, answer, budget)
+    if as_json:
+        console.emit_json(report)
+    else:
+        tell(report)
+    return EXIT_FINDINGS if report.oops or report.warnings else EXIT_OK

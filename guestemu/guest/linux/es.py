@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""SEV-ES under a guest: VMMCALL becomes #VC, VMGEXIT carries the request to the host.
+
+The hypervisor's side follows sev_handle_vmgexit(), sev_es_validate_vmgexit(),
+sev_es_sync_from_ghcb() and sev_handle_vmgexit_msr_protocol() in arch/x86/kvm/svm/sev.c (Linux 6.12);
+the guest's handler is the kernel's own (A31). Hypercalls and MSR accesses end at the same
+`ExitHandler` as in a plain SEV guest, always as 64-bit ones (K3-c step 3, guest_state_protected).
+
+Only VMMCALL is reflected: CPUID, RDMSR, WRMSR and I/O instructions are answered in place, as if the
+#VC handler had done its work, because the emulator's hooks see them before they execute and the
+handler's own code reads MSRs. So no #VC of these is ever delivered, and their GHCB exits come only
+from code that makes them by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from guestemu.abi import ghcb as abi
+from guestemu.abi.addresses import PAGE_MASK, PAGE_SIZE, U32_MASK, Gpa
+from guestemu.abi.msrs import MSR_AMD64_SEV_ES_GHCB
+from guestemu.guest.linux.sev_events import GhcbRequest, MsrRequest, SevEvents
+from guestemu.guest.linux.snp import Snp
+from guestemu.machine import ghcb
+from guestemu.machine.cpuid import CpuidLeaf
+from guestemu.machine.exits import ExitHandler, GuestFault, Hypercall, Shutdown, Vmgexit
+from guestemu.machine.ghcb import GhcbPage
+from guestemu.machine.machine import Machine
+from guestemu.machine.vcpu import Vcpu
+
+_SYNCED: Final = ("rax", "rbx", "rcx", "rdx")
+_NOWHERE: Final = -1
+
+
+class Malformed(Exception):
+    """A request that the hypervisor refuses, with the reason that the guest is told."""
+
+    def __init__(self, reason: abi.GhcbError) -> None:
+        super().__init__(reason.name)
+        self.reason = reason
+
+
+class GhcbVcpu:
+    """What KVM can reach of a SEV-ES vCPU (a `VcpuAccess`): the registers that the GHCB gave.
+
+    Others read 0. Writes reach the guest for RAX to RDX only; RIP is in the encrypted save area.
+    """
+
+    def __init__(self, page: GhcbPage) -> None:
+        self._registers = {name: page.given(offset) for name, offset in ghcb.GENERAL.items()}
+        self._cpl = page.cpl if page.is_valid(ghcb.CPL) else 0
+
+    def read_register(self, name: str) -> int:
+        """See `VcpuAccess`."""
+        return self._registers.get(name, 0)
+
+    def write_register(self, name: str, value: int) -> None:
+        """See `VcpuAccess`."""
+        if name in self._registers:
+            self._registers[name] = value
+
+    @property
+    def cpl(self) -> int:
+        """See `VcpuAccess`."""
+        return self._cpl
+
+    @property
+    def is_64bit(self) -> bool:
+        """True: KVM takes a guest with protected state for a 64-bit one."""
+        return True
+
+    def read_code(self, size: int) -> bytes:
+        """Nothing: the code is encrypted."""
+        return b""
+
+    def patch_code(self, code: bytes) -> None:
+        """Nothing: the code is encrypted."""
+
+
+class EsState(msgspec.Struct, frozen=True):
+    """What a snapshot keeps: the registered GHCB's GPA (-1: none) and the RMP's states."""
+
+    registered: int
+    rmp: bytes
+
+
+class SevEs:
+    """SEV-ES for one machine; `snp` for an SNP guest. `cpuid` answers (function, subfunction)."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        cpuid: Callable[[int, int], CpuidLeaf],
+        events: SevEvents,
+        snp: Snp | None = None,
+    ) -> None:
+        self.snp = snp
+        self.events = events
+        self._machine = machine
+        self._cpuid = cpuid
+        self._msrs = machine.msrs
+        self._registered = _NOWHERE
+        self._base = (_NOWHERE, 0)
+        self._msrs.platform[MSR_AMD64_SEV_ES_GHCB] = 0
+        machine.devices.append(self)
+        machine.hooks.reflects_vmmcall = True
+        machine.hooks.instructions[abi.VMGEXIT] = self._vmgexit
+        self._exits: dict[int, Callable[[GhcbPage, GhcbVcpu, ExitHandler], tuple[int, int]]] = {
+            abi.EXIT_VMMCALL: self._vmmcall,
+            abi.EXIT_MSR: self._msr,
+            abi.EXIT_CPUID: self._cpuid_exit,
+            abi.EXIT_PSC: self._psc,
+            abi.EXIT_HV_FEATURES: self._hv_features,
+        }
+
+    # State ------------------------------------------------------------------------------------
+
+    def save(self) -> EsState:
+        """For a snapshot."""
+        return EsState(self._registered, self.snp.rmp.dump() if self.snp else b"")
+
+    def load(self, state: EsState) -> None:
+        """As `save` gave it, for a machine of the same configuration."""
+        self._registered = state.registered
+        if self.snp is not None:
+            self.snp.rmp.load(state.rmp)
+
+    def checkpoint(self) -> None:
+        """See `Device`."""
+        self._base = (self._registered, self._msrs.platform[MSR_AMD64_SEV_ES_GHCB])
+
+    def rollback(self) -> None:
+        """See `Device`; the log of events starts anew."""
+        self._registered, self._msrs.platform[MSR_AMD64_SEV_ES_GHCB] = self._base
+        self.events.clear()
+
+    # VMGEXIT ----------------------------------------------------------------------------------
+
+    def _vmgexit(self, vcpu: Vcpu) -> Vmgexit | Shutdown | None:
+        request = self._msrs.platform[MSR_AMD64_SEV_ES_GHCB]
+        rip = vcpu.read_register("rip")
+        if request & abi.MSR_INFO_MASK:
+            answer = self._msr_protocol(request)
+            if isinstance(answer, str):
+                return Shutdown(answer, rip)
+            self._msrs.platform[MSR_AMD64_SEV_ES_GHCB] = answer
+            self.events.append(MsrRequest(request, answer, self._table_writes))
+            return None
+        if not request or request + PAGE_SIZE > self._machine.ram.frames * PAGE_SIZE:
+            return Shutdown(f"VMGEXIT with a GHCB at {request:#x}, which is not in RAM", rip)
+        handler = self._machine.hooks.handler
+        if handler is None:
+            return Vmgexit(rip)
+        page = GhcbPage(self._machine.ram, Gpa(request))
+        if page.is_valid(ghcb.EXIT_CODE) and page.value(ghcb.EXIT_CODE) == abi.EXIT_TERM_REQUEST:
+            info = page.value(ghcb.EXIT_INFO_1)
+            return Shutdown(_terminated(info & 0xF, info >> 4 & 0xFF), rip)
+        self._page_request(page, handler)
+        return None
+
+    def _page_request(self, page: GhcbPage, handler: ExitHandler) -> None:
+        code = page.value(ghcb.EXIT_CODE)
+        info_1, info_2 = page.value(ghcb.EXIT_INFO_1), page.value(ghcb.EXIT_INFO_2)
+        vcpu = GhcbVcpu(page)
+        try:
+            self._validate(page, code)
+            answer = self._exits[code](page, vcpu, handler)
+        except Malformed as malformed:
+            answer = (abi.RESP_MALFORMED_INPUT, int(malformed.reason))
+        except GuestFault as fault:
+            answer = (abi.RESP_ISSUE_EXCEPTION, _injection(fault))
+        page.clear_valid()
+        for name in _SYNCED:
+            page.set(ghcb.GENERAL[name], vcpu.read_register(name))
+        page.set(ghcb.EXIT_INFO_1, answer[0])
+        page.set(ghcb.EXIT_INFO_2, answer[1])
+        self.events.append(GhcbRequest(code, info_1, info_2, *answer, self._table_writes))
+
+    def _validate(self, page: GhcbPage, code: int) -> None:
+        """Raises `Malformed` in the order of sev_es_validate_vmgexit()."""
+        if self.snp is not None and page.gpa != self._registered:
+            raise Malformed(abi.GhcbError.NOT_REGISTERED)
+        if page.usage:
+            raise Malformed(abi.GhcbError.INVALID_USAGE)
+        needed = [ghcb.EXIT_CODE, ghcb.EXIT_INFO_1, ghcb.EXIT_INFO_2]
+        if code == abi.EXIT_VMMCALL:
+            needed += [ghcb.RAX, ghcb.CPL]
+        elif code == abi.EXIT_CPUID:
+            needed += [ghcb.RAX, ghcb.RCX]
+        elif code == abi.EXIT_MSR:
+            needed += [ghcb.RCX]
+            if page.value(ghcb.EXIT_INFO_1):
+                needed += [ghcb.RAX, ghcb.RDX]
+        elif code == abi.EXIT_PSC:
+            needed += [ghcb.SCRATCH]
+        elif code not in self._exits:
+            raise Malformed(abi.GhcbError.INVALID_EVENT)
+        if not all(page.is_valid(offset) for offset in needed):
+            raise Malformed(abi.GhcbError.MISSING_INPUT)
+        if code == abi.EXIT_PSC and self.snp is None:
+            raise Malformed(abi.GhcbError.MISSING_INPUT)
+
+    # Exits through the page: each returns SW_EXITINFO1 and SW_EXITINFO2 -----------------------
+
+    def _vmmcall(self, _page: GhcbPage, vcpu: GhcbVcpu, handler: ExitHandler) -> tuple[int, int]:
+        read = vcpu.read_register
+        call = Hypercall(
+            read("rax"), read("rbx"), read("rcx"), read("rdx"), read("rsi"), vcpu.cpl, True, vcpu
+        )
+        vcpu.write_register("rax", handler.hypercall(call))
+        return abi.RESP_NO_ACTION, 0
+
+    def _msr(self, page: GhcbPage, vcpu: GhcbVcpu, handler: ExitHandler) -> tuple[int, int]:
+        index = vcpu.read_register("rcx") & U32_MASK
+        is_ours = self._msrs.holds(index)
+        if page.value(ghcb.EXIT_INFO_1):
+            low, high = (vcpu.read_register(name) & U32_MASK for name in ("rax", "rdx"))
+            if is_ours:
+                self._msrs.write(index, high << 32 | low)
+            else:
+                handler.wrmsr(index, high << 32 | low, vcpu)
+        else:
+            value = self._msrs.read(index) if is_ours else handler.rdmsr(index, vcpu)
+            vcpu.write_register("rax", value & U32_MASK)
+            vcpu.write_register("rdx", value >> 32 & U32_MASK)
+        return abi.RESP_NO_ACTION, 0
+
+    def _cpuid_exit(
+        self, _page: GhcbPage, vcpu: GhcbVcpu, _handler: ExitHandler
+    ) -> tuple[int, int]:
+        leaf = self._cpuid(
+            vcpu.read_register("rax") & U32_MASK, vcpu.read_register("rcx") & U32_MASK
+        )
+        for name, value in zip(("rax", "rbx", "rcx", "rdx"), leaf, strict=True):
+            vcpu.write_register(name, value)
+        return abi.RESP_NO_ACTION, 0
+
+    def _psc(self, page: GhcbPage, _vcpu: GhcbVcpu, _handler: ExitHandler) -> tuple[int, int]:
+        scratch = page.value(ghcb.SCRATCH)
+        limit = self._machine.ram.frames * PAGE_SIZE
+        if self.snp is None or scratch >= limit:
+            raise Malformed(abi.GhcbError.INVALID_SCRATCH_AREA)
+        return abi.RESP_NO_ACTION, self.snp.change_by_buffer(Gpa(scratch))
+
+    def _hv_features(
+        self, _page: GhcbPage, _vcpu: GhcbVcpu, _handler: ExitHandler
+    ) -> tuple[int, int]:
+        return abi.RESP_NO_ACTION, self._features
+
+    @property
+    def _features(self) -> int:
+        return abi.HV_FT_SNP | abi.HV_FT_SNP_AP_CREATION if self.snp is not None else 0
+
+    # The MSR protocol ---------------------------------------------------------------------------
+
+    def _msr_protocol(self, request: int) -> int | str:
+        """The response word, or why the VM ends (KVM_EXIT_SYSTEM_EVENT)."""
+        info = request & abi.MSR_INFO_MASK
+        if info == abi.MSR_SEV_INFO_REQ:
+            return ghcb.sev_info_answer(self._machine.config.cbit or 0)
+        if info == abi.MSR_CPUID_REQ:
+            function, register = ghcb.cpuid_question(request)
+            return ghcb.cpuid_answer(register, self._cpuid(function, 0)[register])
+        if info == abi.MSR_HV_FT_REQ:
+            return self._features << 12 | abi.MSR_HV_FT_RESP
+        if info == abi.MSR_TERM_REQ:
+            return _terminated(*ghcb.termination(request))
+        if self.snp is not None:
+            if info == abi.MSR_PREF_GPA_REQ:
+                return abi.MSR_PREF_GPA_NONE << 12 | abi.MSR_PREF_GPA_RESP
+            if info == abi.MSR_REG_GPA_REQ:
+                self._registered = request & ~PAGE_MASK
+                return request & ~PAGE_MASK | abi.MSR_REG_GPA_RESP
+            if info == abi.MSR_PSC_REQ:
+                return self.snp.change_by_msr(request)
+        return f"VMGEXIT with an unknown GHCB MSR request {request:#x}"
+
+    @property
+    def _table_writes(self) -> int:
+        return self._machine.ram.table_write_count
+
+
+def _injection(fault: GuestFault) -> int:
+    """SW_EXITINFO2 of an exception, as an EVENTINJ word; KVM passes no error code along
+    (svm_vmgexit_inject_exception)."""
+    return fault.vector | abi.EVTINJ_TYPE_EXCEPTION | abi.EVTINJ_VALID
+
+
+def _terminated(reason_set: int, reason: int) -> str:
+    words = abi.TERM_REASONS.get((reason_set, reason), "unknown reason")
+    return f"the guest asked to be terminated: set {reason_set}, reason {reason} ({words})"

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Arguments of `guestemu kernel call`: numbers, and memory that the kernel itself allocates.
+
+| text | value |
+| --- | --- |
+| 42, -1, 0x1000 | that number |
+| page:ORDER | 1 << ORDER zeroed pages of the page allocator, by their direct-map address |
+| vmalloc:SIZE | SIZE bytes of vmalloc() |
+| device | a kmalloc'ed struct device with 64-bit DMA masks |
+| string:TEXT | TEXT and a NUL in a page |
+| gpa:ADDRESS | where the direct map has that physical address |
+| &SYMBOL | the address of a symbol |
+
+Each but `device` and `string` takes +N (bytes) at its end.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import msgspec
+
+from guestemu.abi.addresses import PAGE_SIZE, U64_MASK, Gva
+from guestemu.abi.errors import InputError
+from guestemu.guest.linux.guest import LinuxGuest
+from guestemu.guest.linux.prepare import GET_FREE_PAGES, GFP_KERNEL
+
+_GFP_ZERO: Final = 0x100
+_MAX_ORDER: Final = 10
+_MAX_VMALLOC: Final = 1 << 30
+_VMALLOC: Final = ("vmalloc", "vmalloc_noprof")
+_KMALLOC: Final = ("__kmalloc", "__kmalloc_noprof")
+_SUM: Final = re.compile(r"(.*?[^+])\+(\w+)")
+_KINDS: Final = "a number, page:ORDER, vmalloc:SIZE, device, string:TEXT, gpa:ADDRESS or &SYMBOL"
+
+
+class Argument(msgspec.Struct, frozen=True):
+    """One argument: as it was written, and its 64-bit value."""
+
+    text: str
+    value: int
+
+    def __str__(self) -> str:
+        is_plain = self.text.lstrip("-")[:1].isdigit()
+        return self.text if is_plain else f"{self.text}={self.value:#x}"
+
+
+def parse_number(text: str, what: str) -> int:
+    """A decimal or 0x number. Raises `InputError` that names `what`."""
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise InputError(f"{what}: {text!r} is no number; write 42 or 0x2a") from None
+
+
+def resolve(text: str, guest: LinuxGuest) -> Argument:
+    """The value of one argument; allocates in `guest` what it asks for.
+
+    Raises `InputError` for a text that means nothing or an allocation that fails.
+    """
+    if text.startswith("string:"):
+        return Argument(text, _string(text.removeprefix("string:"), guest))
+    if text == "device":
+        return Argument(text, _device(guest))
+    match = _SUM.fullmatch(text)
+    base, extra = (match[1], parse_number(match[2], text)) if match else (text, 0)
+    return Argument(text, _base(base, guest) + extra & U64_MASK)
+
+
+def _base(text: str, guest: LinuxGuest) -> int:
+    kind, colon, rest = text.partition(":")
+    if text.startswith("&"):
+        return guest.kernel.address(text[1:])
+    if not colon:
+        try:
+            value = int(text, 0)
+        except ValueError:
+            raise InputError(f"argument {text!r}: use {_KINDS}") from None
+        if not -(1 << 63) <= value <= U64_MASK:
+            raise InputError(f"argument {text}: does not fit into 64 bits")
+        return value & U64_MASK
+    number = parse_number(rest, text)
+    if kind == "page":
+        if not 0 <= number <= _MAX_ORDER:
+            raise InputError(f"argument {text}: the order is 0 to {_MAX_ORDER}")
+        return guest.calls.must(GET_FREE_PAGES, GFP_KERNEL | _GFP_ZERO, number)
+    if kind == "vmalloc":
+        if not 0 < number <= _MAX_VMALLOC:
+            raise InputError(f"argument {text}: the size is 1 to {_MAX_VMALLOC:#x} bytes")
+        return guest.calls.must(_VMALLOC, number)
+    if kind == "gpa":
+        return int(guest.direct_map) + number
+    raise InputError(f"argument {text!r}: use {_KINDS}")
+
+
+def _string(text: str, guest: LinuxGuest) -> int:
+    data = text.encode() + b"\0"
+    if len(data) > PAGE_SIZE:
+        raise InputError(f"argument string: {len(data)} bytes; at most {PAGE_SIZE - 1} fit")
+    address = guest.calls.must(GET_FREE_PAGES, GFP_KERNEL | _GFP_ZERO, 0)
+    guest.machine.current.write_memory(Gva(address), data)
+    return address
+
+
+def _device(guest: LinuxGuest) -> int:
+    """dma_mask points to the device's own coherent_dma_mask, as platform devices do it."""
+    btf = guest.kernel.btf
+    address = guest.calls.must(_KMALLOC, btf.size("device"), GFP_KERNEL | _GFP_ZERO)
+    mask = address + btf.offset("device.coherent_dma_mask")
+    vcpu = guest.machine.current
+    vcpu.write_memory(Gva(mask), U64_MASK.to_bytes(8, "little"))
+    pointer = address + btf.offset("device.dma_mask")
+    vcpu.write_memory(Gva(pointer), mask.to_bytes(8, "little"))
+    return address

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One call of a kernel function, with everything that it did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from guestemu.abi.addresses import PAGE_SHIFT, to_signed
+from guestemu.abi.errors import InputError
+from guestemu.guest.base import GuestOops
+from guestemu.guest.linux.guest import LinuxGuest
+from guestemu.guest.linux.recorder import BootRecorder
+from guestemu.kernel.arguments import Argument, resolve
+from guestemu.machine.engine import HOOK_CODE, CodeHook
+from guestemu.machine.exits import BudgetExhausted
+from guestemu.machine.leafmap import Flip
+
+MAX_ARGUMENTS: Final = 6
+
+
+class CalledExit(msgspec.Struct, frozen=True):
+    """A hypercall: number, a0 to a3 as in the registers, and the answer."""
+
+    nr: int
+    args: tuple[int, ...]
+    ret: int
+
+
+class CalledMsr(msgspec.Struct, frozen=True):
+    """A WRMSR."""
+
+    msr: int
+    value: int
+
+
+class ChangedLeaf(msgspec.Struct, frozen=True):
+    """A leaf whose C-bit changed: `pages` of 4 KiB from `gva` on, which map `gpa`."""
+
+    gva: int
+    gpa: int
+    pages: int
+    private: bool
+
+
+class CallReport(msgspec.Struct, frozen=True):
+    """What a call did. `returned` is the value by the function's C type (None: void, or an oops);
+    `arguments` hold the memory that they stand for in the run that is told."""
+
+    function: str
+    arguments: tuple[Argument, ...]
+    returned: int | None
+    hypercalls: tuple[CalledExit, ...]
+    msrs: tuple[CalledMsr, ...]
+    ptes: tuple[ChangedLeaf, ...]
+    warnings: tuple[str, ...]
+    instructions: int
+    oops: str | None = None
+
+
+def call_function(
+    guest: LinuxGuest, function: str, texts: Sequence[str], answer: int = 0
+) -> CallReport:
+    """Calls `function` of a freshly reset guest; the host answers hypercalls with `answer`.
+
+    The call is made twice from the same state, the second time to count instructions: counting
+    makes every instruction a hook. Raises `InputError` for arguments that do not fit, a function
+    that is not there, and a call that uses up its budget.
+    """
+    prototype = guest.kernel.btf.prototype(function)
+    guest.kernel.address(function)
+    if len(texts) > MAX_ARGUMENTS:
+        raise InputError(f"{function}: {len(texts)} arguments; six fit into registers")
+    if prototype is not None and prototype.parameters:
+        wanted = prototype.parameters
+        if len(texts) != len(wanted):
+            raise InputError(
+                f"{function} takes {len(wanted)} arguments ({', '.join(wanted)}); "
+                f"{len(texts)} are given"
+            )
+    recorder = BootRecorder(answer)
+    guest.machine.hooks.handler = recorder
+    guest.reset()
+    arguments = tuple(resolve(text, guest) for text in texts)
+    guest.leaf_map.update(guest.machine.ram.table_writes())
+    recorder.exits.clear()
+    outcome = guest.call(function, *(argument.value for argument in arguments))
+    flips = guest.leaf_map.update(guest.machine.ram.table_writes())
+    exits = tuple(recorder.exits)
+    end = outcome.end
+    if isinstance(end, BudgetExhausted):
+        raise InputError(
+            f"{function}: budget of {guest.budget} basic blocks used up at "
+            f"{guest.location(end.rip)} after {len(exits)} exits; raise --budget if it is no loop"
+        )
+    returned = None
+    if outcome.value is not None:
+        if prototype is None or not prototype.parameters:
+            returned = to_signed(outcome.value, 64)
+        elif prototype.result_size:
+            value = outcome.value & (1 << 8 * prototype.result_size) - 1
+            returned = to_signed(value, 8 * prototype.result_size) if prototype.is_signed else value
+    return CallReport(
+        function=function,
+        arguments=arguments,
+        returned=returned,
+        hypercalls=tuple(
+            CalledExit(number, args, to_signed(answer, 64))
+            for kind, number, args in exits
+            if kind == "hypercall"
+        ),
+        msrs=tuple(CalledMsr(number, args[0]) for kind, number, args in exits if kind == "wrmsr"),
+        ptes=tuple(_leaf(flip) for flip in flips),
+        warnings=outcome.warnings,
+        instructions=_count(guest, function, texts),
+        oops=None if end is None else _describe(guest, end),
+    )
+
+
+def _leaf(flip: Flip) -> ChangedLeaf:
+    return ChangedLeaf(int(flip.gva), flip.gfn << PAGE_SHIFT, flip.pages, flip.private)
+
+
+def _describe(guest: LinuxGuest, end: object) -> str:
+    if isinstance(end, GuestOops):
+        where = guest.location(end.rip)
+        address = f", address {end.cr2:#x}" if end.cr2 else ""
+        return f"exception {end.vector} (error code {end.error_code:#x}) in {where}{address}"
+    return str(end)
+
+
+def _count(guest: LinuxGuest, function: str, texts: Sequence[str]) -> int:
+    """Instructions that the call executes, in a second run. The guest is of no use afterwards but
+    for more counting: each instruction is a hook now."""
+    guest.reset()
+    values = [resolve(text, guest).value for text in texts]
+    count = 0
+
+    def on_instruction(_uc: object, _rip: int, _size: int, _user: object) -> None:
+        nonlocal count
+        count += 1
+
+    engine = guest.machine.engine
+    engine.add_hook(HOOK_CODE, CodeHook(on_instruction))
+    engine.flush_blocks()
+    guest.call(function, *values)
+    return count
