@@ -19,6 +19,7 @@ from guestemu.abi.regions import REGIONS, Region
 from guestemu.guest.base import PlacedRegion
 from guestemu.guest.linux.boot import BootedKernel
 from guestemu.guest.linux.calls import KernelCalls
+from guestemu.guest.linux.giant import reserve_giant
 from guestemu.guest.linux.kernel import KERNEL_MAP
 from guestemu.machine.paging import walk
 
@@ -64,6 +65,7 @@ def prepare(booted: BootedKernel, boot_exits: list[BootExit]) -> Prepared:
 class _Setup:
     def __init__(self, booted: BootedKernel) -> None:
         self.name = booted.kernel.name
+        self.booted = booted
         self.kernel = booted.kernel
         self.machine = booted.machine
         self.calls = KernelCalls(booted, _SETUP_BUDGET)
@@ -90,6 +92,7 @@ class _Setup:
         return frames
 
     def place_regions(self) -> dict[Region, PlacedRegion]:
+        giant = reserve_giant(self.booted, self.calls, self.root)
         small, large = self._allocate_blocks()
         for pages in range(0, _ORDER_PAGES, PMD_SIZE // PAGE_SIZE):
             self.calls.call("set_memory_4k", small + (pages << PAGE_SHIFT), PMD_SIZE // PAGE_SIZE)
@@ -98,6 +101,8 @@ class _Setup:
             Region.L: PlacedRegion(Gva(large), self._gpa_of(large), REGIONS[Region.L].pages),
         }
         regions[Region.V] = self._make_alias(small)
+        if giant is not None:
+            regions[Region.G] = giant
         return regions
 
     def _allocate_blocks(self) -> tuple[int, int]:
