@@ -66,6 +66,20 @@ def test_a_warning_and_an_msr_are_sites_of_the_tree(tmp_path: Path, capsys: Capt
     ]
 
 
+def test_a_function_that_was_jumped_to_returns_to_the_caller(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    (op,) = show(tmp_path, capsys, "init_platform", "--depth", "2")
+    assert names(op["calls"]) == [
+        (0, "kvm_init_platform", 1),
+        (1, "kvm_sev_hypercall3", 2),
+        (2, "hypercall", 1),
+        (1, "notify_pages", 1),
+        (1, "write_migration_control", 1),
+        (2, "MSR access", 1),
+    ]
+
+
 def test_depth_bounds_the_tree(tmp_path: Path, capsys: Captured) -> None:
     (op,) = show(tmp_path, capsys, "set_memory_decrypted D[3] pages=2", "--depth", "1")
     assert names(op["calls"]) == [(0, "set_memory_decrypted", 1)]

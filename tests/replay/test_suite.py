@@ -54,12 +54,12 @@ def test_bad_input_is_a_result_with_the_place(tmp_path: Path) -> None:
 
 
 def test_recorded_expectations_hold_and_other_lines_stay(tmp_path: Path) -> None:
-    text = GOOD.replace("---", "---\n# the pages of a ring\n")
+    text = GOOD.replace("---", "---\n# expect the pages of a ring\n")
     path = program(tmp_path, "new.prog", f"{text}\nexpect hypercalls 99\n# end\n")
     assert not replay_file(path).passed
     assert replay_file(path, recording=True).is_new
     written = path.read_text()
-    assert written.startswith("guestemu-program 1\n# Why.\n---\n# the pages of a ring\n")
+    assert written.startswith("guestemu-program 1\n# Why.\n---\n# expect the pages of a ring\n")
     assert "# end" in written
     assert written.endswith("\nexpect outcome ok\nexpect hypercalls 2\nexpect result 0 at 0\n")
     assert replay_file(path).passed
