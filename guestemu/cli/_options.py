@@ -21,7 +21,8 @@ HostName: TypeAlias = Annotated[
     typer.Option(
         "--host",
         metavar="HOST",
-        help="Run on this host, one of `guestemu hosts` or FILE.py:CLASS.",
+        help="Run on this host, one of `guestemu hosts` or FILE.py:CLASS; A,B,... with `run` "
+        "compares several.",
     ),
 ]
 Sev: TypeAlias = Annotated[str | None, typer.Option("--sev", metavar="sev", help="SEV feature.")]

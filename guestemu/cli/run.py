@@ -46,7 +46,8 @@ def command(
 ) -> int:
     """Run one program as its header says and tell what every operation did.
 
-    Exit status 0: nothing wrong; 1: a check failed or the run did not get to its end.
+    Exit status 0: nothing wrong; 1: a check failed or the run did not get to its end. With several
+    hosts in --host the program runs on each; 1 says also that the others differ from the first.
 
     For example:
 
@@ -55,6 +56,8 @@ def command(
       guestemu run --guest snippet:5.17 --fault 'fail_split after=0' my.prog
 
       guestemu run --host my_host.py:MyHost --json my.prog
+
+      guestemu run --host map-gpa-range,qemu-v4,bitmap-v8 my.prog
     """
     from guestemu.cli._program import Overrides, load
     from guestemu.trace.derive import events_of
@@ -63,13 +66,18 @@ def command(
     from guestemu.trace.words import is_finding, run_word
 
     _check_trace(trace)
+    if host is not None and "," in host:
+        from guestemu.cli import _lockstep
+
+        loaded = load(program, Overrides(guest, None, sev, cbit, memory, tuple(fault or ())))
+        return _lockstep.command(loaded, host, trace, as_json)
     loaded = load(program, Overrides(guest, host, sev, cbit, memory, tuple(fault or ())))
     run = run_program(loaded)
     events = list(events_of(run))
     if trace is not None:
         write_jsonl(trace, loaded.header, events)
     if as_json:
-        console.emit_json(_object(run, events))
+        console.emit_json(run_object(run, events))
     else:
         _tell(run, events)
     return EXIT_FINDINGS if is_finding(run_word(run)) else EXIT_OK
@@ -82,7 +90,8 @@ def _check_trace(path: Path | None) -> None:
         raise InputError(f"--trace {path}: traces are JSON lines; name the file OUT.jsonl")
 
 
-def _object(run: Run, events: Sequence[Event]) -> dict[str, object]:
+def run_object(run: Run, events: Sequence[Event]) -> dict[str, object]:
+    """What `--json` says about one run."""
     from collections import Counter
 
     from guestemu.trace.derive import signed_answer

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`guestemu run --host A,B,...`: the program on each host, and where what they mean differs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from guestemu.cli import console
+from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
+
+if TYPE_CHECKING:
+    from guestemu.lockstep.compare import Divergence
+    from guestemu.lockstep.run import LockstepRun
+    from guestemu.program.program import Program
+    from guestemu.trace.run import Run
+
+
+def command(program: Program, hosts: str, trace: Path | None, as_json: bool) -> int:
+    """Runs `program` on every host of `hosts` (comma-separated) and tells what differs.
+
+    Raises `InputError` for a bad list, and for a trace, which is of one run.
+    """
+    from guestemu.abi.errors import InputError
+    from guestemu.lockstep.run import choices_of, run_lockstep
+    from guestemu.trace.words import is_finding, run_word
+
+    if trace is not None:
+        raise InputError(f"--trace {trace}: a trace is of one run; name one host")
+    found = run_lockstep(program, choices_of(hosts, program.header))
+    if as_json:
+        console.emit_json(_object(found))
+    else:
+        _tell(found)
+    findings = any(is_finding(run_word(run)) for run in found.runs)
+    return EXIT_FINDINGS if found.divergences or findings else EXIT_OK
+
+
+def _object(found: LockstepRun) -> dict[str, object]:
+    from guestemu.cli.run import run_object
+    from guestemu.trace.derive import events_of
+
+    return {
+        "outcome": "diverged" if found.divergences else "ok",
+        "runs": [
+            {"host": run.program.header.host, "switches": run.program.header.switches}
+            | run_object(run, list(events_of(run)))
+            for run in found.runs
+        ],
+        "divergences": [
+            {
+                "op": d.op,
+                "hosts": d.hosts,
+                "aspect": d.aspect,
+                "values": d.values,
+                "explained": d.is_explained,
+                "known": d.known,
+                "fact": d.fact,
+                "reason": d.reason,
+            }
+            for d in found.divergences
+        ],
+    }
+
+
+def _tell(found: LockstepRun) -> None:
+    from guestemu.program.op_text import format_op
+
+    program = found.runs[0].program
+    console.emit(f"{program.header.guest}, {len(found.runs)} hosts")
+    for run in found.runs:
+        console.emit(f"    {_run_line(run)}")
+    for index, op in enumerate(program.ops):
+        here = [divergence for divergence in found.divergences if divergence.op == index]
+        console.emit(console.paint(f"{index:>3}  {format_op(op)}", "bold"))
+        for divergence in here:
+            _tell_divergence(divergence)
+    total = len(found.divergences)
+    unexplained = sum(not divergence.is_explained for divergence in found.divergences)
+    style = "red" if unexplained else "yellow" if total else "green"
+    word = console.paint("diverged" if total else "ok", style)
+    console.emit(f"{word}: {total} divergences, {unexplained} of them unexplained")
+
+
+def _run_line(run: Run) -> str:
+    from guestemu.trace.words import run_word
+
+    header = run.program.header
+    repaired = f" with {', '.join(header.switches)} repaired" if header.switches else ""
+    checks = dict.fromkeys(violation.check for violation in run.outcome.violations)
+    violated = f" ({', '.join(checks)})" if checks else ""
+    return f"{header.host}{repaired}: {run_word(run)}{violated}"
+
+
+def _tell_divergence(divergence: Divergence) -> None:
+    (one, other), (left, right) = divergence.hosts, divergence.values
+    console.emit(f"     {divergence.aspect}: {one}: {left}; {other}: {right}")
+    if divergence.is_explained:
+        console.emit(f"       {divergence.reason} ({divergence.fact})")
+    else:
+        console.emit(console.paint("       unexplained", "red"))

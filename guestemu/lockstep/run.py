@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A program on several hosts, each with a testbed and a guest of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from guestemu.abi.errors import InputError
+from guestemu.checks.base import OpView
+from guestemu.guest.base import CallOutcome
+from guestemu.host.registry import load_host
+from guestemu.lockstep.compare import Divergence, compare
+from guestemu.lockstep.side import Side, Traits, traits_of
+from guestemu.program.ops import Op, OpKind
+from guestemu.program.program import Header, Program
+from guestemu.testbed import Testbed, build_testbed
+from guestemu.trace.run import Run, check_program, run_in
+
+
+class HostChoice(msgspec.Struct, frozen=True):
+    """One host of a lock-step run: `spec` as in `--host`, `switches` what is repaired in it."""
+
+    spec: str
+    switches: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """Its name in divergences: the spec, with the repairs behind a `+` each."""
+        return "+".join((self.spec, *self.switches))
+
+
+class LockstepRun(msgspec.Struct, frozen=True):
+    """The run on each host, in the order given, and where the others differ from the first."""
+
+    runs: tuple[Run, ...]
+    divergences: tuple[Divergence, ...]
+
+
+def choices_of(specs: str, header: Header) -> tuple[HostChoice, ...]:
+    """The hosts of `A,B,...`; repairs of the header belong to the header's own host.
+
+    Raises `InputError` for an empty name, one host only and a host named twice.
+    """
+    names = specs.split(",")
+    if len(names) < 2 or not all(names):
+        raise InputError(f"--host {specs}: lock-step takes two hosts or more, such as A,B")
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"--host {specs}: {name} is named twice; name each host once")
+    return tuple(HostChoice(name, header.switches if name == header.host else ()) for name in names)
+
+
+def run_lockstep(program: Program, choices: Sequence[HostChoice]) -> LockstepRun:
+    """Runs `program` on every host of `choices` and compares the others with the first.
+
+    Raises `InputError` for a configuration that cannot be, or an operation a host cannot do.
+    """
+    recorded = [_record(program, choice) for choice in choices]
+    first = recorded[0][1]
+    divergences = [
+        divergence for _, sides in recorded[1:] for divergence in compare_sides(first, sides)
+    ]
+    divergences.sort(key=lambda divergence: divergence.op)
+    return LockstepRun(tuple(run for run, _ in recorded), tuple(divergences))
+
+
+def compare_sides(one: Iterable[Side], other: Iterable[Side]) -> list[Divergence]:
+    """The divergences of two whole runs; behind a VM that was stopped nothing is compared."""
+    return [
+        divergence
+        for index, (left, right) in enumerate(zip(one, other, strict=False))
+        for divergence in compare(index, left, right)
+    ]
+
+
+def _record(program: Program, choice: HostChoice) -> tuple[Run, list[Side]]:
+    header = msgspec.structs.replace(program.header, host=choice.spec, switches=choice.switches)
+    program = msgspec.structs.replace(program, header=header, expectations=())
+    check_program(program)
+    testbed = build_testbed(header, load_host(header.host, header.switches))
+    try:
+        watcher = Watcher(testbed, traits_of(choice.label, testbed.host))
+        watcher.start()
+        run = run_in(testbed, program)
+        if run.stop is not None:
+            watcher.stopped(program.ops[run.stop.op])
+    finally:
+        testbed.guest.machine.close()
+    return run, watcher.sides
+
+
+class Watcher:
+    """Collects the sides of one testbed's operations; call `start` behind each reset."""
+
+    def __init__(self, testbed: Testbed, traits: Traits) -> None:
+        self._testbed = testbed
+        self._traits = traits
+        self.sides: list[Side] = []
+        testbed.observe = self._observe
+
+    def start(self) -> None:
+        """A program begins: the testbed was reset."""
+        host = self._testbed.host
+        self.sides = []
+        self._map = host.private_map().copy()
+        self._ready = host.migration_ready
+        self._poisoned: frozenset[int] = frozenset()
+
+    def _observe(self, view: OpView) -> None:
+        self._add(view.op, view, False)
+
+    def stopped(self, op: Op) -> None:
+        """The VM stopped during `op`."""
+        self._add(op, None, True)
+
+    def _add(self, op: Op, view: OpView | None, is_stopped: bool) -> None:
+        host = self._testbed.host
+        if op.kind is OpKind.HOST_POISON_PAGE:
+            self._poisoned |= {op.arguments[0]}
+        exits = self._testbed.recorder.records if view is None else view.exits
+        side = Side(
+            traits=self._traits,
+            op=op,
+            exits=tuple(exits),
+            outcome=CallOutcome(None) if view is None else view.outcome,
+            before=self._map,
+            after=host.private_map().copy(),
+            ready_before=self._ready,
+            ready=host.migration_ready,
+            is_stopped=is_stopped,
+            poisoned=self._poisoned,
+        )
+        self.sides.append(side)
+        self._map, self._ready = side.after, side.ready
