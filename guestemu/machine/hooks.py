@@ -12,6 +12,8 @@ import ctypes
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from guestemu.abi.ghcb import EXIT_VMMCALL
+from guestemu.abi.x86 import VECTOR_VC
 from guestemu.machine.cpuid import CpuidLeaf
 from guestemu.machine.engine import (
     HOOK_BLOCK,
@@ -40,6 +42,7 @@ from guestemu.machine.exits import (
     GuestFault,
     Hypercall,
     PortOut,
+    Shutdown,
     Trap,
     Unbacked,
     Vmgexit,
@@ -51,13 +54,14 @@ if TYPE_CHECKING:
 
 COUNTER_SIZE: Final = 1 << 12
 
-_VMMCALL, _VMCALL, _VMGEXIT, _TRAP, _INVALID = range(5)
+_VMMCALL, _VMCALL, _VMGEXIT, _TRAP, _INVALID, _REFLECTED, _ANSWERED = range(7)
 _INSTRUCTIONS: Final = {
     b"\x0f\x01\xd9": _VMMCALL,
     b"\x0f\x01\xc1": _VMCALL,
     b"\xf3\x0f\x01\xd9": _VMGEXIT,
 }
 HYPERCALL_LENGTH: Final = 3
+_ANSWERED_LENGTH: Final = 4
 _EVERYWHERE: Final = -1
 
 
@@ -116,8 +120,12 @@ Pending = (
     | Trap
     | PortOut
     | Unbacked
+    | Shutdown
     | None
 )
+
+Instruction = Callable[["Vcpu"], Vmgexit | Shutdown | None]
+"""Carries out an instruction for the emulator: None to go on behind it, or the exit to end with."""
 
 
 class CpuHooks:
@@ -126,7 +134,9 @@ class CpuHooks:
     `counters` are 4096 eight-bit counters of basic blocks (never wrapping to 0); `traps` the
     addresses of UD2 instructions that end a run instead of raising #UD. `cpuid_function` (function,
     subfunction) replaces the table `cpuid`; `port_in` and `port_out` answer I/O ports in place:
-    without them an OUT is an exit and an IN reads all ones.
+    without them an OUT is an exit and an IN reads all ones. `instructions` are carried out by what
+    they map to; the keys are encodings of four bytes that the emulator takes for undefined.
+    `reflects_vmmcall` makes VMMCALL a #VC and VMCALL a #UD, as in a SEV-ES guest (A31).
     """
 
     def __init__(self, engine: Engine, code: HostCode, cbit_mask: int) -> None:
@@ -143,6 +153,9 @@ class CpuHooks:
         self.port_out: Callable[[int, int, int], None] | None = None
         self.counters = bytearray(COUNTER_SIZE)
         self.rip_moved = False
+        self.reflects_vmmcall = False
+        self.instructions: dict[bytes, Instruction] = {}
+        self._answers: dict[int, Instruction] = {}
         self.patched: list[int] = []
         self._kinds: dict[int, int] = {}
         self._msr_sites: dict[int, bool] = {}
@@ -269,6 +282,13 @@ class CpuHooks:
                 out[0] = value
                 out[1] = rip + HYPERCALL_LENGTH
                 return True
+            if kind == _ANSWERED and vcpu is not None:
+                self.pending = self._answers[rip](vcpu)
+                if self.pending is None:
+                    self._out_values[0] = self.engine.read(REGISTERS["rax"])
+                    self._out_values[1] = rip + _ANSWERED_LENGTH
+                    return True
+                return False
             self.pending = self._stop_for(kind, rip)
         except GuestFault as fault:
             self.pending = fault
@@ -281,6 +301,8 @@ class CpuHooks:
             return Vmgexit(rip)
         if kind == _TRAP:
             return Trap(rip)
+        if kind == _REFLECTED:
+            return GuestFault(VECTOR_VC, EXIT_VMMCALL)
         return PendingException(6)
 
     def _decode(self, rip: int) -> int:
@@ -290,6 +312,11 @@ class CpuHooks:
         else:
             code = self.vcpu.read_code(4) if self.vcpu is not None else b""
             kind = _INSTRUCTIONS.get(code[:3], _INSTRUCTIONS.get(code, _INVALID))
+            if code in self.instructions:
+                kind = _ANSWERED
+                self._answers[rip] = self.instructions[code]
+            elif self.reflects_vmmcall and kind <= _VMCALL:
+                kind = _REFLECTED if kind == _VMMCALL else _INVALID
         self._kinds[rip] = kind
         return kind
 

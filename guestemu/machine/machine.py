@@ -8,7 +8,7 @@ The unit of work is `rollback`: context restore plus a copy of the dirty pages, 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -52,6 +52,16 @@ class MachineConfig(msgspec.Struct, frozen=True):
     defer_memory_hooks: bool = False
 
 
+class Device(Protocol):
+    """Hardware state beside CPU and RAM that a rollback has to put back."""
+
+    def checkpoint(self) -> None:
+        """Keeps the present state."""
+
+    def rollback(self) -> None:
+        """Returns to the state kept last."""
+
+
 class Machine:
     """See the module's docstring. Page tables are the guest's business: it gives CR3 to `boot`."""
 
@@ -71,6 +81,7 @@ class Machine:
         )
         self.tlb = TlbWalker(self.engine, self.ram, self.pte_cbit) if uses_walker else None
         self.hooks = CpuHooks(self.engine, code, 1 << inner)
+        self.ram.is_plain = config.defer_memory_hooks
         if not config.defer_memory_hooks:
             self.ram.install(code)
         self.hooks.traps.add(layout.LANDING)
@@ -80,6 +91,7 @@ class Machine:
         self.launcher = Launcher(self.engine, code)
         self.vcpus = [Vcpu(self, index) for index in range(config.vcpus)]
         self.current = self.vcpus[0]
+        self.devices: list[Device] = []
         self.modes: ModeTable
 
     def boot(self, cr3: int) -> None:
@@ -112,6 +124,8 @@ class Machine:
             if vcpu is not self.current:
                 vcpu.save()
         self.ram.checkpoint()
+        for device in self.devices:
+            device.checkpoint()
 
     def rollback(self) -> None:
         """RAM back to the checkpoint. vCPU registers are set anew by whoever runs them next."""
@@ -119,6 +133,8 @@ class Machine:
             self.engine.flush_tlb()
         if self.hooks.patched:
             self.hooks.undo_patches()
+        for device in self.devices:
+            device.rollback()
 
     def raise_errors(self) -> None:
         """Raises what a hook caught, if anything."""

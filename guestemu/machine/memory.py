@@ -126,6 +126,8 @@ class GuestRam:
         self.watch.cbit_mask = cbit_mask
         self.errors: list[BaseException] = []
         self.has_crossing = False
+        self.is_plain = False
+        """Nobody watches accesses yet (`adopt` ends that): each view is just its buffer."""
         self.watched: set[int] = set()
         self._slow = MemoryHook(self._on_access)
         self.watch.slow = ctypes.cast(self._slow, ctypes.c_void_p)
@@ -258,16 +260,18 @@ class GuestRam:
 
     def read(self, gpa: Gpa, size: int, private: bool = True) -> bytes:
         """`size` bytes at `gpa` as one view shows them; the range lies within RAM."""
-        for gfn in range(gpa >> PAGE_SHIFT, (gpa + size - 1 >> PAGE_SHIFT) + 1):
-            self._touch(False, gfn, private)
+        if not self.is_plain:
+            for gfn in range(gpa >> PAGE_SHIFT, (gpa + size - 1 >> PAGE_SHIFT) + 1):
+                self._touch(False, gfn, private)
         view = self.private if private or gpa < self.low * PAGE_SIZE else self.shared
         return bytes(view[gpa : gpa + size])
 
     def write(self, gpa: Gpa, data: bytes, private: bool = True) -> None:
         """Stores `data` at `gpa` through one view; the range lies within RAM. Not logged as the
         guest's page-table write: callers that edit tables say so themselves."""
-        for gfn in range(gpa >> PAGE_SHIFT, (gpa + len(data) - 1 >> PAGE_SHIFT) + 1):
-            self._touch(True, gfn, private)
+        if not self.is_plain:
+            for gfn in range(gpa >> PAGE_SHIFT, (gpa + len(data) - 1 >> PAGE_SHIFT) + 1):
+                self._touch(True, gfn, private)
         view = self.private if private or gpa < self.low * PAGE_SIZE else self.shared
         view[gpa : gpa + len(data)] = data
 
@@ -313,6 +317,7 @@ class GuestRam:
         The current view of a frame in `shared` is the shared one, of all others the private one.
         Every page that is not zero is marked dirty, so that the next checkpoint keeps it.
         """
+        self.is_plain = False
         frames = self.frames
         flags = self.flags
         flags[:frames] = bytes([FLAG_STALE]) * frames

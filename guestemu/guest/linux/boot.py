@@ -23,8 +23,10 @@ from guestemu.abi.cpuid import (
     KVM_FEATURE_MIGRATION_CONTROL,
 )
 from guestemu.abi.errors import InputError
+from guestemu.abi.msrs import SEV_STATUS_SEV_SNP
 from guestemu.abi.x86 import PTE_RW, PTE_USER, RFLAGS_FIXED, Mode
 from guestemu.guest.linux.bootparams import make_boot_params, pc_memory_map
+from guestemu.guest.linux.ccblob import launch_pages
 from guestemu.guest.linux.kernel import KERNEL_MAP, Kernel
 from guestemu.guest.linux.platform import Console, Platform
 from guestemu.machine import layout
@@ -39,6 +41,7 @@ BOOT_PARAMS: Final = 0x20000
 COMMAND_LINE: Final = 0x21000
 TABLES: Final = 0x22000
 TABLE_PAGES: Final = 8
+LAUNCH_PAGES: Final = 0x2A000
 LOADER_END: Final = 0x30000
 IDENTITY: Final = 1 << 30
 
@@ -93,9 +96,6 @@ def build_machine(
     ram = machine.ram
     for segment in kernel.segments if load else ():
         ram.private[segment.physical : segment.physical + len(segment.data)] = segment.data
-    ram.private[BOOT_PARAMS : BOOT_PARAMS + PAGE_SIZE] = make_boot_params(
-        pc_memory_map(size, LOADER_END), COMMAND_LINE
-    )
     pool = iter(machine.pool(TABLES // PAGE_SIZE, TABLE_PAGES))
     tables = PageTables(ram, machine.pte_cbit, next(pool), pool)
     for address in range(0, min(size, IDENTITY), PMD_SIZE):
@@ -105,6 +105,14 @@ def build_machine(
     machine.boot(tables.cr3)
     platform = Platform(machine, console, KVM_FEATURES)
     _install_sites(kernel, machine, platform)
+    setup_data = 0
+    if config.sev_status & SEV_STATUS_SEV_SNP:
+        setup_data = LAUNCH_PAGES
+        pages = launch_pages(LAUNCH_PAGES, platform.cpuid)
+        ram.private[LAUNCH_PAGES : LAUNCH_PAGES + len(pages)] = pages
+    ram.private[BOOT_PARAMS : BOOT_PARAMS + PAGE_SIZE] = make_boot_params(
+        pc_memory_map(size, LOADER_END), COMMAND_LINE, setup_data
+    )
     return machine, platform
 
 

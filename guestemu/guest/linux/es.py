@@ -2,8 +2,8 @@
 """SEV-ES under a guest: VMMCALL becomes #VC, VMGEXIT carries the request to the host.
 
 The hypervisor's side follows sev_handle_vmgexit(), sev_es_validate_vmgexit(),
-sev_es_sync_from_ghcb() and sev_handle_vmgexit_msr_protocol() in arch/x86/kvm/svm/sev.c (Linux 6.12);
-the guest's handler is the kernel's own (A31). Hypercalls and MSR accesses end at the same
+sev_es_sync_from_ghcb() and sev_handle_vmgexit_msr_protocol() in arch/x86/kvm/svm/sev.c (Linux
+6.12); the guest's handler is the kernel's own (A31). Hypercalls and MSR accesses end at the same
 `ExitHandler` as in a plain SEV guest, always as 64-bit ones (K3-c step 3, guest_state_protected).
 
 Only VMMCALL is reflected: CPUID, RDMSR, WRMSR and I/O instructions are answered in place, as if the
@@ -21,8 +21,14 @@ import msgspec
 
 from guestemu.abi import ghcb as abi
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SIZE, U32_MASK, Gpa
-from guestemu.abi.msrs import MSR_AMD64_SEV_ES_GHCB
-from guestemu.guest.linux.sev_events import GhcbRequest, MsrRequest, SevEvents
+from guestemu.abi.errors import InputError
+from guestemu.abi.msrs import (
+    MSR_AMD64_SEV_ES_GHCB,
+    SEV_STATUS_SEV,
+    SEV_STATUS_SEV_ES,
+    SEV_STATUS_SEV_SNP,
+)
+from guestemu.guest.linux.sev_events import GhcbRequest, MsrRequest, SevEvents, new_events
 from guestemu.guest.linux.snp import Snp
 from guestemu.machine import ghcb
 from guestemu.machine.cpuid import CpuidLeaf
@@ -33,6 +39,14 @@ from guestemu.machine.vcpu import Vcpu
 
 _SYNCED: Final = ("rax", "rbx", "rcx", "rdx")
 _NOWHERE: Final = -1
+_STATUSES: Final = frozenset(
+    {
+        0,
+        SEV_STATUS_SEV,
+        SEV_STATUS_SEV | SEV_STATUS_SEV_ES,
+        SEV_STATUS_SEV | SEV_STATUS_SEV_ES | SEV_STATUS_SEV_SNP,
+    }
+)
 
 
 class Malformed(Exception):
@@ -281,6 +295,23 @@ class SevEs:
     @property
     def _table_writes(self) -> int:
         return self._machine.ram.table_write_count
+
+
+def attach_sev(machine: Machine, cpuid: Callable[[int, int], CpuidLeaf]) -> SevEs | None:
+    """What the machine's `sev_status` asks for beside plain SEV; before guest code runs.
+
+    Raises `InputError` for a status that no processor reports.
+    """
+    status = machine.config.sev_status
+    if status not in _STATUSES or (status and machine.config.cbit is None):
+        raise InputError(
+            f"sev_status {status:#x}: take 1 (SEV), 3 (SEV-ES) or 7 (SEV-SNP), with a C-bit"
+        )
+    if not status & SEV_STATUS_SEV_ES:
+        return None
+    events = new_events()
+    snp = Snp(machine, events) if status & SEV_STATUS_SEV_SNP else None
+    return SevEs(machine, cpuid, events, snp)
 
 
 def _injection(fault: GuestFault) -> int:

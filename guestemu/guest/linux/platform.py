@@ -19,6 +19,7 @@ from guestemu.abi.cpuid import (
     CPUID_KVM_FEATURES,
     CPUID_MEMORY_ENCRYPTION,
 )
+from guestemu.guest.linux.es import attach_sev
 from guestemu.machine.cpuid import CpuidLeaf
 from guestemu.machine.engine import HOOK_CODE, REGISTERS, CodeHook
 from guestemu.machine.exits import Trap
@@ -86,13 +87,17 @@ class Console:
 
 
 class Platform:
-    """Installs itself into a machine. `kvm_features` is EAX of CPUID 0x40000001."""
+    """Installs itself into a machine. `kvm_features` is EAX of CPUID 0x40000001.
+
+    `sev` is what answers a SEV-ES or SNP guest's VMGEXIT, None for plain SEV.
+    """
 
     def __init__(self, machine: Machine, console: Console, kvm_features: int) -> None:
         self._machine = machine
         self._leaves = machine.hooks.cpuid
         self._kvm_features = kvm_features
         self.console = console
+        self.sev = attach_sev(machine, self.cpuid)
         self.tsc = 0
         hooks = machine.hooks
         hooks.cpuid_function = self.cpuid

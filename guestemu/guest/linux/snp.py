@@ -41,8 +41,8 @@ _OPERATIONS: Final = frozenset({abi.PSC_OP_PRIVATE, abi.PSC_OP_SHARED})
 class Snp:
     """SNP for one machine; installs PVALIDATE and RMPADJUST. `rmp` is the state, `events` the log.
 
-    A PVALIDATE that changes nothing is in the log as `is_double` and sets CF, on which a Linux guest
-    terminates itself. With `forgives_double` CF stays clear, so that the guest goes on.
+    A PVALIDATE that changes nothing is in the log as `is_double` and sets CF, on which a Linux
+    guest terminates itself. With `forgives_double` CF stays clear, so that the guest goes on.
     """
 
     def __init__(self, machine: Machine, events: SevEvents) -> None:
@@ -77,13 +77,16 @@ class Snp:
             start = entries[index]
             if start.done > start.pages or start.gfn % start.pages:
                 return abi.PSC_ERROR_INVALID_ENTRY
+            if start.done == start.pages:
+                index += 1
+                continue
             end = index + 1
             pages = start.pages - start.done
             is_whole = start.is_2m and not start.done
             while end <= buffer.last and _continues(start, entries[end], pages, is_whole):
                 pages += entries[end].pages
                 end += 1
-            if pages and start.operation in _OPERATIONS:
+            if start.operation in _OPERATIONS:
                 gfn = start.gfn + start.done
                 if self._change(gfn, pages, start.operation, start.is_2m):
                     return abi.PSC_ERROR_GENERIC
@@ -97,7 +100,7 @@ class Snp:
         attributes = MAP_GPA_RANGE_ENCRYPTED if is_private else 0
         if is_2m:
             attributes |= MAP_GPA_RANGE_PAGE_SZ_2M
-        handler = self._machine.hooks.handler
+        handler: object = self._machine.hooks.handler
         result = 0
         if isinstance(handler, PageStateHandler):
             result = handler.page_state_change(gfn << PAGE_SHIFT, pages, attributes)

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The Guest-Hypervisor Communication Block: its MSR protocol, its page, its page-state buffer.
+
+Under SEV-ES the hypervisor sees no register of the guest. The guest writes a request into MSR
+0xC0010130 (one word), or the GPA of a shared page there and the request into that page, and
+executes VMGEXIT. This module knows the encodings only; who answers is not its business.
+
+Source: GHCB specification version 2 (AMD 56421); struct ghcb_save_area in
+arch/x86/include/asm/svm.h (Linux 6.12); fact A31.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+import msgspec
+
+from guestemu.abi import ghcb as abi
+from guestemu.abi.addresses import PAGE_SIZE, U32_MASK, Gpa
+from guestemu.machine.memory import GuestRam
+
+CPL: Final = 0x0CB
+RAX: Final = 0x1F8
+RCX: Final = 0x308
+RDX: Final = 0x310
+RBX: Final = 0x318
+RSI: Final = 0x330
+EXIT_CODE: Final = 0x390
+EXIT_INFO_1: Final = 0x398
+EXIT_INFO_2: Final = 0x3A0
+SCRATCH: Final = 0x3A8
+VALID_BITMAP: Final = 0x3F0
+SHARED_BUFFER: Final = 0x800
+VERSION: Final = 0xFFA
+USAGE: Final = 0xFFC
+
+GENERAL: Final = {"rax": RAX, "rbx": RBX, "rcx": RCX, "rdx": RDX, "rsi": RSI}
+"""Offsets of the registers that KVM takes from a GHCB."""
+
+_BITMAP_BYTES: Final = 16
+_HEADER: Final = struct.Struct("<HHI")
+_PAGES_2M: Final = 512
+
+
+class GhcbPage:
+    """One GHCB in guest memory, read and written through the shared view (C=0).
+
+    A field counts as given only if its bit in the valid bitmap is set: one bit for each 8 bytes of
+    the save area. `gpa` is page-aligned and within RAM.
+    """
+
+    def __init__(self, ram: GuestRam, gpa: Gpa) -> None:
+        self.gpa = gpa
+        self._ram = ram
+
+    def is_valid(self, offset: int) -> bool:
+        """Whether the guest marked the field at `offset` (bytes) as given."""
+        bit = offset // 8
+        byte = self._read(VALID_BITMAP + bit // 8, 1)[0]
+        return bool(byte >> bit % 8 & 1)
+
+    def value(self, offset: int) -> int:
+        """The 64-bit field at `offset`, given or not."""
+        return int.from_bytes(self._read(offset, 8), "little")
+
+    def given(self, offset: int) -> int:
+        """The field at `offset`; 0 where it is not marked as given, as KVM reads it
+        (sev_es_sync_from_ghcb)."""
+        return self.value(offset) if self.is_valid(offset) else 0
+
+    @property
+    def cpl(self) -> int:
+        """Privilege level of the request."""
+        return self._read(CPL, 1)[0]
+
+    @property
+    def usage(self) -> int:
+        """0 for the layout of the specification; nothing else is defined."""
+        return int.from_bytes(self._read(USAGE, 4), "little")
+
+    def clear_valid(self) -> None:
+        """Forgets what was given: the answer's own bits follow."""
+        self._write(VALID_BITMAP, bytes(_BITMAP_BYTES))
+
+    def set(self, offset: int, value: int) -> None:
+        """Stores a 64-bit field and marks it as given."""
+        self._write(offset, value.to_bytes(8, "little"))
+        bit = offset // 8
+        position = VALID_BITMAP + bit // 8
+        byte = self._read(position, 1)[0] | 1 << bit % 8
+        self._write(position, bytes([byte]))
+
+    def _read(self, offset: int, size: int) -> bytes:
+        return self._ram.read(Gpa(self.gpa + offset), size, private=False)
+
+    def _write(self, offset: int, data: bytes) -> None:
+        self._ram.write(Gpa(self.gpa + offset), data, private=False)
+
+
+# The MSR protocol --------------------------------------------------------------------------------
+
+
+def sev_info_answer(cbit: int) -> int:
+    """SEV information: protocol versions in [63:48] and [47:32], C-bit position in [31:24]."""
+    versions = abi.GHCB_VERSION_MAX << 48 | abi.GHCB_VERSION_MIN << 32
+    return versions | cbit << 24 | abi.MSR_SEV_INFO_RESP
+
+
+def cpuid_question(value: int) -> tuple[int, int]:
+    """(function, register 0 to 3) of a CPUID request: [63:32] and [31:30]."""
+    return value >> 32, value >> 30 & 3
+
+
+def cpuid_answer(register: int, value: int) -> int:
+    """The register's value in [63:32]."""
+    return (value & U32_MASK) << 32 | register << 30 | abi.MSR_CPUID_RESP
+
+
+def frame_of(value: int) -> int:
+    """The frame number in [51:12] of a request."""
+    return value >> 12 & 0xFF_FFFF_FFFF
+
+
+def psc_operation(value: int) -> int:
+    """The operation in [55:52] of a page-state request."""
+    return value >> 52 & 0xF
+
+
+def psc_answer(error: int) -> int:
+    """Page-state response: 32-bit error code in [63:32], 0 for success."""
+    return (error & U32_MASK) << 32 | abi.MSR_PSC_RESP
+
+
+def termination(value: int) -> tuple[int, int]:
+    """(reason set, reason) of a termination request: [15:12] and [23:16]."""
+    return value >> 12 & 0xF, value >> 16 & 0xFF
+
+
+# The page-state buffer ---------------------------------------------------------------------------
+
+
+class PscEntry(msgspec.Struct, frozen=True):
+    """One entry: `done` 4 KiB pages of it are changed already, `gfn` is its first frame."""
+
+    done: int
+    gfn: int
+    operation: int
+    is_2m: bool
+
+    @property
+    def pages(self) -> int:
+        """Its size in 4 KiB pages."""
+        return _PAGES_2M if self.is_2m else 1
+
+
+class PscBuffer(msgspec.Struct, frozen=True):
+    """struct snp_psc_desc: first and last entry to process, and all entries up to the last."""
+
+    first: int
+    last: int
+    entries: tuple[PscEntry, ...]
+
+
+def read_psc_buffer(ram: GuestRam, gpa: Gpa) -> PscBuffer | None:
+    """Reads the buffer once (the guest may change it meanwhile, M29). `entries` is empty where the
+    header is beyond the maximum; None where the buffer is not in RAM."""
+    if gpa + _HEADER.size + 8 * abi.PSC_MAX_COUNT > ram.frames * PAGE_SIZE:
+        return None
+    first, last, _ = _HEADER.unpack(ram.read(gpa, _HEADER.size, private=False))
+    if last >= abi.PSC_MAX_COUNT:
+        return PscBuffer(first, last, ())
+    words = struct.unpack(
+        f"<{last + 1}Q", ram.read(Gpa(gpa + _HEADER.size), 8 * (last + 1), private=False)
+    )
+    return PscBuffer(first, last, tuple(_entry(word) for word in words))
+
+
+def _entry(word: int) -> PscEntry:
+    return PscEntry(word & 0xFFF, frame_of(word), word >> 52 & 0xF, bool(word >> 56 & 1))
+
+
+def note_progress(ram: GuestRam, gpa: Gpa, index: int, entry: PscEntry) -> None:
+    """Tells the guest that entry `index` is changed: its page count, and the next entry to do."""
+    word = entry.pages | entry.gfn << 12 | entry.operation << 52 | int(entry.is_2m) << 56
+    ram.write(Gpa(gpa + _HEADER.size + 8 * index), word.to_bytes(8, "little"), private=False)
+    ram.write(gpa, (index + 1).to_bytes(2, "little"), private=False)
