@@ -182,7 +182,6 @@ def test_the_trace_file_has_the_run_and_every_event(
     ("arguments", "message"),
     [
         (["--host", "xen"], "host 'xen': no such host; use one of map-gpa-range, "),
-        (["--host", "qemu-v4,qemu-10.2"], "--host qemu-v4,qemu-10.2: one host"),
         (["--host", "map-gpa-range:2.6"], "kernel '2.6': no KVM model of it"),
         (["--host", "nowhere.py:Host"], "nowhere.py: no such file"),
         (["--guest", "windows"], "guest 'windows': no such guest; use one of snippet:5.10"),

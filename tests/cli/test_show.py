@@ -140,3 +140,10 @@ def test_text_marks_the_sites(tmp_path: Path, capsys: Captured) -> None:
 def test_bad_input_is_one_line(tmp_path: Path, capsys: Captured) -> None:
     assert main(["show", str(tmp_path / "none.prog")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_one_host_is_shown(tmp_path: Path, capsys: Captured) -> None:
+    path = tmp_path / "a.prog"
+    path.write_text("guestemu-program 1\n---\nread D[0]\n")
+    assert main(["show", "--host", "qemu-v4,qemu-10.2", str(path)]) == 2
+    assert "one host" in capsys.readouterr().err
