@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from guestemu.checks.base import OpView, Violation
-from guestemu.machine.exits import BudgetExhausted, Shutdown
+from guestemu.machine.exits import BudgetExhausted, Shutdown, Unbacked
 
 
 class ProgressCheck:
-    """No endless loop and no triple fault (A14, M8)."""
+    """No endless loop, no triple fault, no access beyond RAM (A14, M8)."""
 
     name = "progress"
 
@@ -28,5 +28,11 @@ class ProgressCheck:
             return (Violation(self.name, view.index, message, "A14, M8"),)
         if isinstance(end, Shutdown):
             message = f"the vCPU shut down at {end.rip:#x}: {end.reason}"
+            return (Violation(self.name, view.index, message),)
+        if isinstance(end, Unbacked):
+            message = (
+                f"the code at {end.rip:#x} {'stored to' if end.is_write else 'loaded from'} GPA "
+                f"{end.gpa:#x}, where there is no RAM (on hardware: MMIO, for user space to answer)"
+            )
             return (Violation(self.name, view.index, message),)
         return ()
