@@ -12,6 +12,8 @@ from guestemu.campaign.targets import Target
 from guestemu.checks.base import Violation
 from guestemu.host.base import Host
 from guestemu.host.userspace.base import VmStopped
+from guestemu.lockstep.check import LockstepCheck
+from guestemu.lockstep.run import HostChoice
 from guestemu.program.binary import RECORD_SIZE, decoder_for
 from guestemu.program.ops import Op, OpKind
 from guestemu.program.program import Header
@@ -40,6 +42,9 @@ class Executor:
         self._lawful = kinds.isdisjoint(target.fault_kinds)
         self.max_size = target.max_ops * RECORD_SIZE
         self.testbed: Testbed = build_testbed(header, host)
+        if target.hosts:
+            followers = LockstepCheck(header, [HostChoice(name) for name in target.hosts])
+            self.testbed.checks = (followers,)
         self._feedback = feedback
         self._decode: Callable[[bytes], tuple[Op, ...]] = decoder_for(header, kinds).decode
         feedback.attach(self.testbed)

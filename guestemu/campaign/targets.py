@@ -15,7 +15,8 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.errors import InputError
-from guestemu.program.ops import OpKind
+from guestemu.lockstep.check import DEFAULT_HOSTS
+from guestemu.program.ops import HOST_SPECS, OpKind
 from guestemu.program.program import Header
 
 _BUDGET: Final = 200_000
@@ -27,7 +28,8 @@ class Target(msgspec.Struct, frozen=True):
 
     `kinds` are the ops of its programs, `fault_kinds` those that `--faults` adds (empty: the target
     has none); `max_ops` bounds a program; `header` is what its programs start from; `limits`
-    says that its ops pass through `ranges.limit_ops`.
+    says that its ops pass through `ranges.limit_ops`; `hosts` run in lock-step with the
+    header's host and are compared with it, instead of every other check.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Target(msgspec.Struct, frozen=True):
     max_ops: int
     fault_kinds: frozenset[OpKind] = frozenset()
     limits: bool = False
+    hosts: tuple[str, ...] = ()
     header: Header = Header(budget=_BUDGET)
 
     def kinds_with(self, faults: bool) -> frozenset[OpKind]:
@@ -87,6 +90,25 @@ _TARGETS: Final = (
         ),
         max_ops=6,
         limits=True,
+    ),
+    Target(
+        name="lockstep",
+        summary="hosts of every generation in lock-step: differences that no known one explains",
+        kinds=frozenset(
+            {
+                OpKind.HYPERCALL,
+                OpKind.WRMSR,
+                OpKind.RDMSR,
+                OpKind.SET_MEMORY_ENCRYPTED,
+                OpKind.SET_MEMORY_DECRYPTED,
+                OpKind.EARLY_SET_MEMORY_ENCRYPTED,
+                OpKind.EARLY_SET_MEMORY_DECRYPTED,
+                *HOST_SPECS,
+            }
+        ),
+        max_ops=6,
+        limits=True,
+        hosts=DEFAULT_HOSTS,
     ),
 )
 
