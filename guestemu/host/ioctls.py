@@ -140,7 +140,8 @@ def set_list(host: Host, gfn: int, pages: int, count: int, null: int) -> int:
     count -= (count >> 31) << 32
     if null:
         return host.set_shared_pages_list(None, count)
-    starts = (gfn + 2 * pages * index for index in range(max(0, min(count, _MAX_ENTRIES))))
+    entries = count if 0 <= count <= _MAX_ENTRIES else 0  # more is refused before it is read
+    starts = (gfn + 2 * pages * index for index in range(entries))
     data = b"".join(_ENTRY.pack(start & U64_MASK, start + pages & U64_MASK) for start in starts)
     return host.set_shared_pages_list(data, count)
 
