@@ -14,7 +14,7 @@ import msgspec
 
 from guestemu.abi.addresses import PAGE_SHIFT
 from guestemu.abi.errors import InputError
-from guestemu.abi.msrs import SEV_STATUS_SEV
+from guestemu.abi.msrs import SEV_STATUS_SEV, SEV_STATUS_SEV_ES, SEV_STATUS_SEV_SNP
 from guestemu.guest.linux.boot import DEFAULT_COMMAND_LINE, boot_kernel
 from guestemu.guest.linux.guest import LinuxGuest
 from guestemu.guest.linux.kernel import Kernel, load_kernel
@@ -32,6 +32,8 @@ MIN_MEMORY: Final = 128
 
 _SEV_STATUS: Final = {
     "sev": SEV_STATUS_SEV,
+    "es": SEV_STATUS_SEV | SEV_STATUS_SEV_ES,
+    "snp": SEV_STATUS_SEV | SEV_STATUS_SEV_ES | SEV_STATUS_SEV_SNP,
 }
 
 

@@ -21,6 +21,7 @@ from guestemu.abi.addresses import PAGE_SIZE
 from guestemu.abi.regions import Region
 from guestemu.guest.base import PlacedRegion
 from guestemu.guest.linux.boot import STOP_AT, BootedKernel, build_machine
+from guestemu.guest.linux.es import EsState
 from guestemu.guest.linux.kernel import Kernel
 from guestemu.guest.linux.platform import Console
 from guestemu.guest.linux.prepare import BootExit, Prepared
@@ -28,7 +29,7 @@ from guestemu.machine.engine import Context
 from guestemu.machine.exits import Trap
 from guestemu.machine.machine import Machine, MachineConfig
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 _LEVEL: Final = 1
 
 
@@ -56,6 +57,7 @@ class _Body(msgspec.Struct, frozen=True):
     shared: dict[int, bytes]
     shared_frames: list[int]
     boot_exits: list[BootExit]
+    sev: EsState | None
 
 
 def _header(kernel: Kernel, config: MachineConfig, command_line: str, size: int) -> _Header:
@@ -82,6 +84,7 @@ def save_snapshot(path: Path, prepared: Prepared, command_line: str) -> int:
         shared=_pages(machine, machine.ram.shared, lambda gfn: gfn in shared),
         shared_frames=prepared.shared_frames,
         boot_exits=prepared.boot_exits,
+        sev=booted.platform.sev.save() if booted.platform.sev is not None else None,
     )
     data = zstandard.ZstdCompressor(level=_LEVEL, threads=-1).compress(msgspec.msgpack.encode(body))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,6 +132,8 @@ def load_snapshot(path: Path, kernel: Kernel, config: MachineConfig, command_lin
     machine.engine.flush_tlb()
     machine.hooks.forget_code()
     machine.msrs.platform.update(body.platform_msrs)
+    if platform.sev is not None and body.sev is not None:
+        platform.sev.load(body.sev)
     platform.tsc = body.tsc
     console.resume(body.console)
     stop = Trap(machine.current.read_register("rip"))
