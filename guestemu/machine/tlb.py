@@ -13,8 +13,17 @@ from typing import Final
 
 from unicorn import unicorn_const as uc_const
 
-from guestemu.abi.addresses import Gpa, Gva
-from guestemu.abi.x86 import CR0_PG, CR0_WP, PTE_NX, PTE_PRESENT, PTE_RW, PTE_USER
+from guestemu.abi.addresses import U64_MASK, Gpa, Gva
+from guestemu.abi.x86 import (
+    CR0_PG,
+    CR0_WP,
+    PTE_NX,
+    PTE_PRESENT,
+    PTE_RW,
+    PTE_USER,
+    VECTOR_GP,
+    VECTOR_PF,
+)
 from guestemu.machine.engine import HOOK_TLB_FILL, REGISTERS, Engine, TlbEntry, TlbHook
 from guestemu.machine.memory import GuestRam
 from guestemu.machine.paging import LEAF_SIZES, walk
@@ -22,6 +31,7 @@ from guestemu.machine.paging import LEAF_SIZES, walk
 _READ: Final = uc_const.UC_PROT_READ
 _WRITE: Final = uc_const.UC_PROT_WRITE
 _EXEC: Final = uc_const.UC_PROT_EXEC
+_LOWER_HALF: Final = 1 << 47
 
 FAULT_PRESENT: Final = 1 << 0
 FAULT_WRITE: Final = 1 << 1
@@ -32,14 +42,15 @@ FAULT_FETCH: Final = 1 << 4
 class TlbWalker:
     """Fills the emulator's TLB from guest page tables with a literal C-bit.
 
-    `fault` is (address, error code) of the last refused access, None when the last one was granted.
+    `fault` is (vector, error code, address) of the last refused access, None when the last one was
+    granted: a page fault, or #GP(0) for an address that is not canonical.
     """
 
     def __init__(self, engine: Engine, ram: GuestRam, cbit_mask: int) -> None:
         self._engine = engine
         self._ram = ram
         self._cbit_mask = cbit_mask
-        self.fault: tuple[int, int] | None = None
+        self.fault: tuple[int, int, int] | None = None
         self.errors: list[BaseException] = []
         engine.use_virtual_tlb()
         engine.add_hook(HOOK_TLB_FILL, TlbHook(self._on_fill))
@@ -58,6 +69,9 @@ class TlbWalker:
             entry.paddr = gva & ~0xFFF
             entry.perms = _READ | _WRITE | _EXEC
             return True
+        if gva + _LOWER_HALF & U64_MASK >= 2 * _LOWER_HALF:
+            self.fault = (VECTOR_GP, 0, gva)
+            return False
         is_write = access == uc_const.UC_MEM_WRITE
         is_fetch = access == uc_const.UC_MEM_FETCH
         is_user = read(REGISTERS["cs"]) & 3 == 3
@@ -69,7 +83,7 @@ class TlbWalker:
             | (FAULT_FETCH if is_fetch else 0)
         )
         if not leaf.entry & PTE_PRESENT or leaf.level > 3:
-            self.fault = (gva, code)
+            self.fault = (VECTOR_PF, code, gva)
             return False
         writable = bool(leaf.entry & PTE_RW) or (not is_user and not cr0 & CR0_WP)
         refused = (
@@ -78,7 +92,7 @@ class TlbWalker:
             or (is_fetch and bool(leaf.entry & PTE_NX))
         )
         if refused:
-            self.fault = (gva, code | FAULT_PRESENT)
+            self.fault = (VECTOR_PF, code | FAULT_PRESENT, gva)
             return False
         size = LEAF_SIZES[leaf.level]
         base = leaf.entry & 0x000F_FFFF_FFFF_F000 & ~self._cbit_mask & ~(size - 1)

@@ -125,9 +125,10 @@ class Vcpu:
             return Halt(rip)
         tlb = self.machine.tlb
         if code == ERR_EXCEPTION and tlb is not None and tlb.fault is not None:
-            address, error_code = tlb.fault
-            self._engine.write(REGISTERS["cr2"], address)
-            return self._raise(VECTOR_PF, error_code)
+            vector, error_code, address = tlb.fault
+            if vector == VECTOR_PF:
+                self._engine.write(REGISTERS["cr2"], address)
+            return self._raise(vector, error_code)
         raise EngineError(f"the emulator ended at {rip:#x} with error {code}")
 
     def _exception(self, vector: int) -> Exit | None:

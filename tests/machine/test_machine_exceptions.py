@@ -260,6 +260,16 @@ def test_other_exceptions(code: bytes, vector: int, error: int | None, offset: i
     assert Bare().run(code) == ExceptionExit(vector, error, CODE + offset)
 
 
+@pytest.mark.parametrize("cbit", [39, 47])
+@pytest.mark.parametrize("address", [1 << 47, 1 << 60, 2**64 - 2**47 - 8])
+@pytest.mark.parametrize("code", [READ, WRITE])
+def test_an_address_that_is_not_canonical_is_gp(cbit: int, address: int, code: bytes) -> None:
+    bare = Bare(MachineConfig(frames=FRAMES, cbit=cbit))
+    assert bare.run(mov(3, address) + code) == ExceptionExit(VECTOR_GP, 0, CODE + 10)
+    high = bare.run(mov(3, 2**64 - 2**47) + code)
+    assert high == ExceptionExit(VECTOR_PF, 2 * (code == WRITE), CODE + 10, cr2=2**64 - 2**47)
+
+
 def no_gate(bare: Bare, vector: int) -> None:
     bare.machine.ram.write(Gpa(layout.IDT64 + 16 * vector), bytes(16))
 
