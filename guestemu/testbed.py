@@ -18,9 +18,10 @@ from guestemu.abi.errors import InputError
 from guestemu.checks import standard_checks
 from guestemu.checks.base import Check, ExitRecord, OpView, Violation
 from guestemu.checks.results import answers_left
+from guestemu.exit_recorder import ExitRecorder
 from guestemu.guest.base import CallOutcome, Guest, RawRegisters
 from guestemu.guest.registry import GuestSettings, load_guest
-from guestemu.host.base import GuestFault, Host, Hypercall, VcpuAccess
+from guestemu.host.base import GuestFault, Host, Hypercall
 from guestemu.host.registry import load_host
 from guestemu.host_operations import host_operations
 from guestemu.machine.leafmap import Flip
@@ -37,6 +38,7 @@ _CONVERSIONS: Final = frozenset(
     }
 )
 _TO_PRIVATE: Final = frozenset({OpKind.SET_MEMORY_ENCRYPTED, OpKind.EARLY_SET_MEMORY_ENCRYPTED})
+_DMA: Final = frozenset({OpKind.DMA_ALLOC, OpKind.DMA_FREE})
 _BY_SIZE: Final = frozenset({OpKind.EARLY_SET_MEMORY_ENCRYPTED, OpKind.EARLY_SET_MEMORY_DECRYPTED})
 
 
@@ -62,51 +64,6 @@ class Outcome(msgspec.Struct, frozen=True):
         return not self.violations
 
 
-class ExitRecorder:
-    """Stands between vCPU and host: passes every exit on and notes the answer."""
-
-    def __init__(self, host: Host, guest: Guest) -> None:
-        self.records: list[ExitRecord] = []
-        self._answer = host.hypercall
-        self._host = host
-        self._ram = guest.machine.ram
-        self._watch = guest.machine.ram.watch
-
-    def hypercall(self, call: Hypercall) -> int:
-        """See `ExitHandler`."""
-        args = (call.a0, call.a1, call.a2, call.a3)
-        writes = self._watch.log_count
-        try:
-            value = self._answer(call)
-        except GuestFault:
-            self.records.append(
-                ExitRecord("hypercall", call.nr, args, None, writes, call.cpl, call.is_64bit)
-            )
-            raise
-        self.records.append(
-            ExitRecord("hypercall", call.nr, args, value, writes, call.cpl, call.is_64bit)
-        )
-        return value
-
-    def rdmsr(self, index: int, vcpu: VcpuAccess) -> int:
-        """See `ExitHandler`."""
-        value: int | None = None
-        try:
-            value = self._host.rdmsr(index, vcpu)
-        finally:
-            self.records.append(ExitRecord("rdmsr", index, (), value, self._watch.log_count))
-        return value
-
-    def wrmsr(self, index: int, value: int, vcpu: VcpuAccess) -> None:
-        """See `ExitHandler`."""
-        taken: int | None = None
-        try:
-            self._host.wrmsr(index, value, vcpu)
-            taken = value
-        finally:
-            self.records.append(ExitRecord("wrmsr", index, (value,), taken, self._watch.log_count))
-
-
 class Testbed:
     """One guest and one host with checks between them.
 
@@ -125,7 +82,8 @@ class Testbed:
         self._tell_boot_exits()
         self.recorder = ExitRecorder(host, guest)
         guest.machine.hooks.handler = self.recorder
-        self._faults_pending = False
+        self._machine = guest.machine
+        self._has_faults = False
         self._fault_split = False
         self._answers = (0, 0)
         self._buffers: dict[int, Gpa] = {}
@@ -141,6 +99,7 @@ class Testbed:
         self._buffers = {}
         self._answers = (0, 0)
         self._fault_split = False
+        self._has_faults = False
 
     def _tell_boot_exits(self) -> None:
         """The host hears what the guest said while it booted, so that both agree at the start."""
@@ -170,16 +129,20 @@ class Testbed:
     ) -> None:
         """Runs one operation, appends its result and what the checks say."""
         view = self._begin(index, op, self._range(op))
-        if op.vcpu != self.guest.machine.current.index:
+        kind = op.kind
+        if op.vcpu != self._machine.current.index:
             self.guest.activate(op.vcpu)
-        view.outcome = self._do[op.kind](op)
+        view.outcome = outcome = self._do[kind](op)
         flips = self._collect_flips(view)
-        self._end_faults(op, view)
-        if op.kind is OpKind.DMA_ALLOC or op.kind is OpKind.DMA_FREE:
+        if self._has_faults:
+            self._end_faults(op, view)
+        if kind in _DMA:
             view.free_frames = self.guest.free_frames()
-        results.append(OpResult(op, view.outcome, tuple(view.exits), flips))
+        results.append(OpResult(op, outcome, tuple(view.exits), flips))
         for check in self.checks:
-            violations.extend(check.after(view))
+            found = check.after(view)
+            if found:
+                violations.extend(found)
         if self.observe is not None:
             self.observe(view)
 
@@ -251,7 +214,7 @@ class Testbed:
         )
 
     def _collect_flips(self, view: OpView) -> tuple[tuple[int, Flip], ...]:
-        writes = self.guest.machine.ram.table_writes()
+        writes = self._machine.ram.table_writes()
         if not writes:
             return ()
         update = self.guest.leaf_map.update
@@ -361,11 +324,13 @@ class Testbed:
         value, count = op.arguments
         self.host.inject_answer(value, count)
         self._answers = (value, count)
+        self._has_faults = True
         return _NOTHING
 
     def _fail_split(self, op: Op) -> CallOutcome:
         self.guest.fail_split(op.arguments[0])
         self._fault_split = True
+        self._has_faults = True
         return _NOTHING
 
     def _fail_msr(self, op: Op) -> CallOutcome:

@@ -41,16 +41,14 @@ class ConversionCheck:
         first, count = view.frames
         end = min(first + count, len(view.private_before))
         private = view.wants_private
-        view.private_before[first:end] = private
-        view.host_before[first:end] = private
-        tables = view.guest.leaf_map.private
-        if tables != view.private_before:
-            found.append(
-                self._explain(view, "page tables", tables, view.private_before, first, end)
-            )
-        status = view.host.private_map()
-        if status != view.host_before:
-            found.append(self._explain(view, "host", status, view.host_before, first, end))
+        for who, before, after in (
+            ("page tables", view.private_before, view.guest.leaf_map.private),
+            ("host", view.host_before, view.host.private_map()),
+        ):
+            expected = before.copy()
+            expected[first:end] = private
+            if after != expected:
+                found.append(self._explain(view, who, after, expected, first, end))
         if view.region is _ALIAS:
             page = view.op.page
             bits = view.guest.leaf_map.alias[page : page + count]

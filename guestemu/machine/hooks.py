@@ -64,6 +64,9 @@ HYPERCALL_LENGTH: Final = 3
 _ANSWERED_LENGTH: Final = 4
 _EVERYWHERE: Final = -1
 
+DecideHook = ctypes.CFUNCTYPE(ctypes.c_bool)
+"""What the native hook of VMMCALL calls; the arguments it passes as well are not looked at."""
+
 
 class BlockWatch(ctypes.Structure):
     """The record that the native block hook works on; layout as in native/hooks.S."""
@@ -173,7 +176,7 @@ class CpuHooks:
             engine.add_native_hook(HOOK_BLOCK, code.block_hook, self.watch)
         else:
             engine.add_hook(HOOK_BLOCK, CodeHook(self._on_block))
-        self._decide_hook = InvalidHook(self._decide)
+        self._decide_hook = DecideHook(self._decide)
         self._add_invalid_hook(code)
         engine.add_hook(HOOK_INTR, InterruptHook(self._on_interrupt))
         engine.add_hook(HOOK_MEM_UNMAPPED, UnmappedHook(self._on_unmapped))
@@ -242,35 +245,24 @@ class CpuHooks:
 
     # Hook bodies ------------------------------------------------------------------------------
 
-    def _on_invalid(self, uc: object, user: object) -> bool:
+    def _on_invalid(self, _uc: object, _user: object) -> bool:
         self._in.read()
-        if self._decide(uc, user):
+        if self._decide():
             self._out.write()
             return True
         return False
 
-    def _decide(self, _uc: object, _user: object) -> bool:
+    def _decide(self) -> bool:
         """With the registers in `_in`: answers a hypercall into `_out` (True) or ends the run."""
         try:
-            values = self._in_values
-            rip = values[0]
+            rip, nr, a0, a1, a2, a3, selector = self._in_values.tolist()
             kind = self._kinds.get(rip)
             if kind is None:
                 kind = self._decode(rip)
             vcpu = self.vcpu
             if kind <= _VMCALL and vcpu is not None:
-                cpl, is_64bit = vcpu.privilege(values[6])
-                call = Hypercall(
-                    values[1],
-                    values[2],
-                    values[3],
-                    values[4],
-                    values[5],
-                    cpl,
-                    is_64bit,
-                    vcpu,
-                    kind == _VMCALL,
-                )
+                cpl, is_64bit = vcpu.privilege(selector)
+                call = Hypercall(nr, a0, a1, a2, a3, cpl, is_64bit, vcpu, kind == _VMCALL)
                 if self.handler is None:
                     self.pending = call
                     return False
