@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="hypercall, msr or conversion.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="One of `guestemu targets`.")],
     seconds: Annotated[
         float | None, typer.Option("--time", metavar="S", help="End after S seconds.")
     ] = None,
