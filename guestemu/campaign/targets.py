@@ -106,6 +106,7 @@ _TARGETS: Final = (
                 *HOST_SPECS,
             }
         ),
+        fault_kinds=frozenset({OpKind.FAIL_SPLIT, OpKind.UNMAP, OpKind.CLEAR_PRESENT}),
         max_ops=6,
         limits=True,
         hosts=DEFAULT_HOSTS,
