@@ -27,7 +27,8 @@ _ARGUMENTS: Final = ("rdi", "rsi", "rdx", "rcx", "r8", "r9")
 
 
 class KernelCalls:
-    """Calls into one booted kernel; `budget` bounds each call in basic blocks.
+    """Calls into one booted kernel; `budget` bounds each call in basic blocks, `stack` is RSP at
+    its stop.
 
     Raises `InputError` where the kernel did not arrive at its stop.
     """
@@ -38,6 +39,7 @@ class KernelCalls:
         self.kernel = booted.kernel
         self.budget = budget
         self.context = Context(booted.machine.engine)
+        self.stack = booted.machine.current.read_register("rsp")
         self._engine = booted.machine.engine
         self._vcpu = booted.machine.current
         self._console = booted.console

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from guestemu.abi.addresses import PAGE_SHIFT, Gpa, Gva
+from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, Gpa, Gva
 from guestemu.abi.errno import EFAULT, ENOSYS
 from guestemu.abi.regions import Instruction, Region
 from guestemu.abi.x86 import PTE_PRESENT, PTE_PSE, Mode
@@ -22,6 +22,8 @@ from guestemu.machine.engine import HOOK_CODE, REGISTERS, CodeHook
 from guestemu.machine.leafmap import LeafMap, Window
 from guestemu.machine.paging import walk
 
+_BOOL: Final = 0xFF
+_SCRATCH_BELOW_STACK: Final = 0x800
 _ALLOC_PAGES: Final = ("alloc_pages", "alloc_pages_noprof")
 
 
@@ -43,6 +45,7 @@ class LinuxGuest(Guest):
         self.calls = KernelCalls(booted, budget)
         self._vcpu = self.machine.current
         self._split_failures: int | None = None
+        self._frame_mask = self.calls.read_u64(kernel.address("physical_mask")) & ~PAGE_MASK
         self._booted = booted
         self._dma: KernelDma | None = None
         self.root = page_table_root(booted)
@@ -133,24 +136,28 @@ class LinuxGuest(Guest):
 
     def memset(self, gva: Gva, value: int, size: int) -> CallOutcome:
         """See `Guest`."""
-        return self.call("memset", gva, value, size)
+        return _void(self.call("memset", gva, value, size))
 
     def load(self, gva: Gva) -> CallOutcome:
         """The kernel's memcpy() of 8 bytes to its stack page, read from there."""
-        target = self._vcpu.read_register("rsp") - 0x800
+        target = self.calls.stack - _SCRATCH_BELOW_STACK
         outcome = self.call("memcpy", target, gva, 8)
         if outcome.value is None:
             return outcome
         return CallOutcome(self.calls.read_u64(target), None, outcome.warnings)
 
     def touch_cbit(self, gva: Gva, private: bool) -> CallOutcome:
-        """An edit of the entry, as the kernel has no function for it."""
+        """An edit of the entry and a TLB flush, as the kernel has no function for it. The store is
+        logged like the guest's own."""
         leaf = walk(self.machine.ram, self.machine.pte_cbit, self.root, gva)
         if leaf.level != 1 or not leaf.is_present:
             return CallOutcome(-EFAULT)
         cbit = self.machine.pte_cbit
         entry = leaf.entry | cbit if private else leaf.entry & ~cbit
-        self._edit(leaf.entry_gpa, entry)
+        ram = self.machine.ram
+        ram.write_u64(leaf.entry_gpa, entry)
+        ram.note_access(True, leaf.entry_gpa | ram.cbit_mask, 8, entry)
+        self.machine.engine.flush_tlb()
         return CallOutcome(0)
 
     def kvm_init_platform(self, efi: bool) -> CallOutcome:
@@ -160,13 +167,16 @@ class LinuxGuest(Guest):
 
     def kvm_guest_cpu_offline(self) -> CallOutcome:
         """See `Guest`."""
-        return self.call("kvm_guest_cpu_offline", 0)
+        return _void(self.call("kvm_guest_cpu_offline", 0))
 
     def set_memory_enc_stop_conversion(self) -> CallOutcome:
         """See `Guest`."""
         if "set_memory_enc_stop_conversion" not in self.kernel.symbols:
             return CallOutcome(-ENOSYS)
-        return self.call("set_memory_enc_stop_conversion")
+        outcome = self.call("set_memory_enc_stop_conversion")
+        if outcome.value is None:
+            return outcome
+        return CallOutcome(outcome.value & _BOOL, None, outcome.warnings)
 
     def raw_hypercall(
         self, instruction: Instruction, registers: RawRegisters, mode: Mode, cpl: int
@@ -208,17 +218,24 @@ class LinuxGuest(Guest):
         self._split_failures = None
 
     def edit_entry(self, gva: Gva, clear_all: bool) -> bool:
-        """See `Guest`."""
+        """See `Guest`. Without PRESENT the frame's bits are inverted, as the kernel stores such an
+        entry (arch/x86/include/asm/pgtable-invert.h, the L1TF mitigation)."""
         leaf = walk(self.machine.ram, self.machine.pte_cbit, self.root, gva)
         if leaf.level != 1 or not leaf.is_present or leaf.entry & PTE_PSE:
             return False
-        self._edit(leaf.entry_gpa, 0 if clear_all else leaf.entry & ~PTE_PRESENT)
+        absent = (leaf.entry & ~PTE_PRESENT) ^ self._frame_mask
+        self._edit(leaf.entry_gpa, 0 if clear_all else absent)
         return True
 
     def _edit(self, entry_gpa: Gpa, entry: int) -> None:
         self.machine.ram.write_u64(entry_gpa, entry)
         self.leaf_map.reread(entry_gpa)
         self.machine.engine.flush_tlb()
+
+
+def _void(outcome: CallOutcome) -> CallOutcome:
+    """A void function leaves 0."""
+    return CallOutcome(0, None, outcome.warnings) if outcome.value is not None else outcome
 
 
 def _version(text: str) -> tuple[int, int]:
