@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The `conversion` target as a libFuzzer program: python fuzz/conversion.py -max_total_time=60 CORPUS"""
+"""The `conversion` target for libFuzzer: python fuzz/conversion.py -max_total_time=60 CORPUS"""
 
 import sys
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The `hypercall` target as a libFuzzer program: python fuzz/hypercall.py -max_total_time=60 CORPUS"""
+"""The `hypercall` target for libFuzzer: python fuzz/hypercall.py -max_total_time=60 CORPUS"""
 
 import sys
 

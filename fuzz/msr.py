@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The `msr` target as a libFuzzer program: python fuzz/msr.py -max_total_time=60 CORPUS"""
+"""The `msr` target for libFuzzer: python fuzz/msr.py -max_total_time=60 CORPUS"""
 
 import sys
 

@@ -39,6 +39,7 @@ class Executor:
         self.target = target
         self.header = header
         self.kinds = kinds
+        self._limits = target.limits
         self._lawful = kinds.isdisjoint(target.fault_kinds)
         self.max_size = target.max_ops * RECORD_SIZE
         self.testbed: Testbed = build_testbed(header, host)
@@ -51,8 +52,8 @@ class Executor:
 
     def decode(self, data: bytes) -> tuple[Op, ...]:
         """The program that `data` stands for on this target."""
-        ops = self._decode(data[: self.max_size])
-        return limit_ops(ops, self._lawful) if self.target.limits else ops
+        ops = self._decode(data if len(data) <= self.max_size else data[: self.max_size])
+        return limit_ops(ops, self._lawful) if self._limits else ops
 
     def run(self, ops: tuple[Op, ...]) -> list[Violation]:
         """Runs `ops` from the first state; the violations, in order."""

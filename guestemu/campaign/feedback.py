@@ -18,6 +18,7 @@ import mmap
 from typing import Final
 
 from bitarray import bitarray
+from bitarray.util import any_and
 
 from guestemu.checks.base import OpView
 from guestemu.machine.exits import (
@@ -37,7 +38,6 @@ SIZE: Final = GUEST_COUNTERS + MODEL_COUNTERS
 _MODEL_MASK: Final = MODEL_COUNTERS - 1
 _ZEROES: Final = bytes(SIZE)
 _END_CLASSES: Final = {
-    type(None): 0,
     Halt: 1,
     Trap: 2,
     ExceptionExit: 3,
@@ -46,6 +46,7 @@ _END_CLASSES: Final = {
     Unbacked: 6,
 }
 _OTHER_END: Final = 7
+_MANY_EXITS: Final = 4
 _ERRNO_TOP: Final = (1 << 64) - 4096
 
 
@@ -99,8 +100,7 @@ class Feedback:
 
     def take(self) -> bool:
         """Adds the last run to what was seen; whether it brought anything new."""
-        new = self._bits & self._unseen
-        if not new.any():
+        if not any_and(self._bits, self._unseen):
             return False
         self._unseen &= ~self._bits
         return True
@@ -125,24 +125,27 @@ class Feedback:
         outcome = view.outcome
         exits = view.exits
         op = view.op
+        kind = op.kind
+        state = host.state
         differs = host.private_map() != view.guest.leaf_map.private
-        answer = value_class(exits[-1].ret) if exits else 0
+        value = outcome.value
+        answer = exits[-1].ret if exits else None
+        end = outcome.end
+        area = self.area
         step = hash(
             (
-                op.kind,
-                value_class(outcome.value),
-                _END_CLASSES.get(type(outcome.end), _OTHER_END),
-                host.state,
-                answer,
-                min(len(exits), 4),
+                kind,
+                value_class(value) if value else value == 0,
+                value_class(answer) if answer else answer == 0,
+                0 if end is None else _END_CLASSES.get(type(end), _OTHER_END),
+                state,
+                min(len(exits), _MANY_EXITS),
                 differs,
-                op.mode,
-                op.cpl,
+                op.mode << 2 | op.cpl,
                 len(outcome.warnings),
             )
         )
-        area = self.area
         area[GUEST_COUNTERS + (step & _MODEL_MASK)] = 1
-        pair = hash((self._previous, op.kind, host.state, differs))
+        pair = hash((self._previous, kind, state, differs))
         area[GUEST_COUNTERS + (pair & _MODEL_MASK)] = 1
-        self._previous = op.kind << 8 | host.state
+        self._previous = kind << 8 | state

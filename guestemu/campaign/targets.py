@@ -54,7 +54,7 @@ _TARGETS: Final = (
         summary="raw VMMCALL and VMCALL with any registers, mode and CPL",
         kinds=frozenset({OpKind.HYPERCALL}),
         fault_kinds=frozenset({OpKind.ANSWER}),
-        max_ops=4,
+        max_ops=2,
     ),
     Target(
         name="msr",
@@ -63,7 +63,7 @@ _TARGETS: Final = (
             {OpKind.WRMSR, OpKind.RDMSR, OpKind.INIT_PLATFORM, OpKind.CPU_OFFLINE},
         ),
         fault_kinds=frozenset({OpKind.FAIL_MSR}),
-        max_ops=4,
+        max_ops=3,
     ),
     Target(
         name="conversion",

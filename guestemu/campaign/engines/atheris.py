@@ -10,7 +10,9 @@ libFuzzer; a crash is a death of the process. Our mutator replaces libFuzzer's.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +69,8 @@ def _arguments(session: Session) -> list[str]:
         f"-max_len={session.executor.max_size}",
         f"-seed={(session.plan.seed & _SEED_MASK) + 1}",
         "-len_control=0",
+        "-entropic_scale_per_exec_time=1",
+        "-use_value_profile=0",
         "-handle_int=0",
         "-handle_term=0",
         "-rss_limit_mb=0",
@@ -85,8 +89,23 @@ def fuzz(arguments: list[str], test_one_input: Callback, session: Session) -> No
 
     mutator = Mutator(session.plan.header, session.kinds)
     atheris.Setup(arguments, test_one_input, custom_mutator=mutator.mutate, internal_libfuzzer=True)
+    _load_globally("atheris.custom_mutator")
     register(session.feedback, _core())
     atheris.Fuzz()
+
+
+def _load_globally(module: str) -> None:
+    """Imports a native module so that libraries loaded later see its symbols.
+
+    libFuzzer finds a custom mutator as a weak symbol, bound when its library is loaded; atheris
+    takes care of that order itself, but `_core` loads the library before it.
+    """
+    flags = sys.getdlopenflags()
+    sys.setdlopenflags(flags | os.RTLD_GLOBAL)
+    try:
+        importlib.import_module(module)
+    finally:
+        sys.setdlopenflags(flags)
 
 
 def _core() -> ModuleType:

@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The parts of a campaign: limits of ops, counters, keys, mutation, the directory, the screen."""
+
+from __future__ import annotations
+
+import errno
+import io
+import random
+from pathlib import Path
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from guestemu.abi.errors import InputError, MissingError
+from guestemu.campaign import engines
+from guestemu.campaign.engines.random import RandomEngine
+from guestemu.campaign.executor import Executor
+from guestemu.campaign.feedback import GUEST_COUNTERS, Feedback, value_class
+from guestemu.campaign.figures import Figures, WorkerFigures, merge_counts
+from guestemu.campaign.findings import FindingBook, FindingCount, finding_key, signature
+from guestemu.campaign.minimise import minimise
+from guestemu.campaign.mutator import Mutator
+from guestemu.campaign.ranges import MAX_EARLY_PAGES, MAX_PAGES, limit_op
+from guestemu.campaign.screen import Screen, duration
+from guestemu.campaign.session import Plan, Session, SessionOver
+from guestemu.campaign.store import CampaignRecord, Store, write_atomically
+from guestemu.campaign.targets import TARGETS, find_target
+from guestemu.checks.base import Violation
+from guestemu.program.binary import RECORD_SIZE, encode_ops
+from guestemu.program.ops import REGIONS, Op, OpKind, Region, canonical_op
+from guestemu.program.program import Header
+
+HYPERCALL = find_target("hypercall")
+NOTIFY = Op(OpKind.HYPERCALL, (12, 0x5000, 1, 0, 0))
+UNALIGNED = Op(OpKind.HYPERCALL, (12, 0x5001, 1, 0, 0))
+
+
+@pytest.fixture(scope="module")
+def feedback():
+    return Feedback()
+
+
+@pytest.fixture(scope="module")
+def executor(feedback):
+    return Executor(HYPERCALL, HYPERCALL.header, HYPERCALL.kinds, feedback)
+
+
+# Limits of ops ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [OpKind.SET_MEMORY_ENCRYPTED, OpKind.SET_MEMORY_DECRYPTED])
+def test_conversions_stay_inside_their_region(kind):
+    rng = random.Random(1)
+    for _ in range(300):
+        region = rng.choice((Region.D, Region.L, Region.V))
+        page = rng.randrange(REGIONS[region].pages)
+        op = limit_op(Op(kind, (rng.getrandbits(32), rng.getrandbits(12)), region, page), True)
+        pages, offset = op.arguments
+        assert page + pages <= REGIONS[region].pages
+        assert offset == 0
+
+
+def test_a_lawful_op_is_left_alone():
+    op = Op(OpKind.SET_MEMORY_DECRYPTED, (MAX_PAGES, 0), Region.D, 3)
+    assert limit_op(op, True) is op
+
+
+def test_faults_leave_misaligned_addresses_in_but_bound_lengths():
+    op = Op(OpKind.EARLY_SET_MEMORY_DECRYPTED, (1 << 40, 15), Region.V, 3)
+    size, offset = limit_op(op, False).arguments
+    assert offset == 15
+    assert 0 < size <= MAX_EARLY_PAGES * 4096 - 15
+    lawful = limit_op(op, True)
+    assert lawful.arguments[1] == 0
+    assert lawful.region is Region.D
+
+
+# Counters ---------------------------------------------------------------------------------------
+
+
+def test_a_program_is_new_once(executor, feedback):
+    feedback.clear()
+    executor.run((NOTIFY,))
+    assert feedback.take()
+    feedback.clear()
+    executor.run((NOTIFY,))
+    assert not feedback.take()
+
+
+def test_guest_blocks_and_model_states_are_counted_apart(executor, feedback):
+    feedback.clear()
+    executor.run((NOTIFY,))
+    assert any(feedback.area[:GUEST_COUNTERS])
+    assert any(feedback.area[GUEST_COUNTERS:])
+    feedback.take()
+    assert 0 < feedback.guest_blocks < 50
+    assert feedback.model_states >= 2
+
+
+def test_another_path_of_the_host_is_new(executor, feedback):
+    feedback.clear()
+    executor.run((NOTIFY,))
+    feedback.take()
+    feedback.clear()
+    executor.run((UNALIGNED,))
+    assert feedback.take()
+
+
+def test_results_fall_into_classes():
+    assert len({value_class(v) for v in (None, 0, 1, 7, -22, (1 << 64) - 1, (1 << 32) - 1)}) == 7
+    assert value_class(7) == value_class(1 << 40)
+    assert value_class(-22) == value_class((1 << 64) - 22)
+
+
+# Findings ---------------------------------------------------------------------------------------
+
+
+def violation(message: str, op: int = 0) -> Violation:
+    return Violation("status", op, message)
+
+
+def test_signature_ignores_places_and_keeps_errors():
+    op = canonical_op(NOTIFY)
+    one = violation("frame 0x5 is shared (2 frames differ), answered 0xffffffffffffffea")
+    two = violation("frame 0x77 is shared (1 frame differs), answered 0xffffffffffffffea")
+    other = violation("frame 0x5 is shared (2 frames differ), answered 0xffffffffffffffff")
+    assert signature(one, op) == signature(two, op)
+    assert signature(one, op) != signature(other, op)
+
+
+def test_key_depends_on_the_shape_and_not_on_values():
+    def key(*ops: Op) -> str:
+        return finding_key(violation("x"), tuple(map(canonical_op, ops)))
+
+    moved = msgspec.structs.replace(NOTIFY, arguments=(12, 0x6000, 2, 0, 0))
+    assert key(NOTIFY) == key(moved)
+    assert key(NOTIFY) != key(NOTIFY, NOTIFY)
+    assert key(NOTIFY) != key(msgspec.structs.replace(NOTIFY, cpl=3))
+    assert key(NOTIFY).startswith("status-hypercall-")
+
+
+def test_a_signature_is_minimised_again_only_now_and_then():
+    book = FindingBook()
+    minimised = 0
+    for _ in range(100):
+        if book.meet("sign"):
+            minimised += 1
+            book.settle("sign", "key", "status", 0.0)
+    assert minimised == 5
+    assert book.findings["key"].count == 100
+
+
+def test_counts_of_workers_add_up():
+    one = [FindingCount("k", "status", 3, 2.0)]
+    two = [FindingCount("k", "status", 4, 1.0), FindingCount("j", "status", 1, 5.0)]
+    assert merge_counts([one, two]) == [
+        FindingCount("k", "status", 7, 1.0),
+        FindingCount("j", "status", 1, 5.0),
+    ]
+    assert one[0].count == 3
+
+
+def test_what_does_not_happen_again_is_no_finding(executor):
+    assert minimise(executor, (canonical_op(NOTIFY),), "status HYPERCALL never") is None
+
+
+# Mutation ---------------------------------------------------------------------------------------
+
+
+def test_mutation_is_decided_by_its_arguments_and_bounded():
+    mutator = Mutator(Header(), HYPERCALL.kinds)
+    data = encode_ops([NOTIFY, UNALIGNED])
+    results = [mutator.mutate(data, 2 * RECORD_SIZE, seed) for seed in range(200)]
+    assert results == [mutator.mutate(data, 2 * RECORD_SIZE, seed) for seed in range(200)]
+    assert len(set(results)) > 100
+    assert {len(result) % RECORD_SIZE for result in results} == {0}
+    assert max(map(len, results)) == 2 * RECORD_SIZE
+    assert mutator.mutate(b"", RECORD_SIZE, 1)
+    assert mutator.mutate(data, 10, 3) == b""
+
+
+# Sessions ---------------------------------------------------------------------------------------
+
+
+def test_a_session_ends_at_its_limits():
+    session = Session(Plan(HYPERCALL, HYPERCALL.header, execs=2))
+    data = encode_ops([NOTIFY])
+    assert session.execute(data)
+    session.execute(data)
+    with pytest.raises(SessionOver):
+        session.execute(data)
+    stopped = Session(Plan(HYPERCALL, HYPERCALL.header))
+    stopped.stop()
+    with pytest.raises(SessionOver):
+        stopped.execute(data)
+
+
+def test_faults_on_a_host_without_injection_name_the_option(tmp_path):
+    plugin = tmp_path / "plain.py"
+    plugin.write_text(
+        "from bitarray import bitarray\n"
+        "class Plain:\n"
+        "    migration_ready = False\n"
+        "    def reset(self, frames):\n"
+        "        self.bits = bitarray(frames, endian='little'); self.bits.setall(True)\n"
+        "    def hypercall(self, call): return 0\n"
+        "    def rdmsr(self, index, vcpu): return 0\n"
+        "    def wrmsr(self, index, value, vcpu): pass\n"
+        "    def private_map(self): return self.bits\n"
+    )
+    header = msgspec.structs.replace(HYPERCALL.header, host=f"{plugin}:Plain")
+    session = Session(Plan(HYPERCALL, header, faults=True))
+    with pytest.raises(InputError, match="--faults"):
+        session.execute(encode_ops([Op(OpKind.ANSWER, (1, 1))]))
+
+
+def test_every_target_runs_with_and_without_faults():
+    for target in TARGETS.values():
+        for faults in (False, True) if target.fault_kinds else (False,):
+            session = Session(Plan(target, target.header, faults=faults, seed=5, execs=30))
+            RandomEngine().run(session, lambda error: pytest.fail(str(error)))
+            assert session.executions == 30
+
+
+# Engines ----------------------------------------------------------------------------------------
+
+
+class NoAtheris(engines.AtherisEngine):
+    def is_available(self) -> bool:
+        return False
+
+
+def test_without_atheris_random_serves_and_says_so(monkeypatch):
+    missing = NoAtheris()
+    monkeypatch.setattr(engines, "_ENGINES", (missing, RandomEngine()))
+    monkeypatch.setattr(engines, "ENGINES", {"atheris": missing, "random": RandomEngine()})
+    engine, note = engines.choose_engine(None)
+    assert engine.name == "random"
+    assert "atheris" in note
+    with pytest.raises(MissingError, match="--engine atheris"):
+        engines.choose_engine("atheris")
+
+
+# The directory ----------------------------------------------------------------------------------
+
+
+def test_a_full_disk_is_named_and_leaves_no_half_file(tmp_path, monkeypatch):
+    def full(self: Path, data: bytes) -> int:
+        self.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError, match=r"x\.prog: No space left on device; .*--workdir"):
+        write_atomically(tmp_path / "x.prog", b"data")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inputs_are_loaded_once_and_never_half(tmp_path):
+    record = CampaignRecord("hypercall", "g", "h", 39, False)
+    store = Store.create(tmp_path / "w", record, resume=False)
+    store.save_input(b"own")
+    (store.corpus / "other").write_bytes(b"other")
+    (store.corpus / ".half.123").write_bytes(b"ha")
+    assert store.load_inputs() == [b"other"]
+    assert store.load_inputs() == []
+    assert store.corpus_size() == 2
+    with pytest.raises(InputError, match="--resume"):
+        Store.create(tmp_path / "w", record, resume=False)
+    broken = tmp_path / "b"
+    broken.mkdir()
+    (broken / "campaign.json").write_text("{")
+    with pytest.raises(InputError, match="no campaign to resume"):
+        Store.create(broken, record, resume=True)
+
+
+# The screen -------------------------------------------------------------------------------------
+
+
+def test_screen_shows_every_figure():
+    figures = Figures(
+        seconds=125.0,
+        executions=1234567,
+        execs_per_second=9876.0,
+        ops=1,
+        corpus_size=42,
+        guest_blocks=17,
+        model_states=333,
+        last_new_s=100.0,
+        findings=[FindingCount("status-read-1", "status", 5, 1.0)],
+        unstable=[],
+        infrastructure=[],
+        workers=[WorkerFigures(0, 5, 1.0, 0, False), WorkerFigures(1, 6, 1.0, 2, True)],
+    )
+    text = io.StringIO()
+    console = Console(file=text, width=100, force_terminal=True, no_color=True)
+    with Screen("fuzz msr, random", console, is_live=True) as screen:
+        screen.show(figures)
+    shown = text.getvalue()
+    words = ("fuzz msr, random", "2 min 05 s", "1,234,567", "9,876", "42", "17", "333", "25.0 s")
+    for word in (*words, "status-read-1", "worker 1", "started again 2"):
+        assert word in shown
+
+
+def test_durations():
+    assert [duration(s) for s in (4.25, 200, 7500)] == ["4.2 s", "3 min 20 s", "2 h 05 min"]
