@@ -16,12 +16,11 @@ class ExitRecorder:
         self._answer = host.hypercall
         self._host = host
         self._ram = guest.machine.ram
-        self._watch = guest.machine.ram.watch
 
     def hypercall(self, call: Hypercall) -> int:
         """See `ExitHandler`."""
         args = (call.a0, call.a1, call.a2, call.a3)
-        writes = self._watch.log_count
+        writes = self._ram.table_write_count
         try:
             value = self._answer(call)
         except GuestFault:
@@ -40,7 +39,7 @@ class ExitRecorder:
         try:
             value = self._host.rdmsr(index, vcpu)
         finally:
-            self.records.append(ExitRecord("rdmsr", index, (), value, self._watch.log_count))
+            self.records.append(ExitRecord("rdmsr", index, (), value, self._ram.table_write_count))
         return value
 
     def wrmsr(self, index: int, value: int, vcpu: VcpuAccess) -> None:
@@ -50,4 +49,4 @@ class ExitRecorder:
             self._host.wrmsr(index, value, vcpu)
             taken = value
         finally:
-            self.records.append(ExitRecord("wrmsr", index, (value,), taken, self._watch.log_count))
+            self.records.append(ExitRecord("wrmsr", index, (value,), taken, self._ram.table_write_count))
