@@ -24,6 +24,7 @@ from guestemu.testbed import build_testbed
 
 _RECORDS: Final = 64
 _EVENTS: Final = 4000
+_RECENT: Final = 0xF
 _KEY: Final = bytes(range(16))
 
 
@@ -69,7 +70,7 @@ def settle(scene: Scene) -> Pair:
 
     def run(count: int) -> None:
         for number in range(count):
-            cipher.encrypt(Gfn(number & 0xFFFF), page)
+            cipher.encrypt(Gfn(number & _RECENT), page)
 
     def ecb(count: int) -> None:
         for _ in range(count):
@@ -128,7 +129,7 @@ def boot(scene: Scene) -> Pair:
 
     def run(count: int) -> None:
         for _ in range(count):
-            build_testbed(header).guest.machine.close()
+            build_testbed(header).guest.close()
 
     def cpu(count: int) -> None:
         for _ in range(count):

@@ -179,12 +179,15 @@ class Scene:
         library = self.library
         if library is None:
             return None
+        conversion = self.conversion
+        guest = self.testbed.guest
+        guest.reset()  # the floor takes over memory and flags as they are
         return Floor(
             library,
-            self.testbed.guest.machine,
+            guest.machine,
             load_snippet(GENERATION).symbols["set_memory_decrypted"],
-            {"rdi": self.conversion.gva, "rsi": 1, "rsp": STACKS + STACK_SIZE - 8},
-            self.conversion.dirty,
+            {"rdi": conversion.gva, "rsi": 1, "rsp": STACKS + STACK_SIZE - 8},
+            conversion.dirty,
             hooks,
         )
 

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The list, a whole quick run, the campaign figures' reading of other programs, the command."""
+
+import json
+import subprocess
+
+import pytest
+
+from guestemu.abi.errors import InputError
+from guestemu.bench import fuzzing, suite
+from guestemu.cli.main import main
+
+TIMED = [entry.name for entry in suite.entries() if not entry.name.startswith("fuzz-")]
+
+
+def test_every_figure_is_listed_with_what_it_measures() -> None:
+    assert len({entry.name for entry in suite.entries()}) == len(suite.entries())
+    assert all(len(entry.summary) > 20 for entry in suite.entries())
+    assert {"execution", "execution-checks", "hypercall-loop", "fuzz-conversion"} <= {
+        entry.name for entry in suite.entries()
+    }
+
+
+def test_unknown_figure_is_bad_input_that_names_the_known_ones() -> None:
+    with pytest.raises(InputError, match=r"--only exection: .*execution-checks"):
+        suite.choose(["exection"])
+
+
+def test_choice_keeps_the_order_of_the_suite() -> None:
+    assert suite.choose(["decode", "execution"]) == ("execution", "decode")
+
+
+def test_a_quick_run_measures_everything_that_is_timed_here() -> None:
+    steps: list[str] = []
+    figures = list(suite.run(TIMED, rounds=1, turn=1e-4, progress=steps.append))
+    assert [figure.name for figure in figures] == TIMED
+    for figure in figures:
+        if figure.note:
+            continue
+        assert figure.value is not None
+        assert figure.value > 0
+        assert figure.floor is not None
+        assert figure.ratio == pytest.approx(
+            figure.value / figure.floor if figure.unit == "us" else figure.floor / figure.value,
+            rel=0.02,
+        )
+    assert "round 1 of 1" in steps
+
+
+def test_campaign_rate_is_read_from_its_json() -> None:
+    assert fuzzing.parse_campaign(b'{"executions": 5, "execs_per_second": 2.5, "findings": []}')
+    assert fuzzing.parse_campaign(b"") is None
+    assert fuzzing.parse_campaign(b'{"executions": 5}') is None
+
+
+def test_null_rate_is_read_from_the_last_line_of_libfuzzer() -> None:
+    assert fuzzing.parse_null("#9\nDone 500 runs in 5 second(s)\n") == 100
+    assert fuzzing.parse_null("nothing") is None
+
+
+def test_a_campaign_beside_the_empty_target(monkeypatch) -> None:
+    said = b'{"executions": 100, "execs_per_second": 50.0}'
+    done = subprocess.CompletedProcess([], 0, said, b"")
+    monkeypatch.setattr(fuzzing, "_run", lambda arguments, seconds: done)
+    figure = fuzzing.measure_target("hypercall", 1, 200.0)
+    assert (figure.name, figure.value, figure.floor, figure.ratio) == (
+        "fuzz-hypercall",
+        50.0,
+        200.0,
+        4.0,
+    )
+
+
+def test_a_failed_campaign_is_a_note(monkeypatch) -> None:
+    done = subprocess.CompletedProcess([], 3, b"", b"guestemu: no such thing\n")
+    monkeypatch.setattr(fuzzing, "_run", lambda arguments, seconds: done)
+    figure = fuzzing.measure_target("hypercall", 1, 200.0)
+    assert figure.value is None
+    assert "no such thing" in figure.note
+
+
+def test_without_atheris_the_campaign_figures_say_so(monkeypatch) -> None:
+    monkeypatch.setattr(fuzzing, "why_not", lambda: "atheris is not installed")
+    (figure,) = suite.run(["fuzz-hypercall"])
+    assert figure.value is None
+    assert figure.note == "atheris is not installed"
+
+
+def test_json_has_the_keys_that_programs_rely_on(capsys) -> None:
+    assert main(["bench", "--only", "decode", "--rounds", "1", "--json"]) == 0
+    out, err = capsys.readouterr()
+    (figure,) = json.loads(out)["figures"]
+    assert {"name", "value", "unit", "floor", "ratio"} <= figure.keys()
+    assert figure["name"] == "decode"
+    assert "round 1 of 1" in err
+
+
+def test_list_and_table(capsys) -> None:
+    assert main(["bench", "--list"]) == 0
+    assert "hypercall-loop" in capsys.readouterr().out
+    assert main(["bench", "--only", "decode", "--rounds", "1"]) == 0
+    assert "RATIO" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--rounds", "0"], ["--only", "nothing"], ["--rounds", "many"]]
+)
+def test_bad_options_are_one_line_and_status_2(capsys, arguments) -> None:
+    assert main(["bench", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
