@@ -21,6 +21,8 @@ from guestemu.machine.memory import GuestRam
 
 _VA_BITS: Final = (1 << 48) - 1
 _ENTRIES: Final = 512
+_FRAMES_SIZE: Final = _ENTRIES * PAGE_SIZE
+_ONE: Final = bitarray("1")
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -113,13 +115,13 @@ class LeafMap:
                 continue
             level, base = meta
             if level == 1 and value:
-                self._page(base | (gpa & 0xFF8) << 9, value, flips)
+                self._leaf_in_place(base | (gpa & 0xFF8) << 9, value, flips)
             else:
                 shift = PAGE_SHIFT + 9 * (level - 1)
                 self._entry(level, base | (gpa >> 3 & 0x1FF) << shift, value, flips)
         return flips
 
-    def _page(self, va: int, entry: int, flips: list[Flip]) -> None:
+    def _leaf_in_place(self, va: int, entry: int, flips: list[Flip]) -> None:
         """`_entry` for the common case, a 4 KiB leaf of the direct map that stays where it is."""
         direct = self._direct
         page = va - self._direct_start >> PAGE_SHIFT
@@ -196,22 +198,23 @@ class LeafMap:
         self._ram.mark_table(gfn)
         start = gfn * PAGE_SIZE
         entries = self._ram.private[start : start + PAGE_SIZE].cast("Q").tolist()
-        if level == 1 and self._is_uniform(entries, base):
+        page = base - self._direct_start >> PAGE_SHIFT
+        if level == 1 and self._is_in_place(entries, page):
+            cbit = self._cbit
+            now = bitarray((bool(entry & cbit) for entry in entries), endian="little")
+            for index in (now ^ self.private[page : page + _ENTRIES]).search(_ONE):
+                self._leaf_in_place(base | index << PAGE_SHIFT, entries[index], flips)
             return
         shift = PAGE_SHIFT + 9 * (level - 1)
         for index, entry in enumerate(entries):
             if entry:
                 self._entry(level, base | index << shift, entry, flips)
 
-    def _is_uniform(self, entries: list[int], base: int) -> bool:
-        """A freshly split leaf: consecutive frames, one set of attributes, same C-bit as before."""
-        page = (base - (self._direct.gva & _VA_BITS)) >> PAGE_SHIFT
+    def _is_in_place(self, entries: list[int], page: int) -> bool:
+        """A split leaf of the direct map: every entry maps the frame that its page should map."""
         if not 0 <= page <= self._direct.pages - _ENTRIES or self.holes or self.moved:
             return False
-        first = entries[0]
-        gfn = (first & PTE_ADDRESS_MASK & ~self._cbit) >> PAGE_SHIFT
-        if gfn != self._direct.gfn + page:
-            return False
-        if self.private.count(bool(first & self._cbit), page, page + _ENTRIES) != _ENTRIES:
-            return False
-        return entries == list(range(first, first + _ENTRIES * PAGE_SIZE, PAGE_SIZE))
+        mask = PTE_ADDRESS_MASK & ~self._cbit
+        first = self._direct.gfn + page << PAGE_SHIFT
+        frames = [entry & mask for entry in entries]
+        return entries[0] != 0 and frames == list(range(first, first + _FRAMES_SIZE, PAGE_SIZE))

@@ -380,5 +380,5 @@ class GuestRam:
         for index in self._resident():
             if not self._base_flags[index] & FLAG_STALE:
                 base = self._base.get(index, _ZERO_PAGE)
-                if self._page(index) != base:
+                if bytes(self._page(index)) != base:  # memoryviews compare item by item
                     self._mark_dirty(index)

@@ -8,10 +8,12 @@ bits 63 (present) and 62 (swapped) need no privilege (Documentation/admin-guide/
 from __future__ import annotations
 
 import mmap
+from itertools import compress
 from typing import Final
 
 _ENTRY: Final = 8
-_EXISTS: Final = 0xC0
+_EXISTS: Final = bytes(int(top >= 1 << 6) for top in range(256))
+"""By the top byte of an entry, whether one of its bits 63 and 62 is set."""
 _CHUNK: Final = 1 << 20
 
 
@@ -32,7 +34,7 @@ def resident_pages(address: int, pages: int) -> list[int]:
                 if len(data) < count * _ENTRY:
                     return list(range(pages))
                 tops = data[_ENTRY - 1 :: _ENTRY]
-                found += [first + i for i, top in enumerate(tops) if top & _EXISTS]
+                found += compress(range(first, first + count), tops.translate(_EXISTS))
     except OSError:
         return list(range(pages))
     return found
