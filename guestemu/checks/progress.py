@@ -22,7 +22,7 @@ class ProgressCheck:
         end = view.outcome.end
         if isinstance(end, BudgetExhausted):
             message = (
-                f"still running at {end.rip:#x} after {view.guest.budget} basic blocks and "
+                f"still running at {view.guest.location(end.rip)} after {view.guest.budget} basic blocks and "
                 f"{len(view.exits)} exits"
             )
             return (Violation(self.name, view.index, message, "A14, M8"),)
