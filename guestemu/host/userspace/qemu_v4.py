@@ -109,6 +109,7 @@ class QemuV4Host(MergedHost):
 
     name: ClassVar[str] = "qemu-v4"
     summary: ClassVar[str] = "merged ABI under QEMU's August 2021 patch set: list of shared regions"
+    contract_state: ClassVar[bool] = True
     switches: ClassVar[tuple[str, ...]] = (ATTRIBUTES_WORD, LIST, STALE_RET, MSR_ZERO)
 
     def make_user_space(self, frames: int) -> tuple[UserSpace, Injection]:
