@@ -160,7 +160,10 @@ class Supervisor:
         `GuestemuError` when workers cannot live.
         """
         is_interrupted = False
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        before = {
+            number: signal.signal(number, signal.default_int_handler)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
         try:
             while not all(worker.is_done for worker in self._workers):
                 self._turn()
@@ -168,7 +171,8 @@ class Supervisor:
             is_interrupted = True
             self._ask_to_end()
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
             self._kill()
         figures = msgspec.structs.replace(self.figures(), is_interrupted=is_interrupted)
         self._store.save_counts(figures.findings)
