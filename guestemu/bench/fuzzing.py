@@ -11,6 +11,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+import tempfile
 from typing import Final
 
 import msgspec
@@ -72,10 +73,14 @@ def measure_target(target: str, seconds: int, null: float | None) -> Figure:
     """Executions per second of a campaign, beside `null`."""
     name = f"fuzz-{target}"
     try:
-        done = _run(
-            ["guestemu", "fuzz", target, "--engine", "atheris", "--time", str(seconds), "--json"],
-            seconds,
-        )
+        with tempfile.TemporaryDirectory(prefix="guestemu-bench-") as directory:
+            done = _run(
+                [
+                    *("guestemu", "fuzz", target, "--engine", "atheris", "--time", str(seconds)),
+                    *("--json", "--workdir", f"{directory}/work"),
+                ],
+                seconds,
+            )
     except subprocess.TimeoutExpired:
         return missing(name, f"the campaign did not end within {seconds + _PATIENCE} s")
     rate = parse_campaign(done.stdout)

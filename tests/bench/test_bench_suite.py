@@ -3,6 +3,7 @@
 
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -61,8 +62,18 @@ def test_null_rate_is_read_from_the_last_line_of_libfuzzer() -> None:
 def test_a_campaign_beside_the_empty_target(monkeypatch) -> None:
     said = b'{"executions": 100, "execs_per_second": 50.0}'
     done = subprocess.CompletedProcess([], 0, said, b"")
-    monkeypatch.setattr(fuzzing, "_run", lambda arguments, seconds: done)
+    commands: list[list[str]] = []
+
+    def run(arguments: list[str], seconds: int) -> subprocess.CompletedProcess[bytes]:
+        commands.append(arguments)
+        return done
+
+    monkeypatch.setattr(fuzzing, "_run", run)
     figure = fuzzing.measure_target("hypercall", 1, 200.0)
+    (command,) = commands
+    where = Path(command[command.index("--workdir") + 1])
+    assert not where.is_relative_to(Path.cwd())  # nothing is left where the user stands
+    assert not where.exists()
     assert (figure.name, figure.value, figure.floor, figure.ratio) == (
         "fuzz-hypercall",
         50.0,
