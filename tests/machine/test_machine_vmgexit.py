@@ -409,6 +409,13 @@ def test_large_entries_are_a_request_of_their_size(snp: Guest) -> None:
     assert snp.states(LEAF_GFN + 1024, 510) == {VALIDATED}
 
 
+def test_kvm_counts_from_the_first_frame_of_a_begun_entry(snp: Guest) -> None:
+    begun = entry(LEAF_GFN, abi.PSC_OP_SHARED, is_2m=True, done=510)
+    snp.psc(begun, entry(LEAF_GFN + 2, abi.PSC_OP_SHARED))
+    assert snp.changes == [(LEAF_GFN + 510, 3, 1, 0)]
+    assert snp.states(LEAF_GFN + 2) == {VALIDATED}
+
+
 def test_done_entries_and_unknown_operations_are_passed_over(snp: Guest) -> None:
     answer = snp.psc(
         entry(0x210, abi.PSC_OP_SHARED, done=1),
@@ -492,7 +499,9 @@ def test_a_large_page_has_to_be_of_one_kind(snp: Guest) -> None:
     assert snp.bare.register("rax") == abi.RMP_FAIL_SIZE_MISMATCH
     assert snp.states(LEAF_GFN) == {ASSIGNED}
     snp.pvalidate(address + PAGE_SIZE, True, True)
-    assert snp.bare.register("rax") == abi.RMP_FAIL_INPUT
+    assert (snp.bare.register("rax"), snp.carry) == (abi.RMP_FAIL_INPUT, 0)
+    failed = [event for event in snp.sev.events if isinstance(event, Validation) and event.result]
+    assert [event.is_double for event in failed] == [False, False]
 
 
 def test_an_unmapped_address_faults(snp: Guest) -> None:

@@ -159,7 +159,10 @@ class Snp:
 
 
 def _continues(start: PscEntry, entry: PscEntry, pages: int, is_whole: bool) -> bool:
-    """Whether `entry` is one request with the `pages` before it that began with `start`."""
+    """Whether `entry` is one request with the `pages` before it that began with `start`.
+
+    As KVM does it, from the first frame of `start` even where part of that was done before.
+    """
     return (
         entry.operation == start.operation
         and entry.gfn == start.gfn + pages
