@@ -39,10 +39,19 @@ def _load_number(number: int) -> bytes:
     return b"\xb8" + number.to_bytes(4, "little")  # mov eax, number
 
 
-FIRST_STUB: Final = _load_number(KVM_HC_PAGE_ENC_STATUS_2019) + _ARGUMENTS + _VMMCALL
+class Stub(msgspec.Struct, frozen=True):
+    """A stub's code and where it lies, in bytes from `layout.STUB` on."""
+
+    code: bytes
+    offset: int
+
+
+FIRST_STUB: Final = Stub(_load_number(KVM_HC_PAGE_ENC_STATUS_2019) + _ARGUMENTS + _VMMCALL, _OFFSET)
 """As first posted."""
 
-FIXED_STUB: Final = _SAVE + _load_number(KVM_HC_PAGE_ENC_STATUS) + _ARGUMENTS + _VMMCALL + _RESTORE
+FIXED_STUB: Final = Stub(
+    _SAVE + _load_number(KVM_HC_PAGE_ENC_STATUS) + _ARGUMENTS + _VMMCALL + _RESTORE, 2 * _OFFSET
+)
 """With commit 9f7dec1533's number, and RBX kept."""
 
 
