@@ -14,6 +14,7 @@ from guestemu.cli import console
 if TYPE_CHECKING:
     from guestemu.guest.linux.kernel import Kernel
 
+_MAX_LINES = 16
 _ACTIVE = re.compile(r"Memory Encryption Features active: (.*)")
 
 
@@ -116,8 +117,11 @@ def tell(report: BootReport) -> None:
     """For people."""
     console.emit(f"{report.version}: reached {report.reached} in {report.seconds} s")
     console.emit(f"memory encryption: {report.active or 'not announced yet'}")
-    for call in report.hypercalls:
+    for call in report.hypercalls[:_MAX_LINES]:
         args = ", ".join(f"{value:#x}" for value in call.args[:3])
         console.emit(f"hypercall {call.nr}({args})")
+    if len(report.hypercalls) > _MAX_LINES:
+        more = len(report.hypercalls) - _MAX_LINES
+        console.emit(f"and {more} more hypercalls; --json lists them")
     written = ", ".join(f"{value:#x}" for value in report.migration_control) or "not written"
     console.emit(f"MIGRATION_CONTROL: {written}")

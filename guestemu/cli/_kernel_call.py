@@ -11,6 +11,8 @@ from guestemu.cli import console
 if TYPE_CHECKING:
     from guestemu.kernel.call import CallReport
 
+_MAX_LINES = 16
+
 
 def call_image(
     image: str,
@@ -37,18 +39,25 @@ def tell(report: CallReport) -> None:
     given = ", ".join(map(str, report.arguments))
     value = "void" if report.returned is None else _number(report.returned)
     console.emit(f"{report.function}({given}): {report.oops or value}")
-    for leaf in report.ptes:
+    for leaf in report.ptes[:_MAX_LINES]:
         what = "private" if leaf.private else "shared"
         pages = f"{leaf.pages} page{'' if leaf.pages == 1 else 's'}"
         console.emit(f"  {leaf.gva:#x} (GPA {leaf.gpa:#x}), {pages}: {what}")
-    for call in report.hypercalls:
+    _more(len(report.ptes), "changed leaves")
+    for call in report.hypercalls[:_MAX_LINES]:
         args = ", ".join(f"{value:#x}" for value in call.args[:3])
         console.emit(f"  hypercall {call.nr}({args}) = {call.ret}")
+    _more(len(report.hypercalls), "hypercalls")
     for write in report.msrs:
         console.emit(f"  WRMSR {write.msr:#x} = {write.value:#x}")
     for warning in report.warnings:
         console.emit(f"  WARN {warning}")
     console.emit(f"  {report.instructions} instructions")
+
+
+def _more(count: int, what: str) -> None:
+    if count > _MAX_LINES:
+        console.emit(f"  and {count - _MAX_LINES} more {what}; --json lists them")
 
 
 def _number(value: int) -> str:

@@ -45,6 +45,8 @@ class LinuxGuest(Guest):
         self.calls = KernelCalls(booted, budget)
         self._vcpu = self.machine.current
         self._split_failures: int | None = None
+        self.instructions = 0
+        self._counter: object = None
         self._frame_mask = self.calls.read_u64(kernel.address("physical_mask")) & ~PAGE_MASK
         self._booted = booted
         self._dma: KernelDma | None = None
@@ -73,6 +75,18 @@ class LinuxGuest(Guest):
         """Bounds each operation from now on, in basic blocks."""
         self.budget = budget
         self.calls.budget = budget
+
+    def count_instructions(self) -> None:
+        """From now on `instructions` counts those that run. Each costs a call of Python: for
+        telling about one call, not for programs."""
+        if self._counter is None:
+
+            def on_instruction(_uc: object, _rip: int, _size: int, _user: object) -> None:
+                self.instructions += 1
+
+            self._counter = CodeHook(on_instruction)
+            self.machine.engine.add_hook(HOOK_CODE, self._counter)
+            self.machine.engine.flush_blocks()
 
     def location(self, rip: int) -> str:
         """Kernel function and offset; where a call used up its budget, the function that loops."""
