@@ -28,8 +28,8 @@ def command(
         str,
         typer.Argument(
             metavar="TRACE|PATTERN",
-            help="Text of an ftrace buffer or of `trace-cmd report`, or a driver pattern such as "
-            "nvme:queues=4,scenario=reset+e1000.",
+            help="Text of an ftrace buffer, of `trace-cmd report` or of `perf script`, CSV (- reads "
+            "standard input), or a driver pattern such as nvme:queues=4,scenario=reset+e1000.",
             show_default=False,
         ),
     ] = "",
@@ -88,7 +88,7 @@ def _of_source(source: str, header: Header) -> DmaReport:
     """Replays a pattern, or the file of that name."""
     from guestemu.abi.errors import InputError
     from guestemu.dma.patterns import is_pattern, parse_patterns, pattern_events
-    from guestemu.dma.trace import open_trace
+    from guestemu.dma.source import STANDARD_INPUT, open_trace
 
     if is_pattern(source):
         patterns = parse_patterns(source)
@@ -97,7 +97,7 @@ def _of_source(source: str, header: Header) -> DmaReport:
         return emulation.report(interrupted=interrupted)
     path = Path(source)
     try:
-        size = path.stat().st_size
+        size = 0 if source == STANDARD_INPUT else path.stat().st_size
     except OSError as error:
         raise InputError(
             f"{source}: {error.strerror}; give the text of an ftrace buffer or a pattern "

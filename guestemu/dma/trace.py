@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Reads ftrace text (`/sys/kernel/tracing/trace`) and the text of `trace-cmd report`.
+"""Reads ftrace text (`/sys/kernel/tracing/trace`) and that of `trace-cmd report` and `perf script`.
 
 The reader streams: it keeps one chunk of the file, counters and the device table, so gigabytes are
 fine. It never fails on content. A line that is no trace line is counted and the first ones are
@@ -7,23 +7,23 @@ kept with their numbers; an event it has no use for is counted by name. Only a f
 allocation or free is refused, when it has been read, because everything computed from it would be
 zero and look like a result.
 
-Formats: kernel/trace/trace_output.c (line head), include/trace/events/dma.h (events; Linux 6.12.0
-prints no `dir=`, later ones do).
+Formats: kernel/trace/trace_output.c (line head), tools/perf/builtin-script.c (`perf script`),
+include/trace/events/dma.h (events; Linux 6.12.0 prints no `dir=`, later ones do), and probes on
+dma_alloc_attrs() and dma_free_attrs() (`guestemu.dma.kprobes`).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from guestemu.abi.errors import InputError
 from guestemu.dma.events import Alloc, Event, Free, Mark
+from guestemu.dma.kprobes import KprobePairs, Unusable, is_probe
 from guestemu.dma.lines import MAX_LINE_BYTES, ByteSource, numbered_lines
 from guestemu.guest.dma.gfp import parse_gfp
 
@@ -37,12 +37,21 @@ _HEAD: Final = (
     rb"\s*(\S.{0,63}?)-\d{1,10} +(?:\([ \d-]{1,20}\) +)?\[(\d{1,5})\] +(?:[^ :]+ +)?"
     rb"(\d{1,12})(?:\.(\d{1,9}))?: +"
 )
-_DMA: Final = re.compile(
-    _HEAD + rb"(?:dma:)?dma_(alloc|free)(_pages)?: +(\S{1,100}) (?:dir=\S{1,40} )?"
+_PERF_HEAD: Final = (
+    rb"\s*(\S.{0,63}?) +\d{1,10}(?:/\d{1,10})? +(?:\[(\d{1,5})\] +)?(?:[^ :]+ +)?"
+    rb"(\d{1,12})\.(\d{1,9}): +"
+)
+_FIELDS: Final = (
+    rb"(?:dma:)?dma_(alloc|free)(_pages)?: +(\S{1,100}) (?:dir=\S{1,40} )?"
     rb"dma_addr=(?:0x)?([0-9a-fA-F]{1,16}) size=(\d{1,20}) virt_addr=(\S{0,40}) "
     rb"(?:flags=(\S{0,1000}) )?attrs=(\S{0,1000})\s*"
 )
-_EVENT: Final = re.compile(_HEAD + rb"([\w:]{1,100}): ?(.*?)\s*", re.DOTALL)
+_DMA: Final = re.compile(_HEAD + _FIELDS)
+_PERF_DMA: Final = re.compile(_PERF_HEAD + _FIELDS)
+_BODY: Final = rb"([\w:]{1,100}): ?(.*?)\s*"
+_EVENT: Final = re.compile(_HEAD + _BODY, re.DOTALL)
+_PERF_EVENT: Final = re.compile(_PERF_HEAD + _BODY, re.DOTALL)
+_CALLER: Final = re.compile(rb"\s+[0-9a-f]{8,16} \S.{0,400}")
 _MARK: Final = re.compile(rb"\s*(?:tracing_mark_write: +)?MARK (.{1,200})", re.DOTALL)
 _PCI: Final = re.compile(rb"# PCI (\S{1,100}) (\S{1,100})(?: .*)?\s*")
 _ENTRIES: Final = re.compile(rb"# entries-in-buffer/entries-written: (\d{1,18})/(\d{1,18})\s.*")
@@ -117,6 +126,7 @@ class TraceReader:
         self._ignored: dict[str, int] = {}
         self._drivers: dict[str, str] = {}
         self._hardware: tuple[str, ...] = ()
+        self._pairs = KprobePairs()
 
     def read(self, size: int, /) -> bytes:
         """The next bytes of the source, counted in `bytes_read`; for the line splitter."""
@@ -125,7 +135,7 @@ class TraceReader:
         return chunk
 
     def report(self) -> TraceReport:
-        """The counters so far."""
+        """The counters so far. Calls that never returned are lost events."""
         return TraceReport(
             name=self._name,
             lines=self._lines,
@@ -134,7 +144,7 @@ class TraceReader:
             ignored=dict(self._ignored),
             garbage=self._garbage,
             garbage_lines=tuple(self._garbage_lines),
-            lost_events=self._lost,
+            lost_events=self._lost + self._pairs.pending,
             drivers=dict(self._drivers),
             hardware=self._hardware,
         )
@@ -147,14 +157,17 @@ class TraceReader:
                     f"{self._name}: a binary trace-cmd file; "
                     f"convert it with `trace-cmd report -i FILE > FILE.txt`"
                 )
-            match = _DMA.fullmatch(line) if b"dma_addr=" in line else None
+            match = None
+            if b"dma_addr=" in line:
+                match = _DMA.fullmatch(line) or _PERF_DMA.fullmatch(line)
             event = self._other(number, line) if match is None else self._dma(number, match)
             if event is not None:
                 yield event
         if not self._dma_events:
             raise InputError(
                 f"{self._name}: no dma_alloc or dma_free event in {self._lines} lines; record with "
-                f"`trace-cmd record -e dma` or enable events/dma in tracefs (Linux 6.12 or later)"
+                f"`trace-cmd record -e dma` (Linux 6.12 or later) or probe dma_alloc_attrs and "
+                f"dma_free_attrs (docs/dma.md)"
             )
 
     def _dma(self, number: int, match: re.Match[bytes]) -> Alloc | Free | None:
@@ -163,7 +176,7 @@ class TraceReader:
         time_ns = _nanoseconds(secs, frac)
         is_null = virt.endswith((b"0", b")")) and _NULL.fullmatch(virt) is not None
         driver = self._drivers.get(device, "")
-        head = (number, time_ns, int(cpu), _text(raw_task), device, driver)
+        head = (number, time_ns, int(cpu or 0), _text(raw_task), device, driver)
         attributes = _gfp(attrs)
         if verb == b"alloc":
             if flags is None:
@@ -191,19 +204,17 @@ class TraceReader:
         if len(line) > MAX_LINE_BYTES:
             self._reject(number, line, f"longer than {MAX_LINE_BYTES} bytes")
             return None
-        match = _EVENT.fullmatch(line)
+        match = _EVENT.fullmatch(line) or _PERF_EVENT.fullmatch(line)
         if match is None:
-            lost = _LOST.fullmatch(line)
-            if lost is not None:
-                self._lost += int(lost[1])
-            elif _NOISE.fullmatch(line) is None:
-                self._reject(number, line, "not a trace line")
+            self._no_event(number, line)
             return None
         raw_task, cpu, secs, frac, event, body = match.groups()
+        if is_probe(event, body):
+            return self._probe(number, match)
         if event in _MARK_EVENTS and (mark := _MARK.fullmatch(body)) is not None:
             self._marks += 1
             time_ns = _nanoseconds(secs, frac)
-            return Mark(number, time_ns, int(cpu), _text(raw_task), _text(mark[1].strip()))
+            return Mark(number, time_ns, int(cpu or 0), _text(raw_task), _text(mark[1].strip()))
         name = _text(event).rpartition(":")[2]
         if name in _DMA_EVENTS:
             self._reject(number, line, f"a {name} event with unknown fields")
@@ -212,6 +223,34 @@ class TraceReader:
         else:
             self._ignored[OTHER_EVENTS] = self._ignored.get(OTHER_EVENTS, 0) + 1
         return None
+
+    def _no_event(self, number: int, line: bytes) -> None:
+        """A line without an event: what recorders write about themselves, call chains, garbage."""
+        lost = _LOST.fullmatch(line)
+        if lost is not None:
+            self._lost += int(lost[1])
+        elif _NOISE.fullmatch(line) is None and _CALLER.fullmatch(line) is None:
+            self._reject(number, line, "not a trace line")
+
+    def _probe(self, number: int, match: re.Match[bytes]) -> Event | None:
+        raw_task, cpu, secs, frac, event, body = match.groups()
+        task = match.string[: match.start(2)] if cpu else raw_task
+        try:
+            call = self._pairs.see(task.rstrip(b" ["), event, body)
+        except Unusable as error:
+            self._reject(number, match.string, str(error))
+            return None
+        if call is None:
+            return None
+        self._dma_events += 1
+        device = _text(call.device)
+        driver = self._drivers.get(device, "")
+        head = (number, _nanoseconds(secs, frac), int(cpu or 0), _text(raw_task), device, driver)
+        body_of = (call.address, call.size)
+        if call.is_alloc:
+            is_null = not call.address
+            return Alloc(*head, *body_of, _gfp(call.gfp), _gfp(call.attrs), False, is_null)
+        return Free(*head, *body_of, _gfp(call.attrs), False, not call.address)
 
     def _comment(self, line: bytes) -> None:
         if (pci := _PCI.fullmatch(line)) is not None:
@@ -226,20 +265,6 @@ class TraceReader:
         self._garbage += 1
         if len(self._garbage_lines) < KEPT_GARBAGE:
             self._garbage_lines.append(GarbageLine(number, reason, _text(line[:80])))
-
-
-@contextmanager
-def open_trace(path: Path) -> Iterator[TraceReader]:
-    """A reader of the file `path`, which is closed at the end of the `with` block.
-
-    InputError when the file cannot be opened or read.
-    """
-    try:
-        with path.open("rb") as source:
-            yield TraceReader(source, str(path))
-    except OSError as error:
-        reason = error.strerror or "cannot be read"
-        raise InputError(f"{path}: {reason}; give the text of an ftrace buffer") from None
 
 
 def _nanoseconds(seconds: bytes, fraction: bytes | None) -> int:

@@ -15,8 +15,9 @@ from guestemu.dma.anomalies import KEPT_PER_KIND, AnomalyKind
 from guestemu.dma.events import Alloc, Event, Free, Mark
 from guestemu.dma.lifetimes import LifetimeHistogram
 from guestemu.dma.live import FIRST_PHASE, Account, Accountant
+from guestemu.dma.source import open_trace
 from guestemu.dma.synthetic import synthetic_events, trace_text
-from guestemu.dma.trace import TraceReader, open_trace
+from guestemu.dma.trace import TraceReader
 from guestemu.guest.dma.gfp import GFP_ATOMIC, GFP_KERNEL
 
 

@@ -16,8 +16,8 @@ from guestemu.dma.live import Accountant
 from guestemu.dma.patterns import parse_patterns, pattern_events
 from guestemu.dma.replay import PROGRESS_EVENTS, Replay, replay
 from guestemu.dma.report import DmaReport, MachineCounts, Violation, make_report, to_json
+from guestemu.dma.source import open_trace
 from guestemu.dma.summary import human_time, print_summary
-from guestemu.dma.trace import open_trace
 from guestemu.guest.dma.coherent import CoherentDma
 from guestemu.guest.dma.conversions import IdleGuest
 from guestemu.guest.dma.gfp import GFP_KERNEL

@@ -12,7 +12,8 @@ from recorded import NAMES, dma_lines, trace_path
 from guestemu.abi.errors import InputError
 from guestemu.dma.events import Alloc, Event, Free, Mark
 from guestemu.dma.lines import CHUNK_BYTES, MAX_LINE_BYTES, numbered_lines
-from guestemu.dma.trace import KEPT_GARBAGE, TraceReader, TraceReport, open_trace
+from guestemu.dma.source import open_trace
+from guestemu.dma.trace import KEPT_GARBAGE, TraceReader, TraceReport
 
 TRACE_DAT = b"\x17\x08\x44tracing"
 ALLOC = (

@@ -13,7 +13,7 @@ from guestemu.dma.emulate import KEPT_VIOLATIONS, Emulation, ViolationLog
 from guestemu.dma.events import Alloc, Event, Free
 from guestemu.dma.patterns import parse_patterns, pattern_events
 from guestemu.dma.report import DmaReport
-from guestemu.dma.trace import open_trace
+from guestemu.dma.source import open_trace
 from guestemu.guest.dma.emulated import TrackedAllocator
 from guestemu.guest.dma.gfp import GFP_ATOMIC, GFP_KERNEL
 from guestemu.program.program import Header

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Opens a trace of any format that is known: the first line tells which."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, Protocol
+
+from guestemu.abi.errors import InputError
+from guestemu.dma.csv_trace import CsvReader, is_csv
+from guestemu.dma.events import Event
+from guestemu.dma.trace import TraceReader, TraceReport
+
+STANDARD_INPUT: Final = "-"
+_PEEKED: Final = 4096
+
+
+class EventReader(Protocol):
+    """A reader of some format: iterate once over the events, then ask for the report."""
+
+    bytes_read: int
+    """How far the source has been read, in bytes."""
+
+    def __iter__(self) -> Iterator[Event]:
+        """The events in the order of the source."""
+
+    def report(self) -> TraceReport:
+        """What else was seen."""
+
+
+def reader_of(source: io.BufferedReader, name: str) -> EventReader:
+    """A reader of `source`, which must be at its start; `name` stands in messages."""
+    first = source.peek(_PEEKED).split(b"\n", 1)[0]
+    return CsvReader(source, name) if is_csv(first) else TraceReader(source, name)
+
+
+@contextmanager
+def open_trace(path: Path) -> Iterator[EventReader]:
+    """A reader of the file `path` ("-": standard input), closed at the end of the `with` block.
+
+    InputError when the file cannot be opened or read.
+    """
+    try:
+        if str(path) == STANDARD_INPUT:
+            yield reader_of(io.BufferedReader(io.FileIO(0, closefd=False)), "standard input")
+            return
+        with path.open("rb") as source:
+            yield reader_of(source, str(path))
+    except OSError as error:
+        if error.filename not in (None, str(path)):
+            raise
+        reason = error.strerror or "cannot be read"
+        raise InputError(f"{path}: {reason}; give the text of an ftrace buffer") from None
