@@ -130,8 +130,14 @@ def test_an_image_that_is_not_there_is_named(capsys):
 
 
 def test_versions_sort_as_debian_sorts_them():
-    versions = ["6.1.99-1", "6.1.192-2", "6.12.100-1", "6.12.117-1~deb12u1", "6.12.117-1"]
-    assert sorted(versions[::-1], key=version_key) == versions
+    mixed = ["6.12.117-1", "6.1.192-2", "6.12.117-1~deb12u1", "6.1.99-1", "6.12.100-1"]
+    assert sorted(mixed, key=version_key) == [
+        "6.1.99-1",
+        "6.1.192-2",
+        "6.12.100-1",
+        "6.12.117-1~deb12u1",
+        "6.12.117-1",
+    ]
 
 
 def test_help_has_examples_for_every_verb(capsys):
