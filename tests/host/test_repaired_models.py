@@ -121,10 +121,22 @@ class SharedList(Conversions):
 MACHINES = {"bitmap": BitmapIoctls, "shared-list": SharedList}
 
 
-@pytest.mark.parametrize("name", [entry.name for entry in hosts()])
-def test_repaired_model_is_a_set_of_pages(name):
+def run_machine(name, examples, steps):
     base = MACHINES.get(name.rpartition("-")[0], Conversions)
     machine = type("Machine", (base,), {"name": name})
     case = machine.TestCase
-    case.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+    case.settings = settings(
+        max_examples=examples, stateful_step_count=steps, deadline=None, database=None
+    )
     case("runTest").runTest()
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in hosts()])
+def test_repaired_model_is_a_set_of_pages(name):
+    run_machine(name, examples=25, steps=20)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", [entry.name for entry in hosts()])
+def test_repaired_model_is_a_set_of_pages_over_ten_thousand_steps(name):
+    run_machine(name, examples=100, steps=100)
