@@ -9,6 +9,7 @@ EPERM: Final = 1
 EINTR: Final = 4
 EIO: Final = 5
 E2BIG: Final = 7
+EBADF: Final = 9
 ENOMEM: Final = 12
 EFAULT: Final = 14
 EBUSY: Final = 16

@@ -26,7 +26,7 @@ assert _HEADER.size == 64
 
 
 class AmdCertificate(msgspec.Struct, frozen=True):
-    """`key_id` and `signer_id` are 16 bytes; `signed` is what the little-endian `signature` covers."""
+    """Key ids are 16 bytes; `signed` is what the little-endian `signature` covers."""
 
     version: int
     key_id: bytes
