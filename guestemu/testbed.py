@@ -16,7 +16,7 @@ from bitarray import bitarray
 from guestemu.abi.addresses import PAGE_SHIFT, Gfn, Gpa, Gva, to_signed
 from guestemu.abi.errors import InputError
 from guestemu.checks import standard_checks
-from guestemu.checks.base import Check, ExitRecord, OpView, Violation
+from guestemu.checks.base import CONVERSION_KINDS, Check, ExitRecord, OpView, Violation
 from guestemu.checks.results import answers_left
 from guestemu.exit_recorder import ExitRecorder
 from guestemu.guest.base import CallOutcome, Guest, RawRegisters
@@ -29,14 +29,6 @@ from guestemu.program.ops import Op, OpKind, Region
 from guestemu.program.program import Header, Program
 
 _NOTHING: Final = CallOutcome(0)
-_CONVERSIONS: Final = frozenset(
-    {
-        OpKind.SET_MEMORY_ENCRYPTED,
-        OpKind.SET_MEMORY_DECRYPTED,
-        OpKind.EARLY_SET_MEMORY_ENCRYPTED,
-        OpKind.EARLY_SET_MEMORY_DECRYPTED,
-    }
-)
 _TO_PRIVATE: Final = frozenset({OpKind.SET_MEMORY_ENCRYPTED, OpKind.EARLY_SET_MEMORY_ENCRYPTED})
 _DMA: Final = frozenset({OpKind.DMA_ALLOC, OpKind.DMA_FREE})
 _BY_SIZE: Final = frozenset({OpKind.EARLY_SET_MEMORY_ENCRYPTED, OpKind.EARLY_SET_MEMORY_DECRYPTED})
@@ -89,6 +81,21 @@ class Testbed:
         self._buffers: dict[int, Gpa] = {}
         self._do: Mapping[OpKind, Callable[[Op], CallOutcome]] = self._dispatch()
 
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        """The checks, in the order in which they are asked."""
+        return self._checks
+
+    @checks.setter
+    def checks(self, checks: tuple[Check, ...]) -> None:
+        self._checks = checks
+        self._after = {
+            kind: tuple(
+                check.after for check in checks if check.kinds is None or kind in check.kinds
+            )
+            for kind in OpKind
+        }
+
     def reset(self) -> None:
         """Guest and host back to their first state."""
         self.guest.reset()
@@ -139,8 +146,8 @@ class Testbed:
         if kind in _DMA:
             view.free_frames = self.guest.free_frames()
         results.append(OpResult(op, outcome, tuple(view.exits), flips))
-        for check in self.checks:
-            found = check.after(view)
+        for after in self._after[kind]:
+            found = after(view)
             if found:
                 violations.extend(found)
         if self.observe is not None:
@@ -245,7 +252,7 @@ class Testbed:
 
     def _range(self, op: Op) -> tuple[int, int] | None:
         """First frame and number of frames that a conversion is asked for."""
-        if op.kind not in _CONVERSIONS:
+        if op.kind not in CONVERSION_KINDS:
             return None
         gpa = self.guest.gpa(op.region, op.page)
         if op.kind in _BY_SIZE:

@@ -9,7 +9,7 @@ changes anything, and a violation is a value, not an exception.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 from bitarray import bitarray
@@ -18,7 +18,7 @@ from guestemu.abi.regions import Region
 from guestemu.guest.base import CallOutcome, Guest
 from guestemu.host.base import Host
 from guestemu.machine.leafmap import Flip
-from guestemu.program.ops import Op
+from guestemu.program.ops import Op, OpKind
 
 
 class Violation(msgspec.Struct, frozen=True):
@@ -78,10 +78,25 @@ class OpView(msgspec.Struct):
     free_frames: bitarray | None
 
 
+CONVERSION_KINDS: Final = frozenset(
+    {
+        OpKind.SET_MEMORY_ENCRYPTED,
+        OpKind.SET_MEMORY_DECRYPTED,
+        OpKind.EARLY_SET_MEMORY_ENCRYPTED,
+        OpKind.EARLY_SET_MEMORY_DECRYPTED,
+    }
+)
+"""The operations that convert a range of their own (`OpView.frames`)."""
+
+
 class Check(Protocol):
     """One property."""
 
     name: str
+
+    @property
+    def kinds(self) -> frozenset[OpKind] | None:
+        """The kinds of op that it can say something about (None: every kind)."""
 
     def after(self, view: OpView) -> Iterable[Violation]:
         """The violations that the operation caused."""

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from bitarray import bitarray
 
 from guestemu.abi.regions import Region
-from guestemu.checks.base import OpView, Violation
+from guestemu.checks.base import CONVERSION_KINDS, OpView, Violation
+from guestemu.program.ops import OpKind
 
 _FACT = "H.4 item 1"
 _ALIAS = Region.V
@@ -32,6 +33,7 @@ class ConversionCheck:
     """Host status = PTE C-bit = what was asked for, for every page of the range."""
 
     name = "status"
+    kinds: frozenset[OpKind] | None = CONVERSION_KINDS
 
     def after(self, view: OpView) -> Iterable[Violation]:
         """See the module's docstring."""
@@ -85,6 +87,7 @@ class MappingCheck:
     """A conversion leaves every page mapped to the frame it had (A26c, M71)."""
 
     name = "frames"
+    kinds: frozenset[OpKind] | None = CONVERSION_KINDS
 
     def after(self, view: OpView) -> Iterable[Violation]:
         """See the class."""

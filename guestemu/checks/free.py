@@ -8,12 +8,14 @@ from collections.abc import Iterable, Iterator
 from bitarray import bitarray
 
 from guestemu.checks.base import OpView, Violation
+from guestemu.program.ops import OpKind
 
 
 class FreePagesCheck:
     """Frames in the guest's page allocator are private, in the page tables and for the host."""
 
     name = "free-pages"
+    kinds: frozenset[OpKind] | None = frozenset({OpKind.DMA_ALLOC, OpKind.DMA_FREE})
 
     def after(self, view: OpView) -> Iterable[Violation]:
         """See the class."""

@@ -70,6 +70,7 @@ class HostIoctlCheck:
     """Judges host operations by the record before and after them. A refused one changes nothing."""
 
     name = "record"
+    kinds: frozenset[OpKind] | None = None
 
     def after(self, view: OpView) -> Iterable[Violation]:
         """See the class."""

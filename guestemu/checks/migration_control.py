@@ -27,6 +27,7 @@ class MigrationControlCheck:
     """
 
     name = "migration-control"
+    kinds: frozenset[OpKind] | None = None
 
     def __init__(self) -> None:
         self._failing = 0

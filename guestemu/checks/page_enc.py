@@ -18,6 +18,7 @@ from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, U32_MASK, U64_MASK, to
 from guestemu.abi.errno import EINVAL, ENOMEM
 from guestemu.abi.hypercalls import KVM_EPERM, KVM_HC_PAGE_ENC_STATUS, KVM_HC_PAGE_ENC_STATUS_2019
 from guestemu.checks.base import ExitRecord, OpView, Violation
+from guestemu.program.ops import OpKind
 
 NUMBERS: Final[Mapping[str, int]] = {
     "page-enc-status": KVM_HC_PAGE_ENC_STATUS,
@@ -61,6 +62,7 @@ class PageEncResultCheck:
     """The answer of every status hypercall is one that the patch sets meant to give."""
 
     name = "results"
+    kinds: frozenset[OpKind] | None = None
 
     def after(self, view: OpView) -> Iterable[Violation]:
         """See the class."""
@@ -87,6 +89,7 @@ class PageEncRecordCheck:
     """What was answered as done is in the record, and nothing else is (conversions: `status`)."""
 
     name = "record"
+    kinds: frozenset[OpKind] | None = None
 
     def after(self, view: OpView) -> Iterable[Violation]:
         """See the class."""

@@ -10,20 +10,22 @@ from collections.abc import Iterable
 
 from guestemu.checks.base import OpView, Violation
 from guestemu.machine.exits import BudgetExhausted, Shutdown, Unbacked
+from guestemu.program.ops import OpKind
 
 
 class ProgressCheck:
     """No endless loop, no triple fault, no access beyond RAM (A14, M8)."""
 
     name = "progress"
+    kinds: frozenset[OpKind] | None = None
 
     def after(self, view: OpView) -> Iterable[Violation]:
         """See the class."""
         end = view.outcome.end
         if isinstance(end, BudgetExhausted):
             message = (
-                f"still running at {view.guest.location(end.rip)} after {view.guest.budget} basic blocks and "
-                f"{len(view.exits)} exits"
+                f"still running at {view.guest.location(end.rip)} after {view.guest.budget} "
+                f"basic blocks and {len(view.exits)} exits"
             )
             return (Violation(self.name, view.index, message, "A14, M8"),)
         if isinstance(end, Shutdown):

@@ -19,6 +19,7 @@ class ReadyCheck:
     """READY only after the boot-time notifications (A40, H.4 item 6)."""
 
     name = "ready"
+    kinds: frozenset[OpKind] | None = frozenset({_INIT_PLATFORM})
 
     def after(self, view: OpView) -> Iterable[Violation]:
         """See the class."""

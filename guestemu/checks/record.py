@@ -17,6 +17,7 @@ from bitarray import bitarray
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, U32_MASK, U64_MASK
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
 from guestemu.checks.base import ExitRecord, OpView, Violation
+from guestemu.program.ops import OpKind
 
 _HYPERCALL: Final = "hypercall"
 
@@ -38,6 +39,7 @@ class RecordCheck:
     """
 
     name = "record"
+    kinds: frozenset[OpKind] | None = None
 
     def after(self, view: OpView) -> Iterable[Violation]:
         """See the class."""

@@ -13,12 +13,14 @@ from collections.abc import Iterable
 from guestemu.checks.base import OpView, Violation
 from guestemu.host.base import Host
 from guestemu.host.kvm.findings import ReportsFindings, ResourceFinding
+from guestemu.program.ops import OpKind
 
 
 class ResourceCheck:
     """One violation for each finding that the operation added; its message has the bytes."""
 
     name = "resources"
+    kinds: frozenset[OpKind] | None = None
 
     def __init__(self) -> None:
         self._host: Host | None = None

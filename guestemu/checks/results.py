@@ -97,6 +97,7 @@ class ResultCheck:
     """Hypercall answers and return values of conversions are among those that the sources give."""
 
     name = "results"
+    kinds: frozenset[OpKind] | None = None
 
     def after(self, view: OpView) -> Iterable[Violation]:
         """See the class."""

@@ -62,6 +62,7 @@ class LockstepCheck:
     """
 
     name = "lockstep"
+    kinds: frozenset[OpKind] | None = None
 
     def __init__(self, header: Header, choices: Sequence[HostChoice]) -> None:
         self._label = HostChoice(header.host, header.switches).label
