@@ -11,6 +11,10 @@ _EXPLANATIONS: Final = {
     "frames": "A page of the range now maps another frame; a caller that clears its buffer "
     "overwrites foreign memory.",
     "results": "The contract and the real KVM give another answer here.",
+    "record": "The host's record is not what it was told: the page will be migrated with the wrong "
+    "status.",
+    "migration-control": "The host's idea of the guest's consent is not the guest's.",
+    "resources": "A guest can do this to its host at will.",
     "ready": "A migration may start now and would move pages with the wrong status.",
     "free-pages": "The next owner of the page believes it is private and the host can read it.",
     "progress": "The CPU does not come out of this operation.",

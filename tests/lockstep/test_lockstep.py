@@ -140,6 +140,10 @@ def test_a_users_host_is_never_explained(tmp_path):
     path.write_text(textwrap.dedent(source))
     found = diverge("hypercall a0=0x5001 a1=1 a2=0", MERGED, f"{path}:Mine")
     assert {(aspect, key) for _, _, aspect, key in found} == {("answer", ""), ("status", "")}
+    found = diverge("hypercall a0=0x800000 a1=512 a2=1", MERGED, "qemu-v4", f"{path}:Mine")
+    assert [key for *_, key in found] == ["attributes-word", ""]
+    found = diverge("hypercall a0=0x800000 a1=512 a2=1", "qemu-v4", f"{path}:Mine")
+    assert found == [], "both take any non-zero word for private"
 
 
 def test_every_row_cites_a_fact():
