@@ -5,9 +5,23 @@ from __future__ import annotations
 
 import msgspec
 
-from guestemu.explore.model import Form, Page, Scenario, State, Verdict, final_pass, reads
+from guestemu.explore.model import (
+    Form,
+    Page,
+    Scenario,
+    State,
+    Verdict,
+    final_pass,
+    reads,
+)
 from guestemu.explore.steps import SENDS, HostStep
-from guestemu.explore.witness import Moment, PassStep, Stop, Witness, lost_token
+from guestemu.explore.witness import (
+    Moment,
+    PassStep,
+    Stop,
+    Witness,
+    lost_token,
+)
 
 
 class LastSend(msgspec.Struct, frozen=True):

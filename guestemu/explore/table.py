@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 
@@ -12,6 +13,8 @@ from guestemu.explore.count import Space
 from guestemu.explore.model import Scenario
 from guestemu.explore.notation import format_order, format_script
 from guestemu.explore.reduce import Reduction, reduce
+
+TINY_S: Final = 1e-9
 
 
 class Row(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -69,3 +72,36 @@ def count_row(
         reduced=reduction,
         reduced_seconds=reduced - counted if with_reduction else None,
     )
+
+
+class Table(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Rows and their sums. The reduction's figures are None if it did not run; `states_per_second`
+    and `reduced_states_per_second` are states kept over the time of the exploration alone."""
+
+    rows: tuple[Row, ...]
+    states: int
+    seconds: float
+    states_per_second: float
+    reduced_states: int | None = None
+    reduced_states_per_second: float | None = None
+    disagreements: int | None = None
+
+    @staticmethod
+    def of(rows: tuple[Row, ...], seconds: float) -> Table:
+        """Sums `rows`, which took `seconds` altogether."""
+        states = sum(row.states for row in rows)
+        reductions = [row.reduced for row in rows if row.reduced is not None]
+        rate = states / max(sum(row.seconds for row in rows), TINY_S)
+        if not reductions:
+            return Table(rows, states, seconds, rate)
+        reduced = sum(reduction.states for reduction in reductions)
+        reduced_seconds = sum(row.reduced_seconds or 0.0 for row in rows)
+        return Table(
+            rows=rows,
+            states=states,
+            seconds=seconds,
+            states_per_second=rate,
+            reduced_states=reduced,
+            reduced_states_per_second=reduced / max(reduced_seconds, TINY_S),
+            disagreements=sum(not row.is_agreed for row in rows),
+        )

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`guestemu explore`: interleavings of a guest script with migration passes, on the order model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from guestemu.abi.errors import InputError
+from guestemu.cli._options import AsJson
+
+if TYPE_CHECKING:
+    from guestemu.explore.model import Scenario
+
+DEFAULT_PASSES: Final = 2
+DEFAULT_DEPTH: Final = 3
+MAX_PASSES: Final = 1000
+MAX_RUNS: Final = 10_000_000
+
+
+def command(
+    order: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|STEPS",
+            help="Host order: a row of the table, 1 to 6, or the steps of a pass, as 'G E C S'.",
+        ),
+    ] = None,
+    script: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|STEPS",
+            help="Guest script: S1, S1b, S1c, S2, S3, S0, or steps such as 'PTE- HC- t1!'.",
+        ),
+    ] = None,
+    table: Annotated[
+        bool, typer.Option("--table", help="All orders and scripts (so without either, too).")
+    ] = False,
+    passes: Annotated[
+        int, typer.Option(min=1, max=MAX_PASSES, help="Live passes before STOP.")
+    ] = DEFAULT_PASSES,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RULE",
+            help="Change a rule of the model, such as pte-sets-dirty; repeatable; "
+            "a name that is none lists them.",
+        ),
+    ] = None,
+    reduce: Annotated[
+        bool,
+        typer.Option("--reduce", help="Also explore with partial-order reduction, and compare."),
+    ] = False,
+    witness: Annotated[
+        int | None,
+        typer.Option(metavar="K", min=0, help="Show losing interleaving K, from 0 on."),
+    ] = None,
+    list_all: Annotated[
+        bool, typer.Option("--list", help="List the losing interleavings, one a line.")
+    ] = False,
+    defined: Annotated[
+        bool,
+        typer.Option("--defined", help="Number and list those that lose by lost_defined."),
+    ] = False,
+    pct: Annotated[
+        int | None,
+        typer.Option(
+            metavar="RUNS",
+            min=1,
+            max=MAX_RUNS,
+            help="Random interleavings by priorities (PCT) instead of all.",
+        ),
+    ] = None,
+    depth: Annotated[
+        int, typer.Option(min=1, help="With --pct: ordering constraints of the loss sought.")
+    ] = DEFAULT_DEPTH,
+    seed: Annotated[int, typer.Option(help="With --pct: seed of the random numbers.")] = 0,
+    as_json: AsJson = False,
+) -> int:
+    """Explore all interleavings of a page conversion with the passes of a live migration.
+
+    One page on a small model: the guest's script is merged in every way with the steps of the live
+    passes and STOP; a final pass follows, the rest of the script runs at the destination. Counted
+    are the interleavings after which the guest does not read the last value it wrote:
+    lost_strict whatever it did since, lost_defined only if no C-bit flip came after that write.
+
+    Steps: PTE- PTE+ (the leaf becomes shared, private), HC- HC+ (hypercall), tN! (write of value
+    N); D (fetch of the dirty log, cleared with it), G (GET), C (CLEAR), E (the status is copied),
+    S (send by the copy), L (send by the status now).
+
+    Exit status 1: some interleaving loses by lost_strict (with --defined: by lost_defined).
+
+    For example:
+
+      guestemu explore --table
+
+      guestemu explore --order 2 --script S1 --witness 0
+
+      guestemu explore --order 'E D S' --script 'HC- PTE- t1!' --passes 5 --list
+
+      guestemu explore --order 3 --script S2 --pct 10000 --depth 3 --passes 50
+    """
+    from guestemu.cli import _explore
+
+    modes = {"--witness": witness is not None, "--list": list_all, "--pct": pct is not None}
+    mode = _mode(modes, order, script)
+    _check_switches(mode, table, bool(order or script), reduce, defined)
+    scenarios = _scenarios(order, script, passes, rule or [])
+    if witness is not None:
+        return _explore.show_witness(scenarios[0], witness, defined, as_json)
+    if list_all:
+        return _explore.list_witnesses(scenarios[0], defined, as_json)
+    if pct is not None:
+        return _explore.show_random(scenarios[0], pct, depth, seed, as_json)
+    return _explore.show_table(scenarios, reduce, as_json)
+
+
+def _mode(modes: dict[str, bool], order: str | None, script: str | None) -> str | None:
+    """Which of the options that look at one cell was given, None for a table."""
+    given = [name for name, is_given in modes.items() if is_given]
+    if len(given) > 1:
+        raise InputError(f"explore: {given[0]} and {given[1]} do different things; give one")
+    if given and (order is None or script is None):
+        raise InputError(f"explore: {given[0]} looks at one cell; give --order and --script")
+    return given[0] if given else None
+
+
+def _check_switches(
+    mode: str | None, is_table: bool, is_part: bool, is_reduced: bool, is_defined: bool
+) -> None:
+    """Refuses switches that would be without effect."""
+    if is_table and (mode or is_part):
+        other = mode or "--order and --script"
+        raise InputError(f"explore: --table is about all cells, {other} not; leave one out")
+    if is_reduced and mode:
+        raise InputError(f"explore: --reduce has no meaning with {mode}; leave it out")
+    if is_defined and mode not in ("--witness", "--list"):
+        raise InputError("explore: --defined goes with --witness or --list; counts have both")
+
+
+def _scenarios(
+    order: str | None, script: str | None, passes: int, rule: list[str]
+) -> list[Scenario]:
+    """The cells asked for: where no order or script is given, all of the table's."""
+    from guestemu.explore.model import Scenario
+    from guestemu.explore.notation import parse_order, parse_rules, parse_script
+    from guestemu.explore.steps import ORDERS, SCRIPTS
+
+    orders = ORDERS if order is None else (parse_order(order),)
+    scripts = SCRIPTS if script is None else (parse_script(script),)
+    rules = parse_rules(rule)
+    return [Scenario(one, other, passes, rules) for one in orders for other in scripts]
