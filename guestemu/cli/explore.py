@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 DEFAULT_PASSES: Final = 2
 DEFAULT_DEPTH: Final = 3
 MAX_PASSES: Final = 1000
+MAX_REDUCED_PASSES: Final = 100
+"""Its runs between kept states grow with the passes, its time with their square."""
+
 MAX_RUNS: Final = 10_000_000
 
 
@@ -105,7 +108,7 @@ def command(
 
     modes = {"--witness": witness is not None, "--list": list_all, "--pct": pct is not None}
     mode = _mode(modes, order, script)
-    _check_switches(mode, table, bool(order or script), reduce, defined)
+    _check_switches(mode, table, bool(order or script), reduce, defined, passes)
     scenarios = _scenarios(order, script, passes, rule or [])
     if witness is not None:
         return _explore.show_witness(scenarios[0], witness, defined, as_json)
@@ -127,7 +130,12 @@ def _mode(modes: dict[str, bool], order: str | None, script: str | None) -> str 
 
 
 def _check_switches(
-    mode: str | None, is_table: bool, is_part: bool, is_reduced: bool, is_defined: bool
+    mode: str | None,
+    is_table: bool,
+    is_part: bool,
+    is_reduced: bool,
+    is_defined: bool,
+    passes: int,
 ) -> None:
     """Refuses switches that would be without effect."""
     if is_table and (mode or is_part):
@@ -135,6 +143,10 @@ def _check_switches(
         raise InputError(f"explore: --table is about all cells, {other} not; leave one out")
     if is_reduced and mode:
         raise InputError(f"explore: --reduce has no meaning with {mode}; leave it out")
+    if is_reduced and passes > MAX_REDUCED_PASSES:
+        raise InputError(
+            f"explore: --reduce goes up to --passes {MAX_REDUCED_PASSES}, not {passes}"
+        )
     if is_defined and mode not in ("--witness", "--list"):
         raise InputError("explore: --defined goes with --witness or --list; counts have both")
 

@@ -57,6 +57,11 @@ class Space:
         """Of all interleavings."""
         return self._tallies[initial(self.scenario)]
 
+    @property
+    def ends(self) -> frozenset[State]:
+        """The different final states."""
+        return frozenset(state for state in self._tallies if is_final(self.scenario, state))
+
     def tally_of(self, state: State) -> Tally:
         """Of the interleavings that go on from `state`, a state of this space."""
         return self._tallies[state]

@@ -20,8 +20,8 @@ of them is enough. Two reductions use this (Godefroid, LNCS 1032, chapters 4 and
 
 Only states with two branches are kept; between them the model just runs. Two of them that differ
 only in what the destination holds, and in which the page is certain to be sent again, count as one.
-The verdicts of all
-classes of interleavings are found, but not their number: counting is `count`'s.
+Every final state is reached, and so every verdict, but not how many interleavings lead to each:
+that is what `count` is for.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from guestemu.explore.model import (
     NOTHING,
     Scenario,
     State,
-    Verdict,
     after_guest,
     after_host,
     initial,
@@ -53,11 +52,13 @@ class Reduction(msgspec.Struct, frozen=True):
     """What the reduced exploration found.
 
     `states` were kept, `steps` is how often the model was stepped, including the tests for
-    independence. The verdicts: whether any interleaving loses.
+    independence; `ends` is the number of different final states. The verdicts: whether any
+    interleaving loses.
     """
 
     states: int
     steps: int
+    ends: int
     lost_strict: bool
     lost_defined: bool
 
@@ -69,7 +70,7 @@ class _Search:
         self.scenario = scenario
         self.kept: set[State] = set()
         self.steps = 0
-        self.found = Verdict(False, False)
+        self.ends: set[State] = set()
         self._todo = [initial(scenario)]
 
     def run(self) -> None:
@@ -100,10 +101,7 @@ class _Search:
 
     def _end(self, state: State) -> None:
         if is_final(self.scenario, state):
-            strict, defined = verdict(self.scenario, state)
-            self.found = Verdict(
-                self.found.lost_strict or strict, self.found.lost_defined or defined
-            )
+            self.ends.add(state)
 
     def _branch(self, state: State, guest: State) -> None:
         key = state
@@ -169,4 +167,18 @@ def reduce(scenario: Scenario) -> Reduction:
     """Explores `scenario` with partial-order reduction."""
     search = _Search(scenario)
     search.run()
-    return Reduction(len(search.kept), search.steps, *search.found)
+    verdicts = [verdict(scenario, end) for end in search.ends]
+    return Reduction(
+        states=len(search.kept),
+        steps=search.steps,
+        ends=len(search.ends),
+        lost_strict=any(found.lost_strict for found in verdicts),
+        lost_defined=any(found.lost_defined for found in verdicts),
+    )
+
+
+def reduced_ends(scenario: Scenario) -> frozenset[State]:
+    """The final states that the reduced exploration reaches: all there are."""
+    search = _Search(scenario)
+    search.run()
+    return frozenset(search.ends)

@@ -114,6 +114,7 @@ def test_random_exploration(capsys: Captured) -> None:
         (["--order", "1", "--script", "S1", "--list", "--reduce"], "--reduce has no meaning"),
         (["--order", "1", "--script", "S1", "--pct", "9", "--depth", "99"], "--depth 99"),
         (["--order", "2", "--script", "S2", "--passes", "30", "--list"], "--witness K shows one"),
+        (["--reduce", "--passes", "101"], "--reduce goes up to --passes 100"),
         (["--rule", "x"], "--rule: no rule 'x'"),
         (["--passes", "0"], "--passes"),
     ],

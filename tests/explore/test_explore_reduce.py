@@ -9,8 +9,8 @@ from published import cells
 
 from guestemu.explore.count import Space
 from guestemu.explore.model import Scenario
-from guestemu.explore.notation import parse_order, parse_script
-from guestemu.explore.reduce import reduce
+from guestemu.explore.notation import parse_order, parse_rules, parse_script
+from guestemu.explore.reduce import reduce, reduced_ends
 
 
 def test_the_36_verdicts_from_a_fifth_of_the_states() -> None:
@@ -30,6 +30,21 @@ def test_the_verdicts_hold_for_any_script_order_and_rules(scenario: Scenario) ->
     tally, reduction = Space(scenario).tally, reduce(scenario)
     assert reduction.lost_strict == (tally.lost_strict > 0)
     assert reduction.lost_defined == (tally.lost_defined > 0)
+
+
+@settings(max_examples=400, deadline=None)
+@given(scenarios())
+def test_every_final_state_is_reached(scenario: Scenario) -> None:
+    assert reduced_ends(scenario) == Space(scenario).ends
+
+
+def test_what_the_destination_holds_matters_where_it_may_not_be_sent_again() -> None:
+    """An order that sends before it fetches leaves a late write unsent."""
+    for order in ("L D", "L G C", "D L D"):
+        for rules in ([], ["starts-clean"], ["clear-is-unconditional"]):
+            for script in ("t1! PTE- t2! HC-", "PTE- HC- t1! t2! HC+", "t1! t2! t1! PTE-"):
+                scenario = Scenario(parse_order(order), parse_script(script), 2, parse_rules(rules))
+                assert reduced_ends(scenario) == Space(scenario).ends
 
 
 def test_flips_alone_need_no_branch() -> None:
