@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.errors import InputError
-from guestemu.bench import execution, fuzzing, parts
+from guestemu.bench import execution, fuzzing, parts, status
 from guestemu.bench.figure import TURN_SECONDS, Figure, Pair, measure
 from guestemu.bench.scene import Scene
 
@@ -31,6 +31,10 @@ _PREPARED: Final[Mapping[str, Callable[[Scene], Pair]]] = {
     "read-other-view": parts.read_views,
     "boot": parts.boot,
     "trace-parse": parts.parse,
+    "status-1": status.one,
+    "status-512": status.leaf,
+    "status-1M": status.million,
+    "status-export": status.export,
 }
 _CAMPAIGNS: Final = {f"fuzz-{target}": target for target in fuzzing.TARGETS}
 _HELP: Final = "executions per second of a campaign under atheris, with coverage feedback"

@@ -66,12 +66,10 @@ class PageEncBitmap:
 
     def read(self, start: int, pages: int) -> bitarray:
         """The bits [start, start + pages); 1 beyond `size`, where nothing was written."""
-        bits = bitarray(pages, endian="little")
-        bits.setall(True)
         end = start + pages
         ram_end = min(end, self._frames)
-        if start < ram_end:
-            bits[: ram_end - start] = self.ram[start:ram_end]
+        bits = self.ram[start:ram_end] if start < ram_end else bitarray(endian="little")
+        bits.extend(bitarray([True]) * (pages - len(bits)))
         for first, last in self._beyond.within(start, end):
             bits[first - start : last - start] = False
         return bits

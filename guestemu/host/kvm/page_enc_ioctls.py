@@ -39,12 +39,12 @@ def copy_out(bits: bitarray, buffer: bytearray | None) -> int:
     size = (len(bits) + 7) // 8
     if buffer is None or len(buffer) < size:
         return -EFAULT
-    data = bytearray(bits.tobytes())
     tail = len(bits) % 8
+    kept = buffer[size - 1] if tail else 0
+    buffer[:size] = memoryview(bits)
     if tail:
         mask = (1 << tail) - 1
-        data[-1] = data[-1] & mask | buffer[size - 1] & ~mask & 0xFF
-    buffer[:size] = data
+        buffer[size - 1] = buffer[size - 1] & mask | kept & ~mask & 0xFF
     return 0
 
 

@@ -52,13 +52,9 @@ class ReferenceUserSpace(UserSpace):
         args = request.args
         first = args[0] >> PAGE_SHIFT
         end = first + args[1]
-        if end > self._frames:
-            end = self._frames
-            self._state = 3 if first < end else 4
-        else:
-            self._state = 2
-        if first < end:
-            self.private[first:end] = 1 if args[2] & MAP_GPA_RANGE_ENCRYPTED else 0
+        self.private[first:end] = 1 if args[2] & MAP_GPA_RANGE_ENCRYPTED else 0
+        frames = self._frames
+        self._state = 2 if end <= frames else 3 if first < frames else 4
         request.ret = 0
 
     def restore(self) -> bool:
