@@ -102,15 +102,15 @@ def boot_image(request: BootRequest, show_console: bool, to_stderr: bool) -> Boo
 
 
 def load_with_progress(image: str) -> Kernel:
-    """The analysed kernel that `image` names; on a terminal the steps are shown."""
+    """The analysed kernel that `image` names; on a terminal one sees that it takes a while."""
     from guestemu.guest.linux.images import find_image
-    from guestemu.guest.linux.kernel import load_kernel
+    from guestemu.guest.linux.load import LOADER
 
     path = find_image(image)
     if not console.is_live():
-        return load_kernel(path)
-    with console.notes().status(path.name) as status:
-        return load_kernel(path, lambda step: status.update(f"{path.name}: {step}"))
+        return LOADER.kernel(path)
+    with console.notes().status(path.name):
+        return LOADER.kernel(path)
 
 
 def tell(report: BootReport) -> None:

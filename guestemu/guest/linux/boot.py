@@ -86,7 +86,7 @@ def build_machine(
     `InputError` for a memory size that the kernel does not fit in.
     """
     size = config.frames * PAGE_SIZE
-    needed = max(segment.physical + segment.size for segment in kernel.segments)
+    needed = kernel.segments.extent
     if size < max(MIN_MEMORY << 20, needed + PMD_SIZE):
         raise InputError(
             f"memory {size >> 20}M: {kernel.name} needs at least "
@@ -94,7 +94,7 @@ def build_machine(
         )
     machine = Machine(config)
     ram = machine.ram
-    for segment in kernel.segments if load else ():
+    for segment in kernel.segments.parts if load else ():
         ram.private[segment.physical : segment.physical + len(segment.data)] = segment.data
     pool = iter(machine.pool(TABLES // PAGE_SIZE, TABLE_PAGES))
     tables = PageTables(ram, machine.pte_cbit, next(pool), pool)

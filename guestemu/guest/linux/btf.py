@@ -7,6 +7,7 @@ Only what `offset` and `size` need: structures, unions, and the types that lead 
 from __future__ import annotations
 
 import struct
+from array import array
 from typing import Final
 
 import msgspec
@@ -45,6 +46,14 @@ class Prototype(msgspec.Struct, frozen=True):
     is_signed: bool
 
 
+class BtfIndex(msgspec.Struct, frozen=True):
+    """Where the types of a section are: 32-bit positions by type number, numbers by name."""
+
+    positions: bytes
+    records: dict[str, int]
+    functions: dict[str, int]
+
+
 class Btf:
     """The types of one kernel. Type numbers start at 1.
 
@@ -63,10 +72,30 @@ class Btf:
             raise InputError(f"{name}: its .BTF section has magic {magic:#x}, not {_MAGIC:#x}")
         self._types = data[header + type_at : header + type_at + type_size]
         self._strings = data[header + string_at : header + string_at + string_size]
-        self._positions: list[int] = [0]
+        self._positions = array("I", (0,))
         self._records: dict[str, int] = {}
         self._functions: dict[str, int] = {}
         self._scan()
+
+    @classmethod
+    def resume(cls, types: bytes, strings: bytes, index: BtfIndex, name: str) -> Btf:
+        """The types of a section that was scanned before: what `sections` and `index` gave."""
+        btf = cls.__new__(cls)
+        btf._name = name
+        btf._types, btf._strings = types, strings
+        btf._positions = array("I", index.positions)
+        btf._records, btf._functions = index.records, index.functions
+        return btf
+
+    @property
+    def sections(self) -> tuple[bytes, bytes]:
+        """Types and strings, as in the file."""
+        return self._types, self._strings
+
+    @property
+    def index(self) -> BtfIndex:
+        """What scanning found."""
+        return BtfIndex(self._positions.tobytes(), self._records, self._functions)
 
     def _scan(self) -> None:
         position = 0

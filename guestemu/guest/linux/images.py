@@ -28,11 +28,16 @@ class FetchedImage(msgspec.Struct, frozen=True):
     path: Path
 
 
-def kernel_directory() -> Path:
-    """The directory of fetched kernels; it need not exist."""
+def cache_root() -> Path:
+    """The program's directory in the user's cache; it need not exist."""
     cache = os.environ.get("XDG_CACHE_HOME", "")
     root = Path(cache) if cache.startswith("/") else Path.home() / ".cache"
-    return root / "guestemu" / "kernels"
+    return root / "guestemu"
+
+
+def kernel_directory() -> Path:
+    """The directory of fetched kernels; it need not exist."""
+    return cache_root() / "kernels"
 
 
 def version_key(version: str) -> tuple[tuple[int, str], ...]:

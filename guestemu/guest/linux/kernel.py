@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 from collections.abc import Callable
@@ -36,6 +37,22 @@ class LoadSegment(msgspec.Struct, frozen=True):
     size: int
 
 
+class Segments:
+    """A kernel's PT_LOAD segments, read when first asked for: only a boot needs their bytes.
+
+    `extent` is the physical address behind the last of them.
+    """
+
+    def __init__(self, extent: int, read: Callable[[], tuple[LoadSegment, ...]]) -> None:
+        self.extent = extent
+        self._read = read
+
+    @functools.cached_property
+    def parts(self) -> tuple[LoadSegment, ...]:
+        """All of them."""
+        return self._read()
+
+
 class Kernel(msgspec.Struct, frozen=True):
     """What is known of one image. `entry` is the physical entry point of 64-bit code."""
 
@@ -43,7 +60,7 @@ class Kernel(msgspec.Struct, frozen=True):
     version: str
     digest: str
     entry: int
-    segments: tuple[LoadSegment, ...]
+    segments: Segments
     symbols: dict[str, int]
     sites: tuple[Site, ...]
     btf: Btf
@@ -109,7 +126,9 @@ def load_kernel(path: Path, progress: Callable[[str], None] | None = None) -> Ke
         version=version.group(1).decode("ascii", "replace") if version else "unknown",
         digest=image.digest,
         entry=entry & ~KERNEL_MAP if entry >= KERNEL_MAP else entry,
-        segments=segments,
+        segments=Segments(
+            max((part.physical + part.size for part in segments), default=0), lambda: segments
+        ),
         symbols=symbols,
         sites=tuple(sites),
         btf=btf,

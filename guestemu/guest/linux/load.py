@@ -3,10 +3,15 @@
 
 Booting costs seconds, putting a booted guest back costs microseconds. So guests are kept: whoever
 asks for the same image in the same configuration gets the same guest, and uses it after the others.
+Other processes get it from the user's cache (cache.py): a quarter of a second instead of four.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -15,11 +20,14 @@ import msgspec
 from guestemu.abi.addresses import PAGE_SHIFT
 from guestemu.abi.errors import InputError
 from guestemu.abi.msrs import SEV_STATUS_SEV, SEV_STATUS_SEV_ES, SEV_STATUS_SEV_SNP
+from guestemu.guest.linux.analysed import load_analysis, save_analysis
 from guestemu.guest.linux.boot import DEFAULT_COMMAND_LINE, boot_kernel
+from guestemu.guest.linux.cache import CacheKey, build_id, cache_directory, mark_used, prune
 from guestemu.guest.linux.guest import LinuxGuest
 from guestemu.guest.linux.kernel import Kernel, load_kernel
 from guestemu.guest.linux.prepare import prepare
 from guestemu.guest.linux.recorder import BootRecorder
+from guestemu.guest.linux.snapshot import SnapshotMismatch, load_snapshot, save_snapshot
 from guestemu.machine.machine import MachineConfig
 
 BUDGET_FACTOR: Final = 10
@@ -68,7 +76,11 @@ class _Key(msgspec.Struct, frozen=True):
 class LinuxLoader:
     """Analysed kernels by file and booted guests by (kernel, configuration, command line)."""
 
-    def __init__(self) -> None:
+    def __init__(self, complain: Callable[[str], None] | None = None) -> None:
+        """`complain` is told in one line, once, that the cache cannot be written (default: standard
+        error)."""
+        self._complain = complain or _to_stderr
+        self._has_complained = False
         self._kernels: dict[tuple[Path, int, int], Kernel] = {}
         self._guests: dict[_Key, LinuxGuest] = {}
 
@@ -81,7 +93,24 @@ class LinuxLoader:
         key = (path.resolve(), status.st_mtime_ns, status.st_size)
         kernel = self._kernels.get(key)
         if kernel is None:
-            kernel = self._kernels[key] = load_kernel(path)
+            kernel = self._kernels[key] = self._analyse(path)
+        return kernel
+
+    def _analyse(self, path: Path) -> Kernel:
+        directory = cache_directory()
+        if directory is None:
+            return load_kernel(path)
+        try:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+        file = directory / f"{CacheKey((digest, build_id())).name}.kernel"
+        kernel = load_analysis(file, path.name, lambda: load_kernel(path))
+        if kernel is None:
+            kernel = load_kernel(path)
+            self._keep(file, functools.partial(save_analysis, file, kernel))
+        else:
+            mark_used(file)
         return kernel
 
     def guest(
@@ -109,11 +138,42 @@ class LinuxLoader:
     def _boot(
         self, kernel: Kernel, config: MachineConfig, budget: int, command_line: str
     ) -> LinuxGuest:
+        directory = cache_directory()
+        parts = (kernel.digest, msgspec.json.encode(config).decode(), command_line, build_id())
+        file = None if directory is None else directory / f"{CacheKey(parts).name}.guest"
+        if file is not None and file.exists():
+            try:
+                prepared = load_snapshot(file, kernel, config, command_line)
+            except SnapshotMismatch:
+                pass  # damaged, or not ours: booted anew and written over
+            else:
+                mark_used(file)
+                return LinuxGuest(prepared, budget)
         recorder = BootRecorder()
         booted = boot_kernel(kernel, config, recorder, command_line=command_line)
         # what regions cost, the host need not hear: no page changes its status
         prepared = prepare(booted, list(recorder.exits))
+        if file is not None:
+            self._keep(file, functools.partial(save_snapshot, file, prepared, command_line))
         return LinuxGuest(prepared, budget)
+
+    def _keep(self, file: Path, save: Callable[[], object]) -> None:
+        """Adds a file to the cache, if that can be."""
+        try:
+            save()
+        except OSError as error:
+            if not self._has_complained:
+                self._has_complained = True
+                self._complain(
+                    f"guestemu: {file.parent}: booted kernels are not kept ({error.strerror}); "
+                    f"each start takes seconds"
+                )
+            return
+        prune(file.parent)
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 LOADER: Final = LinuxLoader()

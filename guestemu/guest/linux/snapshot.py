@@ -9,6 +9,7 @@ library, other configuration, damaged) is refused by `SnapshotMismatch`, and the
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -21,6 +22,7 @@ from guestemu.abi.addresses import PAGE_SIZE
 from guestemu.abi.regions import Region
 from guestemu.guest.base import PlacedRegion
 from guestemu.guest.linux.boot import STOP_AT, BootedKernel, build_machine
+from guestemu.guest.linux.cache import write_file
 from guestemu.guest.linux.es import EsState
 from guestemu.guest.linux.kernel import Kernel
 from guestemu.guest.linux.platform import Console
@@ -28,6 +30,7 @@ from guestemu.guest.linux.prepare import BootExit, Prepared
 from guestemu.machine.engine import Context
 from guestemu.machine.exits import Trap
 from guestemu.machine.machine import Machine, MachineConfig
+from guestemu.machine.resident import resident_pages
 
 FORMAT: Final = 2
 _LEVEL: Final = 1
@@ -86,14 +89,9 @@ def save_snapshot(path: Path, prepared: Prepared, command_line: str) -> int:
         boot_exits=prepared.boot_exits,
         sev=booted.platform.sev.save() if booted.platform.sev is not None else None,
     )
-    data = zstandard.ZstdCompressor(level=_LEVEL, threads=-1).compress(msgspec.msgpack.encode(body))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    compressor = zstandard.ZstdCompressor(level=_LEVEL, threads=-1, write_checksum=True)
+    data = compressor.compress(msgspec.msgpack.encode(body))
+    write_file(path, data)
     return len(data)
 
 
@@ -101,10 +99,11 @@ def _pages(machine: Machine, view: memoryview, wanted: Callable[[int], bool]) ->
     """The pages of one view that are wanted and not zero."""
     zero = bytes(PAGE_SIZE)
     pages = {}
-    for gfn in range(machine.ram.frames):
+    address = ctypes.addressof(ctypes.c_char.from_buffer(view))
+    for gfn in resident_pages(address, machine.ram.frames):
         page = view[gfn * PAGE_SIZE : (gfn + 1) * PAGE_SIZE]
-        if page != zero and wanted(gfn):
-            pages[gfn] = bytes(page)
+        if wanted(gfn) and (content := bytes(page)) != zero:
+            pages[gfn] = content
     return pages
 
 

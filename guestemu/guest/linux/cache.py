@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The user's cache of what kernels cost to make: analysed images and prepared guests.
+
+It is a directory beside the fetched kernels, $XDG_CACHE_HOME/guestemu/prepared (default ~/.cache).
+A file's name is a hash of everything that its content follows from, so that a file is either right
+or not found: the image's bytes, the machine, the command line, the emulator's library and the
+modules that load, boot and prepare a kernel. Nothing depends on the cache but time.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import unicorn
+
+import guestemu
+from guestemu.guest.linux.images import cache_root
+from guestemu.machine.engine import Engine
+
+MAX_FILES: Final = 48
+"""Files that are kept; the ones that were used longest ago go first. 15 MB each at most."""
+SWITCH: Final = "GUESTEMU_NO_CACHE"
+"""Environment variable; set to 1 every kernel is analysed and booted anew, and nothing is kept."""
+
+_MADE_BY: Final = ("abi", "machine", "guest/linux")
+
+
+class CacheKey(msgspec.Struct, frozen=True):
+    """What one file is made from, each part as text."""
+
+    parts: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """40 hexadecimal digits."""
+        return hashlib.sha256("\0".join(self.parts).encode()).hexdigest()[:40]
+
+
+def cache_directory() -> Path | None:
+    """Where the files are; None where the user does not want any. It need not exist."""
+    return None if os.environ.get(SWITCH) == "1" else cache_root() / "prepared"
+
+
+@functools.cache
+def build_id() -> str:
+    """Names the emulator's library and this program's code, as far as a booted kernel depends on
+    them."""
+    library = os.stat(Engine.library_path())
+    digest = hashlib.sha256(
+        f"{unicorn.__version__} {library.st_size} {library.st_mtime_ns}".encode()
+    )
+    root = Path(guestemu.__file__).parent
+    for part in _MADE_BY:
+        for path in sorted((root / part).rglob("*.[pS]*")):
+            if path.suffix in {".py", ".S"}:
+                digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Puts `data` at `path`, whole or not at all, and makes room. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def mark_used(path: Path) -> None:
+    """Notes that `path` was of use; a cache that cannot be written is none the worse."""
+    try:
+        os.utime(path)
+    except OSError:
+        return
+
+
+def prune(directory: Path, keep: int = MAX_FILES) -> None:
+    """Removes the files in `directory` that were used longest ago, down to `keep`."""
+    try:
+        used = sorted((entry.stat().st_mtime_ns, entry.path) for entry in os.scandir(directory))
+        for _when, path in used[: max(len(used) - keep, 0)]:
+            os.unlink(path)
+    except OSError:  # another process prunes as well, or may write while we may not
+        return
