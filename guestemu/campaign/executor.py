@@ -17,7 +17,7 @@ from guestemu.lockstep.run import HostChoice
 from guestemu.program.binary import RECORD_SIZE, decoder_for
 from guestemu.program.ops import Op, OpKind
 from guestemu.program.program import Header
-from guestemu.testbed import OpResult, Testbed, build_testbed
+from guestemu.testbed import Testbed, build_testbed
 
 
 class Executor:
@@ -58,12 +58,11 @@ class Executor:
     def run(self, ops: tuple[Op, ...]) -> list[Violation]:
         """Runs `ops` from the first state; the violations, in order."""
         testbed = self.testbed
-        results: list[OpResult] = []
         violations: list[Violation] = []
         testbed.reset()
         try:
             for index, op in enumerate(ops):
-                testbed.step(index, op, results, violations)
+                testbed.step(index, op, None, violations)
         except VmStopped:
             testbed.guest.machine.hooks.clear()
         except NotImplementedError as error:
