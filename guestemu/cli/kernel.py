@@ -183,3 +183,37 @@ def call(
     else:
         tell(report)
     return EXIT_FINDINGS if report.oops or report.warnings else EXIT_OK
+
+
+@app.command()
+def efi(
+    variable: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[VARIABLE]...", help="one, zero, missing, unreadable, no-runtime; default: all"
+        ),
+    ] = None,
+    image: Image = "",
+    memory: MemoryMib = 128,
+    cbit: CBitAt = 39,
+    sev: SevName = "sev",
+    as_json: AsJson = False,
+) -> None:
+    """Run an EFI guest's opt-in to live migration, by what its firmware's variable holds.
+
+    The kernel's own setup_efi_kvm_sev_migration() reads SevLiveMigrationEnabled and writes
+    MIGRATION_CONTROL or does not.
+
+    For example:
+
+      guestemu kernel efi
+
+      guestemu kernel efi one zero --image 6.1 --json
+    """
+    from guestemu.cli._kernel_efi import opt_in, tell
+
+    rows = opt_in(image, variable or [], memory, cbit, sev)
+    if as_json:
+        console.emit_json({"cases": rows})
+    else:
+        tell(rows)
