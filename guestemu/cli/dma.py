@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -15,10 +13,7 @@ from guestemu.cli._options import AsJson
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_INTERRUPTED, EXIT_OK
 
 if TYPE_CHECKING:
-    from guestemu.dma.emulate import Emulation
-    from guestemu.dma.events import Event
     from guestemu.dma.report import DmaReport
-    from guestemu.program.program import Header
 
 DEFAULT_MEMORY: Final = 256
 
@@ -28,16 +23,44 @@ def command(
         str,
         typer.Argument(
             metavar="TRACE|PATTERN",
-            help="Text of an ftrace buffer, of `trace-cmd report` or of `perf script`, CSV (- reads "
+            help="Text of an ftrace buffer, of `trace-cmd report` or `perf script`, CSV (- reads "
             "standard input), or a driver pattern such as nvme:queues=4,scenario=reset+e1000.",
             show_default=False,
         ),
     ] = "",
-    guest: Annotated[str, typer.Option(help="Guest, see `guestemu guests`.")] = "snippet:6.1",
+    guest: Annotated[
+        str,
+        typer.Option(
+            help="Guest, see `guestemu guests`, or model:GENERATION: counts without a CPU, for "
+            "millions of events."
+        ),
+    ] = "snippet:6.1",
     host: Annotated[
         str, typer.Option(help="Host, see `guestemu hosts`, or FILE.py:CLASS.")
     ] = "map-gpa-range",
     memory: Annotated[int, typer.Option(help="Guest memory in MiB.")] = DEFAULT_MEMORY,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Compare other ways to provide the memory: batch, keep-shared, "
+            "pool-small[=PAGES], align-2m, or all.",
+        ),
+    ] = None,
+    report_path: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="OUT.html", help="Write a page with plots."),
+    ] = None,
+    parquet: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR|FILE", help="Write events and conversions as Parquet tables (pyarrow)."
+        ),
+    ] = None,
+    perfetto: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT.perfetto-trace", help="Write a trace for ui.perfetto.dev."),
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit 1 also for oddities of the trace.")
     ] = False,
@@ -53,7 +76,7 @@ def command(
     that may not sleep come from the atomic pools and convert nothing.
 
     Exit status 1: a check failed, or, with --strict, the trace has oddities: unknown frees,
-    overlaps, lines that cannot be read, allocations that do not fit.
+    overlaps, lines that cannot be read, allocations that do not fit. A model: guest checks nothing.
 
     For example:
 
@@ -61,18 +84,25 @@ def command(
 
       guestemu dma nvme:queues=4,scenario=unbind --guest snippet:6.12
 
+      trace-cmd report | guestemu dma - --guest model:6.1 --policy all --report dma.html
+
       guestemu dma --list
     """
     from guestemu.abi.errors import InputError
-    from guestemu.program.program import Header
+    from guestemu.cli._dma_run import Request, run
 
     if list_patterns:
         _list(as_json)
         return EXIT_OK
     if not source:
         raise InputError("dma: no TRACE or PATTERN given; guestemu dma --help shows what there is")
-    header = Header(guest=guest, host=host, memory=memory)
-    report = _of_source(source, header)
+    policies: tuple[str, ...] = ()
+    if policy is not None:
+        from guestemu.dma.policies import parse_policies
+
+        policies = parse_policies(policy)
+    request = Request(source, guest, host, memory, policies, report_path, parquet, perfetto)
+    report = run(request)
     if as_json:
         console.emit_json(report)
     else:
@@ -82,70 +112,6 @@ def command(
         return EXIT_INTERRUPTED
     is_good = report.is_clean if strict else report.is_ok
     return EXIT_OK if is_good else EXIT_FINDINGS
-
-
-def _of_source(source: str, header: Header) -> DmaReport:
-    """Replays a pattern, or the file of that name."""
-    from guestemu.abi.errors import InputError
-    from guestemu.dma.patterns import is_pattern, parse_patterns, pattern_events
-    from guestemu.dma.source import STANDARD_INPUT, open_trace
-
-    if is_pattern(source):
-        patterns = parse_patterns(source)
-        emulation = _emulation(header)
-        interrupted = _drive(emulation, pattern_events(patterns), None, lambda: 0)
-        return emulation.report(interrupted=interrupted)
-    path = Path(source)
-    try:
-        size = 0 if source == STANDARD_INPUT else path.stat().st_size
-    except OSError as error:
-        raise InputError(
-            f"{source}: {error.strerror}; give the text of an ftrace buffer or a pattern "
-            f"(guestemu dma --list)"
-        ) from None
-    with open_trace(path) as reader:
-        emulation = _emulation(header)
-        interrupted = _drive(emulation, reader, size or None, lambda: reader.bytes_read)
-        return emulation.report(reader.report(), interrupted)
-
-
-def _emulation(header: Header) -> Emulation:
-    from guestemu.dma.emulate import Emulation
-    from guestemu.testbed import build_testbed
-
-    return Emulation(build_testbed(header))
-
-
-def _drive(
-    emulation: Emulation,
-    events: Iterable[Event],
-    total: int | None,
-    position: Callable[[], int],
-) -> bool:
-    """Replays the events, with a progress bar; says on stderr how fast. True: Ctrl-C ended it."""
-    from guestemu.cli._dma_progress import DmaProgress
-    from guestemu.cli._interrupts import Interrupts
-
-    start = time.monotonic()
-    count = 0
-    interrupted = False
-    with DmaProgress(total) as progress, Interrupts() as interrupts:
-        try:
-            for event in events:
-                interrupts.hold()
-                emulation.step(event)
-                count += 1
-                interrupts.release()
-                progress.update(position(), count, emulation.pages_converted)
-        except KeyboardInterrupt:
-            interrupted = True
-    seconds = max(time.monotonic() - start, 1e-6)
-    pages = emulation.pages_converted
-    console.note(
-        f"{count} events, {pages} pages converted in {seconds:.2f} s "
-        f"({pages / seconds:.0f} pages/s)"
-    )
-    return interrupted
 
 
 def _print(report: DmaReport) -> None:

@@ -19,14 +19,18 @@ from bitarray import bitarray
 
 from guestemu.abi.addresses import PAGE_SHIFT, Gfn, Gva
 from guestemu.abi.errno import EIO
+from guestemu.checks.base import ExitRecord
 from guestemu.checks.base import Violation as CheckViolation
 from guestemu.checks.free import FreePagesCheck
+from guestemu.dma.analysis import Analysis, Analyst
+from guestemu.dma.cost import LEAF_PAGES, Conversion
 from guestemu.dma.events import Event
 from guestemu.dma.kernel import KernelCoherent
+from guestemu.dma.leaves import GIB_PAGES
 from guestemu.dma.live import Accountant
-from guestemu.dma.replay import Replayer
-from guestemu.dma.report import DmaReport, MachineCounts, PoolCounts, Violation, make_report
-from guestemu.dma.trace import TraceReport
+from guestemu.dma.observer import Observer, Observers
+from guestemu.dma.report import MachineCounts, PoolCounts, Violation
+from guestemu.dma.run import DmaRun
 from guestemu.guest.base import CallOutcome
 from guestemu.guest.dma.coherent import CoherentAllocator, CoherentDma
 from guestemu.guest.dma.emulated import TrackedAllocator
@@ -63,9 +67,17 @@ class WatchedConversions:
     """`CoherentGuest` over a testbed: converts through it and counts flips and exits.
 
     `free_frames` are the frames in the guest's page allocator, kept up to date by their owner.
+    `observer` is told of every conversion, as `is_pool` for the atomic pools.
     """
 
-    def __init__(self, testbed: Testbed, log: ViolationLog, free_frames: bitarray) -> None:
+    def __init__(
+        self,
+        testbed: Testbed,
+        log: ViolationLog,
+        free_frames: bitarray,
+        observer: Observer,
+        is_pool: bool,
+    ) -> None:
         self.decrypted = 0
         self.encrypted = 0
         self.hypercalls = 0
@@ -73,6 +85,9 @@ class WatchedConversions:
         self._testbed = testbed
         self._log = log
         self._free_frames = free_frames
+        self._observer = observer
+        self._is_pool = is_pool
+        self._leaf_map = testbed.guest.leaf_map
 
     def set_memory_decrypted(self, gfn: Gfn, pages: int, /) -> int:
         """See `CoherentGuest`."""
@@ -87,12 +102,16 @@ class WatchedConversions:
         guest = self._testbed.guest
         outcome = guest.memset(Gva(guest.direct_map + (gfn << PAGE_SHIFT)), 0, size)
         self._value(f"memset of {size} bytes at frame {gfn:#x}", outcome, ())
+        self._observer.cleared(gfn, size)
 
     def _convert(self, gfn: Gfn, pages: int, private: bool) -> int:
+        tables = self._leaf_map.table_pages
         result, violations = self._testbed.convert(
             self._log.line, gfn, pages, private, self._free_frames
         )
         self.count(result)
+        splits = self._leaf_map.table_pages - tables
+        self._tell(conversion_of(result, (gfn, pages), private, splits))
         name = "set_memory_encrypted" if private else "set_memory_decrypted"
         return self._value(f"{name} of {pages} pages at frame {gfn:#x}", result.outcome, violations)
 
@@ -116,11 +135,19 @@ class WatchedConversions:
         frames: Callable[[CallOutcome], tuple[int, int] | None],
     ) -> tuple[int, int]:
         """Runs, counts and judges a converting call: its value (or -EIO) and the pages flipped."""
+        tables = self._leaf_map.table_pages
         result, violations = self._testbed.judge(self._log.line, private, call, frames)
         before = self.decrypted + self.encrypted
         self.count(result)
+        splits = self._leaf_map.table_pages - tables
+        for part in ranges_of(result):
+            self._tell(conversion_of(result, part, private, splits))
+            splits = 0
         value = self._value(what, result.outcome, violations)
         return value, self.decrypted + self.encrypted - before
+
+    def _tell(self, conversion: Conversion) -> None:
+        self._observer.converted(conversion, self._is_pool)
 
     def _value(
         self, what: str, outcome: CallOutcome, violations: tuple[CheckViolation, ...]
@@ -136,41 +163,83 @@ class WatchedConversions:
         return -EIO
 
 
-class Emulation:
+def ranges_of(result: OpResult) -> list[tuple[int, int]]:
+    """The ranges (first frame, pages) of neighbouring frames whose C-bit a call changed."""
+    ranges: list[tuple[int, int]] = []
+    flips = sorted((flip.gfn, flip.pages) for _, flip in result.flips if not flip.is_alias)
+    for gfn, pages in flips:
+        if ranges and sum(ranges[-1]) == gfn:
+            ranges[-1] = (ranges[-1][0], ranges[-1][1] + pages)
+        else:
+            ranges.append((gfn, pages))
+    return ranges
+
+
+def conversion_of(
+    result: OpResult, frames: tuple[int, int], private: bool, splits: int
+) -> Conversion:
+    """What a call did to the range `frames` (first frame, pages), from its exits and flips."""
+    gfn, pages = frames
+    flips = [
+        flip
+        for _, flip in result.flips
+        if not flip.is_alias and gfn <= flip.gfn + flip.pages - 1 and flip.gfn < gfn + pages
+    ]
+    small = middle = large = 0
+    for record in result.exits:
+        if record.kind == "hypercall" and _is_about(record.args[0] >> PAGE_SHIFT, record, frames):
+            size = record.args[1]
+            small += size < LEAF_PAGES
+            middle += LEAF_PAGES <= size < GIB_PAGES
+            large += size >= GIB_PAGES
+    changed = sum(flip.changed for flip in flips)
+    return Conversion(gfn, pages, private, changed, len(flips), small, middle, large, splits)
+
+
+def _is_about(first: int, record: ExitRecord, frames: tuple[int, int]) -> bool:
+    return first < sum(frames) and frames[0] < first + record.args[1]
+
+
+class Emulation(DmaRun):
     """One trace on one testbed, event by event; `report` gives the figures so far.
 
     Resets the testbed and makes the atomic pools. The guest's kernel generation decides which pages
-    are converted and what a failed conversion does. Raises what the host and the machine raise.
+    are converted and what a failed conversion does. `observers` hear of every conversion. Raises
+    what the host and the machine raise.
     """
 
-    def __init__(self, testbed: Testbed, accountant: Accountant | None = None) -> None:
+    def __init__(
+        self,
+        testbed: Testbed,
+        accountant: Accountant | None = None,
+        observers: tuple[Observer, ...] = (),
+    ) -> None:
         testbed.reset()
         guest = testbed.guest
-        self._accountant = accountant or Accountant()
         self._log = ViolationLog()
+        self._leaf_map = guest.leaf_map
+        self._small_at_boot = guest.leaf_map.small_leaves()
+        has_model_allocator = bool(guest.dma_frames)
+        analyst = Analyst(guest.leaf_map.private, has_model_allocator)
+        observer: Observer = Observers((analyst, *observers)) if observers else analyst
         free = bitarray(0)
-        if guest.dma_frames:
+        if has_model_allocator:
             memory = TrackedAllocator(guest)
             free = memory.free_frames
-        self._buffers = WatchedConversions(testbed, self._log, free)
-        self._pools = WatchedConversions(testbed, self._log, free)
+        self._buffers = WatchedConversions(testbed, self._log, free, observer, False)
+        self._pools = WatchedConversions(testbed, self._log, free, observer, True)
         dma: CoherentAllocator
-        if guest.dma_frames:
+        if has_model_allocator:
             policy = policy_named(guest.generation)
             dma = CoherentDma(self._buffers, memory, policy, pool_guest=self._pools)
         else:
             dma = KernelCoherent(guest, self._buffers, self._pools)
-        self._replayer = Replayer(dma, self._accountant)
-
-    @property
-    def pages_converted(self) -> int:
-        """Pages whose C-bit changed so far, for buffers and pools."""
-        return sum(watch.decrypted + watch.encrypted for watch in (self._buffers, self._pools))
+        super().__init__(dma, (self._buffers, self._pools), observer, analyst, accountant)
 
     def step(self, event: Event) -> None:
         """Replays one event."""
         self._log.line = event.line
-        self._replayer.step(event)
+        super().step(event)
 
     def counts(self) -> MachineCounts:
         """What the machine did so far."""
@@ -185,14 +254,7 @@ class Emulation:
             pools=PoolCounts(self._pools.decrypted, self._pools.hypercalls),
         )
 
-    def report(self, trace: TraceReport | None = None, interrupted: bool = False) -> DmaReport:
-        """The report; `trace` is what the reader of a recorded trace saw."""
-        replay = self._replayer.result()
-        return make_report(
-            replay.account,
-            self._accountant.anomalies,
-            trace,
-            replay,
-            self.counts(),
-            interrupted,
-        )
+    def analyze(self) -> Analysis:
+        """See `DmaRun`. Leaves that were small at boot were not split by this run."""
+        split = self._leaf_map.small_leaves() - self._small_at_boot
+        return self._analyst.result(self._leaf_map.private, split)

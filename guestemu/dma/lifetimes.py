@@ -42,11 +42,22 @@ class LifetimeHistogram:
         value = max(0, lifetime_ns)
         if not self._count or value < self._min:
             self._min = value
-        self._max = max(self._max, value)
+        if value > self._max:
+            self._max = value
         self._count += 1
-        shift = max(0, value.bit_length() - _MANTISSA_BITS)
-        floor = (value >> shift) << shift
+        shift = value.bit_length() - _MANTISSA_BITS
+        floor = value >> shift << shift if shift > 0 else value
         self._buckets[floor] = self._buckets.get(floor, 0) + 1
+
+    def merge(self, other: LifetimeHistogram) -> None:
+        """Counts all lifetimes of another one."""
+        if not other._count:
+            return
+        self._min = min(self._min, other._min) if self._count else other._min
+        self._max = max(self._max, other._max)
+        self._count += other._count
+        for floor, count in other._buckets.items():
+            self._buckets[floor] = self._buckets.get(floor, 0) + count
 
     def quantile(self, percent: int) -> int | None:
         """The lifetime that at least `percent` of all are not above (nearest rank), or None."""
@@ -58,6 +69,14 @@ class LifetimeHistogram:
             if rank <= 0:
                 return max(floor, self._min)
         return self._max
+
+    def powers(self) -> dict[int, int]:
+        """Lifetimes by power of two: from each key (in ns) to less than twice it; 0 for 0."""
+        sums: dict[int, int] = {}
+        for floor in sorted(self._buckets):
+            key = 1 << floor.bit_length() - 1 if floor else 0
+            sums[key] = sums.get(key, 0) + self._buckets[floor]
+        return sums
 
     def result(self, still_alive: int) -> Lifetimes:
         """The distribution so far, with the number of buffers that are still allocated."""

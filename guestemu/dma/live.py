@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT
 from guestemu.dma.anomalies import AnomalyKind, AnomalyLog
 from guestemu.dma.events import Alloc, Event, Free, Mark
 from guestemu.dma.lifetimes import LifetimeHistogram, Lifetimes
@@ -45,12 +46,23 @@ class Tally(msgspec.Struct, frozen=True):
     live_at_end: int
 
 
+class Leak(msgspec.Struct, frozen=True):
+    """Buffers of a device that a phase allocated and nobody freed; `line` is the first one's."""
+
+    device: str
+    phase: str
+    buffers: int
+    pages: int
+    line: int
+
+
 class Account(msgspec.Struct, frozen=True):
     """The figures of a trace. `pages_requested` = `pages_released` + `pages_lost` + live pages.
 
     `pages_lost` are of buffers whose address was handed out again although no free was recorded.
     `failed_allocations` are traced allocations that gave NULL; they count nowhere else, and so do
-    `null_frees`.
+    `null_frees`. `orders_by_device` counts allocations by order (2**order pages hold the buffer),
+    `lifetime_buckets` lifetimes by power of two (key: the lower bound in ns).
     """
 
     total: Tally
@@ -60,57 +72,65 @@ class Account(msgspec.Struct, frozen=True):
     by_device: dict[str, Tally]
     by_phase: dict[str, Tally]
     lifetimes: Lifetimes
+    lifetimes_by_device: dict[str, Lifetimes]
+    orders_by_device: dict[str, dict[int, int]]
+    lifetime_buckets: dict[int, int]
+    leaks: tuple[Leak, ...]
     duration_ns: int
 
 
-class _Counter:
-    """The changing form of `Tally`."""
+class _Level:
+    """Buffers and pages that are live, and the most pages that were."""
 
-    __slots__ = (
-        "allocations",
-        "driver",
-        "frees",
-        "live",
-        "live_pages",
-        "nonblocking",
-        "peak",
-        "released",
-        "requested",
-        "unknown_frees",
-    )
+    __slots__ = ("live", "pages", "peak")
 
-    def __init__(self, driver: str = "", live: int = 0, live_pages: int = 0) -> None:
-        self.driver = driver
-        self.allocations = self.frees = self.unknown_frees = self.nonblocking = 0
-        self.requested = self.released = 0
+    def __init__(self, live: int = 0, pages: int = 0) -> None:
         self.live = live
-        self.live_pages = self.peak = live_pages
-
-    def allocate(self, pages: int, is_blocking: bool) -> None:
-        self.allocations += 1
-        self.nonblocking += not is_blocking
-        self.requested += pages
-        self.live += 1
-        self.live_pages += pages
-        self.peak = max(self.peak, self.live_pages)
+        self.pages = self.peak = pages
 
     def drop(self, pages: int) -> None:
         self.live -= 1
-        self.live_pages -= pages
+        self.pages -= pages
 
-    def tally(self) -> Tally:
+
+class _Events:
+    """What happened for one device in one phase; the sums of `Tally` come from these."""
+
+    __slots__ = ("allocations", "frees", "nonblocking", "released", "requested", "unknown_frees")
+
+    def __init__(self) -> None:
+        self.allocations = self.frees = self.unknown_frees = self.nonblocking = 0
+        self.requested = self.released = 0
+
+    def merge(self, other: _Events) -> None:
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def tally(self, driver: str, level: _Level) -> Tally:
         return Tally(
-            driver=self.driver,
+            driver=driver,
             allocations=self.allocations,
             frees=self.frees,
             unknown_frees=self.unknown_frees,
             nonblocking=self.nonblocking,
             pages_requested=self.requested,
             pages_released=self.released,
-            peak_live_pages=self.peak,
-            live_pages_at_end=self.live_pages,
-            live_at_end=self.live,
+            peak_live_pages=level.peak,
+            live_pages_at_end=level.pages,
+            live_at_end=level.live,
         )
+
+
+class _Device:
+    """One device: its driver, what is live, the lifetimes and sizes of its buffers."""
+
+    __slots__ = ("driver", "level", "lifetimes", "orders")
+
+    def __init__(self, driver: str) -> None:
+        self.driver = driver
+        self.level = _Level()
+        self.lifetimes = LifetimeHistogram()
+        self.orders: dict[int, int] = {}
 
 
 class Accountant:
@@ -125,12 +145,14 @@ class Accountant:
         self.anomalies = AnomalyLog()
         self._ram_bytes = ram_bytes
         self._has_iommu = has_iommu
-        self._spaces: dict[str, LiveSet] = {}
-        self._total = _Counter()
-        self._phase = _Counter()
-        self._devices: dict[str, _Counter] = {}
-        self._phases: dict[str, _Counter] = {FIRST_PHASE: self._phase}
-        self._lifetimes = LifetimeHistogram()
+        self._spaces: dict[str, LiveSet] = {"": LiveSet()}
+        self._total = _Level()
+        self._devices: dict[str, _Device] = {}
+        self._phase = _Level()
+        self._phase_name = FIRST_PHASE
+        self._phases: dict[str, _Level] = {FIRST_PHASE: self._phase}
+        self._cells: dict[str, _Events] = {}
+        self._by_phase: dict[str, dict[str, _Events]] = {FIRST_PHASE: self._cells}
         self._failed = self._null = self._pages_lost = 0
         self._first_ns: int | None = None
         self._last_ns = 0
@@ -141,21 +163,22 @@ class Accountant:
 
     def see(self, event: Event) -> Sequence[LiveBuffer]:
         """Accounts for one event; returns the buffers it shows to have been freed unrecorded."""
+        now = event.time_ns
         if self._first_ns is None:
-            self._first_ns = self._last_ns = event.time_ns
-        if event.time_ns < self._last_ns:
+            self._first_ns = self._last_ns = now
+        if now < self._last_ns:
             self.anomalies.add(
                 AnomalyKind.OUT_OF_ORDER,
                 event.line,
-                f"{self._last_ns - event.time_ns} ns before an earlier line",
+                f"{self._last_ns - now} ns before an earlier line",
             )
         else:
-            self._last_ns = event.time_ns
-        if isinstance(event, Alloc):
+            self._last_ns = now
+        if type(event) is Alloc:
             return self._allocate(event)
-        if isinstance(event, Free):
+        if type(event) is Free:
             self._free(event)
-        else:
+        elif type(event) is Mark:
             self._enter(event)
         return ()
 
@@ -163,27 +186,39 @@ class Accountant:
         if event.has_failed:
             self._failed += 1
             return ()
-        pages = event.pages
-        if not event.size or event.size > self._ram_bytes:
+        size = event.size
+        pages = size + PAGE_MASK >> PAGE_SHIFT
+        if not size or size > self._ram_bytes:
             self.anomalies.add(
-                AnomalyKind.ABSURD_SIZE, event.line, f"{event.device} allocates {event.size} bytes"
+                AnomalyKind.ABSURD_SIZE, event.line, f"{event.device} allocates {size} bytes"
             )
             pages = 0
+        owner = self._devices.get(event.device) or self._device(event)
         buffer = LiveBuffer(
-            event.dma_addr, event.size, pages, event.device, event.line, event.time_ns
+            event.dma_addr, size, pages, event.device, event.line, event.time_ns, self._phase_name
         )
         lost = self._space(event.device).add(buffer)
         for old in lost:
             self._lose(event, old)
-        is_blocking = event.is_blocking
-        for counter in (self._total, self._phase, self._device(event)):
-            counter.allocate(pages, is_blocking)
+        cell = self._cells.get(event.device) or self._cell(event.device)
+        cell.allocations += 1
+        cell.nonblocking += not event.is_blocking
+        cell.requested += pages
+        order = (pages - 1).bit_length() if pages else 0
+        owner.orders[order] = owner.orders.get(order, 0) + 1
+        for level in (self._total, owner.level):
+            level.live += 1
+            level.pages = now = level.pages + pages
+            if now > level.peak:
+                level.peak = now
+        if self._total.pages > self._phase.peak:
+            self._phase.peak = self._total.pages
         return lost
 
     def _lose(self, event: Alloc, old: LiveBuffer) -> None:
         self._pages_lost += old.pages
-        for counter in (self._total, self._phase, self._devices[old.device]):
-            counter.drop(old.pages)
+        self._total.drop(old.pages)
+        self._devices[old.device].level.drop(old.pages)
         self.anomalies.add(
             AnomalyKind.OVERLAP,
             event.line,
@@ -195,23 +230,29 @@ class Accountant:
         if event.is_null:
             self._null += 1
             return
-        freeing = self._device(event)
-        buffer = self._space(event.device).remove(event.dma_addr)
-        for counter in (self._total, self._phase, freeing):
-            counter.frees += 1
-            counter.unknown_frees += buffer is None
+        device = event.device
+        if device not in self._devices:
+            self._device(event)
+        buffer = self._space(device).remove(event.dma_addr)
+        cell = self._cells.get(device) or self._cell(device)
+        cell.frees += 1
         if buffer is None:
+            cell.unknown_frees += 1
             self.anomalies.add(
                 AnomalyKind.UNKNOWN_FREE,
                 event.line,
-                f"{event.device} frees {event.dma_addr:#x}, which is not allocated",
+                f"{device} frees {event.dma_addr:#x}, which is not allocated",
             )
             return
-        for counter in (self._total, self._phase, self._devices[buffer.device]):
-            counter.drop(buffer.pages)
-            counter.released += buffer.pages
-        self._lifetimes.add(event.time_ns - buffer.time_ns)
-        self._compare(event, buffer)
+        owner = self._devices[buffer.device]
+        self._total.drop(buffer.pages)
+        owner.level.drop(buffer.pages)
+        owner.lifetimes.add(event.time_ns - buffer.time_ns)
+        if buffer.device != device:
+            cell = self._cells.get(buffer.device) or self._cell(buffer.device)
+        cell.released += buffer.pages
+        if event.size != buffer.size or buffer.device != device:
+            self._compare(event, buffer)
 
     def _compare(self, event: Free, buffer: LiveBuffer) -> None:
         if event.size != buffer.size:
@@ -228,41 +269,82 @@ class Accountant:
             )
 
     def _enter(self, event: Mark) -> None:
-        counter = self._phases.get(event.name)
-        if counter is None:
-            counter = self._phases[event.name] = _Counter()
-        counter.live = self._total.live
-        counter.live_pages = self._total.live_pages
-        counter.peak = max(counter.peak, counter.live_pages)
-        self._phase = counter
+        self._close_phase()
+        level = self._phases.get(event.name)
+        if level is None:
+            level = self._phases[event.name] = _Level()
+        level.peak = max(level.peak, self._total.pages)
+        self._phase = level
+        self._phase_name = event.name
+        self._cells = self._by_phase.setdefault(event.name, {})
+
+    def _close_phase(self) -> None:
+        """What is live at the end of a phase is what is live now."""
+        self._phase.live = self._total.live
+        self._phase.pages = self._total.pages
 
     def _space(self, device: str) -> LiveSet:
-        key = self.space_of(device)
+        key = device if self._has_iommu else ""
         space = self._spaces.get(key)
         if space is None:
             space = self._spaces[key] = LiveSet()
         return space
 
-    def _device(self, event: Alloc | Free) -> _Counter:
-        counter = self._devices.get(event.device)
-        if counter is None:
-            counter = self._devices[event.device] = _Counter(event.driver)
-        return counter
+    def _device(self, event: Alloc | Free) -> _Device:
+        device = self._devices[event.device] = _Device(event.driver)
+        return device
+
+    def _cell(self, device: str) -> _Events:
+        cell = self._cells[device] = _Events()
+        return cell
+
+    def _leaks(self) -> tuple[Leak, ...]:
+        """Buffers that are still live, by device and by the phase that allocated them."""
+        found: dict[tuple[str, str], list[int]] = {}
+        for space in self._spaces.values():
+            for buffer in space.buffers():
+                sums = found.setdefault((buffer.device, buffer.phase), [0, 0, buffer.line])
+                sums[0] += 1
+                sums[1] += buffer.pages
+                sums[2] = min(sums[2], buffer.line)
+        return tuple(Leak(*key, *sums) for key, sums in found.items())
 
     def result(self) -> Account:
         """The account of the events seen so far. The empty first phase is left out."""
-        phases = {
-            name: counter.tally()
-            for name, counter in self._phases.items()
-            if name != FIRST_PHASE or counter.allocations or counter.frees
-        }
+        self._close_phase()
+        total = _Events()
+        lifetimes = LifetimeHistogram()
+        for device_state in self._devices.values():
+            lifetimes.merge(device_state.lifetimes)
+        devices = {name: _Events() for name in self._devices}
+        phases: dict[str, Tally] = {}
+        for phase, cells in self._by_phase.items():
+            events = _Events()
+            for device, cell in cells.items():
+                events.merge(cell)
+                devices[device].merge(cell)
+            total.merge(events)
+            if phase != FIRST_PHASE or events.allocations or events.frees:
+                phases[phase] = events.tally("", self._phases[phase])
         return Account(
-            total=self._total.tally(),
+            total=total.tally("", self._total),
             failed_allocations=self._failed,
             null_frees=self._null,
             pages_lost=self._pages_lost,
-            by_device={name: counter.tally() for name, counter in self._devices.items()},
+            by_device={
+                name: events.tally(self._devices[name].driver, self._devices[name].level)
+                for name, events in devices.items()
+            },
             by_phase=phases,
-            lifetimes=self._lifetimes.result(self._total.live),
+            lifetimes=lifetimes.result(self._total.live),
+            lifetimes_by_device={
+                name: device.lifetimes.result(device.level.live)
+                for name, device in self._devices.items()
+            },
+            orders_by_device={
+                name: dict(sorted(device.orders.items())) for name, device in self._devices.items()
+            },
+            lifetime_buckets=lifetimes.powers(),
+            leaks=self._leaks(),
             duration_ns=0 if self._first_ns is None else self._last_ns - self._first_ns,
         )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Iterable
 
 import msgspec
 
@@ -11,7 +12,8 @@ from guestemu.abi.addresses import PAGE_MASK, PAGE_SIZE
 
 
 class LiveBuffer(msgspec.Struct, frozen=True, gc=False):
-    """An allocated buffer: bus address, bytes asked for, pages, owner, and since when."""
+    """An allocated buffer: bus address, bytes asked for, pages, owner, and since when: trace line,
+    clock, phase."""
 
     dma_addr: int
     size: int
@@ -19,6 +21,7 @@ class LiveBuffer(msgspec.Struct, frozen=True, gc=False):
     device: str
     line: int
     time_ns: int
+    phase: str = ""
 
     @property
     def first_byte(self) -> int:
@@ -45,6 +48,10 @@ class LiveSet:
     def __len__(self) -> int:
         return len(self._by_address)
 
+    def buffers(self) -> Iterable[LiveBuffer]:
+        """The buffers in the order they were added."""
+        return self._by_address.values()
+
     def add(self, buffer: LiveBuffer) -> list[LiveBuffer]:
         """Adds `buffer`, returns the evicted ones. A buffer of 0 pages is kept by address only."""
         evicted = self._overlapping(buffer) if buffer.pages else []
@@ -53,26 +60,30 @@ class LiveSet:
             evicted.append(same)
         for old in evicted:
             self.remove(old.dma_addr)
-        self._by_address[buffer.dma_addr] = buffer
+        address = buffer.dma_addr
+        self._by_address[address] = buffer
         if buffer.pages:
-            insort(self._starts, (buffer.first_byte, buffer.dma_addr))
+            insort(self._starts, (address & ~PAGE_MASK, address))
         return evicted
 
     def remove(self, dma_addr: int) -> LiveBuffer | None:
         """Takes the buffer at `dma_addr` out; None when there is none."""
         buffer = self._by_address.pop(dma_addr, None)
         if buffer is not None and buffer.pages:
-            del self._starts[bisect_left(self._starts, (buffer.first_byte, dma_addr))]
+            del self._starts[bisect_left(self._starts, (dma_addr & ~PAGE_MASK, dma_addr))]
         return buffer
 
     def _overlapping(self, buffer: LiveBuffer) -> list[LiveBuffer]:
-        position = bisect_left(self._starts, (buffer.first_byte, -1))
+        starts = self._starts
+        first = buffer.dma_addr & ~PAGE_MASK
+        end = first + buffer.pages * PAGE_SIZE
+        position = bisect_left(starts, (first, -1))
         found = []
         if position:
-            before = self._by_address[self._starts[position - 1][1]]
-            if before.end > buffer.first_byte:
+            before = self._by_address[starts[position - 1][1]]
+            if before.end > first:
                 found.append(before)
-        while position < len(self._starts) and self._starts[position][0] < buffer.end:
-            found.append(self._by_address[self._starts[position][1]])
+        while position < len(starts) and starts[position][0] < end:
+            found.append(self._by_address[starts[position][1]])
             position += 1
         return found

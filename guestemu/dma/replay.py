@@ -78,12 +78,15 @@ class Replayer:
     ) -> None:
         self._dma = dma
         self._accountant = accountant or Accountant()
+        self._see = self._accountant.see
+        self._space_of = self._accountant.space_of
         self._masks = masks or {}
         self._placed: dict[tuple[str, int], Gfn] = {}
         self._events = self._allocations = self._frees = 0
         self._implied = self._skipped = self._pool_hits = 0
         self._no_memory = self._pool_empty = self._failures = 0
         self._decrypted = self._encrypted = self._suspect = 0
+        self._run_work = dma.pools.run_work
         dma.boot()
         self._growths_seen = 0
         self._report_growth(0)
@@ -91,34 +94,34 @@ class Replayer:
     def step(self, event: Event) -> None:
         """Replays one event and then runs the kernel's pending pool work."""
         self._events += 1
-        for lost in self._accountant.see(event):
-            key = (self._accountant.space_of(lost.device), lost.dma_addr)
+        for lost in self._see(event):
+            key = (self._space_of(lost.device), lost.dma_addr)
             if key in self._placed:
                 self._implied += 1
                 self._release(self._placed.pop(key), event.line)
-        if isinstance(event, Alloc):
+        if type(event) is Alloc:
             self._allocate(event)
-        elif isinstance(event, Free):
+        elif type(event) is Free:
             self._free(event)
-        if self._dma.pools.run_work():
+        if self._run_work():
             self._report_growth(event.line)
 
     def _allocate(self, event: Alloc) -> None:
         if event.has_failed:
             return
-        mask = self._masks.get(event.device, DMA_BIT_MASK_64)
+        mask = self._masks.get(event.device, DMA_BIT_MASK_64) if self._masks else DMA_BIT_MASK_64
         record = self._dma.alloc(event.size, event.gfp, mask, event.via_pages)
         self._allocations += 1
         self._decrypted += record.decrypted_pages
-        self._suspect += record.freed_suspect_pages
-        self._pool_hits += record.outcome is AllocOutcome.POOL
-        self._no_memory += record.outcome is AllocOutcome.NO_MEMORY
-        self._pool_empty += record.outcome is AllocOutcome.POOL_EMPTY
-        self._failures += record.outcome is AllocOutcome.DECRYPT_FAILED
+        outcome = record.outcome
         if record.buffer is not None:
-            key = (self._accountant.space_of(event.device), event.dma_addr)
-            self._placed[key] = record.buffer.gfn
+            self._pool_hits += outcome is AllocOutcome.POOL
+            self._placed[self._space_of(event.device), event.dma_addr] = record.buffer.gfn
             return
+        self._suspect += record.freed_suspect_pages
+        self._no_memory += outcome is AllocOutcome.NO_MEMORY
+        self._pool_empty += outcome is AllocOutcome.POOL_EMPTY
+        self._failures += outcome is AllocOutcome.DECRYPT_FAILED
         self._accountant.anomalies.add(
             _FAILURES[record.outcome],
             event.line,
@@ -129,7 +132,7 @@ class Replayer:
     def _free(self, event: Free) -> None:
         if event.is_null:
             return
-        key = (self._accountant.space_of(event.device), event.dma_addr)
+        key = (self._space_of(event.device), event.dma_addr)
         gfn = self._placed.pop(key, None)
         if gfn is None:
             self._skipped += 1

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import msgspec
 
+from guestemu.dma.analysis import Analysis
 from guestemu.dma.anomalies import Anomaly, AnomalyLog
 from guestemu.dma.lifetimes import Lifetimes
-from guestemu.dma.live import Account, Tally
+from guestemu.dma.live import Account, Leak, Tally
+from guestemu.dma.policy_figures import PolicyFigures
 from guestemu.dma.replay import Replay
 from guestemu.dma.trace import GarbageLine, TraceReport
 
@@ -35,15 +37,15 @@ class MachineCounts(msgspec.Struct, frozen=True):
 
     `pages_decrypted` and `pages_encrypted` changed their C-bit, `hypercalls` exits were made,
     `peak_shared_pages` were shared at once, all for the buffers of the trace; `pools` is apart.
-    `violations` are the first ones of `violation_count`.
+    `violations` are the first ones of `violation_count`; None when nothing was checked (a model).
     """
 
     pages_decrypted: int
     pages_encrypted: int
     hypercalls: int
     peak_shared_pages: int
-    violations: tuple[Violation, ...] = ()
-    violation_count: int = 0
+    violations: tuple[Violation, ...] | None = ()
+    violation_count: int | None = 0
     pools: PoolCounts = PoolCounts()
 
 
@@ -75,9 +77,10 @@ class RequestedCounts(msgspec.Struct, frozen=True):
 class DmaReport(msgspec.Struct, frozen=True):
     """Everything `guestemu dma` reports. The field names are the JSON keys.
 
-    `pool_hits` is None without a replay; `pages_decrypted` to `pools` are None when no machine was
-    watched (an empty `violations` means that one was, and nothing was wrong). `interrupted`: the
-    rest of the input was not replayed.
+    `pool_hits` is None without a replay; `pages_decrypted` to `pools` are None when no guest
+    converted anything, `violations` when none was checked (a model: an empty `violations` means
+    that a machine was watched, and nothing was wrong). `interrupted`: the rest of the input was not
+    replayed.
     """
 
     allocations: int
@@ -104,10 +107,16 @@ class DmaReport(msgspec.Struct, frozen=True):
     by_device: dict[str, Tally]
     by_phase: dict[str, Tally]
     lifetimes: Lifetimes
+    lifetimes_by_device: dict[str, Lifetimes]
+    lifetime_buckets: dict[int, int]
+    orders_by_device: dict[str, dict[int, int]]
+    leaks: tuple[Leak, ...]
     anomaly_counts: dict[str, int]
     anomalies: tuple[Anomaly, ...]
     input: InputCounts | None
     requested: RequestedCounts | None
+    analysis: Analysis | None = None
+    policies: dict[str, PolicyFigures] | None = None
     interrupted: bool = False
 
     @property
@@ -129,6 +138,7 @@ def make_report(
     replay: Replay | None = None,
     machine: MachineCounts | None = None,
     interrupted: bool = False,
+    analysis: Analysis | None = None,
 ) -> DmaReport:
     """Puts together what is known. `trace` is None for a built-in pattern."""
     total = account.total
@@ -157,10 +167,15 @@ def make_report(
         by_device=account.by_device,
         by_phase=account.by_phase,
         lifetimes=account.lifetimes,
+        lifetimes_by_device=account.lifetimes_by_device,
+        lifetime_buckets=account.lifetime_buckets,
+        orders_by_device=account.orders_by_device,
+        leaks=account.leaks,
         anomaly_counts={kind.value: count for kind, count in anomalies.counts.items()},
         anomalies=anomalies.kept,
         input=None if trace is None else _input(trace),
         requested=None if replay is None else _requested(replay),
+        analysis=analysis,
         interrupted=interrupted,
     )
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from guestemu.dma.analysis_text import print_analysis, print_policies
 from guestemu.dma.live import Tally
 from guestemu.dma.report import DmaReport
 
@@ -31,6 +32,10 @@ def print_summary(console: Console, report: DmaReport) -> None:
     if report.by_phase:
         console.print(_tallies("Phases", "phase", report.by_phase, has_driver=False))
     console.print(_lifetimes(report))
+    if report.analysis is not None:
+        print_analysis(console, report.analysis)
+    if report.policies:
+        print_policies(console, report.policies)
     _print_anomalies(console, report)
     _print_violations(console, report)
 
@@ -112,14 +117,16 @@ def _totals(report: DmaReport) -> Table:
             ("replay: allocations without memory", str(requested.no_memory + requested.pool_empty)),
         ]
     if report.pools is not None:
+        who = "model" if report.violations is None else "machine"
         rows += [
-            ("machine: pages decrypted", _pages(report.pages_decrypted)),
-            ("machine: pages encrypted", _pages(report.pages_encrypted)),
-            ("machine: peak shared pages", _pages(report.peak_shared_pages)),
-            ("machine: hypercalls", str(report.hypercalls)),
-            ("machine: pages decrypted for atomic pools", _pages(report.pools.pages_decrypted)),
-            ("machine: violations", str(report.violation_count)),
+            (f"{who}: pages decrypted", _pages(report.pages_decrypted)),
+            (f"{who}: pages encrypted", _pages(report.pages_encrypted)),
+            (f"{who}: peak shared pages", _pages(report.peak_shared_pages)),
+            (f"{who}: hypercalls", str(report.hypercalls)),
+            (f"{who}: pages decrypted for atomic pools", _pages(report.pools.pages_decrypted)),
         ]
+        if report.violations is not None:
+            rows.append(("machine: violations", str(report.violation_count)))
     for row in rows:
         table.add_row(*row)
     return table

@@ -173,7 +173,7 @@ class TraceReader:
     def _dma(self, number: int, match: re.Match[bytes]) -> Alloc | Free | None:
         raw_task, cpu, secs, frac, verb, pages, dev, addr, size, virt, flags, attrs = match.groups()
         device = _text(dev)
-        time_ns = _nanoseconds(secs, frac)
+        time_ns = int(secs) * 1_000_000_000 + int(frac) * _SCALE[len(frac)] if frac else int(secs)
         is_null = virt.endswith((b"0", b")")) and _NULL.fullmatch(virt) is not None
         driver = self._drivers.get(device, "")
         head = (number, time_ns, int(cpu or 0), _text(raw_task), device, driver)

@@ -75,6 +75,22 @@ class LeafMap:
         self._link(root >> PAGE_SHIFT, 4, 0, [])
         self.checkpoint()
 
+    @property
+    def table_pages(self) -> int:
+        """Page-table pages that are linked: a split adds one."""
+        return len(self._tables)
+
+    def small_leaves(self) -> frozenset[int]:
+        """First frames of the 2 MiB ranges of the direct map that 4 KiB leaves map."""
+        direct = self._direct
+        start = direct.gva & _VA_BITS
+        end = start + direct.pages * PAGE_SIZE
+        return frozenset(
+            direct.gfn + (base - start >> PAGE_SHIFT)
+            for level, base in self._tables.values()
+            if level == 1 and start <= base < end
+        )
+
     def checkpoint(self) -> None:
         """What `rollback` returns to."""
         self._base = (

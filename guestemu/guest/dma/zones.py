@@ -28,11 +28,14 @@ ZONE_END: Final[Mapping[Zone, int | None]] = {
 }
 """First frame after each zone; None: the end of memory."""
 
+_FALLBACKS: Final[Mapping[Zone, tuple[Zone, ...]]] = {
+    zone: tuple(Zone)[index:] for index, zone in enumerate(Zone)
+}
+
 
 def zones_for(preferred: Zone) -> tuple[Zone, ...]:
     """The zone and those below it, in the order the kernel falls back."""
-    zones = tuple(Zone)
-    return zones[zones.index(preferred) :]
+    return _FALLBACKS[preferred]
 
 
 def frames_below(mask: int) -> int:

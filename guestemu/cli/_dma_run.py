@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What `guestemu dma` does: opens the source, drives the guest, writes the files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from guestemu.cli import console
+
+if TYPE_CHECKING:
+    from guestemu.dma.events import Event
+    from guestemu.dma.observer import Observer
+    from guestemu.dma.report import DmaReport
+    from guestemu.dma.run import DmaRun
+    from guestemu.dma.source import EventReader
+    from guestemu.dma.what_if import Comparison
+
+
+class Request(msgspec.Struct, frozen=True):
+    """The command line: what to replay on which guest, and what to write. Memory in MiB."""
+
+    source: str
+    guest: str
+    host: str
+    memory: int
+    policies: tuple[str, ...] = ()
+    report: Path | None = None
+    parquet: Path | None = None
+    perfetto: Path | None = None
+
+
+def run(request: Request) -> DmaReport:
+    """Replays and writes every file that is asked for."""
+    from guestemu.dma.patterns import is_pattern, parse_patterns, pattern_events
+
+    if is_pattern(request.source):
+        patterns = parse_patterns(request.source)
+        return _replay(request, pattern_events(patterns), None, lambda: 0, None)
+    from guestemu.abi.errors import InputError
+    from guestemu.dma.source import STANDARD_INPUT, open_trace
+
+    path = Path(request.source)
+    try:
+        size = 0 if request.source == STANDARD_INPUT else path.stat().st_size
+    except OSError as error:
+        raise InputError(
+            f"{request.source}: {error.strerror}; give the text of an ftrace buffer or a pattern "
+            f"(guestemu dma --list)"
+        ) from None
+    with open_trace(path) as reader:
+        return _replay(request, reader, size or None, lambda: reader.bytes_read, reader)
+
+
+def _replay(
+    request: Request,
+    events: Iterable[Event],
+    total: int | None,
+    position: Callable[[], int],
+    reader: EventReader | None,
+) -> DmaReport:
+    with ExitStack() as files:
+        driver = _driver(request, _writers(request, files))
+        comparison = _comparison(request)
+        interrupted = _drive(driver, comparison, events, total, position)
+    report = driver.report(None if reader is None else reader.report(), interrupted)
+    if comparison is not None:
+        report = msgspec.structs.replace(report, policies=comparison.result())
+    if request.report is not None:
+        _write_page(request.report, request, driver, report)
+    return report
+
+
+def _writers(request: Request, files: ExitStack) -> tuple[Observer, ...]:
+    writers: list[Observer] = []
+    if request.parquet is not None:
+        from guestemu.dma.parquet import ParquetWriter
+
+        table = ParquetWriter(request.parquet)
+        files.callback(table.close)
+        writers.append(table)
+    if request.perfetto is not None:
+        from guestemu.dma.perfetto_trace import PerfettoWriter
+
+        trace = PerfettoWriter(request.perfetto, request.guest)
+        files.callback(trace.close)
+        writers.append(trace)
+    return tuple(writers)
+
+
+def _driver(request: Request, observers: tuple[Observer, ...]) -> DmaRun:
+    from guestemu.dma.model import PREFIX, ModelRun, is_model
+
+    if is_model(request.guest):
+        generation = request.guest.removeprefix(PREFIX)
+        return ModelRun(generation, request.memory, observers)
+    from guestemu.dma.emulate import Emulation
+    from guestemu.program.program import Header
+    from guestemu.testbed import build_testbed
+
+    header = Header(guest=request.guest, host=request.host, memory=request.memory)
+    return Emulation(build_testbed(header), observers=observers)
+
+
+def _comparison(request: Request) -> Comparison | None:
+    """Policies are compared on the model of the guest's kernel generation."""
+    if not request.policies:
+        return None
+    from guestemu.abi.errors import InputError
+    from guestemu.dma.what_if import Comparison
+
+    kind, _, generation = request.guest.partition(":")
+    if kind not in ("snippet", "model"):
+        raise InputError(
+            f"--policy with --guest {request.guest}: a real kernel has its own policy; "
+            f"use model:GENERATION"
+        )
+    return Comparison(generation, request.memory, request.policies)
+
+
+def _drive(
+    driver: DmaRun,
+    comparison: Comparison | None,
+    events: Iterable[Event],
+    total: int | None,
+    position: Callable[[], int],
+) -> bool:
+    """Replays the events, with a progress bar; says on stderr how fast. True: Ctrl-C ended it."""
+    from guestemu.cli._dma_progress import DmaProgress
+    from guestemu.cli._interrupts import Interrupts
+
+    start = time.monotonic()
+    count = 0
+    interrupted = False
+    with DmaProgress(total) as progress, Interrupts() as interrupts:
+        try:
+            for event in events:
+                interrupts.hold()
+                driver.step(event)
+                if comparison is not None:
+                    comparison.step(event)
+                count += 1
+                interrupts.release()
+                if not count & 15:
+                    progress.update(position(), count, driver.pages_converted)
+        except KeyboardInterrupt:
+            interrupted = True
+    seconds = max(time.monotonic() - start, 1e-6)
+    pages = driver.pages_converted
+    console.note(
+        f"{count} events, {pages} pages converted in {seconds:.2f} s "
+        f"({pages / seconds:.0f} pages/s)"
+    )
+    return interrupted
+
+
+def _write_page(path: Path, request: Request, driver: DmaRun, report: DmaReport) -> None:
+    from guestemu.abi.errors import InputError
+    from guestemu.dma.page import report_page
+
+    title = f"{request.source} on {request.guest}"
+    page = report_page(report, title, driver.address_map(), report.policies)
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--report {path}: {error.strerror}; give a file name") from None

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a trace costs a SEV guest: by device, driver and phase, over time, and by address.
+
+The analysis listens to a run (`Observer`); it does not care whether a CPU or the model converted.
+Memory is bounded by devices times phases, by frames of the guest, and by constants.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from bitarray import bitarray
+
+from guestemu.abi.addresses import PAGE_SHIFT, pfn_up
+from guestemu.dma.cost import Conversion, Cost
+from guestemu.dma.events import Event, Mark
+from guestemu.dma.live import FIRST_PHASE
+from guestemu.dma.series import Bucket, Series
+from guestemu.dma.sharing import Churn, Fragmentation, MapCell, SharedPages
+
+
+class SharedOverTime(msgspec.Struct, frozen=True):
+    """Shared pages of buffers and pools: at most, on average over time, at the end, and over time
+    in at most 1024 buckets."""
+
+    peak: int
+    mean: float
+    at_end: int
+    buckets: tuple[Bucket, ...]
+
+
+class Analysis(msgspec.Struct, frozen=True):
+    """See the module's docstring.
+
+    `total` is the sum over devices; `pools` is what the atomic pools cost, at boot and when they
+    grew. `splits_unneeded` counts split 2 MiB leaves all of whose pages are private again at the
+    end: nothing merges them (A28). `knows_clearing`: without it, nobody saw what was cleared
+    (`never_cleared_pages` is then 0 whatever happened).
+    """
+
+    total: Cost
+    pools: Cost
+    by_device: dict[str, Cost]
+    by_driver: dict[str, Cost]
+    by_phase: dict[str, Cost]
+    peak_shared_by_device: dict[str, int]
+    shared: SharedOverTime
+    fragmentation: Fragmentation
+    churn: Churn
+    splits_unneeded: int
+    knows_clearing: bool
+
+
+class Analyst:
+    """Gathers an `Analysis`. `private` are the guest's C-bits, always up to date when a conversion
+    is reported; `knows_clearing` as in `Analysis`."""
+
+    def __init__(self, private: bitarray, knows_clearing: bool = True) -> None:
+        self.shared = SharedPages(private)
+        self._knows_clearing = knows_clearing
+        self._series = Series()
+        self._record = self._series.record
+        self._update = self.shared.update
+        self._pools = Cost()
+        self._phases: dict[str, dict[str, Cost]] = {}
+        self._cells = self._phases.setdefault(FIRST_PHASE, {})
+        self._drivers: dict[str, str] = {}
+        self._levels: dict[str, list[int]] = {}
+        self._cell = Cost()
+        self._level = [0, 0]
+        self._time_ns: int | None = None
+        self._at_boot = 0
+        self._last: Conversion | None = None
+
+    def begin(self, event: Event, /) -> None:
+        """See `Observer`."""
+        if self._time_ns is None:
+            self._series.record(event.time_ns, self._at_boot)
+        self._time_ns = event.time_ns
+        if isinstance(event, Mark):
+            self._cells = self._phases.setdefault(event.name, {})
+            return
+        device = event.device
+        cell = self._cells.get(device)
+        if cell is None:
+            cell = self._cells[device] = Cost()
+            if device not in self._levels:
+                self._drivers[device] = event.driver
+                self._levels[device] = [0, 0]
+        self._cell = cell
+        self._level = self._levels[device]
+
+    def converted(self, conversion: Conversion, is_pool: bool, /) -> None:
+        """See `Observer`."""
+        self._update(conversion)
+        change = -conversion.changed if conversion.private else conversion.changed
+        if self._time_ns is None:
+            self._at_boot += change
+        else:
+            self._record(self._time_ns, self._series.level + change)
+        if is_pool:
+            self._pools.add(conversion)
+            return
+        self._cell.add(conversion)
+        self._last = conversion
+        level = self._level
+        level[0] += change
+        if level[0] > level[1]:
+            level[1] = level[0]
+
+    def cleared(self, gfn: int, size: int, /) -> None:
+        """See `Observer`."""
+        last = self._last
+        if last is not None and last.gfn == gfn and not last.private:
+            if last.pages << PAGE_SHIFT > size:
+                self._cell.never_cleared_pages += last.pages - pfn_up(size)
+            self._last = None
+
+    def address_map(self) -> tuple[MapCell, ...]:
+        """Where the shared pages lie, in at most 4096 cells."""
+        return self.shared.address_map()
+
+    def result(self, private: bitarray, split_leaves: frozenset[int]) -> Analysis:
+        """The analysis so far; `split_leaves` are first frames of 2 MiB leaves that were split."""
+        now = self._time_ns or 0
+        self._series.record(now, self._at_boot if self._time_ns is None else self._series.level)
+        total = Cost()
+        by_device: dict[str, Cost] = {}
+        by_driver: dict[str, Cost] = {}
+        by_phase: dict[str, Cost] = {}
+        for phase, cells in self._phases.items():
+            for device, cost in cells.items():
+                total.merge(cost)
+                by_device.setdefault(device, Cost()).merge(cost)
+                by_driver.setdefault(self._drivers[device], Cost()).merge(cost)
+                by_phase.setdefault(phase, Cost()).merge(cost)
+        return Analysis(
+            total=total,
+            pools=self._pools,
+            by_device=by_device,
+            by_driver=by_driver,
+            by_phase=by_phase,
+            peak_shared_by_device={name: level[1] for name, level in self._levels.items()},
+            shared=SharedOverTime(
+                self._series.peak, self._series.mean, self._series.level, self._series.buckets()
+            ),
+            fragmentation=self.shared.fragmentation(),
+            churn=self.shared.churn(),
+            splits_unneeded=sum(private[gfn : gfn + 512].all() for gfn in split_leaves),
+            knows_clearing=self._knows_clearing,
+        )

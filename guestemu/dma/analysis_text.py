@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The analysis and a comparison of policies for people: tables on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from guestemu.dma.analysis import Analysis
+from guestemu.dma.cost import Cost
+from guestemu.dma.policy_figures import PolicyFigures
+
+SHOWN_ROWS: Final = 20
+
+
+def print_analysis(console: Console, analysis: Analysis) -> None:
+    """What the trace cost, by driver and in all, and where the shared pages lie."""
+    table = _table("Conversions by driver")
+    headings = ("driver", "calls", "pages", "hypercalls", "2 MiB", "splits", "TLB pages", "whole")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "driver" else "right")
+    drivers = sorted(analysis.by_driver.items(), key=lambda item: -item[1].pages_converted)
+    for name, cost in drivers[:SHOWN_ROWS]:
+        table.add_row(Text(name or "(unknown)"), *_cells(cost))
+    table.add_row("all", *_cells(analysis.total))
+    console.print(table)
+    spread = analysis.fragmentation
+    shared = analysis.shared
+    lines = [
+        f"shared pages with the pools: at most {shared.peak}, {shared.mean:.0f} on average, "
+        f"{shared.at_end} at the end",
+        f"in {spread.runs} runs and {spread.ranges} ranges of 2 MiB; {spread.ranges_needed} ranges "
+        f"would hold them",
+        f"{analysis.splits_unneeded} large pages stay split though all of them is private",
+        f"cache lines of {analysis.total.cache_bytes >> 10} KiB flushed where the CPU is not "
+        f"coherent",
+        f"{analysis.total.exposed_pages} pages were shared before they were cleared"
+        + (f", {analysis.total.never_cleared_pages} never were" if analysis.knows_clearing else ""),
+    ]
+    for line in lines:
+        console.print(Text(line), soft_wrap=True)
+
+
+def print_policies(console: Console, policies: Mapping[str, PolicyFigures]) -> None:
+    """One row per policy; savings are against the kernel's own way."""
+    table = _table("Policies")
+    for heading in ("policy", "calls", "saved", "hypercalls", "saved", "peak shared", "mean more"):
+        table.add_column(heading, justify="left" if heading == "policy" else "right")
+    for name, figures in policies.items():
+        table.add_row(
+            name,
+            str(figures.conversions),
+            str(figures.conversions_saved),
+            str(figures.hypercalls),
+            str(figures.hypercalls_saved),
+            str(figures.peak_shared_pages),
+            f"{figures.extra_shared_pages:+.0f}",
+        )
+    console.print(table)
+
+
+def _cells(cost: Cost) -> tuple[str, ...]:
+    figures = (
+        cost.conversions,
+        cost.pages_converted,
+        cost.hypercalls,
+        cost.calls_2m,
+        cost.splits,
+        cost.tlb_pages,
+        cost.tlb_flushes,
+    )
+    return tuple(map(str, figures))
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)

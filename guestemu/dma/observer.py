@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a run tells those who watch it: the analysis and the writers of files."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from guestemu.dma.cost import Conversion
+from guestemu.dma.events import Event
+
+
+class Observer(Protocol):
+    """Told of everything in the order it happens."""
+
+    def begin(self, event: Event, /) -> None:
+        """The replay of `event` begins; what follows belongs to it."""
+
+    def converted(self, conversion: Conversion, is_pool: bool, /) -> None:
+        """The guest converted pages: of a buffer, or for an atomic pool (`is_pool`)."""
+
+    def cleared(self, gfn: int, size: int, /) -> None:
+        """The guest zeroed `size` bytes of a shared buffer from the start of frame `gfn` on."""
+
+
+class Observers:
+    """Tells several; the first hears it first."""
+
+    def __init__(self, observers: tuple[Observer, ...]) -> None:
+        self._observers = observers
+
+    def begin(self, event: Event, /) -> None:
+        """See `Observer`."""
+        for observer in self._observers:
+            observer.begin(event)
+
+    def converted(self, conversion: Conversion, is_pool: bool, /) -> None:
+        """See `Observer`."""
+        for observer in self._observers:
+            observer.converted(conversion, is_pool)
+
+    def cleared(self, gfn: int, size: int, /) -> None:
+        """See `Observer`."""
+        for observer in self._observers:
+            observer.cleared(gfn, size)

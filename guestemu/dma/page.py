@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The report of `guestemu dma` as one self-contained HTML page: no script, nothing fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Final
+
+from guestemu.dma.analysis import Analysis
+from guestemu.dma.charts import address_map, bar_chart, step_chart
+from guestemu.dma.cost import Cost
+from guestemu.dma.policy_figures import PolicyFigures
+from guestemu.dma.report import DmaReport
+from guestemu.dma.sharing import MapCell
+from guestemu.dma.summary import human_pages, human_time
+
+SHOWN_DEVICES: Final = 40
+SHOWN_ANOMALIES: Final = 50
+_STYLE: Final = """
+body{font:14px/1.5 system-ui,sans-serif;max-width:960px;margin:2em auto;padding:0 1em;color:#1d2433}
+h1{font-size:1.5em}h2{font-size:1.15em;margin:2em 0 .5em;border-bottom:1px solid #ccd}
+table{border-collapse:collapse;width:100%}td,th{padding:.15em .6em;text-align:right}
+th{border-bottom:1px solid #99a}td:first-child,th:first-child{text-align:left}
+tr:nth-child(even){background:#f4f6fa}svg{width:100%;height:auto;display:block;font-size:12px}
+.area{fill:#b9cdf0}.line{fill:none;stroke:#2456b3;stroke-width:1.5}.bar{fill:#3f72c9}
+.frame{fill:#eef1f6}.was{fill:#2456b3}.now{fill:#c0392b}.bad{color:#b00020}
+"""
+_COST_COLUMNS: Final = (
+    ("conversions", "conversions"),
+    ("pages", "pages_converted"),
+    ("hypercalls", "hypercalls"),
+    ("of 2 MiB", "calls_2m"),
+    ("splits", "splits"),
+    ("TLB pages", "tlb_pages"),
+    ("TLB whole", "tlb_flushes"),
+)
+
+
+def report_page(
+    report: DmaReport,
+    title: str,
+    cells: Sequence[MapCell] = (),
+    policies: Mapping[str, PolicyFigures] | None = None,
+) -> str:
+    """The page. `title` names trace and guest, `cells` are the address map of the run, `policies` a
+    comparison."""
+    parts = [f"<h1>{escape(title)}</h1>", _overview(report)]
+    analysis = report.analysis
+    if analysis is not None:
+        parts += _analysis(report, analysis, cells)
+    if policies:
+        parts.append(_section("Policies compared", _policies(policies)))
+    parts.append(_section("Anomalies and violations", _problems(report)))
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>"
+        f"<body>{''.join(parts)}</body></html>\n"
+    )
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{body}</section>"
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    head = "".join(f"<th>{escape(text)}</th>" for text in headings)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _overview(report: DmaReport) -> str:
+    rows: list[tuple[str, object]] = [
+        ("allocations", report.allocations),
+        ("frees", report.frees),
+        ("pages requested", human_pages(report.pages_requested)),
+        ("peak live pages", human_pages(report.peak_live_pages)),
+        ("from the atomic pools", report.pool_hits),
+        ("duration", human_time(report.duration_ns)),
+    ]
+    if report.hypercalls is not None:
+        rows += [("hypercalls", report.hypercalls), ("peak shared pages", report.peak_shared_pages)]
+    return _table(("figure", "value"), rows)
+
+
+def _analysis(report: DmaReport, analysis: Analysis, cells: Sequence[MapCell]) -> list[str]:
+    buckets = analysis.shared.buckets
+    start = buckets[0].time_ns if buckets else 0
+    points = [
+        ((bucket.time_ns - start) / 1e9, float(bucket.highest), float(bucket.last))
+        for bucket in buckets
+    ]
+    lifetimes = [
+        (f"from {human_time(low)}", float(count)) for low, count in report.lifetime_buckets.items()
+    ]
+    spread = analysis.fragmentation
+    words = (
+        f"<p>{spread.shared_pages} pages are shared at the end, in {spread.runs} runs and "
+        f"{spread.ranges} ranges of 2 MiB ({spread.ranges_needed} would hold them); "
+        f"{analysis.splits_unneeded} large pages stay split though all of them is private.</p>"
+    )
+    where = words + (address_map(cells, "address-map") if cells else "")
+    devices = sorted(analysis.by_device.items(), key=lambda item: -item[1].pages_converted)
+    bars = [
+        (_device(name, report), float(cost.hypercalls)) for name, cost in devices[:SHOWN_DEVICES]
+    ]
+    return [
+        _section("Shared pages over time", step_chart(points, "shared pages", "shared-over-time")),
+        _section("Lifetimes of freed buffers", bar_chart(lifetimes, "lifetimes")),
+        _section("Address map", where),
+        _section(
+            "Hypercalls by device",
+            bar_chart(bars, "device-hypercalls")
+            + _costs("device", [(_device(name, report), cost) for name, cost in devices]),
+        ),
+        _section("Drivers", _costs("driver", analysis.by_driver.items())),
+        _section("Phases", _costs("phase", analysis.by_phase.items())),
+        _section("Never freed", _leaks(report)),
+    ]
+
+
+def _device(name: str, report: DmaReport) -> str:
+    tally = report.by_device.get(name)
+    return f"{name} {tally.driver}" if tally is not None and tally.driver else name
+
+
+def _costs(what: str, costs: Iterable[tuple[str, Cost]]) -> str:
+    rows = [
+        (name or "(unknown)", *(getattr(cost, field) for _, field in _COST_COLUMNS))
+        for name, cost in costs
+    ]
+    return _table((what, *(heading for heading, _ in _COST_COLUMNS)), rows[:SHOWN_DEVICES])
+
+
+def _leaks(report: DmaReport) -> str:
+    rows = [(leak.device, leak.phase, leak.buffers, leak.pages, leak.line) for leak in report.leaks]
+    rows.sort(key=lambda row: -row[3])
+    return _table(("device", "phase", "buffers", "pages", "first line"), rows[:SHOWN_DEVICES])
+
+
+def _policies(policies: Mapping[str, PolicyFigures]) -> str:
+    rows = [
+        (
+            name,
+            figures.conversions,
+            figures.hypercalls,
+            figures.hypercalls_saved,
+            figures.peak_shared_pages,
+            f"{figures.mean_shared_pages:.0f}",
+            f"{figures.extra_shared_pages:+.0f}",
+        )
+        for name, figures in policies.items()
+    ]
+    headings = ("policy", "conversions", "hypercalls", "saved", "peak shared", "mean", "extra")
+    return _table(headings, rows)
+
+
+def _problems(report: DmaReport) -> str:
+    lines = [
+        f"line {violation.line}: {violation.check}: {violation.message}"
+        for violation in (report.violations or ())[:SHOWN_ANOMALIES]
+    ]
+    lines += [
+        f"line {anomaly.line}: {anomaly.kind.value}: {anomaly.message}"
+        for anomaly in report.anomalies[:SHOWN_ANOMALIES]
+    ]
+    if not lines:
+        return "<p>none</p>"
+    return '<ul class="bad">' + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
