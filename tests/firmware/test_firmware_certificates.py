@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from firmware_world import authority, identity
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +15,9 @@ from guestemu.host.firmware.amd_certificates import take_certificate, validate_a
 from guestemu.host.firmware.certificates import (
     Certificate,
     Usage,
+    certificate_for,
     check_diffie_hellman,
+    sign,
     unpack_certificate,
     validate,
 )
@@ -72,6 +75,19 @@ def test_a_certificate_of_another_signer() -> None:
     who, other = identity("target"), identity("other")
     assert refusal(who.pdh, other.pek) is Status.BAD_SIGNATURE
     assert refusal(who.pdh, who.cek) is Status.INVALID_CERTIFICATE
+
+
+def test_a_good_signature_of_a_key_that_may_not_sign() -> None:
+    """A PEK signs PDHs; an OCA certificate signed by one is none."""
+    key = ec.derive_private_key(99, ec.SECP384R1())
+    pek = certificate_for(Usage.PEK, 2, key.public_key(), (1, 55))
+    signed = {
+        usage: sign(certificate_for(usage, 2, key.public_key(), (1, 55)), Usage.PEK, key)
+        for usage in (Usage.PDH, Usage.OCA, Usage.PEK, Usage.CEK)
+    }
+    validate(signed.pop(Usage.PDH), pek.public_key())
+    for certificate in signed.values():
+        assert refusal(certificate, pek) is Status.INVALID_CERTIFICATE
 
 
 def test_a_half_filled_signature_field_is_malformed() -> None:

@@ -8,6 +8,8 @@ from firmware_world import (
     GUEST,
     HEADER,
     PACKET,
+    PDH,
+    SESSION,
     SPARE,
     content,
     do,
@@ -24,7 +26,7 @@ from firmware_world import (
     working,
 )
 
-from guestemu.abi.sev_firmware import Command, GuestState, Policy, Status
+from guestemu.abi.sev_firmware import Command, GuestState, PlatformState, Policy, Status
 from guestemu.host.firmware.buffers import (
     ActivateBuffer,
     CopyBuffer,
@@ -60,10 +62,10 @@ def test_a_guest_moves_page_by_page() -> None:
         launch_page(source, handle, GUEST + page * 4096, content(4096, page))
     run_guest(source, handle)
     do(source, Command.SEND_START, send_start_buffer(source, handle, identity("target")))
-    blobs = (source.memory.read(0x1A000, 128), source.identity.pdh.pack())
-    start = StartBuffer(0, Policy.SEV | Policy.DOMAIN, 0x10000, 2084, 0x1A000, 128)
-    target.memory.write(0x1A000, blobs[0])
-    target.memory.write(0x10000, blobs[1])
+    blobs = (source.memory.read(SESSION, 128), source.identity.pdh.pack())
+    start = StartBuffer(0, Policy.SEV | Policy.DOMAIN, PDH, 2084, SESSION, 128)
+    target.memory.write(SESSION, blobs[0])
+    target.memory.write(PDH, blobs[1])
     do(target, Command.RECEIVE_START, start)
     do(target, Command.ACTIVATE, ActivateBuffer(start.handle, 7))
     for page in range(pages):
@@ -126,7 +128,7 @@ def test_reordered_and_dropped_packets_are_accepted() -> None:
     do(source, Command.SEND_START, send_start_buffer(source, handle, identity("target")))
     given = offer(0)
     start = receive_start_buffer(target, given)
-    target.memory.write(0x1A000, source.memory.read(0x1A000, 128))
+    target.memory.write(SESSION, source.memory.read(SESSION, 128))
     do(target, Command.RECEIVE_START, start)
     do(target, Command.ACTIVATE, ActivateBuffer(start.handle, 7))
     packets = [send(source, handle, GUEST + page * 4096) for page in range(3)]
@@ -160,6 +162,29 @@ def test_activation_stays_pending_until_the_guest_runs() -> None:
     assert not platform.guests[handle].is_active
     run_guest(platform, handle)
     assert platform.guests[handle].is_active
+
+
+def test_receive_finish_enables_a_pending_asid() -> None:
+    target, handle = receiver()
+    assert not target.guests[handle].is_active
+    do(target, Command.RECEIVE_FINISH, HandleBuffer(handle))
+    assert target.guests[handle].is_active
+
+
+@pytest.mark.parametrize("state", [GuestState.RUNNING, GuestState.SUPDATE])
+def test_a_guest_that_may_run_is_active_at_once(state: GuestState) -> None:
+    platform = working("target")
+    handle = guest_in(platform, state, 0)
+    do(platform, Command.ACTIVATE, ActivateBuffer(handle, 8))
+    assert platform.guests[handle].is_active
+
+
+def test_the_last_decommission_takes_the_platform_to_init() -> None:
+    platform = working("target")
+    first, second = launch(platform, 0), launch(platform, 0)
+    for handle, state in ((first, PlatformState.WORKING), (second, PlatformState.INIT)):
+        do(platform, Command.DECOMMISSION, HandleBuffer(handle))
+        assert platform.state is state
 
 
 def test_only_an_asid_that_ran_needs_a_flush() -> None:
@@ -201,6 +226,7 @@ def test_copy_onto_itself_succeeds_without_copying() -> None:
     before = platform.memory.read(GUEST, 8192)
     do(platform, Command.COPY, CopyBuffer(handle, 8192, GUEST, GUEST))
     assert platform.memory.read(GUEST, 8192) == before
+    do(platform, Command.COPY, CopyBuffer(handle, 4096, 1 << 40, 1 << 40))
 
 
 def test_moved_ciphertext_does_not_decrypt() -> None:
@@ -255,6 +281,20 @@ def test_the_largest_packet(policy: int) -> None:
     do(platform, Command.SEND_UPDATE_DATA, update_buffer(handle, GUEST, 0x5000))
     assert not any(platform.scratch[:4096])
     assert platform.scratch[4096:] == platform.memory.read(PACKET, 0x5000)[4096:]
+
+
+def test_the_largest_packet_arrives() -> None:
+    source, target = working("source"), working("target")
+    handle = guest_in(source, GuestState.RUNNING, 0, 5)
+    do(source, Command.SEND_START, send_start_buffer(source, handle, identity("target")))
+    do(source, Command.SEND_UPDATE_DATA, update_buffer(handle, GUEST, 0x5000))
+    start = receive_start_buffer(target, offer(0))
+    target.memory.write(SESSION, source.memory.read(SESSION, 128))
+    do(target, Command.RECEIVE_START, start)
+    do(target, Command.ACTIVATE, ActivateBuffer(start.handle, 8))
+    put(target, source.memory.read(HEADER, 52), source.memory.read(PACKET, 0x5000))
+    do(target, Command.RECEIVE_UPDATE_DATA, update_buffer(start.handle, GUEST, 0x5000))
+    assert target.keys.read(8, GUEST, 0x5000) == source.keys.read(5, GUEST, 0x5000)
 
 
 def test_a_refused_vmsa_leaves_plaintext_in_the_scratch_buffer() -> None:
