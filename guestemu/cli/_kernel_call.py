@@ -10,6 +10,7 @@ from guestemu.cli import console
 
 if TYPE_CHECKING:
     from guestemu.kernel.call import CallReport
+    from guestemu.kernel.calltree import TreeLine
 
 _MAX_LINES = 16
 
@@ -23,15 +24,17 @@ def call_image(
     sev: str,
     answer: int,
     budget: int,
+    depth: int,
 ) -> CallReport:
-    """Boots and calls; `memory` in MiB, `budget` in basic blocks."""
+    """Boots and calls; `memory` in MiB, `budget` in basic blocks, `depth` in levels of the tree of
+    calls (0: none)."""
     from guestemu.guest.linux.images import find_image
     from guestemu.guest.linux.load import LOADER, linux_config
     from guestemu.kernel.call import call_function
 
     config = linux_config(memory, cbit, sev)
     guest = LOADER.guest(find_image(image), config, budget)
-    return call_function(guest, function, arguments, answer)
+    return call_function(guest, function, arguments, answer, depth)
 
 
 def tell(report: CallReport) -> None:
@@ -52,7 +55,20 @@ def tell(report: CallReport) -> None:
         console.emit(f"  WRMSR {write.msr:#x} = {write.value:#x}")
     for warning in report.warnings:
         console.emit(f"  WARN {warning}")
+    for line in report.console:
+        console.emit(f"  | {line}")
     console.emit(f"  {report.instructions} instructions")
+    for node in report.tree:
+        console.emit(_node(node))
+
+
+def _node(node: TreeLine) -> str:
+    """Instructions of the function with all that it called, then its own."""
+    indent = "  " * node.depth
+    times = f" ({node.times} times)" if node.times > 1 else ""
+    if node.is_exit:
+        return f"  {'':>9} {'':>8}  {indent}* {node.name}{times}"
+    return f"  {node.total:>9} {node.own:>8}  {indent}{node.name}{times}"
 
 
 def _more(count: int, what: str) -> None:

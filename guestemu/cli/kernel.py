@@ -159,6 +159,15 @@ def call(
         int, typer.Option("--answer", metavar="N", help="What the host answers hypercalls with.")
     ] = 0,
     budget: Budget = 20_000_000,
+    tree: Annotated[
+        bool,
+        typer.Option(
+            "--tree", help="Show who called whom: instructions with callees, own, function."
+        ),
+    ] = False,
+    depth: Annotated[
+        int, typer.Option("--depth", metavar="N", min=1, help="Levels of the tree.")
+    ] = 6,
     as_json: AsJson = False,
 ) -> int:
     """Call a function of a booted kernel and tell what it returned and did.
@@ -173,11 +182,14 @@ def call(
 
       guestemu kernel call dma_alloc_attrs device 9000 page:0 0xcc0 0 --json
 
+      guestemu kernel call --tree set_memory_decrypted page:2 3
+
       guestemu kernel call kvm_guest_cpu_offline 0
     """
     from guestemu.cli._kernel_call import call_image, tell
 
-    report = call_image(image, function, arguments or [], memory, cbit, sev, answer, budget)
+    levels = depth if tree else 0
+    report = call_image(image, function, arguments or [], memory, cbit, sev, answer, budget, levels)
     if as_json:
         console.emit_json(report)
     else:

@@ -14,6 +14,7 @@ from guestemu.guest.base import GuestOops
 from guestemu.guest.linux.guest import LinuxGuest
 from guestemu.guest.linux.recorder import BootRecorder
 from guestemu.kernel.arguments import Argument, resolve
+from guestemu.kernel.calltree import CallTracer, TracedExits, TreeLine
 from guestemu.machine.exits import BudgetExhausted
 from guestemu.machine.leafmap import Flip
 
@@ -46,7 +47,8 @@ class ChangedLeaf(msgspec.Struct, frozen=True):
 
 class CallReport(msgspec.Struct, frozen=True):
     """What a call did. `returned` is the value by the function's C type (None: void, or an oops);
-    `arguments` hold the memory that they stand for in the run that is told."""
+    `arguments` hold the memory that they stand for in the run that is told; `console` are the lines
+    that the kernel printed, `tree` who called whom if that was asked for."""
 
     function: str
     arguments: tuple[Argument, ...]
@@ -57,12 +59,15 @@ class CallReport(msgspec.Struct, frozen=True):
     warnings: tuple[str, ...]
     instructions: int
     oops: str | None = None
+    console: tuple[str, ...] = ()
+    tree: tuple[TreeLine, ...] = ()
 
 
 def call_function(
-    guest: LinuxGuest, function: str, texts: Sequence[str], answer: int = 0
+    guest: LinuxGuest, function: str, texts: Sequence[str], answer: int = 0, depth: int = 0
 ) -> CallReport:
-    """Calls `function` of a freshly reset guest; the host answers hypercalls with `answer`.
+    """Calls `function` of a freshly reset guest; the host answers hypercalls with `answer`. A
+    `depth` above 0 asks for the tree of calls, down to so many levels.
 
     The call is made twice from the same state, the second time to count instructions: counting
     makes every instruction a hook. Raises `InputError` for arguments that do not fit, a function
@@ -85,6 +90,7 @@ def call_function(
     arguments = tuple(resolve(text, guest) for text in texts)
     guest.leaf_map.update(guest.machine.ram.table_writes())
     recorder.exits.clear()
+    printed = len(guest.console.text)
     outcome = guest.call(function, *(argument.value for argument in arguments))
     flips = guest.leaf_map.update(guest.machine.ram.table_writes())
     exits = tuple(recorder.exits)
@@ -101,6 +107,8 @@ def call_function(
         elif prototype.result_size:
             value = outcome.value & (1 << 8 * prototype.result_size) - 1
             returned = to_signed(value, 8 * prototype.result_size) if prototype.is_signed else value
+    console = tuple(guest.console.text[printed:].splitlines())
+    instructions, tree = _again(guest, function, texts, answer, depth)
     return CallReport(
         function=function,
         arguments=arguments,
@@ -113,8 +121,10 @@ def call_function(
         msrs=tuple(CalledMsr(number, args[0]) for kind, number, args in exits if kind == "wrmsr"),
         ptes=tuple(_leaf(flip) for flip in flips),
         warnings=outcome.warnings,
-        instructions=_count(guest, function, texts),
+        instructions=instructions,
         oops=None if end is None else _describe(guest, end),
+        console=console,
+        tree=tree,
     )
 
 
@@ -130,11 +140,21 @@ def _describe(guest: LinuxGuest, end: object) -> str:
     return str(end)
 
 
-def _count(guest: LinuxGuest, function: str, texts: Sequence[str]) -> int:
-    """Instructions that the call executes, in a second run; the guest stays slow."""
+def _again(
+    guest: LinuxGuest, function: str, texts: Sequence[str], answer: int, depth: int
+) -> tuple[int, tuple[TreeLine, ...]]:
+    """Instructions that the call executes, in a second run, and the tree of calls down to `depth`;
+    the guest stays slow."""
     guest.reset()
     values = [resolve(text, guest).value for text in texts]
-    guest.count_instructions()
-    guest.instructions = 0
+    if not depth:
+        guest.count_instructions()
+        guest.instructions = 0
+        guest.call(function, *values)
+        return guest.instructions, ()
+    tracer = CallTracer(guest)
+    guest.machine.hooks.handler = TracedExits(answer, tracer)
+    tracer.begin()
     guest.call(function, *values)
-    return guest.instructions
+    tracer.end()
+    return tracer.instructions, tracer.lines(depth)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Final
 
 from guestemu.abi.addresses import Gva
@@ -33,6 +33,11 @@ class SymbolIndex:
                 by_address.setdefault(address, name)
         self._starts = sorted(by_address)
         self._names = by_address
+
+    @property
+    def starts(self) -> Set[int]:
+        """Addresses at which a function begins."""
+        return self._names.keys()
 
     def is_text(self, address: int) -> bool:
         """Whether `address` lies in the kernel's code."""
