@@ -88,6 +88,7 @@ class Testbed:
 
     @checks.setter
     def checks(self, checks: tuple[Check, ...]) -> None:
+        """Takes other checks, and works out which of them each kind of operation concerns."""
         self._checks = checks
         self._after = {
             kind: tuple(
