@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import msgspec
 
@@ -65,15 +65,29 @@ def _replay(
     reader: EventReader | None,
 ) -> DmaReport:
     with ExitStack() as files:
-        driver = _driver(request, _writers(request, files))
         comparison = _comparison(request)
+        page = None if request.report is None else files.enter_context(_open_page(request.report))
+        driver = _driver(request, _writers(request, files))
         interrupted = _drive(driver, comparison, events, total, position)
-    report = driver.report(None if reader is None else reader.report(), interrupted)
-    if comparison is not None:
-        report = msgspec.structs.replace(report, policies=comparison.result())
-    if request.report is not None:
-        _write_page(request.report, request, driver, report)
+        report = driver.report(None if reader is None else reader.report(), interrupted)
+        if comparison is not None:
+            report = msgspec.structs.replace(report, policies=comparison.result())
+        if page is not None:
+            from guestemu.dma.page import report_page
+
+            title = f"{request.source} on {request.guest}"
+            page.write(report_page(report, title, driver.address_map(), report.policies))
     return report
+
+
+def _open_page(path: Path) -> TextIO:
+    """Before the run, so that a wrong name does not cost one."""
+    from guestemu.abi.errors import InputError
+
+    try:
+        return path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--report {path}: {error.strerror}; give a file name") from None
 
 
 def _writers(request: Request, files: ExitStack) -> tuple[Observer, ...]:
@@ -157,15 +171,3 @@ def _drive(
         f"({pages / seconds:.0f} pages/s)"
     )
     return interrupted
-
-
-def _write_page(path: Path, request: Request, driver: DmaRun, report: DmaReport) -> None:
-    from guestemu.abi.errors import InputError
-    from guestemu.dma.page import report_page
-
-    title = f"{request.source} on {request.guest}"
-    page = report_page(report, title, driver.address_map(), report.policies)
-    try:
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--report {path}: {error.strerror}; give a file name") from None

@@ -87,7 +87,7 @@ def address_map(cells: Sequence[MapCell], identity: str) -> str:
     """Cells in rows, addresses growing to the right and down; darker: more pages were shared."""
     if not cells:
         return "<p>nothing to plot</p>"
-    columns = min(64, max(1, math.isqrt(len(cells))))
+    columns = min(64, max(16, math.isqrt(len(cells))))
     rows = -(-len(cells) // columns)
     rects = []
     for index, cell in enumerate(cells):
@@ -104,6 +104,7 @@ def address_map(cells: Sequence[MapCell], identity: str) -> str:
         )
     width, height = columns * _CELL, rows * _CELL
     return (
-        f'<svg id="{identity}" viewBox="0 0 {width} {height}" style="max-width:{width}px" '
-        f'role="img"><rect class="frame" width="{width}" height="{height}"/>{"".join(rects)}</svg>'
+        f'<svg id="{identity}" viewBox="0 0 {width} {height}" role="img" '
+        f'style="max-width:{max(width, WIDTH // 2)}px">'
+        f'<rect class="frame" width="{width}" height="{height}"/>{"".join(rects)}</svg>'
     )

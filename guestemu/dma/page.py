@@ -96,10 +96,13 @@ def _analysis(report: DmaReport, analysis: Analysis, cells: Sequence[MapCell]) -
         (f"from {human_time(low)}", float(count)) for low, count in report.lifetime_buckets.items()
     ]
     spread = analysis.fragmentation
+    cell = human_pages(cells[0].pages) if cells else "-"
     words = (
         f"<p>{spread.shared_pages} pages are shared at the end, in {spread.runs} runs and "
         f"{spread.ranges} ranges of 2 MiB ({spread.ranges_needed} would hold them); "
-        f"{analysis.splits_unneeded} large pages stay split though all of them is private.</p>"
+        f"{analysis.splits_unneeded} large pages stay split though all of them is private. "
+        f"One cell of the map is {cell}; blue: was shared, red: still is; darker: more of it was "
+        f"at once.</p>"
     )
     where = words + (address_map(cells, "address-map") if cells else "")
     devices = sorted(analysis.by_device.items(), key=lambda item: -item[1].pages_converted)

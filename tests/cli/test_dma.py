@@ -227,3 +227,73 @@ def test_the_bar_appears_only_on_a_terminal_and_late(monkeypatch: pytest.MonkeyP
             progress.update(100, 7, 12)
         assert ("7 events, 12 pages converted" in screen.getvalue()) == is_shown
     assert "50%" in screen.getvalue()
+
+
+def test_a_model_counts_what_the_machine_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    _, machine, _ = run(capsys, str(TRACE))
+    status, model, _ = run(capsys, str(TRACE), "--guest", "model:6.1", "--strict")
+    assert status == 0
+    assert (model.pop("violations"), model.pop("violation_count")) == (None, None)
+    assert machine.pop("violations") == []
+    assert machine.pop("violation_count") == 0
+    assert model == machine
+    assert main(["dma", str(TRACE), "--guest", "model:6.1"]) == 0
+    rows = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "model: pages decrypted 982 (3.8 MiB)" in rows
+    assert not any("violations" in row for row in rows)
+
+
+def test_a_model_that_does_not_exist_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dma", "e1000", "--guest", "model:5.4"]) == 2
+    assert "use model:5.10" in capsys.readouterr().err
+
+
+def test_policies_are_compared_in_one_command(capsys: pytest.CaptureFixture[str]) -> None:
+    source = "nvme:prp=0,scenario=reset,rounds=9"
+    status, report, _ = run(capsys, source, "--policy", "keep-shared,align-2m")
+    policies = report["policies"]
+    assert status == 0
+    assert isinstance(policies, dict)
+    assert [(name, row["conversions"]) for name, row in policies.items()] == [
+        ("kernel", 80),
+        ("keep-shared", 8),
+        ("align-2m", 1),
+    ]
+    assert main(["dma", source, "--policy", "align-2m"]) == 0
+    rows = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert any(row.startswith("align-2m 1 79 1 ") for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--policy", "nonsense"), "no such policy"),
+        (("--policy", "all", "--guest", "linux:x"), "linux:x"),
+        (("--report", "/"), "--report /: "),
+        (("--perfetto", "/"), "--perfetto /: "),
+    ],
+)
+def test_options_that_cannot_be_are_told(
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["dma", "e1000", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err.splitlines()[-1]
+
+
+def test_every_file_is_written_in_one_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pyarrow")
+    pytest.importorskip("perfetto")
+    page, tables, trace = tmp_path / "o.html", tmp_path / "t", tmp_path / "o.perfetto-trace"
+    files = ("--report", str(page), "--parquet", str(tables), "--perfetto", str(trace))
+    status, _, _ = run(capsys, str(TRACE), *files)
+    assert status == 0
+    assert page.read_text().startswith("<!doctype html>")
+    assert sorted(path.name for path in tables.iterdir()) == [
+        "conversions.parquet",
+        "events.parquet",
+    ]
+    assert trace.stat().st_size > 10_000
