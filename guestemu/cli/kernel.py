@@ -229,3 +229,52 @@ def efi(
         console.emit_json({"cases": rows})
     else:
         tell(rows)
+
+
+@app.command()
+def kexec(
+    image: Image = "",
+    to: Annotated[
+        str,
+        typer.Option("--to", metavar="PATH", help="The next kernel; default: the same one."),
+    ] = "",
+    hole: Annotated[
+        str,
+        typer.Option(
+            "--hole",
+            metavar="ADDRESS",
+            help="Cut the RAM that the next kernel is told of at this address, which may lie "
+            "inside a page.",
+        ),
+    ] = "",
+    crash: Annotated[
+        bool, typer.Option("--crash", help="Leave by the crash path instead of the reboot path.")
+    ] = False,
+    host: Annotated[
+        str, typer.Option("--host", metavar="HOST", help="See `guestemu hosts`.")
+    ] = "map-gpa-range",
+    memory: MemoryMib = 128,
+    cbit: CBitAt = 39,
+    sev: SevName = "sev",
+    as_json: AsJson = False,
+) -> int:
+    """Start a kernel from a kernel, on one host: what the host still believes, and when.
+
+    The first kernel leaves shared pages behind and disables migration by its own shutdown code;
+    the next one resets the host's record by its own boot. Exit status 1 where the host's record
+    differs from the page tables in the end.
+
+    For example:
+
+      guestemu kernel kexec --image 6.1 --to 6.12
+
+      guestemu kernel kexec --hole 0x4000800 --json
+    """
+    from guestemu.cli._kernel_kexec import KexecRequest, run_kexec, tell
+
+    report = run_kexec(KexecRequest(image, to, memory, cbit, sev, host, hole, crash))
+    if as_json:
+        console.emit_json(report)
+    else:
+        tell(report)
+    return EXIT_FINDINGS if report.stale or report.missing else EXIT_OK

@@ -12,6 +12,7 @@ the kernel converts before it calls `rest_init` it also initialises. The hooks c
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -25,7 +26,7 @@ from guestemu.abi.cpuid import (
 from guestemu.abi.errors import InputError
 from guestemu.abi.msrs import SEV_STATUS_SEV_SNP
 from guestemu.abi.x86 import PTE_RW, PTE_USER, RFLAGS_FIXED, Mode
-from guestemu.guest.linux.bootparams import make_boot_params, pc_memory_map
+from guestemu.guest.linux.bootparams import MemoryRange, make_boot_params, pc_memory_map
 from guestemu.guest.linux.ccblob import launch_pages
 from guestemu.guest.linux.kernel import KERNEL_MAP, Kernel
 from guestemu.guest.linux.platform import Console, Platform
@@ -60,6 +61,15 @@ BOOT_BUDGET: Final = 400_000_000
 MIN_MEMORY: Final = 96
 
 
+class MemoryBefore(msgspec.Struct, frozen=True):
+    """Memory as a kernel finds it: the e820 map (None: a plain PC's), and what pages hold by frame
+    number, as an access with C=1 reads it. The boot loader's and the kernel's own are written over.
+    """
+
+    map: tuple[MemoryRange, ...] | None = None
+    pages: Mapping[int, bytes] = msgspec.field(default_factory=dict)
+
+
 class BootedKernel(msgspec.Struct):
     """A kernel that arrived where it was asked to. `end` is the exit that ended the boot, `seconds`
     what it took."""
@@ -78,13 +88,18 @@ class BootedKernel(msgspec.Struct):
 
 
 def build_machine(
-    kernel: Kernel, config: MachineConfig, console: Console, load: bool = True
+    kernel: Kernel,
+    config: MachineConfig,
+    console: Console,
+    load: bool = True,
+    memory: MemoryBefore | None = None,
 ) -> tuple[Machine, Platform]:
     """A machine with the kernel loaded, its vCPU in 64-bit mode before the first instruction.
 
-    Without `load` the kernel's segments are left out (a snapshot brings them). Raises
-    `InputError` for a memory size that the kernel does not fit in.
+    Without `load` the kernel's segments are left out (a snapshot brings them); `memory` is empty
+    unless given. Raises `InputError` for a memory size that the kernel does not fit in.
     """
+    memory = memory or MemoryBefore()
     size = config.frames * PAGE_SIZE
     needed = kernel.segments.extent
     if size < max(MIN_MEMORY << 20, needed + PMD_SIZE):
@@ -94,8 +109,12 @@ def build_machine(
         )
     machine = Machine(config)
     ram = machine.ram
+    for gfn, page in memory.pages.items():
+        if gfn >= LOADER_END // PAGE_SIZE:
+            ram.private[gfn * PAGE_SIZE : (gfn + 1) * PAGE_SIZE] = page
     for segment in kernel.segments.parts if load else ():
-        ram.private[segment.physical : segment.physical + len(segment.data)] = segment.data
+        data = segment.data.ljust(segment.size, b"\0") if memory.pages else segment.data
+        ram.private[segment.physical : segment.physical + len(data)] = data
     pool = iter(machine.pool(TABLES // PAGE_SIZE, TABLE_PAGES))
     tables = PageTables(ram, machine.pte_cbit, next(pool), pool)
     for address in range(0, min(size, IDENTITY), PMD_SIZE):
@@ -111,7 +130,7 @@ def build_machine(
         pages = launch_pages(LAUNCH_PAGES, platform.cpuid)
         ram.private[LAUNCH_PAGES : LAUNCH_PAGES + len(pages)] = pages
     ram.private[BOOT_PARAMS : BOOT_PARAMS + PAGE_SIZE] = make_boot_params(
-        pc_memory_map(size, LOADER_END), COMMAND_LINE, setup_data
+        memory.map or pc_memory_map(size, LOADER_END), COMMAND_LINE, setup_data
     )
     return machine, platform
 
@@ -133,15 +152,17 @@ def boot_kernel(
     command_line: str = DEFAULT_COMMAND_LINE,
     console: Console | None = None,
     budget: int = BOOT_BUDGET,
+    memory: MemoryBefore | None = None,
 ) -> BootedKernel:
     """Boots `kernel` to the function `until`.
 
-    `handler` answers hypercalls and MSRs (an `ExitHandler`). The result's `end` is `Trap` at
+    `handler` answers hypercalls and MSRs (an `ExitHandler`); `memory` is what the kernel finds, by
+    default nothing. The result's `end` is `Trap` at
     `until` if it got there. Raises `InputError` where the kernel lacks `until`.
     """
     console = console or Console()
     target = kernel.address(until)
-    machine, platform = build_machine(kernel, config, console)
+    machine, platform = build_machine(kernel, config, console, memory=memory)
     text = command_line.encode()[:2047] + b"\0"
     machine.ram.private[COMMAND_LINE : COMMAND_LINE + len(text)] = text
     platform.hook_stop(target)

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""kexec of real kernels over one host (A41, A43, A45, A46)."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from guestemu.abi.errors import InputError
+from guestemu.cli.main import main
+from guestemu.guest.linux.bootparams import E820_RAM
+from guestemu.kernel.kexec import LEFT_PAGES, memory_with_hole
+
+UNALIGNED = 0x4000800
+
+
+@pytest.fixture
+def kexec(image_of, capsys):
+    def command(old, new, *words):
+        status = main(
+            [
+                "kernel",
+                "kexec",
+                "--image",
+                str(image_of(old)),
+                "--to",
+                str(image_of(new)),
+                "--json",
+                *words,
+            ]
+        )
+        captured = capsys.readouterr()
+        return (json.loads(captured.out) if captured.out else captured.err), status
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"), [("6.1", "6.12", []), ("6.12", "6.1", ["--crash"])]
+)
+def test_between_jump_and_reset_only_the_msr_gates(kexec, old, new, words):
+    found, status = kexec(old, new, *words)
+    assert status == 0
+    assert found["old"].startswith(old)
+    assert found["new"].startswith(new)
+    assert found["running"]["migration_ready"]
+    # the record is the old kernel's until the new one's first hypercall, and nobody may use it
+    shared = found["running"]["shared"]
+    assert found["at_jump"] == found["before_reset"] == {"shared": shared, "migration_ready": False}
+    # then it is the new kernel's: the pages left behind are private again
+    assert found["after"] == {"shared": shared - LEFT_PAGES, "migration_ready": True}
+    assert found["msr"] == [0, 1]
+    assert found["stale"] == found["missing"] == found["refused"] == []
+
+
+@pytest.mark.parametrize("release", ["6.1", "6.12"])
+def test_ram_that_starts_inside_a_page_is_not_reset(kexec, release):
+    found, status = kexec(release, release, "--hole", hex(UNALIGNED))
+    assert status == 1
+    assert [(call["args"][0], call["ret"]) for call in found["refused"]] == [(UNALIGNED, -22)]
+    assert sum(pages for _first, pages in found["stale"]) == LEFT_PAGES
+    assert found["missing"] == []
+    # and migration is allowed all the same
+    assert found["after"]["migration_ready"]
+
+
+def test_ram_that_starts_at_a_page_is_reset(kexec):
+    found, status = kexec("6.1", "6.1", "--hole", "0x4000000")
+    assert status == 0
+    assert found["refused"] == found["stale"] == []
+
+
+def test_bad_places_are_one_line(kexec):
+    text, status = kexec("6.1", "6.1", "--hole", "0x1000")
+    assert status == 2
+    assert "hole 0x1000" in text
+    text, status = kexec("6.1", "6.1", "--sev", "snp")
+    assert status == 2
+    assert "kexec is modelled for sev and es" in text
+
+
+def test_the_map_with_a_hole_covers_what_the_plain_one_does():
+    ranges = memory_with_hole(128 << 20, UNALIGNED)
+    ends = [part.start + part.size for part in ranges]
+    assert ends[-1] == 128 << 20
+    assert ranges[-1].start == UNALIGNED
+    assert ranges[-2].start == 0x4000000
+    assert ranges[-2].size == 0x800
+    assert ranges[-3].start + ranges[-3].size == 0x4000000
+    assert ranges[-3].kind == ranges[-1].kind == E820_RAM != ranges[-2].kind
+    with pytest.raises(InputError, match="hole"):
+        memory_with_hole(128 << 20, 128 << 20)
