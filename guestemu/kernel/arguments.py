@@ -6,7 +6,7 @@
 | 42, -1, 0x1000 | that number |
 | page:ORDER | 1 << ORDER zeroed pages of the page allocator, by their direct-map address |
 | vmalloc:SIZE | SIZE bytes of vmalloc() |
-| device | a kmalloc'ed struct device with 64-bit DMA masks |
+| device | a kmalloc'ed struct device with 64-bit DMA masks and a list of DMA pools |
 | string:TEXT | TEXT and a NUL in a page |
 | gpa:ADDRESS | where the direct map has that physical address |
 | &SYMBOL | the address of a symbol |
@@ -17,6 +17,7 @@ Each but `device` and `string` takes +N (bytes) at its end.
 from __future__ import annotations
 
 import re
+import struct
 from typing import Final
 
 import msgspec
@@ -104,11 +105,19 @@ def _string(text: str, guest: LinuxGuest) -> int:
 
 
 def _device(guest: LinuxGuest) -> int:
-    """dma_mask points to the device's own coherent_dma_mask, as platform devices do it."""
+    """dma_mask points to the device's own coherent_dma_mask, as platform devices do it.
+
+    An entry behind the structure is in the list of its DMA pools: dma_pool_create() makes a file in
+    sysfs for the first one of a device, and there is no sysfs yet.
+    """
     btf = guest.kernel.btf
-    address = guest.calls.must(_KMALLOC, btf.size("device"), GFP_KERNEL | _GFP_ZERO)
+    size = btf.size("device") + 7 & ~7
+    address = guest.calls.must(_KMALLOC, size + 16, GFP_KERNEL | _GFP_ZERO)
+    head, entry = address + btf.offset("device.dma_pools"), address + size
     mask = address + btf.offset("device.coherent_dma_mask")
     vcpu = guest.machine.current
+    vcpu.write_memory(Gva(head), struct.pack("<QQ", entry, entry))
+    vcpu.write_memory(Gva(entry), struct.pack("<QQ", head, head))
     vcpu.write_memory(Gva(mask), U64_MASK.to_bytes(8, "little"))
     pointer = address + btf.offset("device.dma_mask")
     vcpu.write_memory(Gva(pointer), mask.to_bytes(8, "little"))
