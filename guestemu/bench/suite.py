@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.errors import InputError
-from guestemu.bench import execution, fuzzing, parts, status
+from guestemu.bench import dma, execution, fuzzing, kernel, parts, status
 from guestemu.bench.figure import TURN_SECONDS, Figure, Pair, measure
 from guestemu.bench.scene import Scene
 
@@ -31,6 +31,10 @@ _PREPARED: Final[Mapping[str, Callable[[Scene], Pair]]] = {
     "read-other-view": parts.read_views,
     "boot": parts.boot,
     "trace-parse": parts.parse,
+    "dma-model": dma.model,
+    "linux-call": kernel.call,
+    "linux-restore": kernel.restore,
+    "linux-boot": kernel.boot,
     "status-1": status.one,
     "status-512": status.leaf,
     "status-1M": status.million,

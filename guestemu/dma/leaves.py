@@ -46,7 +46,9 @@ class DirectMap:
         end = gfn + pages
         leaf = gfn >> _SHIFT
         if pages and self._is_split[leaf] and (end - 1) >> _SHIFT == leaf:
-            changed = self._flip(gfn, end, private)
+            bits = self.private
+            changed = pages - bits.count(private, gfn, end)
+            bits[gfn:end] = private
             calls = pages if self._notifies else 0
             if self._batches:
                 calls = min(calls, 1)

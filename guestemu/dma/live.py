@@ -18,6 +18,7 @@ from guestemu.dma.anomalies import AnomalyKind, AnomalyLog
 from guestemu.dma.events import Alloc, Event, Free, Mark
 from guestemu.dma.lifetimes import LifetimeHistogram, Lifetimes
 from guestemu.dma.liveset import LiveBuffer, LiveSet
+from guestemu.guest.dma.gfp import may_block
 
 DEFAULT_RAM_BYTES: Final = 1 << 40
 FIRST_PHASE: Final = "start"
@@ -87,6 +88,13 @@ class _Level:
     def __init__(self, live: int = 0, pages: int = 0) -> None:
         self.live = live
         self.pages = self.peak = pages
+
+    def add(self, pages: int) -> int:
+        self.live += 1
+        self.pages = now = self.pages + pages
+        if now > self.peak:
+            self.peak = now
+        return now
 
     def drop(self, pages: int) -> None:
         self.live -= 1
@@ -202,17 +210,14 @@ class Accountant:
             self._lose(event, old)
         cell = self._cells.get(event.device) or self._cell(event.device)
         cell.allocations += 1
-        cell.nonblocking += not event.is_blocking
+        cell.nonblocking += not may_block(event.gfp)
         cell.requested += pages
         order = (pages - 1).bit_length() if pages else 0
         owner.orders[order] = owner.orders.get(order, 0) + 1
-        for level in (self._total, owner.level):
-            level.live += 1
-            level.pages = now = level.pages + pages
-            if now > level.peak:
-                level.peak = now
-        if self._total.pages > self._phase.peak:
-            self._phase.peak = self._total.pages
+        owner.level.add(pages)
+        now = self._total.add(pages)
+        if now > self._phase.peak:
+            self._phase.peak = now
         return lost
 
     def _lose(self, event: Alloc, old: LiveBuffer) -> None:
@@ -306,7 +311,6 @@ class Accountant:
                 sums = found.setdefault((buffer.device, buffer.phase), [0, 0, buffer.line])
                 sums[0] += 1
                 sums[1] += buffer.pages
-                sums[2] = min(sums[2], buffer.line)
         return tuple(Leak(*key, *sums) for key, sums in found.items())
 
     def result(self) -> Account:

@@ -43,7 +43,8 @@ class LiveSet:
 
     def __init__(self) -> None:
         self._by_address: dict[int, LiveBuffer] = {}
-        self._starts: list[tuple[int, int]] = []
+        self._starts: list[int] = []
+        self._by_start: dict[int, LiveBuffer] = {}
 
     def __len__(self) -> int:
         return len(self._by_address)
@@ -63,27 +64,31 @@ class LiveSet:
         address = buffer.dma_addr
         self._by_address[address] = buffer
         if buffer.pages:
-            insort(self._starts, (address & ~PAGE_MASK, address))
+            start = address & ~PAGE_MASK
+            insort(self._starts, start)
+            self._by_start[start] = buffer
         return evicted
 
     def remove(self, dma_addr: int) -> LiveBuffer | None:
         """Takes the buffer at `dma_addr` out; None when there is none."""
         buffer = self._by_address.pop(dma_addr, None)
         if buffer is not None and buffer.pages:
-            del self._starts[bisect_left(self._starts, (dma_addr & ~PAGE_MASK, dma_addr))]
+            start = dma_addr & ~PAGE_MASK
+            del self._starts[bisect_left(self._starts, start)]
+            del self._by_start[start]
         return buffer
 
     def _overlapping(self, buffer: LiveBuffer) -> list[LiveBuffer]:
         starts = self._starts
         first = buffer.dma_addr & ~PAGE_MASK
         end = first + buffer.pages * PAGE_SIZE
-        position = bisect_left(starts, (first, -1))
+        position = bisect_left(starts, first)
         found = []
         if position:
-            before = self._by_address[starts[position - 1][1]]
+            before = self._by_start[starts[position - 1]]
             if before.end > first:
                 found.append(before)
-        while position < len(starts) and starts[position][0] < end:
-            found.append(self._by_address[starts[position][1]])
+        while position < len(starts) and starts[position] < end:
+            found.append(self._by_start[starts[position]])
             position += 1
         return found

@@ -11,13 +11,14 @@ from conversion_log import Log
 from recorded import dma_lines, trace_path
 
 from guestemu.abi.errors import InputError
-from guestemu.dma.events import Mark
+from guestemu.dma.events import Alloc, Mark
 from guestemu.dma.model import ModelRun
 from guestemu.dma.observer import Observer
 from guestemu.dma.parquet import CONVERSION_COLUMNS, EVENT_COLUMNS, ParquetWriter
 from guestemu.dma.perfetto_trace import PerfettoWriter, Track
 from guestemu.dma.report import DmaReport
 from guestemu.dma.source import open_trace
+from guestemu.guest.dma.gfp import GFP_KERNEL
 
 parquet = pytest.importorskip("pyarrow.parquet")
 protos = pytest.importorskip("perfetto.protos.perfetto.trace.perfetto_trace_pb2")
@@ -108,6 +109,19 @@ def test_a_perfetto_trace_tells_the_run(tmp_path: Path) -> None:
     levels = [event.counter_value for _, event in events if event.track_uuid == Track.SHARED]
     assert report.analysis is not None
     assert (max(levels), levels[-1]) == (report.analysis.shared.peak, report.analysis.shared.at_end)
+
+
+def test_times_go_on_where_events_are_too_close(tmp_path: Path) -> None:
+    path = tmp_path / "run.perfetto-trace"
+    writer = PerfettoWriter(path, "guest")
+    run = ModelRun("6.1", 64, observers=(writer,))
+    for number, time in ((1, 1000), (2, 1001), (3, 5)):
+        head = (number, time, 0, "t", "d", "v")
+        run.step(Alloc(*head, number << 24, 100 << 12, GFP_KERNEL))
+    writer.close()
+    packets = protos.Trace.FromString(path.read_bytes()).packet
+    times = [p.timestamp for p in packets if p.HasField("track_event")]
+    assert times == sorted(set(times))
 
 
 def test_files_that_cannot_be_written_are_told(tmp_path: Path) -> None:

@@ -101,22 +101,29 @@ def test_every_buffer_is_shared_and_its_own_while_it_lives(policy: str) -> None:
 
 
 def test_kept_blocks_are_given_back_when_memory_runs_out() -> None:
+    """16 MiB: three blocks of 4 MiB are kept, then eleven buffers of 1 MiB must fit."""
+    log = Log()
+    run = ModelRun("6.1", 32, observers=(log,), policy="keep-shared")
     head = (1, 1000, 0, "t", "d", "drv")
-    events: list[Event] = []
-    for number in range(1, 13):
-        size = 4 << 20 if number < 12 else 1 << 20
-        events.append(Alloc(*head, number << 24, size, GFP_KERNEL))
-        events.append(Free(*head, number << 24, size))
-    run = ModelRun("6.1", 32, policy="keep-shared")
-    for event in events:
-        run.step(event)
-    pressing = Alloc(*head, 1 << 40, 4 << 20, GFP_KERNEL)
-    for number in range(2):
-        run.step(Alloc(*head, (64 + number) << 24, 4 << 20, GFP_KERNEL))
-    run.step(pressing)
+    for number in range(1, 4):
+        run.step(Alloc(*head, number << 24, 4 << 20, GFP_KERNEL))
+    for number in range(1, 4):
+        run.step(Free(*head, number << 24, 4 << 20))
+    log.heard.clear()
+    for number in range(11, 22):
+        run.step(Alloc(*head, number << 24, 1 << 20, GFP_KERNEL))
+    for number in (50, 51):
+        run.step(Alloc(*head, number << 24, 4 << 20, GFP_KERNEL))
     requested = run.report().requested
     assert requested is not None
-    assert requested.no_memory == 0
+    assert requested.no_memory == 1
+    frames = [
+        frame
+        for _, gfn, size in (item for item in log.heard if item[0] == "cleared")
+        if isinstance(gfn, int) and isinstance(size, int)
+        for frame in range(gfn, gfn + (size >> 12))
+    ]
+    assert len(frames) == len(set(frames)) == 15 << 8
 
 
 @pytest.mark.parametrize(

@@ -96,15 +96,19 @@ class BuddyAllocator:
         With `below` all its frames lie below that frame number, as a device's DMA mask demands.
         """
         limit = self._end if below is None else below
+        free = self._free
         for candidate in range(order, self._max_order + 1):
             start = self._lowest(candidate)
             if start is None or start + (1 << order) > limit:
                 continue
             heappop(self._heaps[candidate])
-            del self._free[start]
-            self._free_pages -= 1 << candidate
-            for half in range(candidate - 1, order - 1, -1):
-                self._insert(start + (1 << half), half)
+            del free[start]
+            while candidate > order:
+                candidate -= 1
+                half = start + (1 << candidate)
+                free[half] = candidate
+                heappush(self._heaps[candidate], half)
+            self._free_pages -= 1 << order
             self._allocated[start] = order
             return Block(Gfn(start), order)
         return None
@@ -117,16 +121,19 @@ class BuddyAllocator:
         order = self._allocated.pop(gfn, None)
         if order is None:
             return self._refusal(gfn)
+        self._free_pages += 1 << order
+        free = self._free
         start: int = gfn
         while order < self._max_order:
             buddy = start ^ (1 << order)
-            if self._free.get(buddy) != order:
+            if free.get(buddy) != order:
                 break
-            del self._free[buddy]
-            self._free_pages -= 1 << order
-            start = min(start, buddy)
+            del free[buddy]
+            if buddy < start:
+                start = buddy
             order += 1
-        self._insert(start, order)
+        free[start] = order
+        heappush(self._heaps[order], start)
         return FreeResult.FREED
 
     def _refusal(self, gfn: int) -> FreeResult:
