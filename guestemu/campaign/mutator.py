@@ -43,9 +43,14 @@ class Mutator:
         else:
             changed = _poke(data, max_size, state)
         if state >> 60:
-            for offset in range(_POSTURE, len(changed), RECORD_SIZE):
-                changed[offset] &= _NO_VMCALL
+            avoid_vmcall(changed, len(changed))
         return bytes(changed)
+
+
+def avoid_vmcall(records: bytearray, size: int) -> None:
+    """Makes every hypercall in the first `size` bytes a VMMCALL."""
+    for offset in range(_POSTURE, size, RECORD_SIZE):
+        records[offset] &= _NO_VMCALL
 
 
 def _poke(data: bytes, max_size: int, state: int) -> bytearray:

@@ -27,6 +27,7 @@ _BARE: Final = re.compile(r"[!$-~][!#-~]*")
 _NUMBER: Final = re.compile(
     r"(?P<minus>-?)(?:0[xX](?P<hex>[0-9a-fA-F]{1,16})|(?P<dec>[0-9]{1,20}))"
 )
+_KNOWN_SHOWN: Final = 240
 _SHOWN: Final = 40
 _NEGATIVE_SHOWN: Final = 4096
 
@@ -55,10 +56,15 @@ def shown(text: str) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A remedy for an unknown `word`: the nearest of `known`, or all of them."""
+    """A remedy for an unknown `word`: the nearest of `known`, or those of them that fit a line."""
     known = sorted(known)
     close = get_close_matches(word[:_SHOWN], known, 1)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+    if close:
+        return f"did you mean {close[0]}?"
+    text = ", ".join(known)
+    if len(text) > _KNOWN_SHOWN:
+        text = text[:_KNOWN_SHOWN].rpartition(",")[0] + f" … ({len(known)} in all)"
+    return f"known: {text}"
 
 
 def split_words(line: str, place: Place) -> list[Word]:

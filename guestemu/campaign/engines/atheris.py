@@ -22,13 +22,17 @@ from typing import Final
 from guestemu.abi.errors import EngineError
 from guestemu.campaign.engines.base import Leave
 from guestemu.campaign.feedback import SIZE, Feedback
-from guestemu.campaign.mutator import Mutator
+from guestemu.campaign.mutator import Mutator, avoid_vmcall
 from guestemu.campaign.session import Session, SessionOver
 
 _CORE: Final = "core_with_libfuzzer"
 _SEED_MASK: Final = (1 << 31) - 1
 _PC_BASE: Final = 0x1000
 _PC_STEP: Final = 16
+_OURS_MASK: Final = 3
+"""One mutation in four is ours."""
+_VMCALL_MASK: Final = 0xF0
+"""One mutation in sixteen may leave a VMCALL, which costs several runs."""
 
 Callback = Callable[[bytes], None]
 
@@ -87,11 +91,46 @@ def fuzz(arguments: list[str], test_one_input: Callback, session: Session) -> No
     mutator of `session`. Does not return unless libFuzzer cannot start."""
     import atheris
 
-    mutator = Mutator(session.plan.header, session.kinds)
+    mutator = MixedMutator(Mutator(session.plan.header, session.kinds), session.executor.max_size)
     atheris.Setup(arguments, test_one_input, custom_mutator=mutator.mutate, internal_libfuzzer=True)
     _load_globally("atheris.custom_mutator")
-    register(session.feedback, _core())
+    core = _core()
+    register(session.feedback, core)
+    mutator.use(core)
     atheris.Fuzz()
+
+
+class MixedMutator:
+    """Our op-aware mutations and, for the larger part, libFuzzer's own: those know nothing of ops
+    but cost a third, and every byte of a record decides something."""
+
+    def __init__(self, ours: Mutator, max_size: int) -> None:
+        self._ours = ours.mutate
+        self._size = max_size
+        self._buffer = bytearray(max_size)
+        self._address = ctypes.c_void_p(
+            ctypes.addressof((ctypes.c_char * max_size).from_buffer(self._buffer))
+        )
+        self._native: Callable[[ctypes.c_void_p, int, int], int] | None = None
+
+    def use(self, core: ModuleType) -> None:
+        """Takes LLVMFuzzerMutate from the libFuzzer inside `core`."""
+        native = ctypes.PyDLL(core.__file__).LLVMFuzzerMutate
+        native.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t)
+        native.restype = ctypes.c_size_t
+        self._native = native
+
+    def mutate(self, data: bytes, max_size: int, seed: int) -> bytes:
+        """See `Mutator.mutate`."""
+        size = len(data)
+        if self._native is None or not seed & _OURS_MASK or not size or size > self._size:
+            return self._ours(data, max_size, seed)
+        buffer = self._buffer
+        buffer[:size] = data
+        size = self._native(self._address, size, min(max_size, self._size))
+        if seed & _VMCALL_MASK:
+            avoid_vmcall(buffer, size)
+        return bytes(buffer[:size])
 
 
 def _load_globally(module: str) -> None:
