@@ -43,8 +43,8 @@ class Header(msgspec.Struct, frozen=True):
 
 class Expectation(msgspec.Struct, frozen=True):
     """One `expect` line: a name of the outcome (`outcome`, `violation`, `hypercalls`, `result`,
-    `value`, `exception`, `warning`, `trace_hash`), the op index it is about (None: the whole run) and the
-    value."""
+    `value`, `exception`, `warning`, `trace_hash`), the op index it is about (None: the whole run)
+    and the value."""
 
     name: str
     value: str
