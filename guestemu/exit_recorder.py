@@ -49,4 +49,6 @@ class ExitRecorder:
             self._host.wrmsr(index, value, vcpu)
             taken = value
         finally:
-            self.records.append(ExitRecord("wrmsr", index, (value,), taken, self._ram.table_write_count))
+            self.records.append(
+                ExitRecord("wrmsr", index, (value,), taken, self._ram.table_write_count)
+            )

@@ -47,7 +47,7 @@ def test_counters_guide_libfuzzer(tmp_path):
     ],
 )
 def test_planted_bug_is_found(host, target, check, tmp_path):
-    execs = "600" if target == "conversion" else "8000"
+    execs = "600" if target == "conversion" else "40000"
     figures = fuzz_json(
         *(target, "--execs", execs, "--engine", "atheris", "--host", f"{PLANTED}:{host}"),
         cwd=tmp_path,
