@@ -27,7 +27,7 @@ class Figures(msgspec.Struct, frozen=True):
     seconds: float
     executions: int
     execs_per_second: float
-    ops: int
+    median_ops: int
     corpus_size: int
     guest_blocks: int
     model_states: int

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import msgspec
@@ -47,7 +47,8 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """Figures of one session so far; times in seconds since its start."""
+    """Figures of one session so far; times in seconds since its start; `lengths[n]` counts the
+    programs of n ops."""
 
     executions: int
     seconds: float
@@ -55,10 +56,25 @@ class Report(msgspec.Struct, frozen=True):
     model_states: int
     last_new_s: float
     new_inputs: int
-    ops: int
+    lengths: list[int]
     findings: list[FindingCount]
     unstable: list[str]
     is_final: bool = False
+
+
+def median_length(reports: Iterable[Report]) -> int:
+    """The median number of ops of the programs in all `reports`, 0 for none."""
+    counts: list[int] = []
+    for report in reports:
+        counts += [0] * (len(report.lengths) - len(counts))
+        for length, count in enumerate(report.lengths):
+            counts[length] += count
+    left = (sum(counts) + 1) // 2
+    for length, count in enumerate(counts):
+        left -= count
+        if left <= 0:
+            return length
+    return 0
 
 
 class SessionOver(Exception):
@@ -90,7 +106,7 @@ class Session:
         self.unstable: list[str] = []
         self.current: mmap.mmap | None = None
         self._report = report
-        self._ops = 0
+        self._lengths = [0] * (plan.target.max_ops + 1)
         self._new_inputs = 0
         self._last_new = 0.0
         self._start = time.monotonic()
@@ -118,7 +134,7 @@ class Session:
             )
         executor = self.executor
         ops = executor.decode(data)
-        self._ops += len(ops)
+        self._lengths[len(ops)] += 1
         violations = executor.run(ops)
         is_new = self.feedback.take()
         if is_new:
@@ -144,7 +160,7 @@ class Session:
             model_states=self.feedback.model_states,
             last_new_s=self._last_new,
             new_inputs=self._new_inputs,
-            ops=self._ops,
+            lengths=list(self._lengths),
             findings=list(self.book.findings.values()),
             unstable=self.unstable,
             is_final=is_final,

@@ -22,7 +22,7 @@ import msgspec
 
 from guestemu.abi.errors import GuestemuError, InputError, MissingError
 from guestemu.campaign.figures import Figures, WorkerFigures, merge_counts
-from guestemu.campaign.session import Report
+from guestemu.campaign.session import Report, median_length
 from guestemu.campaign.store import Store
 from guestemu.campaign.worker import (
     Failure,
@@ -189,7 +189,7 @@ class Supervisor:
             seconds=round(seconds, 3),
             executions=executions,
             execs_per_second=round(self._rate(), 1),
-            ops=sum(report.ops for report in reports),
+            median_ops=median_length(reports),
             corpus_size=self._store.corpus_size(),
             guest_blocks=max((report.guest_blocks for report in reports), default=0),
             model_states=max((report.model_states for report in reports), default=0),

@@ -133,6 +133,7 @@ def _object(campaign: Campaign, figures: Figures) -> dict[str, object]:
             "guest_blocks": figures.guest_blocks,
             "model_states": figures.model_states,
         },
+        "median_ops": figures.median_ops,
         "infrastructure": figures.infrastructure,
         "unstable": figures.unstable,
         "interrupted": figures.is_interrupted,
@@ -145,7 +146,7 @@ def _tell(campaign: Campaign, figures: Figures) -> None:
     console.emit(status_line(figures))
     if figures.executions:
         console.emit(
-            f"{figures.ops / figures.executions:.1f} ops per program; last new coverage after "
+            f"{figures.median_ops} ops per program (median); last new coverage after "
             f"{duration(figures.last_new_s)}; work directory {campaign.store.root}"
         )
     for line in figures.infrastructure:

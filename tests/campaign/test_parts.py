@@ -282,7 +282,7 @@ def test_screen_shows_every_figure():
         seconds=125.0,
         executions=1234567,
         execs_per_second=9876.0,
-        ops=1,
+        median_ops=1,
         corpus_size=42,
         guest_blocks=17,
         model_states=333,
