@@ -22,6 +22,8 @@ class ProgressCheck:
     def after(self, view: OpView) -> Iterable[Violation]:
         """See the class."""
         end = view.outcome.end
+        if end is None:
+            return ()
         if isinstance(end, BudgetExhausted):
             message = (
                 f"still running at {view.guest.location(end.rip)} after {view.guest.budget} "
