@@ -82,7 +82,7 @@ class Feedback:
 
     def attach(self, testbed: Testbed) -> None:
         """Makes `testbed` count here. After `Testbed.reset` a run counts on; `clear` is yours."""
-        testbed.guest.machine.hooks.point_counters(self.address, GUEST_COUNTERS - 1)
+        testbed.guest.machine.hooks.point_counters(self.address, GUEST_COUNTERS - 1, self.area)
         testbed.observe = self._observe
 
     def clear(self) -> None:

@@ -167,6 +167,7 @@ class CpuHooks:
         self._in_values = self._in.values
         self._out_values = self._out.values
         self.watch = BlockWatch()
+        self._counters_owner: object = self.counters
         self.watch.counters = ctypes.addressof(
             (ctypes.c_char * COUNTER_SIZE).from_buffer(self.counters)
         )
@@ -238,8 +239,10 @@ class CpuHooks:
             self._kinds.pop(rip, None)
         self.patched.clear()
 
-    def point_counters(self, address: int, mask: int) -> None:
-        """Counts blocks at host `address` (a power of two of bytes, `mask` = size - 1)."""
+    def point_counters(self, address: int, mask: int, owner: object) -> None:
+        """Counts blocks at host `address` (a power of two of bytes, `mask` = size - 1), which is
+        memory of `owner`: kept, as a guest may outlive whoever counted."""
+        self._counters_owner = owner
         self.watch.counters = address
         self.watch.mask = mask
 
