@@ -63,7 +63,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
         return f"did you mean {close[0]}?"
     text = ", ".join(known)
     if len(text) > _KNOWN_SHOWN:
-        text = text[:_KNOWN_SHOWN].rpartition(",")[0] + f" … ({len(known)} in all)"
+        text = text[:_KNOWN_SHOWN].rpartition(",")[0] + f", ... ({len(known)} in all)"
     return f"known: {text}"
 
 
