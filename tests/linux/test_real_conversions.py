@@ -152,6 +152,25 @@ def test_a_hole_after_the_first_page_maps_the_page_before_and_reports_it_twice(k
     assert kernel.hypercalls(Region.D) == [(50, 1, SHARED), (50, 1, SHARED)]
 
 
+def test_the_last_page_of_ram_and_the_next_map_the_same_frame(kernel):
+    guest = kernel.guest
+    frames = guest.machine.config.frames
+    last = Gva(guest.direct_map + (frames - 1 << 12))
+    assert guest.set_memory_decrypted(last, 2).value == 0
+    gpas = [args[0] for kind, number, args in kernel.recorder.exits if number == 12]
+    assert gpas == [frames - 1 << 12, frames - 1 << 12]
+    frame = leaf(kernel, last).entry >> 12 & 0xFFFFF
+    assert leaf(kernel, last + 4096).entry >> 12 & 0xFFFFF == frame == frames - 1
+
+
+def test_minus_one_pages_do_not_end(kernel):
+    """The int -1 becomes a huge unsigned count inside the page-attribute code (A26b)."""
+    kernel.guest.set_budget(LOOP_BUDGET)
+    outcome = decrypt(kernel, Region.D, 3, -1)
+    assert isinstance(outcome.end, BudgetExhausted)
+    assert kernel.hypercalls(Region.D) == []
+
+
 def test_an_absent_entry_keeps_its_frame_and_stays_absent(kernel):
     kernel.guest.edit_entry(Gva(kernel.gva(Region.D, 60)), clear_all=False)
     assert decrypt(kernel, Region.D, 60, 1).value == 0
