@@ -18,7 +18,7 @@ demo: install
 	$(BIN)/python -m guestemu.demo
 
 test: install
-	$(BIN)/python -m pytest -n auto -m "not soak"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not soak"
 
 soak: install
 	$(BIN)/python -m pytest -m soak
