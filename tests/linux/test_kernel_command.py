@@ -14,7 +14,7 @@ CORPUS = Path(__file__).parents[2] / "corpora/conversion"
 
 
 @pytest.fixture
-def run(series, image_of, capsys):
+def run(own_loader, series, image_of, capsys):
     """Runs a verb of `guestemu kernel` on a real image; its JSON and its status."""
 
     def command(verb, *words):
