@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from guestemu.cli import _dma_progress, console
+from guestemu.cli import _dma_progress, _late_progress, console
 from guestemu.cli.main import main
 from guestemu.dma.emulate import Emulation
 from guestemu.dma.events import Event
@@ -222,7 +222,7 @@ def test_the_bar_appears_only_on_a_terminal_and_late(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(console, "notes", lambda: Console(file=screen, force_terminal=True))
     for is_live, delay, is_shown in ((False, 0.0, False), (True, 60.0, False), (True, 0.0, True)):
         monkeypatch.setattr(console, "is_live", lambda is_live=is_live: is_live)
-        monkeypatch.setattr(_dma_progress, "DELAY_S", delay)
+        monkeypatch.setattr(_late_progress, "DELAY_S", delay)
         with _dma_progress.DmaProgress(200) as progress:
             progress.update(100, 7, 12)
         assert ("7 events, 12 pages converted" in screen.getvalue()) == is_shown

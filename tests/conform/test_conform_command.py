@@ -8,7 +8,7 @@ import signal
 import pytest
 from conform_recordings import CALL, DATA, line, write
 
-from guestemu.cli import _step_progress, console
+from guestemu.cli import _late_progress, console
 from guestemu.cli.main import main
 from guestemu.conform import run
 from guestemu.conform.kernel_choice import choose_kernel
@@ -159,12 +159,12 @@ def test_ctrl_c_keeps_what_was_found(capsys, monkeypatch):
 
 def test_bar_only_on_a_terminal_and_only_when_it_takes_long(capsys, monkeypatch, tmp_path):
     path = str(write(tmp_path / "x.jsonl", *(line("vmmcall", CALL, case=n) for n in range(50))))
-    monkeypatch.setattr(_step_progress, "DELAY_S", 0.0)
-    monkeypatch.setattr(_step_progress, "REFRESH_S", 0.0)
+    monkeypatch.setattr(_late_progress, "DELAY_S", 0.0)
+    monkeypatch.setattr(_late_progress, "REFRESH_S", 0.0)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert "50/50" not in conform(capsys, path)[2]
     monkeypatch.setattr(console, "is_live", lambda: True)
     assert "50/50" in conform(capsys, path)[2]
-    monkeypatch.setattr(_step_progress, "DELAY_S", 3600.0)
+    monkeypatch.setattr(_late_progress, "DELAY_S", 3600.0)
     assert "50/50" not in conform(capsys, path)[2]
