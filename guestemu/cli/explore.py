@@ -9,6 +9,7 @@ import typer
 
 from guestemu.abi.errors import InputError
 from guestemu.cli._options import AsJson
+from guestemu.cli.errors import EXIT_OK
 
 if TYPE_CHECKING:
     from guestemu.explore.model import Scenario
@@ -21,8 +22,12 @@ MAX_REDUCED_PASSES: Final = 100
 
 MAX_RUNS: Final = 10_000_000
 
+app = typer.Typer(rich_markup_mode=None)
 
+
+@app.callback(invoke_without_command=True)
 def command(
+    context: typer.Context,
     order: Annotated[
         str | None,
         typer.Option(
@@ -106,6 +111,9 @@ def command(
     """
     from guestemu.cli import _explore
 
+    if context.invoked_subcommand is not None:
+        _check_unused(context)
+        return EXIT_OK
     modes = {"--witness": witness is not None, "--list": list_all, "--pct": pct is not None}
     mode = _mode(modes, order, script)
     _check_switches(mode, table, bool(order or script), reduce, defined, passes)
@@ -117,6 +125,18 @@ def command(
     if pct is not None:
         return _explore.show_random(scenarios[0], pct, depth, seed, as_json)
     return _explore.show_table(scenarios, reduce, as_json)
+
+
+def _check_unused(context: typer.Context) -> None:
+    """Refuses options of `explore` itself in front of a verb of its own."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = next(one.opts[0] for one in context.command.params if one.name == name)
+            raise InputError(
+                f"explore: {option} has no meaning with {context.invoked_subcommand}; "
+                f"give options of {context.invoked_subcommand} behind its name"
+            )
 
 
 def _mode(modes: dict[str, bool], order: str | None, script: str | None) -> str | None:
