@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What of a machine travels beside its pages, and how a destination takes it.
+
+A vCPU travels as the emulator's saved context. It holds all that a running guest depends on:
+general and control registers, lazy flags, hidden parts of segments, EFER and the SYSCALL MSRs, SSE
+and x87 state. Register by register would lose the hidden parts. What is not in a context is here:
+the MSRs that the machine answers itself, and `StatePart`s (a platform's clock, say).
+
+Not carried, on purpose, and made good by `restore_state`: the TLB (a context restore leaves it, and
+a stale C-bit in it would store into the wrong view), translated blocks where code pages moved, and
+what the machine read from the guest's descriptor tables. Pages travel by a link.
+
+A context fits the same build of the emulator only; a state says which build made it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, Protocol
+
+import msgspec
+import unicorn
+
+from guestemu.abi.errors import InputError
+from guestemu.machine.engine import Engine
+from guestemu.machine.machine import Machine
+
+_CONTEXT_HEADER: Final = 40
+"""Bytes of `struct uc_context` in front of the CPU (include/uc_priv.h, Unicorn 2.1): sizes and
+pointers that belong to the process."""
+
+_NO_PARTS: Final[Mapping[str, StatePart]] = {}
+
+
+class StatePart(Protocol):
+    """State of a guest's hardware that is neither in the CPU, nor in the MSR file, nor in RAM."""
+
+    def capture(self) -> bytes:
+        """The state in a form that another process can read."""
+
+    def restore(self, data: bytes) -> None:
+        """Takes over what `capture` of a part of the same kind gave."""
+
+
+class MachineState(msgspec.Struct, frozen=True):
+    """A stopped machine without its RAM.
+
+    `emulator` names the build of the CPU emulator; `vcpus` are the contexts in the order of their
+    indices, `current` is the one that was executing; `msrs` are the platform MSRs, `parts` the
+    captured `StatePart`s by name.
+    """
+
+    emulator: str
+    vcpus: tuple[bytes, ...]
+    current: int
+    msrs: dict[int, int]
+    parts: dict[str, bytes]
+
+
+@functools.cache
+def emulator_build() -> str:
+    """Names the emulator that is loaded: its version and the size of its library in bytes."""
+    return f"unicorn {unicorn.__version__} {Path(Engine.library_path()).stat().st_size}"
+
+
+def capture_state(machine: Machine, parts: Mapping[str, StatePart] = _NO_PARTS) -> MachineState:
+    """The state of `machine`, which stands between two instructions. Changes nothing."""
+    current = machine.current.index
+    contexts = tuple(
+        bytes(machine.activate(index).save().bytes[_CONTEXT_HEADER:])
+        for index in range(len(machine.vcpus))
+    )
+    machine.activate(current)
+    return MachineState(
+        emulator_build(),
+        contexts,
+        current,
+        dict(machine.msrs.platform),
+        {name: part.capture() for name, part in parts.items()},
+    )
+
+
+def restore_state(
+    machine: Machine,
+    state: MachineState,
+    parts: Mapping[str, StatePart] = _NO_PARTS,
+    code_moved: bool = False,
+) -> None:
+    """Puts `machine`, made with the same configuration (its key may differ), into `state`.
+
+    Afterwards the guest goes on with `machine.current.run(machine.current.read_register("rip"),
+    budget)`. With `code_moved` the pages that came hold code that this machine has executed before.
+    Raises `InputError` for a state of another emulator, number of vCPUs or set of parts.
+    """
+    if state.emulator != emulator_build():
+        raise InputError(
+            f"machine state of {state.emulator}: this is {emulator_build()}; "
+            "use the same build at both ends"
+        )
+    if len(state.vcpus) != len(machine.vcpus):
+        raise InputError(
+            f"machine state of {len(state.vcpus)} vCPUs: this machine has {len(machine.vcpus)}; "
+            "give both ends the same header"
+        )
+    if state.parts.keys() != parts.keys():
+        raise InputError(
+            f"machine state with parts {sorted(state.parts)}: this machine has {sorted(parts)}; "
+            "give both ends the same guest"
+        )
+    if code_moved:
+        machine.hooks.forget_code()
+    machine.hooks.clear()
+    for index, data in enumerate(state.vcpus):
+        vcpu = machine.activate(index)
+        context = vcpu.save()
+        context.bytes[_CONTEXT_HEADER:] = data
+        vcpu.load()
+        vcpu.reset_selectors()
+    machine.activate(state.current)
+    machine.msrs.platform.clear()
+    machine.msrs.platform.update(state.msrs)
+    for name, part in parts.items():
+        part.restore(state.parts[name])
+
+
+def encode_state(state: MachineState) -> bytes:
+    """`state` as MessagePack, for another process."""
+    return msgspec.msgpack.encode(state)
+
+
+def decode_state(data: bytes) -> MachineState:
+    """The inverse of `encode_state`. Raises `InputError` for bytes that hold no state."""
+    try:
+        return msgspec.msgpack.decode(data, type=MachineState)
+    except msgspec.MsgspecError as error:
+        raise InputError(
+            f"machine state of {len(data)} bytes: {error}; give what the source wrote"
+        ) from None
