@@ -213,15 +213,14 @@ class Engine:
         self.library = ctypes.PyDLL(self.library_path())
         self.library.uc_context_size.restype = ctypes.c_size_t
         self.handle = ctypes.c_void_p()
-        self.check(
-            self.library.uc_open(_ARCH_X86, _MODE_64, ctypes.byref(self.handle)),
-            "create a CPU",
-        )
+        code = self.library.uc_open(_ARCH_X86, _MODE_64, ctypes.byref(self.handle))
+        self.check(code, "create a CPU")
         self._word = ctypes.c_uint64()
         self._word_ref = ctypes.byref(self._word)
         self._rip = ctypes.c_uint64()
         self._zero = ctypes.c_uint64(0)
         self._no_count = ctypes.c_size_t(0)
+        self._one = ctypes.c_size_t(1)
         self._start = self.library.uc_emu_start
         self._reg_read = self.library.uc_reg_read
         self._reg_write = self.library.uc_reg_write
@@ -339,6 +338,13 @@ class Engine:
         """Runs from `rip` until HLT, a stop, or an error; returns the UC_ERR code."""
         self._rip.value = rip
         code: int = self._start(self.handle, self._rip, self._zero, self._zero, self._no_count)
+        return code
+
+    def step(self, rip: int) -> int:
+        """Runs one instruction (one repetition of a string instruction); returns the UC_ERR code.
+        For engines that only step: Unicorn ignores the limit in blocks that `start` translated."""
+        self._rip.value = rip
+        code: int = self._start(self.handle, self._rip, self._zero, self._zero, self._one)
         return code
 
     def stop(self) -> None:

@@ -117,6 +117,30 @@ class Vcpu:
             if hooks.watch.left < 0:
                 return BudgetExhausted(rip)
 
+    def step(self) -> Exit | None:
+        """Executes one instruction, or delivers the exception that it raises; None to go on.
+
+        Only for a machine that never calls `run` (`Engine.step`). A HLT is not reported.
+        """
+        hooks = self._hooks
+        hooks.watch.left = 1
+        hooks.vcpu = self
+        hooks.clear()
+        rip = self.read_register("rip")
+        code = self._engine.step(rip)
+        pending = hooks.pending
+        if hooks.errors or code != OK or self.machine.ram.errors:
+            self.machine.raise_errors()
+        if isinstance(pending, PendingException):
+            return self._exception(pending.vector)
+        if isinstance(pending, PendingMsr):
+            return self._msr(pending)
+        if isinstance(pending, GuestFault):
+            return self._raise(pending.vector, pending.error_code)
+        if pending is None and code != OK:
+            raise EngineError(f"the emulator stepped at {rip:#x} and ended with error {code}")
+        return pending
+
     def _ended(self, code: int) -> Exit | None:
         rip: int = self.machine.launcher.ended[0]
         if self._hooks.watch.left < 0:
