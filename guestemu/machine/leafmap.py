@@ -160,6 +160,23 @@ class LeafMap:
         """After a host-side edit of one entry."""
         return self.update([(entry_gpa, self._ram.read_u64(entry_gpa))])
 
+    def is_table(self, gfn: int) -> bool:
+        """Whether frame `gfn` is a page-table page that is linked."""
+        return gfn in self._tables
+
+    def replace_table(self, gfn: int, before: bytes) -> list[Flip]:
+        """After a host-side change of the whole table page `gfn`, whose 4096 bytes were `before`."""
+        start = gfn * PAGE_SIZE
+        now = self._ram.private[start : start + PAGE_SIZE].cast("Q").tolist()
+        old = memoryview(before).cast("Q").tolist()
+        return self.update(
+            [
+                (start + 8 * index, entry)
+                for index, (entry, was) in enumerate(zip(now, old, strict=True))
+                if entry != was
+            ]
+        )
+
     def _entry(self, level: int, va: int, entry: int, flips: list[Flip]) -> None:
         if level > 1 and entry & PTE_PRESENT and not (level < 4 and entry & PTE_PSE):
             gfn = (entry & PTE_ADDRESS_MASK & ~self._cbit) >> PAGE_SHIFT

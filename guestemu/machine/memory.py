@@ -292,6 +292,10 @@ class GuestRam:
         frames = self.frames
         return {index % frames for index in self.dirty_list[: self.watch.dirty_count]}
 
+    def base_frames(self) -> set[int]:
+        """Frames that had content of their own at the checkpoint."""
+        return {index % self.frames for index in self._base}
+
     # Checkpoint and rollback ------------------------------------------------------------------
 
     def checkpoint(self) -> None:
@@ -353,7 +357,7 @@ class GuestRam:
         """Back to the checkpoint; True if a page table was among the restored pages, so that the
         TLB holds stale translations."""
         if self.has_crossing:
-            self._find_unseen_writes()
+            self.find_unseen_writes()
         if self._spilled:
             self._spilled = []
         if self._native_rollback is not None:
@@ -374,8 +378,8 @@ class GuestRam:
         self.watch.log_count = 0
         return had_table
 
-    def _find_unseen_writes(self) -> None:
-        """After a page-crossing store: look at every page that may differ from the checkpoint."""
+    def find_unseen_writes(self) -> None:
+        """After a page-crossing store: marks every page dirty that differs from the checkpoint."""
         self.has_crossing = False
         for index in self._resident():
             if not self._base_flags[index] & FLAG_STALE:
