@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""All claims that have an experiment, and the running of them.
+
+A claim whose experiment needs something that does not exist yet is not here: nothing is listed as
+decided that is not.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable
+
+import msgspec
+
+from guestemu.abi.errors import InputError
+from guestemu.claims import rewriting, sync_orders
+from guestemu.claims.claim import Claim, Lab, Need
+from guestemu.claims.result import ClaimResult, Verdict
+
+
+class Decided(msgspec.Struct, frozen=True):
+    """A claim with the outcome of its experiment, which took `seconds`."""
+
+    claim: Claim
+    result: ClaimResult
+    seconds: float
+
+    @property
+    def is_decided(self) -> bool:
+        """The experiment gave one of the outcomes that it knows."""
+        return self.result.verdict is not Verdict.UNDECIDED
+
+
+def _key(claim: Claim) -> tuple[int, str]:
+    match = re.fullmatch(r"C(\d+)([a-z]?)", claim.ident)
+    if match is None:
+        raise ValueError(f"{claim.ident}: claims are named C1, C3b")
+    return int(match[1]), match[2]
+
+
+def all_claims() -> tuple[Claim, ...]:
+    """Every claim with an experiment, by number."""
+    groups = (sync_orders.CLAIMS, rewriting.CLAIMS)
+    return tuple(sorted((claim for group in groups for claim in group), key=_key))
+
+
+def find_claims(idents: Iterable[str]) -> tuple[Claim, ...]:
+    """The claims named, in the debate's order; all if none is named.
+
+    Raises `InputError` for a name that is none.
+    """
+    claims = {claim.ident.lower(): claim for claim in all_claims()}
+    wanted = list(idents)
+    for ident in wanted:
+        if ident.lower() not in claims:
+            known = " ".join(claim.ident for claim in claims.values())
+            raise InputError(f"claims: no claim {ident!r}; there are {known}")
+    chosen = {ident.lower() for ident in wanted} or set(claims)
+    return tuple(claim for name, claim in claims.items() if name in chosen)
+
+
+def can_run(claim: Claim, lab: Lab) -> bool:
+    """Whether the machine has what the experiment needs."""
+    return claim.needs is not Need.KERNEL or bool(lab.kernels)
+
+
+def decide_claim(claim: Claim, lab: Lab) -> Decided:
+    """Runs the experiment of a claim that `can_run`."""
+    start = time.perf_counter()
+    result = claim.experiment(lab)
+    return Decided(claim, result, time.perf_counter() - start)
