@@ -62,12 +62,19 @@ _KERNEL: Final = (Mode.LONG64, 0)
 class SnippetGuest(Guest):
     """A snippet of one kernel generation ("5.10", "2020", "5.17", "6.1", "6.12").
 
-    `config` gives memory, C-bit and vCPUs; `budget` bounds each operation in basic blocks.
+    `config` gives memory, C-bit and vCPUs; `budget` bounds each operation in basic blocks; `image`
+    is other code than the generation's own, with its symbols.
     Raises `InputError` for a configuration that a snippet cannot have.
     """
 
-    def __init__(self, generation: str, config: MachineConfig, budget: int = 1_000_000) -> None:
-        image = load_snippet(generation)
+    def __init__(
+        self,
+        generation: str,
+        config: MachineConfig,
+        budget: int = 1_000_000,
+        image: SnippetImage | None = None,
+    ) -> None:
+        image = image or load_snippet(generation)
         _check(config)
         self.name = f"snippet:{generation}"
         self.generation = generation
