@@ -31,6 +31,11 @@ _CONTEXT_HEADER: Final = 40
 """Bytes of `struct uc_context` in front of the CPU (include/uc_priv.h, Unicorn 2.1): sizes and
 pointers that belong to the process."""
 
+_CONTEXT_TAIL: Final = 8
+"""Bytes at its end: `retaddr`, an address in the process's translated code (i386/cpu.h)."""
+
+_CPU: Final = slice(_CONTEXT_HEADER, -_CONTEXT_TAIL)
+
 _NO_PARTS: Final[Mapping[str, StatePart]] = {}
 
 
@@ -69,7 +74,7 @@ def capture_state(machine: Machine, parts: Mapping[str, StatePart] = _NO_PARTS) 
     """The state of `machine`, which stands between two instructions. Changes nothing."""
     current = machine.current.index
     contexts = tuple(
-        bytes(machine.activate(index).save().bytes[_CONTEXT_HEADER:])
+        bytes(machine.activate(index).save().bytes[_CPU])
         for index in range(len(machine.vcpus))
     )
     machine.activate(current)
@@ -115,7 +120,7 @@ def restore_state(
     for index, data in enumerate(state.vcpus):
         vcpu = machine.activate(index)
         context = vcpu.save()
-        context.bytes[_CONTEXT_HEADER:] = data
+        context.bytes[_CPU] = data
         vcpu.load()
         vcpu.reset_selectors()
     machine.activate(state.current)

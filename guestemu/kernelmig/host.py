@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The host of a migrated kernel: it grants everything, keeps each frame's status and a log.
+
+The status is KVM_HC_MAP_GPA_RANGE's word (facts K3, K4) and is what decides how a page is sent; it
+travels in the stream. The log is for the observer, who holds the source's beginning and the
+destination's rest against the log of a guest that stayed where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from guestemu.abi.addresses import PAGE_SHIFT
+from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
+from guestemu.guest.base import BootExit
+from guestemu.guest.linux.recorder import BootRecorder
+from guestemu.machine.exits import Hypercall
+
+
+class StatusHost(BootRecorder):
+    """An `ExitHandler` that answers 0. `shared` has a byte for each of `frames`: 1 = shared."""
+
+    def __init__(self, frames: int, boot_exits: Iterable[BootExit] = ()) -> None:
+        super().__init__()
+        self.shared = bytearray(frames)
+        for kind, number, arguments in boot_exits:
+            if kind == "hypercall":
+                self._note(number, *arguments[:3])
+
+    def hypercall(self, call: Hypercall) -> int:
+        """See `ExitHandler`."""
+        self._note(call.nr, call.a0, call.a1, call.a2)
+        return super().hypercall(call)
+
+    def _note(self, number: int, gpa: int, pages: int, attributes: int) -> None:
+        if number == KVM_HC_MAP_GPA_RANGE:
+            first = min(gpa >> PAGE_SHIFT, len(self.shared))
+            count = min(pages, len(self.shared) - first)
+            is_shared = not attributes & MAP_GPA_RANGE_ENCRYPTED
+            self.shared[first : first + count] = bytes([is_shared]) * count
+
+    def capture(self) -> bytes:
+        """See `StatePart`."""
+        return bytes(self.shared)
+
+    def restore(self, data: bytes) -> None:
+        """See `StatePart`; the log starts empty."""
+        self.shared[:] = data
+        self.exits.clear()
