@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import msgspec
 
 from guestemu.abi.errors import InputError
-from guestemu.claims import rewriting, sync_orders
+from guestemu.claims import firmware_promises, rewriting, send_by_status, sync_orders
 from guestemu.claims.claim import Claim, Lab, Need
 from guestemu.claims.result import ClaimResult, Verdict
 
@@ -41,7 +41,12 @@ def _key(claim: Claim) -> tuple[int, str]:
 
 def all_claims() -> tuple[Claim, ...]:
     """Every claim with an experiment, by number."""
-    groups = (sync_orders.CLAIMS, rewriting.CLAIMS)
+    groups = (
+        sync_orders.CLAIMS,
+        rewriting.CLAIMS,
+        send_by_status.CLAIMS,
+        firmware_promises.CLAIMS,
+    )
     return tuple(sorted((claim for group in groups for claim in group), key=_key))
 
 

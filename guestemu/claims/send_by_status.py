@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a page becomes when it is sent as private or as shared: C3b, C15, C15b.
+
+A guest of our own code runs on the emulated CPU; its RAM, and that of a second one, is memory of
+two platforms of the firmware model. A private send is SEND_UPDATE_DATA and RECEIVE_UPDATE_DATA, a
+plain one moves the bytes of DRAM. Facts A54, E30, E31.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa
+from guestemu.abi.errors import GuestemuError
+from guestemu.abi.regions import Region
+from guestemu.abi.sev_firmware import Status
+from guestemu.claims import cells
+from guestemu.claims.claim import Claim, Lab
+from guestemu.claims.platforms import GUEST_BASE, Transfer
+from guestemu.claims.result import ClaimResult, Evidence, Witness, decide
+from guestemu.explore.rules import Rules
+from guestemu.guest.base import Guest
+from guestemu.program.ops import Op, OpKind
+from guestemu.program.program import Header, Program
+from guestemu.program.text import format_text
+from guestemu.testbed import Testbed, build_testbed
+
+GUEST: Final = "snippet:6.1"
+_VALUE: Final = 0x5A
+_DEFAULT: Final = Rules()
+
+
+class Views(msgspec.Struct, frozen=True):
+    """Of one page at the target: bytes (of 4096) that each view shows as the source's did."""
+
+    private_kept: int
+    shared_kept: int
+
+
+class _Pair:
+    """Source and target testbeds whose RAM belongs to the two platforms of a transfer."""
+
+    def __init__(self) -> None:
+        self.transfer = Transfer()
+        self.source, self.target = _testbed(), _testbed()
+        transfer = self.transfer
+        for bed, memory, key in (
+            (
+                self.source,
+                transfer.source_memory,
+                transfer.source.memory_key(transfer.source_handle),
+            ),
+            (
+                self.target,
+                transfer.target_memory,
+                transfer.target.memory_key(transfer.target_handle),
+            ),
+        ):
+            memory.attach(GUEST_BASE, bed.guest.machine.ram, key)
+
+    def run(self, *ops: Op) -> None:
+        """Runs `ops` on the source from its first state."""
+        outcome = self.source.run(ops)
+        if not outcome.is_ok:
+            raise GuestemuError(f"{GUEST}: {outcome.violations[0].message}")
+
+    def send(self, page: int, as_private: bool) -> Views:
+        """Sends page D[`page`] and compares what the views show on both sides."""
+        gpa = self.source.guest.gpa(Region.D, page)
+        before = _views(self.source.guest, gpa)
+        if as_private:
+            status = self.transfer.receive(self.transfer.send(GUEST_BASE + gpa), GUEST_BASE + gpa)
+            if status is not Status.SUCCESS:
+                raise GuestemuError(f"firmware model: RECEIVE_UPDATE_DATA: {status.name}")
+        else:
+            data = self.transfer.source.memory.read(GUEST_BASE + gpa, PAGE_SIZE)
+            self.transfer.target.memory.write(GUEST_BASE + gpa, data)
+        after = _views(self.target.guest, gpa)
+        return Views(*(_equal(one, other) for one, other in zip(before, after, strict=True)))
+
+    def write_at_target(self, page: int) -> bool:
+        """The guest, now at the target, writes the page through C=0; whether that is what it then
+        reads there."""
+        ram = self.target.guest.machine.ram
+        gpa = self.target.guest.gpa(Region.D, page)
+        wanted = bytes([_VALUE ^ 0xFF]) * PAGE_SIZE
+        ram.write(gpa, wanted, private=False)
+        return ram.read(gpa, PAGE_SIZE, private=False) == wanted
+
+
+def _testbed() -> Testbed:
+    return build_testbed(Header(guest=GUEST))
+
+
+def _views(guest: Guest, gpa: Gpa) -> tuple[bytes, bytes]:
+    """The page through C=1 and through C=0."""
+    ram = guest.machine.ram
+    return ram.read(gpa, PAGE_SIZE), ram.read(gpa, PAGE_SIZE, private=False)
+
+
+def _equal(one: bytes, other: bytes) -> int:
+    return sum(a == b for a, b in zip(one, other, strict=True))
+
+
+def _is_kept(equal: int) -> bool:
+    return equal == PAGE_SIZE
+
+
+_PRIVATE_PAGE: Final = (Op(OpKind.WRITE, (_VALUE, 0, PAGE_SIZE), page=0, has_page=True),)
+_SHARED_PAGE: Final = (
+    Op(OpKind.SET_MEMORY_DECRYPTED, (1, 0), page=1, has_page=True),
+    Op(OpKind.WRITE, (_VALUE, 0, PAGE_SIZE), page=1, has_page=True),
+)
+_UNTOUCHED_PAGE: Final = (
+    Op(OpKind.WRITE, (_VALUE, 0, PAGE_SIZE), page=2, has_page=True),
+    Op(OpKind.SET_MEMORY_DECRYPTED, (1, 0), page=2, has_page=True),
+)
+
+
+def _witness(ops: tuple[Op, ...], what: str) -> Witness:
+    text = format_text(Program(Header(guest=GUEST), ops))
+    return Witness(f"{text.rstrip()}\n# {what}", "guestemu run PROGRAM")
+
+
+def _show(what: str, views: Views) -> tuple[Evidence, ...]:
+    how = "4096 bytes compared with the source's"
+    return (
+        Evidence(f"{what}: read with C=1", _word(_is_kept(views.private_kept)), how=how),
+        Evidence(f"{what}: read with C=0", _word(_is_kept(views.shared_kept)), how=how),
+    )
+
+
+def all_as_encrypted(_lab: Lab) -> ClaimResult:
+    """C15: a page in use with C=1 and one in use with C=0, each sent both ways."""
+    pair = _Pair()
+    pair.run(*_PRIVATE_PAGE, *_SHARED_PAGE)
+    sent = {
+        (page, as_private): pair.send(page, as_private)
+        for page in (0, 1)
+        for as_private in (True, False)
+    }
+    keeps_private = [_is_kept(views.private_kept) for views in sent.values()]
+    keeps_shared = [_is_kept(views.shared_kept) for views in sent.values()]
+    rule_holds = keeps_private == [True, False, True, False] and keeps_shared == [
+        not kept for kept in keeps_private
+    ]
+    shared_survives = _is_kept(sent[1, True].shared_kept)
+    return ClaimResult(
+        verdict=decide(confirmed=shared_survives, refuted=rule_holds and not shared_survives),
+        evidence=(
+            *_show("private page, private send", sent[0, True]),
+            *_show("private page, plain send", sent[0, False]),
+            *_show("shared page, private send", sent[1, True]),
+            *_show("shared page, plain send", sent[1, False]),
+        ),
+        guests=(GUEST, "firmware model"),
+        witnesses=(_witness(_SHARED_PAGE, "then SEND_UPDATE_DATA of D[1]"),),
+        remark=(
+            "A private send keeps what C=1 reads and changes what C=0 reads, a plain send the "
+            "other way round; none keeps both."
+        )
+        if rule_holds
+        else "",
+    )
+
+
+def not_yet_touched(_lab: Lab) -> ClaimResult:
+    """C15b: marked shared, not written; sent by the old and by the new status."""
+    pair = _Pair()
+    pair.run(*_UNTOUCHED_PAGE)
+    by_new = pair.send(2, False)
+    by_old = pair.send(2, True)
+    back_by_old, back_by_new = _is_kept(by_old.private_kept), _is_kept(by_new.private_kept)
+    reader_sees_change = not _is_kept(by_old.shared_kept)
+    writes_through = pair.write_at_target(2)
+    return ClaimResult(
+        verdict=decide(
+            confirmed=back_by_old and not reader_sees_change,
+            refuted=not back_by_old or not writes_through,
+            conditional=back_by_old and reader_sees_change and writes_through,
+        ),
+        condition=(
+            "nothing, neither guest nor device, reads the page with C=0 before the guest writes it"
+        ),
+        evidence=(
+            *_show("sent as private, its old status", by_old),
+            *_show("sent as plain, its new status", by_new),
+            Evidence(
+                "written with C=0 after arrival",
+                "reads as written" if writes_through else "lost",
+                how="at the target, after the private send",
+            ),
+            Evidence(
+                "flipped back unwritten",
+                f"{_word(back_by_old)} by the old status, {_word(back_by_new)} by the new",
+                how="whether C=1 reads the old content",
+            ),
+        ),
+        guests=(GUEST, "firmware model"),
+        witnesses=(_witness(_UNTOUCHED_PAGE, "then SEND_UPDATE_DATA, or a copy of DRAM, of D[2]"),),
+        remark=(
+            "For a page that is flipped back unwritten, sending by the old status is the only one "
+            "of the two that keeps its content."
+        )
+        if back_by_old and not back_by_new
+        else "",
+    )
+
+
+def _word(kept: bool) -> str:
+    return "kept" if kept else "lost"
+
+
+def _dirtied_by_flip() -> tuple[int, bool]:
+    """Page-table pages that a conversion of one page writes, and whether it writes the page."""
+    bed = _testbed()
+    guest = bed.guest
+    gva, gpa = guest.gva(Region.D, 3), guest.gpa(Region.D, 3)
+    guest.memset(gva, _VALUE, PAGE_SIZE)
+    guest.machine.checkpoint()
+    outcome = guest.set_memory_decrypted(gva, 1)
+    if outcome.value != 0:
+        raise GuestemuError(f"{GUEST}: set_memory_decrypted failed: {outcome}")
+    ram = guest.machine.ram
+    dirty = ram.dirty_frames()
+    tables = [gfn for gfn in dirty if ram.is_table(ram.frames + gfn)]
+    return len(tables), gpa >> PAGE_SHIFT in dirty
+
+
+def singhs_flow(_lab: Lab, rules: Rules = _DEFAULT) -> ClaimResult:
+    """C3b: step (c) on the machine, steps (d) and (e) on the order model."""
+    tables, data_is_dirty = _dirtied_by_flip()
+    unchanged = cells.count(1, "S3", rules)
+    log_first = cells.count(1, "S1", rules), cells.count(1, "S2", rules)
+    status_first = cells.count(2, "S1", rules), cells.count(2, "S2", rules)
+    holds_in_order = not any(cell.lost for cell in log_first)
+    needs_order = any(cell.lost for cell in status_first)
+    needs_rule = unchanged.lost > 0 and not unchanged.lost_defined
+    return ClaimResult(
+        verdict=decide(
+            confirmed=tables > 0 and holds_in_order and not needs_order and not unchanged.lost,
+            refuted=not tables or not holds_in_order,
+            conditional=(
+                tables > 0 and not data_is_dirty and holds_in_order and needs_order and needs_rule
+            ),
+        ),
+        condition=(
+            "the log is fetched before the status (e), and content that was not written since the "
+            "flip counts as lost (d); what (c) sends again is the page table, not the page"
+        ),
+        evidence=(
+            Evidence("(c) page-table pages written by a flip", tables, "pages", "dirty frames"),
+            Evidence("(c) the flipped page itself", "written" if data_is_dirty else "not written"),
+            cells.evidence(unchanged, "(d) content unchanged"),
+            cells.evidence(unchanged, "(d) the same", by_defined=True),
+            *(cells.evidence(cell, "(e) log first") for cell in log_first),
+            *(cells.evidence(cell, "(e) status first") for cell in status_first),
+        ),
+        guests=(GUEST, cells.MODEL),
+        witnesses=cells.witness(status_first[0]) + cells.witness(unchanged),
+    )
+
+
+CLAIMS: Final = (
+    Claim(
+        "C3b",
+        "A change of status dirties page-table memory, which makes for a new sync; a page whose "
+        "content did not change need not be sent again, one whose content did is sent by the new "
+        "status.",
+        "Brijesh Singh, July 2019, steps (a) to (e) of his mail",
+        singhs_flow,
+    ),
+    Claim(
+        "C15",
+        "All pages could be sent as if they were encrypted, as long as the bitmap is right at the "
+        "end.",
+        "David Gilbert's question, July 2019",
+        all_as_encrypted,
+    ),
+    Claim(
+        "C15b",
+        "A page that is marked shared but was not touched yet still holds encrypted data, so "
+        "sending it as encrypted is fine.",
+        "Brijesh Singh, July 2019",
+        not_yet_touched,
+    ),
+)
