@@ -37,6 +37,7 @@ class LinuxGuest(Guest):
         kernel = booted.kernel
         self.kernel = kernel
         self.console = booted.console
+        self.platform = booted.platform
         self.boot_exits = prepared.boot_exits
         self.name = f"linux:{kernel.version}"
         self.generation = "6.12" if _version(kernel.version) >= (6, 7) else "6.1"
