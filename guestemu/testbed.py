@@ -13,11 +13,12 @@ from typing import Final
 import msgspec
 from bitarray import bitarray
 
-from guestemu.abi.addresses import PAGE_SHIFT, Gfn, Gpa, Gva, to_signed
+from guestemu.abi.addresses import PAGE_SHIFT, Gfn, Gva, to_signed
 from guestemu.abi.errors import InputError
 from guestemu.checks import standard_checks
 from guestemu.checks.base import CONVERSION_KINDS, Check, ExitRecord, OpView, Violation
 from guestemu.checks.results import answers_left
+from guestemu.dma_slots import DmaSlots
 from guestemu.exit_recorder import ExitRecorder
 from guestemu.guest.base import CallOutcome, Guest, RawRegisters
 from guestemu.guest.registry import GuestSettings, load_guest
@@ -25,6 +26,7 @@ from guestemu.host.base import GuestFault, Host, Hypercall
 from guestemu.host.registry import load_host
 from guestemu.host_operations import host_operations
 from guestemu.machine.leafmap import Flip
+from guestemu.migration_operations import DESTINATION_KEY, MakePair, MigrationOperations
 from guestemu.program.ops import Op, OpKind, Region
 from guestemu.program.program import Header, Program
 
@@ -64,7 +66,13 @@ class Testbed:
 
     __test__ = False
 
-    def __init__(self, guest: Guest, host: Host, checks: Iterable[Check] | None = None) -> None:
+    def __init__(
+        self,
+        guest: Guest,
+        host: Host,
+        checks: Iterable[Check] | None = None,
+        destination: MakePair | None = None,
+    ) -> None:
         self.guest = guest
         self.host = host
         self.checks = tuple(standard_checks(host) if checks is None else checks)
@@ -78,7 +86,8 @@ class Testbed:
         self._has_faults = False
         self._fault_split = False
         self._answers = (0, 0)
-        self._buffers: dict[int, Gpa] = {}
+        self._slots = DmaSlots()
+        self._migration = MigrationOperations(self, destination)
         self._do: Mapping[OpKind, Callable[[Op], CallOutcome]] = self._dispatch()
 
     @property
@@ -90,21 +99,44 @@ class Testbed:
     def checks(self, checks: tuple[Check, ...]) -> None:
         """Takes other checks, and works out which of them each kind of operation concerns."""
         self._checks = checks
+        self.watch(None)
+
+    def watch(self, check: Check | None) -> None:
+        """Asks `check` after every operation, besides the others; None: those alone."""
+        checks = self._checks if check is None else (*self._checks, check)
         self._after = {
-            kind: tuple(
-                check.after for check in checks if check.kinds is None or kind in check.kinds
-            )
+            kind: tuple(one.after for one in checks if one.kinds is None or kind in one.kinds)
             for kind in OpKind
         }
 
+    def move_to(self, guest: Guest, host: Host) -> None:
+        """The next operations run on `guest` over `host`; answers still ordered stay ordered."""
+        self.guest = guest
+        self.host = host
+        self._machine = guest.machine
+        self.recorder = ExitRecorder(host, guest)
+        guest.machine.hooks.handler = self.recorder
+        self._do = self._dispatch()
+        if self._answers[1]:
+            host.inject_answer(*self._answers)
+
+    def close(self) -> None:
+        """Frees the guest, and the destination of a migration."""
+        if self._migration.is_on:
+            self._migration.reset()
+        self._migration.close()
+        self.guest.close()
+
     def reset(self) -> None:
         """Guest and host back to their first state."""
+        if self._migration.is_on:
+            self._migration.reset()
         self.guest.reset()
         self.host.restore(self._frames)
         if self.guest.boot_exits:
             self._tell_boot_exits()
             self.guest.machine.hooks.handler = self.recorder
-        self._buffers = {}
+        self._slots.clear()
         self._answers = (0, 0)
         self._fault_split = False
         self._has_faults = False
@@ -274,6 +306,7 @@ class Testbed:
 
         return {
             **host_operations(self.host),
+            **self._migration.operations(),
             OpKind.HYPERCALL: self._hypercall,
             OpKind.WRMSR: lambda op: guest.raw_wrmsr(
                 op.arguments[0], op.arguments[1], op.mode, op.cpl
@@ -295,8 +328,8 @@ class Testbed:
                 gva(op, op.arguments[1]), op.arguments[0], op.arguments[2]
             ),
             OpKind.READ: lambda op: guest.load(gva(op, op.arguments[0])),
-            OpKind.DMA_ALLOC: self._dma_alloc,
-            OpKind.DMA_FREE: self._dma_free,
+            OpKind.DMA_ALLOC: lambda op: self._slots.alloc(guest, op),
+            OpKind.DMA_FREE: lambda op: self._slots.free(guest, op),
             OpKind.ANSWER: self._answer,
             OpKind.FAIL_SPLIT: self._fail_split,
             OpKind.FAIL_MSR: self._fail_msr,
@@ -314,20 +347,6 @@ class Testbed:
             a0 = a0 + self.guest.gpa(op.region, op.page) & 0xFFFF_FFFF_FFFF_FFFF
         registers = RawRegisters(nr, a0, a1, a2, a3)
         return self.guest.raw_hypercall(op.instruction, registers, op.mode, op.cpl)
-
-    def _dma_alloc(self, op: Op) -> CallOutcome:
-        """Into a slot; one that is in use keeps its buffer."""
-        slot, size, atomic = op.arguments
-        if slot in self._buffers:
-            return _NOTHING
-        outcome = self.guest.dma_alloc_coherent(size, not atomic)
-        if outcome.value is not None and outcome.value > 0:
-            self._buffers[slot] = Gpa(outcome.value)
-        return outcome
-
-    def _dma_free(self, op: Op) -> CallOutcome:
-        gpa = self._buffers.pop(op.arguments[0], None)
-        return _NOTHING if gpa is None else self.guest.dma_free_coherent(gpa)
 
     def _answer(self, op: Op) -> CallOutcome:
         value, count = op.arguments
@@ -361,7 +380,15 @@ def build_testbed(header: Header, host: Host | None = None) -> Testbed:
         coherent=header.coherent,
         sev=header.sev.value,
     )
-    return Testbed(load_guest(settings), host or load_host(header.host, header.switches))
+    if settings.guest.startswith("linux:") or host is not None:
+        return Testbed(load_guest(settings), host or load_host(header.host, header.switches))
+
+    def destination() -> tuple[Guest, Host]:
+        moved = msgspec.structs.replace(settings, key=DESTINATION_KEY)
+        return load_guest(moved), load_host(header.host, header.switches)
+
+    loaded = load_host(header.host, header.switches)
+    return Testbed(load_guest(settings), loaded, destination=destination)
 
 
 def run_program(program: Program) -> Outcome:

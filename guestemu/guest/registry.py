@@ -26,7 +26,9 @@ _SUMMARIES = {
 
 
 class GuestSettings(msgspec.Struct, frozen=True):
-    """The part of a program's header that shapes a guest; memory in MiB, budget in basic blocks."""
+    """The part of a program's header that shapes a guest; memory in MiB, budget in basic blocks.
+
+    `key` is the memory key of a snippet guest (None: every machine's usual one)."""
 
     guest: str
     cbit: int
@@ -35,6 +37,7 @@ class GuestSettings(msgspec.Struct, frozen=True):
     budget: int
     coherent: bool
     sev: str = "sev"
+    key: bytes | None = None
 
 
 class GuestEntry(msgspec.Struct, frozen=True):
@@ -82,6 +85,8 @@ def load_guest(settings: GuestSettings) -> Guest:
         sev_status=SEV_STATUS_SEV,
         coherent=settings.coherent,
     )
+    if settings.key is not None:
+        config = msgspec.structs.replace(config, key=settings.key)
     return SnippetGuest(generation, config, settings.budget)
 
 

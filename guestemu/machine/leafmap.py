@@ -165,7 +165,7 @@ class LeafMap:
         return gfn in self._tables
 
     def replace_table(self, gfn: int, before: bytes) -> list[Flip]:
-        """After a host-side change of the whole table page `gfn`, whose 4096 bytes were `before`."""
+        """After a host-side change of the whole table page `gfn`; its 4096 bytes were `before`."""
         start = gfn * PAGE_SIZE
         now = self._ram.private[start : start + PAGE_SIZE].cast("Q").tolist()
         old = memoryview(before).cast("Q").tolist()

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa
@@ -292,9 +292,14 @@ class GuestRam:
         frames = self.frames
         return {index % frames for index in self.dirty_list[: self.watch.dirty_count]}
 
-    def base_frames(self) -> set[int]:
-        """Frames that had content of their own at the checkpoint."""
-        return {index % self.frames for index in self._base}
+    def base_pages(self) -> Iterator[tuple[Gfn, bool, bytes]]:
+        """The frames that had content of their own at the checkpoint, from low to high: whether the
+        private view was current, and what that view (else the shared one) held."""
+        frames = self.frames
+        for gfn in sorted({index % frames for index in self._base}):
+            private = frames + gfn
+            is_private = private in self._base and not self._base_flags[private] & FLAG_STALE
+            yield Gfn(gfn), is_private, self._base[private if is_private else gfn]
 
     # Checkpoint and rollback ------------------------------------------------------------------
 

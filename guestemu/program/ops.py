@@ -29,6 +29,7 @@ __all__ = [
     "ARGUMENT_MASKS",
     "HOST_SPECS",
     "MAX_ARGUMENTS",
+    "MIGRATION_SPECS",
     "NAMES",
     "REGIONS",
     "SPECS",
@@ -77,6 +78,12 @@ class OpKind(enum.IntEnum):
     HOST_COMMIT_SLOT = 25
     HOST_RESET_VCPU = 26
     HOST_POISON_PAGE = 27
+    MIGRATE_START = 28
+    HOST_DIRTY_FETCH = 29
+    HOST_DIRTY_CLEAR = 30
+    HOST_STATUS_COPY = 31
+    HOST_SEND = 32
+    MIGRATE_STOP = 33
 
 
 class Argument(enum.Enum):
@@ -179,6 +186,42 @@ HOST_SPECS: Final[Mapping[OpKind, OpSpec]] = {
     ),
 }
 """What the host's user space and hardware do; on a host without the ioctl the result is -ENOTTY."""
+
+MIGRATION_SPECS: Final[Mapping[OpKind, OpSpec]] = {
+    OpKind.MIGRATE_START: OpSpec(
+        "migrate_start",
+        (_PAGES, _a("firmware", Argument.FLAG)),
+        "the host starts a live migration whose steps are about these pages (pages=0: all that the "
+        "guest uses), all dirty; firmware=1: private pages go through the SEV firmware",
+        has_page=True,
+    ),
+    OpKind.HOST_DIRTY_FETCH: OpSpec(
+        "host_dirty_fetch",
+        (_a("clear", Argument.FLAG, 1),),
+        "the dirty log into the snapshot, and with clear=1 out of the log; the result is the "
+        "number of pages in the snapshot",
+    ),
+    OpKind.HOST_DIRTY_CLEAR: OpSpec(
+        "host_dirty_clear", (), "the log of the pages in the snapshot is cleared; their number"
+    ),
+    OpKind.HOST_STATUS_COPY: OpSpec(
+        "host_status_copy", (), "the host's record is copied; the number of shared frames in it"
+    ),
+    OpKind.HOST_SEND: OpSpec(
+        "host_send",
+        (_a("live", Argument.FLAG),),
+        "the pages of the snapshot are sent and leave it, by the copied record or (live=1) by the "
+        "record as it is now; their number",
+    ),
+    OpKind.MIGRATE_STOP: OpSpec(
+        "migrate_stop",
+        (),
+        "the guest stops, all other pages, CPUs and host record follow, and it goes on at the "
+        "destination",
+    ),
+}
+"""A live migration, step by step; without one, or on a guest that has no second machine, the result
+is -EINVAL or -ENOTTY."""
 
 SPECS: Final[Mapping[OpKind, OpSpec]] = {
     OpKind.HYPERCALL: OpSpec(
@@ -298,6 +341,7 @@ SPECS: Final[Mapping[OpKind, OpSpec]] = {
         has_page=True,
     ),
     **HOST_SPECS,
+    **MIGRATION_SPECS,
 }
 
 NAMES: Final[Mapping[str, OpKind]] = {spec.name: kind for kind, spec in SPECS.items()}

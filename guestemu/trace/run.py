@@ -93,4 +93,4 @@ def run_program(program: Program) -> Run:
     try:
         return run_in(testbed, program)
     finally:
-        testbed.guest.close()
+        testbed.close()

@@ -7,6 +7,7 @@ memory, builds the page tables, fills the info block, and calls functions by the
 
 from __future__ import annotations
 
+import copy
 from typing import Final
 
 from bitarray import bitarray
@@ -57,6 +58,8 @@ _KVM_FEATURES: Final = (
 _WRMSR: Final = b"\x0f\x30"
 _MAX_WARNINGS: Final = 64
 _KERNEL: Final = (Mode.LONG64, 0)
+_NO_STATE: Final = (Mode.LONG64, -1)
+"""Unlike every mode and level: the next start flushes the TLB."""
 
 
 class SnippetGuest(Guest):
@@ -258,6 +261,12 @@ class SnippetGuest(Guest):
         if state != self._state:
             self._state = state
             self.machine.engine.flush_tlb()
+
+    def take_over(self, other: SnippetGuest) -> None:
+        """After a migration from `other`: what of the guest is kept outside of its RAM, the page
+        allocator's state (a kernel's is in its pages)."""
+        self._state = _NO_STATE
+        self._dma = copy.deepcopy(other._dma, {id(other): self})
 
     # Kernel functions -------------------------------------------------------------------------
 

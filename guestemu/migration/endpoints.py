@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The two ends of a migration: a running guest that leaves, and a machine that takes it in.
+
+The destination is a guest of the same configuration under another key, at another place in another
+host's memory. It knows of the source only what packets, the handover and the bulk say: `Source`
+and `Destination` can be in two processes (stream.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import msgspec
+
+from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa
+from guestemu.guest.base import Guest
+from guestemu.host.base import Host
+from guestemu.host.firmware.memory import GuestDram, HostMemory
+from guestemu.migration.host_record import HostRecord, capture_host, restore_host
+from guestemu.migration.links import Packet, PlainReceiver, Receiver, Sender
+from guestemu.migration.steps import PassSteps
+from guestemu.migration.transfer import MachineState, capture_state, restore_state
+
+DESTINATION_BASE: Final = 0x1_0000_0000
+"""Where the destination's host keeps the guest's frame 0; the source's is at 0."""
+
+_VMCALL: Final = b"\x0f\x01\xc1"
+_VMMCALL: Final = b"\x0f\x01\xd9"
+_NOTHING: Final = bytes(PAGE_SIZE)
+
+
+class Handover(msgspec.Struct, frozen=True, tag="handover"):
+    """What crosses when the guest stops, behind its last page.
+
+    `patched` are the addresses of hypercall instructions that the source's KVM has rewritten (the
+    bytes themselves are in the pages).
+    """
+
+    machine: MachineState
+    host: HostRecord
+    patched: tuple[int, ...]
+
+
+def bulk_packets(guest: Guest) -> Iterable[Packet]:
+    """What `guest` held at its checkpoint, where every run begins; as a plain link sends it."""
+    for gfn, is_private, content in guest.machine.ram.base_pages():
+        yield Packet(gfn, is_private, content)
+
+
+class Source:
+    """A running guest on its way out. `steps` are the host's over `frames`; `deliver` takes the
+    packets."""
+
+    def __init__(
+        self,
+        guest: Guest,
+        host: Host,
+        sender: Sender,
+        frames: Iterable[int],
+        deliver: Callable[[Packet], None],
+    ) -> None:
+        self._guest = guest
+        self._host = host
+        self._sender = sender
+        self._frames = frozenset(frames)
+        self._deliver = deliver
+        self.steps = PassSteps(guest.machine.ram, host, sender, self._frames, deliver)
+
+    def finish(self) -> Handover:
+        """With the guest stopped: sends every other frame that was written since the checkpoint by
+        the host's record, and gives the rest of the state."""
+        machine = self._guest.machine
+        ram = machine.ram
+        if ram.has_crossing:
+            ram.find_unseen_writes()
+        status = self._host.private_map()
+        for gfn in sorted(ram.dirty_frames() - self._frames):
+            self._deliver(self._sender.send(Gfn(gfn), bool(status[gfn])))
+        patched = tuple(rip for rip in machine.hooks.patched if rip >= 0)
+        return Handover(capture_state(machine), capture_host(self._host), patched)
+
+
+class Destination:
+    """A guest and a host that wait for another guest's packets.
+
+    `receiver` may be changed before a migration (`use`); `memory` is the host's DRAM, with the
+    guest's RAM at `DESTINATION_BASE`.
+    """
+
+    def __init__(self, guest: Guest, host: Host) -> None:
+        self.guest = guest
+        self.host = host
+        ram = guest.machine.ram
+        self._frames = guest.machine.config.frames
+        self._dram = GuestDram(ram)
+        self.memory = HostMemory(2 * DESTINATION_BASE + self._dram.size)
+        self.rekey(guest.machine.config.key)
+        self._receiver: Receiver = PlainReceiver(ram)
+
+    def rekey(self, key: bytes) -> None:
+        """The memory controller has another key for the guest. Before anything arrived."""
+        self.memory.attach(DESTINATION_BASE, self.guest.machine.ram, key)
+
+    def use(self, receiver: Receiver | None) -> None:
+        """Takes packets by `receiver` from now on (None: the plain one)."""
+        self._receiver = receiver or PlainReceiver(self.guest.machine.ram)
+
+    def take_bulk(self, packets: Iterable[Packet]) -> None:
+        """Replaces all that the guest's own boot left in RAM by `packets`, and makes that the state
+        to which `reset` returns. Page tables must be those of this guest's own boot."""
+        machine = self.guest.machine
+        for gfn, _, _ in list(machine.ram.base_pages()):
+            self._dram.write(gfn << PAGE_SHIFT, _NOTHING)
+        receiver = PlainReceiver(machine.ram)
+        for packet in packets:
+            receiver.deliver(packet)
+        machine.hooks.forget_code()
+        machine.engine.flush_tlb()
+        machine.checkpoint()
+
+    def reset(self) -> None:
+        """Back to where the next migration can begin."""
+        self.guest.reset()
+        self.host.restore(self._frames)
+
+    def discard(self, frames: Iterable[int]) -> None:
+        """Forgets the content of `frames`: they have not arrived yet."""
+        for gfn in frames:
+            self._dram.write(gfn << PAGE_SHIFT, _NOTHING)
+
+    def deliver(self, packet: Packet) -> None:
+        """Stores a page, and lets the map of leaves follow where it is a page table."""
+        gfn = packet.gfn
+        leaf_map = self.guest.leaf_map
+        if not leaf_map.is_table(gfn):
+            self._receiver.deliver(packet)
+            return
+        start = gfn << PAGE_SHIFT
+        ram = self.guest.machine.ram
+        before = bytes(ram.private[start : start + PAGE_SIZE])
+        self._receiver.deliver(packet)
+        ram.read(Gpa(start), 1)  # the map looks at the private buffer: make it current
+        leaf_map.replace_table(gfn, before)
+
+    def resume(self, handover: Handover) -> None:
+        """Takes CPUs and host record over: the guest can go on here."""
+        machine = self.guest.machine
+        restore_state(machine, handover.machine)
+        for rip in handover.patched:
+            machine.hooks.note_patch(rip, _VMCALL, _VMMCALL)
+        restore_host(self.host, handover.host, machine.current)
