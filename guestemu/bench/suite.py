@@ -32,6 +32,7 @@ _PREPARED: Final[Mapping[str, Callable[[Scene], Pair]]] = {
     "boot": parts.boot,
     "trace-parse": parts.parse,
     "dma-model": dma.model,
+    "dma-snippet": dma.snippet,
     "linux-call": kernel.call,
     "linux-restore": kernel.restore,
     "linux-boot": kernel.boot,

@@ -11,8 +11,8 @@ import msgspec
 from bitarray import bitarray
 
 from guestemu.abi.addresses import PAGE_SHIFT, pfn_up
-from guestemu.dma.cost import Conversion, Cost
-from guestemu.dma.events import Event, Mark
+from guestemu.dma.cost import LEAF_PAGES, Conversion, Cost
+from guestemu.dma.events import Alloc, Event, Free, Mark
 from guestemu.dma.live import FIRST_PHASE
 from guestemu.dma.series import Bucket, Series
 from guestemu.dma.sharing import Churn, Fragmentation, MapCell, SharedPages
@@ -50,6 +50,29 @@ class Analysis(msgspec.Struct, frozen=True):
     knows_clearing: bool
 
 
+class _Cell:
+    """One device in one phase: its cost, and the pages it shares now and at most (of the device).
+
+    Most conversions are alike: `plain` counts them by pages, hypercalls and direction; their cost
+    is summed at the end.
+    """
+
+    __slots__ = ("cost", "level", "plain")
+
+    def __init__(self, level: list[int]) -> None:
+        self.cost = Cost()
+        self.level = level
+        self.plain: dict[int, int] = {}
+
+    def total(self) -> Cost:
+        total = Cost()
+        total.merge(self.cost)
+        for key, times in self.plain.items():
+            pages = key >> 2
+            total.add_plain(pages, bool(key & 1), pages if key & 2 else 0, times)
+        return total
+
+
 class Analyst:
     """Gathers an `Analysis`. `private` are the guest's C-bits, always up to date when a conversion
     is reported; `knows_clearing` as in `Analysis`."""
@@ -61,12 +84,11 @@ class Analyst:
         self._record = self._series.record
         self._update = self.shared.update
         self._pools = Cost()
-        self._phases: dict[str, dict[str, Cost]] = {}
+        self._phases: dict[str, dict[str, _Cell]] = {}
         self._cells = self._phases.setdefault(FIRST_PHASE, {})
         self._drivers: dict[str, str] = {}
         self._levels: dict[str, list[int]] = {}
-        self._cell = Cost()
-        self._level = [0, 0]
+        self._cell = _Cell([0, 0])
         self._time_ns: int | None = None
         self._at_boot = 0
         self._last: Conversion | None = None
@@ -78,21 +100,23 @@ class Analyst:
         self._time_ns = event.time_ns
         if isinstance(event, Mark):
             self._cells = self._phases.setdefault(event.name, {})
-            return
+        else:
+            self._cell = self._cells.get(event.device) or self._new_cell(event)
+
+    def _new_cell(self, event: Alloc | Free) -> _Cell:
         device = event.device
-        cell = self._cells.get(device)
-        if cell is None:
-            cell = self._cells[device] = Cost()
-            if device not in self._levels:
-                self._drivers[device] = event.driver
-                self._levels[device] = [0, 0]
-        self._cell = cell
-        self._level = self._levels[device]
+        if device not in self._levels:
+            self._drivers[device] = event.driver
+            self._levels[device] = [0, 0]
+        cell = self._cells[device] = _Cell(self._levels[device])
+        return cell
 
     def converted(self, conversion: Conversion, is_pool: bool, /) -> None:
         """See `Observer`."""
         self._update(conversion)
-        change = -conversion.changed if conversion.private else conversion.changed
+        private = conversion.private
+        changed = conversion.changed
+        change = -changed if private else changed
         if self._time_ns is None:
             self._at_boot += change
         else:
@@ -100,19 +124,27 @@ class Analyst:
         if is_pool:
             self._pools.add(conversion)
             return
-        self._cell.add(conversion)
+        cell = self._cell
         self._last = conversion
-        level = self._level
-        level[0] += change
-        if level[0] > level[1]:
-            level[1] = level[0]
+        level = cell.level
+        level[0] = now = level[0] + change
+        if now > level[1]:
+            level[1] = now
+        pages = conversion.pages
+        calls = conversion.calls_4k
+        is_plain = changed == pages == conversion.leaf_changes < LEAF_PAGES
+        if is_plain and (calls == pages or not calls) and not conversion.splits:
+            key = pages << 2 | (2 if calls else 0) | private
+            cell.plain[key] = cell.plain.get(key, 0) + 1
+        else:
+            cell.cost.add(conversion)
 
     def cleared(self, gfn: int, size: int, /) -> None:
         """See `Observer`."""
         last = self._last
         if last is not None and last.gfn == gfn and not last.private:
             if last.pages << PAGE_SHIFT > size:
-                self._cell.never_cleared_pages += last.pages - pfn_up(size)
+                self._cell.cost.never_cleared_pages += last.pages - pfn_up(size)
             self._last = None
 
     def address_map(self) -> tuple[MapCell, ...]:
@@ -128,7 +160,8 @@ class Analyst:
         by_driver: dict[str, Cost] = {}
         by_phase: dict[str, Cost] = {}
         for phase, cells in self._phases.items():
-            for device, cost in cells.items():
+            for device, cell in cells.items():
+                cost = cell.total()
                 total.merge(cost)
                 by_device.setdefault(device, Cost()).merge(cost)
                 by_driver.setdefault(self._drivers[device], Cost()).merge(cost)

@@ -93,7 +93,7 @@ class Cost(msgspec.Struct):
             self.exposed_pages += conversion.changed
         self.leaf_changes += conversion.leaf_changes
         self.calls_4k += conversion.calls_4k
-        if pages >= LEAF_PAGES:
+        if conversion.calls_4k != pages or pages >= LEAF_PAGES:
             self._add_large(conversion)
         if pages > FLUSH_CEILING:
             self.tlb_flushes += 2
@@ -103,6 +103,18 @@ class Cost(msgspec.Struct):
             self.splits += conversion.splits
             self.tlb_flushes += conversion.splits
         self.cache_bytes += pages * PAGE_SIZE
+
+    def add_plain(self, pages: int, private: bool, calls: int, times: int) -> None:
+        """Counts `times` conversions of `pages` pages that all changed, each by one 4 KiB leaf with
+        `calls` hypercalls in all, without any split."""
+        self.add_all(Conversion(0, pages, private, pages, pages, calls, 0, 0, 0), times)
+
+    def add_all(self, conversion: Conversion, times: int) -> None:
+        """Counts one conversion `times` times."""
+        once = Cost()
+        once.add(conversion)
+        for name in self.__struct_fields__:
+            setattr(self, name, getattr(self, name) + times * getattr(once, name))
 
     def _add_large(self, conversion: Conversion) -> None:
         self.calls_2m += conversion.calls_2m

@@ -12,7 +12,7 @@ not for an allocation of the trace.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from bitarray import bitarray
@@ -240,6 +240,11 @@ class Emulation(DmaRun):
         """Replays one event."""
         self._log.line = event.line
         super().step(event)
+
+    def steps(self, events: Iterable[Event]) -> None:
+        """Replays events."""
+        for event in events:
+            self.step(event)
 
     def counts(self) -> MachineCounts:
         """What the machine did so far."""

@@ -47,7 +47,8 @@ class LifetimeHistogram:
         self._count += 1
         shift = value.bit_length() - _MANTISSA_BITS
         floor = value >> shift << shift if shift > 0 else value
-        self._buckets[floor] = self._buckets.get(floor, 0) + 1
+        buckets = self._buckets
+        buckets[floor] = buckets.get(floor, 0) + 1
 
     def merge(self, other: LifetimeHistogram) -> None:
         """Counts all lifetimes of another one."""

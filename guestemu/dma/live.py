@@ -21,6 +21,7 @@ from guestemu.dma.liveset import LiveBuffer, LiveSet
 from guestemu.guest.dma.gfp import may_block
 
 DEFAULT_RAM_BYTES: Final = 1 << 40
+_NO_TIME: Final = 1 << 128
 FIRST_PHASE: Final = "start"
 """The phase before the first mark."""
 
@@ -89,30 +90,46 @@ class _Level:
         self.live = live
         self.pages = self.peak = pages
 
-    def add(self, pages: int) -> int:
-        self.live += 1
-        self.pages = now = self.pages + pages
-        if now > self.peak:
-            self.peak = now
-        return now
-
     def drop(self, pages: int) -> None:
         self.live -= 1
         self.pages -= pages
 
 
 class _Events:
-    """What happened for one device in one phase; the sums of `Tally` come from these."""
+    """What happened for one device in one phase; the sums of `Tally` come from these.
 
-    __slots__ = ("allocations", "frees", "nonblocking", "released", "requested", "unknown_frees")
+    `blocking` and `nonblocking` count allocations by pages, `released` counts freed buffers by
+    pages: sums are made at the end, as this happens for every event.
+    """
 
-    def __init__(self) -> None:
-        self.allocations = self.frees = self.unknown_frees = self.nonblocking = 0
-        self.requested = self.released = 0
+    __slots__ = ("blocking", "frees", "nonblocking", "owner", "released", "unknown_frees")
+
+    def __init__(self, owner: _Device) -> None:
+        self.owner = owner
+        self.frees = self.unknown_frees = 0
+        self.blocking: dict[int, int] = {}
+        self.nonblocking: dict[int, int] = {}
+        self.released: dict[int, int] = {}
+
+    @property
+    def allocations(self) -> int:
+        return sum(self.blocking.values()) + sum(self.nonblocking.values())
 
     def merge(self, other: _Events) -> None:
-        for name in self.__slots__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.frees += other.frees
+        self.unknown_frees += other.unknown_frees
+        _merge_counts(self.blocking, other.blocking)
+        _merge_counts(self.nonblocking, other.nonblocking)
+        _merge_counts(self.released, other.released)
+
+    def orders(self) -> dict[int, int]:
+        """Allocations by buddy order."""
+        orders: dict[int, int] = {}
+        for counts in (self.blocking, self.nonblocking):
+            for pages, count in counts.items():
+                order = (pages - 1).bit_length() if pages else 0
+                orders[order] = orders.get(order, 0) + count
+        return dict(sorted(orders.items()))
 
     def tally(self, driver: str, level: _Level) -> Tally:
         return Tally(
@@ -120,25 +137,33 @@ class _Events:
             allocations=self.allocations,
             frees=self.frees,
             unknown_frees=self.unknown_frees,
-            nonblocking=self.nonblocking,
-            pages_requested=self.requested,
-            pages_released=self.released,
+            nonblocking=sum(self.nonblocking.values()),
+            pages_requested=_sum_pages(self.blocking) + _sum_pages(self.nonblocking),
+            pages_released=_sum_pages(self.released),
             peak_live_pages=level.peak,
             live_pages_at_end=level.pages,
             live_at_end=level.live,
         )
 
 
-class _Device:
-    """One device: its driver, what is live, the lifetimes and sizes of its buffers."""
+def _merge_counts(into: dict[int, int], other: dict[int, int]) -> None:
+    for key, count in other.items():
+        into[key] = into.get(key, 0) + count
 
-    __slots__ = ("driver", "level", "lifetimes", "orders")
+
+def _sum_pages(counts: dict[int, int]) -> int:
+    return sum(pages * count for pages, count in counts.items())
+
+
+class _Device:
+    """One device: its driver, what is live, the lifetimes of its buffers."""
+
+    __slots__ = ("driver", "level", "lifetimes")
 
     def __init__(self, driver: str) -> None:
         self.driver = driver
         self.level = _Level()
         self.lifetimes = LifetimeHistogram()
-        self.orders: dict[int, int] = {}
 
 
 class Accountant:
@@ -153,7 +178,8 @@ class Accountant:
         self.anomalies = AnomalyLog()
         self._ram_bytes = ram_bytes
         self._has_iommu = has_iommu
-        self._spaces: dict[str, LiveSet] = {"": LiveSet()}
+        self._common = LiveSet()
+        self._spaces: dict[str, LiveSet] = {"": self._common}
         self._total = _Level()
         self._devices: dict[str, _Device] = {}
         self._phase = _Level()
@@ -163,34 +189,39 @@ class Accountant:
         self._by_phase: dict[str, dict[str, _Events]] = {FIRST_PHASE: self._cells}
         self._failed = self._null = self._pages_lost = 0
         self._first_ns: int | None = None
-        self._last_ns = 0
+        self._last_ns = _NO_TIME
 
-    def space_of(self, device: str) -> str:
-        """The address space of a device's bus addresses: its name, or "" for the common one."""
-        return device if self._has_iommu else ""
+    @property
+    def has_iommu(self) -> bool:
+        """Whether each device has its own bus addresses."""
+        return self._has_iommu
 
     def see(self, event: Event) -> Sequence[LiveBuffer]:
         """Accounts for one event; returns the buffers it shows to have been freed unrecorded."""
+        if isinstance(event, Alloc):
+            return self.allocate(event)
+        if isinstance(event, Free):
+            self.free(event)
+        else:
+            self.enter(event)
+        return ()
+
+    def _look_at_clock(self, event: Event) -> None:
+        """The first event, or one before an earlier line."""
         now = event.time_ns
         if self._first_ns is None:
             self._first_ns = self._last_ns = now
-        if now < self._last_ns:
-            self.anomalies.add(
-                AnomalyKind.OUT_OF_ORDER,
-                event.line,
-                f"{self._last_ns - now} ns before an earlier line",
-            )
-        else:
-            self._last_ns = now
-        if type(event) is Alloc:
-            return self._allocate(event)
-        if type(event) is Free:
-            self._free(event)
-        elif type(event) is Mark:
-            self._enter(event)
-        return ()
+            return
+        self.anomalies.add(
+            AnomalyKind.OUT_OF_ORDER, event.line, f"{self._last_ns - now} ns before an earlier line"
+        )
 
-    def _allocate(self, event: Alloc) -> Sequence[LiveBuffer]:
+    def allocate(self, event: Alloc) -> Sequence[LiveBuffer]:
+        """See `see`."""
+        if event.time_ns < self._last_ns:
+            self._look_at_clock(event)
+        else:
+            self._last_ns = event.time_ns
         if event.has_failed:
             self._failed += 1
             return ()
@@ -201,23 +232,28 @@ class Accountant:
                 AnomalyKind.ABSURD_SIZE, event.line, f"{event.device} allocates {size} bytes"
             )
             pages = 0
-        owner = self._devices.get(event.device) or self._device(event)
+        cell = self._cells.get(event.device) or self._cell(event.device, event.driver)
         buffer = LiveBuffer(
             event.dma_addr, size, pages, event.device, event.line, event.time_ns, self._phase_name
         )
-        lost = self._space(event.device).add(buffer)
+        lost = (self._space(event.device) if self._has_iommu else self._common).add(buffer)
         for old in lost:
             self._lose(event, old)
-        cell = self._cells.get(event.device) or self._cell(event.device)
-        cell.allocations += 1
-        cell.nonblocking += not may_block(event.gfp)
-        cell.requested += pages
-        order = (pages - 1).bit_length() if pages else 0
-        owner.orders[order] = owner.orders.get(order, 0) + 1
-        owner.level.add(pages)
-        now = self._total.add(pages)
-        if now > self._phase.peak:
-            self._phase.peak = now
+        sizes = cell.blocking if may_block(event.gfp) else cell.nonblocking
+        sizes[pages] = sizes.get(pages, 0) + 1
+        level = cell.owner.level
+        level.live += 1
+        level.pages = now = level.pages + pages
+        if now > level.peak:
+            level.peak = now
+        level = self._total
+        level.live += 1
+        level.pages = now = level.pages + pages
+        if now > level.peak:
+            level.peak = now
+        level = self._phase
+        if now > level.peak:
+            level.peak = now
         return lost
 
     def _lose(self, event: Alloc, old: LiveBuffer) -> None:
@@ -231,15 +267,19 @@ class Accountant:
             f"{old.device}, allocated in line {old.line} and not freed since",
         )
 
-    def _free(self, event: Free) -> None:
+    def free(self, event: Free) -> None:
+        """See `see`."""
+        if event.time_ns < self._last_ns:
+            self._look_at_clock(event)
+        else:
+            self._last_ns = event.time_ns
         if event.is_null:
             self._null += 1
             return
         device = event.device
-        if device not in self._devices:
-            self._device(event)
-        buffer = self._space(device).remove(event.dma_addr)
-        cell = self._cells.get(device) or self._cell(device)
+        space = self._space(device) if self._has_iommu else self._common
+        buffer = space.remove(event.dma_addr)
+        cell = self._cells.get(device) or self._cell(device, event.driver)
         cell.frees += 1
         if buffer is None:
             cell.unknown_frees += 1
@@ -249,13 +289,19 @@ class Accountant:
                 f"{device} frees {event.dma_addr:#x}, which is not allocated",
             )
             return
-        owner = self._devices[buffer.device]
-        self._total.drop(buffer.pages)
-        owner.level.drop(buffer.pages)
-        owner.lifetimes.add(event.time_ns - buffer.time_ns)
         if buffer.device != device:
-            cell = self._cells.get(buffer.device) or self._cell(buffer.device)
-        cell.released += buffer.pages
+            cell = self._cells.get(buffer.device) or self._cell(buffer.device, "")
+        pages = buffer.pages
+        level = self._total
+        level.live -= 1
+        level.pages -= pages
+        owner = cell.owner
+        level = owner.level
+        level.live -= 1
+        level.pages -= pages
+        owner.lifetimes.add(event.time_ns - buffer.time_ns)
+        released = cell.released
+        released[pages] = released.get(pages, 0) + 1
         if event.size != buffer.size or buffer.device != device:
             self._compare(event, buffer)
 
@@ -273,7 +319,12 @@ class Accountant:
                 f"{event.device} frees a buffer of {buffer.device}",
             )
 
-    def _enter(self, event: Mark) -> None:
+    def enter(self, event: Mark) -> None:
+        """See `see`."""
+        if event.time_ns < self._last_ns:
+            self._look_at_clock(event)
+        else:
+            self._last_ns = event.time_ns
         self._close_phase()
         level = self._phases.get(event.name)
         if level is None:
@@ -289,18 +340,17 @@ class Accountant:
         self._phase.pages = self._total.pages
 
     def _space(self, device: str) -> LiveSet:
-        key = device if self._has_iommu else ""
-        space = self._spaces.get(key)
+        space = self._spaces.get(device)
         if space is None:
-            space = self._spaces[key] = LiveSet()
+            space = self._spaces[device] = LiveSet()
         return space
 
-    def _device(self, event: Alloc | Free) -> _Device:
-        device = self._devices[event.device] = _Device(event.driver)
-        return device
-
-    def _cell(self, device: str) -> _Events:
-        cell = self._cells[device] = _Events()
+    def _cell(self, device: str, driver: str) -> _Events:
+        """What happens to the device in this phase; `driver` is taken where it is a new device."""
+        owner = self._devices.get(device)
+        if owner is None:
+            owner = self._devices[device] = _Device(driver)
+        cell = self._cells[device] = _Events(owner)
         return cell
 
     def _leaks(self) -> tuple[Leak, ...]:
@@ -316,14 +366,15 @@ class Accountant:
     def result(self) -> Account:
         """The account of the events seen so far. The empty first phase is left out."""
         self._close_phase()
-        total = _Events()
+        nobody = _Device("")
+        total = _Events(nobody)
         lifetimes = LifetimeHistogram()
         for device_state in self._devices.values():
             lifetimes.merge(device_state.lifetimes)
-        devices = {name: _Events() for name in self._devices}
+        devices = {name: _Events(device) for name, device in self._devices.items()}
         phases: dict[str, Tally] = {}
         for phase, cells in self._by_phase.items():
-            events = _Events()
+            events = _Events(nobody)
             for device, cell in cells.items():
                 events.merge(cell)
                 devices[device].merge(cell)
@@ -345,9 +396,7 @@ class Accountant:
                 name: device.lifetimes.result(device.level.live)
                 for name, device in self._devices.items()
             },
-            orders_by_device={
-                name: dict(sorted(device.orders.items())) for name, device in self._devices.items()
-            },
+            orders_by_device={name: events.orders() for name, events in devices.items()},
             lifetime_buckets=lifetimes.powers(),
             leaks=self._leaks(),
             duration_ns=0 if self._first_ns is None else self._last_ns - self._first_ns,

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections.abc import Iterable
 
 import msgspec
@@ -31,7 +31,7 @@ class LiveBuffer(msgspec.Struct, frozen=True, gc=False):
     @property
     def end(self) -> int:
         """First byte after the buffer's last page."""
-        return self.first_byte + self.pages * PAGE_SIZE
+        return (self.dma_addr & ~PAGE_MASK) + self.pages * PAGE_SIZE
 
 
 class LiveSet:
@@ -44,7 +44,7 @@ class LiveSet:
     def __init__(self) -> None:
         self._by_address: dict[int, LiveBuffer] = {}
         self._starts: list[int] = []
-        self._by_start: dict[int, LiveBuffer] = {}
+        self._unaligned: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self._by_address)
@@ -55,18 +55,23 @@ class LiveSet:
 
     def add(self, buffer: LiveBuffer) -> list[LiveBuffer]:
         """Adds `buffer`, returns the evicted ones. A buffer of 0 pages is kept by address only."""
-        evicted = self._overlapping(buffer) if buffer.pages else []
-        same = self._by_address.get(buffer.dma_addr)
+        address = buffer.dma_addr
+        start = address & ~PAGE_MASK
+        starts = self._starts
+        position = bisect_left(starts, start)
+        evicted = self._overlapping(position, start, buffer.end) if buffer.pages else []
+        same = self._by_address.get(address)
         if same is not None and same not in evicted:
             evicted.append(same)
-        for old in evicted:
-            self.remove(old.dma_addr)
-        address = buffer.dma_addr
+        if evicted:
+            for old in evicted:
+                self.remove(old.dma_addr)
+            position = bisect_left(starts, start)
         self._by_address[address] = buffer
         if buffer.pages:
-            start = address & ~PAGE_MASK
-            insort(self._starts, start)
-            self._by_start[start] = buffer
+            starts.insert(position, start)
+            if start != address:
+                self._unaligned[start] = address
         return evicted
 
     def remove(self, dma_addr: int) -> LiveBuffer | None:
@@ -75,20 +80,24 @@ class LiveSet:
         if buffer is not None and buffer.pages:
             start = dma_addr & ~PAGE_MASK
             del self._starts[bisect_left(self._starts, start)]
-            del self._by_start[start]
+            if start != dma_addr:
+                del self._unaligned[start]
         return buffer
 
-    def _overlapping(self, buffer: LiveBuffer) -> list[LiveBuffer]:
+    def _overlapping(self, position: int, first: int, end: int) -> list[LiveBuffer]:
+        """The buffers with pages in [first, end); `position` is where `first` would be inserted."""
         starts = self._starts
-        first = buffer.dma_addr & ~PAGE_MASK
-        end = first + buffer.pages * PAGE_SIZE
-        position = bisect_left(starts, first)
         found = []
         if position:
-            before = self._by_start[starts[position - 1]]
+            before = self._starting(starts[position - 1])
             if before.end > first:
                 found.append(before)
         while position < len(starts) and starts[position] < end:
-            found.append(self._by_start[starts[position]])
+            found.append(self._starting(starts[position]))
             position += 1
         return found
+
+    def _starting(self, start: int) -> LiveBuffer:
+        """The buffer whose first page starts at `start`."""
+        unaligned = self._unaligned
+        return self._by_address[unaligned.get(start, start) if unaligned else start]

@@ -53,9 +53,11 @@ class ModelConversions:
     def set_memory_decrypted(self, gfn: Gfn, pages: int, /) -> int:
         """See `CoherentGuest`."""
         conversion = self._convert(gfn, pages, False)
-        self.decrypted += conversion.changed
-        self.hypercalls += conversion.calls_4k + conversion.calls_2m + conversion.calls_1g
-        shared = self.decrypted - self.encrypted
+        self.decrypted = decrypted = self.decrypted + conversion.changed
+        self.hypercalls += conversion.calls_4k
+        if conversion.calls_4k != pages:
+            self.hypercalls += conversion.calls_2m + conversion.calls_1g
+        shared = decrypted - self.encrypted
         if shared > self.peak_shared:
             self.peak_shared = shared
         self._converted(conversion, self._is_pool)
@@ -65,7 +67,9 @@ class ModelConversions:
         """See `CoherentGuest`."""
         conversion = self._convert(gfn, pages, True)
         self.encrypted += conversion.changed
-        self.hypercalls += conversion.calls_4k + conversion.calls_2m + conversion.calls_1g
+        self.hypercalls += conversion.calls_4k
+        if conversion.calls_4k != pages:
+            self.hypercalls += conversion.calls_2m + conversion.calls_1g
         self._converted(conversion, self._is_pool)
         return 0
 

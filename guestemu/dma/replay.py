@@ -21,6 +21,7 @@ from guestemu.abi.addresses import Gfn
 from guestemu.dma.anomalies import Anomaly, AnomalyKind
 from guestemu.dma.events import Alloc, Event, Free
 from guestemu.dma.live import Account, Accountant
+from guestemu.dma.liveset import LiveBuffer
 from guestemu.guest.dma.coherent import AllocOutcome, CoherentAllocator, FreeOutcome
 from guestemu.guest.dma.zones import DMA_BIT_MASK_64
 
@@ -31,6 +32,11 @@ _FAILURES: Final[Mapping[AllocOutcome, AnomalyKind]] = {
     AllocOutcome.POOL_EMPTY: AnomalyKind.NO_MEMORY,
     AllocOutcome.DECRYPT_FAILED: AnomalyKind.CONVERSION_FAILED,
 }
+
+
+_POOL: Final = AllocOutcome.POOL
+_ENCRYPT_FAILED: Final = FreeOutcome.ENCRYPT_FAILED
+"""Looked up once: a member of an enumeration costs as much as a call."""
 
 
 class Replay(msgspec.Struct, frozen=True):
@@ -78,10 +84,10 @@ class Replayer:
     ) -> None:
         self._dma = dma
         self._accountant = accountant or Accountant()
-        self._see = self._accountant.see
-        self._space_of = self._accountant.space_of
         self._masks = masks or {}
-        self._placed: dict[tuple[str, int], Gfn] = {}
+        self._has_iommu = self._accountant.has_iommu
+        self._common: dict[int, Gfn] = {}
+        self._spaces: dict[str, dict[int, Gfn]] = {}
         self._events = self._allocations = self._frees = 0
         self._implied = self._skipped = self._pool_hits = 0
         self._no_memory = self._pool_empty = self._failures = 0
@@ -93,18 +99,36 @@ class Replayer:
 
     def step(self, event: Event) -> None:
         """Replays one event and then runs the kernel's pending pool work."""
-        self._events += 1
-        for lost in self._see(event):
-            key = (self._space_of(lost.device), lost.dma_addr)
-            if key in self._placed:
+        self.steps((event,))
+
+    def steps(
+        self, events: Iterable[Event], begin: Callable[[Event], None] = lambda _event: None
+    ) -> None:
+        """`step` for each event, after `begin`. This loop is what a run of the model is made of."""
+        see_alloc, see_free = self._accountant.allocate, self._accountant.free
+        allocate, free, run_work = self._allocate, self._free, self._run_work
+        for event in events:
+            begin(event)
+            if isinstance(event, Alloc):
+                if lost := see_alloc(event):
+                    self._make_up(lost, event.line)
+                allocate(event)
+            elif isinstance(event, Free):
+                see_free(event)
+                free(event)
+            else:
+                self._accountant.enter(event)
+            if run_work():
+                self._report_growth(event.line)
+            self._events += 1
+
+    def _make_up(self, lost: Iterable[LiveBuffer], line: int) -> None:
+        """Frees what the trace shows to have been freed unrecorded."""
+        for buffer in lost:
+            gfn = self._placed(buffer.device).pop(buffer.dma_addr, None)
+            if gfn is not None:
                 self._implied += 1
-                self._release(self._placed.pop(key), event.line)
-        if type(event) is Alloc:
-            self._allocate(event)
-        elif type(event) is Free:
-            self._free(event)
-        if self._run_work():
-            self._report_growth(event.line)
+                self._release(gfn, line)
 
     def _allocate(self, event: Alloc) -> None:
         if event.has_failed:
@@ -115,8 +139,9 @@ class Replayer:
         self._decrypted += record.decrypted_pages
         outcome = record.outcome
         if record.buffer is not None:
-            self._pool_hits += outcome is AllocOutcome.POOL
-            self._placed[self._space_of(event.device), event.dma_addr] = record.buffer.gfn
+            self._pool_hits += outcome is _POOL
+            placed = self._placed(event.device) if self._has_iommu else self._common
+            placed[event.dma_addr] = record.buffer.gfn
             return
         self._suspect += record.freed_suspect_pages
         self._no_memory += outcome is AllocOutcome.NO_MEMORY
@@ -132,19 +157,23 @@ class Replayer:
     def _free(self, event: Free) -> None:
         if event.is_null:
             return
-        key = (self._space_of(event.device), event.dma_addr)
-        gfn = self._placed.pop(key, None)
+        placed = self._placed(event.device) if self._has_iommu else self._common
+        gfn = placed.pop(event.dma_addr, None)
         if gfn is None:
             self._skipped += 1
             return
         self._frees += 1
         self._release(gfn, event.line)
 
+    def _placed(self, device: str) -> dict[int, Gfn]:
+        """The guest's buffers by bus address, of the address space of `device`."""
+        return self._spaces.setdefault(device, {}) if self._has_iommu else self._common
+
     def _release(self, gfn: Gfn, line: int) -> None:
         record = self._dma.free(gfn)
         self._encrypted += record.encrypted_pages
         self._suspect += record.freed_suspect_pages
-        if record.outcome is FreeOutcome.ENCRYPT_FAILED:
+        if record.outcome is _ENCRYPT_FAILED:
             self._failures += 1
             self._accountant.anomalies.add(
                 AnomalyKind.CONVERSION_FAILED,

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol
 
 from guestemu.dma.analysis import Analysis, Analyst
 from guestemu.dma.events import Event
@@ -15,6 +15,9 @@ from guestemu.dma.report import DmaReport, MachineCounts, make_report
 from guestemu.dma.sharing import MapCell
 from guestemu.dma.trace import TraceReport
 from guestemu.guest.dma.coherent import CoherentAllocator
+
+BATCH_EVENTS: Final = 256
+"""How many events a reader and a run should take turns by."""
 
 
 class Counter(Protocol):
@@ -56,6 +59,11 @@ class DmaRun:
         """Replays one event."""
         self._begin(event)
         self._step(event)
+
+    def steps(self, events: Iterable[Event]) -> None:
+        """Replays events. A reader and a run that take turns by hundreds of events are faster than
+        by one."""
+        self._replayer.steps(events, self._begin)
 
     def counts(self) -> MachineCounts:
         """What was done so far. Every kind of run has its own."""

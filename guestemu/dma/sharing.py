@@ -12,6 +12,7 @@ from guestemu.dma.cost import LEAF_PAGES, Conversion
 
 MAP_CELLS: Final = 4096
 _SHIFT: Final = 9
+_PAGES_BITS: Final = 32
 
 
 class Fragmentation(msgspec.Struct, frozen=True):
@@ -58,37 +59,53 @@ class SharedPages:
 
     def __init__(self, private: bitarray) -> None:
         self._private = private
+        self._frames = len(private)
         self._base_runs = count_runs(private)
         self._runs = self._base_runs
         self._peak_runs = self._runs
         self._ranges: dict[int, list[int]] = {}
         self._used = self._peak_used = 0
-        self._steps: dict[int, int] = {}
+        self._calls: dict[int, int] = {}
 
     def update(self, conversion: Conversion) -> None:
         """After a conversion."""
         gfn = conversion.gfn
-        end = gfn + conversion.pages
-        steps = self._steps
-        steps[gfn] = steps.get(gfn, 0) + 1
-        steps[end] = steps.get(end, 0) - 1
+        pages = conversion.pages
+        end = gfn + pages
+        calls = self._calls
+        key = gfn << _PAGES_BITS | pages
+        calls[key] = calls.get(key, 0) + 1
         changed = conversion.changed
         if not changed:
             return
         bits = self._private
-        if changed == end - gfn:
-            joined = int(gfn > 0 and not bits[gfn - 1])
-            joined += end < len(bits) and not bits[end]
-            self._runs += joined - 1 if conversion.private else 1 - joined
+        if changed == pages:
+            joined = 1 if gfn and not bits[gfn - 1] else 0
+            if end < self._frames and not bits[end]:
+                joined += 1
+            if conversion.private:
+                self._runs += joined - 1
+            else:
+                self._runs += 1 - joined
         else:
             self._runs = count_runs(bits)
         if self._runs > self._peak_runs:
             self._peak_runs = self._runs
         first = gfn >> _SHIFT
-        if end - 1 >> _SHIFT == first:
-            self._count(first, -changed if conversion.private else changed)
-        else:
+        if end - 1 >> _SHIFT != first:
             self._recount(gfn, end)
+            return
+        cell = self._ranges.get(first)
+        if cell is None:
+            self._count(first, -changed if conversion.private else changed)
+            return
+        before = cell[0]
+        cell[0] = now = before - changed if conversion.private else before + changed
+        cell[2] += 1
+        if now > cell[1]:
+            cell[1] = now
+        if not (before and now):
+            self._occupy(now > before)
 
     def _count(self, number: int, change: int) -> None:
         cell = self._ranges.get(number)
@@ -99,12 +116,14 @@ class SharedPages:
         cell[2] += 1
         if now > cell[1]:
             cell[1] = now
-        if not before:
-            self._used += 1
-            if self._used > self._peak_used:
-                self._peak_used = self._used
-        elif not now:
-            self._used -= 1
+        if not (before and now):
+            self._occupy(now > before)
+
+    def _occupy(self, is_more: bool) -> None:
+        """A range became the home of shared pages, or lost its last one."""
+        self._used += 1 if is_more else -1
+        if self._used > self._peak_used:
+            self._peak_used = self._used
 
     def _recount(self, gfn: int, end: int) -> None:
         bits = self._private
@@ -131,16 +150,22 @@ class SharedPages:
     def churn(self) -> Churn:
         """Conversions per page so far."""
         by_count: dict[int, int] = {}
+        steps: dict[int, int] = {}
+        for call, count in self._calls.items():
+            gfn = call >> _PAGES_BITS
+            end = gfn + (call & (1 << _PAGES_BITS) - 1)
+            steps[gfn] = steps.get(gfn, 0) + count
+            steps[end] = steps.get(end, 0) - count
         level = best = 0
         busiest: int | None = None
         previous = 0
-        for gfn in sorted(self._steps):
+        for gfn in sorted(steps):
             if level:
                 key = 1 << level.bit_length() - 1
                 by_count[key] = by_count.get(key, 0) + gfn - previous
                 if level > best:
                     best, busiest = level, previous
-            level += self._steps[gfn]
+            level += steps[gfn]
             previous = gfn
         return Churn(dict(sorted(by_count.items())), busiest, best)
 

@@ -43,6 +43,9 @@ class FreeResult(enum.Enum):
     """Outside the allocator's frames, or inside an allocated block."""
 
 
+_FREED: Final = FreeResult.FREED
+
+
 class BuddyAllocator:
     """Frames [first, first + frames), of which every one is free or in one allocated block.
 
@@ -94,21 +97,27 @@ class BuddyAllocator:
         """A block of 2**order pages, or None when there is none (alloc_pages).
 
         With `below` all its frames lie below that frame number, as a device's DMA mask demands.
+        Entries of blocks that merged away are dropped when they come to the top of a heap: one
+        stays only while lower blocks of its order are free, so a heap never holds more entries than
+        there are frames.
         """
         limit = self._end if below is None else below
         free = self._free
+        size = 1 << order
         for candidate in range(order, self._max_order + 1):
-            start = self._lowest(candidate)
-            if start is None or start + (1 << order) > limit:
+            heap = self._heaps[candidate]
+            while heap and free.get(heap[0]) != candidate:
+                heappop(heap)
+            if not heap or heap[0] + size > limit:
                 continue
-            heappop(self._heaps[candidate])
+            start = heappop(heap)
             del free[start]
             while candidate > order:
                 candidate -= 1
                 half = start + (1 << candidate)
                 free[half] = candidate
                 heappush(self._heaps[candidate], half)
-            self._free_pages -= 1 << order
+            self._free_pages -= size
             self._allocated[start] = order
             return Block(Gfn(start), order)
         return None
@@ -134,7 +143,7 @@ class BuddyAllocator:
             order += 1
         free[start] = order
         heappush(self._heaps[order], start)
-        return FreeResult.FREED
+        return _FREED
 
     def _refusal(self, gfn: int) -> FreeResult:
         for order in range(self._max_order + 1):
@@ -146,14 +155,3 @@ class BuddyAllocator:
         self._free[start] = order
         self._free_pages += 1 << order
         heappush(self._heaps[order], start)
-
-    def _lowest(self, order: int) -> int | None:
-        """The lowest free block of exactly `order`; drops heap entries that merged away.
-
-        A stale entry stays only while lower blocks of its order are free, so a heap never holds
-        more entries than there are frames.
-        """
-        heap = self._heaps[order]
-        while heap and self._free.get(heap[0]) != order:
-            heappop(heap)
-        return heap[0] if heap else None

@@ -9,20 +9,21 @@ conversions themselves are the guest's.
 from __future__ import annotations
 
 import enum
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
 from guestemu.abi.addresses import Gfn, get_order, page_align
-from guestemu.guest.dma.allocator import Block
 from guestemu.guest.dma.conversions import CoherentGuest
 from guestemu.guest.dma.gfp import GFP_KERNEL, may_block
 from guestemu.guest.dma.policy import OnFailure, Policy
 from guestemu.guest.dma.pools import AtomicPools, PoolGrowth
 from guestemu.guest.dma.zones import DMA_BIT_MASK_64, ZonedAllocator
 
+KEPT_SHAPES: Final = 4096
 
-class Buffer(msgspec.Struct, frozen=True):
+
+class Buffer(msgspec.Struct, frozen=True, gc=False):
     """A coherent buffer: `size` bytes from frame `gfn` on.
 
     `block_pages` are taken from the page allocator (a power of two; 0 for a pool buffer),
@@ -46,7 +47,7 @@ class AllocOutcome(enum.Enum):
     DECRYPT_FAILED = "decrypt failed"
 
 
-class AllocRecord(msgspec.Struct, frozen=True):
+class AllocRecord(msgspec.Struct, frozen=True, gc=False):
     """What an allocation did. `buffer` is None unless it succeeded.
 
     `decrypted_pages` were asked for in one set_memory_decrypted call, whose result is `error` (0 or
@@ -71,7 +72,7 @@ class FreeOutcome(enum.Enum):
     UNKNOWN = "not an allocated buffer"
 
 
-class FreeRecord(msgspec.Struct, frozen=True):
+class FreeRecord(msgspec.Struct, frozen=True, gc=False):
     """What a free did; fields as in `AllocRecord`. `is_warned`: the kernel logged the failure.
 
     An UNKNOWN free (also the second free of a buffer) changes nothing.
@@ -83,6 +84,10 @@ class FreeRecord(msgspec.Struct, frozen=True):
     leaked_pages: int = 0
     freed_suspect_pages: int = 0
     is_warned: bool = False
+
+
+_CONVERTED: Final = AllocOutcome.CONVERTED
+_FREED: Final = FreeOutcome.FREED
 
 
 class PoolsView(Protocol):
@@ -143,6 +148,7 @@ class CoherentDma:
         self._guest = guest
         self._memory = memory
         self._buffers: dict[Gfn, Buffer] = {}
+        self._shapes: dict[int, tuple[int, int, int]] = {}
         self._leaked_pages = 0
 
     @property
@@ -173,20 +179,21 @@ class CoherentDma:
         """
         if size < 1:
             return AllocRecord(AllocOutcome.NO_MEMORY)
-        cleared = size if via_pages else page_align(size)
+        order, aligned, pages = self._shapes.get(size) or self._shape(size)
+        cleared = size if via_pages else aligned
         if not may_block(gfp):
             return self._alloc_from_pool(size, cleared, mask, gfp)
-        block = self._memory.allocate(get_order(size), mask)
+        block = self._memory.allocate(order, mask)
         if block is None:
             return AllocRecord(AllocOutcome.NO_MEMORY)
-        pages = self.policy.converted_pages(size)
         error = self._guest.set_memory_decrypted(block.gfn, pages)
         if error:
             leaked, suspect = self._give_up(block.gfn, block.pages, self.policy.decrypt_failure)
             return AllocRecord(AllocOutcome.DECRYPT_FAILED, None, pages, error, leaked, suspect)
-        self._guest.memset(block.gfn, cleared)
-        buffer = self._remember(block, size, pages)
-        return AllocRecord(AllocOutcome.CONVERTED, buffer, pages)
+        gfn = block.gfn
+        self._guest.memset(gfn, cleared)
+        buffer = self._buffers[gfn] = Buffer(gfn, size, 1 << order, pages, False)
+        return AllocRecord(_CONVERTED, buffer, pages)
 
     def free(self, gfn: Gfn) -> FreeRecord:
         """Frees the buffer that starts at frame `gfn`. A pool buffer stays shared (B3)."""
@@ -200,7 +207,7 @@ class CoherentDma:
         error = self._guest.set_memory_encrypted(gfn, pages)
         if not error:
             self._memory.free(gfn)
-            return FreeRecord(FreeOutcome.FREED, pages)
+            return FreeRecord(_FREED, pages)
         leaked, suspect = self._give_up(gfn, buffer.block_pages, self.policy.encrypt_failure)
         return FreeRecord(
             FreeOutcome.ENCRYPT_FAILED, pages, error, leaked, suspect, self.policy.warns
@@ -217,10 +224,14 @@ class CoherentDma:
         self._buffers[gfn] = buffer
         return AllocRecord(AllocOutcome.POOL, buffer)
 
-    def _remember(self, block: Block, size: int, converted: int) -> Buffer:
-        buffer = Buffer(block.gfn, size, block.pages, converted, False)
-        self._buffers[block.gfn] = buffer
-        return buffer
+    def _shape(self, size: int) -> tuple[int, int, int]:
+        """Order, bytes of whole pages and pages to convert; remembered, as drivers ask for few
+        sizes."""
+        if len(self._shapes) >= KEPT_SHAPES:
+            self._shapes.clear()
+        shape = get_order(size), page_align(size), self.policy.converted_pages(size)
+        self._shapes[size] = shape
+        return shape
 
     def _give_up(self, gfn: Gfn, pages: int, policy: OnFailure) -> tuple[int, int]:
         """Leaks or frees a block; returns (leaked pages, pages freed although suspect)."""

@@ -43,6 +43,9 @@ def frames_below(mask: int) -> int:
     return (mask + 1) >> PAGE_SHIFT
 
 
+_NORMAL: Final = Zone.NORMAL
+
+
 class ZonedAllocator:
     """Frames [first, first + frames) divided into zones, each with its own buddy allocator.
 
@@ -60,6 +63,7 @@ class ZonedAllocator:
             if zone_end > start:
                 self._zones[zone] = BuddyAllocator(Gfn(start), zone_end - start)
                 start = zone_end
+        self._normal = self._reached(Zone.NORMAL)
 
     @property
     def free_pages(self) -> int:
@@ -79,13 +83,16 @@ class ZonedAllocator:
         self, order: int, mask: int = DMA_BIT_MASK_64, preferred: Zone = Zone.NORMAL
     ) -> Block | None:
         """A block of 2**order pages within `mask`, from `preferred` or a lower zone, or None."""
-        below = frames_below(mask)
-        for name in zones_for(preferred):
-            zone = self._zones.get(name)
-            block = None if zone is None else zone.allocate(order, below)
+        below = (mask + 1) >> PAGE_SHIFT
+        for zone in self._normal if preferred is _NORMAL else self._reached(preferred):
+            block = zone.allocate(order, below)
             if block is not None:
                 return block
         return None
+
+    def _reached(self, preferred: Zone) -> tuple[BuddyAllocator, ...]:
+        """The allocators of the zone and of those below it."""
+        return tuple(self._zones[name] for name in zones_for(preferred) if name in self._zones)
 
     def free(self, gfn: Gfn) -> FreeResult:
         """Frees the block that starts at `gfn`; see `BuddyAllocator.free`."""
