@@ -14,7 +14,15 @@ from collections.abc import Iterable
 import msgspec
 
 from guestemu.abi.errors import InputError
-from guestemu.claims import firmware_promises, rewriting, send_by_status, sync_orders
+from guestemu.claims import (
+    firmware_promises,
+    host_records,
+    migration_control,
+    re_execution,
+    rewriting,
+    send_by_status,
+    sync_orders,
+)
 from guestemu.claims.claim import Claim, Lab, Need
 from guestemu.claims.result import ClaimResult, Verdict
 
@@ -46,6 +54,9 @@ def all_claims() -> tuple[Claim, ...]:
         rewriting.CLAIMS,
         send_by_status.CLAIMS,
         firmware_promises.CLAIMS,
+        migration_control.CLAIMS,
+        host_records.CLAIMS,
+        re_execution.CLAIMS,
     )
     return tuple(sorted((claim for group in groups for claim in group), key=_key))
 

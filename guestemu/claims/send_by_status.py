@@ -19,12 +19,12 @@ from guestemu.abi.sev_firmware import Status
 from guestemu.claims import cells
 from guestemu.claims.claim import Claim, Lab
 from guestemu.claims.platforms import GUEST_BASE, Transfer
-from guestemu.claims.result import ClaimResult, Evidence, Witness, decide
+from guestemu.claims.result import ClaimResult, Evidence, decide
+from guestemu.claims.witness_text import program_witness
 from guestemu.explore.rules import Rules
 from guestemu.guest.base import Guest
 from guestemu.program.ops import Op, OpKind
-from guestemu.program.program import Header, Program
-from guestemu.program.text import format_text
+from guestemu.program.program import Header
 from guestemu.testbed import Testbed, build_testbed
 
 GUEST: Final = "snippet:6.1"
@@ -119,11 +119,6 @@ _UNTOUCHED_PAGE: Final = (
 )
 
 
-def _witness(ops: tuple[Op, ...], what: str) -> Witness:
-    text = format_text(Program(Header(guest=GUEST), ops))
-    return Witness(f"{text.rstrip()}\n# {what}", "guestemu run PROGRAM")
-
-
 def _show(what: str, views: Views) -> tuple[Evidence, ...]:
     how = "4096 bytes compared with the source's"
     return (
@@ -156,7 +151,9 @@ def all_as_encrypted(_lab: Lab) -> ClaimResult:
             *_show("shared page, plain send", sent[1, False]),
         ),
         guests=(GUEST, "firmware model"),
-        witnesses=(_witness(_SHARED_PAGE, "then SEND_UPDATE_DATA of D[1]"),),
+        witnesses=(
+            program_witness(Header(guest=GUEST), _SHARED_PAGE, "then SEND_UPDATE_DATA of D[1]"),
+        ),
         remark=(
             "A private send keeps what C=1 reads and changes what C=0 reads, a plain send the "
             "other way round; none keeps both."
@@ -199,7 +196,13 @@ def not_yet_touched(_lab: Lab) -> ClaimResult:
             ),
         ),
         guests=(GUEST, "firmware model"),
-        witnesses=(_witness(_UNTOUCHED_PAGE, "then SEND_UPDATE_DATA, or a copy of DRAM, of D[2]"),),
+        witnesses=(
+            program_witness(
+                Header(guest=GUEST),
+                _UNTOUCHED_PAGE,
+                "then SEND_UPDATE_DATA, or a copy of DRAM, of D[2]",
+            ),
+        ),
         remark=(
             "For a page that is flipped back unwritten, sending by the old status is the only one "
             "of the two that keeps its content."
