@@ -18,8 +18,9 @@ from guestemu.checks.lost import LostCheck
 from guestemu.guest.base import CallOutcome, Guest
 from guestemu.guest.snippet.guest import SnippetGuest
 from guestemu.host.base import Host
-from guestemu.migration.endpoints import Destination, Source, bulk_packets
-from guestemu.migration.links import PlainSender
+from guestemu.migration.endpoints import DESTINATION_BASE, Destination, Source, bulk_packets
+from guestemu.migration.firmware_link import FirmwareReceiver, FirmwareSender
+from guestemu.migration.links import PlainSender, Sender
 from guestemu.migration.steps import PassSteps
 from guestemu.program.ops import Op, OpKind
 
@@ -108,11 +109,18 @@ class MigrationOperations:
             return CallOutcome(-EBUSY)
         guest, host = self._testbed.guest, self._testbed.host
         target = self._destination(guest)
-        if target is None or op.arguments[1]:
+        if target is None:
             return CallOutcome(-ENOTTY)
+        ram = guest.machine.ram
+        sender: Sender = PlainSender(ram)
+        if op.arguments[1]:
+            link = FirmwareSender(ram, guest.machine.config.key)
+            receiver = FirmwareReceiver(target.guest.machine.ram, DESTINATION_BASE)
+            target.use(receiver, receiver.open(link.open(receiver.offer())))
+            sender = link
         frames = self._frames(op)
         target.discard(frames)
-        self._source = Source(guest, host, PlainSender(guest.machine.ram), frames, target.deliver)
+        self._source = Source(guest, host, sender, frames, target.deliver)
         self.is_on = True
         self._testbed.watch(LostCheck())
         return CallOutcome(0)

@@ -3,12 +3,14 @@
 
 Every losing interleaving that the model lists, and as many others drawn at random that it says are
 harmless, run as programs (programs.py) from a source guest to a destination guest whose memory has
-another key. The guest's read at the end gives the machine's two verdicts, which must be the model's.
+another key. The guest's read at the end gives the machine's two verdicts: they must be the model's.
 """
 
 from __future__ import annotations
 
 import random
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
@@ -41,8 +43,8 @@ class Disagreement(msgspec.Struct, frozen=True):
 
 class Confirmation(msgspec.Struct, frozen=True):
     """`confirmed` runs gave the model's verdicts, `disagreements` did not. `losing` of all runs
-    lose by the model's `lost_strict`, `lost_defined` by that, `others` do not lose; `first` are
-    the disagreements that were kept."""
+    lose by the model's `lost_strict`, `lost_defined` by that, `others` do not lose; `seconds` are
+    those of the migrations; `first` are the disagreements that were kept."""
 
     confirmed: int
     disagreements: int
@@ -50,6 +52,8 @@ class Confirmation(msgspec.Struct, frozen=True):
     lost_defined: int
     others: int
     link: str
+    seconds: float
+    is_interrupted: bool = False
     first: tuple[Disagreement, ...] = ()
 
     @property
@@ -132,27 +136,35 @@ def confirm(
     for space in spaces:
         check_rules(space.scenario.rules)
     testbed = build_testbed(Header())
-    counts = [0, 0, 0, 0]
+    tally = Counter[str]()
     first: list[Disagreement] = []
+    is_interrupted = False
+    start = time.perf_counter()
     try:
         for witness in choose(spaces, most, seed):
             expected = witness.verdict
             found = machine_verdict(testbed, witness, firmware)
-            counts[0] += found == expected
-            counts[1] += found != expected
-            counts[2] += expected.lost_strict
-            counts[3] += expected.lost_defined
+            tally["right" if found == expected else "wrong"] += 1
+            tally["strict"] += expected.lost_strict
+            tally["defined"] += expected.lost_defined
             if found != expected and len(first) < MAX_DISAGREEMENTS:
                 first.append(_disagreement(witness, found))
             on_run()
     except KeyboardInterrupt:
-        pass
+        is_interrupted = True
     finally:
         testbed.close()
-    confirmed, disagreements, losing, defined = counts
-    others = confirmed + disagreements - losing
-    link = "firmware" if firmware else "plain"
-    return Confirmation(confirmed, disagreements, losing, defined, others, link, tuple(first))
+    return Confirmation(
+        confirmed=tally["right"],
+        disagreements=tally["wrong"],
+        losing=tally["strict"],
+        lost_defined=tally["defined"],
+        others=tally["right"] + tally["wrong"] - tally["strict"],
+        link="firmware" if firmware else "plain",
+        seconds=time.perf_counter() - start,
+        is_interrupted=is_interrupted,
+        first=tuple(first),
+    )
 
 
 def _disagreement(witness: Witness, found: Verdict) -> Disagreement:

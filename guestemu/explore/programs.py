@@ -80,9 +80,7 @@ def interleaving_ops(
 def check_rules(rules: Rules) -> None:
     """Raises `InputError` unless `rules` are those of G.2: the machine has no others."""
     if rules != Rules():
-        raise InputError(
-            "explore: the machine has no --rule; leave it out with --confirm and --prog"
-        )
+        raise InputError("explore: --rule has no meaning on the machine; leave it out")
 
 
 def witness_program(witness: Witness, firmware: bool = False) -> Program:

@@ -16,13 +16,13 @@ import msgspec
 from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa
 from guestemu.guest.base import Guest
 from guestemu.host.base import Host
-from guestemu.host.firmware.memory import GuestDram, HostMemory
+from guestemu.host.firmware.memory import GuestDram, PlacedCipher
 from guestemu.migration.host_record import HostRecord, capture_host, restore_host
 from guestemu.migration.links import Packet, PlainReceiver, Receiver, Sender
 from guestemu.migration.steps import PassSteps
 from guestemu.migration.transfer import MachineState, capture_state, restore_state
 
-DESTINATION_BASE: Final = 0x1_0000_0000
+DESTINATION_BASE: Final = 0x4_0000_0000
 """Where the destination's host keeps the guest's frame 0; the source's is at 0."""
 
 _VMCALL: Final = b"\x0f\x01\xc1"
@@ -77,34 +77,31 @@ class Source:
         status = self._host.private_map()
         for gfn in sorted(ram.dirty_frames() - self._frames):
             self._deliver(self._sender.send(Gfn(gfn), bool(status[gfn])))
+        self._sender.finish()
         patched = tuple(rip for rip in machine.hooks.patched if rip >= 0)
         return Handover(capture_state(machine), capture_host(self._host), patched)
 
 
 class Destination:
-    """A guest and a host that wait for another guest's packets.
-
-    `receiver` may be changed before a migration (`use`); `memory` is the host's DRAM, with the
-    guest's RAM at `DESTINATION_BASE`.
-    """
+    """A guest and a host that wait for another guest's packets, the guest's RAM at
+    `DESTINATION_BASE` in the host's memory."""
 
     def __init__(self, guest: Guest, host: Host) -> None:
         self.guest = guest
         self.host = host
-        ram = guest.machine.ram
         self._frames = guest.machine.config.frames
-        self._dram = GuestDram(ram)
-        self.memory = HostMemory(2 * DESTINATION_BASE + self._dram.size)
-        self.rekey(guest.machine.config.key)
-        self._receiver: Receiver = PlainReceiver(ram)
+        self._dram = GuestDram(guest.machine.ram)
+        self._receiver: Receiver = PlainReceiver(guest.machine.ram)
+        self._place(guest.machine.config.key)
 
-    def rekey(self, key: bytes) -> None:
-        """The memory controller has another key for the guest. Before anything arrived."""
-        self.memory.attach(DESTINATION_BASE, self.guest.machine.ram, key)
+    def _place(self, key: bytes) -> None:
+        self.guest.machine.ram.cipher = PlacedCipher(key, DESTINATION_BASE >> PAGE_SHIFT)
+        self._key = key
 
-    def use(self, receiver: Receiver | None) -> None:
-        """Takes packets by `receiver` from now on (None: the plain one)."""
-        self._receiver = receiver or PlainReceiver(self.guest.machine.ram)
+    def use(self, receiver: Receiver, key: bytes) -> None:
+        """After `reset`: packets come by `receiver`, and the memory controller has `key`."""
+        self._receiver = receiver
+        self._place(key)
 
     def take_bulk(self, packets: Iterable[Packet]) -> None:
         """Replaces all that the guest's own boot left in RAM by `packets`, and makes that the state
@@ -120,9 +117,12 @@ class Destination:
         machine.checkpoint()
 
     def reset(self) -> None:
-        """Back to where the next migration can begin."""
+        """Back to where the next migration can begin, by a plain link."""
         self.guest.reset()
         self.host.restore(self._frames)
+        self._receiver = PlainReceiver(self.guest.machine.ram)
+        if self._key != self.guest.machine.config.key:
+            self._place(self.guest.machine.config.key)
 
     def discard(self, frames: Iterable[int]) -> None:
         """Forgets the content of `frames`: they have not arrived yet."""
@@ -145,6 +145,7 @@ class Destination:
 
     def resume(self, handover: Handover) -> None:
         """Takes CPUs and host record over: the guest can go on here."""
+        self._receiver.finish()
         machine = self.guest.machine
         restore_state(machine, handover.machine)
         for rip in handover.patched:

@@ -37,12 +37,18 @@ class Sender(Protocol):
     def send(self, gfn: Gfn, as_private: bool) -> Packet:
         """The packet of frame `gfn` as it is now."""
 
+    def finish(self) -> None:
+        """After the last packet."""
+
 
 class Receiver(Protocol):
     """The destination's end."""
 
     def deliver(self, packet: Packet) -> None:
         """Stores the page of `packet`."""
+
+    def finish(self) -> None:
+        """After the last packet: the guest may run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +82,9 @@ class PlainSender:
             data = self._dram.read(gpa_of(gfn), PAGE_SIZE)
         return Packet(gfn, as_private, data)
 
+    def finish(self) -> None:
+        """Nothing is left to do."""
+
 
 class PlainReceiver:
     """The other such host: private content is stored as Enc(Kd, content), DRAM bytes as they are.
@@ -94,6 +103,9 @@ class PlainReceiver:
             self._ram.write(gpa, packet.data)
         else:
             self._dram.write(gpa, packet.data)
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
 
 
 def plain_link(source: GuestRam, destination: GuestRam) -> Link:

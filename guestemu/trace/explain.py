@@ -17,9 +17,9 @@ _EXPLANATIONS: Final = {
     "resources": "A guest can do this to its host at will.",
     "ready": "A migration may start now and would move pages with the wrong status.",
     "free-pages": "The next owner of the page believes it is private and the host can read it.",
-    "lost_strict": "The destination does not hold what the guest wrote last: the page was last sent "
-    "by a status that its bytes did not have.",
-    "lost_defined": "No change of the C-bit came after that write: the guest may rely on the bytes.",
+    "lost_strict": "The destination does not hold what the guest wrote last: its bytes were of "
+    "another status than the one by which they were sent last.",
+    "lost_defined": "No change of the C-bit came after that write, so the guest may rely on it.",
     "progress": "The CPU does not come out of this operation.",
 }
 
