@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -21,6 +22,8 @@ MAX_REDUCED_PASSES: Final = 100
 """Its runs between kept states grow with the passes, its time with their square."""
 
 MAX_RUNS: Final = 10_000_000
+
+LINKS: Final = ("plain", "firmware")
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -83,7 +86,27 @@ def command(
     depth: Annotated[
         int, typer.Option(min=1, help="With --pct: ordering constraints of the loss sought.")
     ] = DEFAULT_DEPTH,
-    seed: Annotated[int, typer.Option(help="With --pct: seed of the random numbers.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="With --pct and --confirm: seed of the random numbers.")
+    ] = 0,
+    confirm: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|all",
+            help="Re-run N losing interleavings, and as many others, as migrations on the machine.",
+        ),
+    ] = None,
+    link: Annotated[
+        str,
+        typer.Option(
+            metavar="plain|firmware",
+            help="With --confirm and --prog: how private pages travel.",
+        ),
+    ] = "plain",
+    prog: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT.prog", help="With --witness: write it as a program to run."),
+    ] = None,
     as_json: AsJson = False,
 ) -> int:
     """Explore all interleavings of a page conversion with the passes of a live migration.
@@ -97,7 +120,8 @@ def command(
     N); D (fetch of the dirty log, cleared with it), G (GET), C (CLEAR), E (the status is copied),
     S (send by the copy), L (send by the status now).
 
-    Exit status 1: some interleaving loses by lost_strict (with --defined: by lost_defined).
+    Exit status 1: some interleaving loses by lost_strict (with --defined: by lost_defined); with
+    --confirm: the machine disagrees with the model.
 
     For example:
 
@@ -108,8 +132,12 @@ def command(
       guestemu explore --order 'E D S' --script 'HC- PTE- t1!' --passes 5 --list
 
       guestemu explore --order 3 --script S2 --pct 10000 --depth 3 --passes 50
+
+      guestemu explore --confirm all
+
+      guestemu explore --order 2 --script S1 --witness 3 --prog lost.prog
     """
-    from guestemu.cli import _explore
+    from guestemu.cli import _explore, _explore_machine
 
     if context.invoked_subcommand is not None:
         _check_unused(context)
@@ -117,7 +145,12 @@ def command(
     modes = {"--witness": witness is not None, "--list": list_all, "--pct": pct is not None}
     mode = _mode(modes, order, script)
     _check_switches(mode, table, bool(order or script), reduce, defined, passes)
+    firmware = _check_machine(mode, confirm, prog, link, reduce)
     scenarios = _scenarios(order, script, passes, rule or [])
+    if confirm is not None:
+        return _explore_machine.confirm(scenarios, confirm, seed, firmware, as_json)
+    if witness is not None and prog is not None:
+        return _explore_machine.write(scenarios[0], witness, defined, firmware, prog, as_json)
     if witness is not None:
         return _explore.show_witness(scenarios[0], witness, defined, as_json)
     if list_all:
@@ -169,6 +202,21 @@ def _check_switches(
         )
     if is_defined and mode not in ("--witness", "--list"):
         raise InputError("explore: --defined goes with --witness or --list; counts have both")
+
+
+def _check_machine(
+    mode: str | None, confirm: str | None, prog: Path | None, link: str, is_reduced: bool
+) -> bool:
+    """Whether --link is the firmware. Refuses switches that would be without effect."""
+    if confirm is not None and (mode or is_reduced):
+        raise InputError(f"explore: --confirm has no meaning with {mode or '--reduce'}; give one")
+    if prog is not None and mode != "--witness":
+        raise InputError("explore: --prog writes one interleaving; add --witness K")
+    if link not in LINKS:
+        raise InputError(f"explore: --link {link!r}; use {' or '.join(LINKS)}")
+    if link != LINKS[0] and confirm is None and prog is None:
+        raise InputError("explore: --link goes with --confirm or --prog; leave it out")
+    return link != LINKS[0]
 
 
 def _scenarios(

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`guestemu explore` on the machine: --confirm, and --witness with --prog."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from guestemu.abi.errors import InputError
+from guestemu.cli import console
+from guestemu.cli._step_progress import StepProgress
+from guestemu.cli.errors import EXIT_FINDINGS, EXIT_INTERRUPTED, EXIT_OK
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from guestemu.explore.confirm import Confirmation
+    from guestemu.explore.model import Scenario
+
+MAX_CONFIRMED: Final = 100_000
+
+
+def confirm(
+    scenarios: Sequence[Scenario], wanted: str, seed: int, firmware: bool, as_json: bool
+) -> int:
+    """Re-runs losing interleavings and as many others; exit status 1 if a verdict differs. Raises
+    `InputError` for a `wanted` that is no number and not "all", or for too many."""
+    from guestemu.explore.confirm import confirm as run
+    from guestemu.explore.confirm import planned
+    from guestemu.explore.count import Space
+    from guestemu.explore.programs import check_rules
+
+    if wanted != "all" and not (wanted.isdecimal() and int(wanted)):
+        raise InputError(f"--confirm {wanted!r}: give a number of interleavings from 1 on, or all")
+    for scenario in scenarios:
+        check_rules(scenario.rules)
+    most = None if wanted == "all" else int(wanted)
+    spaces = [Space(scenario) for scenario in scenarios]
+    count = planned(spaces, most)
+    if count > MAX_CONFIRMED:
+        raise InputError(f"--confirm: {count} losing interleavings; give up to {MAX_CONFIRMED}")
+    with StepProgress(2 * count) as progress:
+        found = run(spaces, most, seed, firmware, progress.advance)
+    if as_json:
+        console.emit_json(found)
+    else:
+        _tell(found)
+    if found.is_interrupted:
+        return EXIT_INTERRUPTED
+    return EXIT_FINDINGS if found.disagreements else EXIT_OK
+
+
+def _tell(found: Confirmation) -> None:
+    console.emit(f"migrations     {found.runs} by the {found.link} link")
+    console.emit(
+        f"losing         {found.losing} by lost_strict, {found.lost_defined} by lost_defined"
+    )
+    console.emit(f"others         {found.others}")
+    console.emit(f"confirmed      {found.confirmed}")
+    console.emit(f"disagreements  {found.disagreements}")
+    for one in found.first:
+        console.emit()
+        console.emit(f"order {one.order}, script {one.script}: {one.interleaving}")
+        console.emit(f"model {_words(*one.model)}, machine {_words(*one.machine)}")
+    rate = found.runs / found.seconds if found.seconds else 0.0
+    console.note(f"{found.seconds:.1f} s ({rate:.0f} migrations/s)")
+
+
+def _words(lost_strict: bool, lost_defined: bool) -> str:
+    names = [
+        name
+        for name, is_lost in (("lost_strict", lost_strict), ("lost_defined", lost_defined))
+        if is_lost
+    ]
+    return " and ".join(names) or "not lost"
+
+
+def write(
+    scenario: Scenario, rank: int, by_defined: bool, firmware: bool, path: Path, as_json: bool
+) -> int:
+    """Writes losing interleaving `rank` as a program, and shows it. Raises `InputError` where there
+    is none, or the file cannot be written."""
+    from guestemu.cli._explore import show_witness
+    from guestemu.explore.count import Space
+    from guestemu.explore.programs import witness_comment, witness_program
+    from guestemu.explore.witness import unrank
+    from guestemu.program.text import format_text
+
+    witness = unrank(Space(scenario), rank, by_defined)
+    text = format_text(witness_program(witness, firmware), witness_comment(witness))
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--prog {path}: {error.strerror}; name a file to write") from None
+    console.note(f"wrote {path}; guestemu run {path} shows the loss")
+    return show_witness(scenario, rank, by_defined, as_json)
