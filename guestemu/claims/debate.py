@@ -17,7 +17,9 @@ from guestemu.abi.errors import InputError
 from guestemu.claims import (
     firmware_promises,
     host_records,
+    kexec_reset,
     migration_control,
+    notification_failures,
     re_execution,
     rewriting,
     send_by_status,
@@ -57,6 +59,8 @@ def all_claims() -> tuple[Claim, ...]:
         migration_control.CLAIMS,
         host_records.CLAIMS,
         re_execution.CLAIMS,
+        notification_failures.CLAIMS,
+        kexec_reset.CLAIMS,
     )
     return tuple(sorted((claim for group in groups for claim in group), key=_key))
 
