@@ -10,15 +10,19 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.errors import InputError
+from guestemu.campaign.bounds import Bounds, parse_bounds
 from guestemu.campaign.engines import choose_engine
+from guestemu.campaign.engines.exhaustive import ExhaustiveEngine
 from guestemu.campaign.executor import Executor
 from guestemu.campaign.feedback import Feedback
 from guestemu.campaign.figures import Figures
+from guestemu.campaign.seeds import FLOWS_WORD, seed_inputs
 from guestemu.campaign.store import CampaignRecord, Store
 from guestemu.campaign.supervisor import Supervisor
 from guestemu.campaign.targets import Target, find_target
 from guestemu.campaign.worker import WorkerConfig
 from guestemu.program.program import Header
+from guestemu.program.validity import header_problem
 
 MAX_JOBS: Final = 256
 _SEED_STEP: Final = 1_000_003
@@ -27,7 +31,8 @@ _SEED_STEP: Final = 1_000_003
 class Options(msgspec.Struct, frozen=True):
     """What a user may choose; None means the default.
 
-    `seconds` and `execs` bound the whole campaign, `jobs` is the number of worker processes.
+    `seconds` and `execs` bound the whole campaign, `jobs` is the number of worker processes,
+    `bounds` and `seeds` are as on the command line.
     """
 
     target: str
@@ -41,7 +46,10 @@ class Options(msgspec.Struct, frozen=True):
     host: str | None = None
     guest: str | None = None
     cbit: int | None = None
+    memory: int | None = None
     faults: bool = False
+    bounds: str | None = None
+    seeds: tuple[str, ...] = (FLOWS_WORD,)
 
 
 class Campaign(msgspec.Struct, frozen=True):
@@ -60,7 +68,10 @@ class Campaign(msgspec.Struct, frozen=True):
 
 
 def header_of(target: Target, options: Options) -> Header:
-    """The target's header with the user's guest, host and C-bit."""
+    """The target's header with the user's guest, host, C-bit and memory (MiB).
+
+    Raises `InputError`.
+    """
     chosen: dict[str, str | int] = {}
     if options.host is not None:
         chosen["host"] = options.host
@@ -68,7 +79,13 @@ def header_of(target: Target, options: Options) -> Header:
         chosen["guest"] = options.guest
     if options.cbit is not None:
         chosen["cbit"] = options.cbit
-    return msgspec.structs.replace(target.header, **chosen)
+    if options.memory is not None:
+        chosen["memory"] = options.memory
+    header = msgspec.structs.replace(target.header, **chosen)
+    problem = header_problem(header)
+    if problem is not None:
+        raise InputError(f"--{problem[0]}: {problem[1]}")
+    return header
 
 
 def _check(options: Options) -> None:
@@ -84,6 +101,12 @@ def _check(options: Options) -> None:
         )
 
 
+def _bounds(options: Options, engine: str, target: Target) -> Bounds:
+    if options.bounds is not None and engine != ExhaustiveEngine.name:
+        raise InputError(f"--bounds {options.bounds}: only with --engine {ExhaustiveEngine.name}")
+    return parse_bounds(options.bounds, target.max_ops)
+
+
 def prepare(options: Options) -> Campaign:
     """Checks options, boots the configuration once, opens the directory.
 
@@ -93,25 +116,43 @@ def prepare(options: Options) -> Campaign:
     _check(options)
     kinds = target.kinds_with(options.faults)
     engine, note = choose_engine(options.engine)
+    bounds = _bounds(options, engine.name, target)
     header = header_of(target, options)
+    seeds = seed_inputs(options.seeds, target, header, kinds)
     Executor(target, header, kinds, Feedback()).run(())
     root = options.workdir or Path("guestemu-work") / target.name
     record = CampaignRecord.of(target.name, header, options.faults)
     store = Store.create(root, record, options.resume)
-    share, rest = divmod(options.execs or 0, options.jobs)
-    configs = [
-        WorkerConfig(
-            target=target.name,
-            header=header,
-            engine=engine.name,
-            workdir=str(root),
-            index=index,
-            seed=options.seed + index * _SEED_STEP,
-            faults=options.faults,
-            execs=None if options.execs is None else share + (index < rest),
-            seconds=options.seconds,
-            is_shared=options.jobs > 1,
-        )
-        for index in range(options.jobs)
-    ]
+    if not options.resume and engine.name != ExhaustiveEngine.name:
+        for data in seeds:
+            store.save_input(data)
+    first = WorkerConfig(
+        target=target.name,
+        header=header,
+        engine=engine.name,
+        workdir=str(root),
+        index=0,
+        seed=options.seed,
+        faults=options.faults,
+        execs=None,
+        seconds=options.seconds,
+        is_shared=options.jobs > 1,
+        jobs=options.jobs,
+        bounds=bounds,
+    )
+    configs = _share_out(first, options.execs)
     return Campaign(target, engine.name, store, configs, [note] if note else [])
+
+
+def _share_out(first: WorkerConfig, execs: int | None) -> list[WorkerConfig]:
+    """`first` for each of its jobs, with a seed of its own and its share of the executions."""
+    share, rest = divmod(execs or 0, first.jobs)
+    return [
+        msgspec.structs.replace(
+            first,
+            index=index,
+            seed=first.seed + index * _SEED_STEP,
+            execs=None if execs is None else share + (index < rest),
+        )
+        for index in range(first.jobs)
+    ]

@@ -14,8 +14,8 @@ from guestemu.host.base import Host
 from guestemu.host.userspace.base import VmStopped
 from guestemu.lockstep.check import LockstepCheck
 from guestemu.lockstep.run import HostChoice
-from guestemu.program.binary import RECORD_SIZE, decoder_for
-from guestemu.program.ops import Op, OpKind
+from guestemu.program.binary import RECORD_SIZE, OpDecoder
+from guestemu.program.ops import Op, OpKind, Region
 from guestemu.program.program import Header
 from guestemu.testbed import Testbed, build_testbed
 
@@ -23,9 +23,10 @@ from guestemu.testbed import Testbed, build_testbed
 class Executor:
     """Runs programs of one target under one header, counting into `feedback`.
 
-    `kinds` are the ops allowed; `host` replaces the one that `header` names. Raises what
-    `build_testbed` raises. A host that stops the VM (`VmStopped`) ends the program without a
-    violation; whatever else it raises passes through.
+    `kinds` are the ops allowed; `host` replaces the one that `header` names, `testbed` guest and
+    host at once. Raises what `build_testbed` raises. A host that stops the VM (`VmStopped`) ends
+    the program without a violation; whatever else it raises passes through. `heartbeat`, if set, is
+    called before every run.
     """
 
     def __init__(
@@ -35,19 +36,24 @@ class Executor:
         kinds: frozenset[OpKind],
         feedback: Feedback,
         host: Host | None = None,
+        testbed: Testbed | None = None,
     ) -> None:
         self.target = target
         self.header = header
         self.kinds = kinds
+        self.heartbeat: Callable[[], None] | None = None
         self._limits = target.limits
         self._lawful = kinds.isdisjoint(target.fault_kinds)
         self.max_size = target.max_ops * RECORD_SIZE
-        self.testbed: Testbed = build_testbed(header, host)
+        self.testbed: Testbed = testbed or build_testbed(header, host)
         if target.hosts:
             followers = LockstepCheck(header, [HostChoice(name) for name in target.hosts])
             self.testbed.checks = (followers,)
         self._feedback = feedback
-        self._decode: Callable[[bytes], tuple[Op, ...]] = decoder_for(header, kinds).decode
+        has_giant = Region.G in self.testbed.guest.regions
+        self._decode: Callable[[bytes], tuple[Op, ...]] = OpDecoder(
+            header.vcpus, has_giant, kinds
+        ).decode
         feedback.attach(self.testbed)
 
     def decode(self, data: bytes) -> tuple[Op, ...]:
@@ -57,6 +63,8 @@ class Executor:
 
     def run(self, ops: tuple[Op, ...]) -> list[Violation]:
         """Runs `ops` from the first state; the violations, in order."""
+        if self.heartbeat is not None:
+            self.heartbeat()
         testbed = self.testbed
         violations: list[Violation] = []
         testbed.reset()

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a run covered, as 8-bit counters that both engines read.
+"""What a run covered, as 8-bit counters that all engines read.
 
-The first half counts the guest's basic blocks; the native block hook writes it. The second half
-flags states of the model: which op ended how, by which path of the host, with page tables and host
-record equal or not, and which such step followed which. They are stores placed by hand, because
-byte-code instrumentation of the model costs five times the speed and finds less.
+The first part counts the guest's basic blocks; the native block hook writes it. The second flags
+states of the model: which op ended how, by which path of the host (of its error paths each is one),
+with page tables and host record equal or not, migration allowed or not, and which such step
+followed which. The third flags near misses of the checks (near_misses.py). They are stores placed
+by hand, because byte-code instrumentation of the model costs five times the speed and finds less.
 
 libFuzzer gets the memory as if a compiler had made it (`register`). The random engine takes a
 program into its corpus when a bit of a counter is set that never was: about one step for each power
@@ -20,6 +21,7 @@ from typing import Final
 from bitarray import bitarray
 from bitarray.util import any_and
 
+from guestemu.campaign.near_misses import near_misses
 from guestemu.checks.base import OpView
 from guestemu.machine.exits import (
     BudgetExhausted,
@@ -33,9 +35,12 @@ from guestemu.testbed import Testbed
 
 GUEST_COUNTERS: Final = 1 << 12
 MODEL_COUNTERS: Final = 1 << 12
-SIZE: Final = GUEST_COUNTERS + MODEL_COUNTERS
+NEAR_COUNTERS: Final = 1 << 10
+SIZE: Final = GUEST_COUNTERS + MODEL_COUNTERS + NEAR_COUNTERS
 
+_NEAR: Final = GUEST_COUNTERS + MODEL_COUNTERS
 _MODEL_MASK: Final = MODEL_COUNTERS - 1
+_NEAR_MASK: Final = NEAR_COUNTERS - 1
 _ZEROES: Final = bytes(SIZE)
 _END_CLASSES: Final = {
     Halt: 1,
@@ -113,7 +118,12 @@ class Feedback:
     @property
     def model_states(self) -> int:
         """Model states seen so far (states that share a counter count once)."""
-        return self._count(GUEST_COUNTERS, SIZE)
+        return self._count(GUEST_COUNTERS, _NEAR)
+
+    @property
+    def near_misses(self) -> int:
+        """Near misses seen so far (those that share a counter count once)."""
+        return self._count(_NEAR, SIZE)
 
     def _count(self, start: int, end: int) -> int:
         unseen = self._unseen.tobytes()[start:end]
@@ -146,6 +156,8 @@ class Feedback:
             )
         )
         area[GUEST_COUNTERS + (step & _MODEL_MASK)] = 1
-        pair = hash((self._previous, kind, state, differs))
+        pair = hash((self._previous, kind, state, differs, host.migration_ready))
         area[GUEST_COUNTERS + (pair & _MODEL_MASK)] = 1
+        for near in near_misses(view, differs):
+            area[_NEAR + (near & _NEAR_MASK)] = 1
         self._previous = kind << 8 | state

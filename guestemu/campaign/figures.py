@@ -22,7 +22,8 @@ class WorkerFigures(msgspec.Struct, frozen=True):
 
 class Figures(msgspec.Struct, frozen=True):
     """A campaign so far. Seconds since its start (of this run, when it was resumed); executions,
-    ops and rates are of this run, findings of all."""
+    ops and rates are of this run, findings of all. `space` is the number of programs of an
+    exhaustive campaign, `is_exhausted` says that all of them ran."""
 
     seconds: float
     executions: int
@@ -37,6 +38,9 @@ class Figures(msgspec.Struct, frozen=True):
     infrastructure: list[str]
     workers: list[WorkerFigures]
     is_interrupted: bool = False
+    near_misses: int = 0
+    space: int | None = None
+    is_exhausted: bool = False
 
     def line(self) -> dict[str, object]:
         """What a line of stats.jsonl holds."""
@@ -47,6 +51,7 @@ class Figures(msgspec.Struct, frozen=True):
             "corpus_size": self.corpus_size,
             "guest_blocks": self.guest_blocks,
             "model_states": self.model_states,
+            "near_misses": self.near_misses,
             "findings": len(self.findings),
             "infrastructure": len(self.infrastructure),
         }

@@ -4,10 +4,12 @@
 A driver converts whole pages of memory it owns. Other calls are true to the kernel but a defect of
 the caller: a range over the end of its buffer converts what lies behind (over a hole, A26c maps
 other frames there), an address inside a page makes the notifier report one leaf too many, the
-early functions know only the direct map. A campaign without `--faults` looks for defects of the
-host and of the kernel under good callers, so such a program is changed before it runs; the changed
-one is what is saved. Lengths are bounded too: page 65 of a range shows what page 64 does not,
-page 2000 shows nothing new and costs milliseconds.
+early functions know only the direct map; a second `stop_conversion` waits for ever for the lock
+that the first one keeps. A campaign without `--faults` looks for defects of the host and of the
+kernel under good callers, so such a program is changed before it runs; the changed one is what is
+saved. Lengths are bounded too: page 65 of a range shows what page 64 does not, page 2000 shows
+nothing new and costs milliseconds. In region G a leaf is 1 GiB and costs as much as a page, so
+there a call may convert all that is left of the region.
 """
 
 from __future__ import annotations
@@ -39,6 +41,13 @@ def _cut(length: int, limit: int) -> int:
     return length if length <= limit else length % limit + 1
 
 
+def _most_pages(region: Region, room: int) -> int:
+    """Pages that one conversion may ask for where `room` are left of the region."""
+    if region is Region.G:
+        return room
+    return min(room, MAX_LARGE_PAGES if region is Region.L else MAX_PAGES)
+
+
 def _with(op: Op, arguments: tuple[int, ...], region: Region) -> Op:
     if arguments == op.arguments and region is op.region:
         return op
@@ -53,8 +62,10 @@ def limit_op(op: Op, lawful: bool) -> Op:
     room = spec.pages - op.page
     if op.kind in _BY_PAGES:
         pages, offset = arguments
-        most = min(room, MAX_LARGE_PAGES if region is Region.L else MAX_PAGES)
-        return _with(op, (_cut(pages & _U32, most), 0 if lawful else offset), region)
+        most = _most_pages(region, room)
+        pages &= _U32
+        length = min(pages, most) if region is Region.G else _cut(pages, most)
+        return _with(op, (length, 0 if lawful else offset), region)
     if op.kind in _BY_SIZE:
         size, offset = arguments
         if lawful:
@@ -72,5 +83,13 @@ def limit_op(op: Op, lawful: bool) -> Op:
 
 
 def limit_ops(ops: tuple[Op, ...], lawful: bool) -> tuple[Op, ...]:
-    """`limit_op` for every op."""
-    return tuple([limit_op(op, lawful) for op in ops])
+    """`limit_op` for every op, without any STOP_CONVERSION after the first (A21)."""
+    kept: list[Op] = []
+    is_stopped = False
+    for op in ops:
+        if op.kind is OpKind.STOP_CONVERSION:
+            if is_stopped:
+                continue
+            is_stopped = True
+        kept.append(limit_op(op, lawful))
+    return tuple(kept)

@@ -38,6 +38,13 @@ def status_line(figures: Figures) -> str:
     )
 
 
+def space_line(figures: Figures) -> str:
+    """How much of an exhaustive campaign's space was run."""
+    if figures.is_exhausted:
+        return f"exhausted: all {figures.space or 0:,} programs of the space have run"
+    return f"not exhausted: the space has {figures.space or 0:,} programs; go on with --resume"
+
+
 class Screen:
     """`show` the figures as often as there are new ones; a context manager."""
 

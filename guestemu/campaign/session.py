@@ -1,28 +1,31 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """One process's part of a campaign: runs inputs, keeps what is new, files what is wrong.
 
-Engines choose inputs and call `execute`; everything else is the same for all of them.
+Engines choose inputs and call `execute`; everything else is the same for all of them. What is new
+goes into the journal first (journal.py), so that a session can die at any moment.
 """
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 import msgspec
 
+from guestemu.abi.errors import InputError
+from guestemu.campaign.bounds import Bounds
 from guestemu.campaign.executor import Executor
 from guestemu.campaign.feedback import Feedback
-from guestemu.campaign.findings import FindingBook, FindingCount, finding_key, signature
-from guestemu.campaign.minimise import minimise
+from guestemu.campaign.filing import Filing, Shelf
+from guestemu.campaign.findings import FindingCount
 from guestemu.campaign.store import Store
 from guestemu.campaign.targets import Target
 from guestemu.checks.base import Violation
 from guestemu.host.base import Host
-from guestemu.program.ops import Op
-from guestemu.program.program import Expectation, Header, Program
+from guestemu.program.program import Header
 
 LENGTH_SIZE: Final = 4
 """Bytes of the length in front of the input in `Session.current`."""
@@ -34,7 +37,8 @@ _CLOCK_MASK: Final = 63
 class Plan(msgspec.Struct, frozen=True):
     """What a session does: `execs` and `seconds` end it (None: no limit), `seed` decides its
     random choices, `report_every` is the time between two reports in seconds,
-    `is_shared` says that other sessions feed the same corpus."""
+    `is_shared` says that other sessions feed the same corpus. The session is number `index` of
+    `jobs`; `bounds` are the exhaustive engine's."""
 
     target: Target
     header: Header
@@ -44,11 +48,15 @@ class Plan(msgspec.Struct, frozen=True):
     seconds: float | None = None
     report_every: float = 0.5
     is_shared: bool = False
+    index: int = 0
+    jobs: int = 1
+    bounds: Bounds = Bounds()
 
 
 class Report(msgspec.Struct, frozen=True):
     """Figures of one session so far; times in seconds since its start; `lengths[n]` counts the
-    programs of n ops."""
+    programs of n ops; `space` is the number of programs that the engine means to run in all
+    sessions (exhaustive only), `is_exhausted` that this session has run its share."""
 
     executions: int
     seconds: float
@@ -60,6 +68,9 @@ class Report(msgspec.Struct, frozen=True):
     findings: list[FindingCount]
     unstable: list[str]
     is_final: bool = False
+    near_misses: int = 0
+    space: int | None = None
+    is_exhausted: bool = False
 
 
 def median_length(reports: Iterable[Report]) -> int:
@@ -86,7 +97,8 @@ class Session:
     `current`, if set, holds the input that runs (its length in LENGTH_SIZE bytes, then the bytes)
     for whoever looks after this process has died.
 
-    `host` replaces the one named in the header (for tests); without a `store` nothing is written.
+    `host` replaces the one named in the header (for tests), `build` makes another executor than the
+    standard one; without a `store` nothing is written.
     """
 
     def __init__(
@@ -95,16 +107,25 @@ class Session:
         store: Store | None = None,
         report: Callable[[Report], None] | None = None,
         host: Host | None = None,
+        build: Callable[[Feedback], Executor] | None = None,
     ) -> None:
         self.plan = plan
         self.store = store
         self.kinds = plan.target.kinds_with(plan.faults)
         self.feedback = Feedback()
-        self.executor = Executor(plan.target, plan.header, self.kinds, self.feedback, host)
-        self.book = FindingBook()
+        if build is None:
+            self.executor = Executor(plan.target, plan.header, self.kinds, self.feedback, host)
+        else:
+            self.executor = build(self.feedback)
         self.executions = 0
-        self.unstable: list[str] = []
         self.current: mmap.mmap | None = None
+        self.violations: list[Violation] = []
+        """Those of the last input."""
+        self.space: int | None = None
+        self.is_exhausted = False
+        self._shelf = None if store is None else Shelf(store, plan.index)
+        self._deadly = frozenset() if store is None else store.deadly_inputs()
+        self._filing = Filing(self.executor, self._shelf, self._elapsed)
         self._report = report
         self._lengths = [0] * (plan.target.max_ops + 1)
         self._new_inputs = 0
@@ -128,21 +149,58 @@ class Session:
         if not self.executions & _CLOCK_MASK:
             self._look_at_clock()
         self.executions += 1
+        if self._deadly and data in self._deadly:
+            return False
         if self.current is not None:
-            self.current[: len(data) + LENGTH_SIZE] = (
-                len(data).to_bytes(LENGTH_SIZE, "little") + data
-            )
+            self._note_current(data)
         executor = self.executor
         ops = executor.decode(data)
         self._lengths[len(ops)] += 1
-        violations = executor.run(ops)
+        self.violations = violations = executor.run(ops)
         is_new = self.feedback.take()
         if is_new:
             self._new_inputs += 1
             self._last_new = self._elapsed()
+            if self._shelf is not None:
+                self._shelf.note_input(data)
         if violations:
-            self._file(ops, violations)
+            with self._apart():
+                self._filing.file(ops, violations)
         return is_new
+
+    def recover(self) -> None:
+        """Files what earlier sessions met and had no time to file."""
+
+        def begin(data: bytes) -> bool:
+            if self.current is not None:
+                self._note_current(data)
+            return data not in self._deadly
+
+        with self._apart():
+            self._filing.recover(self.plan.index, self.plan.jobs, begin)
+
+    @contextlib.contextmanager
+    def _apart(self) -> Iterator[None]:
+        """Runs inside do not count as coverage; the supervisor hears of them (minimising takes
+        long on slow guests)."""
+        counters = self.feedback.save()
+        self.executor.heartbeat = lambda: self._beat(time.monotonic())
+        yield
+        self.executor.heartbeat = None
+        self.feedback.load(counters)
+
+    def note_position(self, space: str, position: int) -> None:
+        """See `PositionNoted`."""
+        if self._shelf is not None:
+            self._shelf.note_position(space, position)
+
+    def last_position(self, space: str) -> int:
+        """The last one noted by any session of this number, 0 if none."""
+        return 0 if self._shelf is None else self._shelf.last_position(space)
+
+    def _note_current(self, data: bytes) -> None:
+        assert self.current is not None
+        self.current[: len(data) + LENGTH_SIZE] = len(data).to_bytes(LENGTH_SIZE, "little") + data
 
     def finish(self) -> Report:
         """The last report; sends it."""
@@ -161,9 +219,12 @@ class Session:
             last_new_s=self._last_new,
             new_inputs=self._new_inputs,
             lengths=list(self._lengths),
-            findings=list(self.book.findings.values()),
-            unstable=self.unstable,
+            findings=list(self._filing.book.findings.values()),
+            unstable=self._filing.unstable,
             is_final=is_final,
+            near_misses=self.feedback.near_misses,
+            space=self.space,
+            is_exhausted=self.is_exhausted,
         )
 
     def _elapsed(self) -> float:
@@ -173,39 +234,15 @@ class Session:
         now = time.monotonic()
         if self._deadline is not None and now >= self._deadline:
             raise SessionOver
+        if self.store is not None and self.store.reserve.is_used:
+            raise InputError(
+                f"{self.store.root}: the disk is full; what was found is saved. Make room and go "
+                "on with --resume"
+            )
+        self._beat(now)
+
+    def _beat(self, now: float) -> None:
+        """Tells the supervisor that this session lives, when it is time."""
         if self._report is not None and now >= self._next_report:
             self._next_report = now + self.plan.report_every
             self._report(self.make_report())
-
-    def _file(self, ops: tuple[Op, ...], violations: list[Violation]) -> None:
-        """Counts violations, and minimises and saves what is new, outside the counters."""
-        counters = self.feedback.save()
-        for violation in violations:
-            sign = signature(violation, ops[violation.op])
-            if not self.book.meet(sign):
-                continue
-            found = minimise(self.executor, ops, sign)
-            if found is None:
-                self.unstable.append(f"{sign} (not seen again with the same program)")
-                continue
-            smallest, shown, shows = found
-            key = finding_key(shown, smallest)
-            if self.book.settle(sign, key, shown.check, self._elapsed()) and self.store:
-                self._save(key, smallest, shown, shows)
-        self.feedback.load(counters)
-
-    def _save(
-        self, key: str, ops: tuple[Op, ...], violation: Violation, violations: list[Violation]
-    ) -> None:
-        assert self.store is not None
-        path = self.store.finding_path(key)
-        lines = [
-            f"Finding {key} of a campaign on target {self.plan.target.name}.",
-            f"Check {violation.check}, after op {violation.op}: {violation.message}",
-        ]
-        if violation.fact:
-            lines.append(f"Demanded by: {violation.fact}")
-        lines.append(f"Reproduce: guestemu run {path}")
-        expected = dict.fromkeys(Expectation("violation", v.check, v.op) for v in violations)
-        program = Program(self.plan.header, ops, tuple(expected))
-        self.store.save_finding(key, program, "\n".join(lines))

@@ -5,16 +5,20 @@
     corpus/            inputs that brought coverage, named by their hash (libFuzzer's format)
     findings/KEY.prog  one minimal program for each finding
     findings.json      counts and first sightings
+    journal/           what workers saw, before anything was made of it (journal.py)
     infrastructure/    inputs during which a worker died, and logs of workers
     stats.jsonl        one line of figures every few seconds
 
-A file appears complete or not at all: it is written beside its place and renamed.
+A file appears complete or not at all: it is written beside its place and renamed. The exception are
+inputs that libFuzzer writes: `repair` puts them right.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+import fcntl
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -22,10 +26,26 @@ import msgspec
 
 from guestemu.abi.errors import InputError
 from guestemu.campaign.findings import FindingCount
+from guestemu.campaign.journal import (
+    Entry,
+    InputNoted,
+    Journal,
+    ViolationMet,
+    ViolationSettled,
+    input_name,
+    journal_files,
+    journal_path,
+    read_journals,
+    unsettled,
+)
+from guestemu.campaign.reserve import Reserve
 from guestemu.program.program import Header, Program
 from guestemu.program.text import format_text
 
-_DIRECTORIES: Final = ("corpus", "findings", "infrastructure")
+_DIRECTORIES: Final = ("corpus", "findings", "infrastructure", "journal")
+_HASH_DIGITS: Final = 40
+_CRASH: Final = "crash-"
+"""Start of the names of inputs that a worker died of by its own fault: never run again."""
 
 
 class CampaignRecord(msgspec.Struct, frozen=True):
@@ -36,11 +56,12 @@ class CampaignRecord(msgspec.Struct, frozen=True):
     host: str
     cbit: int
     faults: bool
+    memory: int = Header().memory
 
     @classmethod
     def of(cls, target: str, header: Header, faults: bool) -> CampaignRecord:
         """The record of a campaign on `target` under `header`."""
-        return cls(target, header.guest, header.host, header.cbit, faults)
+        return cls(target, header.guest, header.host, header.cbit, faults, header.memory)
 
 
 def _failure(path: Path, error: OSError) -> InputError:
@@ -48,14 +69,22 @@ def _failure(path: Path, error: OSError) -> InputError:
     return InputError(f"{path}: {reason}; make room there or name another place with --workdir")
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Puts `data` at `path`, whole or not at all. Raises `InputError` naming the file."""
+def replace_file(path: Path, data: bytes) -> None:
+    """Puts `data` at `path`, whole or not at all. Raises OSError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(data)
         temporary.replace(path)
-    except OSError as error:
+    except OSError:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """`replace_file`, but raises `InputError` naming the file."""
+    try:
+        replace_file(path, data)
+    except OSError as error:
         raise _failure(path, error) from error
 
 
@@ -67,7 +96,10 @@ class Store:
         self.corpus = root / "corpus"
         self.findings = root / "findings"
         self.infrastructure = root / "infrastructure"
+        self.journals = root / "journal"
+        self.reserve = Reserve(root)
         self._saved: set[str] = set()
+        self._lock: int | None = None
 
     @classmethod
     def create(cls, root: Path, record: CampaignRecord, resume: bool) -> Store:
@@ -90,7 +122,28 @@ class Store:
         except OSError as error:
             raise _failure(root, error) from error
         write_atomically(known, msgspec.json.encode(record) + b"\n")
+        store.reserve.fill()
         return store
+
+    def lock(self) -> None:
+        """Keeps other campaigns out until `unlock` or the end of the process. Raises `InputError`
+        where one is running."""
+        fd = os.open(self.root / "campaign.json", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(fd)
+            raise InputError(
+                f"{self.root}: a campaign is running there; wait for its end, or name another "
+                "--workdir"
+            ) from error
+        self._lock = fd
+
+    def unlock(self) -> None:
+        """See `lock`."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _check(self, known: Path, record: CampaignRecord) -> None:
         try:
@@ -111,19 +164,29 @@ class Store:
         """Where the program of finding `key` is."""
         return self.findings / f"{key}.prog"
 
+    def _write(self, path: Path, action: Callable[[], None]) -> None:
+        """Runs `action`, which writes `path`, with the reserve behind it. Raises `InputError`."""
+        try:
+            self.reserve.write(action)
+        except OSError as error:
+            raise _failure(path, error) from error
+
+    def _put(self, path: Path, data: bytes) -> None:
+        self._write(path, lambda: replace_file(path, data))
+
     def save_finding(self, key: str, program: Program, comment: str) -> None:
         """Keeps the program of a finding unless there is one."""
         path = self.finding_path(key)
         if not path.exists():
-            write_atomically(path, format_text(program, comment).encode())
+            self._put(path, format_text(program, comment).encode())
 
     def save_input(self, data: bytes) -> None:
         """Adds an input to the corpus."""
-        name = hashlib.sha1(data, usedforsecurity=False).hexdigest()
+        name = input_name(data)
         self._saved.add(name)
         path = self.corpus / name
         if not path.exists():
-            write_atomically(path, data)
+            self._put(path, data)
 
     def load_inputs(self) -> list[bytes]:
         """Inputs in the corpus that this object has neither loaded nor saved, in order of name."""
@@ -132,11 +195,76 @@ class Store:
             if path.name in self._saved or path.name.startswith("."):
                 continue
             self._saved.add(path.name)
-            try:
+            with contextlib.suppress(OSError):  # libFuzzer replaces inputs by shorter ones
                 inputs.append(path.read_bytes())
-            except FileNotFoundError:  # libFuzzer replaces inputs by shorter ones
-                continue
         return inputs
+
+    # The journal ------------------------------------------------------------------------------
+
+    def open_journal(self, index: int) -> Journal:
+        """The journal of worker `index`. Raises `InputError`."""
+        path = journal_path(self.journals, index)
+        try:
+            return Journal(path)
+        except OSError as error:
+            raise _failure(path, error) from error
+
+    def note(self, journal: Journal, entry: Entry) -> None:
+        """Appends to a journal. Raises `InputError`."""
+        self._write(journal.path, lambda: journal.add(entry))
+
+    def note_input(self, journal: Journal, data: bytes) -> None:
+        """Notes an input that the corpus does not have yet."""
+        if not (self.corpus / input_name(data)).exists():
+            self.note(journal, InputNoted(data))
+
+    def unsettled(self) -> list[ViolationMet]:
+        """Violations that were met and never filed."""
+        return unsettled(read_journals(journal_files(self.journals)))
+
+    def settled(self) -> list[FindingCount]:
+        """The findings that the journals say were filed, each counted once."""
+        entries = read_journals(journal_files(self.journals))
+        return [
+            FindingCount(entry.key, entry.check, 1, entry.seconds)
+            for entry in entries
+            if isinstance(entry, ViolationSettled) and entry.key
+        ]
+
+    def repair(self) -> list[str]:
+        """Puts the corpus right after a crash: missing inputs come back from the journals, damaged
+        files likewise, or they are set aside. One line for each file that was damaged and whose
+        content is gone, or that cannot be read."""
+        noted = {
+            input_name(entry.data): entry.data
+            for entry in read_journals(journal_files(self.journals))
+            if isinstance(entry, InputNoted)
+        }
+        lines = [self._mend(path, noted) for path in sorted(self.corpus.iterdir())]
+        for name, data in noted.items():
+            path = self.corpus / name
+            if not path.exists():
+                self._put(path, data)
+        return [line for line in lines if line]
+
+    def _mend(self, path: Path, noted: dict[str, bytes]) -> str:
+        """Restores a damaged file of the corpus or sets it aside; "" if nothing is to be said."""
+        if path.name.startswith("."):
+            path.unlink(missing_ok=True)  # half of an input: its writer died
+            return ""
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            return f"{path}: {error.strerror}; left out, remove it or put it right"
+        is_hash = len(path.name) == _HASH_DIGITS and path.name.strip("0123456789abcdef") == ""
+        if not is_hash or input_name(data) == path.name:
+            return ""
+        if path.name in noted:
+            self._put(path, noted[path.name])
+            return ""
+        aside = self.infrastructure / f"damaged-{path.name}"
+        path.replace(aside)
+        return f"{path}: damaged (its content is not what its name says); now {aside}"
 
     def corpus_size(self) -> int:
         """Inputs in the corpus."""
@@ -144,7 +272,7 @@ class Store:
 
     def save_counts(self, findings: list[FindingCount]) -> None:
         """Writes findings.json."""
-        write_atomically(self.root / "findings.json", msgspec.json.encode(findings) + b"\n")
+        self._put(self.root / "findings.json", msgspec.json.encode(findings) + b"\n")
 
     def load_counts(self) -> list[FindingCount]:
         """Reads findings.json; nothing when there is none."""
@@ -156,17 +284,27 @@ class Store:
         except (OSError, msgspec.DecodeError) as error:
             raise InputError(f"{path}: {error}; remove the file to count anew") from error
 
-    def save_death(self, name: str, data: bytes) -> Path:
-        """Keeps the input during which a worker died; returns its place."""
-        path = self.infrastructure / name
-        write_atomically(path, data)
+    def save_death(self, name: str, data: bytes, is_crash: bool) -> Path:
+        """Keeps the input during which a worker died; returns its place. `is_crash`: no worker runs
+        it again."""
+        path = self.infrastructure / f"{_CRASH if is_crash else 'death-'}{name}.bin"
+        self._put(path, data)
         return path
+
+    def deadly_inputs(self) -> frozenset[bytes]:
+        """The inputs that crashed a worker."""
+        found: set[bytes] = set()
+        for path in self.infrastructure.glob(f"{_CRASH}*.bin"):
+            with contextlib.suppress(OSError):
+                found.add(path.read_bytes())
+        return frozenset(found)
 
     def add_stats(self, line: bytes) -> None:
         """Appends one line to stats.jsonl."""
         path = self.root / "stats.jsonl"
-        try:
+
+        def append() -> None:
             with path.open("ab") as file:
                 file.write(line + b"\n")
-        except OSError as error:
-            raise _failure(path, error) from error
+
+        self._write(path, append)

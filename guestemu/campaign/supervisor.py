@@ -15,13 +15,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
 import msgspec
 
 from guestemu.abi.errors import GuestemuError, InputError, MissingError
 from guestemu.campaign.figures import Figures, WorkerFigures, merge_counts
+from guestemu.campaign.findings import FindingCount
 from guestemu.campaign.session import Report, median_length
 from guestemu.campaign.store import Store
 from guestemu.campaign.worker import (
@@ -42,6 +43,10 @@ _PATIENCE: Final = 5.0
 
 _MAX_DEATHS: Final = 20
 _CHUNK: Final = 1 << 16
+_CRASHES: Final = frozenset(
+    {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT}
+)
+"""Signals by which a process dies of its own fault: its input is not run again."""
 
 
 class Worker:
@@ -53,6 +58,7 @@ class Worker:
         self.report: Report | None = None
         self.failure: Failure | None = None
         self.is_done = False
+        self.is_killed_for_hanging = False
         self._store = store
         self._rest = b""
         self._heard = time.monotonic()
@@ -112,6 +118,7 @@ class Worker:
         if execs is not None:
             execs = max(execs - sum(report.executions for report in self.lives), 0)
         self.report = None
+        self.is_killed_for_hanging = False
         self._rest = b""
         self.process = self._start(
             msgspec.structs.replace(
@@ -139,8 +146,9 @@ class Supervisor:
         self._watch = watch
         self._start = time.monotonic()
         self._seconds = configs[0].seconds
-        self._before = store.load_counts()
-        self._infrastructure: list[str] = []
+        store.lock()
+        self._infrastructure: list[str] = store.repair()
+        self._before = _with_settled(store.load_counts(), store)
         self._next_stats = self._start + _STATS_EVERY
         self._selector = selectors.DefaultSelector()
         self._workers: list[Worker] = []
@@ -170,15 +178,38 @@ class Supervisor:
         except KeyboardInterrupt:
             is_interrupted = True
             self._ask_to_end()
+        except GuestemuError:
+            self._ask_to_end()
+            self._keep()
+            raise
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
             self._kill()
-        figures = msgspec.structs.replace(self.figures(), is_interrupted=is_interrupted)
-        self._store.save_counts(figures.findings)
-        self._store.add_stats(msgspec.json.encode(figures.line()))
+        self._tell_unsettled()
+        figures = msgspec.structs.replace(self._keep(), is_interrupted=is_interrupted)
         self._clean()
         return figures
+
+    def _keep(self) -> Figures:
+        """Writes down what is known at the end, and gives it back."""
+        self._before = _with_settled(self._before, self._store, self._reported())
+        figures = self.figures()
+        self._store.save_counts(figures.findings)
+        self._store.add_stats(msgspec.json.encode(figures.line()))
+        return figures
+
+    def _reported(self) -> set[str]:
+        reports = [report for worker in self._workers for report in worker.reports()]
+        return {found.key for report in reports for found in report.findings}
+
+    def _tell_unsettled(self) -> None:
+        left = len(self._store.unsettled())
+        if left:
+            self._infrastructure.append(
+                f"{left} violation{'s are' if left > 1 else ' is'} in the journal, not minimised "
+                "yet; --resume files them"
+            )
 
     def figures(self) -> Figures:
         """What is known now."""
@@ -193,6 +224,11 @@ class Supervisor:
             corpus_size=self._store.corpus_size(),
             guest_blocks=max((report.guest_blocks for report in reports), default=0),
             model_states=max((report.model_states for report in reports), default=0),
+            near_misses=max((report.near_misses for report in reports), default=0),
+            space=next((report.space for report in reports if report.space is not None), None),
+            is_exhausted=all(
+                worker.report is not None and worker.report.is_exhausted for worker in self._workers
+            ),
             last_new_s=max((report.last_new_s for report in reports), default=0.0),
             findings=merge_counts([self._before, *(report.findings for report in reports)]),
             unstable=list(dict.fromkeys(line for report in reports for line in report.unstable)),
@@ -226,6 +262,7 @@ class Supervisor:
                 self._end_of(worker)
         for worker in self._workers:
             if not worker.is_done and worker.is_hanging():
+                worker.is_killed_for_hanging = True
                 worker.process.kill()
         figures = self.figures()
         self._watch(figures)
@@ -247,11 +284,15 @@ class Supervisor:
         place = input_path(self._store, worker.config.index)
         noted = read_noted_input(place)
         number = len(self._infrastructure) + 1
-        kept = self._store.save_death(f"death-{os.getpid()}-{number}.bin", noted)
+        is_crash = -status in _CRASHES or worker.is_killed_for_hanging
+        kept = self._store.save_death(f"{os.getpid()}-{number}", noted, is_crash and bool(noted))
         how = f"signal {-status}" if status < 0 else f"status {status}"
+        if worker.is_killed_for_hanging:
+            how = f"silence for {_HANG:g} s (killed)"
         self._infrastructure.append(
             f"worker {worker.config.index} died of {how}; its input is in {kept}"
         )
+        self._infrastructure += self._store.repair()
         if number > _MAX_DEATHS:
             raise GuestemuError(f"workers keep dying: {self._infrastructure[-1]}")
         left = self._left()
@@ -289,11 +330,22 @@ class Supervisor:
             if worker.process.stdout is not None:
                 worker.process.stdout.close()
         self._selector.close()
+        self._store.unlock()
 
     def _clean(self) -> None:
         """Removes what only a living worker needs, and empty logs."""
         for worker in self._workers:
             input_path(self._store, worker.config.index).unlink(missing_ok=True)
+
+
+def _with_settled(
+    counts: list[FindingCount], store: Store, others: Collection[str] = ()
+) -> list[FindingCount]:
+    """`counts` and, for findings in the journals that neither they nor `others` have, one each:
+    their worker died between filing and reporting."""
+    known = {found.key for found in counts}
+    new = [found for found in store.settled() if found.key not in known and found.key not in others]
+    return merge_counts([counts, new])
 
 
 def _rate_of(report: Report | None) -> float:

@@ -21,6 +21,7 @@ from typing import Final, NoReturn
 import msgspec
 
 from guestemu.abi.errors import InputError, MissingError
+from guestemu.campaign.bounds import Bounds
 from guestemu.campaign.engines import ENGINES
 from guestemu.campaign.session import LENGTH_SIZE, Plan, Report, Session
 from guestemu.campaign.store import Store
@@ -46,6 +47,8 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     execs: int | None
     seconds: float | None
     is_shared: bool
+    jobs: int = 1
+    bounds: Bounds = Bounds()
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -137,12 +140,16 @@ def work(config: WorkerConfig) -> NoReturn:
             execs=config.execs,
             seconds=config.seconds,
             is_shared=config.is_shared,
+            index=config.index,
+            jobs=config.jobs,
+            bounds=config.bounds,
         )
         session = Session(plan, store, pipe.report)
         sessions.append(session)
         _note_inputs(session, input_path(store, config.index))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, lambda *_: session.stop())
+        session.recover()
         ENGINES[config.engine].run(session, leave)
     except BaseException as error:
         leave(error)

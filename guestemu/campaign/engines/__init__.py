@@ -9,9 +9,11 @@ from typing import Final
 from guestemu.abi.errors import InputError, MissingError
 from guestemu.campaign.engines.atheris import AtherisEngine
 from guestemu.campaign.engines.base import Engine
+from guestemu.campaign.engines.exhaustive import ExhaustiveEngine
+from guestemu.campaign.engines.hypothesis import HypothesisEngine
 from guestemu.campaign.engines.random import RandomEngine
 
-_ENGINES: Final = (AtherisEngine(), RandomEngine())
+_ENGINES: Final = (AtherisEngine(), RandomEngine(), HypothesisEngine(), ExhaustiveEngine())
 
 ENGINES: Final[Mapping[str, Engine]] = {engine.name: engine for engine in _ENGINES}
 """Every engine by name, the preferred one first."""

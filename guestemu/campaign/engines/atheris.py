@@ -20,10 +20,13 @@ from types import ModuleType
 from typing import Final
 
 from guestemu.abi.errors import EngineError
+from guestemu.campaign.dictionary import dictionary_text
 from guestemu.campaign.engines.base import Leave
 from guestemu.campaign.feedback import SIZE, Feedback
 from guestemu.campaign.mutator import Mutator, avoid_vmcall
 from guestemu.campaign.session import Session, SessionOver
+from guestemu.campaign.store import write_atomically
+from guestemu.program.mutate import crossover_bytes
 
 _CORE: Final = "core_with_libfuzzer"
 _SEED_MASK: Final = (1 << 31) - 1
@@ -31,6 +34,8 @@ _PC_BASE: Final = 0x1000
 _PC_STEP: Final = 16
 _OURS_MASK: Final = 3
 """One mutation in four is ours."""
+_CROSSOVER_MASK: Final = 7
+_CROSSOVER_SHIFT: Final = 3
 _VMCALL_MASK: Final = 0xF0
 """One mutation in sixteen may leave a VMCALL, which costs several runs."""
 
@@ -82,6 +87,9 @@ def _arguments(session: Session) -> list[str]:
         "-verbosity=0",
     ]
     if store is not None:
+        dictionary = store.infrastructure / "dictionary.txt"
+        write_atomically(dictionary, dictionary_text(session.kinds).encode())
+        arguments += [f"-dict={dictionary}"]
         arguments += [f"-artifact_prefix={store.infrastructure}/", str(store.corpus)]
     return arguments
 
@@ -92,8 +100,15 @@ def fuzz(arguments: list[str], test_one_input: Callback, session: Session) -> No
     import atheris
 
     mutator = MixedMutator(Mutator(session.plan.header, session.kinds), session.executor.max_size)
-    atheris.Setup(arguments, test_one_input, custom_mutator=mutator.mutate, internal_libfuzzer=True)
+    atheris.Setup(
+        arguments,
+        test_one_input,
+        custom_mutator=mutator.mutate,
+        custom_crossover=mutator.cross,
+        internal_libfuzzer=True,
+    )
     _load_globally("atheris.custom_mutator")
+    _load_globally("atheris.custom_crossover")
     core = _core()
     register(session.feedback, core)
     mutator.use(core)
@@ -131,6 +146,13 @@ class MixedMutator:
         if seed & _VMCALL_MASK:
             avoid_vmcall(buffer, size)
         return bytes(buffer[:size])
+
+    def cross(self, first: bytes, second: bytes, max_size: int, seed: int) -> bytes:
+        """A crossover of whole records, one time in eight; else a mutation of `first`: libFuzzer
+        calls this for every second input."""
+        if seed & _CROSSOVER_MASK or not first or not second:
+            return self.mutate(first, max_size, seed >> _CROSSOVER_SHIFT)
+        return crossover_bytes(first, second, max_size, seed)
 
 
 def _load_globally(module: str) -> None:

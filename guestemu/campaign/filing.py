@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Makes findings of violations: counts them, minimises what is new, saves it.
+
+A violation goes into the journal before it is minimised and its key afterwards, so that whoever
+continues a session that died can file what was left (`recover`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from guestemu.campaign.executor import Executor
+from guestemu.campaign.findings import FindingBook, finding_key, signature
+from guestemu.campaign.journal import (
+    Journal,
+    PositionNoted,
+    ViolationMet,
+    ViolationSettled,
+    journal_files,
+    read_journals,
+    unsettled,
+)
+from guestemu.campaign.minimise import minimise
+from guestemu.campaign.store import Store
+from guestemu.checks.base import Violation
+from guestemu.program.binary import encode_ops
+from guestemu.program.ops import Op
+from guestemu.program.program import Expectation, Program
+
+
+class Shelf:
+    """The store of a session and its journal. Raises `InputError` where a disk is full."""
+
+    def __init__(self, store: Store, index: int) -> None:
+        self.store = store
+        self.journal: Journal = store.open_journal(index)
+
+    def note_input(self, data: bytes) -> None:
+        """An input that covered something new."""
+        self.store.note_input(self.journal, data)
+
+    def note_position(self, space: str, position: int) -> None:
+        """How far the exhaustive engine is."""
+        self.store.note(self.journal, PositionNoted(space, position))
+
+    def last_position(self, space: str) -> int:
+        """The last one noted, 0 if none."""
+        entries = read_journals([self.journal.path])
+        noted = [e for e in entries if isinstance(e, PositionNoted) and e.space == space]
+        return noted[-1].position if noted else 0
+
+    def met(self, sign: str, ops: tuple[Op, ...], seconds: float) -> None:
+        """A violation that is about to be minimised."""
+        self.store.note(self.journal, ViolationMet(sign, encode_ops(ops), seconds))
+
+    def settled(self, sign: str, key: str, check: str, seconds: float) -> None:
+        """What became of it."""
+        self.store.note(self.journal, ViolationSettled(sign, key, check, seconds))
+
+
+class Filing:
+    """The findings of one session. `elapsed` gives seconds since its start; without a `shelf`
+    nothing is written."""
+
+    def __init__(
+        self, executor: Executor, shelf: Shelf | None, elapsed: Callable[[], float]
+    ) -> None:
+        self.book = FindingBook()
+        self.unstable: list[str] = []
+        self._executor = executor
+        self._shelf = shelf
+        self._elapsed = elapsed
+        self._done: set[str] = set()
+
+    def file(self, ops: tuple[Op, ...], violations: list[Violation]) -> None:
+        """Counts violations of the program `ops`, minimises and saves what is new."""
+        shelf = self._shelf
+        for violation in violations:
+            sign = signature(violation, ops[violation.op])
+            if not self.book.meet(sign):
+                continue
+            if shelf is not None:
+                shelf.met(sign, ops, self._elapsed())
+            key, check = self._minimise(sign, ops)
+            self._done.add(sign)
+            if shelf is not None:
+                shelf.settled(sign, key, check, self._elapsed())
+
+    def recover(self, index: int, jobs: int, begin: Callable[[bytes], bool]) -> None:
+        """Files what earlier sessions met and had no time to file. `begin` is told each program
+        before it runs, and answers whether it may."""
+        shelf = self._shelf
+        if shelf is None:
+            return
+        entries = read_journals(journal_files(shelf.store.journals, index, jobs))
+        for met in unsettled(entries):
+            if begin(met.data):
+                ops = self._executor.decode(met.data)
+                self.file(ops, self._executor.run(ops))
+            if met.sign not in self._done:
+                shelf.settled(met.sign, "", "", self._elapsed())
+
+    def _minimise(self, sign: str, ops: tuple[Op, ...]) -> tuple[str, str]:
+        """Key and check of the violation's finding, which is saved; both empty if the program does
+        not show it again."""
+        found = minimise(self._executor, ops, sign)
+        if found is None:
+            self.unstable.append(f"{sign} (not seen again with the same program)")
+            return "", ""
+        smallest, shown, violations = found
+        key = finding_key(shown, smallest)
+        if self.book.settle(sign, key, shown.check, self._elapsed()) and self._shelf is not None:
+            self._save(self._shelf.store, key, smallest, shown, violations)
+        return key, shown.check
+
+    def _save(
+        self,
+        store: Store,
+        key: str,
+        ops: tuple[Op, ...],
+        violation: Violation,
+        violations: list[Violation],
+    ) -> None:
+        path = store.finding_path(key)
+        lines = [
+            f"Finding {key} of a campaign on target {self._executor.target.name}.",
+            f"Check {violation.check}, after op {violation.op}: {violation.message}",
+        ]
+        if violation.fact:
+            lines.append(f"Demanded by: {violation.fact}")
+        lines.append(f"Reproduce: guestemu run {path}")
+        expected = dict.fromkeys(Expectation("violation", v.check, v.op) for v in violations)
+        program = Program(self._executor.header, ops, tuple(expected))
+        store.save_finding(key, program, "\n".join(lines))

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The write-ahead record of a campaign: what a worker has seen, before anything is made of it.
+
+    journal/worker-N.jsonl   one JSON object a line, appended with one write() each
+
+A worker notes an input that brought coverage before the engine keeps it, and a violation before it
+is minimised, which takes up to seconds. The kernel has the line once write() returned, so SIGKILL
+of the worker loses nothing of it; a power cut may. Whoever starts next (the worker's successor, or
+`--resume`) puts missing inputs back and files violations that were met and not settled. A line that
+was cut off, or is damaged, is skipped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import msgspec
+
+_SUFFIX: Final = ".jsonl"
+
+
+class InputNoted(msgspec.Struct, frozen=True, tag="input"):
+    """An input that covered something new to its worker."""
+
+    data: bytes
+
+
+class ViolationMet(msgspec.Struct, frozen=True, tag="met"):
+    """A program (`data`: its binary form) with a violation of this signature; seconds since the
+    worker's start."""
+
+    sign: str
+    data: bytes
+    seconds: float
+
+
+class ViolationSettled(msgspec.Struct, frozen=True, tag="settled"):
+    """What became of the signature's program: filed under `key` (empty: it could not be shown
+    again, or killed the process)."""
+
+    sign: str
+    key: str
+    check: str
+    seconds: float
+
+
+class PositionNoted(msgspec.Struct, frozen=True, tag="position"):
+    """How far the exhaustive engine is: the next program of the space that `space` names."""
+
+    space: str
+    position: int
+
+
+Entry: TypeAlias = InputNoted | ViolationMet | ViolationSettled | PositionNoted
+
+
+def input_name(data: bytes) -> str:
+    """The file name of an input in a corpus (libFuzzer's)."""
+    return hashlib.sha1(data, usedforsecurity=False).hexdigest()
+
+
+class Journal:
+    """Appends to one worker's file. Raises OSError."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._encode = msgspec.json.Encoder().encode
+
+    def add(self, entry: Entry) -> None:
+        """Appends `entry`, on a line of its own even behind a line that was cut off."""
+        data = b"\n" + self._encode(entry) + b"\n"
+        while data:
+            data = data[os.write(self._fd, data) :]
+
+
+def journal_path(directory: Path, index: int) -> Path:
+    """The file of worker `index`."""
+    return directory / f"worker-{index}{_SUFFIX}"
+
+
+def journal_files(directory: Path, index: int = 0, jobs: int = 1) -> list[Path]:
+    """The files that worker `index` of `jobs` looks after: its own and those of workers that this
+    run of the campaign does not have."""
+    found: list[tuple[int, Path]] = []
+    for path in directory.glob(f"worker-*{_SUFFIX}"):
+        number = path.stem.rpartition("-")[2]
+        if number.isdecimal() and int(number) % jobs == index:
+            found.append((int(number), path))
+    return [path for _, path in sorted(found)]
+
+
+def read_journals(paths: Iterable[Path]) -> list[Entry]:
+    """Every whole entry of the files, in order. A file that cannot be read counts as empty."""
+    decoder = msgspec.json.Decoder(Entry)
+    entries: list[Entry] = []
+    for path in paths:
+        try:
+            lines = path.read_bytes().split(b"\n")
+        except OSError:
+            continue
+        for line in lines:
+            if not line:
+                continue
+            try:
+                entries.append(decoder.decode(line))
+            except (msgspec.DecodeError, ValueError):
+                continue
+    return entries
+
+
+def unsettled(entries: Iterable[Entry]) -> list[ViolationMet]:
+    """Violations that were met and not settled since: the last program of each signature."""
+    open_ones: dict[str, ViolationMet] = {}
+    for entry in entries:
+        if isinstance(entry, ViolationMet):
+            open_ones[entry.sign] = entry
+        elif isinstance(entry, ViolationSettled):
+            open_ones.pop(entry.sign, None)
+    return list(open_ones.values())

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""First inputs of a campaign: what the modelled kernels do, and programs that a user names."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from guestemu.abi.errors import InputError
+from guestemu.campaign.targets import Target
+from guestemu.program.binary import encode_ops
+from guestemu.program.generate import FLOWS
+from guestemu.program.ops import Op, OpKind
+from guestemu.program.program import Header
+from guestemu.program.text import load_program
+from guestemu.program.validity import problem_of
+
+FLOWS_WORD: Final = "flows"
+NONE_WORD: Final = "none"
+_EACH: Final = 4
+"""Variants of each flow."""
+
+_SUFFIX: Final = ".prog"
+
+
+def _flow_seeds(header: Header, kinds: frozenset[OpKind]) -> list[tuple[Op, ...]]:
+    rng = random.Random(0)
+    flows = [flow(rng, header) for flow in FLOWS for _ in range(_EACH)]
+    return [tuple(op for op in flow if op.kind in kinds) for flow in flows]
+
+
+def _files(word: str) -> list[Path]:
+    path = Path(word)
+    if path.is_dir():
+        files = sorted(path.rglob(f"*{_SUFFIX}"))
+        if not files:
+            raise InputError(f"--seeds {word}: no {_SUFFIX} file in it; name another directory")
+        return files
+    if not path.exists():
+        raise InputError(
+            f"--seeds {word}: no such file; use {FLOWS_WORD}, {NONE_WORD}, or a {_SUFFIX} file or "
+            "a directory of them"
+        )
+    return [path]
+
+
+def seed_inputs(
+    words: Sequence[str], target: Target, header: Header, kinds: frozenset[OpKind]
+) -> list[bytes]:
+    """The inputs that `words` (as in --seeds) stand for, each once, without ops that the target
+    does not have or `header` does not allow. Raises `InputError`, also for a file that is no
+    program."""
+    chosen: list[tuple[Op, ...]] = []
+    for word in words:
+        if word == FLOWS_WORD:
+            chosen += _flow_seeds(header, kinds)
+        elif word != NONE_WORD:
+            chosen += (load_program(path).ops for path in _files(word))
+    inputs: dict[bytes, None] = {}
+    for ops in chosen:
+        fit = [op for op in ops if op.kind in kinds and problem_of(op, header) is None]
+        if fit:
+            inputs[encode_ops(fit[: target.max_ops])] = None
+    return list(inputs)

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What `guestemu fuzz` asks for and what it tells at its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeAlias
+
+import typer
+
+from guestemu.cli import console
+
+if TYPE_CHECKING:
+    from guestemu.campaign.campaign import Campaign
+    from guestemu.campaign.figures import Figures
+
+TargetName: TypeAlias = Annotated[
+    str, typer.Argument(metavar="TARGET", help="One of `guestemu targets`.")
+]
+Seconds: TypeAlias = Annotated[
+    float | None, typer.Option("--time", metavar="S", help="End after S seconds.")
+]
+Executions: TypeAlias = Annotated[
+    int | None, typer.Option("--execs", metavar="N", help="End after N executions.")
+]
+Jobs: TypeAlias = Annotated[int, typer.Option("--jobs", metavar="N", help="Worker processes.")]
+EngineName: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--engine",
+        metavar="NAME",
+        help="atheris (default where it is installed), hypothesis, random or exhaustive.",
+    ),
+]
+Bounds: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--bounds",
+        metavar="OPS[,VALUES]",
+        help="With --engine exhaustive: every program of up to OPS ops, with VALUES values for "
+        "each argument (default 1,4).",
+    ),
+]
+WorkDir: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--workdir",
+        metavar="DIR",
+        help="Where corpus, findings and figures go (default guestemu-work/TARGET).",
+    ),
+]
+Resume: TypeAlias = Annotated[
+    bool, typer.Option("--resume", help="Go on with the campaign in the work directory.")
+]
+Seed: TypeAlias = Annotated[
+    int,
+    typer.Option(
+        "--seed",
+        metavar="N",
+        min=0,
+        help="Random numbers; with --execs and --engine random all is repeatable.",
+    ),
+]
+Seeds: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--seeds",
+        metavar="WHAT",
+        help="First inputs: `flows` (what the modelled kernels do; the default), `none`, or a "
+        "program or directory of programs, such as corpora/conversion; repeatable.",
+    ),
+]
+InjectFaults: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--faults",
+        help="Also inject failures and call as no good caller would. Guests up to 6.12 have "
+        "known defects there, so expect findings on any host.",
+    ),
+]
+
+
+def campaign_object(campaign: Campaign, figures: Figures) -> dict[str, object]:
+    """What `--json` prints."""
+    return {
+        "target": campaign.target.name,
+        "engine": campaign.engine,
+        "executions": figures.executions,
+        "execs_per_second": figures.execs_per_second,
+        "seconds": figures.seconds,
+        "findings": [
+            {
+                "key": found.key,
+                "check": found.check,
+                "program": str(campaign.store.finding_path(found.key)),
+                "first_seen_s": found.first_seen_s,
+                "count": found.count,
+            }
+            for found in figures.findings
+        ],
+        "corpus_size": figures.corpus_size,
+        "coverage": {
+            "guest_blocks": figures.guest_blocks,
+            "model_states": figures.model_states,
+            "near_misses": figures.near_misses,
+        },
+        "median_ops": figures.median_ops,
+        "space": figures.space,
+        "infrastructure": figures.infrastructure,
+        "unstable": figures.unstable,
+        "interrupted": figures.is_interrupted,
+    }
+
+
+def tell(campaign: Campaign, figures: Figures) -> None:
+    """The end of a campaign, for people."""
+    from guestemu.campaign.screen import duration, space_line, status_line
+
+    console.emit(status_line(figures))
+    if figures.executions:
+        console.emit(
+            f"{figures.median_ops} ops per program (median); last new coverage after "
+            f"{duration(figures.last_new_s)}; work directory {campaign.store.root}"
+        )
+    if figures.space is not None:
+        console.emit(space_line(figures))
+    for line in figures.infrastructure:
+        console.emit(console.paint(f"infrastructure: {line}", "yellow"))
+    for line in figures.unstable:
+        console.emit(console.paint(f"not reproducible: {line}", "yellow"))
+    if not figures.findings:
+        console.emit(console.paint("nothing found", "green"))
+        return
+    console.emit()
+    console.emit_table(
+        ("finding", "count", "first after", "program"),
+        (
+            (
+                found.key,
+                f"{found.count:,}",
+                duration(found.first_seen_s),
+                campaign.store.finding_path(found.key),
+            )
+            for found in figures.findings
+        ),
+    )
