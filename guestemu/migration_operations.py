@@ -18,7 +18,13 @@ from guestemu.checks.lost import LostCheck
 from guestemu.guest.base import CallOutcome, Guest
 from guestemu.guest.snippet.guest import SnippetGuest
 from guestemu.host.base import Host
-from guestemu.migration.endpoints import DESTINATION_BASE, Destination, Source, bulk_packets
+from guestemu.migration.endpoints import (
+    DESTINATION_BASE,
+    Destination,
+    Source,
+    bulk_packets,
+    used_frames,
+)
 from guestemu.migration.firmware_link import FirmwareReceiver, FirmwareSender
 from guestemu.migration.links import PlainSender, Sender
 from guestemu.migration.steps import PassSteps
@@ -98,11 +104,10 @@ class MigrationOperations:
     def _frames(self, op: Op) -> frozenset[int]:
         guest = self._testbed.guest
         pages = op.arguments[0]
-        ram = guest.machine.ram
         if pages:
             first = guest.gpa(op.region, op.page) >> PAGE_SHIFT
-            return frozenset(range(first, min(first + pages, ram.frames)))
-        return frozenset(gfn for gfn, _, _ in ram.base_pages()) | ram.dirty_frames()
+            return frozenset(range(first, min(first + pages, guest.machine.ram.frames)))
+        return used_frames(guest)
 
     def _start(self, op: Op) -> CallOutcome:
         if self.is_on:

@@ -48,6 +48,15 @@ def bulk_packets(guest: Guest) -> Iterable[Packet]:
         yield Packet(gfn, is_private, content)
 
 
+def used_frames(guest: Guest) -> frozenset[int]:
+    """The frames of `guest` that hold anything: had content at the checkpoint or were written
+    since. All others read as zeros in the private view, at both ends."""
+    ram = guest.machine.ram
+    if ram.has_crossing:
+        ram.find_unseen_writes()
+    return frozenset(gfn for gfn, _, _ in ram.base_pages()) | ram.dirty_frames()
+
+
 class Source:
     """A running guest on its way out. `steps` are the host's over `frames`; `deliver` takes the
     packets."""
@@ -106,9 +115,8 @@ class Destination:
     def take_bulk(self, packets: Iterable[Packet]) -> None:
         """Replaces all that the guest's own boot left in RAM by `packets`, and makes that the state
         to which `reset` returns. Page tables must be those of this guest's own boot."""
+        self.wipe()
         machine = self.guest.machine
-        for gfn, _, _ in list(machine.ram.base_pages()):
-            self._dram.write(gfn << PAGE_SHIFT, _NOTHING)
         receiver = PlainReceiver(machine.ram)
         for packet in packets:
             receiver.deliver(packet)
@@ -123,6 +131,10 @@ class Destination:
         self._receiver = PlainReceiver(self.guest.machine.ram)
         if self._key != self.guest.machine.config.key:
             self._place(self.guest.machine.config.key)
+
+    def wipe(self) -> None:
+        """Forgets all that the guest's own boot left in RAM."""
+        self.discard(gfn for gfn, _, _ in list(self.guest.machine.ram.base_pages()))
 
     def discard(self, frames: Iterable[int]) -> None:
         """Forgets the content of `frames`: they have not arrived yet."""
