@@ -15,8 +15,11 @@ import msgspec
 
 from guestemu.abi.errors import InputError
 from guestemu.claims import (
+    failure_policies,
     firmware_promises,
+    guest_addresses,
     host_records,
+    instruction_boundaries,
     kexec_reset,
     migration_control,
     notification_failures,
@@ -61,6 +64,9 @@ def all_claims() -> tuple[Claim, ...]:
         re_execution.CLAIMS,
         notification_failures.CLAIMS,
         kexec_reset.CLAIMS,
+        failure_policies.CLAIMS,
+        instruction_boundaries.CLAIMS,
+        guest_addresses.CLAIMS,
     )
     return tuple(sorted((claim for group in groups for claim in group), key=_key))
 

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A migration in the middle of a conversion: C8.
+
+A real kernel fills a page, converts it and fills it again; it is stopped in front of instructions
+of that window and goes on as another machine with another key. The order model adds what the kernel
+does not do: a write through the new mapping before the hypercall. Facts A2, R1; docs/explore.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from guestemu.claims import cells
+from guestemu.claims.claim import Claim, Lab, Need
+from guestemu.claims.kernels import MEMORY, image
+from guestemu.claims.result import ClaimResult, Evidence, Witness, decide
+from guestemu.explore.rules import Rules
+from guestemu.guest.linux.load import linux_config
+from guestemu.kernelmig.experiment import Experiment
+from guestemu.kernelmig.scenario import Variant
+from guestemu.kernelmig.sweep import FetchOrder, SweepResult, migrate
+
+_POINTS: Final = 100
+"""Migrations spread over the whole window."""
+
+_STRIDE: Final = 4
+"""Between the change of the entry and the hypercall every so many instructions."""
+
+_DEFAULT: Final = Rules()
+
+
+class Sweeps(msgspec.Struct, frozen=True):
+    """One kernel: migrations over the whole window, those between the change of the page-table
+    entry and the hypercall, and the first once more with a host that fetches the status first.
+    `instructions` of the window, `between` of the part."""
+
+    instructions: int
+    between: int
+    whole: SweepResult
+    part: SweepResult
+    wrong_order: SweepResult
+
+
+def sweep_kernel(lab: Lab, name: str, variant: Variant) -> Sweeps:
+    """Migrates the kernel `name` in the middle of a conversion, some hundred times."""
+    experiment = Experiment(image(name), linux_config(MEMORY, 39, "sev"), variant)
+    try:
+        recording = experiment.recording
+        first = max(event.index for event in recording.events if event.kind == "pte")
+        last = max(event.index for event in recording.events if event.kind == "vmmcall")
+        step = max(recording.length // _POINTS, 1)
+        everywhere = range(0, recording.length, step)
+        inside = range(first, last + 2, _STRIDE)
+        return Sweeps(
+            recording.length,
+            last + 2 - first,
+            _migrations(lab, experiment, everywhere, FetchOrder.DIRTY_FIRST),
+            _migrations(lab, experiment, inside, FetchOrder.DIRTY_FIRST),
+            _migrations(lab, experiment, everywhere, FetchOrder.STATUS_FIRST),
+        )
+    finally:
+        experiment.close()
+
+
+def _migrations(
+    lab: Lab, experiment: Experiment, indices: Iterable[int], order: FetchOrder
+) -> SweepResult:
+    result = SweepResult()
+    for index in indices:
+        result.add(migrate(experiment, index, order), 0.0)
+        lab.advance()
+    return result
+
+
+def between_steps(lab: Lab, rules: Rules = _DEFAULT) -> ClaimResult:
+    """C8: the kernels at their instructions, and the model's S1, S1b, S2 against S1c."""
+    variant = Variant()
+    seen = {name: sweep_kernel(lab, name, variant) for name in lab.kernels}
+    quiet = [
+        cell
+        for script in ("S1", "S1b", "S2")
+        for cell in cells.count_rows(cells.TIGHT_ORDERS, script, rules)
+    ]
+    early = cells.count_rows(cells.TIGHT_ORDERS, "S1c", rules)
+    wrong = sum(
+        sweep.lost_defined + sweep.differences
+        for each in seen.values()
+        for sweep in (each.whole, each.part)
+    )
+    can_fail = all(each.wrong_order.lost_defined for each in seen.values())
+    lost_quiet = sum(cell.lost for cell in quiet)
+    lost_early = min(cell.lost for cell in early)
+    return ClaimResult(
+        verdict=decide(
+            confirmed=wrong > 0 or lost_quiet > 0,
+            refuted=can_fail and not wrong and not lost_quiet and not lost_early,
+            conditional=can_fail and not wrong and not lost_quiet and lost_early > 0,
+        ),
+        condition=(
+            "something writes through the new mapping before the hypercall: another CPU, or a "
+            "device; the kernel itself does not, and then no stop in between loses anything"
+        ),
+        evidence=(
+            *(found for name, each in seen.items() for found in _kernel_evidence(name, each)),
+            Evidence(
+                "orders 1, 4, 5, 6, scripts S1, S1b and S2",
+                lost_quiet,
+                "losing interleavings",
+                f"of {sum(cell.tally.total for cell in quiet)}; guestemu explore --table",
+            ),
+            *(cells.evidence(cell, "write before the hypercall") for cell in early),
+        ),
+        guests=(*lab.kernels, cells.MODEL),
+        witnesses=(
+            *cells.witness(early[0]),
+            Witness(
+                "the control: status fetched before the window, dirty log at the stop; a stop "
+                "behind the conversion sends the page by what it was"
+            ),
+        ),
+        remark="Caches are not modelled: a missing flush on a machine without coherent encryption "
+        "would not be seen here.",
+    )
+
+
+def _kernel_evidence(name: str, each: Sweeps) -> tuple[Evidence, ...]:
+    unit = "migrations that lose or differ"
+    return (
+        Evidence(
+            f"{name}: stopped anywhere",
+            each.whole.lost_defined + each.whole.differences,
+            unit,
+            f"of {each.whole.points}, over {each.instructions} instructions",
+        ),
+        Evidence(
+            f"{name}: stopped between the entry's change and the hypercall",
+            each.part.lost_defined + each.part.differences,
+            unit,
+            f"of {each.part.points}, over {each.between} instructions, the last flush among them",
+        ),
+        Evidence(
+            f"{name}: control, status fetched before the dirty log",
+            each.wrong_order.lost_defined,
+            "losing migrations",
+            f"of {each.wrong_order.points}",
+        ),
+    )
+
+
+CLAIMS: Final = (
+    Claim(
+        "C8",
+        "A migration between the change of the page table and the hypercall, or between the "
+        "hypercall and the flushes, is a problem.",
+        "Andy Lutomirski's question, 12 Feb 2020: 'What happens if the guest gets migrated between "
+        "the hypercall and the associated flushes?'",
+        between_steps,
+        Need.KERNEL,
+    ),
+)
