@@ -33,8 +33,7 @@ class Analysis(msgspec.Struct, frozen=True):
 
     `total` is the sum over devices; `pools` is what the atomic pools cost, at boot and when they
     grew. `splits_unneeded` counts split 2 MiB leaves all of whose pages are private again at the
-    end: nothing merges them (A28). `knows_clearing`: without it, nobody saw what was cleared
-    (`never_cleared_pages` is then 0 whatever happened).
+    end: nothing merges them (A28).
     """
 
     total: Cost
@@ -47,7 +46,6 @@ class Analysis(msgspec.Struct, frozen=True):
     fragmentation: Fragmentation
     churn: Churn
     splits_unneeded: int
-    knows_clearing: bool
 
 
 class _Cell:
@@ -75,11 +73,10 @@ class _Cell:
 
 class Analyst:
     """Gathers an `Analysis`. `private` are the guest's C-bits, always up to date when a conversion
-    is reported; `knows_clearing` as in `Analysis`."""
+    is reported."""
 
-    def __init__(self, private: bitarray, knows_clearing: bool = True) -> None:
+    def __init__(self, private: bitarray) -> None:
         self.shared = SharedPages(private)
-        self._knows_clearing = knows_clearing
         self._series = Series()
         self._record = self._series.record
         self._update = self.shared.update
@@ -92,6 +89,7 @@ class Analyst:
         self._time_ns: int | None = None
         self._at_boot = 0
         self._last: Conversion | None = None
+        self._last_cell = self._cell
 
     def begin(self, event: Event, /) -> None:
         """See `Observer`."""
@@ -113,6 +111,8 @@ class Analyst:
 
     def converted(self, conversion: Conversion, is_pool: bool, /) -> None:
         """See `Observer`."""
+        if self._last is not None:
+            self._miss_clearing(self._last)
         self._update(conversion)
         private = conversion.private
         changed = conversion.changed
@@ -125,7 +125,9 @@ class Analyst:
             self._pools.add(conversion)
             return
         cell = self._cell
-        self._last = conversion
+        if not private:
+            self._last = conversion
+            self._last_cell = cell
         level = cell.level
         level[0] = now = level[0] + change
         if now > level[1]:
@@ -142,10 +144,15 @@ class Analyst:
     def cleared(self, gfn: int, size: int, /) -> None:
         """See `Observer`."""
         last = self._last
-        if last is not None and last.gfn == gfn and not last.private:
+        if last is not None and last.gfn == gfn:
             if last.pages << PAGE_SHIFT > size:
-                self._cell.cost.never_cleared_pages += last.pages - pfn_up(size)
+                self._last_cell.cost.never_cleared_pages += last.pages - pfn_up(size)
             self._last = None
+
+    def _miss_clearing(self, last: Conversion) -> None:
+        """Nobody cleared what was shared last."""
+        self._last_cell.cost.never_cleared_pages += last.pages
+        self._last = None
 
     def address_map(self) -> tuple[MapCell, ...]:
         """Where the shared pages lie, in at most 4096 cells."""
@@ -153,6 +160,8 @@ class Analyst:
 
     def result(self, private: bitarray, split_leaves: frozenset[int]) -> Analysis:
         """The analysis so far; `split_leaves` are first frames of 2 MiB leaves that were split."""
+        if self._last is not None:
+            self._miss_clearing(self._last)
         now = self._time_ns or 0
         self._series.record(now, self._at_boot if self._time_ns is None else self._series.level)
         total = Cost()
@@ -179,5 +188,4 @@ class Analyst:
             fragmentation=self.shared.fragmentation(),
             churn=self.shared.churn(),
             splits_unneeded=sum(private[gfn : gfn + 512].all() for gfn in split_leaves),
-            knows_clearing=self._knows_clearing,
         )

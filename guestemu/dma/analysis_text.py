@@ -40,7 +40,7 @@ def print_analysis(console: Console, analysis: Analysis) -> None:
         f"cache lines of {analysis.total.cache_bytes >> 10} KiB flushed where the CPU is not "
         f"coherent",
         f"{analysis.total.exposed_pages} pages were shared before they were cleared"
-        + (f", {analysis.total.never_cleared_pages} never were" if analysis.knows_clearing else ""),
+        f", {analysis.total.never_cleared_pages} never were",
     ]
     for line in lines:
         console.print(Text(line), soft_wrap=True)

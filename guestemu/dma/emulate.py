@@ -104,6 +104,16 @@ class WatchedConversions:
         self._value(f"memset of {size} bytes at frame {gfn:#x}", outcome, ())
         self._observer.cleared(gfn, size)
 
+    def report_clearing(self, gfn: Gfn, pages: int) -> None:
+        """Tells how many of the pages, from the first on, a device would read as zeros: what a
+        kernel that clears its buffers itself has cleared."""
+        ram = self._testbed.guest.machine.ram
+        zero = 0
+        while zero < pages and not any(ram.dram(Gfn(gfn + zero))):
+            zero += 1
+        if zero:
+            self._observer.cleared(gfn, zero << PAGE_SHIFT)
+
     def _convert(self, gfn: Gfn, pages: int, private: bool) -> int:
         tables = self._leaf_map.table_pages
         result, violations = self._testbed.convert(
@@ -220,7 +230,7 @@ class Emulation(DmaRun):
         self._leaf_map = guest.leaf_map
         self._small_at_boot = guest.leaf_map.small_leaves()
         has_model_allocator = bool(guest.dma_frames)
-        analyst = Analyst(guest.leaf_map.private, has_model_allocator)
+        analyst = Analyst(guest.leaf_map.private)
         observer: Observer = Observers((analyst, *observers)) if observers else analyst
         free = bitarray(0)
         if has_model_allocator:

@@ -13,6 +13,7 @@ from typing import TypeAlias
 import msgspec
 
 from guestemu.abi.addresses import pfn_up
+from guestemu.guest.dma.coherent import Origin
 from guestemu.guest.dma.gfp import may_block
 
 
@@ -22,7 +23,8 @@ class Alloc(msgspec.Struct, frozen=True, gc=False):
     `line` counts from 1, `time_ns` is the trace clock in nanoseconds, `dma_addr` the bus address
     and `size` the bytes the driver asked for, before any rounding. `driver` is empty when the trace
     does not name one. `via_pages` tells dma_alloc_pages (B4) from dma_alloc_attrs. `has_failed`:
-    the kernel traces failed allocations as well, with a NULL virtual address.
+    the kernel traces failed allocations as well, with a NULL virtual address. `origin` is another
+    than DMA in built-in patterns only.
     """
 
     line: int
@@ -37,6 +39,7 @@ class Alloc(msgspec.Struct, frozen=True, gc=False):
     attrs: frozenset[str] = frozenset()
     via_pages: bool = False
     has_failed: bool = False
+    origin: Origin = Origin.DMA
 
     @property
     def pages(self) -> int:

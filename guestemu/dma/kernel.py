@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from guestemu.abi.addresses import PAGE_SHIFT, Gfn, Gpa, pfn_up
+from guestemu.abi.errors import InputError
 from guestemu.guest.base import CallOutcome, Guest
 from guestemu.guest.dma.coherent import (
     AllocOutcome,
@@ -18,6 +19,7 @@ from guestemu.guest.dma.coherent import (
     Buffer,
     FreeOutcome,
     FreeRecord,
+    Origin,
 )
 from guestemu.guest.dma.gfp import GFP_KERNEL, may_block
 from guestemu.guest.dma.pools import PoolGrowth
@@ -35,6 +37,9 @@ class Watch(Protocol):
         frames: Callable[[CallOutcome], tuple[int, int] | None],
     ) -> tuple[int, int]:
         """The call's value (or -EIO), and the pages whose C-bit changed."""
+
+    def report_clearing(self, gfn: Gfn, pages: int) -> None:
+        """Looks which of the pages that a call shared were cleared."""
 
 
 class KernelPools:
@@ -103,8 +108,17 @@ class KernelCoherent:
         is_pool = not blocks
         buffer = Buffer(gfn, size, 0 if is_pool else pages, flipped, is_pool)
         self._buffers[gfn] = buffer
+        if blocks:
+            self._watch.report_clearing(gfn, pages)
         return AllocRecord(
             AllocOutcome.POOL if is_pool else AllocOutcome.CONVERTED, buffer, flipped
+        )
+
+    def share(self, size: int, origin: Origin) -> AllocRecord:
+        """A booted kernel has made its swiotlb and has no such driver: InputError."""
+        raise InputError(
+            f"pages of {size} bytes that are shared otherwise than by dma_alloc_attrs(): a real "
+            f"kernel shares its own at boot; use snippet:GENERATION or model:GENERATION"
         )
 
     def free(self, gfn: Gfn) -> FreeRecord:

@@ -29,6 +29,7 @@ from guestemu.guest.dma.coherent import (
     CoherentDma,
     FreeOutcome,
     FreeRecord,
+    Origin,
     PoolsView,
 )
 from guestemu.guest.dma.conversions import CoherentGuest
@@ -72,6 +73,10 @@ class StoreAllocator:
     def leaked_pages(self) -> int:
         """Pages that were leaked so far."""
         return self._inner.leaked_pages
+
+    def share(self, size: int, origin: Origin) -> AllocRecord:
+        """See `CoherentAllocator`; no policy changes it."""
+        return self._inner.share(size, origin)
 
     def boot(self) -> None:
         """Makes the atomic pools."""

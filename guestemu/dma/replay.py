@@ -22,7 +22,7 @@ from guestemu.dma.anomalies import Anomaly, AnomalyKind
 from guestemu.dma.events import Alloc, Event, Free
 from guestemu.dma.live import Account, Accountant
 from guestemu.dma.liveset import LiveBuffer
-from guestemu.guest.dma.coherent import AllocOutcome, CoherentAllocator, FreeOutcome
+from guestemu.guest.dma.coherent import AllocOutcome, CoherentAllocator, FreeOutcome, Origin
 from guestemu.guest.dma.zones import DMA_BIT_MASK_64
 
 PROGRESS_EVENTS: Final = 1024
@@ -34,6 +34,7 @@ _FAILURES: Final[Mapping[AllocOutcome, AnomalyKind]] = {
 }
 
 
+_DMA: Final = Origin.DMA
 _POOL: Final = AllocOutcome.POOL
 _ENCRYPT_FAILED: Final = FreeOutcome.ENCRYPT_FAILED
 """Looked up once: a member of an enumeration costs as much as a call."""
@@ -134,7 +135,10 @@ class Replayer:
         if event.has_failed:
             return
         mask = self._masks.get(event.device, DMA_BIT_MASK_64) if self._masks else DMA_BIT_MASK_64
-        record = self._dma.alloc(event.size, event.gfp, mask, event.via_pages)
+        if event.origin is _DMA:
+            record = self._dma.alloc(event.size, event.gfp, mask, event.via_pages)
+        else:
+            record = self._dma.share(event.size, event.origin)
         self._allocations += 1
         self._decrypted += record.decrypted_pages
         outcome = record.outcome

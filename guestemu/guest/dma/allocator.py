@@ -145,6 +145,24 @@ class BuddyAllocator:
         heappush(self._heaps[order], start)
         return _FREED
 
+    def reserve(self, pages: int) -> Block | None:
+        """Takes `pages` neighbouring pages for good, rounded up to largest blocks and from the
+        highest ones that are free, as memblock does before there are free lists; None: no room.
+
+        The record's `gfn` counts, its `order` means nothing.
+        """
+        size = 1 << self._max_order
+        wanted = -(-pages // size)
+        run = 0
+        for start in range((self._end & -size) - size, self._first - 1, -size):
+            run = run + 1 if self._free.get(start) == self._max_order else 0
+            if run == wanted:
+                for position in range(start, start + wanted * size, size):
+                    del self._free[position]
+                self._free_pages -= wanted * size
+                return Block(Gfn(start), self._max_order)
+        return None
+
     def _refusal(self, gfn: int) -> FreeResult:
         for order in range(self._max_order + 1):
             if self._free.get(gfn & -(1 << order)) == order:

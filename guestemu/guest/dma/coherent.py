@@ -13,7 +13,9 @@ from typing import Final, Protocol
 
 import msgspec
 
-from guestemu.abi.addresses import Gfn, get_order, page_align
+from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gfn, get_order, page_align, pfn_up
+from guestemu.abi.errors import InputError
+from guestemu.guest.dma.cma import CmaArea
 from guestemu.guest.dma.conversions import CoherentGuest
 from guestemu.guest.dma.gfp import GFP_KERNEL, may_block
 from guestemu.guest.dma.policy import OnFailure, Policy
@@ -21,6 +23,17 @@ from guestemu.guest.dma.pools import AtomicPools, PoolGrowth
 from guestemu.guest.dma.zones import DMA_BIT_MASK_64, ZonedAllocator
 
 KEPT_SHAPES: Final = 4096
+
+
+class Origin(enum.Enum):
+    """Who shares pages, and where they come from."""
+
+    DMA = "dma"
+    """dma_alloc_coherent and dma_alloc_pages."""
+    PAGES = "pages"
+    """A driver's own alloc_pages() and set_memory_decrypted(), no memset (sev-guest, B11)."""
+    BOOT = "boot"
+    """memblock, at boot: swiotlb (B9). Cleared before its decryption since 6.1, after it before."""
 
 
 class Buffer(msgspec.Struct, frozen=True, gc=False):
@@ -123,6 +136,9 @@ class CoherentAllocator(Protocol):
     ) -> AllocRecord:
         """Allocates `size` bytes."""
 
+    def share(self, size: int, origin: Origin) -> AllocRecord:
+        """Shares `size` bytes that the DMA code knows nothing of; `free` takes them back."""
+
     def free(self, gfn: Gfn) -> FreeRecord:
         """Frees the buffer that starts at frame `gfn`."""
 
@@ -132,7 +148,8 @@ class CoherentDma:
 
     `memory` are the frames it may use, `policy` the kernel generation, `pool_bytes` the size of an
     atomic pool (None: by RAM size). `pool_guest` converts the pools' pages, if that is to be told
-    apart from the conversions of buffers.
+    apart from the conversions of buffers. `cma_pages` of `memory` become the contiguous area (0:
+    the kernel has none). InputError when there is no room for that.
     """
 
     def __init__(
@@ -142,6 +159,7 @@ class CoherentDma:
         policy: Policy,
         pool_bytes: int | None = None,
         pool_guest: CoherentGuest | None = None,
+        cma_pages: int = 0,
     ) -> None:
         self.pools = AtomicPools(pool_guest or guest, memory, pool_bytes)
         self.policy = policy
@@ -150,6 +168,17 @@ class CoherentDma:
         self._buffers: dict[Gfn, Buffer] = {}
         self._shapes: dict[int, tuple[int, int, int]] = {}
         self._leaked_pages = 0
+        self.pages_beyond = 0
+        """Pages that were converted behind the end of their buffer's memory (5.10 with CMA)."""
+        self._cma: CmaArea | None = None
+        if cma_pages:
+            first = memory.reserve(cma_pages)
+            if first is None:
+                raise InputError(
+                    f"cma of {cma_pages >> 8} MiB: the guest has no such room; take less of it or "
+                    f"more memory"
+                )
+            self._cma = CmaArea(first, cma_pages)
 
     @property
     def leaked_pages(self) -> int:
@@ -183,6 +212,10 @@ class CoherentDma:
         cleared = size if via_pages else aligned
         if not may_block(gfp):
             return self._alloc_from_pool(size, cleared, mask, gfp)
+        if self._cma is not None and aligned > PAGE_SIZE:
+            first = self._cma.allocate(aligned >> PAGE_SHIFT, (mask + 1) >> PAGE_SHIFT)
+            if first is not None:
+                return self._share(first, aligned >> PAGE_SHIFT, size, pages, cleared)
         block = self._memory.allocate(order, mask)
         if block is None:
             return AllocRecord(AllocOutcome.NO_MEMORY)
@@ -206,12 +239,40 @@ class CoherentDma:
         pages = buffer.converted_pages
         error = self._guest.set_memory_encrypted(gfn, pages)
         if not error:
-            self._memory.free(gfn)
+            self._give_back(gfn)
             return FreeRecord(_FREED, pages)
         leaked, suspect = self._give_up(gfn, buffer.block_pages, self.policy.encrypt_failure)
         return FreeRecord(
             FreeOutcome.ENCRYPT_FAILED, pages, error, leaked, suspect, self.policy.warns
         )
+
+    def share(self, size: int, origin: Origin) -> AllocRecord:
+        """See `CoherentAllocator`. swiotlb is one reservation, without any limit on its size."""
+        pages = pfn_up(size)
+        if origin is Origin.BOOT:
+            first = self._memory.reserve(pages)
+            if first is None:
+                return AllocRecord(AllocOutcome.NO_MEMORY)
+            if self.policy.clears_swiotlb_late:
+                return self._share(first, pages, size, pages, page_align(size))
+            self._guest.memset(first, page_align(size))
+            return self._share(first, pages, size, pages, 0)
+        block = self._memory.allocate(get_order(size))
+        if block is None:
+            return AllocRecord(AllocOutcome.NO_MEMORY)
+        return self._share(block.gfn, block.pages, size, pages, 0)
+
+    def _share(self, gfn: Gfn, held: int, size: int, pages: int, cleared: int) -> AllocRecord:
+        """Decrypts `pages` of the `held` pages from `gfn` on and clears `cleared` bytes."""
+        self.pages_beyond += max(0, pages - held)
+        error = self._guest.set_memory_decrypted(gfn, pages)
+        if error:
+            leaked, suspect = self._give_up(gfn, held, self.policy.decrypt_failure)
+            return AllocRecord(AllocOutcome.DECRYPT_FAILED, None, pages, error, leaked, suspect)
+        if cleared:
+            self._guest.memset(gfn, cleared)
+        buffer = self._buffers[gfn] = Buffer(gfn, size, held, pages, False)
+        return AllocRecord(_CONVERTED, buffer, pages)
 
     def _alloc_from_pool(
         self, size: int, cleared: int, mask: int, gfp: frozenset[str]
@@ -238,5 +299,9 @@ class CoherentDma:
         if policy is OnFailure.LEAK:
             self._leaked_pages += pages
             return pages, 0
-        self._memory.free(gfn)
+        self._give_back(gfn)
         return 0, pages
+
+    def _give_back(self, gfn: Gfn) -> None:
+        if self._cma is None or not self._cma.free(gfn):
+            self._memory.free(gfn)

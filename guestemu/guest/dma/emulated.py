@@ -42,6 +42,13 @@ class TrackedAllocator(ZonedAllocator):
             self.free_frames[block.gfn : block.gfn + block.pages] = False
         return block
 
+    def reserve(self, pages: int) -> Gfn | None:
+        """See `ZonedAllocator`."""
+        gfn = super().reserve(pages)
+        if gfn is not None:
+            self.free_frames[gfn : gfn + pages] = False
+        return gfn
+
     def free(self, gfn: Gfn) -> FreeResult:
         """See `ZonedAllocator`."""
         result = super().free(gfn)

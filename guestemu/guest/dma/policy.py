@@ -32,13 +32,15 @@ class OnFailure(enum.Enum):
 
 class Policy(msgspec.Struct, frozen=True):
     """One generation's rules. `converts_whole_order`: the tail of the order block is converted too
-    (B5). `warns`: a failed re-encryption is logged."""
+    (B5). `warns`: a failed re-encryption is logged. `clears_swiotlb_late`: swiotlb is cleared after
+    its decryption (A.9)."""
 
     name: str
     converts_whole_order: bool
     decrypt_failure: OnFailure
     encrypt_failure: OnFailure
     warns: bool
+    clears_swiotlb_late: bool = False
 
     def converted_pages(self, size: int) -> int:
         """Pages that alloc and free convert for a buffer of `size` bytes (size >= 1)."""
@@ -50,9 +52,9 @@ _PAGES_FREE: Final = (False, OnFailure.FREE, OnFailure.LEAK, True)
 _PAGES_LEAK: Final = (False, OnFailure.LEAK, OnFailure.LEAK, True)
 
 POLICIES: Final[Mapping[str, Policy]] = {
-    "5.10": Policy("5.10", *_ORDER_FREE),
-    "2020": Policy("2020", *_ORDER_FREE),
-    "5.17": Policy("5.17", *_PAGES_FREE),
+    "5.10": Policy("5.10", *_ORDER_FREE, True),
+    "2020": Policy("2020", *_ORDER_FREE, True),
+    "5.17": Policy("5.17", *_PAGES_FREE, True),
     "6.1": Policy("6.1", *_PAGES_FREE),
     "6.12": Policy("6.12", *_PAGES_LEAK),
 }

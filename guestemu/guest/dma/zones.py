@@ -94,6 +94,16 @@ class ZonedAllocator:
         """The allocators of the zone and of those below it."""
         return tuple(self._zones[name] for name in zones_for(preferred) if name in self._zones)
 
+    def reserve(self, pages: int) -> Gfn | None:
+        """Takes neighbouring pages for good, from the highest zone below 4 GiB that has them (as
+        swiotlb and CMA must be reachable by all devices); None: no room."""
+        for name in (Zone.DMA32, Zone.NORMAL, Zone.DMA):
+            zone = self._zones.get(name)
+            block = None if zone is None else zone.reserve(pages)
+            if block is not None:
+                return block.gfn
+        return None
+
     def free(self, gfn: Gfn) -> FreeResult:
         """Frees the block that starts at `gfn`; see `BuddyAllocator.free`."""
         for zone in self._zones.values():
