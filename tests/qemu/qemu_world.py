@@ -108,7 +108,7 @@ class Record:
     """The host's status record by gfn: both sources and the sink in one."""
 
     def __init__(self, gfns: int) -> None:
-        self.private = bitarray([True]) * gfns
+        self.private = bitarray([True], endian="little") * gfns
         self.resets = 0
         self.list: list[Region] | None = None
 
@@ -172,7 +172,7 @@ class Token:
         return repr(self.pages[address // PAGE]).encode().ljust(PAGE)
 
     def write(self, address: RamAddr, data: bytes) -> None:
-        self.pages[address // PAGE] = eval(data.decode())
+        self.pages[address // PAGE] = eval(data.decode()) if any(data) else 0
 
     def send_start(self) -> SendStart:
         self._note("SEND_START")

@@ -164,7 +164,10 @@ def test_d32_a_lazy_clear_takes_the_chunk_of_the_page() -> None:
     world.precopy.start()
     world.precopy.step()
     world.precopy.step()
-    left = lambda: [int(p) for p in world.logs.logs[0].get().search(1)]  # noqa: E731
+
+    def left() -> list[int]:
+        return [int(page) for page in world.logs.logs[0].get().search(1)]
+
     assert left() == [3, 70, 200]
     world.precopy.step()
     assert left() == [70, 200]

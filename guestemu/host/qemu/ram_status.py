@@ -23,7 +23,7 @@ class RamStatus:
     def _of(self, block: RamBlock) -> bitarray:
         bits = self._private.get(block.name)
         if bits is None or len(bits) != block.pages:
-            bits = bitarray([True]) * block.pages
+            bits = bitarray([True], endian="little") * block.pages
             self._private[block.name] = bits
         return bits
 

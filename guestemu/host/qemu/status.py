@@ -103,7 +103,7 @@ class BitmapStatus(PageStatus):
         self.block_maps: dict[str, bitarray] = {}
         """`encbmap` of each block: ones at first."""
         for name, block in machine.blocks.items():
-            self.block_maps[name] = bitarray([True]) * block.pages
+            self.block_maps[name] = bitarray([True], endian="little") * block.pages
 
     def sync(self) -> None:
         """kvm_physical_sync...: all slots, then all blocks."""
