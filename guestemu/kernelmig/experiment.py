@@ -117,6 +117,7 @@ class Experiment:
             station.receive(self._link.receiver, (packet,))
         station.take_over(self._start)
         station.settle()
+        self.source.settle()  # sending converts pages, which is no store
 
     # The source ---------------------------------------------------------------------------------
 
