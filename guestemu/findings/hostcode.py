@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which byte code of a host an operation executed.
+
+A host is Python, so the place of its defect can be looked for: what it executes when it is wrong
+and never when it is right. Tracing costs some fifty times the run, so it is for programs that
+failed. For a user's host only the user's code counts, which keeps the reference model below it out
+of suspicion; for a host of `guestemu.host` the code of that package does.
+"""
+
+from __future__ import annotations
+
+import linecache
+import sys
+import sysconfig
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Final, TypeAlias
+
+import guestemu
+
+Spots: TypeAlias = frozenset[int]
+"""Byte code locations, numbered by the `HostCode` that recorded them."""
+
+_OWN: Final = f"{Path(guestemu.__file__).parent}/"
+_MODELS: Final = f"{_OWN}host/"
+_PLANTED: Final = f"{_OWN}zoo/"
+_SHIFT: Final = 20
+_Tracer: TypeAlias = Callable[[FrameType, str, object], "_Tracer | None"]
+
+
+def _foreign() -> tuple[str, ...]:
+    """Directories of the interpreter and of installed packages."""
+    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    return (*(f"{sysconfig.get_path(name)}/" for name in names), "<frozen")
+
+
+class HostCode:
+    """Records byte code between `start` and `stop`; `is_model`: of `guestemu.host`."""
+
+    def __init__(self, is_model: bool) -> None:
+        self._is_model = is_model
+        self._foreign = _foreign()
+        self._numbers: dict[CodeType, int] = {}
+        self._codes: list[CodeType] = []
+        self._hit: set[int] = set()
+        self._before: object = None
+
+    def start(self) -> None:
+        """Traces from now on; whatever traced before has to wait."""
+        self._before = sys.gettrace()
+        self._hit = set()
+        sys.settrace(self._on_call)
+
+    def stop(self) -> None:
+        """Ends tracing."""
+        sys.settrace(self._before)  # type: ignore[arg-type]  # what gettrace gave
+
+    def take(self) -> Spots:
+        """What ran since `start` or the last call."""
+        spots = frozenset(self._hit)
+        self._hit.clear()
+        return spots
+
+    def _is_host(self, name: str) -> bool:
+        if name.startswith(_MODELS):
+            return self._is_model
+        if name.startswith(_OWN):
+            return name.startswith(_PLANTED)
+        return not name.startswith(self._foreign)
+
+    def _number(self, code: CodeType) -> int:
+        number = self._numbers.get(code)
+        if number is None:
+            number = -1
+            if self._is_host(code.co_filename):
+                number = len(self._codes)
+                self._codes.append(code)
+            self._numbers[code] = number
+        return number
+
+    def _on_call(self, frame: FrameType, event: str, argument: object) -> _Tracer | None:
+        number = self._number(frame.f_code)
+        if number < 0:
+            return None
+        frame.f_trace_opcodes = True
+        frame.f_trace_lines = False
+        base = number << _SHIFT
+        hit = self._hit
+
+        def on_opcode(frame: FrameType, event: str, argument: object) -> _Tracer:
+            hit.add(base | frame.f_lasti)
+            return on_opcode
+
+        return on_opcode
+
+    def lines(self, spots: Iterable[int]) -> tuple[str, ...]:
+        """The source lines of `spots` as "Class.method: text", sorted; the same for the same source
+        wherever the file lies and whatever stands above the line."""
+        found = {self._line(spot) for spot in spots}
+        return tuple(sorted(f"{name}: {text}" for _, _, name, text in found))
+
+    def places(self, spots: Iterable[int]) -> tuple[str, ...]:
+        """The source lines of `spots` as "FILE:LINE: text", for people."""
+        found = {self._line(spot) for spot in spots}
+        return tuple(f"{path}:{line}: {text}" for path, line, _, text in sorted(found))
+
+    def _line(self, spot: int) -> tuple[str, int, str, str]:
+        code = self._codes[spot >> _SHIFT]
+        offset = spot & (1 << _SHIFT) - 1
+        line = code.co_firstlineno
+        for start, end, number in code.co_lines():
+            if start <= offset < end and number is not None:
+                line = number
+                break
+        text = linecache.getline(code.co_filename, line).strip()
+        return code.co_filename, line, code.co_qualname, text

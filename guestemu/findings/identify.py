@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From a sighting to a finding: its canonical program, its key, the host code that is suspected."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+import msgspec
+
+from guestemu.abi.x86 import Mode
+from guestemu.checks.base import Violation
+from guestemu.findings.canonical import Canonical, Suspect, around, find_suspect, narrow
+from guestemu.findings.hostcode import Spots
+from guestemu.findings.lower import is_guest_only, lower
+from guestemu.findings.probe import Look, Probe, Sighting
+from guestemu.program.ops import SPECS, Argument, Instruction, Op
+from guestemu.program.program import Expectation, Program
+from guestemu.program.validity import takes_page
+
+_KEY_DIGITS: Final = 8
+_NAMED: Final = frozenset({Argument.HYPERCALL_NUMBER, Argument.MSR})
+_SHORT: Final = 0xFF
+_PRECISE: Final = 4
+"""Suspected source lines up to which they are taken for the defect itself."""
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One defect: `key` CHECK-OPKIND-HASH (a file name), its canonical program, the violation that
+    stands for it and all that the program has, what they look like without their numbers, and
+    the host's source lines ("FILE:LINE: text") that only wrong runs execute (none where the
+    guest is wrong, or where the defect is in an expression that every run passes)."""
+
+    key: str
+    symptom: str
+    ops: tuple[Op, ...]
+    violation: Violation
+    violations: tuple[Violation, ...]
+    places: tuple[str, ...]
+    spots: Spots
+    effect: str
+
+    def program(self, probe: Probe) -> Program:
+        """The program with what a run of it shows."""
+        expected = dict.fromkeys(Expectation("violation", v.check, v.op) for v in self.violations)
+        return Program(probe.header, self.ops, tuple(expected))
+
+
+def _argument_class(sort: Argument, value: int, default: int) -> str:
+    """Defaults, what names something, and sizes by their number of bytes."""
+    if value == default:
+        return "d"
+    if sort in _NAMED and value <= _SHORT:
+        return f"={value}"
+    return str(value.bit_length() + 7 >> 3)
+
+
+def _op_shape(op: Op) -> str:
+    spec = SPECS[op.kind]
+    words = [spec.name]
+    words += (
+        _argument_class(argument.sort, value, argument.default)
+        for argument, value in zip(spec.arguments, op.arguments, strict=True)
+    )
+    if op.mode is not Mode.LONG64:
+        words.append(op.mode.name)
+    if op.cpl:
+        words.append("cpl")
+    if op.instruction is not Instruction.VMMCALL:
+        words.append(op.instruction.name)
+    if takes_page(op):
+        words.append(op.region.name)
+    return " ".join(words)
+
+
+def shape(ops: tuple[Op, ...]) -> str:
+    """A program without its values: kinds of ops, which arguments differ from their defaults and
+    how many bytes long they are, mode, privilege, region."""
+    return "; ".join(map(_op_shape, ops))
+
+
+def finding_key(
+    violation: Violation, symptom: str, ops: tuple[Op, ...], lines: tuple[str, ...]
+) -> str:
+    """CHECK-OPKIND-HASH, a file name. The hash is of the suspected source lines alone where these
+    are few, because one line may break several rules; else of the symptom, the shape of the
+    canonical program and those lines."""
+    is_precise = 0 < len(lines) <= _PRECISE
+    text = "\n".join(lines if is_precise else (symptom, shape(ops), *lines))
+    digest = hashlib.sha256(text.encode()).hexdigest()[:_KEY_DIGITS]
+    return f"{violation.check}-{SPECS[ops[violation.op].kind].name}-{digest}"
+
+
+class Case(msgspec.Struct, frozen=True):
+    """One thing that went wrong in a program: the program, its look and the sighting."""
+
+    ops: tuple[Op, ...]
+    look: Look
+    sighting: Sighting
+
+
+def cases_of(probe: Probe, ops: tuple[Op, ...], look: Look) -> list[Case]:
+    """What went wrong in a run, the host's errors brought down to raw exits where they show there,
+    one case for each symptom with its code."""
+    below = None
+    if not all(is_guest_only(s.violation.check, s.violation.message) for s in look.sightings):
+        below = lower(probe, Program(probe.header, ops), look)
+    found: dict[tuple[str, Spots], Case] = {}
+    for sighting in look.sightings:
+        violation = sighting.violation
+        if below is not None and not is_guest_only(violation.check, violation.message):
+            continue
+        found.setdefault(
+            (sighting.symptom.name, probe.suspicious(sighting)), Case(ops, look, sighting)
+        )
+    if below is not None:
+        raw, lower_look = below
+        for sighting in lower_look.sightings:
+            found.setdefault(
+                (sighting.symptom.name, probe.suspicious(sighting)),
+                Case(raw, lower_look, sighting),
+            )
+    return list(found.values())
+
+
+def identify(probe: Probe, case: Case, known: Spots = frozenset()) -> list[Finding]:
+    """The findings behind a case: one, more where others hide behind the first, none when the
+    program does not show it again.
+
+    Another one is taken for real when a neighbour of the case looks the same without executing the
+    suspicious code of the first; or when the case executed suspicious code that neither the first
+    nor `known` findings execute, and its extent was another.
+    """
+    probe.run_neighbours(case.ops, case.sighting.violation.op)
+    spots = probe.suspicious(case.sighting)
+    name, effect = case.sighting.symptom.name, case.sighting.symptom.effect
+    first = _finding(probe, case.ops, Suspect(name, spots))
+    if first is None:
+        return []
+    found = {first.key: first}
+    if effect == first.effect:
+        return [first]
+    other = _elsewhere(probe, case.ops, first)
+    if other is not None:
+        found.setdefault(other.key, other)
+    left = spots - first.spots - known - (other.spots if other else frozenset())
+    if left:
+        hidden = _finding(probe, case.ops, Suspect(name, spots, left, first.effect))
+        if hidden is not None:
+            alone = _elsewhere(probe, hidden.ops, first) or hidden
+            found.setdefault(alone.key, alone)
+    return list(found.values())
+
+
+def _elsewhere(probe: Probe, start: tuple[Op, ...], first: Finding) -> Finding | None:
+    """The finding behind a neighbour of `start` that looks like `first` and executes none of its
+    suspicious code."""
+    if not first.spots:
+        return None
+    for ops in around(start):
+        look = probe.try_look(ops, traced=True)
+        for sighting in () if look is None else look.sightings:
+            spots = probe.suspicious(sighting)
+            if sighting.symptom.name == first.symptom and not spots & first.spots:
+                return _finding(probe, ops, Suspect(first.symptom, spots))
+    return None
+
+
+def _finding(probe: Probe, ops: tuple[Op, ...], suspect: Suspect) -> Finding | None:
+    ops, suspect = narrow(probe, ops, suspect)
+    smallest = Canonical(probe, suspect).minimise(ops)
+    look = probe.try_look(smallest, traced=True)
+    own = find_suspect(probe, look, suspect)
+    if look is None or own is None:
+        return None
+    own = _first_of_all(probe, smallest, look, own)
+    clean = probe.fresh()
+    clean.run_neighbours(smallest, own.violation.op)
+    spots = clean.suspicious(own)
+    key = finding_key(own.violation, own.symptom.name, smallest, probe.code.lines(spots))
+    return Finding(
+        key,
+        own.symptom.name,
+        smallest,
+        own.violation,
+        tuple(look.violations),
+        probe.code.places(spots),
+        probe.suspicious(own),
+        own.symptom.effect,
+    )
+
+
+def _first_of_all(probe: Probe, ops: tuple[Op, ...], look: Look, own: Sighting) -> Sighting:
+    """Of the sightings of one operation that have one canonical program in common the first: a host
+    that answers and records wrongly at once has one defect, not two."""
+    for other in look.sightings:
+        if other == own:
+            return own
+        if other.violation.op != own.violation.op:
+            continue
+        if other.symptom.name == own.symptom.name:
+            return other
+        suspect = Suspect(other.symptom.name, probe.suspicious(other))
+        if Canonical(probe, suspect).minimise(ops) == ops:
+            return other
+    return own

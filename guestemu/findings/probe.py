@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Runs programs and tells what went wrong in them, and which host code only wrong runs execute.
+
+The cover is the byte code that ran in operations that were convincingly right, for each situation
+apart: a call that is refused anyway clears nothing that an accepted one executes. It starts with a
+fixed battery of calls and grows by the neighbours of programs that are looked at. What a wrong
+operation executed beyond it is *suspicious*: for a defect behind a condition of its own that is its
+place; for one in an expression that every call passes it is empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+from bitarray import bitarray
+
+from guestemu.abi.addresses import PAGE_SIZE
+from guestemu.abi.errors import GuestemuError
+from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
+from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
+from guestemu.abi.x86 import Mode
+from guestemu.checks.base import ExitRecord, OpView, Violation
+from guestemu.findings.hostcode import HostCode, Spots
+from guestemu.findings.symptom import (
+    ACCEPTED,
+    MIXED,
+    Symptom,
+    is_convincing,
+    situation_of,
+    symptom_of,
+)
+from guestemu.host.plugin_guard import PluginHost
+from guestemu.host.userspace.base import VmStopped
+from guestemu.program.ops import SPECS, Op, OpKind
+from guestemu.program.program import Header
+from guestemu.program.validity import problem_of
+from guestemu.program.values import BOUNDARIES
+from guestemu.testbed import Testbed
+
+_MODELS: Final = "guestemu.host."
+_NOTHING: Final[Spots] = frozenset()
+_ENCRYPTED: Final = (MAP_GPA_RANGE_ENCRYPTED, MAP_GPA_RANGE_ENCRYPTED | 1)
+_SMALL: Final = (0, 1, 2, 3, 4, 16)
+
+
+class Sighting(msgspec.Struct, frozen=True):
+    """One violation in one run: what it looks like, the situation (`situation_of`) of its
+    operation, and the host code that this executed (empty without tracing)."""
+
+    violation: Violation
+    symptom: Symptom
+    situation: str
+    spots: Spots
+
+
+class Look(msgspec.Struct, frozen=True):
+    """One run: its sightings in order, the exits of each operation, and what the host believed at
+    the end."""
+
+    sightings: tuple[Sighting, ...]
+    exits: tuple[tuple[ExitRecord, ...], ...]
+    private: bitarray
+    is_ready: bool
+
+    @property
+    def violations(self) -> list[Violation]:
+        """All violations."""
+        return [sighting.violation for sighting in self.sightings]
+
+
+class Probe:
+    """Looks at programs on `testbed`, whose observer it puts aside meanwhile."""
+
+    def __init__(self, testbed: Testbed, header: Header) -> None:
+        self.header = header
+        self.testbed = testbed
+        host = testbed.host
+        is_model = type(host).__module__.startswith(_MODELS) and not isinstance(host, PluginHost)
+        self.code = HostCode(is_model)
+        self.runs = 0
+        self._cover: dict[str, Spots] = {}
+        self._base: dict[str, Spots] = {}
+        self._has_battery = False
+
+    def look(self, ops: tuple[Op, ...], traced: bool = False) -> Look:
+        """Runs `ops`; with `traced` the sightings have host code, and `cover` may grow."""
+        testbed = self.testbed
+        violations: list[Violation] = []
+        sightings: list[Sighting] = []
+        exits: list[tuple[ExitRecord, ...]] = []
+        code = self.code
+
+        def observe(view: OpView) -> None:
+            spots = code.take() if traced else _NOTHING
+            exits.append(tuple(view.exits))
+            new = violations[len(sightings) :]
+            if new:
+                situation = situation_of(view.exits)
+                sightings.extend(Sighting(v, symptom_of(view, v), situation, spots) for v in new)
+            elif spots and not violations and is_convincing(view):
+                situation = situation_of(view.exits)
+                self._cover[situation] = self._cover.get(situation, _NOTHING) | spots
+
+        observer, testbed.observe = testbed.observe, observe
+        self.runs += 1
+        testbed.reset()
+        if traced:
+            code.start()
+        try:
+            for index, op in enumerate(ops):
+                testbed.step(index, op, None, violations)
+        except VmStopped:
+            testbed.guest.machine.hooks.clear()
+        finally:
+            if traced:
+                code.stop()
+            testbed.observe = observer
+        host = testbed.host
+        return Look(tuple(sightings), tuple(exits), host.private_map().copy(), host.migration_ready)
+
+    def try_look(self, ops: tuple[Op, ...], traced: bool = False) -> Look | None:
+        """`look`, or None for a program that this testbed cannot run."""
+        if any(problem_of(op, self.header) is not None for op in ops):
+            return None
+        try:
+            return self.look(ops, traced)
+        except (GuestemuError, NotImplementedError):
+            return None
+
+    def suspicious(self, sighting: Sighting) -> Spots:
+        """The host code of `sighting` that no convincing run has executed so far."""
+        spots, own = sighting.spots, sighting.situation
+        for situation, cover in self._cover.items():
+            if own == MIXED or situation in {ACCEPTED, own}:
+                spots -= cover
+        return spots
+
+    def run_battery(self) -> None:
+        """Fills `cover` with the fixed battery, once."""
+        if self._has_battery:
+            return
+        self._has_battery = True
+        for ops in _battery():
+            self.try_look(ops, traced=True)
+        self._base = dict(self._cover)
+
+    def run_neighbours(self, ops: tuple[Op, ...], index: int) -> None:
+        """Adds to `cover` what differs from `ops` in one field of op `index` and is right."""
+        for op in neighbours(ops[index]):
+            self.try_look((*ops[:index], op), traced=True)
+
+    def fresh(self) -> Probe:
+        """A probe of the same testbed that knows the battery only, so that what it finds does not
+        depend on what this one saw."""
+        self.run_battery()
+        other = Probe(self.testbed, self.header)
+        other.code = self.code
+        other._cover = dict(self._base)
+        other._base = self._base
+        other._has_battery = True
+        return other
+
+
+def neighbours(op: Op) -> Iterator[Op]:
+    """`op` with one field changed to values worth trying."""
+    replace = msgspec.structs.replace
+    for position, argument in enumerate(SPECS[op.kind].arguments):
+        values = (*_SMALL, *BOUNDARIES.get(argument.sort, ()))
+        for value in dict.fromkeys(values):
+            if value != op.arguments[position]:
+                arguments = (*op.arguments[:position], value, *op.arguments[position + 1 :])
+                yield replace(op, arguments=arguments)
+    if SPECS[op.kind].has_mode:
+        for mode in Mode:
+            if mode is not op.mode:
+                yield replace(op, mode=mode, cpl=0)
+        yield replace(op, cpl=0 if op.cpl else 3)
+
+
+def _call(nr: int, gpa: int, pages: int, attributes: int) -> Op:
+    return Op(OpKind.HYPERCALL, (nr, gpa, pages, attributes, 0))
+
+
+def _battery() -> Iterator[tuple[Op, ...]]:
+    """Calls that a host meets all the time, right and wrong ones."""
+    number = KVM_HC_MAP_GPA_RANGE
+    sizes = (1, 2, 3, 5, 512)
+    for gpa in (0, PAGE_SIZE, 5 * PAGE_SIZE, 1 << 21):
+        for pages in sizes:
+            share = _call(number, gpa, pages, 0)
+            for attributes in _ENCRYPTED:
+                yield (share, _call(number, gpa, pages, attributes))
+    refused = (
+        *(_call(nr, 0, 1, 0) for nr in (0, 5, 14, 99)),
+        _call(number, 9, 1, 0),
+        _call(number, PAGE_SIZE, 0, 0),
+        _call(number, (1 << 52) - PAGE_SIZE << 12, 1 << 60, 0),
+    )
+    for call in (_call(number, PAGE_SIZE, 1, 0), *refused):
+        yield (call,)
+        for mode in (Mode.COMPAT32, Mode.PROT32, Mode.REAL16):
+            yield (msgspec.structs.replace(call, mode=mode),)
+        yield (msgspec.structs.replace(call, cpl=3),)
+    msr = MSR_KVM_MIGRATION_CONTROL
+    read, on, off = (
+        Op(OpKind.RDMSR, (msr,)),
+        Op(OpKind.WRMSR, (msr, 1)),
+        Op(OpKind.WRMSR, (msr, 0)),
+    )
+    yield (read,)
+    yield (on, read, off, read)
+    yield (Op(OpKind.WRMSR, (msr, 1 << 63)),)
+    yield (Op(OpKind.WRMSR, (msr + 0x100, 1)),)
+    yield (Op(OpKind.RDMSR, (msr + 0x100,)),)

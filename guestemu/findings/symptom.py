@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a violation looks like once everything incidental is taken away.
+
+A hypercall of the merged contract that goes wrong is named by the rule of the contract that was to
+decide it (K3-c), not by what happened instead: a host that takes an unknown number for a known one
+may answer and record anything. Where the call was to be accepted, the symptom says whether the
+answer is wrong or the record. Everything else is the message of the check without its numbers and
+without the direction of a conversion.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+from bitarray import bitarray
+
+from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, U32_MASK, U64_MASK
+from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
+from guestemu.checks.base import ExitRecord, OpView, Violation
+from guestemu.checks.results import CONTRACT
+from guestemu.program.ops import OpKind
+
+ACCEPTED: Final = "accepted"
+MIXED: Final = "mixed"
+_NUMBER: Final = re.compile(r"-?\b(?:0x[0-9a-f]+|\d+)\b")
+_ARGUMENTS: Final = re.compile(r"\((?:-?0x[0-9a-f]+(?:, )?)+\)")
+_PLURAL: Final = re.compile(r"\bframes differ\b")
+_STATUS: Final = re.compile(r"\b(?:private|shared)\b")
+_OFFSET: Final = re.compile(r"\+0x[0-9a-f]+")
+_ERRNO_LIMIT: Final = 4096
+_MANY: Final = 3
+_HELD: Final = frozenset({"results", "record"})
+
+
+class Symptom(msgspec.Struct, frozen=True):
+    """`name` tells defects apart; `effect` is the extent, which one defect may have several of."""
+
+    name: str
+    effect: str = ""
+
+
+def _number_class(match: re.Match[str]) -> str:
+    value = int(match[0], 0)
+    for bits in (32, 64):
+        error = (1 << bits) - value
+        if 0 < error < _ERRNO_LIMIT:
+            return f"-{error}"
+    return match[0] if value < 0 or match[0] == "0" else "#"
+
+
+def plain_message(violation: Violation) -> str:
+    """The message without the numbers that vary; error numbers and a plain 0 stay."""
+    message = _OFFSET.sub("", violation.message)
+    message = _PLURAL.sub("frame differs", _ARGUMENTS.sub("()", message))
+    return _NUMBER.sub(_number_class, message)
+
+
+def rule_of(record: ExitRecord) -> str:
+    """The rule of the merged contract that decides this hypercall (K3-c)."""
+    mask = U64_MASK if record.is_64bit else U32_MASK
+    nr, gpa, pages = record.nr & mask, record.args[0] & mask, record.args[1] & mask
+    if record.cpl:
+        return "privilege"
+    if nr != KVM_HC_MAP_GPA_RANGE:
+        return "number"
+    if gpa & PAGE_MASK:
+        return "alignment"
+    if not pages:
+        return "empty range"
+    return ACCEPTED if (gpa >> PAGE_SHIFT) + pages <= U64_MASK else "wrap"
+
+
+def _range_of(record: ExitRecord, frames: int) -> tuple[int, int]:
+    mask = U64_MASK if record.is_64bit else U32_MASK
+    first = (record.args[0] & mask) >> PAGE_SHIFT
+    return min(first, frames), min(first + (record.args[1] & mask), frames)
+
+
+def _record_symptom(view: OpView, record: ExitRecord) -> Symptom:
+    """Which part of the range the record has wrong: all, its end, its start, its middle, others."""
+    after = view.host.private_map()
+    first, end = _range_of(record, len(after))
+    expected = view.host_before.copy()
+    if record.ret == 0:
+        expected[first:end] = bool(record.args[2] & MAP_GPA_RANGE_ENCRYPTED)
+    wrong = after ^ expected
+    inside = wrong[first:end]
+    total, within = wrong.count(), inside.count()
+    if within < total:
+        part = "outside" if not within else "inside and outside"
+    elif within == len(inside) and (record.ret or within != 1 or len(inside) == 1):
+        part = "all"
+    elif inside[-1:] == bitarray("1"):
+        part = "the end"
+    elif inside[:1] == bitarray("1"):
+        part = "the start"
+    else:
+        part = "the middle"
+    return Symptom("hypercall: record", f"{part} of the range, {min(total, _MANY)}")
+
+
+def symptom_of(view: OpView, violation: Violation) -> Symptom:
+    """The symptom of a violation seen after the operation of `view`."""
+    op, exits = view.op, view.exits
+    is_one_call = op.kind is OpKind.HYPERCALL and len(exits) == 1
+    if is_one_call and violation.check in _HELD and view.host.contract == CONTRACT:
+        record = exits[0]
+        rule = rule_of(record)
+        if view.injected[1]:
+            rule = f"{rule}, answer ordered"
+        if rule != ACCEPTED:
+            return Symptom(f"hypercall: {rule}", f"{violation.check} {plain_message(violation)}")
+        if violation.check == "results":
+            return Symptom("hypercall: answer", plain_message(violation))
+        return _record_symptom(view, record)
+    message = plain_message(violation)
+    if violation.check == "migration-control":
+        message = _NUMBER.sub("#", message)
+    return Symptom(f"{violation.check}: {_STATUS.sub('S', message)}")
+
+
+def situation_of(exits: Sequence[ExitRecord]) -> str:
+    """The rule that decides an operation's exits, if it is one for all of them, or `MIXED`."""
+    found = {rule_of(record) if record.kind == "hypercall" else record.kind for record in exits}
+    return found.pop() if len(found) == 1 else MIXED
+
+
+def is_convincing(view: OpView) -> bool:
+    """Whether an operation without violation shows that the host's code for it works.
+
+    A conversion to the status that a page has, or a read of a value that is 0 anyway, is right by
+    accident, and beyond RAM nobody sees what is recorded; such a run clears no code of suspicion.
+    """
+    changed = view.host_before ^ view.host.private_map()
+    is_same = view.ready_before == view.host.migration_ready
+    for record in view.exits:
+        if record.kind == "hypercall" and record.ret == 0:
+            first, end = _range_of(record, len(changed) + 1)
+            if first == end or end > len(changed) or not changed[first:end].all():
+                return False
+        elif record.ret is not None and (
+            not record.ret if record.kind == "rdmsr" else record.kind == "wrmsr" and is_same
+        ):
+            return False
+    return True
