@@ -43,10 +43,11 @@ def _table(decided: Sequence[Decided]) -> Iterator[str]:
 
 def _sections(decided: Sequence[Decided]) -> Iterator[str]:
     for each in decided:
-        yield from _section(each)
+        yield from section(each)
 
 
-def _section(each: Decided) -> Iterator[str]:
+def section(each: Decided) -> Iterator[str]:
+    """The lines about one claim."""
     claim, result = each.claim, each.result
     yield f"## {claim.ident}"
     yield ""

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A verdict follows the experiment: change the modelled world, and it changes."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from guestemu.claims import (
+    failure_policies,
+    firmware_promises,
+    guest_addresses,
+    host_records,
+    kexec_reset,
+    migration_control,
+    notification_failures,
+    re_execution,
+    rewriting,
+    send_by_status,
+    sync_orders,
+)
+from guestemu.claims.claim import Lab
+from guestemu.claims.host_bench import HostChoice
+from guestemu.claims.result import ClaimResult, Verdict
+from guestemu.explore.rules import Rules
+from guestemu.host.firmware import commands_receive, packet
+from guestemu.host.firmware.platform import Platform
+from guestemu.host.firmware.state import FirmwareGuest
+from guestemu.host.qemu.blockers import MigrationBlockers
+from guestemu.host.registry import load_host
+
+C, R, IF = Verdict.CONFIRMED, Verdict.REFUTED, Verdict.CONDITIONAL
+UNDECIDED = Verdict.UNDECIDED
+
+NO_FINAL_PASS = Rules(final_pass_is_missing=True)
+RESENDS = Rules(final_resends_changed=True)
+ANY_KEY_READS = Rules(source_key_is_readable=True, plain_survives_private_send=True)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "rules", "verdict"),
+    [
+        (sync_orders.final_sync, NO_FINAL_PASS, R),
+        (sync_orders.final_sync, RESENDS, UNDECIDED),
+        (sync_orders.status_first, RESENDS, UNDECIDED),
+        (sync_orders.either_order, RESENDS, C),
+        (sync_orders.log_before_status, RESENDS, C),
+        (sync_orders.log_before_status, NO_FINAL_PASS, R),
+        (sync_orders.notify_after_flip, NO_FINAL_PASS, UNDECIDED),
+        (rewriting.no_dirty_mark, NO_FINAL_PASS, R),
+        (rewriting.no_dirty_mark, ANY_KEY_READS, C),
+        (rewriting.resend_changed, NO_FINAL_PASS, R),
+        (rewriting.lost_at_notification, ANY_KEY_READS, R),
+        (send_by_status.singhs_flow, RESENDS, UNDECIDED),
+        (send_by_status.singhs_flow, NO_FINAL_PASS, R),
+    ],
+)
+def test_other_rules_of_the_order_model(
+    experiment: Callable[[Lab, Rules], ClaimResult], rules: Rules, verdict: Verdict
+) -> None:
+    assert experiment(Lab(), rules).verdict is verdict
+
+
+def test_a_firmware_that_activates_a_sent_guest_refutes_c14(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from guestemu.abi.sev_firmware import Status
+
+    result = firmware_promises.cloning(Lab(), lambda *_: Status.SUCCESS)
+    assert result.verdict is R
+
+
+def test_a_finish_that_deactivates_confirms_c14(monkeypatch: pytest.MonkeyPatch) -> None:
+    def is_active(guest: FirmwareGuest) -> bool:
+        return guest.asid != 0 and not guest.is_pending and guest.state != 6
+
+    monkeypatch.setattr(FirmwareGuest, "is_active", property(is_active))
+    assert firmware_promises.cloning(Lab()).verdict is C
+
+
+def test_a_copy_without_keys_confirms_c30(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(self: Platform, _guest: FirmwareGuest, address: int, size: int) -> bytes:
+        return self.read(address, size)
+
+    def write(self: Platform, _guest: FirmwareGuest, address: int, data: bytes) -> None:
+        self.write(address, data)
+
+    monkeypatch.setattr(Platform, "read_guest", read)
+    monkeypatch.setattr(Platform, "write_guest", write)
+    assert firmware_promises.moving_pages(Lab()).verdict is C
+
+
+def test_a_receiver_without_mac_refutes_c31(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unseal(tek: bytes, _tik: bytes, header: packet.PacketHeader, data: bytes) -> bytes:
+        return packet.counter_cipher(tek, header.iv, data)
+
+    monkeypatch.setattr(commands_receive, "unseal", unseal)
+    assert firmware_promises.tampering(Lab()).verdict is R
+
+
+def test_a_private_send_that_moves_bytes_changes_c15_and_c15b(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    send = send_by_status._Pair.send
+    monkeypatch.setattr(send_by_status._Pair, "send", lambda pair, page, _: send(pair, page, False))
+    assert send_by_status.all_as_encrypted(Lab()).verdict is C
+    assert send_by_status.not_yet_touched(Lab()).verdict is R
+
+
+def test_an_msr_that_all_hosts_keep_for_the_vm_confirms_c17() -> None:
+    result = migration_control.vm_wide(
+        Lab(), lambda: {name: load_host("map-gpa-range") for name in ("one", "other")}
+    )
+    assert result.verdict is C
+    result = migration_control.vm_wide(Lab(), lambda: {"none": load_host("bitmap-v1")})
+    assert result.verdict is R
+
+
+def test_a_list_whose_answer_does_not_count_confirms_c22() -> None:
+    repaired = HostChoice("shared-list-v10", ("list", "result"))
+    assert re_execution.re_execution(Lab(), (), repaired).verdict is C
+    posted = HostChoice("shared-list-v10")
+    assert re_execution.re_execution(Lab(), (posted,), posted).verdict is R
+
+
+def test_a_bitmap_that_grows_confirms_c23() -> None:
+    assert host_records.ram_size(Lab(), HostChoice("bitmap-v6")).verdict is C
+    repaired = HostChoice("bitmap-v8", ("silent-range",))
+    assert host_records.ram_size(Lab(), repaired).verdict is UNDECIDED
+
+
+def test_repaired_growth_refutes_c24() -> None:
+    growing = tuple(HostChoice(host.name, ("growth",)) for host in host_records.GROWING)
+    assert host_records.unlimited_memory(Lab(), growing).verdict is R
+    assert host_records.unlimited_memory(Lab(), growing[:1], host_records.GROWING).verdict is (
+        UNDECIDED
+    )
+
+
+def test_a_host_that_refuses_reserved_bits_confirms_c27(tmp_path: Path) -> None:
+    source = """
+    from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
+
+    class Strict(MapGpaRangeHost):
+        def hypercall(self, call):
+            return 2**64 - 22 if call.a2 >> 5 else super().hypercall(call)
+    """
+    path = tmp_path / "strict.py"
+    path.write_text(textwrap.dedent(source))
+    strict = HostChoice(f"{path}:Strict")
+    assert host_records.reserved_bits(Lab(), (strict,)).verdict is C
+    both = (strict, HostChoice("map-gpa-range"))
+    assert host_records.reserved_bits(Lab(), both).verdict is UNDECIDED
+
+
+def test_a_new_kernel_beside_running_cpus_refutes_c26() -> None:
+    assert kexec_reset.reset_at_boot(Lab(), stops_others=False).verdict is R
+
+
+def test_a_kernel_that_does_not_notify_leaves_c28_undecided() -> None:
+    result = notification_failures.size_hint(Lab(), ("snippet:5.10",))
+    assert result.verdict is UNDECIDED
+
+
+def test_blockers_that_can_be_added_at_any_time_leave_c18_undecided() -> None:
+    class Patient(MigrationBlockers):
+        def add(self, reason: str) -> int:
+            self.reasons = (*self.reasons, reason)
+            return 0
+
+    result = failure_policies.blocker_while_running(Lab(), Patient)
+    assert result.verdict is UNDECIDED
+
+
+def test_without_failures_a_warn_is_enough() -> None:
+    assert failure_policies.warn_is_enough(Lab(), failed=0).verdict is C
+
+
+def test_a_host_that_records_what_it_refuses_refutes_c20(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(failure_policies, "_lost", lambda *_: frozenset())
+    assert failure_policies.one_failure(Lab()).verdict is R
+    monkeypatch.setattr(failure_policies, "_lost", lambda *_: frozenset(range(8)))
+    assert failure_policies.one_failure(Lab()).verdict is C
+
+
+def test_a_vmm_without_unmapped_memory_confirms_c29() -> None:
+    assert guest_addresses.gpas(Lab(), ("block-gfn",), unplugs=False).verdict is C
+    assert guest_addresses.gpas(Lab(), ("block-gfn",)).verdict is IF

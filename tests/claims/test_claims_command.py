@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`guestemu claims` and docs/claims.md."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from guestemu.claims import debate, kernels, rewriting
+from guestemu.claims.claim import Claim, Lab, Need
+from guestemu.claims.debate import all_claims, decide_claim
+from guestemu.claims.page import page, section
+from guestemu.claims.result import ClaimResult, Evidence, Verdict
+from guestemu.cli.main import main
+
+Captured = pytest.CaptureFixture[str]
+PAGE = (Path(__file__).parents[2] / "docs" / "claims.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(autouse=True)
+def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real kernels are for tests/linux."""
+    monkeypatch.setattr(kernels, "found_kernels", tuple)
+
+
+@pytest.fixture
+def unforeseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """C7's experiment gives something that nobody foresaw; C4 is interrupted."""
+
+    def shrug(_lab: Lab) -> ClaimResult:
+        return ClaimResult(Verdict.UNDECIDED, (Evidence("what", "?"),), ("order model",))
+
+    def interrupt(_lab: Lab) -> ClaimResult:
+        raise KeyboardInterrupt
+
+    def changed(claim: Claim) -> Claim:
+        experiments = {"C7": shrug, "C4": interrupt}
+        experiment = experiments.get(claim.ident, claim.experiment)
+        return msgspec.structs.replace(claim, experiment=experiment)
+
+    claims = tuple(map(changed, rewriting.CLAIMS))
+    monkeypatch.setattr(debate, "all_claims", lambda: claims)
+
+
+def test_json_is_the_contract(capsys: Captured) -> None:
+    assert main(["claims", "C2", "c5", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [claim["id"] for claim in found["claims"]] == ["C2", "C5"]
+    first = found["claims"][0]
+    assert {"id", "text", "verdict", "evidence"} <= set(first)
+    assert first["verdict"] == "refuted"
+    assert first["condition"] == ""
+    assert found["claims"][1]["condition"].startswith("the log clears itself")
+    assert first["evidence"][0]["value"] == 7
+
+
+def test_evidence_and_witness_are_printed_for_a_claim_that_is_named(capsys: Captured) -> None:
+    assert main(["claims", "C2"]) == 0
+    out = capsys.readouterr().out
+    assert "    refuted\n" in out
+    assert "order 2 (enc, auto, send), script S1: 7 losing interleavings" in out
+    assert "$ guestemu explore --order 2 --script S1 --witness 0" in out
+
+
+def test_an_unknown_claim_is_bad_input(capsys: Captured) -> None:
+    assert main(["claims", "C99"]) == 2
+    assert "no claim 'C99'; there are C1 C2" in capsys.readouterr().err
+
+
+def test_two_forms_at_once_are_bad_usage(capsys: Captured) -> None:
+    assert main(["claims", "C2", "--json", "--markdown"]) == 2
+    assert "give one" in capsys.readouterr().err
+
+
+def test_a_claim_about_kernels_needs_one(capsys: Captured) -> None:
+    assert main(["claims", "C13", "C2"]) == 3
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "C13 needs a kernel image; run `guestemu kernel fetch`" in captured.err
+
+
+def test_without_a_kernel_the_rest_runs_and_says_so(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = tuple(claim for claim in all_claims() if claim.ident in {"C2", "C13"})
+    monkeypatch.setattr(debate, "all_claims", lambda: few)
+    assert main(["claims"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[1].startswith("C2 ")
+    assert "C13" not in captured.out
+    assert "not tested without a kernel image: C13" in captured.err
+    assert main(["claims", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["skipped"] == [{"id": "C13", "needs": "kernel"}]
+
+
+@pytest.mark.usefixtures("unforeseen")
+def test_an_outcome_that_nobody_foresaw_is_a_finding(capsys: Captured) -> None:
+    assert main(["claims", "C6", "C7"]) == 1
+    assert "undecided" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("unforeseen")
+def test_ctrl_c_keeps_what_was_found(capsys: Captured) -> None:
+    assert main(["claims", "--json"]) == 130
+    assert json.loads(capsys.readouterr().out)["claims"] == []
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [claim for claim in all_claims() if claim.needs is Need.NOTHING],
+    ids=lambda claim: claim.ident,
+)
+def test_the_page_shows_what_the_experiment_gives(claim: Claim) -> None:
+    if claim.ident in {"C26", "C28"}:  # the page has a kernel's figures, too
+        return
+    assert "\n".join(section(decide_claim(claim, Lab()))) in PAGE
+
+
+def test_the_page_has_every_claim_and_no_other() -> None:
+    headings = [line[3:] for line in PAGE.splitlines() if line.startswith("## ")]
+    assert headings == [claim.ident for claim in all_claims()]
+    for claim in all_claims():
+        assert f"> {claim.text}\n" in PAGE
+    assert PAGE.startswith(page((), ())[:200])

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Every claim that needs no kernel is decided as the research expects (G.3), with evidence."""
+
+from __future__ import annotations
+
+import pytest
+
+from guestemu.claims.claim import Lab, Need
+from guestemu.claims.debate import all_claims, decide_claim, find_claims
+from guestemu.claims.result import ClaimResult, Verdict, decide
+from guestemu.cli.main import main
+from guestemu.program.text import parse_text
+from guestemu.testbed import build_testbed
+
+C, R, IF = Verdict.CONFIRMED, Verdict.REFUTED, Verdict.CONDITIONAL
+
+EXPECTED = {
+    "C1": IF,
+    "C2": R,
+    "C3": R,
+    "C3b": IF,
+    "C4": IF,
+    "C5": IF,
+    "C6": IF,
+    "C7": C,
+    "C14": IF,
+    "C15": R,
+    "C15b": IF,
+    "C17": IF,
+    "C18": C,
+    "C19": R,
+    "C20": IF,
+    "C22": IF,
+    "C23": R,
+    "C24": IF,
+    "C25": R,
+    "C26": IF,
+    "C27": R,
+    "C28": R,
+    "C29": IF,
+    "C30": R,
+    "C31": IF,
+}
+CHEAP = [claim for claim in all_claims() if claim.needs is Need.NOTHING]
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, ClaimResult]:
+    return {claim.ident: decide_claim(claim, Lab()).result for claim in CHEAP}
+
+
+@pytest.mark.parametrize("ident", [claim.ident for claim in CHEAP])
+def test_a_claim_is_decided_as_expected(ident: str, results: dict[str, ClaimResult]) -> None:
+    result = results[ident]
+    if ident in EXPECTED:
+        assert result.verdict is EXPECTED[ident]
+    assert result.verdict is not Verdict.UNDECIDED
+    assert result.evidence
+    assert result.guests
+    assert result.verdict is not IF or result.condition
+
+
+def test_every_expected_claim_is_there() -> None:
+    assert set(EXPECTED) <= {claim.ident for claim in CHEAP}
+    idents = [claim.ident for claim in all_claims()]
+    assert len(set(idents)) == len(idents)
+
+
+def test_the_order_is_that_of_the_debate() -> None:
+    idents = [claim.ident for claim in find_claims(())]
+    assert idents.index("C3") + 1 == idents.index("C3b") == idents.index("C4") - 1
+    assert [claim.ident for claim in find_claims(["c31", "C2"])] == ["C2", "C31"]
+
+
+def test_the_figures_of_the_race_model(results: dict[str, ClaimResult]) -> None:
+    values = [evidence.value for evidence in results["C2"].evidence]
+    assert values == [7, 68, 0, 0]
+    assert [evidence.value for evidence in results["C7"].evidence] == [
+        *(328, 104, 385, 786, 110, 338),
+        0,
+    ]
+
+
+def test_a_witness_program_runs_and_shows_what_it_is_for(results: dict[str, ClaimResult]) -> None:
+    shown = {}
+    for ident, result in results.items():
+        for witness in result.witnesses:
+            if witness.text.startswith("guestemu-program"):
+                program = parse_text(witness.text, ident)
+                bed = build_testbed(program.header)
+                shown[ident] = {one.check for one in bed.run(program.ops).violations}
+                bed.close()
+    assert {"C15", "C15b", "C17", "C19", "C20", "C26", "C28"} <= set(shown)
+    assert "lost_defined" in shown["C19"]
+    assert "lost_defined" in shown["C20"]
+
+
+def test_the_command_of_a_witness_shows_it(
+    results: dict[str, ClaimResult], capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = 0
+    for result in results.values():
+        for witness in result.witnesses:
+            if witness.command.startswith("guestemu explore"):
+                import shlex
+
+                assert main(shlex.split(witness.command)[1:]) == 1
+                assert capsys.readouterr().out.startswith(witness.text)
+                seen += 1
+    assert seen > 10
+
+
+def test_a_verdict_is_one_condition_that_holds() -> None:
+    assert decide(confirmed=True) is C
+    assert decide(refuted=True) is R
+    assert decide(conditional=True) is IF
+    assert decide() is Verdict.UNDECIDED
+    assert decide(confirmed=True, refuted=True) is Verdict.UNDECIDED

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Claims about real kernels: decided on each as the research expects, and able to fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from guestemu.claims import instruction_boundaries, migration_control, notification_failures
+from guestemu.claims.claim import Lab
+from guestemu.claims.debate import decide_claim, find_claims
+from guestemu.claims.kernels import CalledKernel
+from guestemu.claims.result import ClaimResult, Verdict
+from guestemu.explore.rules import Rules
+
+Image = Callable[[str], Path]
+
+
+def lab_for(image_of: Image, series: str) -> Lab:
+    image_of(series)
+    return Lab((f"linux:{series}",))
+
+
+def result_of(ident: str, lab: Lab) -> ClaimResult:
+    return decide_claim(find_claims([ident])[0], lab).result
+
+
+@pytest.mark.parametrize(
+    ("ident", "verdict"),
+    [("C13", Verdict.REFUTED), ("C16", Verdict.REFUTED), ("C21", Verdict.REFUTED)],
+)
+def test_a_claim_about_kernels(ident: str, verdict: Verdict, image_of: Image, series: str) -> None:
+    result = result_of(ident, lab_for(image_of, series))
+    assert result.verdict is verdict
+    assert result.guests == (f"linux:{series}",)
+
+
+def test_the_size_hint_of_a_kernel_is_that_of_our_guests(image_of: Image, series: str) -> None:
+    result = result_of("C28", lab_for(image_of, series))
+    assert result.verdict is Verdict.REFUTED
+    assert result.evidence[-1].value == "512 pages, hint 0"
+
+
+def test_no_instruction_of_a_conversion_loses_a_page(image_of: Image) -> None:
+    lab = lab_for(image_of, "6.1")
+    result = result_of("C8", lab)
+    assert result.verdict is Verdict.CONDITIONAL
+    anywhere, between, control = (evidence.value for evidence in result.evidence[:3])
+    assert (anywhere, between) == (0, 0)
+    assert isinstance(control, int)
+    assert control > 0
+
+
+def test_a_page_that_is_lost_without_a_control_decides_nothing(
+    image_of: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = Lab(())
+    assert instruction_boundaries.between_steps(lab).verdict is Verdict.CONDITIONAL
+    lossy = Rules(final_pass_is_missing=True)
+    assert instruction_boundaries.between_steps(lab, lossy).verdict is Verdict.CONFIRMED
+
+
+def test_kexec_keeps_the_record_of_an_unaligned_entry(image_of: Image) -> None:
+    result = result_of("C26", lab_for(image_of, "6.12"))
+    assert result.verdict is Verdict.CONDITIONAL
+    values = {evidence.name: evidence.value for evidence in result.evidence}
+    assert values["linux:6.12: kexec, e820 entries of whole pages"] == 0
+    assert values["linux:6.12: kexec, e820 entry at 0x4000800"] == 256
+
+
+def test_an_msr_that_says_why_confirms_c16(image_of: Image, series: str) -> None:
+    def saying(value: int) -> tuple[str, str, migration_control.Leave]:
+        return (f"way {value}", "-", lambda kernel: (value,))
+
+    lab = lab_for(image_of, series)
+    ways = tuple(map(saying, range(3)))
+    assert migration_control.one_bit(lab, ways).verdict is Verdict.CONFIRMED
+
+
+def test_a_kernel_that_faults_confirms_c13(
+    image_of: Image, series: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_hole = notification_failures.run_hole
+
+    def without_present(kernel: CalledKernel, hole: int, _all: bool) -> object:
+        return run_hole(kernel, hole, False)
+
+    monkeypatch.setattr(notification_failures, "run_hole", without_present)
+    lab = lab_for(image_of, series)
+    assert notification_failures.page_fault_anyway(lab).verdict is Verdict.CONFIRMED
+
+
+def test_a_callback_that_does_not_fail_leaves_c21_confirmed(
+    image_of: Image, series: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notification_failures, "_make_callback_fail", lambda kernel: None)
+    lab = lab_for(image_of, series)
+    assert notification_failures.error_up_the_chain(lab).verdict is Verdict.CONFIRMED
