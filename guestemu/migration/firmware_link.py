@@ -62,7 +62,7 @@ class FirmwareSender:
     def __init__(self, ram: GuestRam, key: bytes, policy: int = Policy.SEV) -> None:
         self._host = SevHost("source", ram, 0)
         host, platform = self._host, self._host.platform
-        host.ioctl(KvmSevCommand.INIT)
+        host.ioctl(_init(policy))
         draw = platform.random
         platform.random = lambda _size: key  # the key that the running guest has
         host.ioctl(KvmSevCommand.LAUNCH_START, StartParams(policy=policy))
@@ -71,6 +71,11 @@ class FirmwareSender:
         host.ioctl(KvmSevCommand.LAUNCH_MEASURE, BlobParams(TRANSPORT, _MEASUREMENT))
         host.ioctl(KvmSevCommand.LAUNCH_FINISH)
         self._policy = policy
+
+    @property
+    def host(self) -> SevHost:
+        """The host of this end."""
+        return self._host
 
     def open(self, offer: Offer) -> Opening:
         """SEND_START towards the platform of `offer`. Raises `SevIoctlError`."""
@@ -107,11 +112,17 @@ class FirmwareSender:
 
 
 class FirmwareReceiver:
-    """The destination, whose `ram` lies at the system-physical address `base`."""
+    """The destination, whose `ram` lies at the system-physical address `base`; of the guest's
+    `policy` only `Policy.ES` matters before it comes."""
 
-    def __init__(self, ram: GuestRam, base: int) -> None:
+    def __init__(self, ram: GuestRam, base: int, policy: int = 0) -> None:
         self._host = SevHost("destination", ram, base)
-        self._host.ioctl(KvmSevCommand.INIT)
+        self._host.ioctl(_init(policy))
+
+    @property
+    def host(self) -> SevHost:
+        """The host of this end."""
+        return self._host
 
     def offer(self) -> Offer:
         """The certificates of this platform."""
@@ -152,12 +163,17 @@ class FirmwareReceiver:
         self._host.ioctl(KvmSevCommand.RECEIVE_FINISH)
 
 
+def _init(policy: int) -> KvmSevCommand:
+    """The ioctl that makes a VM one for guests of `policy`."""
+    return KvmSevCommand.ES_INIT if policy & Policy.ES else KvmSevCommand.INIT
+
+
 def firmware_link(
     source: GuestRam, key: bytes, destination: GuestRam, base: int, policy: int = Policy.SEV
 ) -> Link:
     """A link with an open session: the source's guest has `key`, the destination's RAM lies at
     `base` and has the key that its firmware drew."""
     sender = FirmwareSender(source, key, policy)
-    receiver = FirmwareReceiver(destination, base)
+    receiver = FirmwareReceiver(destination, base, policy)
     receiver.open(sender.open(receiver.offer()))
     return Link(sender, receiver)
