@@ -253,6 +253,7 @@ def test_d14_a_guest_that_dirties_as_fast_never_converges() -> None:
     fine = forecast(65536, 100, 400)
     assert (fine.converges, fine.passes, fine.pages_left) == (True, 5, 64)
     assert fine.blackout_ms == 160
+    assert forecast(65536, 300, 400).passes == 22
 
 
 def test_a_higher_limit_saves_passes() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from guestemu.abi.errors import InputError
 from guestemu.host.kvm.findings import FindingKind
+from guestemu.host.qemu import status_fields
 from guestemu.host.qemu.interfaces import Packet, SendStart
 from guestemu.host.qemu.stream_format import (
     BitmapRange,
@@ -284,6 +285,35 @@ def test_memory_stays_bounded(repaired: bool) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1 << 20
+
+
+def test_an_endless_source_ends_for_the_posted_reader_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A list or a bitmap without end is refused at a bound, and noted."""
+
+    monkeypatch.setattr(status_fields, "REGION_BOUND", 5000)
+
+    class Endless(io.RawIOBase):
+        def __init__(self, head: bytes, body: bytes) -> None:
+            self.head = head
+            self.body = body
+
+        def read(self, size: int = -1) -> bytes:
+            while len(self.head) < size:
+                self.head += self.body
+            data, self.head = self.head[:size], self.head[size:]
+            return data
+
+    head = u64(0x200) + name("pc.ram") + u32(2)
+    reader = StreamReader(Format.LIST, LIMITS, is_repaired=False)
+    with pytest.raises(StreamError, match="more than 5000 regions"):
+        list(reader.read(Endless(head, u32(1, 0, 1))))
+    assert reader.findings[0].amount == 40 * 5001
+    reader = StreamReader(Format.BITMAP, LIMITS, is_repaired=False)
+    one = u32(1) + u64(0, 8 << 16, 1 << 16) + bytes(1 << 16)
+    with pytest.raises(StreamError, match="bytes together"):
+        list(reader.read(Endless(head, one)))
 
 
 @pytest.mark.parametrize("wire", Format)

@@ -19,6 +19,12 @@ MAX_RANGES: Final = 512
 was 509)."""
 SPARE_REGIONS: Final = 4096
 """Shared regions that a repaired reader takes beyond one for each frame of RAM."""
+RANGE_BYTES: Final = 24
+"""Bytes of a range on the wire beside its bitmap."""
+REGION_BOUND: Final = 1 << 20
+"""Regions after which even the as-posted reader ends; QEMU would go on until memory is gone."""
+REGION_BYTES: Final = 40
+"""Bytes of QEMU's list element: two gfns, two pointers and malloc's header."""
 _SOURCE: Final = "D8b, M75"
 
 
@@ -34,6 +40,7 @@ class StatusReader:
     def bitmap_ranges(self, wire: Wire) -> tuple[BitmapRange, ...]:
         """{ be32 1, range } ..., be32 2."""
         ranges: list[BitmapRange] = []
+        total = 0
         while True:
             marker = wire.u32("bitmap marker")
             if marker == BITMAP_END:
@@ -44,6 +51,10 @@ class StatusReader:
                 reason = f"more than {MAX_RANGES} ranges"
                 raise wire.refuse("bitmap marker", reason, len(ranges) + 1, MAX_RANGES, back=4)
             ranges.append(self.bitmap_range(wire))
+            total += len(ranges[-1].bits) + RANGE_BYTES
+            if total > HOST_MEMORY_BOUND:
+                reason = f"ranges of {total} bytes together"
+                raise wire.refuse("bitmap", reason, total, HOST_MEMORY_BOUND)
 
     def bitmap_range(self, wire: Wire) -> BitmapRange:
         """be64 base GPA, be64 npages, be64 size, bytes."""
@@ -97,13 +108,20 @@ class StatusReader:
             if self._is_repaired:
                 _validate_region(wire, regions, start, end, limit)
             regions.append((start, end))
+            if len(regions) > REGION_BOUND:
+                self._note_regions(len(regions))
+                reason = f"more than {REGION_BOUND} regions"
+                raise wire.refuse("region", reason, len(regions), REGION_BOUND, back=8)
         if marker != SHARED_REGION_LIST_END and self._is_repaired:
             reason = f"{marker:#x} is not 1 or 2"
             raise wire.refuse("region marker", reason, marker, 2, back=4)
         if len(regions) > limit:
-            message = f"the stream made QEMU keep {len(regions)} regions for {self._top} frames"
-            self._log.add(FindingKind.HOST_MEMORY, len(regions) * 40, message, "D22, M55")
+            self._note_regions(len(regions))
         return tuple(regions)
+
+    def _note_regions(self, count: int) -> None:
+        message = f"the stream made QEMU keep {count} regions for {self._top} frames"
+        self._log.add(FindingKind.HOST_MEMORY, count * REGION_BYTES, message, "D22, M55")
 
 
 def _validate_region(wire: Wire, regions: list[Region], start: int, end: int, limit: int) -> None:
