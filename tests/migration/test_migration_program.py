@@ -149,7 +149,7 @@ def test_the_hosts_record_and_consent_move(host: str, guest: str) -> None:
     assert testbed.host is not destination
     assert there == (testbed.host.private_map(), testbed.host.migration_ready)
     assert there[0].count(0) >= 2
-    assert {check for check, _ in names(outcome)} <= {"results", "status"}
+    assert host != "map-gpa-range" or names(outcome) == []
 
 
 def test_buffers_of_the_dma_allocator_move() -> None:
