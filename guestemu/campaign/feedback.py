@@ -93,7 +93,6 @@ class Feedback:
     def clear(self) -> None:
         """All counters to 0, before a run (libFuzzer does it itself)."""
         self.area[:] = _ZEROES
-        self._previous = 0
 
     def save(self) -> bytes:
         """The counters as they are, for `load` after runs that must not count."""
@@ -156,7 +155,8 @@ class Feedback:
             )
         )
         area[GUEST_COUNTERS + (step & _MODEL_MASK)] = 1
-        pair = hash((self._previous, kind, state, differs, host.migration_ready))
+        previous = self._previous if view.index else 0  # libFuzzer tells nobody where a run begins
+        pair = hash((previous, kind, state, differs, host.migration_ready))
         area[GUEST_COUNTERS + (pair & _MODEL_MASK)] = 1
         for near in near_misses(view, differs):
             area[_NEAR + (near & _NEAR_MASK)] = 1

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from guestemu.campaign.findings import FindingCount
+from guestemu.findings.identify import digest_of
 
 
 class WorkerFigures(msgspec.Struct, frozen=True):
@@ -58,13 +59,16 @@ class Figures(msgspec.Struct, frozen=True):
 
 
 def merge_counts(parts: Iterable[Sequence[FindingCount]]) -> list[FindingCount]:
-    """One count per key: counts added, the first sighting the earliest; in order of sighting."""
+    """One count per finding: counts added, the first sighting the earliest; in order of sighting.
+
+    Keys with the same digest are one finding, which workers named by different checks.
+    """
     merged: dict[str, FindingCount] = {}
     for part in parts:
         for found in part:
-            known = merged.get(found.key)
+            known = merged.get(digest_of(found.key))
             if known is None:
-                merged[found.key] = msgspec.structs.replace(found)
+                merged[digest_of(found.key)] = msgspec.structs.replace(found)
             else:
                 known.count += found.count
                 known.first_seen_s = min(known.first_seen_s, found.first_seen_s)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Makes findings of violations: counts them, minimises what is new, saves it.
+"""Makes findings of violations: counts them, identifies what is new, saves it.
 
-A violation goes into the journal before it is minimised and its key afterwards, so that whoever
+A violation goes into the journal before it is looked into and its key afterwards, so that whoever
 continues a session that died can file what was left (`recover`).
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from guestemu.campaign.executor import Executor
-from guestemu.campaign.findings import FindingBook, finding_key, signature
+from guestemu.campaign.findings import FindingBook, signature
 from guestemu.campaign.journal import (
     Journal,
     PositionNoted,
@@ -20,12 +20,12 @@ from guestemu.campaign.journal import (
     read_journals,
     unsettled,
 )
-from guestemu.campaign.minimise import minimise
 from guestemu.campaign.store import Store
 from guestemu.checks.base import Violation
+from guestemu.findings.explain import comment_of
+from guestemu.findings.identify import Finding
 from guestemu.program.binary import encode_ops
 from guestemu.program.ops import Op
-from guestemu.program.program import Expectation, Program
 
 
 class Shelf:
@@ -65,7 +65,7 @@ class Filing:
     def __init__(
         self, executor: Executor, shelf: Shelf | None, elapsed: Callable[[], float]
     ) -> None:
-        self.book = FindingBook()
+        self.book = FindingBook(executor)
         self.unstable: list[str] = []
         self._executor = executor
         self._shelf = shelf
@@ -73,18 +73,30 @@ class Filing:
         self._done: set[str] = set()
 
     def file(self, ops: tuple[Op, ...], violations: list[Violation]) -> None:
-        """Counts violations of the program `ops`, minimises and saves what is new."""
+        """Counts the program `ops` with its violations, identifies and saves what is new."""
         shelf = self._shelf
-        for violation in violations:
-            sign = signature(violation, ops[violation.op])
-            if not self.book.meet(sign):
-                continue
-            if shelf is not None:
-                shelf.met(sign, ops, self._elapsed())
-            key, check = self._minimise(sign, ops)
+        sign = signature(violations[0], ops[violations[0].op])
+        cases = self.book.meet(ops, violations)
+        if cases is None:
+            self.unstable.append(f"{sign} (not seen again with the same program)")
+        if not cases:
             self._done.add(sign)
+            return
+        if shelf is not None:
+            shelf.met(sign, ops, self._elapsed())
+        key = check = ""
+        for case in cases:
+            findings, settled = self.book.settle(case, self._elapsed())
+            if not settled:
+                self.unstable.append(f"{case.sighting.symptom.name} (not seen again)")
+                continue
+            key, check = settled, self.book.findings[settled].check
             if shelf is not None:
-                shelf.settled(sign, key, check, self._elapsed())
+                for finding in findings:
+                    self._save(shelf.store, finding)
+        self._done.add(sign)
+        if shelf is not None:
+            shelf.settled(sign, key, check, self._elapsed())
 
     def recover(self, index: int, jobs: int, begin: Callable[[bytes], bool]) -> None:
         """Files what earlier sessions met and had no time to file. `begin` is told each program
@@ -100,35 +112,8 @@ class Filing:
             if met.sign not in self._done:
                 shelf.settled(met.sign, "", "", self._elapsed())
 
-    def _minimise(self, sign: str, ops: tuple[Op, ...]) -> tuple[str, str]:
-        """Key and check of the violation's finding, which is saved; both empty if the program does
-        not show it again."""
-        found = minimise(self._executor, ops, sign)
-        if found is None:
-            self.unstable.append(f"{sign} (not seen again with the same program)")
-            return "", ""
-        smallest, shown, violations = found
-        key = finding_key(shown, smallest)
-        if self.book.settle(sign, key, shown.check, self._elapsed()) and self._shelf is not None:
-            self._save(self._shelf.store, key, smallest, shown, violations)
-        return key, shown.check
-
-    def _save(
-        self,
-        store: Store,
-        key: str,
-        ops: tuple[Op, ...],
-        violation: Violation,
-        violations: list[Violation],
-    ) -> None:
-        path = store.finding_path(key)
-        lines = [
-            f"Finding {key} of a campaign on target {self._executor.target.name}.",
-            f"Check {violation.check}, after op {violation.op}: {violation.message}",
-        ]
-        if violation.fact:
-            lines.append(f"Demanded by: {violation.fact}")
-        lines.append(f"Reproduce: guestemu run {path}")
-        expected = dict.fromkeys(Expectation("violation", v.check, v.op) for v in violations)
-        program = Program(self._executor.header, ops, tuple(expected))
-        store.save_finding(key, program, "\n".join(lines))
+    def _save(self, store: Store, finding: Finding) -> None:
+        where = f"a campaign on target {self._executor.target.name}"
+        path = store.finding_path(finding.key)
+        comment = comment_of(finding, where, f"guestemu run {path}")
+        store.save_finding(finding.key, finding.program(self._executor.header), comment)

@@ -1,33 +1,38 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Findings: violations grouped by what is wrong, each with one minimal program.
+"""The findings of a session: violations folded by what is wrong, counted instead of multiplied.
 
-A campaign meets the same defect thousands of times. Two steps fold these into one finding. The
-*signature* of a violation (check, kind of the op, message without its numbers) is cheap and counts
-repetitions. Where a signature is new, the program is minimised, and the *key* is made of check, op
-kind and the shape of the minimal program, so that it is the same for every way that leads to the
-defect, in every campaign. A signature met 2, 4, 8 and 16 times is minimised again, because two
-defects may read alike.
+A campaign meets the same defect thousands of times. Each violating program is looked at with its
+host traced, which gives a *sign*: symptom, extent, suspicious host code, fault ops before. Where a
+sign is new, the finding behind it is identified (guestemu.findings), which takes some thousand
+runs. A sign met 2, 4, 8 and 16 times is identified again, because two defects may read alike, unless
+that took seconds. Of what is met very often only a part is looked at.
 """
 
 from __future__ import annotations
 
-import hashlib
-import re
-from typing import Final
+import time
+from typing import Final, TypeAlias
 
 import msgspec
 
-from guestemu.abi.x86 import Mode
+from guestemu.campaign.executor import Executor
 from guestemu.checks.base import Violation
-from guestemu.program.ops import SPECS, Instruction, Op
-from guestemu.program.validity import takes_page
+from guestemu.findings.hostcode import Spots
+from guestemu.findings.identify import Case, Finding, cases_of, digest_of, identify
+from guestemu.findings.probe import Probe
+from guestemu.findings.symptom import Symptom, plain_message
+from guestemu.program.ops import SPECS, Op, OpKind
 
-_NUMBER: Final = re.compile(r"-?\b(?:0x[0-9a-f]+|\d+)\b")
-_ARGUMENTS: Final = re.compile(r"\((?:-?0x[0-9a-f]+(?:, )?)+\)")
-_PLURAL: Final = re.compile(r"\bframes differ\b")
-_ERRNO_LIMIT: Final = 4096
-_KEY_DIGITS: Final = 8
 _AGAIN: Final = frozenset({1, 2, 4, 8, 16})
+_SLOW: Final = 2.0
+"""Seconds that an identification may take to be worth repeating."""
+
+_OFTEN: Final = 512
+_ONE_OF: Final = 16
+"""Of violations that read alike, after the first `_OFTEN` one in `_ONE_OF` is looked at."""
+
+
+_Sign: TypeAlias = tuple[Symptom, Spots, frozenset[OpKind]]
 
 
 class FindingCount(msgspec.Struct):
@@ -39,78 +44,78 @@ class FindingCount(msgspec.Struct):
     first_seen_s: float
 
 
-def _number_class(match: re.Match[str]) -> str:
-    value = int(match[0], 0)
-    for bits in (32, 64):
-        error = (1 << bits) - value
-        if 0 < error < _ERRNO_LIMIT:
-            return f"-{error}"
-    return match[0] if value < 0 or match[0] == "0" else "#"
-
-
 def signature(violation: Violation, op: Op) -> str:
     """A violation without the numbers that vary between runs; error numbers and a plain 0 stay."""
-    message = _PLURAL.sub("frame differs", _ARGUMENTS.sub("()", violation.message))
-    return f"{violation.check} {op.kind.name} {_NUMBER.sub(_number_class, message)}"
-
-
-def _argument_class(value: int, default: int) -> str:
-    """Defaults, and sizes by their number of bytes."""
-    return "d" if value == default else str(value.bit_length() + 7 >> 3)
-
-
-def _op_shape(op: Op) -> str:
-    spec = SPECS[op.kind]
-    words = [spec.name]
-    words += (
-        _argument_class(value, argument.default)
-        for argument, value in zip(spec.arguments, op.arguments, strict=True)
-    )
-    if op.mode is not Mode.LONG64:
-        words.append(op.mode.name)
-    if op.cpl:
-        words.append("cpl")
-    if op.instruction is not Instruction.VMMCALL:
-        words.append(op.instruction.name)
-    if takes_page(op):
-        words.append(op.region.name)
-    return " ".join(words)
-
-
-def finding_key(violation: Violation, ops: tuple[Op, ...]) -> str:
-    """The key of a violation of the minimal program `ops`: CHECK-OPKIND-HASH, a file name.
-
-    The hash is of the program's shape: kinds of ops, which arguments differ from their defaults and
-    how many bytes long they are, mode, privilege, region; not of values and page numbers.
-    """
-    shape = "; ".join(map(_op_shape, ops))
-    digest = hashlib.sha256(shape.encode()).hexdigest()[:_KEY_DIGITS]
-    return f"{violation.check}-{SPECS[ops[violation.op].kind].name}-{digest}"
+    return f"{violation.check} {op.kind.name} {plain_message(violation)}"
 
 
 class FindingBook:
-    """Counts violations by signature and signatures by key."""
+    """What one session found, on the testbed of `executor`."""
 
-    def __init__(self) -> None:
+    def __init__(self, executor: Executor) -> None:
         self.findings: dict[str, FindingCount] = {}
-        self._met: dict[str, int] = {}
-        self._keys: dict[str, str] = {}
+        self.probe = Probe(executor.testbed, executor.header, executor.heartbeat)
+        self._executor = executor
+        self._read: dict[str, int] = {}
+        self._met: dict[_Sign, int] = {}
+        self._keys: dict[_Sign, str] = {}
+        self._slow: set[_Sign] = set()
+        self._last: dict[str, str] = {}
+        self._digests: dict[str, str] = {}
+        self._known: Spots = frozenset()
 
-    def meet(self, sign: str) -> bool:
-        """Counts a violation with signature `sign`; whether its program should be minimised."""
-        met = self._met[sign] = self._met.get(sign, 0) + 1
-        key = self._keys.get(sign)
-        if met in _AGAIN or key is None:
-            return True
-        self.findings[key].count += 1
-        return False
+    def meet(self, ops: tuple[Op, ...], violations: list[Violation]) -> list[Case] | None:
+        """Counts a violating program; the cases in it that should be settled. None when the program
+        does not show anything again: the machine then remembered something that it should not."""
+        read = signature(violations[0], ops[violations[0].op])
+        times = self._read[read] = self._read.get(read, 0) + 1
+        last = self._last.get(read)
+        if times > _OFTEN and times % _ONE_OF and last is not None:
+            self.findings[last].count += 1
+            return []
+        probe = self.probe
+        probe.heartbeat = self._executor.heartbeat
+        probe.run_battery()
+        look = probe.try_look(ops, traced=True)
+        if look is None or not look.sightings:
+            return None
+        new: list[Case] = []
+        for case in cases_of(probe, ops, look):
+            sign = self._sign(case)
+            met = self._met[sign] = self._met.get(sign, 0) + 1
+            key = self._keys.get(sign)
+            if key is None or (met in _AGAIN and sign not in self._slow):
+                new.append(case)
+            else:
+                self.findings[key].count += 1
+                self._last[read] = key
+        return new
 
-    def settle(self, sign: str, key: str, check: str, seconds: float) -> bool:
-        """Files one violation with signature `sign` under `key`; whether the key is new."""
-        self._keys.setdefault(sign, key)
-        found = self.findings.get(key)
-        if found is None:
-            self.findings[key] = FindingCount(key, check, 1, round(seconds, 3))
-            return True
-        found.count += 1
-        return False
+    def settle(self, case: Case, seconds: float) -> tuple[list[Finding], str]:
+        """Identifies and counts what is behind `case`: the findings that are new, and the key that
+        the case counts for (empty when it does not show again)."""
+        sign = self._sign(case)
+        new: list[Finding] = []
+        first = ""
+        start = time.monotonic()
+        for finding in identify(self.probe, case, self._known):
+            self._known |= finding.spots
+            key = self._digests.setdefault(digest_of(finding.key), finding.key)
+            first = first or key
+            count = self.findings.get(key)
+            if count is None:
+                check = finding.violation.check
+                self.findings[key] = FindingCount(key, check, 1, round(seconds, 3))
+                new.append(finding)
+            elif key == first:
+                count.count += 1
+        if time.monotonic() - start > _SLOW:
+            self._slow.add(sign)
+        if first:
+            self._keys.setdefault(sign, first)
+        return new, first
+
+    def _sign(self, case: Case) -> _Sign:
+        before = case.ops[: case.sighting.violation.op]
+        faults = frozenset(op.kind for op in before if SPECS[op.kind].is_fault)
+        return case.sighting.symptom, self.probe.suspicious(case.sighting), faults

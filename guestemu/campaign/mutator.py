@@ -5,17 +5,20 @@
 from a palette, so poking that byte is nearly as good a change and ten times cheaper. One result in
 sixteen may hold VMCALL: KVM patches that instruction, which costs several runs. A quarter of the
 pokes also drop the last op: short programs are fast, and an engine keeps the longer one where it
-covers more.
+covers more. One poke in eight also writes an edge of `program.values` into an argument in full: no
+choice from a palette reaches those where a call may loop (2^19 pages and more).
 """
 
 from __future__ import annotations
 
+import struct
 from typing import Final
 
 from guestemu.program.binary import RECORD_SIZE
 from guestemu.program.mutate import mutate_bytes
-from guestemu.program.ops import OpKind
+from guestemu.program.ops import SPECS, OpKind
 from guestemu.program.program import Header
+from guestemu.program.values import BOUNDARIES, palette_of
 
 _FIELDS: Final = (0, 1, 1, 2, 4, 4, 5, 8, 8, 16, 16, 24, 24, 32, 40)
 """Offsets in a record of the bytes that decide: kind, posture, region, page, five choices."""
@@ -23,16 +26,26 @@ _FIELDS: Final = (0, 1, 1, 2, 4, 4, 5, 8, 8, 16, 16, 24, 24, 32, 40)
 _POSTURE: Final = 1
 _NO_VMCALL: Final = 0xEF
 _STRUCTURE_SHARE: Final = 10
+_EDGE_SHARE: Final = 8
+_SELECT_RAW: Final = 0xE0
+_KIND_BYTES: Final = 256
+_ARGUMENT: Final = struct.Struct("<Q")
+_FIRST_ARGUMENT: Final = 8
 
 
 class Mutator:
     """`mutate` has the signature of a libFuzzer custom mutator; equal arguments, equal result."""
 
-    __slots__ = ("_header", "_kinds")
+    __slots__ = ("_edges", "_header", "_kinds")
 
     def __init__(self, header: Header, kinds: frozenset[OpKind]) -> None:
         self._header = header
         self._kinds = kinds
+        allowed = sorted(kinds)
+        self._edges = tuple(
+            _edges_of(OpKind(byte) if byte in kinds else allowed[byte % len(allowed)])
+            for byte in range(_KIND_BYTES)
+        )
 
     def mutate(self, data: bytes, max_size: int, seed: int) -> bytes:
         """A changed copy of `data`, whole records, at most `max_size` bytes."""
@@ -42,9 +55,36 @@ class Mutator:
             changed = bytearray(mutate_bytes(data, max_size, state, self._header, self._kinds))
         else:
             changed = _poke(data, max_size, state)
+            if changed and (state >> 4) % _EDGE_SHARE == 0:
+                self._put_edge(changed, state >> 8)
         if state >> 60:
             avoid_vmcall(changed, len(changed))
         return bytes(changed)
+
+    def _put_edge(self, records: bytearray, state: int) -> None:
+        """Writes an edge of its sort into one argument of one record, in full."""
+        start = (state & 0xFF) % (len(records) // RECORD_SIZE) * RECORD_SIZE
+        edges = self._edges[records[start]]
+        if not edges:
+            return
+        chosen = (state >> 8 & 0xFF) % len(edges)
+        is_raw = records[start + _POSTURE] >= _SELECT_RAW
+        records[start + _POSTURE] |= _SELECT_RAW
+        place = start + _FIRST_ARGUMENT
+        for position, (palette, values) in enumerate(edges):
+            if position == chosen:
+                _ARGUMENT.pack_into(records, place, values[(state >> 16) % len(values)])
+            elif not is_raw:
+                _ARGUMENT.pack_into(records, place, palette[records[place]])
+            place += _ARGUMENT.size
+
+
+def _edges_of(kind: OpKind) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
+    """Per argument of `kind`, its palette and its edges."""
+    return tuple(
+        (palette_of(kind, position), BOUNDARIES[argument.sort])
+        for position, argument in enumerate(SPECS[kind].arguments)
+    )
 
 
 def avoid_vmcall(records: bytearray, size: int) -> None:

@@ -145,10 +145,29 @@ class Store:
             os.close(self._lock)
             self._lock = None
 
+    @classmethod
+    def open(cls, root: Path) -> Store:
+        """Opens the directory of a campaign that is not running, and locks it. Raises
+        `InputError`."""
+        store = cls(root)
+        store.read_record()
+        store.lock()
+        return store
+
+    def read_record(self) -> CampaignRecord:
+        """What the campaign fuzzes. Raises `InputError`."""
+        known = self.root / "campaign.json"
+        try:
+            return msgspec.json.decode(known.read_bytes(), type=CampaignRecord)
+        except (OSError, msgspec.DecodeError) as error:
+            raise InputError(
+                f"{known}: cannot be read as a campaign's; name the work directory of one"
+            ) from error
+
     def _check(self, known: Path, record: CampaignRecord) -> None:
         try:
-            before = msgspec.json.decode(known.read_bytes(), type=CampaignRecord)
-        except (OSError, msgspec.DecodeError) as error:
+            before = self.read_record()
+        except InputError as error:
             raise InputError(
                 f"{known}: no campaign to resume; name the --workdir of one, or leave --resume out"
             ) from error
@@ -217,6 +236,13 @@ class Store:
         """Notes an input that the corpus does not have yet."""
         if not (self.corpus / input_name(data)).exists():
             self.note(journal, InputNoted(data))
+
+    def forget_inputs(self) -> None:
+        """Takes the inputs out of the journals: the corpus as it is counts."""
+        encode = msgspec.json.Encoder().encode
+        for path in journal_files(self.journals):
+            entries = [e for e in read_journals([path]) if not isinstance(e, InputNoted)]
+            self._put(path, b"".join(encode(entry) + b"\n" for entry in entries))
 
     def unsettled(self) -> list[ViolationMet]:
         """Violations that were met and never filed."""
