@@ -14,10 +14,12 @@ import msgspec
 from guestemu.cli import console
 
 if TYPE_CHECKING:
+    from guestemu.cli._interrupts import Interrupts
     from guestemu.dma.events import Event
     from guestemu.dma.observer import Observer
+    from guestemu.dma.perfetto_trace import PerfettoWriter
     from guestemu.dma.report import DmaReport
-    from guestemu.dma.run import DmaRun
+    from guestemu.dma.run import DmaRun, RunOptions
     from guestemu.dma.source import EventReader
     from guestemu.dma.what_if import Comparison
 
@@ -30,6 +32,8 @@ class Request(msgspec.Struct, frozen=True):
     host: str
     memory: int
     policies: tuple[str, ...] = ()
+    cma: int = 0
+    migrate: str | None = None
     report: Path | None = None
     parquet: Path | None = None
     perfetto: Path | None = None
@@ -67,11 +71,16 @@ def _replay(
     with ExitStack() as files:
         comparison = _comparison(request)
         page = None if request.report is None else files.enter_context(_open_page(request.report))
-        driver = _driver(request, _writers(request, files))
+        perfetto = _perfetto(request, files)
+        writers = _parquet(request, files) + (() if perfetto is None else (perfetto,))
+        driver = _driver(request, writers)
         interrupted = _drive(driver, comparison, events, total, position)
         report = driver.report(None if reader is None else reader.report(), interrupted)
         if comparison is not None:
             report = msgspec.structs.replace(report, policies=comparison.result())
+        if perfetto is not None:
+            for migration in report.migrations:
+                perfetto.add_migration(migration)
         if page is not None:
             from guestemu.dma.page import report_page
 
@@ -90,35 +99,48 @@ def _open_page(path: Path) -> TextIO:
         raise InputError(f"--report {path}: {error.strerror}; give a file name") from None
 
 
-def _writers(request: Request, files: ExitStack) -> tuple[Observer, ...]:
-    writers: list[Observer] = []
-    if request.parquet is not None:
-        from guestemu.dma.parquet import ParquetWriter
+def _parquet(request: Request, files: ExitStack) -> tuple[Observer, ...]:
+    if request.parquet is None:
+        return ()
+    from guestemu.dma.parquet import ParquetWriter
 
-        table = ParquetWriter(request.parquet)
-        files.callback(table.close)
-        writers.append(table)
-    if request.perfetto is not None:
-        from guestemu.dma.perfetto_trace import PerfettoWriter
+    table = ParquetWriter(request.parquet)
+    files.callback(table.close)
+    return (table,)
 
-        trace = PerfettoWriter(request.perfetto, request.guest)
-        files.callback(trace.close)
-        writers.append(trace)
-    return tuple(writers)
+
+def _perfetto(request: Request, files: ExitStack) -> PerfettoWriter | None:
+    if request.perfetto is None:
+        return None
+    from guestemu.dma.perfetto_trace import PerfettoWriter
+
+    trace = PerfettoWriter(request.perfetto, request.guest)
+    files.callback(trace.close)
+    return trace
+
+
+def _options(request: Request) -> RunOptions:
+    from guestemu.dma.migration import parse_plan
+    from guestemu.dma.run import RunOptions
+
+    if request.migrate is None:
+        return RunOptions(request.cma)
+    return RunOptions(request.cma, *parse_plan(request.migrate))
 
 
 def _driver(request: Request, observers: tuple[Observer, ...]) -> DmaRun:
     from guestemu.dma.model import PREFIX, ModelRun, is_model
 
+    options = _options(request)
     if is_model(request.guest):
         generation = request.guest.removeprefix(PREFIX)
-        return ModelRun(generation, request.memory, observers)
+        return ModelRun(generation, request.memory, observers, options=options)
     from guestemu.dma.emulate import Emulation
     from guestemu.program.program import Header
     from guestemu.testbed import build_testbed
 
     header = Header(guest=request.guest, host=request.host, memory=request.memory)
-    return Emulation(build_testbed(header), observers=observers)
+    return Emulation(build_testbed(header), observers=observers, options=options)
 
 
 def _comparison(request: Request) -> Comparison | None:
@@ -131,10 +153,40 @@ def _comparison(request: Request) -> Comparison | None:
     kind, _, generation = request.guest.partition(":")
     if kind not in ("snippet", "model"):
         raise InputError(
-            f"--policy with --guest {request.guest}: a real kernel has its own policy; "
-            f"use model:GENERATION"
+            f"--policy with --guest {request.guest}: other policies run on the model only, which "
+            f"places buffers otherwise than a real kernel; use --guest model:GENERATION"
         )
     return Comparison(generation, request.memory, request.policies)
+
+
+class _Drive:
+    """Replays events in batches; what Ctrl-C finds unread in a batch is replayed, too."""
+
+    def __init__(self, driver: DmaRun, comparison: Comparison | None, size: int) -> None:
+        self.count = 0
+        self._driver = driver
+        self._comparison = comparison
+        self._size = size
+        self._batch: list[Event] = []
+
+    def run(
+        self, events: Iterable[Event], interrupts: Interrupts, tell: Callable[[], None]
+    ) -> None:
+        for event in events:
+            self._batch.append(event)
+            if len(self._batch) >= self._size:
+                self.flush(interrupts)
+                tell()
+        self.flush(interrupts)
+
+    def flush(self, interrupts: Interrupts) -> None:
+        interrupts.hold()
+        batch, self._batch = self._batch, []
+        self._driver.steps(batch)
+        if self._comparison is not None:
+            self._comparison.steps(batch)
+        self.count += len(batch)
+        interrupts.release()
 
 
 def _drive(
@@ -147,27 +199,29 @@ def _drive(
     """Replays the events, with a progress bar; says on stderr how fast. True: Ctrl-C ended it."""
     from guestemu.cli._dma_progress import DmaProgress
     from guestemu.cli._interrupts import Interrupts
+    from guestemu.dma.model import ModelRun
+    from guestemu.dma.run import BATCH_EVENTS
 
     start = time.monotonic()
-    count = 0
     interrupted = False
+    work = _Drive(driver, comparison, BATCH_EVENTS if isinstance(driver, ModelRun) else 1)
     with DmaProgress(total) as progress, Interrupts() as interrupts:
+
+        def tell() -> None:
+            if isinstance(driver, ModelRun) or not work.count & 15:
+                progress.update(position(), work.count, driver.pages_converted)
+
         try:
-            for event in events:
-                interrupts.hold()
-                driver.step(event)
-                if comparison is not None:
-                    comparison.step(event)
-                count += 1
-                interrupts.release()
-                if not count & 15:
-                    progress.update(position(), count, driver.pages_converted)
+            work.run(events, interrupts, tell)
         except KeyboardInterrupt:
             interrupted = True
+    if interrupted:
+        with Interrupts() as interrupts:
+            work.flush(interrupts)
     seconds = max(time.monotonic() - start, 1e-6)
     pages = driver.pages_converted
     console.note(
-        f"{count} events, {pages} pages converted in {seconds:.2f} s "
+        f"{work.count} events, {pages} pages converted in {seconds:.2f} s "
         f"({pages / seconds:.0f} pages/s)"
     )
     return interrupted

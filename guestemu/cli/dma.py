@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 
 import typer
 
@@ -13,60 +13,80 @@ from guestemu.cli._options import AsJson
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_INTERRUPTED, EXIT_OK
 
 if TYPE_CHECKING:
+    from guestemu.cli._dma_run import Request
     from guestemu.dma.report import DmaReport
 
 DEFAULT_MEMORY: Final = 256
 
+Source: TypeAlias = Annotated[
+    str,
+    typer.Argument(
+        metavar="TRACE|PATTERN",
+        help="Text of an ftrace buffer, of `trace-cmd report` or `perf script`, CSV (- reads "
+        "standard input), or a driver pattern such as nvme:queues=4,scenario=reset+e1000.",
+        show_default=False,
+    ),
+]
+Guest: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        help="Guest, see `guestemu guests`, or model:GENERATION: counts without a CPU, for "
+        "millions of events."
+    ),
+]
+Host: TypeAlias = Annotated[str, typer.Option(help="Host, see `guestemu hosts`, or FILE.py:CLASS.")]
+Memory: TypeAlias = Annotated[int, typer.Option(help="Guest memory in MiB.")]
+Cma: TypeAlias = Annotated[
+    int, typer.Option(metavar="MIB", min=0, help="Contiguous memory area for large buffers.")
+]
+Policy: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,...",
+        help="Compare other ways to provide the memory: batch, keep-shared, "
+        "pool-small[=PAGES], align-2m, or all.",
+    ),
+]
+Migrate: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="at=S,rate=MIB,...",
+        help="Lay a live migration over the run: at=SECONDS, rate=MIB per second, passes=N, "
+        "stop=PAGES, status=copied|live (both).",
+    ),
+]
+ReportPath: TypeAlias = Annotated[
+    Path | None, typer.Option("--report", metavar="OUT.html", help="Write a page with plots.")
+]
+Parquet: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR|FILE", help="Write events and conversions as Parquet tables."),
+]
+Perfetto: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(metavar="OUT.perfetto-trace", help="Write a trace for ui.perfetto.dev."),
+]
+Strict: TypeAlias = Annotated[
+    bool, typer.Option("--strict", help="Exit 1 also for oddities of the trace.")
+]
+ListPatterns: TypeAlias = Annotated[
+    bool, typer.Option("--list", help="List the driver patterns and their parameters.")
+]
+
 
 def command(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="TRACE|PATTERN",
-            help="Text of an ftrace buffer, of `trace-cmd report` or `perf script`, CSV (- reads "
-            "standard input), or a driver pattern such as nvme:queues=4,scenario=reset+e1000.",
-            show_default=False,
-        ),
-    ] = "",
-    guest: Annotated[
-        str,
-        typer.Option(
-            help="Guest, see `guestemu guests`, or model:GENERATION: counts without a CPU, for "
-            "millions of events."
-        ),
-    ] = "snippet:6.1",
-    host: Annotated[
-        str, typer.Option(help="Host, see `guestemu hosts`, or FILE.py:CLASS.")
-    ] = "map-gpa-range",
-    memory: Annotated[int, typer.Option(help="Guest memory in MiB.")] = DEFAULT_MEMORY,
-    policy: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME,...",
-            help="Compare other ways to provide the memory: batch, keep-shared, "
-            "pool-small[=PAGES], align-2m, or all.",
-        ),
-    ] = None,
-    report_path: Annotated[
-        Path | None,
-        typer.Option("--report", metavar="OUT.html", help="Write a page with plots."),
-    ] = None,
-    parquet: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR|FILE", help="Write events and conversions as Parquet tables (pyarrow)."
-        ),
-    ] = None,
-    perfetto: Annotated[
-        Path | None,
-        typer.Option(metavar="OUT.perfetto-trace", help="Write a trace for ui.perfetto.dev."),
-    ] = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Exit 1 also for oddities of the trace.")
-    ] = False,
-    list_patterns: Annotated[
-        bool, typer.Option("--list", help="List the driver patterns and their parameters.")
-    ] = False,
+    source: Source = "",
+    guest: Guest = "snippet:6.1",
+    host: Host = "map-gpa-range",
+    memory: Memory = DEFAULT_MEMORY,
+    cma: Cma = 0,
+    policy: Policy = None,
+    migrate: Migrate = None,
+    report_path: ReportPath = None,
+    parquet: Parquet = None,
+    perfetto: Perfetto = None,
+    strict: Strict = False,
+    list_patterns: ListPatterns = False,
     as_json: AsJson = False,
 ) -> int:
     """Replay the DMA allocations of a trace or a driver pattern through a guest.
@@ -82,32 +102,50 @@ def command(
 
       guestemu dma boot.trace --json
 
-      guestemu dma nvme:queues=4,scenario=unbind --guest snippet:6.12
+      guestemu dma nvme:queues=4,scenario=unbind --guest snippet:6.12 --migrate at=0.5
 
       trace-cmd report | guestemu dma - --guest model:6.1 --policy all --report dma.html
-
-      guestemu dma --list
     """
-    from guestemu.abi.errors import InputError
-    from guestemu.cli._dma_run import Request, run
+    from guestemu.cli._dma_run import Request
 
     if list_patterns:
         _list(as_json)
         return EXIT_OK
-    if not source:
-        raise InputError("dma: no TRACE or PATTERN given; guestemu dma --help shows what there is")
-    policies: tuple[str, ...] = ()
-    if policy is not None:
-        from guestemu.dma.policies import parse_policies
+    request = Request(
+        source,
+        guest,
+        host,
+        memory,
+        _policies(policy),
+        cma,
+        migrate,
+        report_path,
+        parquet,
+        perfetto,
+    )
+    return _replay(request, strict, as_json)
 
-        policies = parse_policies(policy)
-    request = Request(source, guest, host, memory, policies, report_path, parquet, perfetto)
+
+def _policies(text: str | None) -> tuple[str, ...]:
+    if text is None:
+        return ()
+    from guestemu.dma.policies import parse_policies
+
+    return parse_policies(text)
+
+
+def _replay(request: Request, strict: bool, as_json: bool) -> int:
+    from guestemu.abi.errors import InputError
+    from guestemu.cli._dma_run import run
+
+    if not request.source:
+        raise InputError("dma: no TRACE or PATTERN given; guestemu dma --help shows what there is")
     report = run(request)
     if as_json:
         console.emit_json(report)
     else:
         _print(report)
-    _advise(report, memory)
+    _advise(report, request.memory)
     if report.interrupted:
         return EXIT_INTERRUPTED
     is_good = report.is_clean if strict else report.is_ok
@@ -154,5 +192,6 @@ def _list(as_json: bool) -> None:
             rows.append(("", f"{key}={parameter.default}", allowed, parameter.help))
     console.emit_table(("pattern", "default", "range", "what"), rows)
     console.emit()
-    console.emit("every pattern also takes scenario=probe|unbind|resize|reset and rounds=N;")
+    known = "|".join(scenario.value for scenario in Scenario)
+    console.emit(f"every pattern also takes scenario={known} and rounds=N;")
     console.emit("patterns join with +: nvme:queues=4,scenario=reset,rounds=3+e1000")

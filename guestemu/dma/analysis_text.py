@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from rich.box import SIMPLE_HEAD
@@ -13,6 +13,7 @@ from rich.text import Text
 
 from guestemu.dma.analysis import Analysis
 from guestemu.dma.cost import Cost
+from guestemu.dma.migration import Migration
 from guestemu.dma.policy_figures import PolicyFigures
 
 SHOWN_ROWS: Final = 20
@@ -60,6 +61,29 @@ def print_policies(console: Console, policies: Mapping[str, PolicyFigures]) -> N
             str(figures.hypercalls_saved),
             str(figures.peak_shared_pages),
             f"{figures.extra_shared_pages:+.0f}",
+        )
+    console.print(table)
+
+
+def print_migrations(console: Console, migrations: Sequence[Migration]) -> None:
+    """One row per migration."""
+    table = _table("Migration over the run")
+    headings = ("status", "passes", "sent", "again", "wrong way", "changed", "last pages", "ms")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "status" else "right")
+    for done in migrations:
+        if not done.has_begun:
+            console.print(Text("the migration's start lies behind the end of the trace"))
+            return
+        table.add_row(
+            done.status.value,
+            str(len(done.passes)),
+            str(done.sent),
+            str(done.resent),
+            str(done.wrong_way),
+            str(done.changed_since_sent),
+            str(done.blackout_pages),
+            f"{done.blackout_seconds * 1000:.3g}",
         )
     console.print(table)
 

@@ -1,22 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What drivers ask of dma_alloc_coherent, by formula (facts B7, B8, section B.2).
 
-A driver's buffers are of three sorts: those it keeps while it is bound; its rings, which it
-replaces when they are resized or the device is reset; and pages of its DMA pools, which come with
-the first I/O and stay (B7). Sizes are in bytes, as the driver asks.
+Sizes are in bytes, as the driver asks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Final, TypeAlias
-
-import msgspec
+from collections.abc import Mapping
+from typing import Final
 
 from guestemu.abi.addresses import PAGE_SIZE
+from guestemu.dma.layout import Driver, Layout, Parameter, Values, Want
+from guestemu.dma.platform_drivers import PLATFORM_DRIVERS
 from guestemu.guest.dma.gfp import GFP_ATOMIC, GFP_KERNEL, GFP_NOIO, GFP_NOWAIT
-
-Values: TypeAlias = Mapping[str, int]
 
 _VRING: Final = frozenset({"GFP_KERNEL", "__GFP_ZERO"})
 _VRING_LARGE: Final = _VRING | {"__GFP_NOWARN"}
@@ -24,41 +20,6 @@ _VIRTIO_NET_CONTROL_QUEUE: Final = 64
 _VIRTIO_ALIGN: Final = 64
 _VIRTIO_LEGACY_ALIGN: Final = 4096
 _DESCRIPTOR_BYTES: Final = 16
-
-
-class Want(msgspec.Struct, frozen=True):
-    """One allocation a driver makes: bytes and flags."""
-
-    size: int
-    gfp: frozenset[str] = GFP_KERNEL
-
-
-class Layout(msgspec.Struct, frozen=True):
-    """A driver's buffers in the order they are allocated; see the module's docstring."""
-
-    bound: tuple[Want, ...]
-    rings: tuple[Want, ...]
-    pools: tuple[Want, ...] = ()
-
-
-class Parameter(msgspec.Struct, frozen=True):
-    """A number that shapes a pattern, with its default, smallest and largest value."""
-
-    default: int
-    low: int
-    high: int
-    help: str
-
-
-class Driver(msgspec.Struct, frozen=True):
-    """A driver: name of its module, parameters, layout; `ring_size` is the parameter that an
-    administrator can change at run time, or None."""
-
-    module: str
-    help: str
-    parameters: dict[str, Parameter]
-    layout: Callable[[Values], Layout]
-    ring_size: str | None = None
 
 
 def vring_bytes(descriptors: int, align: int) -> int:
@@ -199,5 +160,6 @@ DRIVERS: Final[Mapping[str, Driver]] = {
         },
         _dma_pool,
     ),
+    **PLATFORM_DRIVERS,
 }
 """Drivers by pattern name."""

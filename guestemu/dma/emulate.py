@@ -19,6 +19,7 @@ from bitarray import bitarray
 
 from guestemu.abi.addresses import PAGE_SHIFT, Gfn, Gva
 from guestemu.abi.errno import EIO
+from guestemu.abi.errors import InputError
 from guestemu.checks.base import ExitRecord
 from guestemu.checks.base import Violation as CheckViolation
 from guestemu.checks.free import FreePagesCheck
@@ -30,7 +31,7 @@ from guestemu.dma.leaves import GIB_PAGES
 from guestemu.dma.live import Accountant
 from guestemu.dma.observer import Observer, Observers
 from guestemu.dma.report import MachineCounts, PoolCounts, Violation
-from guestemu.dma.run import DmaRun
+from guestemu.dma.run import NO_OPTIONS, DmaRun, RunOptions
 from guestemu.guest.base import CallOutcome
 from guestemu.guest.dma.coherent import CoherentAllocator, CoherentDma
 from guestemu.guest.dma.emulated import TrackedAllocator
@@ -38,6 +39,8 @@ from guestemu.guest.dma.policy import policy_named
 from guestemu.testbed import OpResult, Testbed
 
 KEPT_VIOLATIONS: Final = 1000
+MEMSET_BYTES: Final = 4 << 20
+"""Cleared by one call of the guest's memset, which a guest's budget of work allows for."""
 
 
 class ViolationLog:
@@ -100,8 +103,11 @@ class WatchedConversions:
     def memset(self, gfn: Gfn, size: int, /) -> None:
         """See `CoherentGuest`."""
         guest = self._testbed.guest
-        outcome = guest.memset(Gva(guest.direct_map + (gfn << PAGE_SHIFT)), 0, size)
-        self._value(f"memset of {size} bytes at frame {gfn:#x}", outcome, ())
+        start = guest.direct_map + (gfn << PAGE_SHIFT)
+        for offset in range(0, size, MEMSET_BYTES):
+            part = min(MEMSET_BYTES, size - offset)
+            outcome = guest.memset(Gva(start + offset), 0, part)
+            self._value(f"memset of {size} bytes at frame {gfn:#x}", outcome, ())
         self._observer.cleared(gfn, size)
 
     def report_clearing(self, gfn: Gfn, pages: int) -> None:
@@ -223,6 +229,7 @@ class Emulation(DmaRun):
         testbed: Testbed,
         accountant: Accountant | None = None,
         observers: tuple[Observer, ...] = (),
+        options: RunOptions = NO_OPTIONS,
     ) -> None:
         testbed.reset()
         guest = testbed.guest
@@ -231,7 +238,9 @@ class Emulation(DmaRun):
         self._small_at_boot = guest.leaf_map.small_leaves()
         has_model_allocator = bool(guest.dma_frames)
         analyst = Analyst(guest.leaf_map.private)
-        observer: Observer = Observers((analyst, *observers)) if observers else analyst
+        migrations = options.migrations(guest.leaf_map.private)
+        watching: tuple[Observer, ...] = (analyst, *migrations, *observers)
+        observer: Observer = Observers(watching) if len(watching) > 1 else analyst
         free = bitarray(0)
         if has_model_allocator:
             memory = TrackedAllocator(guest)
@@ -241,10 +250,17 @@ class Emulation(DmaRun):
         dma: CoherentAllocator
         if has_model_allocator:
             policy = policy_named(guest.generation)
-            dma = CoherentDma(self._buffers, memory, policy, pool_guest=self._pools)
+            dma = CoherentDma(self._buffers, memory, policy, None, self._pools, options.cma_pages)
+        elif options.cma:
+            raise InputError(
+                f"cma of {options.cma} MiB: a real kernel has the area it was built and booted "
+                f"with; use snippet:GENERATION or model:GENERATION"
+            )
         else:
             dma = KernelCoherent(guest, self._buffers, self._pools)
-        super().__init__(dma, (self._buffers, self._pools), observer, analyst, accountant)
+        super().__init__(
+            dma, (self._buffers, self._pools), observer, analyst, accountant, migrations
+        )
 
     def step(self, event: Event) -> None:
         """Replays one event."""

@@ -63,6 +63,7 @@ class KernelCoherent:
     def __init__(self, guest: Guest, buffers: Watch, pools: Watch) -> None:
         self.pools = KernelPools()
         self.leaked_pages = 0
+        self.pages_beyond = 0
         self._guest = guest
         self._watch = buffers
         self._pool_watch = pools

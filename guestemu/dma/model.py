@@ -18,7 +18,7 @@ from guestemu.dma.live import Accountant
 from guestemu.dma.observer import Observer, Observers
 from guestemu.dma.policies import BATCH, KERNEL, allocator_for
 from guestemu.dma.report import MachineCounts, PoolCounts
-from guestemu.dma.run import DmaRun
+from guestemu.dma.run import NO_OPTIONS, DmaRun, RunOptions
 from guestemu.guest.dma.coherent import CoherentDma
 from guestemu.guest.dma.policy import POLICIES, Policy
 from guestemu.guest.dma.zones import ZonedAllocator
@@ -92,18 +92,23 @@ class ModelRun(DmaRun):
         observers: tuple[Observer, ...] = (),
         accountant: Accountant | None = None,
         policy: str = KERNEL,
+        options: RunOptions = NO_OPTIONS,
     ) -> None:
         rules = model_policy(generation)
         frames = model_frames(memory)
         self._direct = DirectMap(frames, generation != _SILENT, policy == BATCH)
         analyst = Analyst(self._direct.private)
-        observer: Observer = Observers((analyst, *observers)) if observers else analyst
+        migrations = options.migrations(self._direct.private)
+        watching: tuple[Observer, ...] = (analyst, *migrations, *observers)
+        observer: Observer = Observers(watching) if len(watching) > 1 else analyst
         self.buffers = ModelConversions(self._direct, observer, False)
         self.pools = ModelConversions(self._direct, observer, True)
         arena = ZonedAllocator(Gfn(ARENA >> PAGE_SHIFT), arena_frames(memory))
-        kernel = CoherentDma(self.buffers, arena, rules, pool_guest=self.pools)
+        kernel = CoherentDma(
+            self.buffers, arena, rules, pool_guest=self.pools, cma_pages=options.cma_pages
+        )
         dma = allocator_for(policy, kernel, self.buffers, arena)
-        super().__init__(dma, (self.buffers, self.pools), observer, analyst, accountant)
+        super().__init__(dma, (self.buffers, self.pools), observer, analyst, accountant, migrations)
 
     def counts(self) -> MachineCounts:
         """See `DmaRun`; nothing was checked, so there is nothing about violations."""

@@ -10,6 +10,7 @@ from typing import Final
 from guestemu.dma.analysis import Analysis
 from guestemu.dma.charts import address_map, bar_chart, step_chart
 from guestemu.dma.cost import Cost
+from guestemu.dma.migration import Migration
 from guestemu.dma.policy_figures import PolicyFigures
 from guestemu.dma.report import DmaReport
 from guestemu.dma.sharing import MapCell
@@ -17,6 +18,7 @@ from guestemu.dma.summary import human_pages, human_time
 
 SHOWN_DEVICES: Final = 40
 SHOWN_ANOMALIES: Final = 50
+SHOWN_PASSES: Final = 50
 _STYLE: Final = """
 body{font:14px/1.5 system-ui,sans-serif;max-width:960px;margin:2em auto;padding:0 1em;color:#1d2433}
 h1{font-size:1.5em}h2{font-size:1.15em;margin:2em 0 .5em;border-bottom:1px solid #ccd}
@@ -51,6 +53,8 @@ def report_page(
         parts += _analysis(report, analysis, cells)
     if policies:
         parts.append(_section("Policies compared", _policies(policies)))
+    if report.migrations:
+        parts.append(_section("Migration over the run", _migrations(report.migrations)))
     parts.append(_section("Anomalies and violations", _problems(report)))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -158,6 +162,30 @@ def _policies(policies: Mapping[str, PolicyFigures]) -> str:
     ]
     headings = ("policy", "conversions", "hypercalls", "saved", "peak shared", "mean", "extra")
     return _table(headings, rows)
+
+
+def _migrations(migrations: Sequence[Migration]) -> str:
+    rows = [
+        (
+            f"{done.status.value}, {'blackout' if one.is_blackout else f'pass {number}'}",
+            human_time(one.begin_ns),
+            human_time(one.end_ns - one.begin_ns),
+            one.sent,
+            one.resent,
+            one.wrong_way,
+            one.converted,
+        )
+        for done in migrations
+        for number, one in enumerate(done.passes[:SHOWN_PASSES], start=1)
+    ]
+    headings = ("status", "at", "for", "sent", "again", "wrong way", "conversions meanwhile")
+    words = "".join(
+        f"<p>{escape(done.status.value)}: {done.changed_since_sent} pages changed their status "
+        f"after they were sent last and were never written; {done.wrong_way} were sent the wrong "
+        f"way, {done.wrong_page_seconds:.6g} page-seconds until they were sent again.</p>"
+        for done in migrations
+    )
+    return _table(headings, rows) + words
 
 
 def _problems(report: DmaReport) -> str:

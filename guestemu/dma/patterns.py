@@ -3,9 +3,12 @@
 
 A pattern is written `NAME[:key=value,...]`, several joined by `+`, for example
 `nvme:queues=4,scenario=reset,rounds=3+e1000`. Scenarios (facts B10, B11): `probe` binds the driver
-and leaves it; `unbind` also gives everything back; `resize` replaces the rings by ones of half the
-size and back, each time allocating the new before freeing the old; `reset` frees the rings and
-allocates them again.
+and leaves it; `unbind` also gives everything back; `unplug` does that and probes a new device in
+the same slot; `resize` replaces the rings by ones of half the size and back, each time allocating
+the new before freeing the old; `reset` frees the rings and allocates them again; `io` works: pool
+pages come with the first round and stay, buffers of single commands come and go. `kexec` probes
+again without having freed anything: a new kernel's allocations, while the host still has the old
+ones on record (A45; the new kernel's page tables and its reset of the records are not replayed).
 """
 
 from __future__ import annotations
@@ -18,11 +21,12 @@ import msgspec
 
 from guestemu.abi.addresses import PAGE_SIZE, get_order
 from guestemu.abi.errors import InputError
-from guestemu.dma.drivers import DRIVERS, Driver, Layout, Parameter, Want
+from guestemu.dma.drivers import DRIVERS
 from guestemu.dma.events import Alloc, Event, Free, Mark
+from guestemu.dma.layout import Driver, Layout, Parameter, Want
 
 MAX_PATTERNS: Final = 64
-_ROUNDS: Final = Parameter(1, 1, 1_000_000, "how often a resize or reset happens")
+_ROUNDS: Final = Parameter(1, 1, 1_000_000, "how often the scenario's round happens")
 _FIRST_ADDRESS: Final = 1 << 24
 _EVENT_NS: Final = 10_000
 _PHASE_NS: Final = 1_000_000_000
@@ -35,6 +39,9 @@ class Scenario(enum.Enum):
     UNBIND = "unbind"
     RESIZE = "resize"
     RESET = "reset"
+    UNPLUG = "unplug"
+    IO = "io"
+    KEXEC = "kexec"
 
 
 class Pattern(msgspec.Struct, frozen=True):
@@ -133,7 +140,15 @@ class _Stage:
             address = -(-self._next_address // block) * block
             self._next_address = address + block
             into.append(_Buffer(address, want.size))
-            yield Alloc(*self._tick(), self.device, self.module, address, want.size, want.gfp)
+            yield Alloc(
+                *self._tick(),
+                self.device,
+                self.module,
+                address,
+                want.size,
+                want.gfp,
+                origin=want.origin,
+            )
 
     def free(self, buffers: list[_Buffer]) -> Iterator[Free]:
         """Frees and forgets the buffers in the order they were allocated."""
@@ -162,19 +177,48 @@ def pattern_events(patterns: tuple[Pattern, ...]) -> Iterator[Event]:
 
 def _life(stage: _Stage, pattern: Pattern) -> Iterator[Event]:
     layout = pattern.driver.layout(pattern.values)
-    other = _resized(pattern)
     bound: list[_Buffer] = []
     rings: list[_Buffer] = []
-    yield stage.mark(f"{pattern.name}-probe")
-    yield from stage.alloc(layout.bound, bound)
-    yield from stage.alloc(layout.rings, rings)
-    yield from stage.alloc(layout.pools, bound)
-    if pattern.scenario is Scenario.UNBIND:
+    scenario = pattern.scenario
+    yield from _probe(stage, pattern, layout, bound, rings)
+    if scenario is Scenario.UNBIND:
         yield stage.mark(f"{pattern.name}-unbind")
         yield from stage.free(rings)
         yield from stage.free(bound)
-    if pattern.scenario not in (Scenario.RESIZE, Scenario.RESET):
-        return
+    if scenario in (Scenario.RESIZE, Scenario.RESET):
+        yield from _replace(stage, pattern, layout, rings)
+    if scenario is Scenario.IO:
+        yield from _work(stage, pattern, layout, bound)
+    if scenario in (Scenario.UNPLUG, Scenario.KEXEC):
+        for turn in range(1, pattern.rounds + 1):
+            yield stage.mark(f"{pattern.name}-{scenario.value}-{turn}")
+            if scenario is Scenario.UNPLUG:
+                yield from stage.free(rings)
+                yield from stage.free(bound)
+            else:
+                bound, rings = [], []
+            yield from _probe(stage, pattern, layout, bound, rings)
+
+
+def _probe(
+    stage: _Stage,
+    pattern: Pattern,
+    layout: Layout,
+    bound: list[_Buffer],
+    rings: list[_Buffer],
+) -> Iterator[Event]:
+    """The driver is bound. Pool pages come now unless the scenario does I/O itself."""
+    yield stage.mark(f"{pattern.name}-probe")
+    yield from stage.alloc(layout.bound, bound)
+    yield from stage.alloc(layout.rings, rings)
+    if pattern.scenario is not Scenario.IO:
+        yield from stage.alloc(layout.pools, bound)
+
+
+def _replace(
+    stage: _Stage, pattern: Pattern, layout: Layout, rings: list[_Buffer]
+) -> Iterator[Event]:
+    other = _resized(pattern)
     for turn in range(1, pattern.rounds + 1):
         yield stage.mark(f"{pattern.name}-{pattern.scenario.value}-{turn}")
         fresh: list[_Buffer] = []
@@ -186,6 +230,18 @@ def _life(stage: _Stage, pattern: Pattern) -> Iterator[Event]:
             yield from stage.free(rings)
             yield from stage.alloc(layout.rings, fresh)
         rings = fresh
+
+
+def _work(stage: _Stage, pattern: Pattern, layout: Layout, bound: list[_Buffer]) -> Iterator[Event]:
+    """Rounds of I/O: only the first one asks for pool pages."""
+    for turn in range(1, pattern.rounds + 1):
+        yield stage.mark(f"{pattern.name}-io-{turn}")
+        if turn == 1:
+            yield from stage.alloc(layout.pools, bound)
+        for want in layout.commands:
+            buffer: list[_Buffer] = []
+            yield from stage.alloc((want,), buffer)
+            yield from stage.free(buffer)
 
 
 def _resized(pattern: Pattern) -> Layout:

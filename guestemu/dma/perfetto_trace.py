@@ -2,9 +2,10 @@
 """Writes a run as a Perfetto trace, for ui.perfetto.dev.
 
 Tracks: the guest (a process); under it the vCPU with one slice per allocation and free, the
-conversions as slices, the hypercalls as instants, marks as instants, and the shared pages as a
-counter. The clock is the trace's in ns; what happens within an event has no times of its own, so
-its steps are set 1 ns apart, and an event never begins before the one before has ended.
+conversions as slices, the hypercalls as instants, marks as instants, the shared pages as a counter,
+and for each migration a track with its passes. The clock is the trace's in ns; what happens within
+an event has no times of its own, so its steps are set 1 ns apart, and an event never begins before
+the one before has ended.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from guestemu.abi.errors import InputError, MissingError
 from guestemu.dma.cost import LEAF_PAGES, Conversion
 from guestemu.dma.events import Alloc, Event, Mark
 from guestemu.dma.leaves import GIB_PAGES
+from guestemu.dma.migration import Migration
 
 if TYPE_CHECKING:
     from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import TracePacket
 
 FLUSH_PACKETS: Final = 4096
+FIRST_MIGRATION: Final = 7
+"""The track of the first migration; the others follow."""
 _SEQUENCE: Final = 1
 _NEEDS_STATE: Final = 2
 _CLEARED: Final = 1
@@ -71,6 +75,7 @@ class PerfettoWriter:
         self._now = 0
         self._shared = 0
         self._is_open = False
+        self._migrations = 0
         self._describe(guest)
 
     def _describe(self, guest: str) -> None:
@@ -94,7 +99,7 @@ class PerfettoWriter:
         packet.sequence_flags = _NEEDS_STATE
         return packet
 
-    def _event(self, track: Track, kind: int, name: str = "", **values: int | str) -> None:
+    def _event(self, track: int, kind: int, name: str = "", **values: int | str) -> None:
         self._now += 1
         event = self._packet(self._now).track_event
         event.track_uuid = track
@@ -170,6 +175,31 @@ class PerfettoWriter:
     def _flush(self) -> None:
         self._file.write(self._trace.SerializeToString())
         self._trace.Clear()
+
+    def add_migration(self, migration: Migration) -> None:
+        """A track of its own with a slice for each pass; after the run."""
+        kinds = self._protos.TrackEvent
+        uuid = FIRST_MIGRATION + self._migrations
+        self._migrations += 1
+        descriptor = self._packet(0).track_descriptor
+        descriptor.uuid = uuid
+        descriptor.parent_uuid = Track.GUEST
+        descriptor.name = f"migration, {migration.status.value} status"
+        self._now, now = 0, self._now
+        for number, done in enumerate(migration.passes, start=1):
+            self._now = max(self._now, done.begin_ns)
+            self._event(
+                uuid,
+                kinds.TYPE_SLICE_BEGIN,
+                "blackout" if done.is_blackout else f"pass {number}",
+                sent=done.sent,
+                resent=done.resent,
+                wrong_way=done.wrong_way,
+                converted=done.converted,
+            )
+            self._now = max(self._now, done.end_ns - 1)
+            self._event(uuid, kinds.TYPE_SLICE_END)
+        self._now = now
 
     def close(self) -> None:
         """Ends the last slice and writes what is left."""

@@ -74,6 +74,11 @@ class StoreAllocator:
         """Pages that were leaked so far."""
         return self._inner.leaked_pages
 
+    @property
+    def pages_beyond(self) -> int:
+        """See `CoherentAllocator`."""
+        return self._inner.pages_beyond
+
     def share(self, size: int, origin: Origin) -> AllocRecord:
         """See `CoherentAllocator`; no policy changes it."""
         return self._inner.share(size, origin)

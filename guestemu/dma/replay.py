@@ -48,7 +48,8 @@ class Replay(msgspec.Struct, frozen=True):
     allocations from a pool. `no_memory` and `pool_empty` are allocations the smaller guest could
     not serve. `implied_frees` were not in the trace, `skipped_frees` have no buffer in the guest.
     `leaked_pages` are lost to the guest, `freed_suspect_pages` went back to its allocator after a
-    failed conversion, maybe shared. With `--strict`, any anomaly is a finding.
+    failed conversion, maybe shared; `pages_beyond` were converted though they are not the buffer's
+    (5.10 with CMA). With `--strict`, any anomaly is a finding.
     """
 
     events: int
@@ -65,6 +66,7 @@ class Replay(msgspec.Struct, frozen=True):
     pool_pages_decrypted: int
     leaked_pages: int
     freed_suspect_pages: int
+    pages_beyond: int
     anomalies: tuple[Anomaly, ...]
     anomaly_counts: dict[AnomalyKind, int]
     account: Account
@@ -215,6 +217,7 @@ class Replayer:
             pool_pages_decrypted=sum(growth.decrypted for growth in self._dma.pools.growths),
             leaked_pages=self._dma.leaked_pages,
             freed_suspect_pages=self._suspect,
+            pages_beyond=self._dma.pages_beyond,
             anomalies=anomalies.kept,
             anomaly_counts=dict(anomalies.counts),
             account=self._accountant.result(),

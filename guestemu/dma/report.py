@@ -9,6 +9,7 @@ from guestemu.dma.analysis import Analysis
 from guestemu.dma.anomalies import Anomaly, AnomalyLog
 from guestemu.dma.lifetimes import Lifetimes
 from guestemu.dma.live import Account, Leak, Tally
+from guestemu.dma.migration import Migration
 from guestemu.dma.policy_figures import PolicyFigures
 from guestemu.dma.replay import Replay
 from guestemu.dma.trace import GarbageLine, TraceReport
@@ -72,6 +73,7 @@ class RequestedCounts(msgspec.Struct, frozen=True):
     conversion_failures: int
     leaked_pages: int
     freed_suspect_pages: int
+    pages_beyond: int
 
 
 class DmaReport(msgspec.Struct, frozen=True):
@@ -117,6 +119,7 @@ class DmaReport(msgspec.Struct, frozen=True):
     requested: RequestedCounts | None
     analysis: Analysis | None = None
     policies: dict[str, PolicyFigures] | None = None
+    migrations: tuple[Migration, ...] = ()
     interrupted: bool = False
 
     @property
@@ -139,6 +142,7 @@ def make_report(
     machine: MachineCounts | None = None,
     interrupted: bool = False,
     analysis: Analysis | None = None,
+    migrations: tuple[Migration, ...] = (),
 ) -> DmaReport:
     """Puts together what is known. `trace` is None for a built-in pattern."""
     total = account.total
@@ -176,6 +180,7 @@ def make_report(
         input=None if trace is None else _input(trace),
         requested=None if replay is None else _requested(replay),
         analysis=analysis,
+        migrations=migrations,
         interrupted=interrupted,
     )
 
@@ -207,4 +212,5 @@ def _requested(replay: Replay) -> RequestedCounts:
         conversion_failures=replay.conversion_failures,
         leaked_pages=replay.leaked_pages,
         freed_suspect_pages=replay.freed_suspect_pages,
+        pages_beyond=replay.pages_beyond,
     )

@@ -6,9 +6,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
+import msgspec
+from bitarray import bitarray
+
+from guestemu.abi.addresses import PAGE_SHIFT
 from guestemu.dma.analysis import Analysis, Analyst
 from guestemu.dma.events import Event
 from guestemu.dma.live import Accountant
+from guestemu.dma.migration import Migration, MigrationObserver, MigrationPlan, StatusSource
 from guestemu.dma.observer import Observer
 from guestemu.dma.replay import Replayer
 from guestemu.dma.report import DmaReport, MachineCounts, make_report
@@ -28,11 +33,35 @@ class Counter(Protocol):
     hypercalls: int
 
 
+class RunOptions(msgspec.Struct, frozen=True):
+    """What a run has beside guest and trace: a contiguous area of `cma` MiB (0: none), and a
+    migration by `plan` (None: none), once for each of `sources`."""
+
+    cma: int = 0
+    plan: MigrationPlan | None = None
+    sources: tuple[StatusSource, ...] = tuple(StatusSource)
+
+    @property
+    def cma_pages(self) -> int:
+        """Pages of the contiguous area."""
+        return self.cma << 20 >> PAGE_SHIFT
+
+    def migrations(self, private: bitarray) -> tuple[MigrationObserver, ...]:
+        """The migrations, of a guest with these C-bits."""
+        if self.plan is None:
+            return ()
+        return tuple(MigrationObserver(private, self.plan, source) for source in self.sources)
+
+
+NO_OPTIONS: Final = RunOptions()
+
+
 class DmaRun:
     """One trace on one guest, event by event; `report` gives the figures so far.
 
     `buffers` and `pools` count what `dma` converts, `observer` hears it (it includes `analyst`),
-    `counts` and `analyze` give the machine's figures and the analysis so far.
+    `counts` and `analyze` give the machine's figures and the analysis so far. `migrations` are
+    among the observers.
     """
 
     def __init__(
@@ -42,6 +71,7 @@ class DmaRun:
         observer: Observer,
         analyst: Analyst,
         accountant: Accountant | None = None,
+        migrations: tuple[MigrationObserver, ...] = (),
     ) -> None:
         self.accountant = accountant or Accountant()
         self._counters = counters
@@ -49,6 +79,8 @@ class DmaRun:
         self._analyst = analyst
         self._replayer = Replayer(dma, self.accountant)
         self._step = self._replayer.step
+        self._migrations = migrations
+        self._migrated: tuple[Migration, ...] | None = None
 
     @property
     def pages_converted(self) -> int:
@@ -77,6 +109,13 @@ class DmaRun:
         """Where the shared pages lie and lay."""
         return self._analyst.address_map()
 
+    def migrated(self) -> tuple[Migration, ...]:
+        """The migrations, which go on to their ends with the guest as it is now; call it when the
+        run has ended."""
+        if self._migrated is None:
+            self._migrated = tuple(migration.finish() for migration in self._migrations)
+        return self._migrated
+
     def report(self, trace: TraceReport | None = None, interrupted: bool = False) -> DmaReport:
         """The report; `trace` is what the reader of a recorded trace saw."""
         replay = self._replayer.result()
@@ -88,4 +127,5 @@ class DmaRun:
             self.counts(),
             interrupted,
             self.analyze(),
+            self.migrated(),
         )

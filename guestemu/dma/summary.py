@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from guestemu.dma.analysis_text import print_analysis, print_policies
+from guestemu.dma.analysis_text import print_analysis, print_migrations, print_policies
 from guestemu.dma.live import Tally
 from guestemu.dma.report import DmaReport
 
@@ -36,6 +36,8 @@ def print_summary(console: Console, report: DmaReport) -> None:
         print_analysis(console, report.analysis)
     if report.policies:
         print_policies(console, report.policies)
+    if report.migrations:
+        print_migrations(console, report.migrations)
     _print_anomalies(console, report)
     _print_violations(console, report)
 

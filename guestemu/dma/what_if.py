@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from guestemu.dma.events import Event
 from guestemu.dma.model import ModelRun
 from guestemu.dma.policies import KERNEL
@@ -21,8 +23,12 @@ class Comparison:
 
     def step(self, event: Event) -> None:
         """Replays one event under every policy."""
+        self.steps((event,))
+
+    def steps(self, events: Sequence[Event]) -> None:
+        """Replays events under every policy."""
         for run in self._runs.values():
-            run.step(event)
+            run.steps(events)
 
     def result(self) -> dict[str, PolicyFigures]:
         """The figures so far by policy, the kernel's first."""
