@@ -66,7 +66,7 @@ def show_program(program: Program, depth: int, first: int) -> tuple[Run, tuple[S
         outcome = Outcome(tuple(results), tuple(violations))
         return Run(program, outcome, Places(guest.regions), stop), tuple(shown)
     finally:
-        guest.close()
+        testbed.close()
 
 
 def _code(
