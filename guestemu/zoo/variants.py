@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Guest code with a bug: the snippet of a kernel generation with a few lines of assembly changed.
+
+A variant is a list of edits of the snippet's source files, so that the bug can be read, and the
+committed machine code that results (`snippets/NAME.elf`; `python -m guestemu.zoo.variants` builds
+it again with GNU as). All variants start from `CLEAN`: the 6.12 snippet without the defects that
+Linux 6.12 still has under faults (A14, A19, A20, A26c). Planting a bug leaves one of those repairs
+out or adds an edit.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from guestemu.abi.errors import InputError, MissingError
+from guestemu.guest.snippet.elf import SnippetImage, parse_snippet
+from guestemu.machine.assemble import PACKAGE, Source, build
+
+GENERATION: Final = "6.12"
+_SNIPPETS: Final = PACKAGE / "guest" / "snippet"
+_OUTPUT: Final = PACKAGE / "zoo" / "snippets"
+
+
+class Edit(msgspec.Struct, frozen=True):
+    """Replaces `old`, which occurs once in `file`, by `new`."""
+
+    file: str
+    old: str
+    new: str
+
+
+_HOLES_REFUSED: Final = Edit(
+    "cpa.inc.S",
+    "8:	call	populate_pgd\n	pop	rbx\n	ret\n",
+    "8:	mov	eax, -EPERM\n	pop	rbx\n	ret\n",
+)
+"""A hole in the range is an error (A26c); -EPERM is what a failed populate returns."""
+
+_FRAME_ZERO_PASSED: Final = Edit(
+    "notify-map-gpa.inc.S",
+    "	jz	1b			# frame 0\n	and	rbx, rsi\n	add	rbx, r14\n",
+    "	setz	cl\n	and	rbx, rsi\n	add	rbx, r14\n	test	cl, cl\n	jnz	1b\n",
+)
+"""The cursor moves on over a leaf of frame 0 (A14)."""
+
+_HOLES_PASSED: Final = Edit(
+    "notify-map-gpa.inc.S",
+    "8:	warn_once lookup\n9:	pop	r14\n",
+    "8:	and	rbx, -PAGE_SIZE\n	add	rbx, PAGE_SIZE\n	jmp	1b\n9:	pop	r14\n",
+)
+"""The walk goes on behind a hole (A13)."""
+
+_ACTUAL_STATUS: Final = Edit(
+    "notify-map-gpa.inc.S",
+    "	shr	rdx, 12\n	mov	ecx, r13d\n	call	kvm_sev_hypercall3\n	jmp	1b\n",
+    "	shr	rdx, 12\n	xor	ecx, ecx\n	test	r8, [info + INFO_cbit_mask]\n	setnz	cl\n"
+    "	shl	ecx, MAP_GPA_RANGE_ENCRYPTED_BIT\n	call	kvm_sev_hypercall3\n	jmp	1b\n",
+)
+"""Each leaf is reported as it is, not as it was asked for (A19)."""
+
+_FAILURE_NOTIFIED: Final = Edit(
+    "convert-platform.inc.S",
+    "	test	ebx, ebx\n	jnz	6f\n	mov	rdi, [rbp + CPA_VADDR]\n	mov	esi, r12d\n"
+    "	mov	edx, r13d\n	call	notify_pages\n	mov	ebx, [info + INFO_finish_status]\n",
+    "	mov	rdi, [rbp + CPA_VADDR]\n	mov	esi, r12d\n	mov	edx, r13d\n	call	notify_pages\n"
+    "	test	ebx, ebx\n	jnz	6f\n	mov	ebx, [info + INFO_finish_status]\n",
+)
+"""A change that failed half-way is notified, too (A19)."""
+
+_LENGTH_64_BIT: Final = Edit(
+    "notify-map-gpa.inc.S",
+    "	shl	esi, 12\n	movsxd	rsi, esi\n",
+    "	movsxd	rsi, esi\n	shl	rsi, 12\n",
+)
+"""The length in bytes is made in 64 bits (A20)."""
+
+_EARLY_FAILURE_NOTIFIED: Final = Edit(
+    "early.inc.S",
+    "8:	mov	ebx, 1\n9:	call	flush_tlb_all\n",
+    "8:	mov	rdi, [rsp + 8]\n	mov	rsi, [rsp]\n	mov	edx, r13d\n	notify_early\n"
+    "	mov	ebx, 1\n9:	call	flush_tlb_all\n",
+)
+"""An early conversion that met a hole is notified as far as it got."""
+
+_HOLES_SKIPPED: Final = Edit(
+    _HOLES_REFUSED.file,
+    _HOLES_REFUSED.old,
+    "8:	mov	qword ptr [rbp + CPA_NUMPAGES], 1\n	xor	eax, eax\n	pop	rbx\n	ret\n",
+)
+"""A hole in the range is left alone and the rest converted."""
+
+CLEAN: Final = (
+    _HOLES_REFUSED,
+    _FRAME_ZERO_PASSED,
+    _HOLES_PASSED,
+    _ACTUAL_STATUS,
+    _FAILURE_NOTIFIED,
+    _LENGTH_64_BIT,
+    _EARLY_FAILURE_NOTIFIED,
+)
+
+
+def _clean_without(*left_out: Edit) -> tuple[Edit, ...]:
+    return tuple(edit for edit in CLEAN if edit not in left_out)
+
+
+_SECOND_FLUSH: Final = "	mov	ebx, eax\n	xor	esi, esi\n	call	cpa_flush\n"
+_FIRST_FLUSH: Final = "	sete	sil\n	call	cpa_flush\n"
+_SPECULATION: Final = Edit(
+    "convert-platform.inc.S",
+    _FIRST_FLUSH,
+    _FIRST_FLUSH + "	mov	rax, [rbp + CPA_VADDR]\n	mov	al, [rax]\n",
+)
+"""A load of the first page after the first flush, as a speculative fill of the TLB would be."""
+
+VARIANTS: Final[Mapping[str, tuple[Edit, ...]]] = {
+    "clean": CLEAN,
+    "status-as-asked": _clean_without(_ACTUAL_STATUS),
+    "m1": (
+        *_clean_without(_ACTUAL_STATUS),
+        Edit(
+            "snippet-6.12.S",
+            "	call	enc_dec_hypercall\n",
+            "	add	rsi, PAGE_SIZE - 1\n	shr	rsi, 12\n	call	notify_pages\n",
+        ),
+    ),
+    "m5": _clean_without(_ACTUAL_STATUS),
+    "m6": _clean_without(_FAILURE_NOTIFIED),
+    "holes-skipped": (*_clean_without(_HOLES_REFUSED), _HOLES_SKIPPED),
+    "m7": (*_clean_without(_HOLES_REFUSED, _HOLES_PASSED), _HOLES_SKIPPED),
+    "m8": _clean_without(_HOLES_REFUSED, _FRAME_ZERO_PASSED),
+    "m9": _clean_without(_LENGTH_64_BIT),
+    "m61": (
+        *CLEAN,
+        Edit(
+            "notify-map-gpa.inc.S",
+            "	.set	KVM_HC_MAP_GPA_RANGE, 12",
+            "	.set	KVM_HC_MAP_GPA_RANGE, 11",
+        ),
+    ),
+    "m62": (
+        *CLEAN,
+        Edit(
+            "cpa.inc.S",
+            "	mov	rcx, [info + INFO_cbit_mask]\n	test	edx, edx\n",
+            "	mov	rcx, 1 << 47\n	test	edx, edx\n",
+        ),
+    ),
+    "speculative": (*CLEAN, _SPECULATION),
+    "m65": (
+        *CLEAN,
+        Edit(
+            "convert-platform.inc.S",
+            _SECOND_FLUSH + "	mov	rdi, [rbp + CPA_VADDR]\n",
+            _SECOND_FLUSH
+            + "	test	ebx, ebx\n	jnz	1f\n	mov	rdi, [rbp + CPA_VADDR]\n"
+            + "	mov	qword ptr [rdi], 0\n1:	mov	rdi, [rbp + CPA_VADDR]\n",
+        ),
+    ),
+    "m66": (
+        *CLEAN,
+        _SPECULATION,
+        Edit("convert-platform.inc.S", _SECOND_FLUSH, "	mov	ebx, eax\n"),
+    ),
+    "m68": (
+        *CLEAN,
+        Edit(
+            "cpa.inc.S",
+            "	cmp	rax, [info + INFO_max_pfn]\n	jae	2f\n1:	xor	eax, eax\n",
+            "	cmp	rax, [info + INFO_max_pfn]\n1:	xor	eax, eax\n",
+        ),
+    ),
+    "m71": _clean_without(_HOLES_REFUSED),
+    "boot-cpu-decides": (
+        *CLEAN,
+        Edit(
+            "platform.inc.S",
+            "	function kvm_guest_cpu_offline\n",
+            "	function kvm_guest_cpu_offline\n	cmp	rsp, BOOT_STACK_END\n	ja	1f\n",
+        ),
+        Edit(
+            "platform.inc.S",
+            "	.set	KVM_MIGRATION_READY, 1\n",
+            "	.set	KVM_MIGRATION_READY, 1\n	.set	BOOT_STACK_END, 0x32000\n",
+        ),
+    ),
+    "notified-device": (
+        *CLEAN,
+        Edit(
+            "memory.inc.S",
+            "	invlpg	[rdi]\n	xor	eax, eax\n	ret\n",
+            "	invlpg	[rdi]\n	mov	esi, 1\n	xor	edx, edx\n	call	notify_pages\n"
+            "	xor	eax, eax\n	ret\n",
+        ),
+    ),
+}
+"""The edits of every variant by name; a bug's variant has its id."""
+
+
+def load_variant(name: str) -> SnippetImage:
+    """The committed machine code of a variant. Raises `InputError` for one that does not exist."""
+    if name not in VARIANTS:
+        raise InputError(f"zoo variant {name!r}: unknown, take one of {', '.join(VARIANTS)}")
+    image = (files("guestemu.zoo") / "snippets" / f"{name}.elf").read_bytes()
+    return parse_snippet(GENERATION, image)
+
+
+def _apply(edits: tuple[Edit, ...], directory: Path, name: str) -> None:
+    for edit in edits:
+        path = directory / edit.file
+        text = path.read_text()
+        if text.count(edit.old) != 1:
+            raise InputError(
+                f"zoo variant {name}: {edit.file} has {text.count(edit.old)} times the text "
+                f"that an edit replaces; correct the edit:\n{edit.old}"
+            )
+        path.write_text(text.replace(edit.old, edit.new))
+
+
+def build_variant(name: str, output: Path) -> None:
+    """Assembles a variant into the ELF file `output`.
+
+    Raises `MissingError` without binutils, `InputError` for an edit that does not fit the source.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch)
+        for path in (*_SNIPPETS.glob("*.S"), *_SNIPPETS.glob("*.ld")):
+            shutil.copy(path, directory)
+        _apply(VARIANTS[name], directory, name)
+        # An absolute path stays itself under `PACKAGE`.
+        source = Source(str(directory / f"snippet-{GENERATION}.S"), ("--script=snippet.ld",))
+        build(source, output)
+
+
+def main() -> int:
+    """Builds every variant; returns the exit status."""
+    _OUTPUT.mkdir(exist_ok=True)
+    for name in VARIANTS:
+        try:
+            build_variant(name, _OUTPUT / f"{name}.elf")
+        except InputError as error:
+            sys.stderr.write(f"{error}\n")
+            return 2
+        except MissingError as error:
+            sys.stderr.write(f"{error}\n")
+            return 3
+        sys.stdout.write(f"built   zoo/snippets/{name}.elf\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
