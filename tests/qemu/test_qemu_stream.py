@@ -314,6 +314,11 @@ def test_an_endless_source_ends_for_the_posted_reader_too(
     one = u32(1) + u64(0, 8 << 16, 1 << 16) + bytes(1 << 16)
     with pytest.raises(StreamError, match="bytes together"):
         list(reader.read(Endless(head, one)))
+    page = u64(0x200) + name("pc.ram") + u32(1, 0, 0xFFFFFFFF)
+    reader = StreamReader(Format.BITMAP, LIMITS, is_repaired=False)
+    with pytest.raises(StreamError, match="QEMU waits for 4294967295 bytes"):
+        list(reader.read(io.BytesIO(page)))
+    assert [finding.amount for finding in reader.findings] == [0xFFFFFFFF]
 
 
 @pytest.mark.parametrize("wire", Format)
