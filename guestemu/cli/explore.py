@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from guestemu.abi.errors import InputError
+from guestemu.cli._kernel_migration import kernel_migration
 from guestemu.cli._options import AsJson
 from guestemu.cli.errors import EXIT_OK
 
@@ -26,6 +27,7 @@ MAX_RUNS: Final = 10_000_000
 LINKS: Final = ("plain", "firmware")
 
 app = typer.Typer(rich_markup_mode=None)
+app.command("kernel-migration")(kernel_migration)
 
 
 @app.callback(invoke_without_command=True)

@@ -17,43 +17,42 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa
+from guestemu.abi.x86 import Mode
 from guestemu.guest.base import BootExit
 from guestemu.guest.linux.load import LOADER
+from guestemu.kernelmig.connection import Connection, connect_plain
 from guestemu.kernelmig.host import StatusHost
 from guestemu.kernelmig.recording import Recording, record_window
 from guestemu.kernelmig.reference import Reference
 from guestemu.kernelmig.scenario import Scenario, Variant, place_scenario
 from guestemu.kernelmig.station import Station, send_frames, state_parts, touched_frames
+from guestemu.kernelmig.vmsa_link import VmsaPacket
 from guestemu.machine.exits import Exit
 from guestemu.machine.machine import Machine, MachineConfig
 from guestemu.machine.memory import GuestRam
-from guestemu.migration.links import Link, Packet, PlainReceiver, PlainSender, plain_link
+from guestemu.migration.links import Packet, PlainReceiver, PlainSender
 from guestemu.migration.stepping import Stepper
 from guestemu.migration.transfer import MachineState, capture_state
 
 GUEST_BUDGET: Final = 10_000_000
 KEY_SIZE: Final = 16
 
-Connect = Callable[[Machine, Machine], Link]
-"""Makes the link from a source's machine to a destination's, whose RAM is still empty."""
+Connect = Callable[[Machine, Machine], Connection]
+"""Makes the way from a source's machine to a destination's, whose RAM is still empty."""
 
 
 class Departure(msgspec.Struct, frozen=True):
     """The source, stopped with `index` instructions behind it: its state, the log of its exits, the
     frames it has written since the first pass, the status of all frames, the page as the guest
-    reads it."""
+    reads it. With a `vmsa` the CPU is in there and not in `state`."""
 
     index: int
     state: MachineState
+    vmsa: VmsaPacket | None
     log: list[BootExit]
     dirty: tuple[int, ...]
     shared: bytes
     page: bytes
-
-
-def connect_plain(source: Machine, destination: Machine) -> Link:
-    """Hosts that re-encrypt without firmware."""
-    return plain_link(source.ram, destination.ram)
 
 
 class Experiment:
@@ -110,12 +109,15 @@ class Experiment:
         station = self.destination
         station.stop_at(self.scenario.end)
         station.watch(self.scenario.window_end, self._see_window_end)
-        self._link = connect(self.source.machine, station.machine)
+        connection = connect(self.source.machine, station.machine)
+        self._link = connection.link
+        self._vmsa = connection.vmsa
+        station.machine.current.enter(Mode.LONG64, 0)
+        self._own_vcpus = capture_state(station.machine).vcpus
         self._at_window_end: bytes | None = None
         for page in self._pages:
             packet = self._link.send(Gfn(page.gfn), page.is_private)
             station.receive(self._link.receiver, (packet,))
-        station.take_over(self._start)
         station.settle()
         self.source.settle()  # sending converts pages, which is no store
 
@@ -130,9 +132,14 @@ class Experiment:
             self._stepper.index = 0
         self._stepper.to(index)
         ram = station.machine.ram
+        state, vmsa = station.capture(), None
+        if self._vmsa is not None:
+            vmsa = self._vmsa.send(station.machine)
+            state = msgspec.structs.replace(state, vcpus=())
         return Departure(
             index,
-            station.capture(),
+            state,
+            vmsa,
             list(station.host.exits),
             tuple(sorted(ram.dirty_frames())),
             bytes(station.host.shared),
@@ -159,7 +166,11 @@ class Experiment:
         station = self.destination
         station.reset()
         station.receive(self._link.receiver, packets)
-        station.take_over(departure.state)
+        if self._vmsa is None or departure.vmsa is None:
+            station.take_over(departure.state)
+        else:
+            station.take_over(msgspec.structs.replace(departure.state, vcpus=self._own_vcpus))
+            self._vmsa.deliver(departure.vmsa, station.machine)
         is_private = self.recording.is_private_at(departure.index)
         return self._page(station.machine.ram, is_private)
 

@@ -9,11 +9,16 @@ then the cipher's image of that store, other bytes under every key.
 
 from __future__ import annotations
 
+import msgspec
+
 from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa
 from guestemu.guest.base import BootExit
+from guestemu.kernelmig.connection import is_es
 from guestemu.kernelmig.station import Station
+from guestemu.kernelmig.vmsa import save_vmsa
 from guestemu.machine.engine import HOOK_MEM, MEM_WRITE, MemoryHook
 from guestemu.machine.exits import Exit, Trap
+from guestemu.migration.transfer import MachineState
 
 
 class Reference:
@@ -39,13 +44,21 @@ class Reference:
         if not _is_at(ended, end):
             raise RuntimeError(f"the guest that stays ended with {ended}")
         self.log: list[BootExit] = list(station.host.exits)
-        self._state = station.capture()
+        self._is_es = is_es(station.machine.config)
+        self._state = self._capture(station)
         self._shared = bytes(station.host.shared)
         shared = self._shared
         self.undefined = frozenset(
             gfn for gfn, is_private in last_view.items() if is_private == bool(shared[gfn])
         )
         self._pages = {gfn: self._read(gfn) for gfn in self._ram.dirty_frames()}
+
+    def _capture(self, station: Station) -> MachineState:
+        """The state to compare; of a SEV-ES guest what its save area has of the CPU."""
+        state = station.capture()
+        if not self._is_es:
+            return state
+        return msgspec.structs.replace(state, vcpus=(save_vmsa(station.machine),))
 
     def _read(self, gfn: int) -> bytes:
         return self._ram.read(Gpa(gfn << PAGE_SHIFT), PAGE_SIZE, not self._shared[gfn])
@@ -62,7 +75,7 @@ class Reference:
         shared = self._shared
         if station.host.shared != shared:
             return "status differs"
-        state = station.capture()
+        state = self._capture(station)
         if state != self._state:
             return _describe(self._state.vcpus[0], state.vcpus[0])
         ram = station.machine.ram
@@ -89,4 +102,4 @@ def _describe(expected: bytes, found: bytes) -> str:
     first = next(
         i for i, pair in enumerate(zip(expected, found, strict=True)) if pair[0] != pair[1]
     )
-    return f"registers differ, first in byte {first} of the CPU's context"
+    return f"registers differ, first in byte {first} of the CPU's state"

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`guestemu explore kernel-migration`: a booted kernel migrated inside a page conversion."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from guestemu.abi.errors import InputError
+from guestemu.cli import console
+from guestemu.cli._options import AsJson
+from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
+
+if TYPE_CHECKING:
+    from guestemu.kernelmig.run import Report, Request
+
+_LINUX: Final = "linux:"
+DEFAULT_EVERY: Final = 100
+
+
+def kernel_migration(
+    guest: Annotated[
+        str,
+        typer.Option(
+            "--guest",
+            metavar="linux:IMAGE",
+            help="A .deb, vmlinuz, bzImage or vmlinux, or a fetched series as linux:6.1; "
+            "default: the newest fetched.",
+            show_default=False,
+        ),
+    ] = _LINUX,
+    every: Annotated[
+        int, typer.Option("--every", metavar="N", min=1, help="Migrate at every N-th instruction.")
+    ] = DEFAULT_EVERY,
+    path: Annotated[
+        str,
+        typer.Option(
+            "--path",
+            metavar="plain|firmware",
+            help="How pages cross: re-encrypted by the hosts, or as SEND/RECEIVE packets.",
+        ),
+    ] = "plain",
+    leaf: Annotated[
+        str,
+        typer.Option(
+            "--leaf",
+            metavar="4k|2m|both",
+            help="The page's mapping before the conversion; a 2m one has to be split.",
+        ),
+    ] = "both",
+    order: Annotated[
+        str,
+        typer.Option(
+            "--order",
+            metavar="dirty-first|status-first",
+            help="What the host reads first: dirty log or status; the second loses stores.",
+        ),
+    ] = "dirty-first",
+    sev: Annotated[
+        str, typer.Option("--sev", metavar="sev|es|snp", help="SEV feature; snp shows a refusal.")
+    ] = "sev",
+    tuples: Annotated[
+        bool,
+        typer.Option(
+            "--tuples", help="Also try the orders of a host's steps at all visible instants."
+        ),
+    ] = False,
+    there_and_back: Annotated[
+        bool,
+        typer.Option(
+            "--there-and-back", help="Convert the page back inside the window, and fill it again."
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Migrate a booted kernel at instructions of a page conversion, and let it run on.
+
+    The guest fills a page, calls set_memory_decrypted() and fills it again. It is stopped at every
+    N-th instruction of that, moved to a fresh machine under another key, and runs on through
+    further conversions and a DMA allocation. Its registers, hypercalls, page status and memory are
+    compared with those of a guest that stayed. lost_defined counts stops after which the guest
+    reads other bytes than it stored since the last C-bit change; lost_strict also those where any
+    other byte of the page is different.
+
+    With --tuples the stops are the instants that a host can tell apart, each with every last
+    packet of the page; orders of D (dirty log fetched), E (status copied) and S (page sent) are
+    judged by them.
+
+    Exit status 1: something was different or lost (of --tuples: by an order that is right).
+
+    For example:
+
+      guestemu explore kernel-migration --guest linux:6.1 --every 500
+
+      guestemu explore kernel-migration --path firmware --every 10 --json
+
+      guestemu explore kernel-migration --leaf 4k --tuples --there-and-back
+
+      guestemu explore kernel-migration --order status-first
+    """
+    from guestemu.cli._interrupts import Interrupts
+    from guestemu.cli._migration_progress import ProgressWatcher
+    from guestemu.kernelmig.run import run
+
+    request = _request(guest, every, path, leaf, order, sev, tuples, there_and_back)
+    with Interrupts() as interrupts:
+        watcher = ProgressWatcher(interrupts)
+        try:
+            report = run(request, watcher)
+        finally:
+            watcher.close()
+    if as_json:
+        console.emit_json(report)
+    else:
+        _tell(report)
+    if report.interrupted:
+        raise KeyboardInterrupt
+    return EXIT_FINDINGS if report.is_wrong else EXIT_OK
+
+
+def _request(
+    guest: str,
+    every: int,
+    path: str,
+    leaf: str,
+    order: str,
+    sev: str,
+    tuples: bool,
+    there_and_back: bool,
+) -> Request:
+    from guestemu.guest.linux.images import find_image
+    from guestemu.kernelmig.run import LEAVES, PATHS, Request
+    from guestemu.kernelmig.sweep import FetchOrder
+
+    orders = {one.value: one for one in FetchOrder}
+    for option, value, known in (
+        ("--path", path, PATHS),
+        ("--leaf", leaf, LEAVES),
+        ("--order", order, orders),
+        ("--sev", sev, ("sev", "es", "snp")),
+    ):
+        if value not in known:
+            raise InputError(f"{option} {value}: take one of {', '.join(known)}")
+    if not guest.startswith(_LINUX):
+        raise InputError(f"--guest {guest}: only real kernels here; give linux:IMAGE")
+    image = find_image(guest.removeprefix(_LINUX))
+    return Request(image, every, path, leaf, orders[order], sev, tuples, there_and_back)
+
+
+def _tell(report: Report) -> None:
+    console.emit(f"Linux {report.version}, {report.sev}, {report.path}, {report.order}")
+    if report.windows:
+        columns = ("window", "instructions", "points", "differences", "lost_strict", "lost_defined")
+        console.emit_table(
+            columns,
+            (
+                (
+                    window.name,
+                    window.instructions,
+                    window.points,
+                    window.differences,
+                    window.lost_strict,
+                    window.lost_defined,
+                )
+                for window in report.windows
+            ),
+        )
+    for window in report.windows:
+        for point in window.first:
+            what = point.difference or "stores are lost"
+            console.emit(f"{window.name}, instruction {point.index}: {what}")
+    if report.tuples:
+        console.emit()
+        console.emit(f"{report.instants} instants, {report.matrix} migrations")
+        console.emit_table(
+            ("order", "right", "tuples", "lost", "undefined"),
+            (
+                (name, "yes" if row.is_right else "no", row.tuples, row.lost, row.undefined)
+                for name, row in report.tuples.items()
+            ),
+        )
+    for command, answer in report.kvm.items():
+        console.emit(f"KVM_SEV_{command}: {answer}")
+    if report.points:
+        console.emit(
+            f"{report.migrations_per_second:.0f} migrations/s, "
+            f"{report.pages_per_migration:.1f} pages each"
+        )

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The two ways from source to destination: hosts that re-encrypt, or the firmware."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from guestemu.abi.msrs import SEV_STATUS_SEV_ES
+from guestemu.abi.sev_firmware import Policy
+from guestemu.kernelmig.vmsa_link import VmsaLink
+from guestemu.machine.machine import Machine, MachineConfig
+from guestemu.migration.firmware_link import FirmwareReceiver, FirmwareSender
+from guestemu.migration.links import Link, plain_link
+
+GUEST_AT: Final = 0x1_0000_0000
+"""System-physical address of the guest's frame 0 at the destination; the source's is 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A link for pages and, where the CPU crosses encrypted, one for save areas."""
+
+    link: Link
+    vmsa: VmsaLink | None = None
+
+
+def is_es(config: MachineConfig) -> bool:
+    """Whether the machine's guest has SEV-ES."""
+    return bool(config.sev_status & SEV_STATUS_SEV_ES)
+
+
+def connect_plain(source: Machine, destination: Machine) -> Connection:
+    """Hosts that can read and write through the guest's keys; the CPU crosses as it is."""
+    return Connection(plain_link(source.ram, destination.ram))
+
+
+def connect_firmware(source: Machine, destination: Machine) -> Connection:
+    """KVM's ioctls on two platforms with an open session.
+
+    It carries every packet of a sweep: the firmware neither counts nor orders them (E15). The CPU
+    of a SEV-ES guest crosses by its VMSA.
+    """
+    policy = Policy.SEV | Policy.ES if is_es(source.config) else Policy.SEV
+    sender = FirmwareSender(source.ram, source.config.key, policy)
+    receiver = FirmwareReceiver(destination.ram, GUEST_AT, policy)
+    receiver.open(sender.open(receiver.offer()))
+    link = Link(sender, receiver)
+    if not policy & Policy.ES:
+        return Connection(link)
+    return Connection(link, VmsaLink(sender.host, receiver.host))
