@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What ClusterFuzz wants beside a target: python fuzz/prepare.py OUT [PROGRAMS]
+
+Writes OUT/TARGET.dict, OUT/TARGET_seed_corpus.zip (the modelled kernels' flows and the programs in
+the directory PROGRAMS) and OUT/TARGET.options for every target.
+"""
+
+import sys
+import zipfile
+from pathlib import Path
+
+from guestemu.campaign.dictionary import dictionary_text
+from guestemu.campaign.journal import input_name
+from guestemu.campaign.seeds import FLOWS_WORD, seed_inputs
+from guestemu.campaign.targets import TARGETS
+from guestemu.program.binary import RECORD_SIZE
+
+out = Path(sys.argv[1])
+words = [FLOWS_WORD, *sys.argv[2:]]
+for name, target in TARGETS.items():
+    (out / f"{name}.dict").write_text(dictionary_text(target.kinds))
+    with zipfile.ZipFile(out / f"{name}_seed_corpus.zip", "w") as archive:
+        for data in seed_inputs(words, target, target.header, target.kinds):
+            archive.writestr(input_name(data), data)
+    size = target.max_ops * RECORD_SIZE
+    (out / f"{name}.options").write_text(f"[libfuzzer]\nmax_len = {size}\n")
