@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Cells of the order model (`guestemu explore`) as evidence: how many interleavings lose a page."""
+"""Cells of the order model (`guestemu explore`) as evidence: how many interleavings lose a page.
+
+The model counts; `machine_check` re-runs interleavings as migrations of a guest (`explore
+--confirm`), and an experiment whose two accounts differ is not decided.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from collections.abc import Iterable
 import msgspec
 
 from guestemu.claims.result import Evidence, Witness
+from guestemu.explore.confirm import confirm
 from guestemu.explore.count import Space, Tally
 from guestemu.explore.model import Scenario
 from guestemu.explore.notation import format_script, parse_order, parse_script
@@ -16,6 +21,12 @@ from guestemu.explore.witness import format_witness, unrank
 
 MODEL = "order model"
 """As the guest of a `ClaimResult`: no guest runs, steps are states of `guestemu explore`."""
+
+MACHINE = "snippet:6.1"
+"""The guest that `machine_check` migrates."""
+
+MIGRATIONS = 30
+"""Losing interleavings that `machine_check` runs."""
 
 LOOSE_ORDERS = (2, 3)
 """Rows of the table in which the status is copied before the dirty log of the page is cleared."""
@@ -57,6 +68,29 @@ def count(row: int, script: str, rules: Rules | None = None) -> Cell:
 def count_rows(rows: Iterable[int], script: str, rules: Rules | None = None) -> tuple[Cell, ...]:
     """`count` for several orders."""
     return tuple(count(row, script, rules) for row in rows)
+
+
+class MachineCheck(msgspec.Struct, frozen=True):
+    """Whether migrations on the machine gave the model's verdicts, and the evidence for it; without
+    migrations (other rules than the machine's) nothing is said and `agrees` holds."""
+
+    agrees: bool
+    evidence: tuple[Evidence, ...] = ()
+    guests: tuple[str, ...] = (MODEL,)
+
+
+def machine_check(cells: Iterable[Cell]) -> MachineCheck:
+    """Migrates by losing interleavings of `cells`, `MIGRATIONS` at most and of all cells, and by as
+    many harmless ones; private pages go through the SEV firmware."""
+    chosen = tuple(cells)
+    if any(cell.rules != Rules() for cell in chosen):
+        return MachineCheck(True)
+    found = confirm([cell.space for cell in chosen], MIGRATIONS, firmware=True)
+    how = f"of {found.runs} migrations to a second machine by SEND and RECEIVE: {found.losing} that"
+    how += f" lose, {found.others} that do not"
+    name = "machine gives the model's verdict"
+    text = Evidence(name, found.confirmed, "migrations", how)
+    return MachineCheck(not found.disagreements, (text,), (MODEL, MACHINE))
 
 
 def evidence(cell: Cell, note: str = "", by_defined: bool = False) -> Evidence:

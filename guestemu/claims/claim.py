@@ -23,11 +23,9 @@ class Lab(msgspec.Struct, frozen=True):
     """What an experiment may use.
 
     `kernels` are guests as `--guest` takes them ("linux:6.1"), those whose image is on the machine.
-    `advance` is called now and then by experiments that take more than a second.
     """
 
     kernels: tuple[str, ...] = ()
-    advance: Callable[[], None] = lambda: None
 
 
 class Claim(msgspec.Struct, frozen=True):

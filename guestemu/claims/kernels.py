@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Final
 
 from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
-from guestemu.claims.claim import Lab
 from guestemu.guest.base import CallOutcome
 from guestemu.guest.linux.guest import LinuxGuest
 from guestemu.guest.linux.images import fetched_images, find_image
@@ -39,12 +38,11 @@ def image(name: str) -> Path:
 class CalledKernel:
     """A booted kernel whose exits are answered with `answer` and kept."""
 
-    def __init__(self, lab: Lab, name: str, answer: int = 0) -> None:
+    def __init__(self, name: str, answer: int = 0) -> None:
         self.name = name
         self.guest: LinuxGuest = LOADER.guest(image(name), linux_config(MEMORY, 39, "sev"), BUDGET)
         self.recorder = BootRecorder(answer)
         self.guest.machine.hooks.handler = self.recorder
-        lab.advance()
 
     def call(self, function: str, *arguments: int) -> CallOutcome:
         """Calls a kernel function; the exits before it are forgotten."""

@@ -10,7 +10,15 @@ from typing import Final
 
 import msgspec
 
-from guestemu.claims.cells import LOOSE_ORDERS, MODEL, TIGHT_ORDERS, Cell, count_rows, evidence
+from guestemu.claims.cells import (
+    LOOSE_ORDERS,
+    MODEL,
+    TIGHT_ORDERS,
+    Cell,
+    count_rows,
+    evidence,
+    machine_check,
+)
 from guestemu.claims.cells import witness as losing_witness
 from guestemu.claims.claim import Claim, Lab
 from guestemu.claims.result import ClaimResult, Evidence, decide
@@ -31,11 +39,12 @@ def no_dirty_mark(_lab: Lab, rules: Rules = _DEFAULT) -> ClaimResult:
     marked = msgspec.structs.replace(rules, pte_sets_dirty=True, hypercall_sets_dirty=True)
     loose = count_rows(LOOSE_ORDERS, "S1", rules)
     loose_marked = count_rows(LOOSE_ORDERS, "S1", marked)
+    machine = machine_check(keeping)
     return ClaimResult(
         verdict=decide(
             confirmed=not _lost(rewriting) and not _lost(keeping),
             refuted=_lost(rewriting) > 0,
-            conditional=not _lost(rewriting) and _lost(keeping) > 0,
+            conditional=not _lost(rewriting) and _lost(keeping) > 0 and machine.agrees,
         ),
         condition="the guest writes the page after the change and before it relies on its content",
         evidence=(
@@ -48,8 +57,9 @@ def no_dirty_mark(_lab: Lab, rules: Rules = _DEFAULT) -> ClaimResult:
             *(evidence(cell, "not rewritten") for cell in keeping),
             *(evidence(cell) for cell in loose),
             *(evidence(cell, "changes mark the page dirty") for cell in loose_marked),
+            *machine.evidence,
         ),
-        guests=(MODEL,),
+        guests=machine.guests,
         witnesses=losing_witness(keeping[0]),
         remark=(
             "Marking the page at its flip and at its hypercall is no substitute for fetching the "
@@ -106,9 +116,10 @@ def lost_at_notification(_lab: Lab, rules: Rules = _DEFAULT) -> ClaimResult:
     cells = count_rows(_ALL, "S3", rules)
     is_no_op_somewhere = any(not cell.lost for cell in cells)
     lost_defined = sum(cell.lost_defined for cell in cells)
+    machine = machine_check(cells)
     return ClaimResult(
         verdict=decide(
-            confirmed=not is_no_op_somewhere and not lost_defined,
+            confirmed=not is_no_op_somewhere and not lost_defined and machine.agrees,
             refuted=is_no_op_somewhere,
         ),
         evidence=(
@@ -119,8 +130,9 @@ def lost_at_notification(_lab: Lab, rules: Rules = _DEFAULT) -> ClaimResult:
                 "losing interleavings",
                 "lost_defined of the six cells",
             ),
+            *machine.evidence,
         ),
-        guests=(MODEL,),
+        guests=machine.guests,
         witnesses=losing_witness(cells[0]),
     )
 

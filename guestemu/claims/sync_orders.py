@@ -11,12 +11,12 @@ from typing import Final
 
 from guestemu.claims.cells import (
     LOOSE_ORDERS,
-    MODEL,
     TIGHT_ORDERS,
     Cell,
     count,
     count_rows,
     evidence,
+    machine_check,
     witness,
 )
 from guestemu.claims.claim import Claim, Lab
@@ -42,11 +42,13 @@ def final_sync(_lab: Lab, rules: Rules = _DEFAULT) -> ClaimResult:
     needs_write_after = all(cell.lost for cell in early)
     needs_rewrite = all(cell.lost for cell in kept)
     everything = good + loose + early + kept
+    machine = machine_check(everything)
+    is_needed = needs_order and needs_write_after and needs_rewrite
     return ClaimResult(
         verdict=decide(
             confirmed=not _lost(everything),
             refuted=_lost(good) > 0,
-            conditional=not _lost(good) and needs_order and needs_write_after and needs_rewrite,
+            conditional=not _lost(good) and is_needed and machine.agrees,
         ),
         condition=(
             "the dirty log is fetched (and cleared) before the status, the guest writes only after "
@@ -63,8 +65,9 @@ def final_sync(_lab: Lab, rules: Rules = _DEFAULT) -> ClaimResult:
             evidence(early[0], "write before the hypercall"),
             evidence(kept[0], "flipped there and back, not rewritten"),
             evidence(without, "without the final sync of the status"),
+            *machine.evidence,
         ),
-        guests=(MODEL,),
+        guests=machine.guests,
         witnesses=witness(loose[0]) + witness(early[0]) + witness(kept[0]),
     )
 
@@ -73,13 +76,14 @@ def status_first(_lab: Lab, rules: Rules = _DEFAULT) -> ClaimResult:
     """C2: the order that Gilbert suggested against the one of the patch."""
     log_first = count(1, "S1", rules), count(1, "S2", rules)
     status_first_ = count(2, "S1", rules), count(2, "S2", rules)
+    machine = machine_check(status_first_ + log_first)
     return ClaimResult(
         verdict=decide(
             confirmed=_lost(log_first) > 0 and not _lost(status_first_),
-            refuted=_lost(status_first_) > 0 and not _lost(log_first),
+            refuted=_lost(status_first_) > 0 and not _lost(log_first) and machine.agrees,
         ),
-        evidence=tuple(evidence(cell) for cell in status_first_ + log_first),
-        guests=(MODEL,),
+        evidence=(*(evidence(cell) for cell in status_first_ + log_first), *machine.evidence),
+        guests=machine.guests,
         witnesses=witness(status_first_[0]),
     )
 
@@ -88,10 +92,11 @@ def either_order(_lab: Lab, rules: Rules = _DEFAULT) -> ClaimResult:
     """C3: whether the two orders lose in the same cells."""
     pairs = [(count(1, name, rules), count(2, name, rules)) for name in ("S1", "S2")]
     differing = [pair for pair in pairs if (pair[0].lost > 0) != (pair[1].lost > 0)]
+    machine = machine_check(cell for pair in pairs for cell in pair)
     return ClaimResult(
-        verdict=decide(confirmed=not differing, refuted=bool(differing)),
-        evidence=tuple(evidence(cell) for pair in pairs for cell in pair),
-        guests=(MODEL,),
+        verdict=decide(confirmed=not differing, refuted=bool(differing) and machine.agrees),
+        evidence=(*(evidence(cell) for pair in pairs for cell in pair), *machine.evidence),
+        guests=machine.guests,
         witnesses=witness(pairs[0][1]),
         remark=(
             "The patch that was discussed fetches the log first, and loses nothing of these two "
@@ -108,18 +113,22 @@ def log_before_status(_lab: Lab, rules: Rules = _DEFAULT) -> ClaimResult:
     clears_itself = count(1, "S1", rules), count(1, "S2", rules)
     between = count(3, "S1", rules), count(3, "S2", rules)
     after_clear = count(4, "S1", rules), count(4, "S2", rules)
+    cells = clears_itself + between + after_clear
+    machine = machine_check(cells)
     return ClaimResult(
         verdict=decide(
-            confirmed=not _lost(clears_itself + between + after_clear),
+            confirmed=not _lost(cells),
             refuted=_lost(clears_itself) > 0,
-            conditional=not _lost(clears_itself + after_clear) and _lost(between) > 0,
+            conditional=(
+                not _lost(clears_itself + after_clear) and _lost(between) > 0 and machine.agrees
+            ),
         ),
         condition=(
             "the log clears itself when it is fetched, or the status is fetched after the CLEAR "
             "and not between GET and CLEAR"
         ),
-        evidence=tuple(evidence(cell) for cell in clears_itself + between + after_clear),
-        guests=(MODEL,),
+        evidence=(*(evidence(cell) for cell in cells), *machine.evidence),
+        guests=machine.guests,
         witnesses=witness(between[0]),
     )
 
@@ -131,13 +140,17 @@ def notify_after_flip(_lab: Lab, rules: Rules = _DEFAULT) -> ClaimResult:
     is_never_worse = all(b.lost <= a.lost for a, b in zip(after, before, strict=True))
     tight = [cell for cell in after + before if cell.row in TIGHT_ORDERS]
     is_safe = not _lost(tuple(tight))
+    machine = machine_check(after + before)
     return ClaimResult(
         verdict=decide(
             confirmed=_lost(before) > _lost(after),
-            refuted=is_never_worse and is_safe,
+            refuted=is_never_worse and is_safe and machine.agrees,
         ),
-        evidence=tuple(evidence(cell) for pair in zip(after, before, strict=True) for cell in pair),
-        guests=(MODEL,),
+        evidence=(
+            *(evidence(cell) for pair in zip(after, before, strict=True) for cell in pair),
+            *machine.evidence,
+        ),
+        guests=machine.guests,
         remark=(
             "Both places are safe where the log is fetched before the status, if the guest writes "
             "after both; where it is not, a hypercall before the flip loses in fewer interleavings."

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from guestemu.abi.sev_firmware import Status
 from guestemu.claims import (
+    cells,
     failure_policies,
     firmware_promises,
     guest_addresses,
@@ -25,6 +27,7 @@ from guestemu.claims import (
 from guestemu.claims.claim import Lab
 from guestemu.claims.host_bench import HostChoice
 from guestemu.claims.result import ClaimResult, Verdict
+from guestemu.explore.confirm import Confirmation
 from guestemu.explore.rules import Rules
 from guestemu.host.firmware import commands_receive, packet
 from guestemu.host.firmware.platform import Platform
@@ -64,11 +67,29 @@ def test_other_rules_of_the_order_model(
     assert experiment(Lab(), rules).verdict is verdict
 
 
-def test_a_firmware_that_activates_a_sent_guest_refutes_c14(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    "experiment",
+    [
+        sync_orders.final_sync,
+        sync_orders.status_first,
+        sync_orders.either_order,
+        sync_orders.log_before_status,
+        sync_orders.notify_after_flip,
+        rewriting.no_dirty_mark,
+        rewriting.lost_at_notification,
+    ],
+)
+def test_a_machine_that_contradicts_the_model_decides_nothing(
+    experiment: Callable[[Lab], ClaimResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from guestemu.abi.sev_firmware import Status
+    def contradict(*_arguments: object, **_options: object) -> Confirmation:
+        return Confirmation(59, 1, 30, 30, 30, "firmware", 0.0)
 
+    monkeypatch.setattr(cells, "confirm", contradict)
+    assert experiment(Lab()).verdict is UNDECIDED
+
+
+def test_a_firmware_that_activates_a_sent_guest_refutes_c14() -> None:
     result = firmware_promises.cloning(Lab(), lambda *_: Status.SUCCESS)
     assert result.verdict is R
 
