@@ -4,8 +4,8 @@
 A campaign meets the same defect thousands of times. Each violating program is looked at with its
 host traced, which gives a *sign*: symptom, extent, suspicious host code, fault ops before. Where a
 sign is new, the finding behind it is identified (guestemu.findings), which takes some thousand
-runs. A sign met 2, 4, 8 and 16 times is identified again, because two defects may read alike, unless
-that took seconds. Of what is met very often only a part is looked at.
+runs. A sign met 2, 4, 8 and 16 times is identified again, because two defects may read alike,
+unless that took seconds. Of what is met very often only a part is looked at.
 """
 
 from __future__ import annotations
