@@ -119,6 +119,31 @@ _UNTOUCHED_PAGE: Final = (
 )
 
 
+_SENT_AS_PRIVATE: Final = (
+    Op(OpKind.MIGRATE_START, (1, 1), page=1),
+    Op(OpKind.HOST_STATUS_COPY),
+    *_SHARED_PAGE,
+    Op(OpKind.HOST_DIRTY_FETCH, (1,)),
+    Op(OpKind.HOST_SEND, (0,)),
+    Op(OpKind.MIGRATE_STOP),
+    Op(OpKind.READ, (0,), page=1),
+)
+"""A shared page that is sent by what it was, as if it were encrypted."""
+
+_SENT_AS_PLAIN: Final = (
+    _UNTOUCHED_PAGE[0],
+    Op(OpKind.MIGRATE_START, (1, 1), page=2),
+    _UNTOUCHED_PAGE[1],
+    Op(OpKind.HOST_STATUS_COPY),
+    Op(OpKind.HOST_DIRTY_FETCH, (1,)),
+    Op(OpKind.HOST_SEND, (0,)),
+    Op(OpKind.SET_MEMORY_ENCRYPTED, (1, 0), page=2),
+    Op(OpKind.MIGRATE_STOP),
+    Op(OpKind.READ, (0,), page=2),
+)
+"""A page that is sent by what it is, and then flipped back unwritten."""
+
+
 def _show(what: str, views: Views) -> tuple[Evidence, ...]:
     how = "4096 bytes compared with the source's"
     return (
@@ -151,9 +176,7 @@ def all_as_encrypted(_lab: Lab) -> ClaimResult:
             *_show("shared page, plain send", sent[1, False]),
         ),
         guests=(GUEST, "firmware model"),
-        witnesses=(
-            program_witness(Header(guest=GUEST), _SHARED_PAGE, "then SEND_UPDATE_DATA of D[1]"),
-        ),
+        witnesses=(program_witness(Header(guest=GUEST), _SENT_AS_PRIVATE),),
         remark=(
             "A private send keeps what C=1 reads and changes what C=0 reads, a plain send the "
             "other way round; none keeps both."
@@ -196,13 +219,7 @@ def not_yet_touched(_lab: Lab) -> ClaimResult:
             ),
         ),
         guests=(GUEST, "firmware model"),
-        witnesses=(
-            program_witness(
-                Header(guest=GUEST),
-                _UNTOUCHED_PAGE,
-                "then SEND_UPDATE_DATA, or a copy of DRAM, of D[2]",
-            ),
-        ),
+        witnesses=(program_witness(Header(guest=GUEST), _SENT_AS_PLAIN),),
         remark=(
             "For a page that is flipped back unwritten, sending by the old status is the only one "
             "of the two that keeps its content."

@@ -91,6 +91,8 @@ def test_a_witness_program_runs_and_shows_what_it_is_for(results: dict[str, Clai
                 shown[ident] = {one.check for one in bed.run(program.ops).violations}
                 bed.close()
     assert {"C15", "C15b", "C17", "C19", "C20", "C26", "C28"} <= set(shown)
+    assert shown["C15"] == {"lost_strict", "lost_defined"}
+    assert shown["C15b"] == {"lost_strict"}
     assert "lost_defined" in shown["C19"]
     assert "lost_defined" in shown["C20"]
 

@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What guests share for DMA: whether it is cleared, how long it lives, when it is set up: C9 to C12.
+
+Measured on the memory of guests (`guestemu.dma.clearing`), on traces recorded from a Linux 6.12
+guest with virtio, NVMe, AHCI, e1000 and xHCI, and on the exits of booting kernels. Facts A35, A36,
+A.9, B7, B8, B10, B11.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+from importlib.resources import files
+from typing import Final
+
+import msgspec
+
+from guestemu.abi.addresses import PAGE_SHIFT
+from guestemu.abi.hypercalls import MAP_GPA_RANGE_ENCRYPTED
+from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
+from guestemu.claims.claim import Claim, Lab, Need
+from guestemu.claims.kernels import CalledKernel
+from guestemu.claims.result import ClaimResult, Evidence, Witness, decide
+from guestemu.dma.clearing import Clearing, Path
+from guestemu.dma.model import ModelRun
+from guestemu.dma.patterns import parse_patterns, pattern_events
+from guestemu.dma.report import DmaReport
+from guestemu.dma.source import reader_of
+from guestemu.guest.linux.kernel import KERNEL_MAP
+
+SNIPPETS: Final = ("snippet:5.10", "snippet:6.1", "snippet:6.12")
+TRACES: Final = ("boot", "io", "churn")
+_MODEL: Final = "6.12"
+_MODEL_MEMORY: Final = 1024
+_WORK: Final = "legacy:scenario=io,commands=100"
+_READ: Final = "pages that hold one byte over and over, read through their new view"
+_IO_PHASES: Final = frozenset({"io", "mkfs"})
+
+
+def paths_of(lab: Lab) -> dict[str, tuple[Path, ...]]:
+    """The measured paths of every guest that there is."""
+    paths = {}
+    for guest in (*SNIPPETS, *lab.kernels):
+        paths[guest] = Clearing(guest).paths()
+        lab.advance()
+    return paths
+
+
+def _named(paths: dict[str, tuple[Path, ...]], name: str) -> list[tuple[str, Path]]:
+    return [(guest, path) for guest, found in paths.items() for path in found if path.name == name]
+
+
+def _evidence(guest: str, path: Path) -> Evidence:
+    direction = "made private" if path.to_private else "shared"
+    return Evidence(
+        f"{guest}: {path.name}",
+        path.rewritten,
+        "pages written anew",
+        f"of {path.pages} {direction}; {_READ}",
+    )
+
+
+def pool_clearing(lab: Lab) -> ClaimResult:
+    """C9: the page behind a dma_pool comes from dma_alloc_coherent; the atomic pools' do not."""
+    paths = paths_of(lab)
+    backing = _named(paths, "dma_alloc_coherent")
+    expansion = _named(paths, "atomic pool expansion")
+    handed = _named(paths, "atomic pool hand-out")
+    buffer_pages = 3
+    is_cleared = all(path.rewritten == buffer_pages for _, path in backing)
+    is_late = not any(path.rewritten for _, path in expansion)
+    return ClaimResult(
+        verdict=decide(
+            confirmed=not any(path.rewritten for _, path in backing),
+            refuted=is_cleared and not is_late,
+            conditional=is_cleared and is_late and all(path.rewritten for _, path in handed),
+        ),
+        condition="the pool is an atomic pool, whose pages are cleared when they are handed out",
+        evidence=tuple(_evidence(*found) for found in (*backing, *expansion, *handed)),
+        guests=tuple(paths),
+        witnesses=(
+            Witness(
+                "dma_alloc_coherent() of three pages, then the device's view of them",
+                "guestemu dma dma-pool --json",
+            ),
+        ),
+        remark=(
+            "A dma_pool takes its pages from dma_alloc_coherent(), which clears them right after the "
+            "flip; of the power of two that 5.10 converts, the rest stays as it is."
+        ),
+    )
+
+
+def most_paths_clear(lab: Lab) -> ClaimResult:
+    """C10: the paths of table A.9, one by one."""
+    paths = paths_of(lab)
+    every = [(guest, path) for guest, found in paths.items() for path in found]
+    converting = [(guest, path) for guest, path in every if path.name != "atomic pool hand-out"]
+    whole = sum(path.rewritten == path.pages for _, path in converting)
+    allocating = _named(paths, "dma_alloc_coherent")
+    freeing = _named(paths, "dma_free_coherent")
+    allocates_clear = all(path.rewritten >= 3 for _, path in allocating)
+    frees_clear = any(path.rewritten for _, path in freeing)
+    return ClaimResult(
+        verdict=decide(
+            confirmed=allocates_clear and frees_clear,
+            refuted=not allocates_clear,
+            conditional=allocates_clear and not frees_clear,
+        ),
+        condition=(
+            "the path allocates by dma_alloc_coherent(); its free, the atomic pools' growth, a "
+            "driver's own pages and swiotlb since 6.1 write nothing after the change"
+        ),
+        evidence=(
+            Evidence(
+                "paths that write all they convert",
+                whole,
+                "paths",
+                f"of {len(converting)} measured",
+            ),
+            *(_evidence(*found) for found in converting),
+        ),
+        guests=tuple(paths),
+        remark=(
+            "A real kernel poisons the unused part of .bss..decrypted when it frees it, after the "
+            "change: the section's end is written, though not by the code that converts."
+        )
+        if any(path.rewritten for _, path in _named(paths, ".bss..decrypted tail"))
+        else "",
+    )
+
+
+def recorded(name: str) -> DmaReport:
+    """The report of a recorded trace, "boot", "io" or "churn", on the model of 6.12."""
+    packed = files("guestemu.claims").joinpath("data", f"linux-6.12-q35-{name}.trace.gz")
+    text = gzip.decompress(packed.read_bytes())
+    run = ModelRun(_MODEL, _MODEL_MEMORY)
+    run.steps(reader_of(io.BufferedReader(io.BytesIO(text)), name))
+    return run.report()
+
+
+def lifetimes(lab: Lab) -> ClaimResult:
+    """C11: who frees buffers, when, and what I/O converts."""
+    reports = {name: recorded(name) for name in TRACES}
+    lab.advance()
+    work = ModelRun(_MODEL, _MODEL_MEMORY)
+    work.steps(pattern_events(parse_patterns(_WORK)))
+    legacy = work.report()
+    io_trace = reports["io"].analysis
+    costs = {} if io_trace is None else io_trace.by_phase
+    io_conversions = sum(costs[phase].conversions for phase in _IO_PHASES & costs.keys())
+    kept = sum(report.lifetimes.still_alive for report in reports.values())
+    made = sum(report.allocations for report in reports.values())
+    evidence = [
+        Evidence(
+            f"trace {name}: never freed", report.live_at_end, "buffers", f"of {report.allocations}"
+        )
+        for name, report in reports.items()
+    ]
+    evidence += [
+        Evidence(
+            f"trace churn: lived from {low / 1e9:.3g} s",
+            count,
+            "buffers",
+            "to twice that, then freed",
+        )
+        for low, count in reports["churn"].lifetime_buckets.items()
+    ]
+    evidence += [
+        Evidence(
+            "trace io: during file-system I/O", io_conversions, "conversions", "phases io, mkfs"
+        ),
+        Evidence(
+            "a driver that allocates for each command",
+            0 if legacy.analysis is None else legacy.analysis.total.conversions - 1,
+            "conversions",
+            f"of 100 commands; guestemu dma {_WORK}",
+        ),
+    ]
+    return ClaimResult(
+        verdict=decide(
+            confirmed=kept * 2 < made and io_conversions > 0,
+            refuted=kept * 2 > made and io_conversions == 0,
+        ),
+        evidence=tuple(evidence),
+        guests=(f"model:{_MODEL}",),
+        witnesses=(
+            Witness(
+                "rings and queues of a probe, then rounds of I/O; the page has the histogram",
+                "guestemu dma nvme:scenario=io,rounds=9 --report io.html",
+            ),
+        ),
+        remark=(
+            "Rings live as long as their device is bound, payload goes through swiotlb. It is as the "
+            "claim says for drivers that allocate for each command."
+        ),
+    )
+
+
+class BootOrder(msgspec.Struct, frozen=True):
+    """How a kernel's boot tells of .bss..decrypted, counted in its exits (from 0).
+
+    `told` is the hypercall that reports the section as shared, `ready` the write of 1 to
+    MIGRATION_CONTROL; None: not made. `tail` are the pages of the unused end, `returned` those that
+    `mem_encrypt_free_decrypted_mem` reported as private, `later` hypercalls after `ready` that share.
+    """
+
+    kernel: str
+    told: int | None
+    ready: int | None
+    later: int
+    tail: int
+    returned: int
+
+
+def boot_order(lab: Lab, name: str) -> BootOrder:
+    """The boot of one kernel, and the end of it that frees the tail."""
+    kernel = CalledKernel(lab, name)
+    symbols = kernel.guest.calls.kernel.symbols
+    section, tail, end = (
+        (symbols[symbol] - KERNEL_MAP) >> PAGE_SHIFT
+        for symbol in (
+            "__start_bss_decrypted",
+            "__start_bss_decrypted_unused",
+            "__end_bss_decrypted",
+        )
+    )
+    told = ready = None
+    later = 0
+    for number, (kind, what, args) in enumerate(kernel.guest.boot_exits):
+        shares = kind == "hypercall" and not args[2] & MAP_GPA_RANGE_ENCRYPTED
+        if shares and args[0] >> PAGE_SHIFT == section:
+            told = number
+        if kind == "wrmsr" and what == MSR_KVM_MIGRATION_CONTROL and args[0] & 1:
+            ready = number
+        later += shares and ready is not None
+    kernel.call("mem_encrypt_free_decrypted_mem")
+    returned = sum(
+        args[1]
+        for args in kernel.hypercalls
+        if args[2] & MAP_GPA_RANGE_ENCRYPTED and tail <= args[0] >> PAGE_SHIFT < end
+    )
+    return BootOrder(name, told, ready, later, end - tail, returned)
+
+
+def boot_regions(lab: Lab) -> ClaimResult:
+    """C12: the regions that stay shared, in the order a kernel's boot tells of them."""
+    boots = [boot_order(lab, name) for name in lab.kernels]
+    is_told = all(
+        boot.told is not None and boot.ready is not None and boot.told < boot.ready
+        for boot in boots
+    )
+    is_freed = all(boot.tail and boot.returned == boot.tail for boot in boots)
+    evidence: list[Evidence] = []
+    for boot in boots:
+        how = "exits of the boot, counted from 0"
+        evidence += [
+            Evidence(f"{boot.kernel}: .bss..decrypted reported", str(boot.told), "exit", how),
+            Evidence(f"{boot.kernel}: MIGRATION_CONTROL = 1", str(boot.ready), "exit", how),
+            Evidence(
+                f"{boot.kernel}: regions reported as shared after that",
+                boot.later,
+                "hypercalls",
+                "per-CPU data and swiotlb",
+            ),
+            Evidence(
+                f"{boot.kernel}: unused end reported as private",
+                boot.returned,
+                "pages",
+                f"of {boot.tail}, one by one; mem_encrypt_free_decrypted_mem()",
+            ),
+        ]
+    return ClaimResult(
+        verdict=decide(confirmed=is_told and is_freed, refuted=not is_freed),
+        evidence=tuple(evidence),
+        guests=tuple(lab.kernels),
+        witnesses=(Witness("the boot's exits in their order", "guestemu kernel boot --json"),),
+        remark=(
+            "The section's C-bit is clear from the first page tables on (A35), long before any "
+            "notification; until MIGRATION_CONTROL is 1 only that switch protects it. swiotlb and "
+            "per-CPU data are shared after it."
+        ),
+    )
+
+
+CLAIMS: Final = (
+    Claim(
+        "C9",
+        "dma_pool does not clear its memory immediately.",
+        "Rutherford, 2021",
+        pool_clearing,
+    ),
+    Claim(
+        "C10",
+        "Most paths that call set_memory_encrypted() or set_memory_decrypted() clear the region.",
+        "Rutherford, 2021",
+        most_paths_clear,
+    ),
+    Claim(
+        "C11",
+        "Coherent buffers have a short life: they are used for immediate I/O and freed.",
+        "Kalra, 2021",
+        lifetimes,
+    ),
+    Claim(
+        "C12",
+        "Regions that stay decrypted are set up at boot; the unused part of .bss..decrypted is "
+        "encrypted again and freed at the end of boot.",
+        "Kalra, 2021",
+        boot_regions,
+        Need.KERNEL,
+    ),
+)
