@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What guests share for DMA: whether it is cleared, how long it lives, when it is set up: C9 to C12.
+"""What guests share for DMA: is it cleared, how long does it live, when is it set up: C9 to C12.
 
 Measured on the memory of guests (`guestemu.dma.clearing`), on traces recorded from a Linux 6.12
 guest with virtio, NVMe, AHCI, e1000 and xHCI, and on the exits of booting kernels. Facts A35, A36,
@@ -42,7 +42,6 @@ def paths_of(lab: Lab) -> dict[str, tuple[Path, ...]]:
     paths = {}
     for guest in (*SNIPPETS, *lab.kernels):
         paths[guest] = Clearing(guest).paths()
-        lab.advance()
     return paths
 
 
@@ -85,8 +84,8 @@ def pool_clearing(lab: Lab) -> ClaimResult:
             ),
         ),
         remark=(
-            "A dma_pool takes its pages from dma_alloc_coherent(), which clears them right after the "
-            "flip; of the power of two that 5.10 converts, the rest stays as it is."
+            "A dma_pool takes its pages from dma_alloc_coherent(), which clears them right after "
+            "the flip; of the power of two that 5.10 converts, the rest stays as it is."
         ),
     )
 
@@ -139,10 +138,9 @@ def recorded(name: str) -> DmaReport:
     return run.report()
 
 
-def lifetimes(lab: Lab) -> ClaimResult:
+def lifetimes(_lab: Lab) -> ClaimResult:
     """C11: who frees buffers, when, and what I/O converts."""
     reports = {name: recorded(name) for name in TRACES}
-    lab.advance()
     work = ModelRun(_MODEL, _MODEL_MEMORY)
     work.steps(pattern_events(parse_patterns(_WORK)))
     legacy = work.report()
@@ -191,8 +189,8 @@ def lifetimes(lab: Lab) -> ClaimResult:
             ),
         ),
         remark=(
-            "Rings live as long as their device is bound, payload goes through swiotlb. It is as the "
-            "claim says for drivers that allocate for each command."
+            "Rings live as long as their device is bound, payload goes through swiotlb. It is as "
+            "the claim says for drivers that allocate for each command."
         ),
     )
 
@@ -201,8 +199,9 @@ class BootOrder(msgspec.Struct, frozen=True):
     """How a kernel's boot tells of .bss..decrypted, counted in its exits (from 0).
 
     `told` is the hypercall that reports the section as shared, `ready` the write of 1 to
-    MIGRATION_CONTROL; None: not made. `tail` are the pages of the unused end, `returned` those that
-    `mem_encrypt_free_decrypted_mem` reported as private, `later` hypercalls after `ready` that share.
+    MIGRATION_CONTROL; None: not made. `later` are hypercalls after `ready` that share. `tail` are
+    the pages of the unused end, `returned` those that `mem_encrypt_free_decrypted_mem` reported as
+    private.
     """
 
     kernel: str
@@ -213,9 +212,9 @@ class BootOrder(msgspec.Struct, frozen=True):
     returned: int
 
 
-def boot_order(lab: Lab, name: str) -> BootOrder:
+def boot_order(name: str) -> BootOrder:
     """The boot of one kernel, and the end of it that frees the tail."""
-    kernel = CalledKernel(lab, name)
+    kernel = CalledKernel(name)
     symbols = kernel.guest.calls.kernel.symbols
     section, tail, end = (
         (symbols[symbol] - KERNEL_MAP) >> PAGE_SHIFT
@@ -245,7 +244,7 @@ def boot_order(lab: Lab, name: str) -> BootOrder:
 
 def boot_regions(lab: Lab) -> ClaimResult:
     """C12: the regions that stay shared, in the order a kernel's boot tells of them."""
-    boots = [boot_order(lab, name) for name in lab.kernels]
+    boots = [boot_order(name) for name in lab.kernels]
     is_told = all(
         boot.told is not None and boot.ready is not None and boot.told < boot.ready
         for boot in boots
