@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`guestemu zoo`: known bugs, planted one at a time, and the campaigns that must find them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeAlias
+
+import msgspec
+import typer
+
+from guestemu.cli import console
+from guestemu.cli._options import AsJson
+from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
+
+if TYPE_CHECKING:
+    from guestemu.zoo.bug import ZooBug
+    from guestemu.zoo.cell import CellResult
+
+app = typer.Typer(
+    help="Known bugs, planted one at a time, and the campaigns that must find them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Ids: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[ID]...", help="Bugs such as M6; default: all.", show_default=False),
+]
+Repaired: TypeAlias = Annotated[
+    bool, typer.Option("--repaired", help="The configurations without a bug instead.")
+]
+
+
+class BugFigures(msgspec.Struct, frozen=True):
+    """One bug in `--json` output: `found` in most campaigns; medians over the seeds."""
+
+    id: str
+    found: bool
+    execs: int
+    seconds: float
+    seeds: int
+    check: str
+
+
+@app.command("list")
+def list_bugs(ids: Ids = None, repaired: Repaired = False, as_json: AsJson = False) -> int:
+    """Show the planted bugs, or with --repaired the configurations without any.
+
+    For example:
+
+      guestemu zoo list
+
+      guestemu zoo list M31 M39 --json
+
+      guestemu zoo list --repaired
+    """
+    from guestemu.zoo.catalogue import find_bugs, repaired_configurations
+
+    bugs = find_bugs(ids or ())
+    if repaired:
+        twins = repaired_configurations(bugs)
+        if as_json:
+            console.emit_json(
+                {
+                    "repaired": [
+                        {
+                            "target": twin.target,
+                            "configuration": twin.configuration.name,
+                            "bugs": twin.bugs,
+                        }
+                        for twin in twins
+                    ]
+                }
+            )
+        else:
+            console.emit_table(
+                ("TARGET", "CONFIGURATION", "TWIN OF"),
+                [(twin.target, twin.configuration.name, ", ".join(twin.bugs)) for twin in twins],
+            )
+        return EXIT_OK
+    if as_json:
+        fields = ("id", "title", "facts", "where", "target", "check")
+        console.emit_json({"bugs": [{name: getattr(bug, name) for name in fields} for bug in bugs]})
+    else:
+        console.emit_table(
+            ("BUG", "TARGET", "CHECK", "WHAT IS WRONG"),
+            [(bug.id, bug.target, bug.check, bug.title) for bug in bugs],
+        )
+    return EXIT_OK
+
+
+@app.command()
+def run(
+    ids: Ids = None,
+    repaired: Repaired = False,
+    seeds: Annotated[
+        int, typer.Option("--seeds", metavar="N", min=1, help="Campaigns of each, seeds 1 to N.")
+    ] = 5,
+    execs: Annotated[
+        int | None,
+        typer.Option("--execs", metavar="N", min=1, help="Budget of a campaign."),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option("--time", metavar="S", help="Budget of a campaign in seconds."),
+    ] = None,
+    engine: Annotated[
+        str, typer.Option("--engine", metavar="NAME", help="atheris or random.")
+    ] = "atheris",
+    no_feedback: Annotated[
+        bool,
+        typer.Option(
+            "--no-feedback", help="Plain atheris: its own coverage and mutator, not ours."
+        ),
+    ] = False,
+    jobs: Annotated[
+        int, typer.Option("--jobs", metavar="N", min=1, help="Campaigns at a time.")
+    ] = 1,
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            "--results",
+            metavar="FILE",
+            help="Append results to FILE and skip campaigns that it has.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Run a campaign against each planted bug until its check fails.
+
+    A campaign has 200000 executions where neither --execs nor --time says otherwise. With
+    --repaired any violation is a false positive.
+
+    Exit status 0: every bug found in most campaigns, or no false positive; 1 otherwise.
+
+    For example:
+
+      guestemu zoo run M6 M31 --seeds 1
+
+      guestemu zoo run --results zoo.jsonl --jobs 2
+
+      guestemu zoo run --repaired --time 600 --seeds 1
+    """
+    from guestemu.campaign.engines import choose_engine
+    from guestemu.cli._step_progress import StepProgress
+    from guestemu.zoo.catalogue import find_bugs
+    from guestemu.zoo.cell import OURS, PLAIN
+    from guestemu.zoo.results import append_result, read_results
+    from guestemu.zoo.runner import plan_cells, run_cells
+
+    bugs = find_bugs(ids or ())
+    choose_engine(engine)
+    if engine not in {"atheris", "random"} or (no_feedback and engine != "atheris"):
+        wanted = "atheris" if no_feedback else "atheris or random"
+        raise typer.BadParameter(f"--engine {engine}: the zoo runs with {wanted}")
+    cells = plan_cells(
+        bugs,
+        is_repaired=repaired,
+        engine=engine,
+        arm=PLAIN if no_feedback else OURS,
+        seeds=range(1, seeds + 1),
+        execs=200_000 if execs is None and seconds is None else execs,
+        seconds=seconds,
+    )
+    known = {} if results is None else {one.cell.key: one for one in read_results(results)}
+    gathered = [known[cell.key] for cell in cells if cell.key in known]
+    is_interrupted = False
+    with StepProgress(len(cells)) as progress:
+
+        def done(result: CellResult) -> None:
+            gathered.append(result)
+            if results is not None:
+                append_result(results, result)
+            progress.advance()
+
+        try:
+            run_cells([cell for cell in cells if cell.key not in known], jobs, done)
+        except KeyboardInterrupt:
+            is_interrupted = True
+    status = _tell(bugs, gathered, repaired, as_json)
+    if is_interrupted:
+        raise KeyboardInterrupt
+    return status
+
+
+def _tell(
+    bugs: tuple[ZooBug, ...], gathered: list[CellResult], repaired: bool, as_json: bool
+) -> int:
+    """Prints what was found; the exit status."""
+    from guestemu.zoo.results import median_of
+
+    figures: list[BugFigures] = []
+    for bug in bugs:
+        median = median_of(one for one in gathered if one.cell.bug == bug.id and one.cell.planted)
+        if median is not None:
+            figures.append(
+                BugFigures(
+                    bug.id,
+                    not median.is_bound,
+                    median.execs,
+                    median.seconds,
+                    median.seeds,
+                    bug.check,
+                )
+            )
+    wrong = [one for one in gathered if not one.cell.planted and one.found]
+    if as_json:
+        console.emit_json({"bugs": figures, "false_positives": len(wrong)})
+    elif repaired:
+        twins = [one for one in gathered if not one.cell.planted]
+        executions = sum(one.executions for one in twins)
+        console.emit(f"{len(wrong)} false positives in {executions} executions")
+        for one in wrong:
+            console.emit(f"{one.cell.bug} repaired: {one.check}: {one.message}")
+            for line in one.program:
+                console.emit(f"    {line}")
+    else:
+        console.emit_table(
+            ("BUG", "CHECK", "FOUND", "EXECUTIONS", "SECONDS"),
+            [
+                (one.id, one.check, "yes" if one.found else "no", one.execs, f"{one.seconds:.2f}")
+                for one in figures
+            ],
+        )
+    is_fine = not wrong and all(one.found for one in figures)
+    return EXIT_OK if is_fine else EXIT_FINDINGS
+
+
+@app.command()
+def table(
+    results: Annotated[
+        list[Path], typer.Argument(metavar="RESULTS...", help="Files that `zoo run` wrote.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", metavar="FILE", help="Write FILE instead of stdout.")
+    ] = None,
+) -> int:
+    """Write the page of the zoo (docs/zoo.md) from results.
+
+    For example:
+
+      guestemu zoo table zoo.jsonl -o docs/zoo.md
+    """
+    from guestemu.abi.errors import InputError
+    from guestemu.zoo.catalogue import BUGS
+    from guestemu.zoo.results import read_results
+    from guestemu.zoo.table import zoo_page
+
+    for path in results:
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; guestemu zoo run --results {path} makes it")
+    page = zoo_page(tuple(BUGS.values()), [one for path in results for one in read_results(path)])
+    if output is None:
+        console.emit(page)
+    else:
+        output.write_text(page)
+    return EXIT_OK

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One campaign of the zoo in a process of its own.
+
+    python -m guestemu.zoo.cell CELL
+
+CELL is a `Cell` as JSON; the `CellResult` goes to stdout as one line of JSON. libFuzzer never
+returns and takes one target per process, and the plain arm changes code while it is imported: hence
+the process, and the imports inside functions.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from typing import TYPE_CHECKING, Final, NoReturn
+
+import msgspec
+
+if TYPE_CHECKING:
+    from guestemu.zoo.session import ZooSession
+
+OURS: Final = "ours"
+PLAIN: Final = "plain"
+STATUS_FAILED: Final = 70
+INSTRUMENTED: Final = ("guestemu.host", "guestemu.checks", "guestemu.zoo")
+"""What the plain arm sees the coverage of."""
+
+_STDOUT: Final = 1
+_STDERR: Final = 2
+
+
+class Cell(msgspec.Struct, frozen=True):
+    """One campaign: `bug` by id, planted or repaired; `engine` "atheris" or "random"; `arm` `OURS`
+    or, for atheris without our feedback and mutator, `PLAIN`. `execs` and `seconds` bound it."""
+
+    bug: str
+    planted: bool
+    engine: str
+    arm: str
+    seed: int
+    execs: int | None
+    seconds: float | None = None
+
+    @property
+    def key(self) -> tuple[str, bool, str, str, int]:
+        """What tells cells apart in a file of results, whatever their budget."""
+        return self.bug, self.planted, self.engine, self.arm, self.seed
+
+
+class CellResult(msgspec.Struct, frozen=True):
+    """What a campaign gave.
+
+    `found`: the wanted check failed (of a repaired configuration: any check did). `executions` and
+    `seconds` until then, or all of them. `check`, `message` and `program` (one op a line) are of
+    the find; `others` counts violations of other checks.
+    """
+
+    cell: Cell
+    found: bool
+    executions: int
+    seconds: float
+    check: str = ""
+    message: str = ""
+    program: tuple[str, ...] = ()
+    others: dict[str, int] = {}
+
+
+def make_session(cell: Cell) -> ZooSession:
+    """The session of `cell`, its testbed booted."""
+    from guestemu.zoo.catalogue import find_bugs
+    from guestemu.zoo.session import ZooSession
+    from guestemu.zoo.targets import find_target
+
+    (bug,) = find_bugs([cell.bug])
+    return ZooSession(
+        find_target(bug.target),
+        bug.planted if cell.planted else bug.repaired,
+        bug.check if cell.planted else None,
+        seed=cell.seed,
+        execs=cell.execs,
+        seconds=cell.seconds,
+    )
+
+
+def result_of(cell: Cell, session: ZooSession, seconds: float) -> CellResult:
+    """What `session` found in `seconds`."""
+    from guestemu.program.op_text import format_op
+
+    found = session.found
+    if found is None:
+        return CellResult(cell, False, session.executions, round(seconds, 3), others=session.others)
+    return CellResult(
+        cell,
+        True,
+        session.executions,
+        round(seconds, 3),
+        found.violation.check,
+        found.violation.message,
+        tuple(format_op(op) for op in found.ops),
+        session.others,
+    )
+
+
+def run_here(cell: Cell) -> CellResult:
+    """Runs a cell of the random engine in this process."""
+    from guestemu.campaign.engines.random import RandomEngine
+
+    def leave(error: BaseException | None) -> NoReturn:
+        raise error or RuntimeError("the random engine returns")
+
+    session = make_session(cell)
+    start = time.monotonic()
+    RandomEngine().run(session, leave)
+    return result_of(cell, session, time.monotonic() - start)
+
+
+def _instrument() -> None:
+    """Imports everything with atheris's coverage of byte-code in the packages `INSTRUMENTED`."""
+    import importlib
+
+    import atheris
+
+    with atheris.instrument_imports(include=list(INSTRUMENTED)):
+        importlib.import_module("guestemu.zoo.plain")
+        importlib.import_module("guestemu.zoo.catalogue")
+
+
+def work(cell: Cell) -> NoReturn:
+    """Runs `cell`, writes its result, ends the process."""
+    output = os.dup(_STDOUT)
+    os.dup2(_STDERR, _STDOUT)
+    sessions: list[ZooSession] = []
+    start = time.monotonic()
+
+    def leave(error: BaseException | None) -> NoReturn:
+        if error is not None:
+            traceback.print_exception(error)
+            sys.stderr.flush()
+            os._exit(STATUS_FAILED)
+        result = result_of(cell, sessions[0], time.monotonic() - start)
+        os.write(output, msgspec.json.encode(result) + b"\n")
+        os._exit(0)
+
+    try:
+        if cell.arm == PLAIN:
+            _instrument()
+            from guestemu.zoo.plain import PlainEngine
+
+            sessions.append(make_session(cell))
+            start = time.monotonic()
+            PlainEngine().run(sessions[0], leave)
+        else:
+            from guestemu.campaign.engines import ENGINES
+
+            sessions.append(make_session(cell))
+            start = time.monotonic()
+            ENGINES[cell.engine].run(sessions[0], leave)
+    except BaseException as error:
+        leave(error)
+    leave(None)
+
+
+if __name__ == "__main__":
+    work(msgspec.json.decode(sys.argv[1].encode(), type=Cell))

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Runs cells as processes, a few at a time."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from guestemu.abi.errors import EngineError
+from guestemu.zoo.bug import ZooBug
+from guestemu.zoo.catalogue import repaired_configurations
+from guestemu.zoo.cell import Cell, CellResult
+
+_POLL_S: Final = 0.05
+_SHOWN: Final = 2000
+
+
+def plan_cells(
+    bugs: Iterable[ZooBug],
+    *,
+    is_repaired: bool,
+    engine: str,
+    arm: str,
+    seeds: Iterable[int],
+    execs: int | None,
+    seconds: float | None,
+) -> list[Cell]:
+    """The cells of a run, seed by seed: one for each bug, or with `is_repaired` one for each
+    different repaired configuration (named by the first bug whose twin it is)."""
+    names = (
+        [configuration.bugs[0] for configuration in repaired_configurations(bugs)]
+        if is_repaired
+        else [bug.id for bug in bugs]
+    )
+    return [
+        Cell(name, not is_repaired, engine, arm, seed, execs, seconds)
+        for seed in seeds
+        for name in names
+    ]
+
+
+class _Running(msgspec.Struct):
+    """A cell and its process."""
+
+    cell: Cell
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+def _start(cell: Cell, log: Path) -> _Running:
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "guestemu.zoo.cell", msgspec.json.encode(cell).decode()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=file,
+            start_new_session=True,
+        )
+    return _Running(cell, process, log)
+
+
+def _finish(running: _Running) -> CellResult:
+    output = running.process.stdout.read() if running.process.stdout else b""
+    log = running.log.read_text(errors="replace")
+    running.log.unlink()
+    if running.process.returncode or not output:
+        raise EngineError(
+            f"zoo campaign {msgspec.json.encode(running.cell).decode()} died with status "
+            f"{running.process.returncode}: {log[-_SHOWN:]}"
+        )
+    return msgspec.json.decode(output, type=CellResult)
+
+
+def run_cells(cells: Iterable[Cell], jobs: int, done: Callable[[CellResult], None]) -> None:
+    """Runs `cells`, `jobs` at a time; `done` gets every result as it comes.
+
+    Raises `EngineError` for a process that died. However this ends, no process is left.
+    """
+    waiting = list(reversed(list(cells)))
+    running: list[_Running] = []
+    scratch = Path(tempfile.mkdtemp(prefix="guestemu-zoo-"))
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                running.append(_start(waiting.pop(), scratch / f"{len(waiting)}.log"))
+            ended = [one for one in running if one.process.poll() is not None]
+            for one in ended:
+                running.remove(one)
+                done(_finish(one))
+            if not ended:
+                time.sleep(_POLL_S)
+    finally:
+        for one in running:
+            one.process.kill()
+            one.process.wait()
+        shutil.rmtree(scratch, ignore_errors=True)

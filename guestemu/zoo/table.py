@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""docs/zoo.md: the planted bugs and what found them, written from a file of results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from guestemu.zoo.bug import ZooBug
+from guestemu.zoo.catalogue import repaired_configurations
+from guestemu.zoo.cell import OURS, PLAIN, CellResult
+from guestemu.zoo.results import Median, median_of
+
+_INTRODUCTION: Final = """\
+# The zoo
+
+Known bugs of this field, planted one at a time in guests and hosts, and the campaigns that must
+find them. This page is written by `guestemu zoo table`; do not edit it.
+
+    guestemu zoo list                 the bugs
+    guestemu zoo list --repaired      the configurations without any
+    guestemu zoo run M6 M31           campaigns against two of them
+    guestemu zoo run --repaired --time 600
+    guestemu zoo table RESULTS -o docs/zoo.md
+
+A number is an item of the project's fact sheet; a letter tells several bugs of one item apart. A
+bug is planted by a switch of a host model, by a class that changes one behaviour of the reference
+host or of the firmware, or by a few changed lines of the guest's assembly
+(`guestemu/zoo/variants.py` has them). Its *repaired twin* differs in nothing else. Every campaign
+starts from an empty corpus, without dictionary; both arms have the same targets, checks, seeds and
+budgets. The arm *ours* is atheris with guestemu's feedback (guest blocks, model states) and mutator;
+*plain* is atheris with its own mutator and its own coverage of byte-code, in the host models and the
+checks. *Executions* and *seconds* are medians over the seeds, until the check named in the table
+failed; `>` means that the median campaign ended without.
+"""
+
+
+_FIGURES: Final = ("found", "executions", "seconds")
+
+
+def _cell(median: Median | None) -> tuple[str, str, str]:
+    if median is None:
+        return "–", "–", "–"
+    bound = ">" if median.is_bound else ""
+    found = f"{median.found}/{median.seeds}"
+    return found, f"{bound}{median.execs}", f"{bound}{median.seconds:.2f}"
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(headings)} |", f"|{' --- |' * len(headings)}"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _found_rows(bugs: Sequence[ZooBug], results: Sequence[CellResult]) -> list[list[str]]:
+    rows = []
+    for bug in bugs:
+        arms = [
+            median_of(
+                result
+                for result in results
+                if result.cell.bug == bug.id and result.cell.planted and result.cell.arm == arm
+            )
+            for arm in (OURS, PLAIN)
+        ]
+        rows.append([bug.id, bug.check, *_cell(arms[0]), *_cell(arms[1])])
+    return rows
+
+
+def _repaired_rows(bugs: Sequence[ZooBug], results: Sequence[CellResult]) -> list[list[str]]:
+    rows = []
+    for configuration in repaired_configurations(bugs):
+        own = [
+            result
+            for result in results
+            if not result.cell.planted
+            and result.cell.bug in configuration.bugs
+            and result.cell.arm == OURS
+        ]
+        wrong = sum(result.found for result in own)
+        rows.append(
+            [
+                configuration.target,
+                configuration.configuration.name,
+                ", ".join(configuration.bugs),
+                str(sum(result.executions for result in own)) if own else "–",
+                f"{sum(result.seconds for result in own):.0f}" if own else "–",
+                str(wrong) if own else "–",
+            ]
+        )
+    return rows
+
+
+def zoo_page(bugs: Sequence[ZooBug], results: Sequence[CellResult]) -> str:
+    """The page for `bugs` with what `results` have on them."""
+    bug_rows = [[bug.id, bug.title, bug.where, bug.target, bug.check, bug.facts] for bug in bugs]
+    return "\n".join(
+        (
+            _INTRODUCTION,
+            f"## The {len(bugs)} bugs\n",
+            _table(("bug", "what is wrong", "where", "target", "check", "facts"), bug_rows),
+            "## Campaigns\n",
+            _table(
+                ("bug", "check", *_FIGURES, "plain: found", *_FIGURES[1:]),
+                _found_rows(bugs, results),
+            ),
+            "## Repaired configurations\n",
+            "Violations of any check on the same targets with the bug repaired.\n",
+            _table(
+                ("target", "configuration", "twin of", "executions", "seconds", "false positives"),
+                _repaired_rows(bugs, results),
+            ),
+        )
+    )
