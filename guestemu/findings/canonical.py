@@ -160,13 +160,13 @@ class Canonical:
             before = ops
             for index in range(len(ops)):
                 ops = self._search(ops, index)
-            ops = self._drop(ops)
+            ops = self.drop(ops)
             if ops == before or self._left <= 0:
                 break
         return ops
 
-    def _drop(self, ops: tuple[Op, ...]) -> tuple[Op, ...]:
-        """`ops` without those that simpler ones made superfluous."""
+    def drop(self, ops: tuple[Op, ...]) -> tuple[Op, ...]:
+        """`ops` without those that are not needed one by one."""
         for index in reversed(range(len(ops))):
             fewer = (*ops[:index], *ops[index + 1 :])
             if fewer and self.holds(fewer):

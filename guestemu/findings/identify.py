@@ -15,7 +15,7 @@ from guestemu.findings.hostcode import Spots
 from guestemu.findings.lower import is_guest_only, lower
 from guestemu.findings.probe import Look, Probe, Sighting
 from guestemu.program.ops import SPECS, Argument, Instruction, Op
-from guestemu.program.program import Expectation, Program
+from guestemu.program.program import Expectation, Header, Program
 from guestemu.program.validity import takes_page
 
 _KEY_DIGITS: Final = 8
@@ -40,10 +40,10 @@ class Finding(msgspec.Struct, frozen=True):
     spots: Spots
     effect: str
 
-    def program(self, probe: Probe) -> Program:
-        """The program with what a run of it shows."""
+    def program(self, header: Header) -> Program:
+        """The program under `header` with what a run of it shows."""
         expected = dict.fromkeys(Expectation("violation", v.check, v.op) for v in self.violations)
-        return Program(probe.header, self.ops, tuple(expected))
+        return Program(header, self.ops, tuple(expected))
 
 
 def _argument_class(sort: Argument, value: int, default: int) -> str:
@@ -91,11 +91,15 @@ def finding_key(
     return f"{violation.check}-{SPECS[ops[violation.op].kind].name}-{digest}"
 
 
+def digest_of(key: str) -> str:
+    """The part of a key that is the same for every way a finding shows."""
+    return key.rpartition("-")[2]
+
+
 class Case(msgspec.Struct, frozen=True):
-    """One thing that went wrong in a program: the program, its look and the sighting."""
+    """One thing that went wrong in a program."""
 
     ops: tuple[Op, ...]
-    look: Look
     sighting: Sighting
 
 
@@ -110,15 +114,13 @@ def cases_of(probe: Probe, ops: tuple[Op, ...], look: Look) -> list[Case]:
         violation = sighting.violation
         if below is not None and not is_guest_only(violation.check, violation.message):
             continue
-        found.setdefault(
-            (sighting.symptom.name, probe.suspicious(sighting)), Case(ops, look, sighting)
-        )
+        found.setdefault((sighting.symptom.name, probe.suspicious(sighting)), Case(ops, sighting))
     if below is not None:
-        raw, lower_look = below
-        for sighting in lower_look.sightings:
+        raw, look = below
+        for sighting in look.sightings:
             found.setdefault(
                 (sighting.symptom.name, probe.suspicious(sighting)),
-                Case(raw, lower_look, sighting),
+                Case(raw, sighting),
             )
     return list(found.values())
 
@@ -134,18 +136,20 @@ def identify(probe: Probe, case: Case, known: Spots = frozenset()) -> list[Findi
     probe.run_neighbours(case.ops, case.sighting.violation.op)
     spots = probe.suspicious(case.sighting)
     name, effect = case.sighting.symptom.name, case.sighting.symptom.effect
-    first = _finding(probe, case.ops, Suspect(name, spots))
+    suspect = Suspect(name, spots)
+    start = Canonical(probe, suspect).drop(case.ops)
+    first = _finding(probe, start, suspect)
     if first is None:
         return []
     found = {first.key: first}
     if effect == first.effect:
         return [first]
-    other = _elsewhere(probe, case.ops, first)
+    other = _elsewhere(probe, start, first)
     if other is not None:
         found.setdefault(other.key, other)
     left = spots - first.spots - known - (other.spots if other else frozenset())
     if left:
-        hidden = _finding(probe, case.ops, Suspect(name, spots, left, first.effect))
+        hidden = _finding(probe, start, Suspect(name, spots, left, first.effect))
         if hidden is not None:
             alone = _elsewhere(probe, hidden.ops, first) or hidden
             found.setdefault(alone.key, alone)
@@ -167,7 +171,7 @@ def _elsewhere(probe: Probe, start: tuple[Op, ...], first: Finding) -> Finding |
 
 
 def _finding(probe: Probe, ops: tuple[Op, ...], suspect: Suspect) -> Finding | None:
-    ops, suspect = narrow(probe, ops, suspect)
+    ops, suspect = narrow(probe, Canonical(probe, suspect).drop(ops), suspect)
     smallest = Canonical(probe, suspect).minimise(ops)
     look = probe.try_look(smallest, traced=True)
     own = find_suspect(probe, look, suspect)

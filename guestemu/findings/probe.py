@@ -10,7 +10,7 @@ place; for one in an expression that every call passes it is empty.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import msgspec
@@ -25,6 +25,7 @@ from guestemu.checks.base import ExitRecord, OpView, Violation
 from guestemu.findings.hostcode import HostCode, Spots
 from guestemu.findings.symptom import (
     ACCEPTED,
+    LATE_RULES,
     MIXED,
     Symptom,
     is_convincing,
@@ -71,10 +72,14 @@ class Look(msgspec.Struct, frozen=True):
 
 
 class Probe:
-    """Looks at programs on `testbed`, whose observer it puts aside meanwhile."""
+    """Looks at programs on `testbed`, whose observer it puts aside meanwhile. `heartbeat` is called
+    before every run."""
 
-    def __init__(self, testbed: Testbed, header: Header) -> None:
+    def __init__(
+        self, testbed: Testbed, header: Header, heartbeat: Callable[[], None] | None = None
+    ) -> None:
         self.header = header
+        self.heartbeat = heartbeat
         self.testbed = testbed
         host = testbed.host
         is_model = type(host).__module__.startswith(_MODELS) and not isinstance(host, PluginHost)
@@ -86,6 +91,8 @@ class Probe:
 
     def look(self, ops: tuple[Op, ...], traced: bool = False) -> Look:
         """Runs `ops`; with `traced` the sightings have host code, and `cover` may grow."""
+        if self.heartbeat is not None:
+            self.heartbeat()
         testbed = self.testbed
         violations: list[Violation] = []
         sightings: list[Sighting] = []
@@ -133,7 +140,11 @@ class Probe:
         """The host code of `sighting` that no convincing run has executed so far."""
         spots, own = sighting.spots, sighting.situation
         for situation, cover in self._cover.items():
-            if own == MIXED or situation in {ACCEPTED, own}:
+            if (
+                situation == ACCEPTED
+                or (situation == own and own not in LATE_RULES)
+                or own == MIXED
+            ):
                 spots -= cover
         return spots
 
@@ -155,7 +166,7 @@ class Probe:
         """A probe of the same testbed that knows the battery only, so that what it finds does not
         depend on what this one saw."""
         self.run_battery()
-        other = Probe(self.testbed, self.header)
+        other = Probe(self.testbed, self.header, self.heartbeat)
         other.code = self.code
         other._cover = dict(self._base)
         other._base = self._base

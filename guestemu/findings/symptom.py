@@ -25,6 +25,10 @@ from guestemu.program.ops import OpKind
 
 ACCEPTED: Final = "accepted"
 MIXED: Final = "mixed"
+LATE_RULES: Final = frozenset({ACCEPTED, "alignment", "empty range", "wrap"})
+"""Rules about the range. A call that one of them refuses clears no code: what it did to the range
+had no effect."""
+
 _NUMBER: Final = re.compile(r"-?\b(?:0x[0-9a-f]+|\d+)\b")
 _ARGUMENTS: Final = re.compile(r"\((?:-?0x[0-9a-f]+(?:, )?)+\)")
 _PLURAL: Final = re.compile(r"\bframes differ\b")

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A finding in words: what was expected, by which fact, what happened, where to look."""
+
+from __future__ import annotations
+
+from guestemu.checks.base import Violation
+from guestemu.findings.identify import Finding
+from guestemu.trace.explain import explain
+
+
+def words_of(violation: Violation) -> list[str]:
+    """A violation in lines: what happened, what demands otherwise, what it means."""
+    lines = [f"Check {violation.check}, after op {violation.op}: {violation.message}"]
+    if violation.fact:
+        lines.append(f"Demanded by: {violation.fact}")
+    why = explain(violation.check)
+    if why:
+        lines.append(why)
+    return lines
+
+
+def comment_of(finding: Finding, where: str, command: str) -> str:
+    """The comment on top of a finding's program; `where` it was found, `command` reproduces it."""
+    lines = [f"Finding {finding.key} of {where}.", *words_of(finding.violation)]
+    if finding.places:
+        lines.append("Host code that runs only when this goes wrong:")
+        lines += (f"  {place}" for place in finding.places)
+    lines.append(f"Reproduce: {command}")
+    return "\n".join(lines)
