@@ -249,7 +249,8 @@ def test_d14_the_threshold_is_about_100_pages() -> None:
 
 def test_d14_a_guest_that_dirties_as_fast_never_converges() -> None:
     assert not forecast(65536, 400, 400).converges
-    assert not forecast(65536, 500, 400, 1000).converges
+    hopeless = forecast(65536, 500, 400, 1000)
+    assert (hopeless.converges, hopeless.passes, hopeless.pages_left) == (False, 1, 65536)
     fine = forecast(65536, 100, 400)
     assert (fine.converges, fine.passes, fine.pages_left) == (True, 5, 64)
     assert fine.blackout_ms == 160

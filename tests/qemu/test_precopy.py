@@ -141,6 +141,18 @@ def test_dirty_pages_go_again_and_clean_ones_do_not() -> None:
     assert world.precopy.counters.passes == 3
 
 
+def test_d17_the_last_pass_fetches_the_log_again_wherever_the_stop_came() -> None:
+    world = World("2020-v1")
+    world.precopy.start()
+    world.precopy.run_pass()
+    world.precopy.step()
+    world.source.put(5, 77, private=True)
+    world.logs.mark(Gfn(5))
+    world.precopy.stop()
+    world.precopy.complete()
+    assert world.target.content(5, private=True) == 77
+
+
 def test_the_steps_of_a_pass_are_those_of_the_order() -> None:
     for letters in ("1", "2", "3", "4", "5", "6"):
         world = World("2020-v1", machine=small_machine(1), order=ORDERS[letters])
