@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import pytest
 
+from guestemu.abi.addresses import Gpa
 from guestemu.abi.errno import EBUSY, EINVAL, ENOTTY
 from guestemu.guest.registry import GuestSettings, load_guest
 from guestemu.host.registry import load_host
+from guestemu.machine.layout import STUB
 from guestemu.program.program import Header
 from guestemu.program.text import parse_text
 from guestemu.testbed import Outcome, Testbed, build_testbed
@@ -72,6 +74,8 @@ def test_the_numbers_of_the_steps() -> None:
 def test_a_page_that_no_pass_sent_is_lost() -> None:
     outcome = run("write D[0] value=7\nmigrate_start D[0]\nmigrate_stop\nread D[0]\nread D[1]")
     assert names(outcome) == [("lost_strict", 3), ("lost_defined", 3)]
+    outcome = run("migrate_start D[0]\nmigrate_stop\nread D[0]\nread D[1]")
+    assert names(outcome) == [("lost_strict", 2), ("lost_defined", 2)], "not even zeros arrived"
 
 
 @LINKS
@@ -207,6 +211,16 @@ def test_a_patched_hypercall_instruction_moves() -> None:
     outcome = run(f"{call}\nmigrate_start D[0]\n{PASS}migrate_stop\n{call}\n{call}")
     assert values(outcome)[0] == values(outcome)[-1] == values(outcome)[-2] == 0
     assert not outcome.violations
+
+
+def test_a_patched_instruction_is_forgotten_with_the_run() -> None:
+    """The next run's destination has VMCALL again, and KVM patches it anew."""
+    call = "hypercall nr=12 a0=D[9] a1=1 insn=vmcall"
+    testbed = build_testbed(Header())
+    run(f"{call}\nmigrate_start D[0]\n{PASS}migrate_stop\n{call}", testbed=testbed)
+    run(f"migrate_start D[0]\n{PASS}migrate_stop\n{call}", testbed=testbed)
+    assert testbed.guest.machine.ram.read(Gpa(STUB + 16), 3) == b"\x0f\x01\xd9"
+    testbed.close()
 
 
 def test_several_vcpus() -> None:
