@@ -24,7 +24,7 @@ from guestemu.migration.transfer import MachineState
 class Reference:
     """Runs `station`, which stands at the scenario's start and has not run yet, to `end`.
 
-    `log` are its exits, `undefined` the frames whose content is left out.
+    `log` are its exits, `state` is where it ended, `undefined` the frames that are left out.
     """
 
     def __init__(self, station: Station, end: int) -> None:
@@ -40,18 +40,21 @@ class Reference:
                 last_view[(address & ~mask) >> PAGE_SHIFT] = bool(address & mask)
 
         station.machine.engine.add_hook(HOOK_MEM, MemoryHook(on_access))
+        before = bytes(station.host.shared)
         ended = station.go_on()
         if not _is_at(ended, end):
             raise RuntimeError(f"the guest that stays ended with {ended}")
         self.log: list[BootExit] = list(station.host.exits)
         self._is_es = is_es(station.machine.config)
-        self._state = self._capture(station)
+        self.state = self._capture(station)
         self._shared = bytes(station.host.shared)
         shared = self._shared
         self.undefined = frozenset(
-            gfn for gfn, is_private in last_view.items() if is_private == bool(shared[gfn])
+            gfn
+            for gfn, was_shared in enumerate(before)
+            if last_view.get(gfn, not was_shared) == bool(shared[gfn])
         )
-        self._pages = {gfn: self._read(gfn) for gfn in self._ram.dirty_frames()}
+        self._pages = {gfn: self.content(gfn) for gfn in self._ram.dirty_frames()}
 
     def _capture(self, station: Station) -> MachineState:
         """The state to compare; of a SEV-ES guest what its save area has of the CPU."""
@@ -60,7 +63,8 @@ class Reference:
             return state
         return msgspec.structs.replace(state, vcpus=(save_vmsa(station.machine),))
 
-    def _read(self, gfn: int) -> bytes:
+    def content(self, gfn: int) -> bytes:
+        """The page at the end, as its status's view reads it."""
         return self._ram.read(Gpa(gfn << PAGE_SHIFT), PAGE_SIZE, not self._shared[gfn])
 
     def difference(self, station: Station, ended: Exit, log: list[BootExit]) -> str | None:
@@ -76,8 +80,8 @@ class Reference:
         if station.host.shared != shared:
             return "status differs"
         state = self._capture(station)
-        if state != self._state:
-            return _describe(self._state.vcpus[0], state.vcpus[0])
+        if state != self.state:
+            return _describe(self.state.vcpus[0], state.vcpus[0])
         ram = station.machine.ram
         pages = self._pages
         for gfn in ram.dirty_frames() | pages.keys():
@@ -85,7 +89,7 @@ class Reference:
                 continue
             content = ram.read(Gpa(gfn << PAGE_SHIFT), PAGE_SIZE, not shared[gfn])
             if gfn not in pages:
-                pages[gfn] = self._read(gfn)
+                pages[gfn] = self.content(gfn)
             if content != pages[gfn]:
                 count = sum(map(int.__ne__, content, pages[gfn]))
                 return f"frame {gfn:#x}: {count} bytes differ"

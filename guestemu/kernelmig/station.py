@@ -27,7 +27,7 @@ from guestemu.machine.resident import resident_pages
 from guestemu.migration.links import Packet, Receiver, Sender
 from guestemu.migration.transfer import MachineState, StatePart, capture_state, restore_state
 
-BUDGET: Final = 10_000_000
+BUDGET: Final = 500_000
 """Basic blocks that a migrated guest may execute to the end of its program; it takes 60 000."""
 
 _CLOCK: Final = struct.Struct("<Q")

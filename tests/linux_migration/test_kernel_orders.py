@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Orders of a host's steps on a real kernel, at all instants that a host can tell apart."""
+
+from __future__ import annotations
+
+import pytest
+
+from guestemu.kernelmig.orders import ORDERS
+from guestemu.kernelmig.tuples import Matrix, visible_instants
+
+MEASURED_IMAGE = "6.1.0-56-cloud-amd64"
+MEASURED = {
+    "D+E+S, stop": (666, 0),
+    "D, E+S at the stop": (666, 0),
+    "E, D+S at the stop": (666, 253),
+    "D+E+S, stop by the first E": (666, 253),
+    "D, E+S, stop": (8436, 0),
+    "E, D+S, stop": (8436, 276),
+    "D+E+S, log cleared after S, stop": (8436, 813),
+    "D, E, S, stop": (82251, 0),
+    "E, D, S, stop": (82251, 299),
+}
+"""Tuples and losing tuples of the feasibility study, which ran on this image with other code."""
+
+
+@pytest.fixture(scope="module")
+def matrix(experiment_of) -> Matrix:
+    experiment = experiment_of("6.1")
+    made = Matrix(experiment, visible_instants(experiment.recording))
+    assert len(list(made.run())) == made.size == len(made.arrivals)
+    return made
+
+
+def test_every_migration_of_the_matrix_ends_alike(matrix: Matrix) -> None:
+    assert {arrival.difference for arrival in matrix.arrivals.values()} == {None}
+
+
+def test_right_orders_lose_nothing_and_wrong_ones_do(matrix: Matrix) -> None:
+    results = {result.order: result for result in matrix.judge_all()}
+    for order in ORDERS:
+        assert (results[order.name].lost == 0) == order.is_right, order.name
+        assert (results[order.name].example is None) == order.is_right
+
+
+def test_the_counts_of_the_measured_image(matrix: Matrix, experiment_of) -> None:
+    if experiment_of("6.1").kernel.version != MEASURED_IMAGE:
+        pytest.skip("another image has other instants")
+    results = {result.order: (result.tuples, result.lost) for result in matrix.judge_all()}
+    assert len(matrix.instants) == 36
+    assert matrix.size == 1368
+    assert results == MEASURED
+
+
+def test_a_correct_final_pass_does_not_heal_the_wrong_order(matrix: Matrix, experiment_of) -> None:
+    """It loses where the status changed between copy and log and the guest stores no more."""
+    order = next(order for order in ORDERS if order.name == "E, D+S, stop")
+    example = matrix.judge_order(order).example
+    assert example is not None
+    copied, log, stop = example
+    assert matrix.is_private(copied) != matrix.is_private(log)
+    assert not experiment_of("6.1").recording.stored(log, stop)

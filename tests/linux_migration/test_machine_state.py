@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What travels beside pages: contexts of all vCPUs, MSRs, parts."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from guestemu.abi.errors import EngineError, InputError
+from guestemu.abi.regions import Region
+from guestemu.guest.linux.recorder import BootRecorder
+from guestemu.guest.registry import GuestSettings, load_guest
+from guestemu.guest.snippet.guest import SnippetGuest
+from guestemu.migration.stepping import Stepper
+from guestemu.migration.transfer import (
+    capture_state,
+    decode_state,
+    encode_state,
+    restore_state,
+)
+
+SETTINGS = GuestSettings("snippet:6.1", 39, 64, 2, 100_000, True)
+
+
+class Counter:
+    """A `StatePart`."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def capture(self) -> bytes:
+        return bytes([self.value])
+
+    def restore(self, data: bytes) -> None:
+        (self.value,) = data
+
+
+@pytest.fixture
+def pair():
+    guests = load_guest(SETTINGS), load_guest(SETTINGS)
+    for guest in guests:
+        assert isinstance(guest, SnippetGuest)
+        guest.machine.checkpoint()
+    yield guests
+    for guest in guests:
+        guest.close()
+
+
+def test_each_vcpu_keeps_its_registers(pair) -> None:
+    source, destination = (guest.machine for guest in pair)
+    for index in (0, 1):
+        source.activate(index).write_register("r12", 0x1000 + index)
+    source.msrs.platform[0x4B564D01] = 0x5001
+    part, other = Counter(7), Counter(0)
+    state = decode_state(encode_state(capture_state(source, {"counter": part})))
+    restore_state(destination, state, {"counter": other})
+    assert destination.current.index == source.current.index == 1
+    for index in (1, 0):
+        assert destination.activate(index).read_register("r12") == 0x1000 + index
+    assert destination.msrs.platform == {0x4B564D01: 0x5001}
+    assert other.value == 7
+
+
+def test_capturing_changes_nothing(pair) -> None:
+    machine = pair[0].machine
+    machine.activate(1).write_register("rbx", 77)
+    first = capture_state(machine)
+    assert capture_state(machine) == first
+    assert machine.current.index == 1
+    assert machine.current.read_register("rbx") == 77
+
+
+def test_a_restored_machine_runs(pair) -> None:
+    source, destination = pair
+    destination.machine.hooks.handler = BootRecorder()
+    restore_state(destination.machine, capture_state(source.machine))
+    outcome = destination.set_memory_decrypted(destination.gva(Region.D, 3), 1)
+    assert outcome.value == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"emulator": "unicorn 1.0 5"}, "unicorn 1.0 5"),
+        ({"vcpus": ()}, "0 vCPUs"),
+        ({"parts": {"clock": b""}}, "clock"),
+    ],
+)
+def test_a_state_of_something_else_is_refused(pair, change, words: str) -> None:
+    state = msgspec.structs.replace(capture_state(pair[0].machine), **change)
+    before = capture_state(pair[1].machine)
+    with pytest.raises(InputError, match=words):
+        restore_state(pair[1].machine, state)
+    assert capture_state(pair[1].machine) == before
+
+
+def test_bytes_that_hold_no_state_are_refused() -> None:
+    with pytest.raises(InputError, match="3 bytes"):
+        decode_state(b"abc")
+
+
+def test_a_stepper_counts_repetitions_and_gives_up(experiment_of) -> None:
+    """One REP STOSB of a page is 4096 instructions."""
+    experiment = experiment_of("6.1")
+    first, second = experiment.recording.stores[:2]
+    experiment.leave(first.index + 1)
+    machine = experiment.source.machine
+    registers = [machine.current.read_register(name) for name in ("rcx", "rdi", "rip")]
+    experiment.leave(second.index + 1)
+    rcx, rdi, rip = (machine.current.read_register(name) for name in ("rcx", "rdi", "rip"))
+    assert (rcx, rdi, rip) == (registers[0] - 1, registers[1] + 1, registers[2])
+    with pytest.raises(EngineError, match="not reached in 10"):
+        Stepper(machine).to_address(0x1234, 10)
+    experiment.leave(0)
