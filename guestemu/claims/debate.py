@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """All claims that have an experiment, and the running of them.
 
-A claim whose experiment needs something that does not exist yet is not here: nothing is listed as
-decided that is not.
+A group of claims is a module with `CLAIMS`; `all_claims` names them. A claim whose experiment
+needs something that does not exist yet is not here: nothing is listed as decided that is not.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import msgspec
 
 from guestemu.abi.errors import InputError
 from guestemu.claims import (
+    coherent_memory,
     failure_policies,
     firmware_promises,
     guest_addresses,
@@ -67,6 +68,7 @@ def all_claims() -> tuple[Claim, ...]:
         failure_policies.CLAIMS,
         instruction_boundaries.CLAIMS,
         guest_addresses.CLAIMS,
+        coherent_memory.CLAIMS,
     )
     return tuple(sorted((claim for group in groups for claim in group), key=_key))
 

@@ -8,10 +8,11 @@ from guestemu.cli._options import AsJson
 
 
 def command(as_json: AsJson = False) -> None:
-    """List the guests for --guest and for program headers."""
+    """List the guests for --guest and for program headers; models are for `guestemu dma` only."""
+    from guestemu.dma.model import models
     from guestemu.guest.registry import guests
 
-    found = guests()
+    found = guests() + models()
     if as_json:
         console.emit_json({"guests": found})
     else:

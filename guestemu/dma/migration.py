@@ -113,13 +113,12 @@ class MigrationObserver:
         self._plan = plan
         self._source = status
         self._rate = plan.rate * _MIB_PAGES
-        frames = len(private)
-        self._dirty = _bits(frames, 1)
-        self._log = _bits(0, 0)
+        self._dirty = _bits(private, 1)
+        self._log = _bits(private, 0)
         self._copied = private
-        self._way = _bits(frames, 0)
-        self._was_sent = _bits(frames, 0)
-        self._wrong = _bits(frames, 0)
+        self._way = _bits(private, 0)
+        self._was_sent = _bits(private, 0)
+        self._wrong = _bits(private, 0)
         self._wrong_pages = self._wrong_peak = self._wrong_area = 0
         self._now = 0
         self._start_ns: int | None = None
@@ -197,7 +196,7 @@ class MigrationObserver:
     def _start_pass(self, now: int) -> None:
         """Fetches and clears the log, then copies the status."""
         self._begin_ns = now
-        self._log, self._dirty = self._dirty, _bits(len(self._dirty), 0)
+        self._log, self._dirty = self._dirty, _bits(self._dirty, 0)
         if self._source is StatusSource.COPIED:
             self._copied = self._private.copy()
         self._total = self._log.count()
@@ -261,8 +260,9 @@ class MigrationObserver:
             self._passes.append(done)
 
 
-def _bits(frames: int, value: int) -> bitarray:
-    bits = bitarray(frames, endian="little")
+def _bits(like: bitarray, value: int) -> bitarray:
+    """As many bits of the same order."""
+    bits = like.copy()
     bits.setall(value)
     return bits
 

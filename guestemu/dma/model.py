@@ -22,6 +22,7 @@ from guestemu.dma.run import NO_OPTIONS, DmaRun, RunOptions
 from guestemu.guest.dma.coherent import CoherentDma
 from guestemu.guest.dma.policy import POLICIES, Policy
 from guestemu.guest.dma.zones import ZonedAllocator
+from guestemu.guest.registry import GuestEntry
 
 PREFIX: Final = "model:"
 MIN_MEMORY: Final = 32
@@ -131,6 +132,14 @@ class ModelRun(DmaRun):
     def direct_map(self) -> DirectMap:
         """The guest's page tables as they are; for reading."""
         return self._direct
+
+
+def models() -> tuple[GuestEntry, ...]:
+    """The models, oldest kernel first, as `guestemu guests` lists them."""
+    return tuple(
+        GuestEntry(f"{PREFIX}{name}", f"DMA code of {name} computed without a CPU (guestemu dma)")
+        for name in POLICIES
+    )
 
 
 def is_model(guest: str) -> bool:

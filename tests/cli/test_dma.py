@@ -297,3 +297,47 @@ def test_every_file_is_written_in_one_run(
         "events.parquet",
     ]
     assert trace.stat().st_size > 10_000
+
+
+def test_a_migration_is_laid_over_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, perfetto = tmp_path / "dma.html", tmp_path / "dma.perfetto-trace"
+    args = ("--guest", "model:6.12", "--migrate", "at=0.5,rate=100,stop=0", "--report", str(page))
+    status, report, _ = run(capsys, str(TRACE), *args, "--perfetto", str(perfetto))
+    assert status == 0
+    migrations = report["migrations"]
+    assert isinstance(migrations, list)
+    assert [one["status"] for one in migrations] == ["copied", "live"]
+    assert all(one["passes"][0]["sent"] == 65536 for one in migrations)
+    assert "Migration over the run" in page.read_text()
+    assert b"migration, live status" in perfetto.read_bytes()
+    assert main(["dma", str(TRACE), *args]) == 0
+    assert "Migration over the run" in capsys.readouterr().out
+
+
+def test_5_10_with_cma_shares_pages_that_are_not_the_buffers(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = {}
+    for generation in ("5.10", "6.1"):
+        _, report, _ = run(capsys, str(TRACE), "--guest", f"model:{generation}", "--cma", "16")
+        requested = report["requested"]
+        assert isinstance(requested, dict)
+        found[generation] = requested["pages_beyond"]
+    assert found["5.10"] > 0
+    assert found["6.1"] == 0
+
+
+def test_models_are_among_the_guests(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["guests", "--json"]) == 0
+    names = [entry["name"] for entry in json.loads(capsys.readouterr().out)["guests"]]
+    assert {"model:5.10", "model:6.12"} <= set(names)
+
+
+@pytest.mark.parametrize("extra", [("--migrate", "rate=0"), ("--cma", "512"), ("--cma", "-1")])
+def test_runs_that_cannot_be_are_told(
+    extra: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["dma", "e1000", "--guest", "model:6.1", *extra]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

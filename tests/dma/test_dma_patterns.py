@@ -8,7 +8,9 @@ from guestemu.abi.errors import InputError
 from guestemu.dma.drivers import DRIVERS, dma_pool_page_bytes, dma_pool_pages, vring_bytes
 from guestemu.dma.events import Alloc, Event, Free, Mark
 from guestemu.dma.live import Account, Accountant
+from guestemu.dma.model import ModelRun
 from guestemu.dma.patterns import is_pattern, parse_patterns, pattern_events
+from guestemu.guest.dma.coherent import Origin
 
 
 def events_of(text: str) -> list[Event]:
@@ -127,3 +129,51 @@ def test_wrong_patterns_are_named(text: str, message: str) -> None:
 def test_patterns_are_told_from_files() -> None:
     assert is_pattern("nvme:depth=4+e1000")
     assert not is_pattern("nvme.trace")
+
+
+def test_unplugging_gives_everything_back_and_probes_again() -> None:
+    events = events_of("nvme:scenario=unplug,rounds=2")
+    probe = sum(isinstance(event, Alloc) for event in events_of("nvme"))
+    assert sum(isinstance(event, Alloc) for event in events) == 3 * probe
+    assert sum(isinstance(event, Free) for event in events) == 2 * probe
+
+
+def test_after_a_kexec_nothing_was_freed() -> None:
+    events = events_of("e1000:scenario=kexec")
+    addresses = [event.dma_addr for event in events if isinstance(event, Alloc)]
+    assert len(set(addresses)) == len(addresses) == 4
+    assert not any(isinstance(event, Free) for event in events)
+
+
+def test_only_the_first_io_asks_for_pool_pages() -> None:
+    events = events_of("nvme:prp=3,scenario=io,rounds=4")
+    marks = [(at, event.name) for at, event in enumerate(events) if isinstance(event, Mark)]
+    assert [name for _, name in marks[:3]] == ["nvme-probe", "nvme-io-1", "nvme-io-2"]
+    assert marks[2][0] - marks[1][0] == 1 + 3
+    assert marks[3][0] - marks[2][0] == 1
+
+
+def test_a_legacy_driver_frees_the_buffer_of_each_command() -> None:
+    events = events_of("legacy:scenario=io,commands=5,rounds=2")
+    kinds = [type(event) for event in events if not isinstance(event, Mark)]
+    assert kinds == [Alloc] + [Alloc, Free] * 10
+
+
+@pytest.mark.parametrize(
+    ("ram", "pages"),
+    [(512, 16384), (1024, 16384), (2048, 31488), (8192, 125888), (65536, 262144)],
+)
+def test_swiotlb_by_ram(ram: int, pages: int) -> None:
+    """Table of B9; up to whole segments of 64 pages."""
+    (want,) = (event for event in events_of(f"swiotlb:ram={ram}") if isinstance(event, Alloc))
+    assert (want.pages, want.origin) == (pages, Origin.BOOT)
+
+
+def test_atomic_buffers_make_the_pools_grow() -> None:
+    run = ModelRun("6.1", 256)
+    run.steps(events_of("atomic:count=100"))
+    report = run.report()
+    assert report.pool_hits == 100
+    assert report.pools is not None
+    assert report.pools.pages_decrypted > 100
+    assert report.hypercalls == 0
