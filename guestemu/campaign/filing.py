@@ -7,11 +7,12 @@ continues a session that died can file what was left (`recover`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from guestemu.campaign.executor import Executor
 from guestemu.campaign.findings import FindingBook, signature
 from guestemu.campaign.journal import (
+    FindingFiled,
     Journal,
     PositionNoted,
     ViolationMet,
@@ -23,7 +24,7 @@ from guestemu.campaign.journal import (
 from guestemu.campaign.store import Store
 from guestemu.checks.base import Violation
 from guestemu.findings.explain import comment_of
-from guestemu.findings.identify import Finding
+from guestemu.findings.identify import Case, Finding
 from guestemu.program.binary import encode_ops
 from guestemu.program.ops import Op
 
@@ -53,9 +54,13 @@ class Shelf:
         """A violation that is about to be minimised."""
         self.store.note(self.journal, ViolationMet(sign, encode_ops(ops), seconds))
 
-    def settled(self, sign: str, key: str, check: str, seconds: float) -> None:
-        """What became of it."""
-        self.store.note(self.journal, ViolationSettled(sign, key, check, seconds))
+    def settled(self, sign: str) -> None:
+        """It is done with."""
+        self.store.note(self.journal, ViolationSettled(sign))
+
+    def filed(self, key: str, check: str, seconds: float) -> None:
+        """A finding whose program is saved."""
+        self.store.note(self.journal, FindingFiled(key, check, seconds))
 
 
 class Filing:
@@ -74,29 +79,32 @@ class Filing:
 
     def file(self, ops: tuple[Op, ...], violations: list[Violation]) -> None:
         """Counts the program `ops` with its violations, identifies and saves what is new."""
-        shelf = self._shelf
         sign = signature(violations[0], ops[violations[0].op])
+        is_noted = self._shelf is not None and sign not in self._done
+        if self._shelf is not None and is_noted:
+            self._shelf.met(sign, ops, self._elapsed())  # before anything that takes time
         cases = self.book.meet(ops, violations)
         if cases is None:
             self.unstable.append(f"{sign} (not seen again with the same program)")
-        if not cases:
-            self._done.add(sign)
-            return
-        if shelf is not None:
-            shelf.met(sign, ops, self._elapsed())
-        key = check = ""
-        for case in cases:
-            findings, settled = self.book.settle(case, self._elapsed())
-            if not settled:
-                self.unstable.append(f"{case.sighting.symptom.name} (not seen again)")
-                continue
-            key, check = settled, self.book.findings[settled].check
-            if shelf is not None:
-                for finding in findings:
-                    self._save(shelf.store, finding)
+        elif cases:
+            if self._shelf is not None and not is_noted:
+                self._shelf.met(sign, ops, self._elapsed())
+                is_noted = True
+            self._settle(cases)
         self._done.add(sign)
-        if shelf is not None:
-            shelf.settled(sign, key, check, self._elapsed())
+        if self._shelf is not None and is_noted:
+            self._shelf.settled(sign)
+
+    def _settle(self, cases: Sequence[Case]) -> None:
+        """Identifies what is new and saves it."""
+        for case in cases:
+            findings, key = self.book.settle(case, self._elapsed())
+            if not key:
+                self.unstable.append(f"{case.sighting.symptom.name} (not seen again)")
+            elif self._shelf is not None:
+                for finding in findings:
+                    self._save(self._shelf.store, finding)
+                self._shelf.filed(key, self.book.findings[key].check, self._elapsed())
 
     def recover(self, index: int, jobs: int, begin: Callable[[bytes], bool]) -> None:
         """Files what earlier sessions met and had no time to file. `begin` is told each program
@@ -105,12 +113,15 @@ class Filing:
         if shelf is None:
             return
         entries = read_journals(journal_files(shelf.store.journals, index, jobs))
+        tried: set[bytes] = set()
         for met in unsettled(entries):
-            if begin(met.data):
+            if met.data not in tried and begin(met.data):
+                tried.add(met.data)
                 ops = self._executor.decode(met.data)
-                self.file(ops, self._executor.run(ops))
-            if met.sign not in self._done:
-                shelf.settled(met.sign, "", "", self._elapsed())
+                violations = self._executor.run(ops)
+                if violations:
+                    self.file(ops, violations)
+            shelf.settled(met.sign)
 
     def _save(self, store: Store, finding: Finding) -> None:
         where = f"a campaign on target {self._executor.target.name}"

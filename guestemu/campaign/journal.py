@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -39,10 +40,15 @@ class ViolationMet(msgspec.Struct, frozen=True, tag="met"):
 
 
 class ViolationSettled(msgspec.Struct, frozen=True, tag="settled"):
-    """What became of the signature's program: filed under `key` (empty: it could not be shown
-    again, or killed the process)."""
+    """One met violation of this signature is done with: filed, not shown again, or its program
+    kills the process."""
 
     sign: str
+
+
+class FindingFiled(msgspec.Struct, frozen=True, tag="filed"):
+    """A finding whose program is saved; seconds since the worker's start."""
+
     key: str
     check: str
     seconds: float
@@ -55,7 +61,7 @@ class PositionNoted(msgspec.Struct, frozen=True, tag="position"):
     position: int
 
 
-Entry: TypeAlias = InputNoted | ViolationMet | ViolationSettled | PositionNoted
+Entry: TypeAlias = InputNoted | ViolationMet | ViolationSettled | FindingFiled | PositionNoted
 
 
 def input_name(data: bytes) -> str:
@@ -100,6 +106,8 @@ def read_journals(paths: Iterable[Path]) -> list[Entry]:
     decoder = msgspec.json.Decoder(Entry)
     entries: list[Entry] = []
     for path in paths:
+        if not path.is_file():
+            continue
         try:
             lines = path.read_bytes().split(b"\n")
         except OSError:
@@ -115,11 +123,13 @@ def read_journals(paths: Iterable[Path]) -> list[Entry]:
 
 
 def unsettled(entries: Iterable[Entry]) -> list[ViolationMet]:
-    """Violations that were met and not settled since: the last program of each signature."""
-    open_ones: dict[str, ViolationMet] = {}
+    """Violations that were met and not settled: of each signature the last ones, as many as were
+    met more often than settled (files are not in order of time among each other)."""
+    met: dict[str, list[ViolationMet]] = {}
+    settled: Counter[str] = Counter()
     for entry in entries:
         if isinstance(entry, ViolationMet):
-            open_ones[entry.sign] = entry
+            met.setdefault(entry.sign, []).append(entry)
         elif isinstance(entry, ViolationSettled):
-            open_ones.pop(entry.sign, None)
-    return list(open_ones.values())
+            settled[entry.sign] += 1
+    return [entry for sign, all_met in met.items() for entry in all_met[settled[sign] :]]

@@ -28,10 +28,10 @@ from guestemu.abi.errors import InputError
 from guestemu.campaign.findings import FindingCount
 from guestemu.campaign.journal import (
     Entry,
+    FindingFiled,
     InputNoted,
     Journal,
     ViolationMet,
-    ViolationSettled,
     input_name,
     journal_files,
     journal_path,
@@ -128,7 +128,7 @@ class Store:
     def lock(self) -> None:
         """Keeps other campaigns out until `unlock` or the end of the process. Raises `InputError`
         where one is running."""
-        fd = os.open(self.root / "campaign.json", os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(self.root / ".lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -254,7 +254,7 @@ class Store:
         return [
             FindingCount(entry.key, entry.check, 1, entry.seconds)
             for entry in entries
-            if isinstance(entry, ViolationSettled) and entry.key
+            if isinstance(entry, FindingFiled)
         ]
 
     def repair(self) -> list[str]:

@@ -186,6 +186,7 @@ class Supervisor:
             for number, handler in before.items():
                 signal.signal(number, handler)
             self._kill()
+        self._infrastructure += self._store.repair()
         self._tell_unsettled()
         figures = msgspec.structs.replace(self._keep(), is_interrupted=is_interrupted)
         self._clean()

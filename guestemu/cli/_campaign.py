@@ -106,6 +106,7 @@ def campaign_object(campaign: Campaign, figures: Figures) -> dict[str, object]:
         },
         "median_ops": figures.median_ops,
         "space": figures.space,
+        "exhausted": figures.is_exhausted,
         "infrastructure": figures.infrastructure,
         "unstable": figures.unstable,
         "interrupted": figures.is_interrupted,

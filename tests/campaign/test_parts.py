@@ -18,8 +18,7 @@ from guestemu.campaign.engines.random import RandomEngine
 from guestemu.campaign.executor import Executor
 from guestemu.campaign.feedback import GUEST_COUNTERS, Feedback, value_class
 from guestemu.campaign.figures import Figures, WorkerFigures, merge_counts
-from guestemu.campaign.findings import FindingBook, FindingCount, finding_key, signature
-from guestemu.campaign.minimise import minimise
+from guestemu.campaign.findings import FindingCount, signature
 from guestemu.campaign.mutator import Mutator
 from guestemu.campaign.ranges import MAX_EARLY_PAGES, MAX_PAGES, limit_op
 from guestemu.campaign.screen import Screen, duration
@@ -129,28 +128,6 @@ def test_signature_ignores_places_and_keeps_errors():
     assert signature(one, op) != signature(other, op)
 
 
-def test_key_depends_on_the_shape_and_not_on_values():
-    def key(*ops: Op) -> str:
-        return finding_key(violation("x"), tuple(map(canonical_op, ops)))
-
-    moved = msgspec.structs.replace(NOTIFY, arguments=(12, 0x6000, 2, 0, 0))
-    assert key(NOTIFY) == key(moved)
-    assert key(NOTIFY) != key(NOTIFY, NOTIFY)
-    assert key(NOTIFY) != key(msgspec.structs.replace(NOTIFY, cpl=3))
-    assert key(NOTIFY).startswith("status-hypercall-")
-
-
-def test_a_signature_is_minimised_again_only_now_and_then():
-    book = FindingBook()
-    minimised = 0
-    for _ in range(100):
-        if book.meet("sign"):
-            minimised += 1
-            book.settle("sign", "key", "status", 0.0)
-    assert minimised == 5
-    assert book.findings["key"].count == 100
-
-
 def test_counts_of_workers_add_up():
     one = [FindingCount("k", "status", 3, 2.0)]
     two = [FindingCount("k", "status", 4, 1.0), FindingCount("j", "status", 1, 5.0)]
@@ -159,10 +136,6 @@ def test_counts_of_workers_add_up():
         FindingCount("j", "status", 1, 5.0),
     ]
     assert one[0].count == 3
-
-
-def test_what_does_not_happen_again_is_no_finding(executor):
-    assert minimise(executor, (canonical_op(NOTIFY),), "status HYPERCALL never") is None
 
 
 # Mutation ---------------------------------------------------------------------------------------

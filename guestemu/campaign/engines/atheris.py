@@ -80,6 +80,7 @@ def _arguments(session: Session) -> list[str]:
         "-len_control=0",
         "-entropic_scale_per_exec_time=1",
         "-use_value_profile=0",
+        "-reduce_inputs=0",  # would remove inputs that other workers have; `guestemu merge` does
         "-handle_int=0",
         "-handle_term=0",
         "-rss_limit_mb=0",
