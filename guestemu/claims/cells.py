@@ -86,6 +86,8 @@ def machine_check(cells: Iterable[Cell]) -> MachineCheck:
     if any(cell.rules != Rules() for cell in chosen):
         return MachineCheck(True)
     found = confirm([cell.space for cell in chosen], MIGRATIONS, firmware=True)
+    if found.is_interrupted:
+        raise KeyboardInterrupt  # `confirm` keeps what it has; half a check decides nothing
     how = f"of {found.runs} migrations to a second machine by SEND and RECEIVE: {found.losing} that"
     how += f" lose, {found.others} that do not"
     name = "machine gives the model's verdict"

@@ -68,16 +68,20 @@ def command(
 
 
 def _run(claims: Sequence[Claim], lab: Lab) -> list[Decided]:
-    """Runs the experiments; after Ctrl-C those that are done."""
+    """Runs the experiments; after Ctrl-C those that are done, the present one (a second Ctrl-C:
+    not that) among them. An interrupt inside a hook of the emulated CPU would be lost."""
     from guestemu.claims.debate import decide_claim
+    from guestemu.cli._interrupts import Interrupts
     from guestemu.cli._step_progress import StepProgress
 
     decided: list[Decided] = []
-    with StepProgress(len(claims)) as progress:
+    with StepProgress(len(claims)) as progress, Interrupts() as interrupts:
         try:
             for claim in claims:
+                interrupts.hold()
                 decided.append(decide_claim(claim, lab))
                 progress.advance()
+                interrupts.release()
         except KeyboardInterrupt:
             pass  # what was found is printed, the exit status says that it is not all
     return decided

@@ -89,6 +89,15 @@ def test_a_machine_that_contradicts_the_model_decides_nothing(
     assert experiment(Lab()).verdict is UNDECIDED
 
 
+def test_half_a_machine_check_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_arguments: object, **_options: object) -> Confirmation:
+        return Confirmation(3, 0, 3, 3, 0, "firmware", 0.0, is_interrupted=True)
+
+    monkeypatch.setattr(cells, "confirm", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sync_orders.status_first(Lab())
+
+
 def test_a_firmware_that_activates_a_sent_guest_refutes_c14() -> None:
     result = firmware_promises.cloning(Lab(), lambda *_: Status.SUCCESS)
     assert result.verdict is R
