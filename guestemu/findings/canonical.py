@@ -29,7 +29,9 @@ from guestemu.program.values import BOUNDARIES
 
 SHRINK_LIMIT: Final = 400
 SEARCH_LIMIT: Final = 4000
-"""Runs that delta debugging and the search through values may take for one finding."""
+SLOW_SEARCH_LIMIT: Final = 400
+"""Runs that delta debugging and the search through values may take for one finding; the search
+fewer where a run takes milliseconds: several hosts in lock-step, a real kernel."""
 
 _ROUNDS: Final = 4
 _SMALL: Final = tuple(range(9))
@@ -136,7 +138,7 @@ class Canonical:
     def __init__(self, probe: Probe, suspect: Suspect) -> None:
         self.probe = probe
         self.suspect = suspect
-        self._left = SEARCH_LIMIT
+        self._left = SLOW_SEARCH_LIMIT if probe.is_slow else SEARCH_LIMIT
         self._known: dict[tuple[Op, ...], bool] = {}
 
     def holds(self, ops: tuple[Op, ...]) -> bool:

@@ -15,9 +15,14 @@ import sysconfig
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import guestemu
+from guestemu.host.base import Hypercall, VcpuAccess
+from guestemu.machine.exits import ExitHandler
+
+if TYPE_CHECKING:
+    from _typeshed import TraceFunction
 
 Spots: TypeAlias = frozenset[int]
 """Byte code locations, numbered by the `HostCode` that recorded them."""
@@ -35,6 +40,38 @@ def _foreign() -> tuple[str, ...]:
     return (*(f"{sysconfig.get_path(name)}/" for name in names), "<frozen")
 
 
+class TracedExits:
+    """Stands between vCPU and recorder and traces while an exit is answered."""
+
+    def __init__(self, code: HostCode, handler: ExitHandler) -> None:
+        self._code = code
+        self._handler = handler
+
+    def hypercall(self, call: Hypercall) -> int:
+        """See `ExitHandler`."""
+        self._code.start()
+        try:
+            return self._handler.hypercall(call)
+        finally:
+            self._code.stop()
+
+    def rdmsr(self, index: int, vcpu: VcpuAccess) -> int:
+        """See `ExitHandler`."""
+        self._code.start()
+        try:
+            return self._handler.rdmsr(index, vcpu)
+        finally:
+            self._code.stop()
+
+    def wrmsr(self, index: int, value: int, vcpu: VcpuAccess) -> None:
+        """See `ExitHandler`."""
+        self._code.start()
+        try:
+            self._handler.wrmsr(index, value, vcpu)
+        finally:
+            self._code.stop()
+
+
 class HostCode:
     """Records byte code between `start` and `stop`; `is_model`: of `guestemu.host`."""
 
@@ -44,20 +81,24 @@ class HostCode:
         self._numbers: dict[CodeType, int] = {}
         self._codes: list[CodeType] = []
         self._hit: set[int] = set()
-        self._before: object = None
+        self._before: TraceFunction | None = None
+        self._is_on = False
 
     def start(self) -> None:
         """Traces from now on; whatever traced before has to wait."""
-        self._before = sys.gettrace()
-        self._hit = set()
-        sys.settrace(self._on_call)
+        if not self._is_on:
+            self._before = sys.gettrace()
+            self._is_on = True
+            sys.settrace(self._on_call)
 
     def stop(self) -> None:
         """Ends tracing."""
-        sys.settrace(self._before)  # type: ignore[arg-type]  # what gettrace gave
+        if self._is_on:
+            self._is_on = False
+            sys.settrace(self._before)
 
     def take(self) -> Spots:
-        """What ran since `start` or the last call."""
+        """What ran since the last call."""
         spots = frozenset(self._hit)
         self._hit.clear()
         return spots

@@ -133,12 +133,15 @@ def identify(probe: Probe, case: Case, known: Spots = frozenset()) -> list[Findi
     suspicious code of the first; or when the case executed suspicious code that neither the first
     nor `known` findings execute, and its extent was another.
     """
-    probe.run_neighbours(case.ops, case.sighting.violation.op)
-    spots = probe.suspicious(case.sighting)
-    name, effect = case.sighting.symptom.name, case.sighting.symptom.effect
-    suspect = Suspect(name, spots)
+    name = case.sighting.symptom.name
+    suspect = Suspect(name, probe.suspicious(case.sighting))
     start = Canonical(probe, suspect).drop(case.ops)
-    first = _finding(probe, start, suspect)
+    shown = find_suspect(probe, probe.try_look(start, traced=True), suspect)
+    if shown is None:
+        return []
+    probe.run_neighbours(start, shown.violation.op)
+    spots, effect = probe.suspicious(shown), shown.symptom.effect
+    first = _finding(probe, start, Suspect(name, spots))
     if first is None:
         return []
     found = {first.key: first}
@@ -196,7 +199,8 @@ def _finding(probe: Probe, ops: tuple[Op, ...], suspect: Suspect) -> Finding | N
 
 def _first_of_all(probe: Probe, ops: tuple[Op, ...], look: Look, own: Sighting) -> Sighting:
     """Of the sightings of one operation that have one canonical program in common the first: a host
-    that answers and records wrongly at once has one defect, not two."""
+    that answers and records wrongly at once has one defect, not two, unless it is seen to do the
+    second without the first."""
     for other in look.sightings:
         if other == own:
             return own
@@ -205,6 +209,17 @@ def _first_of_all(probe: Probe, ops: tuple[Op, ...], look: Look, own: Sighting) 
         if other.symptom.name == own.symptom.name:
             return other
         suspect = Suspect(other.symptom.name, probe.suspicious(other))
-        if Canonical(probe, suspect).minimise(ops) == ops:
+        is_one = Canonical(probe, suspect).minimise(ops) == ops
+        if is_one and not _is_seen_without(probe, ops, own, other):
             return other
     return own
+
+
+def _is_seen_without(probe: Probe, ops: tuple[Op, ...], own: Sighting, other: Sighting) -> bool:
+    """Whether a neighbour of `ops` has the symptom of `own` and not that of `other`."""
+    for candidate in around(ops):
+        look = probe.try_look(candidate)
+        names = {sighting.symptom.name for sighting in look.sightings} if look else set()
+        if own.symptom.name in names and other.symptom.name not in names:
+            return True
+    return False

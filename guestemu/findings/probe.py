@@ -11,6 +11,7 @@ place; for one in an expression that every call passes it is empty.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Final
 
 import msgspec
@@ -22,7 +23,7 @@ from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTE
 from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
 from guestemu.abi.x86 import Mode
 from guestemu.checks.base import ExitRecord, OpView, Violation
-from guestemu.findings.hostcode import HostCode, Spots
+from guestemu.findings.hostcode import HostCode, Spots, TracedExits
 from guestemu.findings.symptom import (
     ACCEPTED,
     LATE_RULES,
@@ -34,7 +35,7 @@ from guestemu.findings.symptom import (
 )
 from guestemu.host.plugin_guard import PluginHost
 from guestemu.host.userspace.base import VmStopped
-from guestemu.program.ops import SPECS, Op, OpKind
+from guestemu.program.ops import HOST_SPECS, SPECS, Op, OpKind
 from guestemu.program.program import Header
 from guestemu.program.validity import problem_of
 from guestemu.program.values import BOUNDARIES
@@ -43,6 +44,7 @@ from guestemu.testbed import Testbed
 _MODELS: Final = "guestemu.host."
 _NOTHING: Final[Spots] = frozenset()
 _ENCRYPTED: Final = (MAP_GPA_RANGE_ENCRYPTED, MAP_GPA_RANGE_ENCRYPTED | 1)
+_SLOW_NEIGHBOURS: Final = 40
 _SMALL: Final = (0, 1, 2, 3, 4, 16)
 
 
@@ -73,7 +75,7 @@ class Look(msgspec.Struct, frozen=True):
 
 class Probe:
     """Looks at programs on `testbed`, whose observer it puts aside meanwhile. `heartbeat` is called
-    before every run."""
+    before every run. `is_slow`: a run takes milliseconds."""
 
     def __init__(
         self, testbed: Testbed, header: Header, heartbeat: Callable[[], None] | None = None
@@ -85,6 +87,7 @@ class Probe:
         is_model = type(host).__module__.startswith(_MODELS) and not isinstance(host, PluginHost)
         self.code = HostCode(is_model)
         self.runs = 0
+        self.is_slow = len(testbed.checks) == 1 or not testbed.guest.name.startswith("snippet:")
         self._cover: dict[str, Spots] = {}
         self._base: dict[str, Spots] = {}
         self._has_battery = False
@@ -113,16 +116,21 @@ class Probe:
         observer, testbed.observe = testbed.observe, observe
         self.runs += 1
         testbed.reset()
-        if traced:
-            code.start()
+        hooks = testbed.guest.machine.hooks
+        handler = hooks.handler
+        if traced and handler is not None:
+            code.take()
+            hooks.handler = TracedExits(code, handler)
         try:
             for index, op in enumerate(ops):
+                if traced and op.kind in HOST_SPECS:
+                    code.start()
                 testbed.step(index, op, None, violations)
         except VmStopped:
-            testbed.guest.machine.hooks.clear()
+            hooks.clear()
         finally:
-            if traced:
-                code.stop()
+            hooks.handler = handler
+            code.stop()
             testbed.observe = observer
         host = testbed.host
         return Look(tuple(sightings), tuple(exits), host.private_map().copy(), host.migration_ready)
@@ -159,7 +167,7 @@ class Probe:
 
     def run_neighbours(self, ops: tuple[Op, ...], index: int) -> None:
         """Adds to `cover` what differs from `ops` in one field of op `index` and is right."""
-        for op in neighbours(ops[index]):
+        for op in islice(neighbours(ops[index]), _SLOW_NEIGHBOURS if self.is_slow else None):
             self.try_look((*ops[:index], op), traced=True)
 
     def fresh(self) -> Probe:

@@ -121,6 +121,8 @@ def symptom_of(view: OpView, violation: Violation) -> Symptom:
             return Symptom("hypercall: answer", plain_message(violation))
         return _record_symptom(view, record)
     message = plain_message(violation)
+    if violation.check.startswith("lockstep"):
+        return Symptom(violation.check, message)
     if violation.check == "migration-control":
         message = _NUMBER.sub("#", message)
     return Symptom(f"{violation.check}: {_STATUS.sub('S', message)}")
