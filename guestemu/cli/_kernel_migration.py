@@ -182,8 +182,10 @@ def _tell(report: Report) -> None:
         )
     for command, answer in report.kvm.items():
         console.emit(f"KVM_SEV_{command}: {answer}")
-    if report.points:
+    if report.points and report.cpu_seconds:
+        migrations = report.points + report.matrix
         console.emit(
             f"{report.migrations_per_second:.0f} migrations/s, "
+            f"{migrations / report.cpu_seconds:.0f} per second of CPU time, "
             f"{report.pages_per_migration:.1f} pages each"
         )

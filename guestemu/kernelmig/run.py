@@ -66,9 +66,10 @@ class Tuples(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct):
-    """The JSON object. Counts are over all windows; `seconds` and `migrations_per_second` are of
-    migrations alone, of sweep and matrix; `instants` and `matrix` are of the tuples; `kvm` is what
-    KVM's ioctls answered that this migration would have needed."""
+    """The JSON object. Counts are over all windows; times and rates are of the migrations alone, of
+    sweep and matrix; `cpu_seconds` are this process's, the rest of `seconds` it waited for a core.
+    `instants` and `matrix` are of the tuples; `kvm` is what KVM's ioctls answered that this
+    migration would have needed."""
 
     version: str
     sev: str
@@ -83,6 +84,7 @@ class Report(msgspec.Struct):
     migrations_per_second: float = 0.0
     pages_per_migration: float = 0.0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     instants: int = 0
     matrix: int = 0
     windows: list[Window] = msgspec.field(default_factory=list)
@@ -149,6 +151,7 @@ def _sweep(
         report.lost_strict += result.lost_strict
         report.lost_defined += result.lost_defined
         report.seconds += result.seconds
+        report.cpu_seconds += result.cpu_seconds
         report.windows.append(
             Window(
                 variant.name,
@@ -180,6 +183,7 @@ def _tuples(request: Request, config: MachineConfig, report: Report, watcher: Wa
         experiment.close()
         report.matrix = len(matrix.arrivals)
         report.seconds += matrix.seconds
+        report.cpu_seconds += matrix.cpu_seconds
         report.differences += sum(
             arrival.difference is not None for arrival in matrix.arrivals.values()
         )

@@ -40,8 +40,8 @@ class Point(msgspec.Struct, frozen=True):
 
 
 class SweepResult(msgspec.Struct):
-    """Sums over the points so far; `first` are the first few that went wrong, `seconds` is the time
-    of the migrations alone."""
+    """Sums over the points so far; `first` are the first few that went wrong, `seconds` and
+    `cpu_seconds` (of this process) are those of the migrations alone."""
 
     points: int = 0
     differences: int = 0
@@ -49,9 +49,10 @@ class SweepResult(msgspec.Struct):
     lost_defined: int = 0
     pages: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     first: list[Point] = msgspec.field(default_factory=list)
 
-    def add(self, point: Point, seconds: float) -> None:
+    def add(self, point: Point, seconds: float, cpu_seconds: float) -> None:
         """Counts one more."""
         self.points += 1
         self.differences += point.difference is not None
@@ -59,14 +60,10 @@ class SweepResult(msgspec.Struct):
         self.lost_defined += point.lost_defined
         self.pages += point.pages
         self.seconds += seconds
+        self.cpu_seconds += cpu_seconds
         is_wrong = point.difference is not None or point.lost_defined
         if is_wrong and len(self.first) < KEPT:
             self.first.append(point)
-
-    @property
-    def rate(self) -> float:
-        """Migrations a second."""
-        return self.points / self.seconds if self.seconds else 0.0
 
 
 KEPT = 8
@@ -104,7 +101,7 @@ def sweep(
 ) -> Iterator[Point]:
     """Migrates at instruction 0, `every`, 2 * `every` … of the window; adds to `result`."""
     for index in range(0, experiment.recording.length, every):
-        start = time.perf_counter()
+        start, start_cpu = time.perf_counter(), time.process_time()
         point = migrate(experiment, index, order)
-        result.add(point, time.perf_counter() - start)
+        result.add(point, time.perf_counter() - start, time.process_time() - start_cpu)
         yield point

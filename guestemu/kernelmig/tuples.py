@@ -78,7 +78,7 @@ class Matrix:
     def __init__(self, experiment: Experiment, instants: list[int]) -> None:
         self.instants = instants
         self.arrivals: dict[tuple[int, LastPacket], Arrival] = {}
-        self.seconds = 0.0
+        self.seconds = self.cpu_seconds = 0.0
         self._experiment = experiment
         self._seen: dict[int, Instant] = {}
 
@@ -102,7 +102,7 @@ class Matrix:
                 experiment.packet(False),
             )
             for last in self._last_packets():
-                start = time.perf_counter()
+                start, start_cpu = time.perf_counter(), time.process_time()
                 packets = [*others, self._packet(last)] if last is not None else others
                 arrived = experiment.arrive(departure, packets)
                 ended, page = experiment.go_on()
@@ -113,6 +113,7 @@ class Matrix:
                 arrival = Arrival(defined, strict, difference)
                 self.arrivals[stop, last] = arrival
                 self.seconds += time.perf_counter() - start
+                self.cpu_seconds += time.process_time() - start_cpu
                 yield arrival
 
     def _last_packets(self) -> list[LastPacket]:
