@@ -124,6 +124,10 @@ class CoherentAllocator(Protocol):
     def leaked_pages(self) -> int:
         """Pages that were leaked so far."""
 
+    @property
+    def pages_beyond(self) -> int:
+        """Pages decrypted behind the end of their buffer's memory so far (5.10 with CMA)."""
+
     def boot(self) -> None:
         """Makes the atomic pools."""
 
@@ -168,8 +172,7 @@ class CoherentDma:
         self._buffers: dict[Gfn, Buffer] = {}
         self._shapes: dict[int, tuple[int, int, int]] = {}
         self._leaked_pages = 0
-        self.pages_beyond = 0
-        """Pages that were converted behind the end of their buffer's memory (5.10 with CMA)."""
+        self._pages_beyond = 0
         self._cma: CmaArea | None = None
         if cma_pages:
             first = memory.reserve(cma_pages)
@@ -184,6 +187,11 @@ class CoherentDma:
     def leaked_pages(self) -> int:
         """Pages that were leaked so far."""
         return self._leaked_pages
+
+    @property
+    def pages_beyond(self) -> int:
+        """Pages decrypted behind the end of their buffer's memory so far (5.10 with CMA)."""
+        return self._pages_beyond
 
     @property
     def buffers(self) -> tuple[Buffer, ...]:
@@ -264,7 +272,7 @@ class CoherentDma:
 
     def _share(self, gfn: Gfn, held: int, size: int, pages: int, cleared: int) -> AllocRecord:
         """Decrypts `pages` of the `held` pages from `gfn` on and clears `cleared` bytes."""
-        self.pages_beyond += max(0, pages - held)
+        self._pages_beyond += max(0, pages - held)
         error = self._guest.set_memory_decrypted(gfn, pages)
         if error:
             leaked, suspect = self._give_up(gfn, held, self.policy.decrypt_failure)
