@@ -14,7 +14,7 @@ from typing import Final
 import capstone
 import msgspec
 
-from guestemu.abi.addresses import Gpa
+from guestemu.abi.addresses import Gva
 from guestemu.guest.base import Guest
 from guestemu.host.base import Hypercall, VcpuAccess
 from guestemu.machine.engine import HOOK_CODE, CodeHook
@@ -86,10 +86,10 @@ class Instruction(msgspec.Struct, frozen=True):
 
 
 class Decoder:
-    """Decodes the code of a guest whose code lies at GVA = GPA; each address once."""
+    """Decodes a guest's code as it is mapped now; each address once."""
 
     def __init__(self, guest: Guest) -> None:
-        self._ram = guest.machine.ram
+        self._vcpu = guest.machine.current
         self._capstone = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
         self._known: dict[int, Instruction] = {}
 
@@ -101,7 +101,7 @@ class Decoder:
         return known
 
     def _decode(self, address: int) -> Instruction:
-        code = self._ram.read(Gpa(address), _LONGEST)
+        code = self._vcpu.read_memory(Gva(address), _LONGEST) or b""
         for _, _, mnemonic, operands in self._capstone.disasm_lite(code, address, 1):
             flow = Flow.NEXT
             if mnemonic == "call":
@@ -109,4 +109,4 @@ class Decoder:
             elif mnemonic in {"ret", "iretq"}:
                 flow = Flow.RETURN
             return Instruction(address, f"{mnemonic} {operands}".strip(), flow)
-        return Instruction(address, f".byte {code[0]:#04x}", Flow.NEXT)
+        return Instruction(address, f".byte {code[0]:#04x}" if code else "?", Flow.NEXT)

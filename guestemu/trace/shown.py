@@ -43,6 +43,7 @@ def show_program(program: Program, depth: int, first: int) -> tuple[Run, tuple[S
     guest = testbed.guest
     try:
         symbols = symbols_of(guest)
+        is_snippet = guest.name.startswith("snippet:")
         recorder = InstructionRecorder(guest, testbed.recorder)
         decoder = Decoder(guest)
         results: list[OpResult] = []
@@ -53,6 +54,9 @@ def show_program(program: Program, depth: int, first: int) -> tuple[Run, tuple[S
         for index in range(len(program.ops)):
             recorder.begin()
             stop = step_in(testbed, program, index, results, violations)
+            if not is_snippet:
+                for address in set(recorder.addresses):
+                    symbols.learn(address, decoder.at(address).text)
             tree = fold(build_tree(recorder.addresses, decoder, symbols))
             shown.append(
                 ShownOp(
