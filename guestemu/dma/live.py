@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-import msgspec
-
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT
+from guestemu.dma.account import Account, Device, DeviceEvents, Leak, Level, Tally
 from guestemu.dma.anomalies import AnomalyKind, AnomalyLog
 from guestemu.dma.events import Alloc, Event, Free, Mark
-from guestemu.dma.lifetimes import LifetimeHistogram, Lifetimes
+from guestemu.dma.lifetimes import LifetimeHistogram
 from guestemu.dma.liveset import LiveBuffer, LiveSet
 from guestemu.guest.dma.gfp import may_block
 
@@ -24,146 +23,6 @@ DEFAULT_RAM_BYTES: Final = 1 << 40
 _NO_TIME: Final = 1 << 128
 FIRST_PHASE: Final = "start"
 """The phase before the first mark."""
-
-
-class Tally(msgspec.Struct, frozen=True):
-    """Figures of a device, of a phase or of the whole trace.
-
-    `allocations` and `frees` are events; `unknown_frees` those of `frees` that matched no
-    allocation; `pages_requested` sums PFN_UP of each allocation, `pages_released` the pages of each
-    allocation that was freed. `nonblocking` counts the allocations a SEV guest takes from the
-    atomic pool. Live figures are of the device's buffers; of a phase they are of all buffers, at
-    its end.
-    """
-
-    driver: str
-    allocations: int
-    frees: int
-    unknown_frees: int
-    nonblocking: int
-    pages_requested: int
-    pages_released: int
-    peak_live_pages: int
-    live_pages_at_end: int
-    live_at_end: int
-
-
-class Leak(msgspec.Struct, frozen=True):
-    """Buffers of a device that a phase allocated and nobody freed; `line` is the first one's."""
-
-    device: str
-    phase: str
-    buffers: int
-    pages: int
-    line: int
-
-
-class Account(msgspec.Struct, frozen=True):
-    """The figures of a trace. `pages_requested` = `pages_released` + `pages_lost` + live pages.
-
-    `pages_lost` are of buffers whose address was handed out again although no free was recorded.
-    `failed_allocations` are traced allocations that gave NULL; they count nowhere else, and so do
-    `null_frees`. `orders_by_device` counts allocations by order (2**order pages hold the buffer),
-    `lifetime_buckets` lifetimes by power of two (key: the lower bound in ns).
-    """
-
-    total: Tally
-    failed_allocations: int
-    null_frees: int
-    pages_lost: int
-    by_device: dict[str, Tally]
-    by_phase: dict[str, Tally]
-    lifetimes: Lifetimes
-    lifetimes_by_device: dict[str, Lifetimes]
-    orders_by_device: dict[str, dict[int, int]]
-    lifetime_buckets: dict[int, int]
-    leaks: tuple[Leak, ...]
-    duration_ns: int
-
-
-class _Level:
-    """Buffers and pages that are live, and the most pages that were."""
-
-    __slots__ = ("live", "pages", "peak")
-
-    def __init__(self, live: int = 0, pages: int = 0) -> None:
-        self.live = live
-        self.pages = self.peak = pages
-
-    def drop(self, pages: int) -> None:
-        self.live -= 1
-        self.pages -= pages
-
-
-class _Events:
-    """What happened for one device in one phase; the sums of `Tally` come from these.
-
-    `blocking` and `nonblocking` count allocations by pages, `released` counts freed buffers by
-    pages: sums are made at the end, as this happens for every event.
-    """
-
-    __slots__ = ("blocking", "frees", "nonblocking", "owner", "released", "unknown_frees")
-
-    def __init__(self, owner: _Device) -> None:
-        self.owner = owner
-        self.frees = self.unknown_frees = 0
-        self.blocking: dict[int, int] = {}
-        self.nonblocking: dict[int, int] = {}
-        self.released: dict[int, int] = {}
-
-    @property
-    def allocations(self) -> int:
-        return sum(self.blocking.values()) + sum(self.nonblocking.values())
-
-    def merge(self, other: _Events) -> None:
-        self.frees += other.frees
-        self.unknown_frees += other.unknown_frees
-        _merge_counts(self.blocking, other.blocking)
-        _merge_counts(self.nonblocking, other.nonblocking)
-        _merge_counts(self.released, other.released)
-
-    def orders(self) -> dict[int, int]:
-        """Allocations by buddy order."""
-        orders: dict[int, int] = {}
-        for counts in (self.blocking, self.nonblocking):
-            for pages, count in counts.items():
-                order = (pages - 1).bit_length() if pages else 0
-                orders[order] = orders.get(order, 0) + count
-        return dict(sorted(orders.items()))
-
-    def tally(self, driver: str, level: _Level) -> Tally:
-        return Tally(
-            driver=driver,
-            allocations=self.allocations,
-            frees=self.frees,
-            unknown_frees=self.unknown_frees,
-            nonblocking=sum(self.nonblocking.values()),
-            pages_requested=_sum_pages(self.blocking) + _sum_pages(self.nonblocking),
-            pages_released=_sum_pages(self.released),
-            peak_live_pages=level.peak,
-            live_pages_at_end=level.pages,
-            live_at_end=level.live,
-        )
-
-
-def _merge_counts(into: dict[int, int], other: dict[int, int]) -> None:
-    for key, count in other.items():
-        into[key] = into.get(key, 0) + count
-
-
-def _sum_pages(counts: dict[int, int]) -> int:
-    return sum(pages * count for pages, count in counts.items())
-
-
-class _Device:
-    """One device: its driver, what is live, the lifetimes of its buffers."""
-
-    __slots__ = ("driver", "level", "lifetimes")
-
-    def __init__(self, driver: str) -> None:
-        self.driver = driver
-        self.level = _Level()
-        self.lifetimes = LifetimeHistogram()
 
 
 class Accountant:
@@ -180,13 +39,13 @@ class Accountant:
         self._has_iommu = has_iommu
         self._common = LiveSet()
         self._spaces: dict[str, LiveSet] = {"": self._common}
-        self._total = _Level()
-        self._devices: dict[str, _Device] = {}
-        self._phase = _Level()
+        self._total = Level()
+        self._devices: dict[str, Device] = {}
+        self._phase = Level()
         self._phase_name = FIRST_PHASE
-        self._phases: dict[str, _Level] = {FIRST_PHASE: self._phase}
-        self._cells: dict[str, _Events] = {}
-        self._by_phase: dict[str, dict[str, _Events]] = {FIRST_PHASE: self._cells}
+        self._phases: dict[str, Level] = {FIRST_PHASE: self._phase}
+        self._cells: dict[str, DeviceEvents] = {}
+        self._by_phase: dict[str, dict[str, DeviceEvents]] = {FIRST_PHASE: self._cells}
         self._failed = self._null = self._pages_lost = 0
         self._first_ns: int | None = None
         self._last_ns = _NO_TIME
@@ -328,7 +187,7 @@ class Accountant:
         self._close_phase()
         level = self._phases.get(event.name)
         if level is None:
-            level = self._phases[event.name] = _Level()
+            level = self._phases[event.name] = Level()
         level.peak = max(level.peak, self._total.pages)
         self._phase = level
         self._phase_name = event.name
@@ -345,12 +204,12 @@ class Accountant:
             space = self._spaces[device] = LiveSet()
         return space
 
-    def _cell(self, device: str, driver: str) -> _Events:
+    def _cell(self, device: str, driver: str) -> DeviceEvents:
         """What happens to the device in this phase; `driver` is taken where it is a new device."""
         owner = self._devices.get(device)
         if owner is None:
-            owner = self._devices[device] = _Device(driver)
-        cell = self._cells[device] = _Events(owner)
+            owner = self._devices[device] = Device(driver)
+        cell = self._cells[device] = DeviceEvents(owner)
         return cell
 
     def _leaks(self) -> tuple[Leak, ...]:
@@ -366,15 +225,15 @@ class Accountant:
     def result(self) -> Account:
         """The account of the events seen so far. The empty first phase is left out."""
         self._close_phase()
-        nobody = _Device("")
-        total = _Events(nobody)
+        nobody = Device("")
+        total = DeviceEvents(nobody)
         lifetimes = LifetimeHistogram()
         for device_state in self._devices.values():
             lifetimes.merge(device_state.lifetimes)
-        devices = {name: _Events(device) for name, device in self._devices.items()}
+        devices = {name: DeviceEvents(device) for name, device in self._devices.items()}
         phases: dict[str, Tally] = {}
         for phase, cells in self._by_phase.items():
-            events = _Events(nobody)
+            events = DeviceEvents(nobody)
             for device, cell in cells.items():
                 events.merge(cell)
                 devices[device].merge(cell)

@@ -18,9 +18,10 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.addresses import Gfn
+from guestemu.dma.account import Account
 from guestemu.dma.anomalies import Anomaly, AnomalyKind
 from guestemu.dma.events import Alloc, Event, Free
-from guestemu.dma.live import Account, Accountant
+from guestemu.dma.live import Accountant
 from guestemu.dma.liveset import LiveBuffer
 from guestemu.guest.dma.coherent import AllocOutcome, CoherentAllocator, FreeOutcome, Origin
 from guestemu.guest.dma.zones import DMA_BIT_MASK_64

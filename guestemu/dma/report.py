@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import msgspec
 
+from guestemu.dma.account import Account, Leak, Tally
 from guestemu.dma.analysis import Analysis
 from guestemu.dma.anomalies import Anomaly, AnomalyLog
 from guestemu.dma.lifetimes import Lifetimes
-from guestemu.dma.live import Account, Leak, Tally
 from guestemu.dma.migration import Migration
 from guestemu.dma.policy_figures import PolicyFigures
 from guestemu.dma.replay import Replay

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from guestemu.dma.account import Tally
 from guestemu.dma.analysis_text import print_analysis, print_migrations, print_policies
-from guestemu.dma.live import Tally
 from guestemu.dma.report import DmaReport
 
 SHOWN_ROWS: Final = 20

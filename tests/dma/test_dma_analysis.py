@@ -17,6 +17,7 @@ from guestemu.dma.cost import FLUSH_CEILING, Conversion, Cost
 from guestemu.dma.events import Alloc, Event, Free, Mark
 from guestemu.dma.leaves import DirectMap
 from guestemu.dma.model import ModelRun
+from guestemu.dma.patterns import parse_patterns, pattern_events
 from guestemu.dma.report import DmaReport
 from guestemu.dma.series import MAX_BUCKETS, Series
 from guestemu.dma.sharing import SharedPages, count_runs
@@ -202,3 +203,12 @@ def test_a_series_keeps_peak_and_mean_in_bounded_memory() -> None:
     for bucket, end in zip(series.buckets(), [*times[1:], now + 1], strict=True):
         levels = [level for time, level in seen if bucket.time_ns <= time < end]
         assert (bucket.highest, bucket.last) == (max(levels), levels[-1])
+
+
+@pytest.mark.parametrize(("generation", "is_told"), [("5.10", False), ("6.1", True)])
+def test_the_analysis_counts_the_hypercalls_of_the_run(generation: str, is_told: bool) -> None:
+    run = ModelRun(generation, 64)
+    run.steps(pattern_events(parse_patterns("nvme:scenario=unbind+ahci")))
+    calls = run.report().hypercalls
+    assert run.analyze().total.hypercalls == calls
+    assert (calls or 0) > 0 if is_told else calls == 0

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from recorded import NAMES, Line, dma_lines, trace_path
 
 from guestemu.abi.addresses import PAGE_SIZE
+from guestemu.dma.account import Account
 from guestemu.dma.anomalies import KEPT_PER_KIND, AnomalyKind
 from guestemu.dma.events import Alloc, Event, Free, Mark
 from guestemu.dma.lifetimes import LifetimeHistogram
-from guestemu.dma.live import FIRST_PHASE, Account, Accountant
+from guestemu.dma.live import FIRST_PHASE, Accountant
 from guestemu.dma.source import open_trace
 from guestemu.dma.synthetic import synthetic_events, trace_text
 from guestemu.dma.trace import TraceReader

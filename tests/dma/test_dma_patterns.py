@@ -5,9 +5,10 @@ import pytest
 from recorded import dma_lines
 
 from guestemu.abi.errors import InputError
+from guestemu.dma.account import Account
 from guestemu.dma.drivers import DRIVERS, dma_pool_page_bytes, dma_pool_pages, vring_bytes
 from guestemu.dma.events import Alloc, Event, Free, Mark
-from guestemu.dma.live import Account, Accountant
+from guestemu.dma.live import Accountant
 from guestemu.dma.model import ModelRun
 from guestemu.dma.patterns import is_pattern, parse_patterns, pattern_events
 from guestemu.guest.dma.coherent import Origin
