@@ -9,6 +9,7 @@ from typing import Final
 from guestemu.guest.base import CallOutcome
 from guestemu.host import ioctls
 from guestemu.host.base import Host
+from guestemu.host.firmware import operations as firmware
 from guestemu.program.ops import Op, OpKind
 
 HOST_OPERATIONS: Final[Mapping[OpKind, Callable[..., int]]] = {
@@ -20,6 +21,8 @@ HOST_OPERATIONS: Final[Mapping[OpKind, Callable[..., int]]] = {
     OpKind.HOST_COMMIT_SLOT: ioctls.commit_slot,
     OpKind.HOST_RESET_VCPU: ioctls.reset_vcpu,
     OpKind.HOST_POISON_PAGE: ioctls.poison_page,
+    OpKind.SEV_IOCTL: firmware.sev_ioctl,
+    OpKind.SEV_REGION: firmware.sev_region,
 }
 """Each takes the host and the operation's arguments in their order."""
 

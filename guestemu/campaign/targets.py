@@ -16,7 +16,7 @@ import msgspec
 
 from guestemu.abi.errors import InputError
 from guestemu.lockstep.check import DEFAULT_HOSTS
-from guestemu.program.ops import HOST_SPECS, OpKind
+from guestemu.program.ops import HOST_SPECS, SEV_SPECS, OpKind
 from guestemu.program.program import Header
 
 _BUDGET: Final = 200_000
@@ -90,6 +90,13 @@ _TARGETS: Final = (
         ),
         max_ops=6,
         limits=True,
+    ),
+    Target(
+        name="firmware",
+        summary="KVM's SEV ioctls over the firmware, on a running VM, an empty one and a mirror",
+        kinds=frozenset(SEV_SPECS),
+        max_ops=8,
+        header=Header(host="sev-firmware", budget=_BUDGET),
     ),
     Target(
         name="lockstep",

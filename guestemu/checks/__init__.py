@@ -14,7 +14,9 @@ from guestemu.checks.ready import ReadyCheck
 from guestemu.checks.record import RecordCheck
 from guestemu.checks.resources import ResourceCheck
 from guestemu.checks.results import ResultCheck
+from guestemu.checks.sev_firmware import SevFirmwareCheck
 from guestemu.host.base import Host
+from guestemu.host.firmware.operations import HasSevWorld
 from guestemu.host.kvm.findings import ReportsFindings
 
 
@@ -30,4 +32,6 @@ def standard_checks(host: Host | None = None) -> tuple[Check, ...]:
         checks += [PageEncResultCheck(), PageEncRecordCheck(), HostIoctlCheck()]
     if host is None or isinstance(host, ReportsFindings):
         checks.append(ResourceCheck())
+    if host is None or isinstance(host, HasSevWorld):
+        checks.append(SevFirmwareCheck())
     return (*checks, ReadyCheck(), FreePagesCheck())

@@ -12,6 +12,7 @@ import msgspec
 
 from guestemu.abi.errors import InputError
 from guestemu.host.base import Host
+from guestemu.host.firmware.host import SevFirmwareHost
 from guestemu.host.kvm.bitmap_v1 import BitmapV1Host
 from guestemu.host.kvm.bitmap_v2 import BitmapV2Host
 from guestemu.host.kvm.bitmap_v3 import BitmapV3Host
@@ -30,6 +31,7 @@ _CLASSES: tuple[type[MergedHost] | type[HistoricHost], ...] = (
     MapGpaRangeHost,
     QemuV4Host,
     Qemu102Host,
+    SevFirmwareHost,
     SharedListV10Host,
     BitmapV8Host,
     BitmapV6Host,

@@ -12,16 +12,17 @@ places it. Two guests' logs therefore compare after renaming addresses to (regio
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping
 from typing import Final
 
 import msgspec
 
-from guestemu.abi.addresses import PAGE_MASK, U32_MASK, U64_MASK
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
 from guestemu.abi.regions import REGIONS, Instruction, Region, RegionSpec
 from guestemu.abi.x86 import Mode
+from guestemu.program.host_specs import HOST_SPECS, MEMORY_SPECS, MIGRATION_SPECS, SEV_SPECS
+from guestemu.program.kinds import ARGUMENT_MASKS, Argument, ArgumentSpec, OpKind, OpSpec
+from guestemu.program.kinds import argument as _a
 
 MAX_ARGUMENTS: Final = 5
 
@@ -29,9 +30,11 @@ __all__ = [
     "ARGUMENT_MASKS",
     "HOST_SPECS",
     "MAX_ARGUMENTS",
+    "MEMORY_SPECS",
     "MIGRATION_SPECS",
     "NAMES",
     "REGIONS",
+    "SEV_SPECS",
     "SPECS",
     "Argument",
     "ArgumentSpec",
@@ -44,184 +47,6 @@ __all__ = [
     "canonical_op",
 ]
 
-
-class OpKind(enum.IntEnum):
-    """What an op does. The numbers are part of the binary format: append, never renumber."""
-
-    __hash__ = int.__hash__  # enum's own is Python code, ten times as slow
-
-    HYPERCALL = 0
-    WRMSR = 1
-    RDMSR = 2
-    SET_MEMORY_ENCRYPTED = 3
-    SET_MEMORY_DECRYPTED = 4
-    EARLY_SET_MEMORY_ENCRYPTED = 5
-    EARLY_SET_MEMORY_DECRYPTED = 6
-    WRITE = 7
-    READ = 8
-    DMA_ALLOC = 9
-    DMA_FREE = 10
-    ANSWER = 11
-    FAIL_SPLIT = 12
-    FAIL_MSR = 13
-    CPU_OFFLINE = 14
-    INIT_PLATFORM = 15
-    UNMAP = 16
-    CLEAR_PRESENT = 17
-    STOP_CONVERSION = 18
-    TOUCH_CBIT = 19
-    HOST_GET_BITMAP = 20
-    HOST_SET_BITMAP = 21
-    HOST_RESET_BITMAP = 22
-    HOST_GET_LIST = 23
-    HOST_SET_LIST = 24
-    HOST_COMMIT_SLOT = 25
-    HOST_RESET_VCPU = 26
-    HOST_POISON_PAGE = 27
-    MIGRATE_START = 28
-    HOST_DIRTY_FETCH = 29
-    HOST_DIRTY_CLEAR = 30
-    HOST_STATUS_COPY = 31
-    HOST_SEND = 32
-    MIGRATE_STOP = 33
-
-
-class Argument(enum.Enum):
-    """How an argument is written, drawn and mutated."""
-
-    HYPERCALL_NUMBER = "nr"
-    ADDRESS = "address"
-    COUNT = "pages"
-    ATTRIBUTES = "attributes"
-    U64 = "u64"
-    MSR = "msr"
-    MSR_VALUE = "msr value"
-    SIZE = "size"
-    OFFSET = "offset"
-    BYTE = "byte"
-    SLOT = "slot"
-    FLAG = "flag"
-    SMALL = "small count"
-
-
-ARGUMENT_MASKS: Final[Mapping[Argument, int]] = {
-    **dict.fromkeys(Argument, U64_MASK),
-    Argument.MSR: U32_MASK,
-    Argument.OFFSET: PAGE_MASK,
-    Argument.BYTE: 0xFF,
-    Argument.SLOT: 0xF,
-    Argument.FLAG: 1,
-    Argument.SMALL: 0x3FF,
-}
-"""The bits an argument of each sort may have: no program, in either form, holds a larger value."""
-
-
-class ArgumentSpec(msgspec.Struct, frozen=True):
-    """One argument of a kind: its name in the text form, its sort, its default."""
-
-    name: str
-    sort: Argument
-    default: int = 0
-
-
-class OpSpec(msgspec.Struct, frozen=True):
-    """One kind of op.
-
-    `name` is its verb in the text form; `has_page` says that it takes a page operand, `has_mode`
-    that mode and CPL matter, `is_fault` that it changes how a later op goes instead of acting.
-    """
-
-    name: str
-    arguments: tuple[ArgumentSpec, ...]
-    help: str
-    has_page: bool = False
-    has_mode: bool = False
-    is_fault: bool = False
-    boot_only: bool = False
-
-
-def _a(name: str, sort: Argument, default: int = 0) -> ArgumentSpec:
-    return ArgumentSpec(name, sort, default)
-
-
-_GFN: Final = _a("gfn", Argument.U64)
-_PAGES: Final = _a("pages", Argument.COUNT, 1)
-
-HOST_SPECS: Final[Mapping[OpKind, OpSpec]] = {
-    OpKind.HOST_GET_BITMAP: OpSpec(
-        "host_get_bitmap",
-        (_GFN, _PAGES, _a("filler", Argument.BYTE)),
-        "user space: KVM_GET_PAGE_ENC_BITMAP of absolute gfns into a buffer of `filler` bytes; "
-        "the result is a negative errno or the buffer's first 32 bits",
-    ),
-    OpKind.HOST_SET_BITMAP: OpSpec(
-        "host_set_bitmap",
-        (_GFN, _PAGES, _a("bits", Argument.U64), _a("null", Argument.FLAG)),
-        "user space: KVM_SET_PAGE_ENC_BITMAP of a buffer that repeats `bits`; null=1: no buffer",
-    ),
-    OpKind.HOST_RESET_BITMAP: OpSpec(
-        "host_reset_bitmap", (), "user space: KVM_PAGE_ENC_BITMAP_RESET"
-    ),
-    OpKind.HOST_GET_LIST: OpSpec(
-        "host_get_list",
-        (_a("size", Argument.SIZE, 4096), _GFN, _a("pages", Argument.COUNT)),
-        "user space: KVM_GET_SHARED_PAGES_LIST; with pages another vCPU reports them shared while "
-        "the ioctl runs; the result is a negative errno or the number of regions",
-    ),
-    OpKind.HOST_SET_LIST: OpSpec(
-        "host_set_list",
-        (_GFN, _PAGES, _a("count", Argument.U64, 1), _a("null", Argument.FLAG)),
-        "user space: KVM_SET_SHARED_PAGES_LIST of `count` regions of `pages` pages with as many "
-        "between them; null=1: no buffer",
-    ),
-    OpKind.HOST_COMMIT_SLOT: OpSpec(
-        "host_commit_slot", (_GFN, _PAGES), "user space: creates a memory slot (hot-plugged memory)"
-    ),
-    OpKind.HOST_RESET_VCPU: OpSpec("host_reset_vcpu", (), "the host resets a vCPU (INIT)"),
-    OpKind.HOST_POISON_PAGE: OpSpec(
-        "host_poison_page",
-        (_GFN,),
-        "the host cannot translate this gfn from now on (a poisoned page)",
-        is_fault=True,
-    ),
-}
-"""What the host's user space and hardware do; on a host without the ioctl the result is -ENOTTY."""
-
-MIGRATION_SPECS: Final[Mapping[OpKind, OpSpec]] = {
-    OpKind.MIGRATE_START: OpSpec(
-        "migrate_start",
-        (_PAGES, _a("firmware", Argument.FLAG)),
-        "the host starts a live migration whose steps are about these pages (pages=0: all that the "
-        "guest uses), all dirty; firmware=1: private pages go through the SEV firmware",
-        has_page=True,
-    ),
-    OpKind.HOST_DIRTY_FETCH: OpSpec(
-        "host_dirty_fetch",
-        (_a("clear", Argument.FLAG, 1),),
-        "the dirty log into the snapshot, and with clear=1 out of the log; the result is the "
-        "number of pages in the snapshot",
-    ),
-    OpKind.HOST_DIRTY_CLEAR: OpSpec(
-        "host_dirty_clear", (), "the log of the pages in the snapshot is cleared; their number"
-    ),
-    OpKind.HOST_STATUS_COPY: OpSpec(
-        "host_status_copy", (), "the host's record is copied; the number of shared frames in it"
-    ),
-    OpKind.HOST_SEND: OpSpec(
-        "host_send",
-        (_a("live", Argument.FLAG),),
-        "the pages of the snapshot are sent and leave it, by the copied record or (live=1) by the "
-        "record as it is now; their number",
-    ),
-    OpKind.MIGRATE_STOP: OpSpec(
-        "migrate_stop",
-        (),
-        "the guest stops, all other pages, CPUs and host record follow, and it goes on at the "
-        "destination",
-    ),
-}
-"""A live migration, step by step; without one, or on a guest that has no second machine, the result
-is -EINVAL or -ENOTTY."""
 
 SPECS: Final[Mapping[OpKind, OpSpec]] = {
     OpKind.HYPERCALL: OpSpec(
@@ -342,6 +167,8 @@ SPECS: Final[Mapping[OpKind, OpSpec]] = {
     ),
     **HOST_SPECS,
     **MIGRATION_SPECS,
+    **SEV_SPECS,
+    **MEMORY_SPECS,
 }
 
 NAMES: Final[Mapping[str, OpKind]] = {spec.name: kind for kind, spec in SPECS.items()}

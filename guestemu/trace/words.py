@@ -15,7 +15,7 @@ from typing import Final
 from guestemu.abi.addresses import to_signed
 from guestemu.guest.base import CallOutcome, GuestOops
 from guestemu.machine.exits import BudgetExhausted, ExceptionExit, Shutdown, Unbacked
-from guestemu.program.ops import HOST_SPECS, MIGRATION_SPECS, Op, OpKind
+from guestemu.program.ops import HOST_SPECS, MIGRATION_SPECS, SEV_SPECS, Op, OpKind
 from guestemu.trace.run import Run
 
 OK: Final = "ok"
@@ -43,6 +43,7 @@ _STATUS: Final = frozenset(
         OpKind.STOP_CONVERSION,
         *HOST_SPECS,
         *MIGRATION_SPECS,
+        *SEV_SPECS,
     }
 )
 _LOADS: Final = frozenset({OpKind.READ, OpKind.RDMSR})

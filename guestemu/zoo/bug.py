@@ -53,6 +53,8 @@ class Configuration(msgspec.Struct, frozen=True):
             budget=header.budget,
             coherent=header.coherent,
             sev=header.sev.value,
+            cache=header.cache,
+            cache_seed=header.seed,
         )
         guest = load_guest(settings) if self.guest is None else self.guest(settings)
         host = load_host(header.host, header.switches) if self.host is None else self.host()

@@ -10,11 +10,13 @@ import msgspec
 
 from guestemu.abi.errors import InputError
 from guestemu.zoo.bug import Configuration, ZooBug, sort_key
+from guestemu.zoo.catalogue_firmware import FIRMWARE_BUGS
 from guestemu.zoo.catalogue_guests import GUEST_BUGS
 from guestemu.zoo.catalogue_hosts import HOST_BUGS
 
 BUGS: Final[Mapping[str, ZooBug]] = {
-    bug.id: bug for bug in sorted((*HOST_BUGS, *GUEST_BUGS), key=lambda bug: sort_key(bug.id))
+    bug.id: bug
+    for bug in sorted((*HOST_BUGS, *GUEST_BUGS, *FIRMWARE_BUGS), key=lambda bug: sort_key(bug.id))
 }
 """By id, in the order of the fact sheet."""
 

@@ -43,6 +43,7 @@ class EarlyStoreRecorder(ExitRecorder):
 
     @records.setter
     def records(self, records: list[ExitRecord]) -> None:
+        """An operation begins."""
         self._records = records
         self._before = bytes(self._flags)
         self.stored: set[int] = set()

@@ -24,6 +24,8 @@ def _machine_config(settings: GuestSettings) -> MachineConfig:
         vcpus=settings.vcpus,
         sev_status=SEV_STATUS_SEV,
         coherent=settings.coherent,
+        cache=settings.cache,
+        cache_seed=settings.cache_seed,
     )
 
 

@@ -28,10 +28,10 @@ bug is planted by a switch of a host model, by a class that changes one behaviou
 host or of the firmware, or by a few changed lines of the guest's assembly
 (`guestemu/zoo/variants.py` has them). Its *repaired twin* differs in nothing else. Every campaign
 starts from an empty corpus, without dictionary; both arms have the same targets, checks, seeds and
-budgets. The arm *ours* is atheris with guestemu's feedback (guest blocks, model states) and mutator;
-*plain* is atheris with its own mutator and its own coverage of byte-code, in the host models and the
-checks. *Executions* and *seconds* are medians over the seeds, until the check named in the table
-failed; `>` means that the median campaign ended without.
+budgets. The arm *ours* is atheris with guestemu's feedback (guest blocks, model states) and
+mutator; *plain* is atheris with its own mutator and its own coverage of byte-code, in the host
+models and the checks. *Executions* and *seconds* are medians over the seeds, until the check named
+in the table failed; `>` means that the median campaign ended without.
 """
 
 

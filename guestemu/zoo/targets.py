@@ -236,6 +236,13 @@ _TARGETS: Final = (
         _one_stop,
     ),
     ZooTarget(
+        "firmware",
+        "KVM's SEV ioctls on a running VM, an empty one and a mirror",
+        frozenset({OpKind.SEV_IOCTL, OpKind.SEV_REGION}),
+        6,
+        _as_they_are,
+    ),
+    ZooTarget(
         "device",
         "pages that the guest maps with C = 0 for a device",
         _SETS | {OpKind.TOUCH_CBIT},

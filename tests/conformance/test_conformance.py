@@ -17,6 +17,7 @@ AS_POSTED = {
         "reserved-bits",  # M57
         "fault-orders",  # M22: ret never written, the guest reads the answer before
     },
+    "sev-firmware": set(),
     "qemu-10.2": {"any-input", "beyond-ram"},  # D27: the guest stops its VM; M58: 2^52 pages wrap
     "shared-list-v10": {
         "early-notice",  # K2-d

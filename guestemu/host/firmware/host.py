@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The default host with a security processor: the target of `guestemu fuzz firmware`.
+
+The firmware's modules are imported when it is asked for: they bring a library of cryptography.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
+
+if TYPE_CHECKING:
+    from guestemu.host.firmware.world import SevWorld
+
+
+class SevFirmwareHost(MapGpaRangeHost):
+    """`map-gpa-range` plus the SEV firmware and KVM's ioctls over it (Linux 7.1), with three VMs of
+    its own (see `SevWorld`). They are made when a program first asks for them."""
+
+    name: ClassVar[str] = "sev-firmware"
+    summary: ClassVar[str] = (
+        "map-gpa-range with the SEV firmware, driven by sev_ioctl and sev_region"
+    )
+
+    def reset(self, frames: int) -> None:
+        """See `Host`."""
+        self._sev: SevWorld | None = None
+        super().reset(frames)
+
+    def restore(self, frames: int) -> None:
+        """See `Host`; VMs that no operation touched stay."""
+        if self._sev is not None and self._sev.is_touched:
+            self._sev = None
+        super().restore(frames)
+
+    def make_world(self) -> SevWorld:
+        """The VMs of a new host."""
+        from guestemu.host.firmware.world import SevWorld
+
+        return SevWorld()
+
+    def sev_world(self) -> SevWorld:
+        """See `HasSevWorld`."""
+        if self._sev is None:
+            from guestemu.host.firmware.world import make_offer
+
+            self._sev = self.make_world()
+            self._sev.take_offer(make_offer())
+        return self._sev
+
+    @property
+    def state(self) -> int:
+        """That of the base, and the firmware guests' states."""
+        return super().state | (0 if self._sev is None else self._sev.state) << 8

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The ops that the host's side carries out: user space's ioctls, hardware, a migration's steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from guestemu.program.kinds import Argument, OpKind, OpSpec
+from guestemu.program.kinds import argument as _a
+
+_GFN: Final = _a("gfn", Argument.U64)
+_PAGES: Final = _a("pages", Argument.COUNT, 1)
+
+HOST_SPECS: Final[Mapping[OpKind, OpSpec]] = {
+    OpKind.HOST_GET_BITMAP: OpSpec(
+        "host_get_bitmap",
+        (_GFN, _PAGES, _a("filler", Argument.BYTE)),
+        "user space: KVM_GET_PAGE_ENC_BITMAP of absolute gfns into a buffer of `filler` bytes; "
+        "the result is a negative errno or the buffer's first 32 bits",
+    ),
+    OpKind.HOST_SET_BITMAP: OpSpec(
+        "host_set_bitmap",
+        (_GFN, _PAGES, _a("bits", Argument.U64), _a("null", Argument.FLAG)),
+        "user space: KVM_SET_PAGE_ENC_BITMAP of a buffer that repeats `bits`; null=1: no buffer",
+    ),
+    OpKind.HOST_RESET_BITMAP: OpSpec(
+        "host_reset_bitmap", (), "user space: KVM_PAGE_ENC_BITMAP_RESET"
+    ),
+    OpKind.HOST_GET_LIST: OpSpec(
+        "host_get_list",
+        (_a("size", Argument.SIZE, 4096), _GFN, _a("pages", Argument.COUNT)),
+        "user space: KVM_GET_SHARED_PAGES_LIST; with pages another vCPU reports them shared while "
+        "the ioctl runs; the result is a negative errno or the number of regions",
+    ),
+    OpKind.HOST_SET_LIST: OpSpec(
+        "host_set_list",
+        (_GFN, _PAGES, _a("count", Argument.U64, 1), _a("null", Argument.FLAG)),
+        "user space: KVM_SET_SHARED_PAGES_LIST of `count` regions of `pages` pages with as many "
+        "between them; null=1: no buffer",
+    ),
+    OpKind.HOST_COMMIT_SLOT: OpSpec(
+        "host_commit_slot", (_GFN, _PAGES), "user space: creates a memory slot (hot-plugged memory)"
+    ),
+    OpKind.HOST_RESET_VCPU: OpSpec("host_reset_vcpu", (), "the host resets a vCPU (INIT)"),
+    OpKind.HOST_POISON_PAGE: OpSpec(
+        "host_poison_page",
+        (_GFN,),
+        "the host cannot translate this gfn from now on (a poisoned page)",
+        is_fault=True,
+    ),
+}
+"""What the host's user space and hardware do; on a host without the ioctl the result is -ENOTTY."""
+
+MIGRATION_SPECS: Final[Mapping[OpKind, OpSpec]] = {
+    OpKind.MIGRATE_START: OpSpec(
+        "migrate_start",
+        (_PAGES, _a("firmware", Argument.FLAG)),
+        "the host starts a live migration whose steps are about these pages (pages=0: all that the "
+        "guest uses), all dirty; firmware=1: private pages go through the SEV firmware",
+        has_page=True,
+    ),
+    OpKind.HOST_DIRTY_FETCH: OpSpec(
+        "host_dirty_fetch",
+        (_a("clear", Argument.FLAG, 1),),
+        "the dirty log into the snapshot, and with clear=1 out of the log; the result is the "
+        "number of pages in the snapshot",
+    ),
+    OpKind.HOST_DIRTY_CLEAR: OpSpec(
+        "host_dirty_clear", (), "the log of the pages in the snapshot is cleared; their number"
+    ),
+    OpKind.HOST_STATUS_COPY: OpSpec(
+        "host_status_copy", (), "the host's record is copied; the number of shared frames in it"
+    ),
+    OpKind.HOST_SEND: OpSpec(
+        "host_send",
+        (_a("live", Argument.FLAG),),
+        "the pages of the snapshot are sent and leave it, by the copied record or (live=1) by the "
+        "record as it is now; their number",
+    ),
+    OpKind.MIGRATE_STOP: OpSpec(
+        "migrate_stop",
+        (),
+        "the guest stops, all other pages, CPUs and host record follow, and it goes on at the "
+        "destination",
+    ),
+}
+"""A live migration, step by step; without one, or on a guest that has no second machine, the result
+is -EINVAL or -ENOTTY."""
+
+MEMORY_SPECS: Final[Mapping[OpKind, OpSpec]] = {
+    OpKind.EVICT: OpSpec(
+        "evict",
+        (_PAGES, _a("private", Argument.FLAG, 1)),
+        "the lines of these pages with the C-bit `private` leave the CPU's cache, dirty ones to DRAM "
+        "(a CLFLUSH, too, does that); the number of dirty ones; -ENOTTY without `cache` in the header",
+        has_page=True,
+    ),
+    OpKind.HOST_READ: OpSpec(
+        "host_read",
+        (_a("offset", Argument.OFFSET),),
+        "the VMM loads 8 bytes of the page through its own mapping (C=0)",
+        has_page=True,
+    ),
+    OpKind.HOST_WRITE: OpSpec(
+        "host_write",
+        (
+            _a("value", Argument.BYTE, 0xA5),
+            _a("offset", Argument.OFFSET),
+            _a("size", Argument.SIZE, 4096),
+        ),
+        "the VMM fills bytes of the page through its own mapping (C=0), to the page's end at most",
+        has_page=True,
+    ),
+}
+"""What happens to the bytes of guest memory without the guest's doing."""
+
+SEV_SPECS: Final[Mapping[OpKind, OpSpec]] = {
+    OpKind.SEV_IOCTL: OpSpec(
+        "sev_ioctl",
+        (
+            _a("vm", Argument.SLOT),
+            _a("command", Argument.SEV_COMMAND, 16),
+            _a("size", Argument.SEV_LENGTH, 4096),
+            _a("offset", Argument.OFFSET),
+            _a("size2", Argument.SEV_LENGTH, 4096),
+        ),
+        "user space: KVM_MEMORY_ENCRYPT_OP on a VM of the firmware's host (0 runs, 1 is empty, 2 "
+        "mirrors 0); `size` bytes at `offset` of its first page, `size2` of the other buffer; the "
+        "result is 0, a negative errno, or the firmware's status",
+    ),
+    OpKind.SEV_REGION: OpSpec(
+        "sev_region",
+        (
+            _a("vm", Argument.SLOT),
+            _a("offset", Argument.U64),
+            _a("size", Argument.U64, 4096),
+            _a("unregister", Argument.FLAG),
+        ),
+        "user space: KVM_MEMORY_ENCRYPT_REG_REGION, or _UNREG_REGION, of guest memory",
+    ),
+}
+"""What user space asks of KVM's SEV part; on a host without a modelled firmware: -ENOTTY."""

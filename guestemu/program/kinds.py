@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The kinds of ops and the sorts of their arguments: what `ops.SPECS` is written in."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from guestemu.abi.addresses import PAGE_MASK, U32_MASK, U64_MASK
+
+
+class OpKind(enum.IntEnum):
+    """What an op does. The numbers are part of the binary format: append, never renumber."""
+
+    __hash__ = int.__hash__  # enum's own is Python code, ten times as slow
+
+    HYPERCALL = 0
+    WRMSR = 1
+    RDMSR = 2
+    SET_MEMORY_ENCRYPTED = 3
+    SET_MEMORY_DECRYPTED = 4
+    EARLY_SET_MEMORY_ENCRYPTED = 5
+    EARLY_SET_MEMORY_DECRYPTED = 6
+    WRITE = 7
+    READ = 8
+    DMA_ALLOC = 9
+    DMA_FREE = 10
+    ANSWER = 11
+    FAIL_SPLIT = 12
+    FAIL_MSR = 13
+    CPU_OFFLINE = 14
+    INIT_PLATFORM = 15
+    UNMAP = 16
+    CLEAR_PRESENT = 17
+    STOP_CONVERSION = 18
+    TOUCH_CBIT = 19
+    HOST_GET_BITMAP = 20
+    HOST_SET_BITMAP = 21
+    HOST_RESET_BITMAP = 22
+    HOST_GET_LIST = 23
+    HOST_SET_LIST = 24
+    HOST_COMMIT_SLOT = 25
+    HOST_RESET_VCPU = 26
+    HOST_POISON_PAGE = 27
+    MIGRATE_START = 28
+    HOST_DIRTY_FETCH = 29
+    HOST_DIRTY_CLEAR = 30
+    HOST_STATUS_COPY = 31
+    HOST_SEND = 32
+    MIGRATE_STOP = 33
+    SEV_IOCTL = 70
+    SEV_REGION = 71
+    EVICT = 80
+    HOST_READ = 81
+    HOST_WRITE = 82
+
+
+class Argument(enum.Enum):
+    """How an argument is written, drawn and mutated."""
+
+    HYPERCALL_NUMBER = "nr"
+    ADDRESS = "address"
+    COUNT = "pages"
+    ATTRIBUTES = "attributes"
+    U64 = "u64"
+    MSR = "msr"
+    MSR_VALUE = "msr value"
+    SIZE = "size"
+    OFFSET = "offset"
+    BYTE = "byte"
+    SLOT = "slot"
+    FLAG = "flag"
+    SMALL = "small count"
+    SEV_COMMAND = "sev command"
+    SEV_LENGTH = "sev length"
+
+
+ARGUMENT_MASKS: Final[Mapping[Argument, int]] = {
+    **dict.fromkeys(Argument, U64_MASK),
+    Argument.MSR: U32_MASK,
+    Argument.OFFSET: PAGE_MASK,
+    Argument.BYTE: 0xFF,
+    Argument.SLOT: 0xF,
+    Argument.FLAG: 1,
+    Argument.SMALL: 0x3FF,
+    Argument.SEV_COMMAND: U32_MASK,
+    Argument.SEV_LENGTH: U32_MASK,
+}
+"""The bits an argument of each sort may have: no program, in either form, holds a larger value."""
+
+
+class ArgumentSpec(msgspec.Struct, frozen=True):
+    """One argument of a kind: its name in the text form, its sort, its default."""
+
+    name: str
+    sort: Argument
+    default: int = 0
+
+
+class OpSpec(msgspec.Struct, frozen=True):
+    """One kind of op.
+
+    `name` is its verb in the text form; `has_page` says that it takes a page operand, `has_mode`
+    that mode and CPL matter, `is_fault` that it changes how a later op goes instead of acting.
+    """
+
+    name: str
+    arguments: tuple[ArgumentSpec, ...]
+    help: str
+    has_page: bool = False
+    has_mode: bool = False
+    is_fault: bool = False
+    boot_only: bool = False
+
+
+def argument(name: str, sort: Argument, default: int = 0) -> ArgumentSpec:
+    """Short for `ArgumentSpec`: the tables have a hundred of them."""
+    return ArgumentSpec(name, sort, default)
