@@ -9,7 +9,6 @@ recorded the window. They all began as the same guest, which the kernel's loader
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
@@ -35,7 +34,9 @@ from guestemu.migration.stepping import Stepper
 from guestemu.migration.transfer import MachineState, capture_state
 
 GUEST_BUDGET: Final = 10_000_000
-KEY_SIZE: Final = 16
+DESTINATION_KEY: Final = bytes(range(0x40, 0x50))
+"""A plain destination's memory key: fixed, so that a count does not depend on luck with a byte of
+garbage. Firmware draws its own."""
 
 Connect = Callable[[Machine, Machine], Connection]
 """Makes the way from a source's machine to a destination's, whose RAM is still empty."""
@@ -86,12 +87,13 @@ class Experiment:
         recorder = self._copy()
         self.recording: Recording = record_window(recorder, self.scenario)
         recorder.close()
-        self.reference = Reference(self._copy(), self.scenario.end)
+        self._stays = self._copy()
+        self.reference = Reference(self._stays, self.scenario.end)
         self.source = self._copy()
         self._stepper = Stepper(self.source.machine)
         self.page_at_end = bytes([self.scenario.fill]) * PAGE_SIZE
         self.destination = Station(
-            self.kernel, msgspec.structs.replace(config, key=os.urandom(KEY_SIZE))
+            self.kernel, msgspec.structs.replace(config, key=DESTINATION_KEY)
         )
         self._prepare_destination(connect)
 
@@ -190,5 +192,5 @@ class Experiment:
 
     def close(self) -> None:
         """Frees the machines."""
-        for station in (self.source, self.destination):
+        for station in (self.source, self.destination, self._stays):
             station.close()

@@ -74,8 +74,7 @@ def capture_state(machine: Machine, parts: Mapping[str, StatePart] = _NO_PARTS) 
     """The state of `machine`, which stands between two instructions. Changes nothing."""
     current = machine.current.index
     contexts = tuple(
-        bytes(machine.activate(index).save().bytes[_CPU])
-        for index in range(len(machine.vcpus))
+        bytes(machine.activate(index).save().bytes[_CPU]) for index in range(len(machine.vcpus))
     )
     machine.activate(current)
     return MachineState(
