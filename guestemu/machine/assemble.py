@@ -66,6 +66,7 @@ def _blob(path: str, base: int) -> Source:
 SOURCES: Final = (
     _blob("machine/native/hooks.S", 0),
     _blob("machine/native/modes.S", MODES),
+    _blob("host/mirror/handler.S", 0),
     *(Source(f"guest/snippet/snippet-{name}.S", ("--script=snippet.ld",)) for name in SNIPPETS),
 )
 
