@@ -12,12 +12,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from guestemu.abi.errno import EFAULT, EINVAL, ENOTTY, EPERM
+from guestemu.abi.errno import EFAULT, EINVAL, EIO, ENOTTY, EPERM
 from guestemu.abi.sev_firmware import KVM_SEV_SNP_FIRST, KvmSevCommand
 from guestemu.host.firmware import kvm_debug, kvm_launch, kvm_migrate
 from guestemu.host.firmware.kvm_memory import UserFault
 from guestemu.host.firmware.kvm_params import SevCmd
-from guestemu.host.firmware.kvm_vm import KernelError, KvmSevVm, Region
+from guestemu.host.firmware.kvm_vm import (
+    Defect,
+    KernelError,
+    KvmSevVm,
+    Region,
+    WouldBlock,
+)
 
 _Handler = Callable[[KvmSevVm, SevCmd], int]
 _ID = KvmSevCommand
@@ -53,8 +59,11 @@ _NEEDS_NO_SEV: Final = frozenset({_ID.INIT, _ID.ES_INIT})
 def memory_encrypt_op(vm: KvmSevVm, argp: int) -> int:
     """KVM_MEMORY_ENCRYPT_OP with a struct kvm_sev_cmd at host virtual address `argp`, in the order
     of E20: SEV off -ENOTTY, NULL 0, copy-in -EFAULT, mirror -EINVAL, SNP VM -EPERM, unknown id
-    -EINVAL. The structure is copied back except after the last three."""
+    -EINVAL. The structure is copied back except after the last three. -EIO for a VM whose context
+    was moved away (F3). `WouldBlock` while another caller holds the VM's lock."""
     host = vm.host
+    if vm.is_dead:
+        return -EIO
     if not host.config.has_sev:
         return -ENOTTY
     if not argp:
@@ -63,7 +72,9 @@ def memory_encrypt_op(vm: KvmSevVm, argp: int) -> int:
         cmd = SevCmd.unpack(host.user.read(argp, SevCmd.layout.size))
     except UserFault:
         return -EFAULT
-    if vm.owner is not None and cmd.id not in MIRROR_COMMANDS:
+    if vm.is_locked:
+        raise WouldBlock
+    if vm.owner is not None and not mirror_may_issue(vm, cmd.id):
         return -EINVAL
     if vm.is_snp and cmd.id < KVM_SEV_SNP_FIRST:
         return -EPERM
@@ -76,6 +87,14 @@ def memory_encrypt_op(vm: KvmSevVm, argp: int) -> int:
     except UserFault:
         return -EFAULT
     return result
+
+
+def mirror_may_issue(vm: KvmSevVm, command: int) -> bool:
+    """is_cmd_allowed_from_mirror, with M28's two defects."""
+    defects = vm.host.config.defects
+    if Defect.MIRROR_NO_COMMANDS in defects:
+        return False
+    return Defect.MIRROR_ALL_COMMANDS in defects or command in MIRROR_COMMANDS
 
 
 def _run(vm: KvmSevVm, cmd: SevCmd, handler: _Handler) -> int:
@@ -120,10 +139,18 @@ def unregister_region(vm: KvmSevVm, addr: int, size: int) -> int:
 
 
 def mirror_of(owner: KvmSevVm) -> KvmSevVm:
-    """A VM that shares `owner`'s context, as KVM_CAP_VM_COPY_ENC_CONTEXT_FROM makes one (F1); the
-    capability's own tests belong to the mirror model."""
+    """A new VM that shares `owner`'s context, as KVM_CAP_VM_COPY_ENC_CONTEXT_FROM makes one (F1);
+    the capability's tests are in guestemu.host.mirror.enc_context."""
     vm = KvmSevVm(owner.host)
-    vm.is_sev, vm.is_es = owner.is_sev, owner.is_es
-    vm.asid, vm.handle, vm.fd = owner.asid, owner.handle, owner.fd
-    vm.owner = owner
+    share_context(vm, owner)
     return vm
+
+
+def share_context(mirror: KvmSevVm, owner: KvmSevVm) -> None:
+    """Makes `mirror` one of `owner`'s: ASID, handle, descriptor and kind are the owner's, and a
+    reference keeps the owner."""
+    owner.users += 1
+    owner.mirrors.append(mirror)
+    mirror.owner = owner
+    mirror.is_sev, mirror.is_es, mirror.is_snp = owner.is_sev, owner.is_es, owner.is_snp
+    mirror.asid, mirror.handle, mirror.fd = owner.asid, owner.handle, owner.fd

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """KVM_SEV_INIT, LAUNCH_START, LAUNCH_UPDATE_DATA, LAUNCH_MEASURE, LAUNCH_FINISH, GUEST_STATUS.
 
-Source: arch/x86/kvm/svm/sev.c (Linux 7.1), sev_guest_init, sev_launch_*, sev_guest_status. The
-model has no vCPUs, so LAUNCH_UPDATE_VMSA finds none to measure.
+Source: arch/x86/kvm/svm/sev.c (Linux 7.1), sev_guest_init, sev_launch_*, sev_guest_status.
+vCPUs have no save areas here, so LAUNCH_UPDATE_VMSA finds none to measure.
 """
 
 from __future__ import annotations
@@ -100,8 +100,13 @@ def launch_update_data(vm: KvmSevVm, cmd: SevCmd) -> int:
 
 
 def launch_update_vmsa(vm: KvmSevVm, _cmd: SevCmd) -> int:
-    """sev_launch_update_vmsa: -ENOTTY for a VM without SEV-ES; else nothing, without vCPUs."""
-    return 0 if vm.is_es else -ENOTTY
+    """sev_launch_update_vmsa: -ENOTTY for a VM without SEV-ES; else marks the vCPUs' state as
+    protected. The save areas are not modelled, so the firmware measures none."""
+    if not vm.is_es:
+        return -ENOTTY
+    for vcpu in vm.vcpus:
+        vcpu.is_protected = True
+    return 0
 
 
 def launch_measure(vm: KvmSevVm, cmd: SevCmd) -> int:

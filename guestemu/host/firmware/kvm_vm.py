@@ -52,6 +52,21 @@ class Defect(enum.Enum):
     READ_ONLY_PIN = "read-only-pin"
     """M16: RECEIVE_UPDATE_DATA pins its target for read: the firmware may write the zero page."""
 
+    MIRROR_SOURCE_UNLOCKED = "mirror-source-unlocked"
+    """M27, 5.15 (F2): COPY_ENC_CONTEXT_FROM reads the source, drops its lock, then installs."""
+
+    MIRROR_NO_COMMANDS = "mirror-no-commands"
+    """M28, before "Allow some commands for mirror VM": a mirror may issue none."""
+
+    MIRROR_ALL_COMMANDS = "mirror-all-commands"
+    """M28, the other way: no test which command a mirror issues."""
+
+    MIRROR_OF_SNP = "mirror-of-snp"
+    """M30, before 7.1.5: the context of an SNP VM may be copied and moved."""
+
+    MOVE_DURING_VCPU_CREATION = "move-during-vcpu-creation"
+    """M23, CVE-2025-38455: MOVE_ENC_CONTEXT_FROM while a vCPU is being created."""
+
 
 class KvmConfig(msgspec.Struct, frozen=True):
     """Module parameters and limits: SEV kinds enabled, ASIDs below `min_asid` are for SEV-ES
@@ -152,8 +167,24 @@ class Region(msgspec.Struct, frozen=True):
     pages: list[int]
 
 
+class SevVcpu(msgspec.Struct):
+    """What SEV keeps of a vCPU: whether it has an encrypted save area (made at its creation in a
+    SEV-ES VM) and whether the firmware encrypted it (guest_state_protected)."""
+
+    has_vmsa: bool = False
+    is_protected: bool = False
+
+
+class WouldBlock(Exception):
+    """The caller would sleep until another one releases kvm->lock."""
+
+
 class KvmSevVm:
-    """struct kvm_sev_info of one VM. `owner` is the VM whose context a mirror shares."""
+    """struct kvm_sev_info of one VM. `owner` is the VM whose context a mirror shares.
+
+    `users` counts references (struct kvm's users_count): the descriptor and each mirror hold one,
+    the last `put` destroys the VM. `is_dead` is kvm->vm_bugged and vm_dead: ioctls give -EIO.
+    """
 
     def __init__(self, host: KvmSevHost) -> None:
         self.host = host
@@ -164,6 +195,13 @@ class KvmSevVm:
         self.handle = 0
         self.fd = 0
         self.owner: KvmSevVm | None = None
+        self.mirrors: list[KvmSevVm] = []
+        self.users = 1
+        self.is_dead = False
+        self.is_locked = False
+        self.is_migrating = False
+        self.created_vcpus = 0
+        self.vcpus: list[SevVcpu] = []
         self.pages_locked = 0
         self.regions: list[Region] = []
 
@@ -219,8 +257,15 @@ class KvmSevVm:
         """sev_unpin_memory."""
         self.pages_locked -= len(pages)
 
+    def put(self) -> None:
+        """kvm_put_kvm: gives one reference back, the last one destroys the VM."""
+        self.users -= 1
+        if not self.users:
+            self.destroy()
+
     def destroy(self) -> None:
-        """sev_vm_destroy: regions, then the firmware's guest, then the ASID; a mirror owns none."""
+        """sev_vm_destroy: regions, then the firmware's guest, then the ASID; a mirror owns none and
+        gives its reference to the owner back."""
         for region in self.regions:
             self.unpin(region.pages)
         self.regions = []
@@ -228,3 +273,7 @@ class KvmSevVm:
             self.unbind(self.handle)
             self.host.free_asid(self.asid)
         self.is_sev = False
+        owner, self.owner = self.owner, None
+        if owner is not None:
+            owner.mirrors.remove(self)
+            owner.put()
