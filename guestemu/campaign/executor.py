@@ -61,6 +61,10 @@ class Executor:
         ops = self._decode(data if len(data) <= self.max_size else data[: self.max_size])
         return limit_ops(ops, self._lawful) if self._limits else ops
 
+    def allows(self, ops: tuple[Op, ...]) -> bool:
+        """Whether `ops` are a program of this target: within its limits as they are."""
+        return not self._limits or limit_ops(ops, self._lawful) == ops
+
     def run(self, ops: tuple[Op, ...]) -> list[Violation]:
         """Runs `ops` from the first state; the violations, in order."""
         if self.heartbeat is not None:

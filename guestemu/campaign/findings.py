@@ -55,6 +55,7 @@ class FindingBook:
     def __init__(self, executor: Executor) -> None:
         self.findings: dict[str, FindingCount] = {}
         self.probe = Probe(executor.testbed, executor.header, executor.heartbeat)
+        self.probe.allows = executor.allows
         self._executor = executor
         self._read: dict[str, int] = {}
         self._met: dict[_Sign, int] = {}

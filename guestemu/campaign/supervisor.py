@@ -264,6 +264,8 @@ class Supervisor:
         for worker in self._workers:
             if not worker.is_done and worker.is_hanging():
                 worker.is_killed_for_hanging = True
+                worker.process.send_signal(signal.SIGUSR1)  # its stack goes into its log
+                time.sleep(_TICK)
                 worker.process.kill()
         figures = self.figures()
         self._watch(figures)

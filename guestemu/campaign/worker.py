@@ -4,12 +4,13 @@
     python -m guestemu.campaign.worker CONFIG
 
 CONFIG is a `WorkerConfig` as JSON. Reports go to stdout, one JSON object a line; whatever else is
-printed (libFuzzer is chatty) goes to stderr. SIGTERM asks for the last report; when nobody reads
-the reports any more, the worker ends.
+printed (libFuzzer is chatty) goes to stderr. SIGTERM asks for the last report, SIGUSR1 for the
+Python stack on stderr; when nobody reads the reports any more, the worker ends.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import mmap
 import os
 import signal
@@ -120,6 +121,7 @@ def _failure(error: BaseException) -> Failure:
 def work(config: WorkerConfig) -> NoReturn:
     """Runs the session that `config` describes; ends the process."""
     pipe = _Pipe()
+    faulthandler.register(signal.SIGUSR1)
     sessions: list[Session] = []
 
     def leave(error: BaseException | None) -> NoReturn:

@@ -69,7 +69,7 @@ def narrow(probe: Probe, ops: tuple[Op, ...], suspect: Suspect) -> tuple[tuple[O
     """
     effect = _effect(probe, ops, suspect)
     while suspect.spots:
-        for candidate in around(ops):
+        for candidate in filter(probe.allows, around(ops)):
             look = probe.try_look(candidate, traced=True)
             is_simpler = _is_simpler_program(candidate, ops)
             found = find_suspect(probe, look, suspect, or_none=is_simpler)
@@ -145,7 +145,7 @@ class Canonical:
         """Whether `ops` show the suspect."""
         known = self._known.get(ops)
         if known is None:
-            look = self.probe.try_look(ops, traced=True)
+            look = self.probe.try_look(ops, traced=True) if self.probe.allows(ops) else None
             known = find_suspect(self.probe, look, self.suspect) is not None
             self._known[ops] = known
         return known

@@ -164,7 +164,7 @@ def _elsewhere(probe: Probe, start: tuple[Op, ...], first: Finding) -> Finding |
     suspicious code."""
     if not first.spots:
         return None
-    for ops in around(start):
+    for ops in filter(probe.allows, around(start)):
         look = probe.try_look(ops, traced=True)
         for sighting in () if look is None else look.sightings:
             spots = probe.suspicious(sighting)

@@ -75,13 +75,15 @@ class Look(msgspec.Struct, frozen=True):
 
 class Probe:
     """Looks at programs on `testbed`, whose observer it puts aside meanwhile. `heartbeat` is called
-    before every run. `is_slow`: a run takes milliseconds."""
+    before every run. `is_slow`: a run takes milliseconds. `allows` tells
+    which programs a search may come to: those that the campaign itself would run."""
 
     def __init__(
         self, testbed: Testbed, header: Header, heartbeat: Callable[[], None] | None = None
     ) -> None:
         self.header = header
         self.heartbeat = heartbeat
+        self.allows: Callable[[tuple[Op, ...]], bool] = lambda ops: True
         self.testbed = testbed
         host = testbed.host
         is_model = type(host).__module__.startswith(_MODELS) and not isinstance(host, PluginHost)
@@ -175,6 +177,7 @@ class Probe:
         depend on what this one saw."""
         self.run_battery()
         other = Probe(self.testbed, self.header, self.heartbeat)
+        other.allows = self.allows
         other.code = self.code
         other._cover = dict(self._base)
         other._base = self._base

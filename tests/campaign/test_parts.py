@@ -277,3 +277,44 @@ def test_screen_shows_every_figure():
 
 def test_durations():
     assert [duration(s) for s in (4.25, 200, 7500)] == ["4.2 s", "3 min 20 s", "2 h 05 min"]
+
+
+def test_minimising_stays_within_what_a_good_caller_does(feedback):
+    conversion = find_target("conversion")
+    lawful = Executor(conversion, conversion.header, conversion.kinds, feedback)
+    inside = canonical_op(Op(OpKind.SET_MEMORY_DECRYPTED, (2, 0), Region.D, 1022))
+    assert lawful.allows((inside,))
+    beyond = msgspec.structs.replace(inside, arguments=(3, 0))
+    assert not lawful.allows((beyond,))
+    stop = canonical_op(Op(OpKind.STOP_CONVERSION))
+    assert not lawful.allows((stop, inside, stop))
+    assert lawful.decode(encode_ops([stop, inside, stop])) == (stop, inside)
+
+
+def test_all_of_region_g_may_be_converted_in_one_call():
+    op = limit_op(Op(OpKind.SET_MEMORY_DECRYPTED, (1 << 31, 0), Region.G, 0), True)
+    assert op.arguments == (REGIONS[Region.G].pages, 0)
+    op = limit_op(Op(OpKind.SET_MEMORY_DECRYPTED, (1 << 31, 0), Region.G, 5), True)
+    assert op.arguments == (REGIONS[Region.G].pages - 5, 0)
+
+
+def test_coverage_of_a_program_does_not_depend_on_the_one_before(executor, feedback):
+    seen = []
+    for before in (NOTIFY, UNALIGNED):
+        executor.run((before,))
+        feedback.area[:] = bytes(len(feedback.area))  # as libFuzzer clears them
+        executor.run((NOTIFY,))
+        seen.append(bytes(feedback.area))
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("pages", [59, 60, 61])
+def test_a_range_at_a_word_of_the_bitmap_is_a_near_miss(executor, feedback, pages):
+    def near(count: int) -> bytes:
+        feedback.clear()
+        executor.run((msgspec.structs.replace(NOTIFY, arguments=(12, 0x5000, count, 0, 0)),))
+        return bytes(feedback.area[GUEST_COUNTERS * 2 :])
+
+    # 0x5000 is frame 5: 59 pages end with the first word, 58 and 60 beside it
+    assert any(near(pages))
+    assert (near(pages - 1) == near(pages)) is False
