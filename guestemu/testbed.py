@@ -17,6 +17,7 @@ from guestemu.abi.addresses import PAGE_SHIFT, Gfn, Gva, to_signed
 from guestemu.abi.errors import InputError
 from guestemu.checks import standard_checks
 from guestemu.checks.base import CONVERSION_KINDS, Check, ExitRecord, OpView, Violation
+from guestemu.checks.cache import CacheCheck
 from guestemu.checks.results import answers_left
 from guestemu.dma_slots import DmaSlots
 from guestemu.exit_recorder import ExitRecorder
@@ -25,7 +26,9 @@ from guestemu.guest.registry import GuestSettings, load_guest
 from guestemu.host.base import GuestFault, Host, Hypercall
 from guestemu.host.registry import load_host
 from guestemu.host_operations import host_operations
+from guestemu.machine.cache import CachedRam
 from guestemu.machine.leafmap import Flip
+from guestemu.memory_operations import memory_operations
 from guestemu.migration_operations import DESTINATION_KEY, MakePair, MigrationOperations
 from guestemu.program.ops import Op, OpKind, Region
 from guestemu.program.program import Header, Program
@@ -75,7 +78,10 @@ class Testbed:
     ) -> None:
         self.guest = guest
         self.host = host
-        self.checks = tuple(standard_checks(host) if checks is None else checks)
+        if checks is None:
+            is_cached = isinstance(guest.machine.ram, CachedRam)
+            checks = (*standard_checks(host), *((CacheCheck(),) if is_cached else ()))
+        self.checks = tuple(checks)
         self.observe: Callable[[OpView], None] | None = None
         self._frames = guest.machine.config.frames
         self.host.reset(self._frames)
@@ -307,6 +313,7 @@ class Testbed:
         return {
             **host_operations(self.host),
             **self._migration.operations(),
+            **memory_operations(guest),
             OpKind.HYPERCALL: self._hypercall,
             OpKind.WRMSR: lambda op: guest.raw_wrmsr(
                 op.arguments[0], op.arguments[1], op.mode, op.cpl
@@ -379,6 +386,8 @@ def build_testbed(header: Header, host: Host | None = None) -> Testbed:
         budget=header.budget,
         coherent=header.coherent,
         sev=header.sev.value,
+        cache=header.cache,
+        cache_seed=header.seed,
     )
     if settings.guest.startswith("linux:") or host is not None:
         return Testbed(load_guest(settings), host or load_host(header.host, header.switches))

@@ -19,6 +19,7 @@ from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa, Gva
 from guestemu.abi.x86 import PTE_ADDRESS_MASK
 from guestemu.checks.base import OpView, Violation
 from guestemu.guest.base import Guest
+from guestemu.machine.cache import peek
 from guestemu.machine.paging import translate
 from guestemu.program.ops import OpKind
 
@@ -139,4 +140,4 @@ def _read_page(guest: Guest, gva: int) -> tuple[int, bytes, bool] | None:
     if found is None or found[0] >> PAGE_SHIFT >= ram.frames:
         return None
     gpa, is_private = found
-    return gpa >> PAGE_SHIFT, ram.read(gpa, PAGE_SIZE, is_private), is_private
+    return gpa >> PAGE_SHIFT, peek(ram, gpa, PAGE_SIZE, is_private), is_private

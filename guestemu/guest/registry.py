@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from guestemu.abi.addresses import PAGE_SHIFT
+from guestemu.abi.caches import CacheModel
 from guestemu.abi.errors import InputError
 from guestemu.abi.msrs import SEV_STATUS_SEV
 from guestemu.guest.base import Guest
@@ -28,7 +29,8 @@ _SUMMARIES = {
 class GuestSettings(msgspec.Struct, frozen=True):
     """The part of a program's header that shapes a guest; memory in MiB, budget in basic blocks.
 
-    `key` is the memory key of a snippet guest (None: every machine's usual one)."""
+    `key` is the memory key of a snippet guest (None: every machine's usual one); `cache` and
+    `cache_seed` as in `MachineConfig`."""
 
     guest: str
     cbit: int
@@ -38,6 +40,8 @@ class GuestSettings(msgspec.Struct, frozen=True):
     coherent: bool
     sev: str = "sev"
     key: bytes | None = None
+    cache: CacheModel = CacheModel.NONE
+    cache_seed: int = 0
 
 
 class GuestEntry(msgspec.Struct, frozen=True):
@@ -84,6 +88,8 @@ def load_guest(settings: GuestSettings) -> Guest:
         vcpus=settings.vcpus,
         sev_status=SEV_STATUS_SEV,
         coherent=settings.coherent,
+        cache=settings.cache,
+        cache_seed=settings.cache_seed,
     )
     if settings.key is not None:
         config = msgspec.structs.replace(config, key=settings.key)
@@ -95,6 +101,10 @@ def _load_linux(image: str, settings: GuestSettings) -> Guest:
     from guestemu.guest.linux.images import find_image
     from guestemu.guest.linux.load import BUDGET_FACTOR, LOADER, MIN_MEMORY, linux_config
 
+    if settings.cache is not CacheModel.NONE:
+        raise InputError(
+            f"cache {settings.cache.value}: only snippet guests have it; write `cache none`"
+        )
     memory = max(settings.memory, MIN_MEMORY)
     config = linux_config(memory, settings.cbit, settings.sev, settings.coherent)
     if settings.vcpus != 1:

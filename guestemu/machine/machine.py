@@ -13,8 +13,12 @@ from typing import Final, Protocol
 import msgspec
 
 from guestemu.abi.addresses import Gpa
+from guestemu.abi.caches import CacheModel
+from guestemu.abi.errors import InputError
 from guestemu.abi.msrs import SEV_STATUS_SEV
 from guestemu.machine import layout
+from guestemu.machine.cache import CachedRam
+from guestemu.machine.cache_instructions import CacheInstructions
 from guestemu.machine.cipher import PageCipher
 from guestemu.machine.cpuid import sev_guest_leaves
 from guestemu.machine.engine import Engine
@@ -39,7 +43,8 @@ class MachineConfig(msgspec.Struct, frozen=True):
     `frames` of RAM from GPA 0; `cbit` bit number, or None for a machine without memory encryption
     (one view); `sev_status` as MSR 0xC0010131 reads; `key` 16 bytes of the guest's memory key;
     `native_hooks` may be turned off to run the Python bodies of the hooks;
-    with `defer_memory_hooks` loads and stores are not watched before `watch_memory`.
+    with `defer_memory_hooks` loads and stores are not watched before `watch_memory`. `coherent` is
+    what CPUID says, `cache` what the caches do; `cache_seed` decides their random evictions.
     """
 
     frames: int
@@ -50,6 +55,8 @@ class MachineConfig(msgspec.Struct, frozen=True):
     key: bytes = bytes(range(16))
     native_hooks: bool = True
     defer_memory_hooks: bool = False
+    cache: CacheModel = CacheModel.NONE
+    cache_seed: int = 0
 
 
 class Device(Protocol):
@@ -60,6 +67,17 @@ class Device(Protocol):
 
     def rollback(self) -> None:
         """Returns to the state kept last."""
+
+
+def _make_ram(engine: Engine, config: MachineConfig, cbit_mask: int, mirrored: int) -> GuestRam:
+    cipher = PageCipher(config.key)
+    if config.cache is CacheModel.NONE:
+        return GuestRam(engine, config.frames, cbit_mask, cipher, mirrored)
+    if config.defer_memory_hooks:
+        raise InputError("cache: a booted kernel has no cache model; write `cache none`")
+    evicts = config.cache is CacheModel.EVICTING
+    seed = config.cache_seed
+    return CachedRam(engine, config.frames, cbit_mask, cipher, mirrored, evicts, seed)
 
 
 class Machine:
@@ -76,14 +94,17 @@ class Machine:
         uses_walker = config.cbit is not None and config.cbit not in MMU_CBITS
         inner = _INNER_CBIT if uses_walker or config.cbit is None else config.cbit
         mirrored = config.frames if config.cbit is None else layout.LOW_PAGES
-        self.ram = GuestRam(
-            self.engine, config.frames, 1 << inner, PageCipher(config.key), mirrored
-        )
+        self.ram = _make_ram(self.engine, config, 1 << inner, mirrored)
         self.tlb = TlbWalker(self.engine, self.ram, self.pte_cbit) if uses_walker else None
         self.hooks = CpuHooks(self.engine, code, 1 << inner)
         self.ram.is_plain = config.defer_memory_hooks
         if not config.defer_memory_hooks:
             self.ram.install(code)
+        self.cache = (
+            CacheInstructions(self.engine, self.hooks, self.ram)
+            if isinstance(self.ram, CachedRam)
+            else None
+        )
         self.hooks.traps.add(layout.LANDING)
         self.msrs = MsrFile(config.sev_status)
         if config.cbit is not None:

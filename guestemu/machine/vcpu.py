@@ -333,7 +333,8 @@ class Vcpu:
 
     # Memory through the vCPU's own mapping ----------------------------------------------------
 
-    def _translate(self, gva: int) -> tuple[Gpa, bool] | None:
+    def translate(self, gva: int) -> tuple[Gpa, bool] | None:
+        """GPA and C-bit of `gva` by the tables that CR3 names; None where nothing is mapped."""
         if not self.read_register("cr0") & CR0_PG:
             return Gpa(gva), False
         machine = self.machine
@@ -344,7 +345,7 @@ class Vcpu:
         pieces = []
         while size:
             length = min(size, PAGE_SIZE - (gva & PAGE_MASK))
-            found = self._translate(gva)
+            found = self.translate(gva)
             if found is None or found[0] + length > self.machine.ram.frames * PAGE_SIZE:
                 return None
             pieces.append((found[0], found[1], length))

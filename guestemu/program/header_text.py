@@ -11,8 +11,10 @@
     seed 0
     budget 1000000
     coherent yes
+    cache incoherent
 
-The writer gives every field, so that a file keeps its meaning when a default changes. The reader
+The writer gives every field, so that a file keeps its meaning when a default changes; only `cache`
+is left out where there is none, which will stay the default. The reader
 takes a field left out at its default and refuses an unknown or repeated one.
 """
 
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from guestemu.abi.caches import CacheModel
 from guestemu.program.lexer import Place, Word, nearest, parse_number, quote, shown
 from guestemu.program.program import Header, SevKind
 from guestemu.program.validity import header_problem
@@ -61,6 +64,7 @@ class HeaderReader:
             seed=self._number("seed", default.seed),
             budget=self._number("budget", default.budget),
             coherent=self._flag("coherent", default.coherent),
+            cache=self._cache(default.cache),
         )
         problem = header_problem(header)
         if problem is not None:
@@ -95,6 +99,16 @@ class HeaderReader:
                 return kind
         known = ", ".join(kind.value for kind in SevKind)
         raise found[1].error(f"sev {shown(found[0].text)}; use {known}")
+
+    def _cache(self, default: CacheModel) -> CacheModel:
+        found = self._value("cache")
+        if found is None:
+            return default
+        for model in CacheModel:
+            if model.value == found[0].text:
+                return model
+        known = ", ".join(model.value for model in CacheModel)
+        raise found[1].error(f"cache {shown(found[0].text)}; use {known}")
 
     def _flag(self, name: str, default: bool) -> bool:
         found = self._value(name)
@@ -133,4 +147,6 @@ def format_header(header: Header) -> list[str]:
         "budget": str(header.budget),
         "coherent": "yes" if header.coherent else "no",
     }
-    return [f"{name} {values[name]}" for name in FIELDS]
+    if header.cache is not CacheModel.NONE:
+        values["cache"] = header.cache.value
+    return [f"{name} {values[name]}" for name in FIELDS if name in values]

@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 
+from guestemu.abi.caches import CacheModel
 from guestemu.program.ops import Op
 
 FORMAT_VERSION: Final = 1
@@ -26,7 +27,8 @@ class Header(msgspec.Struct, frozen=True):
 
     `memory` is in MiB; `cbit` is the bit number; `switches` are the names of the host's historic
     defects that are repaired in this run; `budget` bounds each op, in guest basic blocks;
-    `coherent` is CPUID 0x8000001F EAX bit 10 (no cache flushes needed at a conversion).
+    `coherent` is CPUID 0x8000001F EAX bit 10 (no cache flushes needed at a conversion); `cache`
+    says whether there are caches that need them, `seed` decides which lines those evict.
     """
 
     guest: str = "snippet:6.1"
@@ -39,6 +41,7 @@ class Header(msgspec.Struct, frozen=True):
     seed: int = 0
     budget: int = 1_000_000
     coherent: bool = True
+    cache: CacheModel = CacheModel.NONE
 
 
 class Expectation(msgspec.Struct, frozen=True):

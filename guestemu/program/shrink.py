@@ -28,6 +28,7 @@ _HEADER_FIELDS: Final = (
     "vcpus",
     "memory",
     "coherent",
+    "cache",
     "sev",
     "cbit",
     "seed",

@@ -159,6 +159,8 @@ class SnippetGuest(Guest):
         ram = machine.ram
         for segment in image.segments:
             ram.write(segment.address, segment.data)
+            if machine.cache is not None and segment.is_code:
+                machine.cache.watch(segment.data, segment.address)
         build_tables(ram, dict(enumerate(image.exceptions)))
         self._stubs = RawStubs(machine, self._switch)
         hooks = machine.hooks
