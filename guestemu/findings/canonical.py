@@ -21,7 +21,7 @@ from guestemu.abi.regions import Instruction, Region
 from guestemu.abi.x86 import Mode
 from guestemu.findings.hostcode import Spots
 from guestemu.findings.probe import Look, Probe, Sighting, neighbours
-from guestemu.program.ops import SPECS, Argument, Op, OpKind
+from guestemu.program.ops import MIGRATION_SPECS, SPECS, Argument, Op, OpKind
 from guestemu.program.program import Program
 from guestemu.program.shrink import shrink
 from guestemu.program.validity import takes_page
@@ -53,10 +53,12 @@ _DEFAULTS: Final = {
 
 class Suspect(msgspec.Struct, frozen=True):
     """What a candidate must show: the symptom; suspicious code within `spots`, some of it if there
-    is any there, all of `needed`; an effect that is not `not_effect`."""
+    is any there, all of `needed`; an effect that is not `not_effect`; the steps of a migration in
+    `order`: a step left out would lose data by itself."""
 
     name: str
     spots: Spots
+    order: tuple[Op, ...]
     needed: Spots = frozenset()
     not_effect: str | None = None
 
@@ -112,6 +114,11 @@ def _is_simpler(one: Op, other: Op) -> bool:
     return (one.mode, one.cpl) <= (other.mode, other.cpl)
 
 
+def order_of(ops: tuple[Op, ...]) -> tuple[Op, ...]:
+    """The migration's steps among `ops`."""
+    return tuple(op for op in ops if op.kind in MIGRATION_SPECS)
+
+
 def find_suspect(
     probe: Probe, look: Look | None, suspect: Suspect, or_none: bool = False
 ) -> Sighting | None:
@@ -144,6 +151,8 @@ class Canonical:
     def holds(self, ops: tuple[Op, ...]) -> bool:
         """Whether `ops` show the suspect."""
         known = self._known.get(ops)
+        if known is None and order_of(ops) != self.suspect.order:
+            return False
         if known is None:
             look = self.probe.try_look(ops, traced=True) if self.probe.allows(ops) else None
             known = find_suspect(self.probe, look, self.suspect) is not None

@@ -10,7 +10,7 @@ import msgspec
 
 from guestemu.abi.x86 import Mode
 from guestemu.checks.base import Violation
-from guestemu.findings.canonical import Canonical, Suspect, around, find_suspect, narrow
+from guestemu.findings.canonical import Canonical, Suspect, around, find_suspect, narrow, order_of
 from guestemu.findings.hostcode import Spots
 from guestemu.findings.lower import is_guest_only, lower
 from guestemu.findings.probe import Look, Probe, Sighting
@@ -134,14 +134,15 @@ def identify(probe: Probe, case: Case, known: Spots = frozenset()) -> list[Findi
     nor `known` findings execute, and its extent was another.
     """
     name = case.sighting.symptom.name
-    suspect = Suspect(name, probe.suspicious(case.sighting))
+    order = order_of(case.ops)
+    suspect = Suspect(name, probe.suspicious(case.sighting), order)
     start = Canonical(probe, suspect).drop(case.ops)
     shown = find_suspect(probe, probe.try_look(start, traced=True), suspect)
     if shown is None:
         return []
     probe.run_neighbours(start, shown.violation.op)
     spots, effect = probe.suspicious(shown), shown.symptom.effect
-    first = _finding(probe, start, Suspect(name, spots))
+    first = _finding(probe, start, Suspect(name, spots, order))
     if first is None:
         return []
     found = {first.key: first}
@@ -152,7 +153,7 @@ def identify(probe: Probe, case: Case, known: Spots = frozenset()) -> list[Findi
         found.setdefault(other.key, other)
     left = spots - first.spots - known - (other.spots if other else frozenset())
     if left:
-        hidden = _finding(probe, start, Suspect(name, spots, left, first.effect))
+        hidden = _finding(probe, start, Suspect(name, spots, order, left, first.effect))
         if hidden is not None:
             alone = _elsewhere(probe, hidden.ops, first) or hidden
             found.setdefault(alone.key, alone)
@@ -169,7 +170,7 @@ def _elsewhere(probe: Probe, start: tuple[Op, ...], first: Finding) -> Finding |
         for sighting in () if look is None else look.sightings:
             spots = probe.suspicious(sighting)
             if sighting.symptom.name == first.symptom and not spots & first.spots:
-                return _finding(probe, ops, Suspect(first.symptom, spots))
+                return _finding(probe, ops, Suspect(first.symptom, spots, order_of(ops)))
     return None
 
 
@@ -208,7 +209,7 @@ def _first_of_all(probe: Probe, ops: tuple[Op, ...], look: Look, own: Sighting) 
             continue
         if other.symptom.name == own.symptom.name:
             return other
-        suspect = Suspect(other.symptom.name, probe.suspicious(other))
+        suspect = Suspect(other.symptom.name, probe.suspicious(other), order_of(ops))
         is_one = Canonical(probe, suspect).minimise(ops) == ops
         if is_one and not _is_seen_without(probe, ops, own, other):
             return other

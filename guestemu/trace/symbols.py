@@ -89,8 +89,9 @@ def symbols_of(guest: Guest) -> Symbols:
     """
     if isinstance(guest, LinuxGuest):
         index = guest.calls.index
-        functions = {start: index.function(start) for start in index.starts}
-        return Symbols({**functions, layout.STUB: _STUB}, {}, {})
+        functions = {int(start): index.function(start) for start in index.starts}
+        functions[int(layout.STUB)] = _STUB
+        return Symbols(functions, {}, {})
     kind, _, generation = guest.name.partition(":")
     if kind != "snippet":
         raise InputError(f"guest {guest.name}: its code has no names here; take another guest")

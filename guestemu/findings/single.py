@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The findings of one program, outside of any campaign."""
+
+from __future__ import annotations
+
+from guestemu.abi.errors import InputError
+from guestemu.findings.identify import Finding, cases_of, digest_of, identify
+from guestemu.findings.probe import Probe
+from guestemu.program.program import Program
+from guestemu.testbed import build_testbed
+from guestemu.trace.run import check_program
+
+
+def findings_of(program: Program) -> list[Finding]:
+    """Runs `program` as its header says and identifies everything that goes wrong in it, in the
+    order in which it shows; empty when nothing does.
+
+    The header stays as it is. Raises `InputError` for a configuration that cannot be.
+    """
+    check_program(program)
+    testbed = build_testbed(program.header)
+    try:
+        probe = Probe(testbed, program.header)
+        probe.run_battery()
+        look = probe.look(program.ops, traced=True)
+        found: dict[str, Finding] = {}
+        for case in cases_of(probe, program.ops, look):
+            for finding in identify(probe, case):
+                found.setdefault(digest_of(finding.key), finding)
+        return list(found.values())
+    finally:
+        testbed.guest.close()
+
+
+def choose(findings: list[Finding], key: str | None, name: str) -> Finding:
+    """The finding called `key` (or the only digest that starts so), without `key` the first.
+
+    Raises `InputError` with the keys there are.
+    """
+    if not findings:
+        raise InputError(f"{name}: no check fails, there is nothing to minimise; see guestemu run")
+    if key is None:
+        return findings[0]
+    chosen = [finding for finding in findings if finding.key == key]
+    if not chosen:
+        keys = ", ".join(finding.key for finding in findings)
+        raise InputError(f"--key {key}: {name} shows {keys}; name one of these")
+    return chosen[0]
