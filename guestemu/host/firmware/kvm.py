@@ -131,7 +131,7 @@ def unregister_region(vm: KvmSevVm, addr: int, size: int) -> int:
         return -ENOTTY
     for region in vm.regions:
         if (region.uaddr, region.size) == (addr, size):
-            vm.host.platform.asids.wbinvd()
+            vm.host.wbinvd()
             vm.unpin(region.pages)
             vm.regions.remove(region)
             return 0

@@ -52,6 +52,12 @@ class Defect(enum.Enum):
     READ_ONLY_PIN = "read-only-pin"
     """M16: RECEIVE_UPDATE_DATA pins its target for read: the firmware may write the zero page."""
 
+    MISSING_CLFLUSH = "missing-clflush"
+    """Pages are not flushed before the firmware writes them, nor when they are registered (E32)."""
+
+    MISSING_RECLAIM_FLUSH = "missing-reclaim-flush"
+    """M19, CVE-2022-0171: nothing is flushed when guest memory goes back to the host."""
+
     MIRROR_SOURCE_UNLOCKED = "mirror-source-unlocked"
     """M27, 5.15 (F2): COPY_ENC_CONTEXT_FROM reads the source, drops its lock, then installs."""
 
@@ -113,7 +119,7 @@ class KvmSevHost:
 
     def flush_asids(self) -> None:
         """sev_flush_asids: WBINVD on all cores and DF_FLUSH."""
-        self.platform.asids.wbinvd()
+        self.wbinvd()
         execute(self.platform, Command.DF_FLUSH, Nothing())
 
     def new_asid(self, es: bool) -> int:
@@ -136,7 +142,26 @@ class KvmSevHost:
 
     def flush_pages(self, pages: list[int]) -> None:
         """sev_clflush_pages."""
+        if Defect.MISSING_CLFLUSH in self.config.defects:
+            return
         self.flushed += pages
+        for page in pages:
+            self.platform.memory.flush(page, PAGE_SIZE)
+
+    def wbinvd(self) -> None:
+        """WBINVD on all cores."""
+        self.platform.asids.wbinvd()
+        self.platform.memory.write_back_all()
+
+    def memory_reclaimed(self) -> None:
+        """sev_guest_memory_reclaimed: pages of a SEV guest go back to the host; their lines with
+        the C-bit must not be written over what the host puts there."""
+        if Defect.MISSING_RECLAIM_FLUSH not in self.config.defects:
+            self.wbinvd()
+
+    def flush_encrypted_page(self, page: int) -> None:
+        """sev_flush_encrypted_page: one page's lines with the C-bit, by the MSR VM_PAGE_FLUSH."""
+        self.platform.memory.flush(page, PAGE_SIZE, private=True)
 
     def copy_blob(self, uaddr: int, size: int) -> bytes:
         """psp_copy_user_blob: -EINVAL for NULL, 0 and more than 16 KiB, -EFAULT."""

@@ -9,9 +9,11 @@ attached to it with `GuestDram`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final, Protocol
 
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa
+from guestemu.machine.cache import CachedRam
 from guestemu.machine.cipher import PageCipher
 from guestemu.machine.memory import GuestRam
 
@@ -31,6 +33,18 @@ class PhysicalMemory(Protocol):
 
     def write(self, address: int, data: bytes) -> None:
         """Puts `data` into DRAM at `address`."""
+
+    def read_dram(self, address: int, size: int) -> bytes:
+        """As `read`, past the CPU's cache: what the firmware finds with the C-bit (E32)."""
+
+    def write_dram(self, address: int, data: bytes) -> None:
+        """As `write`, past the CPU's cache."""
+
+    def flush(self, address: int, size: int, private: bool = False) -> None:
+        """CLFLUSH of a range by the alias with that C-bit."""
+
+    def write_back_all(self) -> None:
+        """WBINVD on all cores."""
 
 
 class PlacedCipher(PageCipher):
@@ -79,6 +93,31 @@ class GuestDram:
         page[offset - start : offset - start + len(data)] = data
         ram.write(Gpa(start), ram.cipher.decrypt(Gfn(gfn), bytes(page)))
 
+    def read_dram(self, offset: int, size: int) -> bytes:
+        """As `read`, past the cache."""
+        ram = self._ram
+        if isinstance(ram, CachedRam) and offset >> PAGE_SHIFT >= ram.low:
+            return ram.read_dram(Gpa(offset), size)
+        return self.read(offset, size)
+
+    def write_dram(self, offset: int, data: bytes) -> None:
+        """As `write`, past the cache."""
+        ram = self._ram
+        if isinstance(ram, CachedRam) and offset >> PAGE_SHIFT >= ram.low:
+            ram.write_dram(Gpa(offset), data)
+        else:
+            self.write(offset, data)
+
+    def flush(self, offset: int, size: int, private: bool) -> None:
+        """CLFLUSH by one alias; without a cache nothing."""
+        if isinstance(self._ram, CachedRam):
+            self._ram.flush_lines(Gpa(offset), size, private)
+
+    def write_back_all(self) -> None:
+        """WBINVD."""
+        if isinstance(self._ram, CachedRam):
+            self._ram.write_back_all()
+
 
 class HostMemory:
     """One host's DRAM: `size` bytes from address 0, zero at first and kept page by page, with the
@@ -109,6 +148,45 @@ class HostMemory:
         self._check(address, len(data))
         for start, length in _pieces(address, len(data)):
             self._write_piece(start, data[start - address : start - address + length])
+
+    def read_dram(self, address: int, size: int) -> bytes:
+        """See `PhysicalMemory`. Only attached RAM has caches."""
+        self._check(address, size)
+        return b"".join(
+            dram.read_dram(start - base, length) if dram else self._read_piece(start, length)
+            for start, length, base, dram in self._placed(address, size)
+        )
+
+    def write_dram(self, address: int, data: bytes) -> None:
+        """See `PhysicalMemory`."""
+        self._check(address, len(data))
+        for start, length, base, dram in self._placed(address, len(data)):
+            piece = data[start - address : start - address + length]
+            if dram:
+                dram.write_dram(start - base, piece)
+            else:
+                self._write_piece(start, piece)
+
+    def flush(self, address: int, size: int, private: bool = False) -> None:
+        """See `PhysicalMemory`."""
+        for start, length, base, dram in self._placed(address, size):
+            if dram:
+                dram.flush(start - base, length, private)
+
+    def write_back_all(self) -> None:
+        """See `PhysicalMemory`."""
+        for _base, _end, dram in self._attached:
+            dram.write_back_all()
+
+    def _placed(self, address: int, size: int) -> Iterator[tuple[int, int, int, GuestDram | None]]:
+        """The range page by page: (address, bytes, base and DRAM of the attached RAM there)."""
+        for start, length in _pieces(address, size):
+            for base, end, dram in self._attached:
+                if base <= start < end:
+                    yield start, length, base, dram
+                    break
+            else:
+                yield start, length, 0, None
 
     def _check(self, address: int, size: int) -> None:
         if address < 0 or address + size > self.size:
@@ -161,7 +239,7 @@ class KeySlots:
         cipher = self._ciphers[asid]
         first = address & ~PAGE_MASK
         last = address + size + PAGE_MASK & ~PAGE_MASK
-        dram = self.memory.read(address, size)
+        dram = self.memory.read_dram(address, size)
         if first != address or last != address + size:
             dram = bytes(address - first) + dram + bytes(last - address - size)
         gfn = first >> PAGE_SHIFT
@@ -183,4 +261,4 @@ class KeySlots:
             cipher.encrypt(Gfn(gfn + index), padded[index * PAGE_SIZE : (index + 1) * PAGE_SIZE])
             for index in range(len(padded) // PAGE_SIZE)
         )
-        self.memory.write(address, dram[address - first : address - first + size])
+        self.memory.write_dram(address, dram[address - first : address - first + size])
