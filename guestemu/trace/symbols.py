@@ -66,13 +66,11 @@ def _of_snippet(image: SnippetImage) -> Symbols:
         for segment in image.segments
         if segment.is_code
     ]
-    functions: dict[int, str] = {
-        address: name
-        for name, address in image.symbols.items()
-        if not _NO_FUNCTION.fullmatch(name) and any(address in part for part in code)
-    }
-    functions[layout.STUB] = _STUB
-    sites = {
+    functions: dict[int, str] = {layout.STUB: _STUB}
+    for name, address in image.symbols.items():
+        if not _NO_FUNCTION.fullmatch(name) and any(address in part for part in code):
+            functions[address] = name
+    sites: dict[int, str] = {
         **dict.fromkeys(image.vmmcall_sites, "vmmcall"),
         **dict.fromkeys(image.msr_sites, "msr"),
         **dict.fromkeys(image.pte_sites, "pte"),
@@ -89,9 +87,8 @@ def symbols_of(guest: Guest) -> Symbols:
     """
     if isinstance(guest, LinuxGuest):
         index = guest.calls.index
-        functions = {int(start): index.function(start) for start in index.starts}
-        functions[int(layout.STUB)] = _STUB
-        return Symbols(functions, {}, {})
+        names: dict[int, str] = {start: index.function(start) for start in index.starts}
+        return Symbols(names | {layout.STUB: _STUB}, {}, {})
     kind, _, generation = guest.name.partition(":")
     if kind != "snippet":
         raise InputError(f"guest {guest.name}: its code has no names here; take another guest")
