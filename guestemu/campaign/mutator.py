@@ -26,7 +26,8 @@ _FIELDS: Final = (0, 1, 1, 2, 4, 4, 5, 8, 8, 16, 16, 24, 24, 32, 40)
 _POSTURE: Final = 1
 _NO_VMCALL: Final = 0xEF
 _STRUCTURE_SHARE: Final = 10
-_EDGE_SHARE: Final = 8
+_EDGE: Final = 7
+_DROP: Final = 3
 _SELECT_RAW: Final = 0xE0
 _KIND_BYTES: Final = 256
 _ARGUMENT: Final = struct.Struct("<Q")
@@ -49,13 +50,25 @@ class Mutator:
 
     def mutate(self, data: bytes, max_size: int, seed: int) -> bytes:
         """A changed copy of `data`, whole records, at most `max_size` bytes."""
-        state = (seed * 0x9E37_79B9_7F4A_7C15 + 0x1234_5678_9ABC_DEF1) & 0xFFFF_FFFF_FFFF_FFFF
-        state ^= state >> 29
-        if len(data) < RECORD_SIZE or state % _STRUCTURE_SHARE == 0:
+        state = stir(seed)
+        is_short = len(data) < RECORD_SIZE
+        return self._change(
+            data, max_size, state, is_short or not state % _STRUCTURE_SHARE, not state >> 4 & _EDGE
+        )
+
+    def uncommon(self, data: bytes, max_size: int, seed: int) -> bytes:
+        """As `mutate`, without the mere pokes: a change of structure or an edge."""
+        state = stir(seed)
+        return self._change(data, max_size, state, len(data) < RECORD_SIZE or not state & 1, True)
+
+    def _change(self, data: bytes, max_size: int, state: int, structure: bool, edge: bool) -> bytes:
+        if structure:
             changed = bytearray(mutate_bytes(data, max_size, state, self._header, self._kinds))
         else:
-            changed = _poke(data, max_size, state)
-            if changed and (state >> 4) % _EDGE_SHARE == 0:
+            changed = poke(data, max_size, state)
+            if len(changed) > RECORD_SIZE and state >> 40 & _DROP == 0:
+                del changed[-RECORD_SIZE:]
+            if changed and edge:
                 self._put_edge(changed, state >> 8)
         if state >> 60:
             avoid_vmcall(changed, len(changed))
@@ -93,15 +106,18 @@ def avoid_vmcall(records: bytearray, size: int) -> None:
         records[offset] &= _NO_VMCALL
 
 
-def _poke(data: bytes, max_size: int, state: int) -> bytearray:
-    """`data` with one or two fields changed, at times without its last op."""
-    changed = bytearray(data[: max_size // RECORD_SIZE * RECORD_SIZE])
-    records = len(changed) // RECORD_SIZE
+def stir(seed: int) -> int:
+    """64 bits that all depend on the 32 of `seed`."""
+    state = (seed * 0x9E37_79B9_7F4A_7C15 + 0x1234_5678_9ABC_DEF1) & 0xFFFF_FFFF_FFFF_FFFF
+    return state ^ state >> 29
+
+
+def poke(data: bytes, max_size: int, state: int) -> bytearray:
+    """The whole records of `data` with one or two fields changed."""
+    records = min(len(data), max_size) // RECORD_SIZE
+    changed = bytearray(data[: records * RECORD_SIZE])
     if not records:
         return changed
-    if records > 1 and state >> 40 & 3 == 0:
-        del changed[(records - 1) * RECORD_SIZE :]
-        records -= 1
     state >>= 2
     for _ in range(1 + (state & 1)):
         record = (state >> 1 & 0xFF) % records

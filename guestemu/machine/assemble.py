@@ -25,24 +25,19 @@ SNIPPETS: Final = ("5.10", "2020", "5.17", "6.1", "6.12")
 
 _AS_FLAGS: Final = ("--64", "-mx86-used-note=no", "--fatal-warnings", "--strip-local-absolute")
 _LD_FLAGS: Final = (
-    *("-m", "elf_x86_64", "-static", "--no-dynamic-linker", "--build-id=none", "--fatal-warnings"),
-    *(
-        "--strip-debug",
-        "--discard-all",
-        "--nmagic",
-        "-z",
-        "noexecstack",
-        "-z",
-        "max-page-size=0x1000",
-    ),
+    *("-m", "elf_x86_64", "--build-id=none", "--fatal-warnings", "--strip-debug", "--discard-all"),
+    *("-z", "noexecstack", "-z", "max-page-size=0x1000"),
 )
+_PLACED: Final = ("-static", "--no-dynamic-linker", "--nmagic")
+_SHARED: Final = ("-shared", "-Bsymbolic", "--hash-style=gnu")
 
 
 class Source(msgspec.Struct, frozen=True):
     """One `.S` and how it is linked.
 
     `path` is relative to the package `guestemu`. `link` are the flags of `ld` that place it: a
-    linker script beside the source, or a fixed address for code that is one `.text` section.
+    linker script beside the source, or a fixed address for code that is one `.text` section, or
+    nothing for a shared library.
     """
 
     path: str
@@ -60,14 +55,18 @@ class Source(msgspec.Struct, frozen=True):
 
 
 def _blob(path: str, base: int) -> Source:
-    return Source(path, (f"-Ttext={base:#x}", "--entry=0"))
+    return Source(path, (*_PLACED, f"-Ttext={base:#x}", "--entry=0"))
 
 
 SOURCES: Final = (
     _blob("machine/native/hooks.S", 0),
     _blob("machine/native/modes.S", MODES),
     _blob("host/mirror/handler.S", 0),
-    *(Source(f"guest/snippet/snippet-{name}.S", ("--script=snippet.ld",)) for name in SNIPPETS),
+    Source("campaign/native/mutator.S", _SHARED),
+    *(
+        Source(f"guest/snippet/snippet-{name}.S", (*_PLACED, "--script=snippet.ld"))
+        for name in SNIPPETS
+    ),
 )
 
 

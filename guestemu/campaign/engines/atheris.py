@@ -23,21 +23,16 @@ from guestemu.abi.errors import EngineError
 from guestemu.campaign.dictionary import dictionary_text
 from guestemu.campaign.engines.base import Leave
 from guestemu.campaign.feedback import SIZE, Feedback
-from guestemu.campaign.mutator import Mutator, avoid_vmcall
+from guestemu.campaign.mixed_mutator import MixedMutator
+from guestemu.campaign.mutator import Mutator
+from guestemu.campaign.native import load_mutator
 from guestemu.campaign.session import Session, SessionOver
 from guestemu.campaign.store import write_atomically
-from guestemu.program.mutate import crossover_bytes
 
 _CORE: Final = "core_with_libfuzzer"
 _SEED_MASK: Final = (1 << 31) - 1
 _PC_BASE: Final = 0x1000
 _PC_STEP: Final = 16
-_OURS_MASK: Final = 3
-"""One mutation in four is ours."""
-_CROSSOVER_MASK: Final = 7
-_CROSSOVER_SHIFT: Final = 3
-_VMCALL_MASK: Final = 0xF0
-"""One mutation in sixteen may leave a VMCALL, which costs several runs."""
 
 Callback = Callable[[bytes], None]
 
@@ -101,59 +96,28 @@ def fuzz(arguments: list[str], test_one_input: Callback, session: Session) -> No
     import atheris
 
     mutator = MixedMutator(Mutator(session.plan.header, session.kinds), session.executor.max_size)
-    atheris.Setup(
-        arguments,
-        test_one_input,
-        custom_mutator=mutator.mutate,
-        custom_crossover=mutator.cross,
-        internal_libfuzzer=True,
-    )
-    _load_globally("atheris.custom_mutator")
-    _load_globally("atheris.custom_crossover")
+    native = load_mutator()
+    if native is not None:
+        atheris.Setup(arguments, test_one_input, internal_libfuzzer=True)
+    else:
+        atheris.Setup(
+            arguments,
+            test_one_input,
+            custom_mutator=mutator.mutate,
+            custom_crossover=mutator.cross,
+            internal_libfuzzer=True,
+        )
+        _load_globally("atheris.custom_mutator")
+        _load_globally("atheris.custom_crossover")
     core = _core()
     register(session.feedback, core)
-    mutator.use(core)
+    llvm_mutate = ctypes.PyDLL(core.__file__).LLVMFuzzerMutate
+    llvm_mutate.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t)
+    llvm_mutate.restype = ctypes.c_size_t
+    mutator.use(llvm_mutate)
+    if native is not None:
+        native.connect(ctypes.cast(llvm_mutate, ctypes.c_void_p).value or 0, mutator)
     atheris.Fuzz()
-
-
-class MixedMutator:
-    """Our op-aware mutations and, for the larger part, libFuzzer's own: those know nothing of ops
-    but cost a third, and every byte of a record decides something."""
-
-    def __init__(self, ours: Mutator, max_size: int) -> None:
-        self._ours = ours.mutate
-        self._size = max_size
-        self._buffer = bytearray(max_size)
-        self._address = ctypes.c_void_p(
-            ctypes.addressof((ctypes.c_char * max_size).from_buffer(self._buffer))
-        )
-        self._native: Callable[[ctypes.c_void_p, int, int], int] | None = None
-
-    def use(self, core: ModuleType) -> None:
-        """Takes LLVMFuzzerMutate from the libFuzzer inside `core`."""
-        native = ctypes.PyDLL(core.__file__).LLVMFuzzerMutate
-        native.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t)
-        native.restype = ctypes.c_size_t
-        self._native = native
-
-    def mutate(self, data: bytes, max_size: int, seed: int) -> bytes:
-        """See `Mutator.mutate`."""
-        size = len(data)
-        if self._native is None or not seed & _OURS_MASK or not size or size > self._size:
-            return self._ours(data, max_size, seed)
-        buffer = self._buffer
-        buffer[:size] = data
-        size = self._native(self._address, size, min(max_size, self._size))
-        if seed & _VMCALL_MASK:
-            avoid_vmcall(buffer, size)
-        return bytes(buffer[:size])
-
-    def cross(self, first: bytes, second: bytes, max_size: int, seed: int) -> bytes:
-        """A crossover of whole records, one time in eight; else a mutation of `first`: libFuzzer
-        calls this for every second input."""
-        if seed & _CROSSOVER_MASK or not first or not second:
-            return self.mutate(first, max_size, seed >> _CROSSOVER_SHIFT)
-        return crossover_bytes(first, second, max_size, seed)
 
 
 def _load_globally(module: str) -> None:
