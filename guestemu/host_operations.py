@@ -10,6 +10,7 @@ from guestemu.guest.base import CallOutcome
 from guestemu.host import ioctls
 from guestemu.host.base import Host
 from guestemu.host.firmware import operations as firmware
+from guestemu.host.qemu import operations as qemu
 from guestemu.program.ops import Op, OpKind
 
 HOST_OPERATIONS: Final[Mapping[OpKind, Callable[..., int]]] = {
@@ -23,6 +24,13 @@ HOST_OPERATIONS: Final[Mapping[OpKind, Callable[..., int]]] = {
     OpKind.HOST_POISON_PAGE: ioctls.poison_page,
     OpKind.SEV_IOCTL: firmware.sev_ioctl,
     OpKind.SEV_REGION: firmware.sev_region,
+    OpKind.QEMU_STATUS: qemu.qemu_status,
+    OpKind.QEMU_SYNC: qemu.qemu_sync,
+    OpKind.QEMU_RESIZE: qemu.qemu_resize,
+    OpKind.QEMU_HANDOVER: qemu.qemu_handover,
+    OpKind.QEMU_RESET: qemu.qemu_reset,
+    OpKind.QEMU_SEND: qemu.qemu_send,
+    OpKind.QEMU_RECORD: qemu.qemu_record,
 }
 """Each takes the host and the operation's arguments in their order."""
 

@@ -16,7 +16,7 @@ import msgspec
 
 from guestemu.abi.errors import InputError
 from guestemu.lockstep.check import DEFAULT_HOSTS
-from guestemu.program.ops import HOST_SPECS, SEV_SPECS, OpKind
+from guestemu.program.ops import HOST_SPECS, QEMU_SPECS, SEV_SPECS, OpKind
 from guestemu.program.program import Header
 
 _BUDGET: Final = 200_000
@@ -97,6 +97,20 @@ _TARGETS: Final = (
         kinds=frozenset(SEV_SPECS),
         max_ops=8,
         header=Header(host="sev-firmware", budget=_BUDGET),
+    ),
+    Target(
+        name="sync",
+        summary="QEMU's page-status sync, list, handover, resize, reset and failing migrations",
+        kinds=frozenset(QEMU_SPECS) - {OpKind.QEMU_RECORD},
+        max_ops=6,
+        header=Header(host="qemu-migration", budget=_BUDGET),
+    ),
+    Target(
+        name="stream",
+        summary="records of QEMU's migration stream with any numbers",
+        kinds=frozenset({OpKind.QEMU_RECORD}),
+        max_ops=4,
+        header=Header(host="qemu-migration", budget=_BUDGET),
     ),
     Target(
         name="lockstep",

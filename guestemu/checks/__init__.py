@@ -10,6 +10,7 @@ from guestemu.checks.host_ioctls import HostIoctlCheck
 from guestemu.checks.migration_control import MigrationControlCheck
 from guestemu.checks.page_enc import NUMBERS, PageEncRecordCheck, PageEncResultCheck
 from guestemu.checks.progress import ProgressCheck
+from guestemu.checks.qemu_status import QemuStatusCheck
 from guestemu.checks.ready import ReadyCheck
 from guestemu.checks.record import RecordCheck
 from guestemu.checks.resources import ResourceCheck
@@ -18,6 +19,7 @@ from guestemu.checks.sev_firmware import SevFirmwareCheck
 from guestemu.host.base import Host
 from guestemu.host.firmware.operations import HasSevWorld
 from guestemu.host.kvm.findings import ReportsFindings
+from guestemu.host.qemu.operations import HasQemuWorld
 
 
 def standard_checks(host: Host | None = None) -> tuple[Check, ...]:
@@ -34,4 +36,6 @@ def standard_checks(host: Host | None = None) -> tuple[Check, ...]:
         checks.append(ResourceCheck())
     if host is None or isinstance(host, HasSevWorld):
         checks.append(SevFirmwareCheck())
+    if host is None or isinstance(host, HasQemuWorld):
+        checks.append(QemuStatusCheck())
     return (*checks, ReadyCheck(), FreePagesCheck())

@@ -24,6 +24,12 @@ from guestemu.host.kvm.kernels import KERNELS
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
 from guestemu.host.kvm.shared_list_v10 import SharedListV10Host
 from guestemu.host.plugin import is_plugin_spec, load_plugin
+from guestemu.host.qemu.host import (
+    QemuMigration2019Host,
+    QemuMigration2020Host,
+    QemuMigration2021Host,
+    QemuMigrationHost,
+)
 from guestemu.host.userspace.qemu_10_2 import Qemu102Host
 from guestemu.host.userspace.qemu_v4 import QemuV4Host
 
@@ -32,6 +38,10 @@ _CLASSES: tuple[type[MergedHost] | type[HistoricHost], ...] = (
     QemuV4Host,
     Qemu102Host,
     SevFirmwareHost,
+    QemuMigrationHost,
+    QemuMigration2021Host,
+    QemuMigration2020Host,
+    QemuMigration2019Host,
     SharedListV10Host,
     BitmapV8Host,
     BitmapV6Host,

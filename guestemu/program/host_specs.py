@@ -92,8 +92,9 @@ MEMORY_SPECS: Final[Mapping[OpKind, OpSpec]] = {
     OpKind.EVICT: OpSpec(
         "evict",
         (_PAGES, _a("private", Argument.FLAG, 1)),
-        "the lines of these pages with the C-bit `private` leave the CPU's cache, dirty ones to DRAM "
-        "(a CLFLUSH, too, does that); the number of dirty ones; -ENOTTY without `cache` in the header",
+        "the cache lines of these pages with the C-bit `private` leave the CPU's cache, dirty ones "
+        "to DRAM, as by eviction or CLFLUSH; the number of dirty ones; without `cache` in the "
+        "header -ENOTTY",
         has_page=True,
     ),
     OpKind.HOST_READ: OpSpec(
@@ -141,3 +142,44 @@ SEV_SPECS: Final[Mapping[OpKind, OpSpec]] = {
     ),
 }
 """What user space asks of KVM's SEV part; on a host without a modelled firmware: -ENOTTY."""
+
+QEMU_SPECS: Final[Mapping[OpKind, OpSpec]] = {
+    OpKind.QEMU_STATUS: OpSpec(
+        "qemu_status",
+        (
+            _a("section", Argument.SLOT),
+            _a("page", Argument.BYTE),
+            _PAGES,
+            _a("private", Argument.FLAG),
+        ),
+        "KVM records the status of pages from `page` of a section of memory on (section 15: no "
+        "memory, gfn 2^32)",
+    ),
+    OpKind.QEMU_SYNC: OpSpec("qemu_sync", (), "QEMU brings its copy of the status up to date"),
+    OpKind.QEMU_RESIZE: OpSpec(
+        "qemu_resize", (_a("block", Argument.SLOT),), "QEMU resizes a RAM block (to the same size)"
+    ),
+    OpKind.QEMU_HANDOVER: OpSpec(
+        "qemu_handover", (), "QEMU's status record goes through the stream to a destination"
+    ),
+    OpKind.QEMU_RESET: OpSpec("qemu_reset", (), "a system reset"),
+    OpKind.QEMU_SEND: OpSpec(
+        "qemu_send",
+        (_a("step", Argument.SLOT),),
+        "0: a page goes through the firmware; 1, 2, 3: the migration completes, fails, is "
+        "cancelled (modulo 4)",
+    ),
+    OpKind.QEMU_RECORD: OpSpec(
+        "qemu_record",
+        (
+            _a("record", Argument.SLOT),
+            _a("first", Argument.U64),
+            _a("second", Argument.U64),
+            _a("third", Argument.U64),
+            _a("filler", Argument.BYTE),
+        ),
+        "a record of the migration stream with these numbers arrives: 0 bitmap, 1 regions, 2 "
+        "encrypted page, 3 blocks, 4 page, 5 raw words; the result is the number of records read",
+    ),
+}
+"""The parts of a migrating QEMU; on a host without one: -ENOTTY."""

@@ -53,6 +53,13 @@ class OpKind(enum.IntEnum):
     MIGRATE_STOP = 33
     SEV_IOCTL = 70
     SEV_REGION = 71
+    QEMU_STATUS = 72
+    QEMU_SYNC = 73
+    QEMU_RESIZE = 74
+    QEMU_HANDOVER = 75
+    QEMU_RESET = 76
+    QEMU_SEND = 77
+    QEMU_RECORD = 78
     EVICT = 80
     HOST_READ = 81
     HOST_WRITE = 82

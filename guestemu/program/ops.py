@@ -20,7 +20,13 @@ import msgspec
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
 from guestemu.abi.regions import REGIONS, Instruction, Region, RegionSpec
 from guestemu.abi.x86 import Mode
-from guestemu.program.host_specs import HOST_SPECS, MEMORY_SPECS, MIGRATION_SPECS, SEV_SPECS
+from guestemu.program.host_specs import (
+    HOST_SPECS,
+    MEMORY_SPECS,
+    MIGRATION_SPECS,
+    QEMU_SPECS,
+    SEV_SPECS,
+)
 from guestemu.program.kinds import ARGUMENT_MASKS, Argument, ArgumentSpec, OpKind, OpSpec
 from guestemu.program.kinds import argument as _a
 
@@ -33,6 +39,7 @@ __all__ = [
     "MEMORY_SPECS",
     "MIGRATION_SPECS",
     "NAMES",
+    "QEMU_SPECS",
     "REGIONS",
     "SEV_SPECS",
     "SPECS",
@@ -168,6 +175,7 @@ SPECS: Final[Mapping[OpKind, OpSpec]] = {
     **HOST_SPECS,
     **MIGRATION_SPECS,
     **SEV_SPECS,
+    **QEMU_SPECS,
     **MEMORY_SPECS,
 }
 

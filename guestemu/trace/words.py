@@ -15,7 +15,14 @@ from typing import Final
 from guestemu.abi.addresses import to_signed
 from guestemu.guest.base import CallOutcome, GuestOops
 from guestemu.machine.exits import BudgetExhausted, ExceptionExit, Shutdown, Unbacked
-from guestemu.program.ops import HOST_SPECS, MIGRATION_SPECS, SEV_SPECS, Op, OpKind
+from guestemu.program.ops import (
+    HOST_SPECS,
+    MIGRATION_SPECS,
+    QEMU_SPECS,
+    SEV_SPECS,
+    Op,
+    OpKind,
+)
 from guestemu.trace.run import Run
 
 OK: Final = "ok"
@@ -44,6 +51,7 @@ _STATUS: Final = frozenset(
         *HOST_SPECS,
         *MIGRATION_SPECS,
         *SEV_SPECS,
+        *QEMU_SPECS,
     }
 )
 _LOADS: Final = frozenset({OpKind.READ, OpKind.RDMSR})

@@ -238,7 +238,7 @@ GUEST_BUGS: Final = (
         "frames",
     ),
     ZooBug(
-        "M76",
+        "M76a",
         "device memory is mapped with C = 0 and nobody is told",
         "D8c",
         "Linux ioremap",

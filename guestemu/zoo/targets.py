@@ -243,6 +243,35 @@ _TARGETS: Final = (
         _as_they_are,
     ),
     ZooTarget(
+        "sync",
+        "QEMU's status sync and list, handovers, resizes, resets",
+        frozenset(
+            {
+                OpKind.QEMU_STATUS,
+                OpKind.QEMU_SYNC,
+                OpKind.QEMU_RESIZE,
+                OpKind.QEMU_HANDOVER,
+                OpKind.QEMU_RESET,
+            }
+        ),
+        6,
+        _as_they_are,
+    ),
+    ZooTarget(
+        "outgoing",
+        "pages through the firmware, and migrations that end",
+        frozenset({OpKind.QEMU_SEND}),
+        6,
+        _as_they_are,
+    ),
+    ZooTarget(
+        "stream",
+        "records of the migration stream with any numbers",
+        frozenset({OpKind.QEMU_RECORD}),
+        4,
+        _as_they_are,
+    ),
+    ZooTarget(
         "device",
         "pages that the guest maps with C = 0 for a device",
         _SETS | {OpKind.TOUCH_CBIT},

@@ -18,6 +18,10 @@ AS_POSTED = {
         "fault-orders",  # M22: ret never written, the guest reads the answer before
     },
     "sev-firmware": set(),
+    "qemu-migration": set(),
+    "qemu-migration-2021": set(),
+    "qemu-migration-2020": set(),
+    "qemu-migration-2019": set(),
     "qemu-10.2": {"any-input", "beyond-ram"},  # D27: the guest stops its VM; M58: 2^52 pages wrap
     "shared-list-v10": {
         "early-notice",  # K2-d

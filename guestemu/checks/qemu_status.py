@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a migrating QEMU believes is what the guest said.
+
+After a sync, and after a resize that follows it, every page's status is KVM's record at that sync
+(H.4 item 7; memory without GPA is encrypted, device RAM is plain: D34, D8c). After a handover the
+destination knows the same shared pages as the source (D22, D25); after a reset none is shared;
+after a migration that failed or was cancelled the firmware's guest runs (D16); a well-formed status
+record is understood (D8b). Written without calling QEMU's sync.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Final
+
+from bitarray import bitarray
+
+from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, Gpa, RamAddr
+from guestemu.abi.errno import EIO
+from guestemu.checks.base import OpView, Violation
+from guestemu.host.qemu.operations import HasQemuWorld
+from guestemu.program.ops import OpKind
+
+if TYPE_CHECKING:
+    from guestemu.host.qemu.world import QemuWorld
+
+_WORD: Final = 64
+_BITMAP_RECORD: Final = 0
+_FIRST_END: Final = 2
+_STEPS: Final = 4
+_KINDS: Final = 6
+
+
+class QemuStatusCheck:
+    """See the module's docstring. Remembers the record at the last sync."""
+
+    name = "qemu-status"
+    kinds: frozenset[OpKind] | None = frozenset(
+        {
+            OpKind.QEMU_STATUS,
+            OpKind.QEMU_SYNC,
+            OpKind.QEMU_RESIZE,
+            OpKind.QEMU_HANDOVER,
+            OpKind.QEMU_RESET,
+            OpKind.QEMU_SEND,
+            OpKind.QEMU_RECORD,
+        }
+    )
+
+    def __init__(self) -> None:
+        self._synced: dict[str, bitarray] = {}
+
+    def after(self, view: OpView) -> Iterable[Violation]:
+        """See the class."""
+        if not isinstance(view.host, HasQemuWorld):
+            return ()
+        if view.index == 0:
+            self._synced = {}
+        return [
+            Violation(self.name, view.index, message, fact)
+            for message, fact in self._judge(view, view.host.qemu_world())
+        ]
+
+    def _judge(self, view: OpView, world: QemuWorld) -> Iterator[tuple[str, str]]:
+        kind, value = view.op.kind, view.outcome.value
+        if kind is OpKind.QEMU_SYNC:
+            self._synced = _truth(world)
+            yield from self._compare(world)
+        elif kind is OpKind.QEMU_RESIZE and value == 0:
+            yield from self._compare(world)
+        elif kind is OpKind.QEMU_HANDOVER and value == 0:
+            yield from _same_regions(world)
+        elif kind is OpKind.QEMU_RESET and value == 0 and world.regions:
+            yield f"{len(world.regions)} shared regions survived the reset", "D22, M55"
+        elif kind is OpKind.QEMU_SEND and value == 0:
+            is_over = view.op.arguments[0] % _STEPS >= _FIRST_END
+            if is_over and world.firmware.state != "running":
+                yield (
+                    f"the migration is over and the firmware's guest {world.firmware.state}",
+                    "D16",
+                )
+        elif kind is OpKind.QEMU_RECORD and value not in (1, -EIO) and _is_good(view, world):
+            yield "a well-formed status record was not understood", "D8b, M75"
+
+    def _compare(self, world: QemuWorld) -> Iterator[tuple[str, str]]:
+        status = world.status
+        for name, expected in self._synced.items():
+            block = world.machine.blocks[name]
+            for page in range(block.pages):
+                if world.has_list and _gfn(world, name, page) is None:
+                    continue
+                found = status.is_private(block, page, live=world.has_list)
+                if found != expected[page]:
+                    word = "private" if found else "shared"
+                    text = f"page {page:#x} of {name} counts as {word}, the guest said otherwise"
+                    yield text, "H.4 item 7, D1 to D23"
+                    return
+
+
+def _gfn(world: QemuWorld, name: str, page: int) -> int | None:
+    address = RamAddr(world.machine.blocks[name].ram_addr + (page << PAGE_SHIFT))
+    for section in world.machine.sections:
+        if section.ram_addr <= address < section.ram_addr + section.size:
+            return Gpa(section.gpa + address - section.ram_addr) >> PAGE_SHIFT
+    return None
+
+
+def _truth(world: QemuWorld) -> dict[str, bitarray]:
+    """Status by block and page from the record; memory without GPA is encrypted, device RAM not."""
+    found = {}
+    for name, block in world.machine.blocks.items():
+        bits = bitarray(block.pages, endian="little")
+        bits.setall(name == "pc.ram")
+        if name == "pc.ram":
+            for section in world.machine.sections:
+                if section.block.name == name:
+                    first = section.offset >> PAGE_SHIFT
+                    pages = section.size >> PAGE_SHIFT
+                    record = world.private_bits(section.gpa >> PAGE_SHIFT, pages)
+                    bits[first : first + pages] = record
+        found[name] = bits
+    return found
+
+
+def _same_regions(world: QemuWorld) -> Iterator[tuple[str, str]]:
+    """Compared over what the format can carry: the list everything, a bitmap what is RAM."""
+    if world.has_list:
+        source, target = (
+            world.shared_set(world.regions),
+            world.shared_set(world.received),
+        )
+        differs = source != target
+    else:
+        bits = [
+            _bits(regions, section.gpa >> PAGE_SHIFT, section.size >> PAGE_SHIFT)
+            for section in world.machine.sections
+            for regions in (world.regions, world.received)
+        ]
+        differs = bits[::2] != bits[1::2]
+    if differs:
+        yield "the destination has other shared pages than the source", "D22, D25, M55"
+
+
+def _bits(regions: Iterable[tuple[int, int]], start: int, pages: int) -> bitarray:
+    bits = bitarray(pages, endian="little")
+    bits.setall(True)
+    for first, last in regions:
+        low, high = max(first - start, 0), min(last - start, pages)
+        if low < high:
+            bits[low:high] = False
+    return bits
+
+
+def _is_good(view: OpView, world: QemuWorld) -> bool:
+    """Whether the record is a bitmap as a correct source writes it."""
+    kind, start, pages, size, _ = view.op.arguments
+    if kind % _KINDS != _BITMAP_RECORD or world.has_list:
+        return False
+    end = (start >> PAGE_SHIFT) + pages
+    need = (pages + _WORD - 1) // _WORD * 8
+    return not start & PAGE_MASK and pages > 0 and end <= world.machine.top_gfn and size == need
