@@ -8,26 +8,19 @@ from html import escape
 from typing import Final
 
 from guestemu.dma.analysis import Analysis
-from guestemu.dma.charts import address_map, bar_chart, step_chart
+from guestemu.dma.charts import address_map
 from guestemu.dma.cost import Cost
 from guestemu.dma.migration import Migration
 from guestemu.dma.policy_figures import PolicyFigures
 from guestemu.dma.report import DmaReport
 from guestemu.dma.sharing import MapCell
 from guestemu.dma.summary import human_pages, human_time
+from guestemu.report.charts import bar_chart, step_chart
+from guestemu.report.page import html_page, section, table
 
 SHOWN_DEVICES: Final = 40
 SHOWN_ANOMALIES: Final = 50
 SHOWN_PASSES: Final = 50
-_STYLE: Final = """
-body{font:14px/1.5 system-ui,sans-serif;max-width:960px;margin:2em auto;padding:0 1em;color:#1d2433}
-h1{font-size:1.5em}h2{font-size:1.15em;margin:2em 0 .5em;border-bottom:1px solid #ccd}
-table{border-collapse:collapse;width:100%}td,th{padding:.15em .6em;text-align:right}
-th{border-bottom:1px solid #99a}td:first-child,th:first-child{text-align:left}
-tr:nth-child(even){background:#f4f6fa}svg{width:100%;height:auto;display:block;font-size:12px}
-.area{fill:#b9cdf0}.line{fill:none;stroke:#2456b3;stroke-width:1.5}.bar{fill:#3f72c9}
-.frame{fill:#eef1f6}.was{fill:#2456b3}.now{fill:#c0392b}.bad{color:#b00020}
-"""
 _COST_COLUMNS: Final = (
     ("conversions", "conversions"),
     ("pages", "pages_converted"),
@@ -52,27 +45,11 @@ def report_page(
     if analysis is not None:
         parts += _analysis(report, analysis, cells)
     if policies:
-        parts.append(_section("Policies compared", _policies(policies)))
+        parts.append(section("Policies compared", _policies(policies)))
     if report.migrations:
-        parts.append(_section("Migration over the run", _migrations(report.migrations)))
-    parts.append(_section("Anomalies and violations", _problems(report)))
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>"
-        f"<body>{''.join(parts)}</body></html>\n"
-    )
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{body}</section>"
-
-
-def _table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    head = "".join(f"<th>{escape(text)}</th>" for text in headings)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        parts.append(section("Migration over the run", _migrations(report.migrations)))
+    parts.append(section("Anomalies and violations", _problems(report)))
+    return html_page(title, parts)
 
 
 def _overview(report: DmaReport) -> str:
@@ -86,7 +63,7 @@ def _overview(report: DmaReport) -> str:
     ]
     if report.hypercalls is not None:
         rows += [("hypercalls", report.hypercalls), ("peak shared pages", report.peak_shared_pages)]
-    return _table(("figure", "value"), rows)
+    return table(("figure", "value"), rows)
 
 
 def _analysis(report: DmaReport, analysis: Analysis, cells: Sequence[MapCell]) -> list[str]:
@@ -114,17 +91,17 @@ def _analysis(report: DmaReport, analysis: Analysis, cells: Sequence[MapCell]) -
         (_device(name, report), float(cost.hypercalls)) for name, cost in devices[:SHOWN_DEVICES]
     ]
     return [
-        _section("Shared pages over time", step_chart(points, "shared pages", "shared-over-time")),
-        _section("Lifetimes of freed buffers", bar_chart(lifetimes, "lifetimes")),
-        _section("Address map", where),
-        _section(
+        section("Shared pages over time", step_chart(points, "shared pages", "shared-over-time")),
+        section("Lifetimes of freed buffers", bar_chart(lifetimes, "lifetimes")),
+        section("Address map", where),
+        section(
             "Hypercalls by device",
             bar_chart(bars, "device-hypercalls")
             + _costs("device", [(_device(name, report), cost) for name, cost in devices]),
         ),
-        _section("Drivers", _costs("driver", analysis.by_driver.items())),
-        _section("Phases", _costs("phase", analysis.by_phase.items())),
-        _section("Never freed", _leaks(report)),
+        section("Drivers", _costs("driver", analysis.by_driver.items())),
+        section("Phases", _costs("phase", analysis.by_phase.items())),
+        section("Never freed", _leaks(report)),
     ]
 
 
@@ -138,13 +115,13 @@ def _costs(what: str, costs: Iterable[tuple[str, Cost]]) -> str:
         (name or "(unknown)", *(getattr(cost, field) for _, field in _COST_COLUMNS))
         for name, cost in costs
     ]
-    return _table((what, *(heading for heading, _ in _COST_COLUMNS)), rows[:SHOWN_DEVICES])
+    return table((what, *(heading for heading, _ in _COST_COLUMNS)), rows[:SHOWN_DEVICES])
 
 
 def _leaks(report: DmaReport) -> str:
     rows = [(leak.device, leak.phase, leak.buffers, leak.pages, leak.line) for leak in report.leaks]
     rows.sort(key=lambda row: -row[3])
-    return _table(("device", "phase", "buffers", "pages", "first line"), rows[:SHOWN_DEVICES])
+    return table(("device", "phase", "buffers", "pages", "first line"), rows[:SHOWN_DEVICES])
 
 
 def _policies(policies: Mapping[str, PolicyFigures]) -> str:
@@ -161,7 +138,7 @@ def _policies(policies: Mapping[str, PolicyFigures]) -> str:
         for name, figures in policies.items()
     ]
     headings = ("policy", "conversions", "hypercalls", "saved", "peak shared", "mean", "extra")
-    return _table(headings, rows)
+    return table(headings, rows)
 
 
 def _migrations(migrations: Sequence[Migration]) -> str:
@@ -185,7 +162,7 @@ def _migrations(migrations: Sequence[Migration]) -> str:
         f"way, {done.wrong_page_seconds:.6g} page-seconds until they were sent again.</p>"
         for done in migrations
     )
-    return _table(headings, rows) + words
+    return table(headings, rows) + words
 
 
 def _problems(report: DmaReport) -> str:
