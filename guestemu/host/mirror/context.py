@@ -9,6 +9,7 @@ cipher's image of all of it. Layout of the context page: handler.S, CTX_*.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from functools import cache
 from importlib.resources import files
 from io import BytesIO
@@ -44,7 +45,8 @@ class HandlerConfig(msgspec.Struct, frozen=True):
     `key`: 16 bytes, the transport key of both sides. `sender` is who this side is in headers,
     `peer` whose packets it takes (64 bits; two senders under one key differ in the low 32, which
     are part of the IV). `shift`: the handler's address of a page is the command's address plus
-    this. With `guards_itself` it refuses its own pages. `cbit` is the bit number in its page
+    this. With `guards_itself` it refuses its own pages, at every address that the slots gave them
+    when it was installed. `cbit` is the bit number in its page
     tables: the prototype has 47 whatever the machine's is (M62); None takes the machine's.
     """
 
@@ -78,11 +80,16 @@ def handler_code() -> HandlerCode:
 
 
 def install_handler(
-    ram: GuestRam, placement: Placement, config: HandlerConfig, machine_cbit: int
+    ram: GuestRam,
+    placement: Placement,
+    config: HandlerConfig,
+    machine_cbit: int,
+    aliases: Iterable[int] = (),
 ) -> None:
     """Writes the handler's private pages; `machine_cbit` is the bit number of the processor's
-    C-bit. The mailbox is cleared through the shared view. `InputError` for a key of another length,
-    too few pages of tables, or pages that the tables do not map."""
+    C-bit, `aliases` are mirror GPAs at which its pages appear as well. The mailbox is cleared
+    through the shared view. `InputError` for a key of another length, too few pages of tables, or
+    pages that the tables do not map."""
     if len(config.key) != KEY_SIZE:
         raise InputError(f"transport key of {len(config.key)} bytes: give {KEY_SIZE}")
     if len(placement.tables) < tables_needed(placement.reach):
@@ -91,7 +98,7 @@ def install_handler(
             f"{tables_needed(placement.reach)}"
         )
     cbit = 1 << (machine_cbit if config.cbit is None else config.cbit)
-    page = _context_page(placement, config)
+    page = _context_page(placement, config, aliases)
     for place in placement.private_pages:
         ram.write(Gpa(place.ram_addr), bytes(PAGE_SIZE))
     ram.write(Gpa(placement.code.ram_addr), handler_code().data)
@@ -107,10 +114,11 @@ def start_cr3(placement: Placement, config: HandlerConfig, machine_cbit: int) ->
     return placement.tables[0].mirror_gpa | 1 << cbit
 
 
-def _context_page(placement: Placement, config: HandlerConfig) -> bytes:
+def _context_page(placement: Placement, config: HandlerConfig, aliases: Iterable[int]) -> bytes:
     flags = {Form.BOUND: _FLAG_BOUND, Form.UNBOUND: 0, Form.COPY: _FLAG_COPY}[config.form]
     flags |= _FLAG_GUARD if config.guards_itself else 0
-    own = sorted({gva for page in placement.pages for gva in placement.gvas(page.mirror_gpa)})
+    gpas = {page.mirror_gpa for page in placement.pages} | set(aliases)
+    own = sorted({gva for gpa in gpas for gva in placement.gvas(gpa)})
     if len(own) > _OWN_MAX:
         raise InputError(f"handler of {len(own)} pages: it can guard {_OWN_MAX}")
     page = bytearray(PAGE_SIZE)

@@ -63,7 +63,10 @@ class MailboxHandler:
 
     def install(self) -> None:
         """Writes the handler's pages into the guest's memory and starts its vCPU anew."""
-        install_handler(self.vm.ram, self.placement, self.config, self._cbit)
+        aliases = [
+            gpa for page in self.placement.pages for gpa in self.vm.mirror_gpas_of(page.ram_addr)
+        ]
+        install_handler(self.vm.ram, self.placement, self.config, self._cbit, aliases)
         self.restart()
 
     def restart(self) -> None:

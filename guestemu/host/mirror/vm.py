@@ -67,3 +67,11 @@ class SharedRamMirror:
         slot = self._slots[index]
         offset = mirror_gpa - slot.mirror_gpa
         return RamAddr(slot.ram_addr + offset) if offset < slot.pages * PAGE_SIZE else None
+
+    def mirror_gpas_of(self, ram_addr: RamAddr) -> list[Gpa]:
+        """Every mirror GPA at which a page of RAM appears."""
+        return [
+            Gpa(slot.mirror_gpa + ram_addr - slot.ram_addr)
+            for slot in self._slots
+            if 0 <= ram_addr - slot.ram_addr < slot.pages * PAGE_SIZE
+        ]
