@@ -140,5 +140,5 @@ def test_repeated_harm_is_reported_once():
 def test_checks_are_chosen_by_the_host(name):
     host = load_host(name)
     has_resources = any(isinstance(check, ResourceCheck) for check in standard_checks(host))
-    assert has_resources == name.startswith(("bitmap", "shared"))
+    assert has_resources == name.startswith(("bitmap", "shared", "qemu-migration"))
     assert len(standard_checks(host)) < len(standard_checks())
