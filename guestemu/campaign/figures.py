@@ -55,6 +55,7 @@ class Figures(msgspec.Struct, frozen=True):
             "near_misses": self.near_misses,
             "findings": len(self.findings),
             "infrastructure": len(self.infrastructure),
+            "workers": [worker.execs_per_second for worker in self.workers],
         }
 
 

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`guestemu triage`: what campaigns found, by cause."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from guestemu.cli import console
+from guestemu.cli._options import AsJson
+from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
+
+if TYPE_CHECKING:
+    from guestemu.findings.triage import Triaged
+
+
+def command(
+    workdirs: Annotated[
+        list[Path],
+        typer.Argument(metavar="WORKDIR...", help="Campaigns.", show_default=False),
+    ],
+    write: Annotated[
+        bool,
+        typer.Option("--write/--no-write", help="Put KEY.md and test_KEY.py beside each program."),
+    ] = True,
+    as_json: AsJson = False,
+) -> int:
+    """Group the findings of campaigns by cause, and explain each.
+
+    Every finding's program runs again on the host as it is now, so a defect that was mended shows
+    as gone. Beside each program go KEY.md (what was expected, by which fact, what happened, the
+    guest's code) and test_KEY.py, which fails as long as the defect is there.
+
+    Exit status 0: nothing is wrong (any more); 1: findings.
+
+    For example:
+
+      guestemu triage guestemu-work/hypercall
+
+      guestemu triage day1 day2 --no-write --json
+    """
+    from guestemu.cli._step_progress import StepProgress
+    from guestemu.findings.triage import programs_in, triage
+
+    with StepProgress(programs_in(workdirs)) as progress:
+        found = triage(workdirs, write, progress.advance)
+    if as_json:
+        console.emit_json({"findings": found})
+    else:
+        _tell(found)
+    return EXIT_FINDINGS if any(entry.state != "gone" for entry in found) else EXIT_OK
+
+
+def _tell(found: list[Triaged]) -> None:
+    from guestemu.campaign.screen import duration
+
+    if not found:
+        console.emit(console.paint("nothing found", "green"))
+    for entry in found:
+        state = "" if entry.state == "shown" else f" ({entry.state})"
+        style = "green" if entry.state == "gone" else "red"
+        console.emit(console.paint(f"{entry.key}{state}", style))
+        console.emit(f"  met {entry.count:,} times, first after {duration(entry.first_seen_s)}")
+        if entry.message:
+            fact = f" ({entry.fact})" if entry.fact else ""
+            console.emit(f"  {entry.message}{fact}")
+        for place in entry.places:
+            console.emit(f"  {place}")
+        for program in entry.programs:
+            console.emit(f"  guestemu run {program}")

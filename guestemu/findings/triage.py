@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Findings of many campaigns folded into one list, each looked at anew.
+
+A finding's program is run again, as it is and on the host as it is now: what is mended since is
+said to be gone, and what two campaigns found is one entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from guestemu.abi.errors import GuestemuError
+from guestemu.campaign.figures import merge_counts
+from guestemu.campaign.findings import FindingCount
+from guestemu.campaign.readings import finding_programs, read_campaign
+from guestemu.campaign.store import write_atomically
+from guestemu.findings.bundle import make_bundle
+from guestemu.findings.identify import Finding, digest_of
+from guestemu.findings.single import findings_of
+from guestemu.program.program import Program
+from guestemu.program.text import load_program
+
+
+class Triaged(msgspec.Struct, frozen=True):
+    """One defect over all campaigns. `programs` are the files that show it, the first is to be
+    read; `places` the suspected host code; `state`: "shown", "gone" (no check fails any more) or
+    "error: WHY" (the program cannot be run)."""
+
+    key: str
+    check: str
+    program: str
+    programs: tuple[str, ...]
+    count: int
+    first_seen_s: float
+    message: str
+    fact: str
+    symptom: str
+    places: tuple[str, ...]
+    state: str
+
+
+class _Group(msgspec.Struct):
+    key: str
+    state: str
+    paths: list[Path]
+    counts: list[FindingCount]
+    finding: Finding | None = None
+    program: Program | None = None
+
+
+def triage(workdirs: Sequence[Path], writing: bool, advance: Callable[[], None]) -> list[Triaged]:
+    """The defects that campaigns found, those met most first; `writing` puts explanation and test
+    beside the first program of each. `advance` is called after each program.
+
+    Raises `InputError` for a directory that is no campaign.
+    """
+    groups: dict[str, _Group] = {}
+    for workdir in workdirs:
+        counts = {found.key: found for found in read_campaign(workdir).findings}
+        for path in finding_programs(workdir):
+            group = _look(path, counts.get(path.stem))
+            known = groups.setdefault(digest_of(group.key), group)
+            if known is not group:
+                known.paths += group.paths
+                known.counts += group.counts
+            advance()
+    for group in groups.values():
+        if writing and group.finding is not None and group.program is not None:
+            _write(group.finding, group.program, group.paths[0])
+    found = [_triaged(group) for group in groups.values()]
+    return sorted(found, key=lambda entry: (-entry.count, entry.key))
+
+
+def programs_in(workdirs: Sequence[Path]) -> int:
+    """How many programs `triage` will run."""
+    return sum(len(finding_programs(workdir)) for workdir in workdirs)
+
+
+def _look(path: Path, count: FindingCount | None) -> _Group:
+    counts = [] if count is None else [count]
+    try:
+        program = load_program(path)
+        findings = findings_of(msgspec.structs.replace(program, expectations=()))
+    except GuestemuError as error:
+        return _Group(path.stem, f"error: {error}", [path], counts)
+    if not findings:
+        return _Group(path.stem, "gone", [path], counts)
+    digest = digest_of(path.stem)
+    same = [finding for finding in findings if digest_of(finding.key) == digest]
+    finding = (same or findings)[0]
+    return _Group(finding.key, "shown", [path], counts, finding, program)
+
+
+def _write(finding: Finding, program: Program, path: Path) -> None:
+    bundle = make_bundle(finding, program, path, f"the campaign in {path.parent.parent}")
+    write_atomically(path.with_suffix(".md"), bundle.explanation.encode())
+    name = f"test_{path.stem.replace('-', '_')}.py"
+    write_atomically(path.with_name(name), bundle.test.encode())
+
+
+def _triaged(group: _Group) -> Triaged:
+    merged = merge_counts(
+        [[msgspec.structs.replace(count, key=group.key)] for count in group.counts]
+    )
+    finding = group.finding
+    return Triaged(
+        key=group.key,
+        check=group.key.partition("-")[0] if finding is None else finding.violation.check,
+        program=str(group.paths[0]),
+        programs=tuple(map(str, group.paths)),
+        count=merged[0].count if merged else 0,
+        first_seen_s=merged[0].first_seen_s if merged else 0.0,
+        message="" if finding is None else finding.violation.message,
+        fact="" if finding is None else finding.violation.fact,
+        symptom="" if finding is None else finding.symptom,
+        places=() if finding is None else finding.places,
+        state=group.state,
+    )
