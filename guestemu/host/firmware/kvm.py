@@ -109,10 +109,14 @@ def _run(vm: KvmSevVm, cmd: SevCmd, handler: _Handler) -> int:
 
 def register_region(vm: KvmSevVm, addr: int, size: int) -> int:
     """KVM_MEMORY_ENCRYPT_REG_REGION (E28): pins [addr, addr + size) for the VM's life."""
+    if vm.is_dead:
+        return -EIO
     if not vm.is_sev:
         return -ENOTTY
     if vm.owner is not None:
         return -EINVAL
+    if vm.is_locked:
+        raise WouldBlock
     try:
         pages = vm.pin(addr, size, True)
     except KernelError as error:
@@ -125,8 +129,12 @@ def register_region(vm: KvmSevVm, addr: int, size: int) -> int:
 def unregister_region(vm: KvmSevVm, addr: int, size: int) -> int:
     """KVM_MEMORY_ENCRYPT_UNREG_REGION (E28): only exactly what was registered; writes all caches
     back, then unpins."""
+    if vm.is_dead:
+        return -EIO
     if vm.owner is not None:
         return -EINVAL
+    if vm.is_locked:
+        raise WouldBlock
     if not vm.is_sev:
         return -ENOTTY
     for region in vm.regions:
