@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The report of a campaign as one self-contained HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Final
+
+from guestemu.campaign.readings import Reading, StatsLine, ops_in_corpus, read_stats
+from guestemu.campaign.screen import duration
+from guestemu.report.charts import bar_chart, step_chart
+from guestemu.report.page import html_page, section, table
+
+MAX_POINTS: Final = 600
+"""Points of a plot; of more lines, evenly spaced ones are drawn."""
+
+_PLOTS: Final = (
+    ("executions a second", "execs_per_second", "rate-over-time"),
+    ("inputs in the corpus", "corpus_size", "corpus-over-time"),
+    ("guest blocks", "guest_blocks", "guest-blocks-over-time"),
+    ("model states", "model_states", "model-states-over-time"),
+    ("near misses", "near_misses", "near-misses-over-time"),
+    ("findings", "findings", "findings-over-time"),
+)
+
+
+def report_page(reading: Reading) -> str:
+    """The page of the campaign that `reading` is of; reads its statistics, corpus and findings."""
+    root = Path(reading.root)
+    lines = read_stats(root)
+    title = f"{reading.record.target} on {Path(reading.record.host).name}, {root.name}"
+    parts = [f"<h1>{escape(title)}</h1>", _overview(reading), _findings(reading, root)]
+    parts += [
+        section(f"{name[0].upper()}{name[1:]} over time", _plot(lines, name, field, identity))
+        for name, field, identity in _PLOTS
+    ]
+    parts.append(section("Coverage by kind", _coverage(reading)))
+    if lines and len(lines[-1].workers) > 1:
+        workers = [(f"worker {n}", rate) for n, rate in enumerate(lines[-1].workers)]
+        parts.append(section("Executions a second by worker", bar_chart(workers, "workers")))
+    return html_page(title, parts)
+
+
+def _overview(reading: Reading) -> str:
+    record = reading.record
+    return table(
+        ("figure", "value"),
+        (
+            ("state", "running" if reading.is_running else "ended"),
+            ("guest", record.guest),
+            ("host", record.host),
+            ("C-bit", record.cbit),
+            ("memory", f"{record.memory} MiB"),
+            ("fault ops", "yes" if record.faults else "no"),
+            ("time", duration(reading.seconds)),
+            ("executions", f"{reading.executions:,}"),
+            ("executions a second", f"{reading.execs_per_second:,.0f}"),
+            ("inputs in the corpus", f"{reading.corpus_size:,}"),
+            ("nothing new for", duration(max(reading.seconds - reading.last_new_s, 0.0))),
+            ("findings", len(reading.findings)),
+        ),
+    )
+
+
+def _findings(reading: Reading, root: Path) -> str:
+    if not reading.findings:
+        return section("Findings", "<p>none</p>")
+    rows = [
+        (found.key, found.check, f"{found.count:,}", duration(found.first_seen_s))
+        for found in reading.findings
+    ]
+    body = table(("finding", "check", "met", "first after"), rows)
+    for found in reading.findings:
+        path = root / "findings" / f"{found.key}.prog"
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError:
+            continue
+        body += f'<h3 id="{escape(found.key)}">{escape(found.key)}</h3><pre>{escape(text)}</pre>'
+    return section("Findings", body)
+
+
+def _plot(lines: Sequence[StatsLine], name: str, field: str, identity: str) -> str:
+    if not lines:
+        return "<p>no figures yet</p>"
+    step = -(-len(lines) // MAX_POINTS)
+    chosen = [*lines[:-1:step], lines[-1]]
+    values = [(line.seconds, float(getattr(line, field))) for line in chosen]
+    return step_chart([(x, y, y) for x, y in [(0.0, 0.0), *values]], name, identity)
+
+
+def _coverage(reading: Reading) -> str:
+    latest = reading.latest
+    if latest is None:
+        return "<p>no figures yet</p>"
+    kinds = (
+        ("guest basic blocks", float(latest.guest_blocks)),
+        ("model states", float(latest.model_states)),
+        ("near misses", float(latest.near_misses)),
+    )
+    ops = ops_in_corpus(reading)
+    bars = [(name, float(count)) for name, count in ops.most_common()]
+    return (
+        f"{bar_chart(kinds, 'coverage')}<p>Ops in the corpus, by kind:</p>"
+        f"{bar_chart(bars, 'ops-by-kind')}"
+    )
