@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The guest code of the policies: `snippets/policy.elf`, built from `snippets/policy.S`.
+
+`python -m guestemu.ledger.code` builds it again with GNU as; nothing here does so when guestemu
+runs, the ELF file is committed.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
+
+from guestemu.abi.errors import InputError, MissingError
+from guestemu.guest.snippet.elf import SnippetImage, parse_snippet
+from guestemu.machine.assemble import Source, build
+
+GENERATION: Final = "6.1"
+"""The kernel generation whose snippet the policies change."""
+
+POLICY_WORD: Final = "error_policy"
+"""Symbol of the 8-byte word that selects the policy."""
+
+_SOURCE: Final = Source(
+    "ledger/snippets/policy.S",
+    ("-static", "--no-dynamic-linker", "--nmagic", "--script=../../guest/snippet/snippet.ld"),
+)
+
+
+def load_policy_code() -> SnippetImage:
+    """The committed code; all policies are in it."""
+    image = (files("guestemu.ledger") / "snippets" / "policy.elf").read_bytes()
+    return parse_snippet(GENERATION, image)
+
+
+def build_policy_code(output: Path) -> None:
+    """Assembles the code into the ELF file `output`.
+
+    Raises `MissingError` without binutils, `InputError` with the assembler's message.
+    """
+    build(_SOURCE, output)
+
+
+def main() -> int:
+    """Builds the committed file; returns the exit status."""
+    try:
+        build_policy_code(_SOURCE.output)
+    except InputError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except MissingError as error:
+        sys.stderr.write(f"{error}\n")
+        return 3
+    sys.stdout.write(f"built   {_SOURCE.path}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
