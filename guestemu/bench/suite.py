@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.errors import InputError
-from guestemu.bench import dma, execution, fuzzing, kernel, parts, status
+from guestemu.bench import dma, execution, fuzzing, kernel, mirror, parts, status
 from guestemu.bench.figure import TURN_SECONDS, Figure, Pair, measure
 from guestemu.bench.scene import Scene
 
@@ -36,6 +36,8 @@ _PREPARED: Final[Mapping[str, Callable[[Scene], Pair]]] = {
     "linux-call": kernel.call,
     "linux-restore": kernel.restore,
     "linux-boot": kernel.boot,
+    "handler-save": mirror.save,
+    "handler-transfer": mirror.transfer,
     "status-1": status.one,
     "status-512": status.leaf,
     "status-1M": status.million,
