@@ -37,8 +37,9 @@ def kernel_migration(
         str,
         typer.Option(
             "--path",
-            metavar="plain|firmware",
-            help="How pages cross: re-encrypted by the hosts, or as SEND/RECEIVE packets.",
+            metavar="plain|firmware|handler",
+            help="How pages cross: re-encrypted by the hosts, as SEND/RECEIVE packets, or by "
+            "migration handlers in mirror VMs.",
         ),
     ] = "plain",
     leaf: Annotated[
@@ -94,6 +95,8 @@ def kernel_migration(
       guestemu explore kernel-migration --guest linux:6.1 --every 500
 
       guestemu explore kernel-migration --path firmware --every 10 --json
+
+      guestemu explore kernel-migration --path handler --every 200
 
       guestemu explore kernel-migration --leaf 4k --tuples --there-and-back
 

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The two ways from source to destination: hosts that re-encrypt, or the firmware."""
+"""The ways from source to destination: hosts that re-encrypt, or the firmware; handler_path.py has
+migration handlers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from guestemu.abi.msrs import SEV_STATUS_SEV_ES
 from guestemu.abi.sev_firmware import Policy
-from guestemu.kernelmig.vmsa_link import VmsaLink
+from guestemu.kernelmig.vmsa_link import VmsaLink, VmsaPacket
 from guestemu.machine.machine import Machine, MachineConfig
 from guestemu.migration.firmware_link import FirmwareReceiver, FirmwareSender
 from guestemu.migration.links import Link, plain_link
@@ -17,12 +19,36 @@ GUEST_AT: Final = 0x1_0000_0000
 """System-physical address of the guest's frame 0 at the destination; the source's is 0."""
 
 
+class CarriesVmsas(Protocol):
+    """A link for the save area of a SEV-ES guest's vCPU."""
+
+    def send(self, machine: Machine) -> VmsaPacket:
+        """A packet of the current vCPU of `machine`."""
+
+    def receive(self, packet: VmsaPacket) -> None:
+        """Stores the save area of `packet`. Comes before the pages of its migration."""
+
+    def enter(self, machine: Machine) -> None:
+        """The current vCPU of `machine` becomes what came last."""
+
+
+def _nothing() -> None:
+    """For connections that need no beginning or end."""
+
+
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """A link for pages and, where the CPU crosses encrypted, one for save areas."""
+    """A link for pages and, where the CPU crosses encrypted, one for save areas.
+
+    Frames in `own` do not travel and are not compared; `begin` is called before the packets of each
+    migration, `close` after the last.
+    """
 
     link: Link
-    vmsa: VmsaLink | None = None
+    vmsa: CarriesVmsas | None = None
+    own: frozenset[int] = frozenset()
+    begin: Callable[[], None] = _nothing
+    close: Callable[[], None] = _nothing
 
 
 def is_es(config: MachineConfig) -> bool:

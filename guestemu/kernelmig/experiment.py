@@ -113,11 +113,14 @@ class Experiment:
         station.watch(self.scenario.window_end, self._see_window_end)
         connection = connect(self.source.machine, station.machine)
         self._link = connection.link
+        self._connection = connection
         self._vmsa = connection.vmsa
         station.machine.current.enter(Mode.LONG64, 0)
         self._own_vcpus = capture_state(station.machine).vcpus
         self._at_window_end: bytes | None = None
         for page in self._pages:
+            if page.gfn in connection.own:
+                continue
             packet = self._link.send(Gfn(page.gfn), page.is_private)
             station.receive(self._link.receiver, (packet,))
         station.settle()
@@ -135,6 +138,7 @@ class Experiment:
         self._stepper.to(index)
         ram = station.machine.ram
         state, vmsa = station.capture(), None
+        self._connection.begin()
         if self._vmsa is not None:
             vmsa = self._vmsa.send(station.machine)
             state = msgspec.structs.replace(state, vcpus=())
@@ -143,7 +147,7 @@ class Experiment:
             state,
             vmsa,
             list(station.host.exits),
-            tuple(sorted(ram.dirty_frames())),
+            tuple(sorted(ram.dirty_frames() - self._connection.own)),
             bytes(station.host.shared),
             self._page(ram, self.recording.is_private_at(index)),
         )
@@ -156,6 +160,12 @@ class Experiment:
         """The scenario's page alone, as it is at the source now."""
         return self._link.send(Gfn(self.scenario.gfn), is_private)
 
+    def difference(self, ended: Exit, departure: Departure) -> str | None:
+        """What is different in the destination's guest, whose run ended with `ended`, from the one
+        that stayed; None if nothing is."""
+        own = self._connection.own
+        return self.reference.difference(self.destination, ended, departure.log, own)
+
     @property
     def first_status(self) -> bytes:
         """The status of all frames when the window begins."""
@@ -167,12 +177,14 @@ class Experiment:
         """Puts the guest together; the page as it then reads it, before anything runs."""
         station = self.destination
         station.reset()
+        if self._vmsa is not None and departure.vmsa is not None:
+            self._vmsa.receive(departure.vmsa)
         station.receive(self._link.receiver, packets)
         if self._vmsa is None or departure.vmsa is None:
             station.take_over(departure.state)
         else:
             station.take_over(msgspec.structs.replace(departure.state, vcpus=self._own_vcpus))
-            self._vmsa.deliver(departure.vmsa, station.machine)
+            self._vmsa.enter(station.machine)
         is_private = self.recording.is_private_at(departure.index)
         return self._page(station.machine.ram, is_private)
 
@@ -192,5 +204,6 @@ class Experiment:
 
     def close(self) -> None:
         """Frees the machines."""
+        self._connection.close()
         for station in (self.source, self.destination, self._stays):
             station.close()

@@ -67,10 +67,16 @@ class Reference:
         """The page at the end, as its status's view reads it."""
         return self._ram.read(Gpa(gfn << PAGE_SHIFT), PAGE_SIZE, not self._shared[gfn])
 
-    def difference(self, station: Station, ended: Exit, log: list[BootExit]) -> str | None:
+    def difference(
+        self,
+        station: Station,
+        ended: Exit,
+        log: list[BootExit],
+        own: frozenset[int] = frozenset(),
+    ) -> str | None:
         """What is different in `station`, whose run ended with `ended`; None if nothing is.
 
-        `log` are the exits that the source answered before.
+        `log` are the exits that the source answered before, frames in `own` are not the guest's.
         """
         if not _is_at(ended, self.end):
             return f"ended with {ended}"
@@ -84,7 +90,7 @@ class Reference:
             return _describe(self.state.vcpus[0], state.vcpus[0])
         ram = station.machine.ram
         pages = self._pages
-        for gfn in ram.dirty_frames() | pages.keys():
+        for gfn in (ram.dirty_frames() | pages.keys()) - own:
             if gfn in self.undefined:
                 continue
             content = ram.read(Gpa(gfn << PAGE_SHIFT), PAGE_SIZE, not shared[gfn])

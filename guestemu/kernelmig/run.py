@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +12,8 @@ import msgspec
 from guestemu.abi.sev_firmware import Policy
 from guestemu.guest.linux.load import LOADER, linux_config
 from guestemu.kernelmig.connection import connect_firmware, connect_plain
-from guestemu.kernelmig.experiment import GUEST_BUDGET, Experiment
+from guestemu.kernelmig.experiment import GUEST_BUDGET, Connect, Experiment
+from guestemu.kernelmig.handler_path import connect_handler, connect_unbound
 from guestemu.kernelmig.scenario import Variant
 from guestemu.kernelmig.sweep import FetchOrder, Point, SweepResult, sweep
 from guestemu.kernelmig.tuples import Matrix, visible_instants
@@ -26,7 +27,11 @@ CBIT: Final = 39
 LEAVES: Final = {"4k": (False,), "2m": (True,), "both": (False, True)}
 """Values of --leaf: whether the kernel has to split the page's leaf, for each window."""
 
-PATHS: Final = {"plain": connect_plain, "firmware": connect_firmware}
+PATHS: Final[Mapping[str, Connect]] = {
+    "plain": connect_plain,
+    "firmware": connect_firmware,
+    "handler": connect_handler,
+}
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -169,7 +174,8 @@ def _sweep(
 
 def _tuples(request: Request, config: MachineConfig, report: Report, watcher: Watcher) -> None:
     variant = Variant(False, request.there_and_back)
-    experiment = Experiment(request.image, config, variant, PATHS[request.path])
+    connect = connect_unbound if request.path == "handler" else PATHS[request.path]
+    experiment = Experiment(request.image, config, variant, connect)
     matrix = Matrix(experiment, visible_instants(experiment.recording))
     report.instants = len(matrix.instants)
     watcher.begin("matrix of instants", matrix.size)

@@ -77,7 +77,7 @@ def migrate(experiment: Experiment, index: int, order: FetchOrder) -> Point:
     packets = experiment.packets(departure, experiment.first_status if is_late else None)
     arrived = experiment.arrive(departure, packets)
     ended, page = experiment.go_on()
-    difference = experiment.reference.difference(experiment.destination, ended, departure.log)
+    difference = experiment.difference(ended, departure)
     defined, strict = judge(experiment, departure, arrived, page)
     return Point(index, difference, strict, defined, len(packets))
 

@@ -107,9 +107,7 @@ class Matrix:
                 arrived = experiment.arrive(departure, packets)
                 ended, page = experiment.go_on()
                 defined, strict = judge(experiment, departure, arrived, page)
-                difference = experiment.reference.difference(
-                    experiment.destination, ended, departure.log
-                )
+                difference = experiment.difference(ended, departure)
                 arrival = Arrival(defined, strict, difference)
                 self.arrivals[stop, last] = arrival
                 self.seconds += time.perf_counter() - start

@@ -90,12 +90,16 @@ class VmsaLink:
         read = end.platform.read
         return VmsaPacket(read(end.header, HEADER_SIZE), read(end.transport, PAGE_SIZE))
 
-    def deliver(self, packet: VmsaPacket, machine: Machine) -> None:
-        """RECEIVE_UPDATE_VMSA, and a VMRUN of what it stored."""
+    def receive(self, packet: VmsaPacket) -> None:
+        """RECEIVE_UPDATE_VMSA."""
         end = self._destination
         end.platform.write(end.header, packet.header)
         end.platform.write(end.transport, packet.data)
         end.execute(Command.RECEIVE_UPDATE_VMSA)
+
+    def enter(self, machine: Machine) -> None:
+        """A VMRUN of what came: the current vCPU of `machine` becomes it."""
+        end = self._destination
         guest = end.platform.guest(end.handle)
         load_vmsa(machine, end.platform.read_guest(guest, end.vmsa, PAGE_SIZE))
 

@@ -47,7 +47,7 @@ def test_a_changed_vmsa_is_refused(experiment_of) -> None:
     data[RIP_AT] ^= 1
     changed = VmsaPacket(departure.vmsa.header, bytes(data))
     with pytest.raises(EngineError, match="BAD_MEASUREMENT"):
-        experiment._vmsa.deliver(changed, experiment.destination.machine)
+        experiment._vmsa.receive(changed)
 
 
 def test_the_save_area_is_laid_out_as_the_manual_says(experiment_of) -> None:
