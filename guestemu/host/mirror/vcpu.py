@@ -76,6 +76,7 @@ class MirrorVcpu:
         )
         self._watch.mask = COUNTER_SIZE - 1
         self._watch.stop = self.engine.function("uc_emu_stop")
+        self._host_code = code  # the hooks' bodies: the source's machine may go before us
         self._add_hooks(code)
         self.engine.write(REGISTERS["cr4"], CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT)
         self._fresh = Context(self.engine)
