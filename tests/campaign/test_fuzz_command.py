@@ -122,7 +122,7 @@ def test_directory_in_use_needs_resume_and_resume_goes_on(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("sync",), "target 'sync': no such target; use one of hypercall, msr, conversion"),
+        (("syn",), "target 'syn': no such target; use one of hypercall, msr, conversion"),
         (("msr", "--engine", "afl"), "use one of atheris, random"),
         (("msr", "--execs", "0"), "--execs 0: give a positive number"),
         (("msr", "--time", "0"), "--time 0: give a positive number"),
@@ -167,9 +167,8 @@ def test_killed_worker_is_replaced_and_is_no_finding(tmp_path):
     process = start(
         "hypercall", "--time", "4", "--json", *RANDOM, "--workdir", str(workdir), cwd=tmp_path
     )
-    wait_for(
-        lambda: (workdir / "corpus").is_dir() and any((workdir / "corpus").iterdir()), "inputs"
-    )
+    journal = workdir / "journal/worker-0.jsonl"
+    wait_for(lambda: journal.is_file() and journal.stat().st_size, "inputs")
     (worker,) = processes(workdir)
     os.kill(worker, signal.SIGKILL)
     output, errors = process.communicate(timeout=60)
