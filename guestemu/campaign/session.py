@@ -24,6 +24,7 @@ from guestemu.campaign.findings import FindingCount
 from guestemu.campaign.store import Store
 from guestemu.campaign.targets import Target
 from guestemu.checks.base import Violation
+from guestemu.checks.progress import ProgressCheck
 from guestemu.host.base import Host
 from guestemu.program.program import Header
 
@@ -157,6 +158,8 @@ class Session:
         ops = executor.decode(data)
         self._lengths[len(ops)] += 1
         self.violations = violations = executor.run(ops)
+        if violations and any(found.check == ProgressCheck.name for found in violations):
+            self.feedback.clear()  # no engine keeps and mutates a program that uses up its budget
         is_new = self.feedback.take()
         if is_new:
             self._new_inputs += 1

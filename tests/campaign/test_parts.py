@@ -318,3 +318,13 @@ def test_a_range_at_a_word_of_the_bitmap_is_a_near_miss(executor, feedback, page
     # 0x5000 is frame 5: 59 pages end with the first word, 58 and 60 beside it
     assert any(near(pages))
     assert (near(pages - 1) == near(pages)) is False
+
+
+def test_a_program_that_uses_up_its_budget_is_filed_and_not_mutated():
+    conversion = find_target("conversion")
+    session = Session(Plan(conversion, conversion.header, faults=True))
+    hole = Op(OpKind.UNMAP, (), Region.D, 3)
+    endless = Op(OpKind.SET_MEMORY_DECRYPTED, (1, 0), Region.D, 3)
+    assert not session.execute(encode_ops([hole, endless]))
+    assert "progress" in {finding.check for finding in session.make_report().findings}
+    assert not any(session.feedback.area)
