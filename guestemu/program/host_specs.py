@@ -123,7 +123,7 @@ SEV_SPECS: Final[Mapping[OpKind, OpSpec]] = {
             _a("vm", Argument.SLOT),
             _a("command", Argument.SEV_COMMAND, 16),
             _a("size", Argument.SEV_LENGTH, 4096),
-            _a("offset", Argument.OFFSET),
+            _a("offset", Argument.SEV_OFFSET),
             _a("size2", Argument.SEV_LENGTH, 4096),
         ),
         "user space: KVM_MEMORY_ENCRYPT_OP on a VM of the firmware's host (0 runs, 1 is empty, 2 "

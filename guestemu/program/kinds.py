@@ -83,6 +83,7 @@ class Argument(enum.Enum):
     SMALL = "small count"
     SEV_COMMAND = "sev command"
     SEV_LENGTH = "sev length"
+    SEV_OFFSET = "sev offset"
 
 
 ARGUMENT_MASKS: Final[Mapping[Argument, int]] = {
@@ -95,6 +96,7 @@ ARGUMENT_MASKS: Final[Mapping[Argument, int]] = {
     Argument.SMALL: 0x3FF,
     Argument.SEV_COMMAND: U32_MASK,
     Argument.SEV_LENGTH: U32_MASK,
+    Argument.SEV_OFFSET: PAGE_MASK,
 }
 """The bits an argument of each sort may have: no program, in either form, holds a larger value."""
 

@@ -184,6 +184,7 @@ BOUNDARIES: Final[Mapping[Argument, tuple[int, ...]]] = {
         *_around(0x5000),
         *(1 << 31, U32_MASK - PAGE_SIZE, U32_MASK - 15, U32_MASK),
     ),
+    Argument.SEV_OFFSET: (0, 1, 8, 15, 16, 2048, PAGE_SIZE - 16, PAGE_SIZE - 1),
     Argument.SEV_COMMAND: (0, 1, 5, 10, 14, 19, 20, 22, 23, 100, U32_MASK),
 }
 """Every edge of each sort, the usual values first."""
@@ -202,7 +203,8 @@ USUAL: Final[Mapping[Argument, tuple[int, ...]]] = {
     Argument.SLOT: tuple(range(8)),
     Argument.FLAG: (0, 1),
     Argument.SMALL: tuple(range(8)),
-    Argument.SEV_LENGTH: (PAGE_SIZE, PAGE_SIZE, 16, 32, 128, 2048),
+    Argument.SEV_LENGTH: (PAGE_SIZE, PAGE_SIZE, PAGE_SIZE, 16, 32, 2048, 9, 0x5000, U32_MASK),
+    Argument.SEV_OFFSET: (0, 0, 0, 16, 8, 2048),
     Argument.SEV_COMMAND: (2, 3, 4, 6, 7, 8, 9, 11, 12, 13, 15, 16, 17, 18, 21),
 }
 """What a well-behaved guest passes: the bulk of random programs, between the edges."""
