@@ -68,7 +68,7 @@ def _start(cell: Cell, log: Path) -> _Running:
 
 
 def _finish(running: _Running) -> CellResult:
-    output = running.process.stdout.read() if running.process.stdout else b""
+    output, _ = running.process.communicate()
     log = running.log.read_text(errors="replace")
     running.log.unlink()
     if running.process.returncode or not output:
@@ -100,5 +100,5 @@ def run_cells(cells: Iterable[Cell], jobs: int, done: Callable[[CellResult], Non
     finally:
         for one in running:
             one.process.kill()
-            one.process.wait()
+            one.process.communicate()
         shutil.rmtree(scratch, ignore_errors=True)
