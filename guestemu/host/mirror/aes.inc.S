@@ -48,39 +48,40 @@ encrypt_block:
 	encrypt_xmm15
 	ret
 
-	# xmm11 = J0 of the header in the context, least significant byte first, so that the block
-	# counter is a 32-bit lane. xmm12 = the byte order of blocks, xmm13 = 1.
-load_counter:
-	movdqa	xmm12, [rip + reverse_bytes]
-	movdqa	xmm13, [rip + one]
-	movd	xmm11, dword ptr [rbx + CTX_HEADER + HDR_SENDER]
-	movq	xmm14, qword ptr [rbx + CTX_HEADER + HDR_SEQUENCE]
-	pslldq	xmm14, 4
-	por	xmm11, xmm14
-	pshufb	xmm11, xmm12
-	por	xmm11, xmm13
+	# r14, r15 = the 12 bytes of the header's IV, r11d = the block counter of J0.
+load_iv:
+	mov	r14d, [rbx + CTX_HEADER + HDR_SENDER]
+	mov	r15, [rbx + CTX_HEADER + HDR_SEQUENCE]
+	mov	rax, r15
+	shl	rax, 32
+	or	r14, rax
+	shr	r15, 32
+	mov	r11d, 1
 	ret
 
-	# GCTR over one page, rsi -> rdi, from J0 + 1 on; encryption and decryption are the same.
-crypt_page:
-	call	load_rounds
-	call	load_counter
-	mov	ecx, 256
-1:	paddd	xmm11, xmm13
-	movdqa	xmm15, xmm11
-	pshufb	xmm15, xmm12
+	# xmm15 = key stream of block r11d. Clobbers rax, xmm14.
+	.macro	key_stream
+	mov	eax, r11d
+	bswap	eax
+	shl	rax, 32
+	or	rax, r15
+	movq	xmm15, r14
+	movq	xmm14, rax
+	punpcklqdq xmm15, xmm14
 	encrypt_xmm15
+	.endm
+
+	# Decrypts one page, rsi -> rdi, from J0 + 1 on. After load_rounds and load_iv.
+open_page:
+	mov	r11d, 2
+	mov	ecx, 256
+1:	key_stream
 	movdqu	xmm14, [rsi]
 	pxor	xmm15, xmm14
 	movdqu	[rdi], xmm15
 	add	rsi, 16
 	add	rdi, 16
+	inc	r11d
 	dec	ecx
 	jnz	1b
 	ret
-
-	.balign	16
-reverse_bytes:
-	.byte	15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0
-one:
-	.quad	1, 0

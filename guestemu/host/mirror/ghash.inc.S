@@ -5,9 +5,11 @@
 # GHASH is multiplication in GF(2)[x] / (x^128 + x^127 + x^126 + x^121 + 1) in plain bit order, with
 # a factor x^-128 that two folding steps by the polynomial's second word give for free.
 
+	.set	FOLD_WORD, 0xc200000000000000
+
 	.balign	16
-fold_word:
-	.quad	0xc200000000000000, 0
+reverse_bytes:
+	.byte	15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0
 hash_overflow:
 	.quad	1, 0xc200000000000000
 
@@ -30,71 +32,94 @@ set_hash_key:
 	movdqu	[rbx + CTX_HASH], xmm0
 	ret
 
-	# xmm0 = (xmm0 ^ block at [rsi]) times xmm5; xmm4 = fold_word, xmm6 = reverse_bytes.
-	.macro	hash_block
-	movdqu	xmm1, [rsi]
-	pshufb	xmm1, xmm6
-	pxor	xmm0, xmm1
-	movdqa	xmm1, xmm0
-	movdqa	xmm2, xmm0
-	movdqa	xmm3, xmm0
-	pclmulqdq xmm0, xmm5, 0x00
-	pclmulqdq xmm1, xmm5, 0x11
-	pclmulqdq xmm2, xmm5, 0x01
-	pclmulqdq xmm3, xmm5, 0x10
-	pxor	xmm2, xmm3
-	movdqa	xmm3, xmm2
-	pslldq	xmm2, 8
-	psrldq	xmm3, 8
-	pxor	xmm0, xmm2
-	pxor	xmm1, xmm3
+	# xmm13 = xmm13 times the key in r8 (low half) and r9; r10 = FOLD_WORD. The rest of the registers
+	# is AES's, so that a page needs one pass over memory. Clobbers xmm11, xmm14, xmm15.
+	.macro	hash_multiply
+	movq	xmm14, r8
+	movq	xmm11, r9
+	movdqa	xmm15, xmm14
+	pclmulqdq xmm15, xmm13, 0x00
+	pclmulqdq xmm14, xmm13, 0x10
+	pclmulqdq xmm11, xmm13, 0x00
+	pxor	xmm14, xmm11
+	movq	xmm11, r9
+	pclmulqdq xmm13, xmm11, 0x01
+	movdqa	xmm11, xmm14
+	pslldq	xmm11, 8
+	psrldq	xmm14, 8
+	pxor	xmm15, xmm11
+	pxor	xmm13, xmm14
+	movq	xmm14, r10
 	.rept	2
-	movdqa	xmm2, xmm0
-	pclmulqdq xmm2, xmm4, 0x00
-	pshufd	xmm0, xmm0, 0x4e
-	pxor	xmm0, xmm2
+	movdqa	xmm11, xmm15
+	pclmulqdq xmm11, xmm14, 0x00
+	pshufd	xmm15, xmm15, 0x4e
+	pxor	xmm15, xmm11
 	.endr
-	pxor	xmm0, xmm1
+	pxor	xmm13, xmm15
 	.endm
 
-	# xmm0 = tag of the header in the context and the 4096 bytes of ciphertext at rsi.
-make_tag:
-	movdqa	xmm4, [rip + fold_word]
-	movdqu	xmm5, [rbx + CTX_HASH]
-	movdqa	xmm6, [rip + reverse_bytes]
-	pxor	xmm0, xmm0
-	mov	rdx, rsi
-	lea	rsi, [rbx + CTX_HEADER]
-	mov	ecx, 2
-	call	hash_blocks
-	mov	rsi, rdx
-	mov	ecx, 256
-	call	hash_blocks
-	# Lengths in bits, most significant byte first: 32 and 4096 bytes.
-	mov	rax, 32 * 8
-	bswap	rax
-	mov	[rbx + CTX_LENGTHS], rax
-	mov	rax, 4096 * 8
-	bswap	rax
-	mov	[rbx + CTX_LENGTHS + 8], rax
-	lea	rsi, [rbx + CTX_LENGTHS]
-	mov	ecx, 1
-	call	hash_blocks
-	pshufb	xmm0, xmm6
-	movdqu	[rbx + CTX_LENGTHS], xmm0
-	call	load_rounds
-	call	load_counter
-	movdqa	xmm15, xmm11
+	# Takes the block in xmm15 into the hash.
+	.macro	hash_xmm15
 	pshufb	xmm15, xmm12
-	encrypt_xmm15
-	movdqu	xmm0, [rbx + CTX_LENGTHS]
-	pxor	xmm0, xmm15
+	pxor	xmm13, xmm15
+	hash_multiply
+	.endm
+
+	# Hash of the header's first 32 bytes, and everything that a page needs: keys, IV, constants.
+start_packet:
+	call	load_rounds
+	call	load_iv
+	movdqa	xmm12, [rip + reverse_bytes]
+	mov	r8, [rbx + CTX_HASH]
+	mov	r9, [rbx + CTX_HASH + 8]
+	movabs	r10, FOLD_WORD
+	pxor	xmm13, xmm13
+	.irp	n, 0, 16
+	movdqu	xmm15, [rbx + CTX_HEADER + \n]
+	hash_xmm15
+	.endr
 	ret
 
-	# ecx blocks from rsi on into xmm0.
-hash_blocks:
-	hash_block
+	# Encrypts one page, rsi -> rdi. The hash takes the ciphertext from registers: what the host
+	# writes to rdi meanwhile does not get into the tag.
+seal_page:
+	mov	ecx, 256
+1:	inc	r11d
+	key_stream
+	movdqu	xmm14, [rsi]
+	pxor	xmm15, xmm14
+	movdqu	[rdi], xmm15
+	hash_xmm15
 	add	rsi, 16
+	add	rdi, 16
 	dec	ecx
-	jnz	hash_blocks
+	jnz	1b
+	ret
+
+	# Copies one page of ciphertext, rsi -> rdi, and hashes what it copied.
+take_page:
+	mov	ecx, 256
+1:	movdqu	xmm15, [rsi]
+	movdqu	[rdi], xmm15
+	hash_xmm15
+	add	rsi, 16
+	add	rdi, 16
+	dec	ecx
+	jnz	1b
+	ret
+
+	# xmm13 = the tag, after 32 bytes of header and one page.
+finish_tag:
+	mov	eax, 4096 * 8
+	movq	xmm15, rax
+	mov	eax, 32 * 8
+	movq	xmm14, rax
+	punpcklqdq xmm15, xmm14
+	pxor	xmm13, xmm15
+	hash_multiply
+	pshufb	xmm13, xmm12
+	mov	r11d, 1
+	key_stream
+	pxor	xmm13, xmm15
 	ret

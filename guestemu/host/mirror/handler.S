@@ -3,15 +3,15 @@
 # pages under AES-128-GCM. One page of position-independent 64-bit code, CPL 0, no interrupts.
 #
 # Start state: rdi = context page (private; fields CTX_* below), rsp = top of a private stack page.
-# Everything that the host could change under our feet is read once, into private memory: the
-# command into registers, header and ciphertext into context and bounce page before they are used.
+# Everything that the host could change under our feet is read once: the command into registers,
+# header and ciphertext into context and bounce page, where they are verified and then used.
 
 	.intel_syntax noprefix
 
 	# The context page; layout as in context.py.
 	.set	CTX_MAILBOX, 0x000		# VA of the mailbox in the C=0 window
 	.set	CTX_SHIFT, 0x008		# VA = address of a command + this
-	.set	CTX_BOUNCE, 0x010		# VA of a private page of ours
+	.set	CTX_BOUNCE, 0x010		# VA of a private page for ciphertext
 	.set	CTX_FLAGS, 0x018		# u32, FLAG_*
 	.set	CTX_READY, 0x01c		# u32: INIT was called
 	.set	CTX_SENDER, 0x020		# who we are in headers
@@ -24,7 +24,7 @@
 	.set	CTX_ROUNDS, 0x060		# 11 round keys
 	.set	CTX_HASH, 0x110			# GHASH key as POLYVAL takes it
 	.set	CTX_HEADER, 0x120		# 48 bytes
-	.set	CTX_LENGTHS, 0x150		# GCM's last block
+	.set	CTX_SECRETS_END, 0x150
 	.set	CTX_OWN_COUNT, 0x160		# u32, then u64s: VAs of our own pages
 	.set	CTX_OWN, 0x168
 
@@ -112,7 +112,7 @@ handler_init:
 handler_reset:
 	mov	dword ptr [rbx + CTX_READY], 0
 	lea	rdi, [rbx + CTX_ROUNDS]
-	mov	ecx, (CTX_LENGTHS - CTX_ROUNDS) / 8
+	mov	ecx, (CTX_SECRETS_END - CTX_ROUNDS) / 8
 	xor	eax, eax
 	rep stosq
 	ret
@@ -167,16 +167,12 @@ handler_save:
 	inc	qword ptr [rbx + CTX_SEND_NEXT]
 	mov	rax, [rbx + CTX_SENDER]
 	mov	[rbx + CTX_HEADER + HDR_SENDER], rax
-	# Ciphertext and tag come from private memory: the host may write the mailbox meanwhile.
+	call	start_packet
 	mov	rsi, r13
-	mov	rdi, [rbx + CTX_BOUNCE]
-	call	crypt_page
-	mov	rsi, [rbx + CTX_BOUNCE]
-	call	make_tag
-	movdqu	[rbx + CTX_HEADER + HDR_TAG], xmm0
-	mov	rsi, [rbx + CTX_BOUNCE]
 	lea	rdi, [rbp + MB_PAGE]
-	call	copy_page
+	call	seal_page
+	call	finish_tag
+	movdqu	[rbx + CTX_HEADER + HDR_TAG], xmm13
 	mov	dword ptr [rbp + MB_HEADER_LENGTH], HEADER_SIZE
 	lea	rsi, [rbx + CTX_HEADER]
 	lea	rdi, [rbp + MB_HEADER]
@@ -213,14 +209,14 @@ handler_restore:
 	mov	rax, [rbx + CTX_PEER]
 	cmp	[rbx + CTX_HEADER + HDR_SENDER], rax
 	jne	8f
+	call	start_packet
 	lea	rsi, [rbp + MB_PAGE]
 	mov	rdi, [rbx + CTX_BOUNCE]
-	call	copy_page
-	mov	rsi, [rbx + CTX_BOUNCE]
-	call	make_tag
-	movdqu	xmm1, [rbx + CTX_HEADER + HDR_TAG]
-	pcmpeqb	xmm0, xmm1
-	pmovmskb eax, xmm0
+	call	take_page
+	call	finish_tag
+	movdqu	xmm15, [rbx + CTX_HEADER + HDR_TAG]
+	pcmpeqb	xmm13, xmm15
+	pmovmskb eax, xmm13
 	cmp	eax, 0xffff
 	jne	8f
 	test	dword ptr [rbx + CTX_FLAGS], FLAG_BOUND
@@ -229,7 +225,7 @@ handler_restore:
 	jnz	8f
 3:	mov	rsi, [rbx + CTX_BOUNCE]
 	mov	rdi, r13
-	call	crypt_page
+	call	open_page
 	xor	eax, eax
 9:	ret
 8:	mov	eax, RET_AUTHENTICATION
@@ -262,10 +258,19 @@ check_order:
 8:	or	eax, 1
 9:	ret
 
-	# rsi -> rdi, 4096 bytes.
+	# rsi -> rdi, 4096 bytes. Not REP MOVSQ: the emulator pays for each repetition as for a block.
 copy_page:
-	mov	ecx, 512
-	rep movsq
+	mov	ecx, 4096 / 128
+1:	.irp	n, 0, 1, 2, 3, 4, 5, 6, 7
+	movdqu	xmm\n, [rsi + 16 * \n]
+	.endr
+	.irp	n, 0, 1, 2, 3, 4, 5, 6, 7
+	movdqu	[rdi + 16 * \n], xmm\n
+	.endr
+	sub	rsi, -128
+	sub	rdi, -128
+	dec	ecx
+	jnz	1b
 	ret
 
 	# Host software can see the registers of a plain SEV guest: leave no key in them. Keeps eax.
