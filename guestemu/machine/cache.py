@@ -40,8 +40,10 @@ LINE_SIZE: Final = 1 << LINE_SHIFT
 
 LINES: Final = PAGE_SIZE // LINE_SIZE
 _ALL: Final = (1 << LINES) - 1
-_EVICTION_CHANCE: Final = 1 / 8
-"""How likely an access throws a line out, where lines are evicted at random."""
+_GROUP: Final = 0xFF
+_EVICTION_CHANCE: Final = 1 / 16
+"""How likely an access throws out eight lines side by side, where lines are evicted at random.
+Pages with lines of both aliases come first: nothing is to be seen on others."""
 
 
 class _Page:
@@ -106,7 +108,7 @@ class CachedRam(GuestRam):
         is_private = bool(address & self.cbit_mask)
         offset = address & PAGE_MASK
         if self._evicts and self._random.random() < _EVICTION_CHANCE:
-            self._evict_one()
+            self._evict_some()
         beyond = offset + size - PAGE_SIZE
         if beyond > 0:
             self.has_crossing |= is_write
@@ -203,13 +205,15 @@ class CachedRam(GuestRam):
             for is_private in (False, True):
                 self._write_back(gfn, page, is_private, _ALL)
 
-    def _evict_one(self) -> None:
+    def _evict_some(self) -> None:
         if not self._pages:
             return
         draw = self._random.getrandbits
-        frames = list(self._pages)
+        frames = [gfn for gfn, page in self._pages.items() if all(page.present)]
+        frames = frames or list(self._pages)
         gfn = frames[draw(32) % len(frames)]
-        self._write_back(gfn, self._pages[gfn], bool(draw(1)), 1 << draw(LINE_SHIFT))
+        lines = _GROUP << 8 * draw(3)
+        self._write_back(gfn, self._pages[gfn], bool(draw(1)), lines)
 
     # Host side ----------------------------------------------------------------------------------
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""CLFLUSH, CLFLUSHOPT and WBINVD on a machine with an incoherent cache.
+"""CLFLUSH and WBINVD on a machine with an incoherent cache.
 
 The emulator takes them for no-operations and has no hook for them, so code hooks stand at their
 addresses, as with RDMSR and WRMSR. A search for the bytes is enough: a match that is no instruction
 is never executed as one. The line that is flushed is that of the alias which the page tables name
-now; a stale translation of the TLB is not followed.
+now; a stale translation of the TLB is not followed. CLFLUSHOPT is undefined on the emulated CPU.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ from guestemu.machine.cache import LINE_SIZE, CachedRam
 from guestemu.machine.engine import HOOK_CODE, REGISTERS, CodeHook, Engine
 from guestemu.machine.hooks import CpuHooks
 
-_FLUSH: Final = re.compile(
-    rb"(?=([\x40-\x4f\x66]{0,2}\x0f\xae[\x38-\x3f\x78-\x7f\xb8-\xbf]))", re.DOTALL
-)
+_FLUSH: Final = re.compile(rb"(?=([\x40-\x4f]?\x0f\xae[\x38-\x3f\x78-\x7f\xb8-\xbf]))", re.DOTALL)
 _WBINVD: Final = re.compile(rb"\x0f\x09", re.DOTALL)
 _MAX_LENGTH: Final = 15
 _MASK: Final = (1 << 64) - 1
@@ -67,7 +65,7 @@ class CacheInstructions:
 
     def _operand(self, code: bytes) -> _Operand | None:
         for instruction in self._decoder.disasm(code, 0, 1):
-            if instruction.id in {x86_const.X86_INS_CLFLUSH, x86_const.X86_INS_CLFLUSHOPT}:
+            if instruction.id == x86_const.X86_INS_CLFLUSH:
                 memory = instruction.operands[0].mem
                 if instruction.reg_name(memory.base) == "rip":
                     return _Operand("rip", "", 1, memory.disp + instruction.size)
