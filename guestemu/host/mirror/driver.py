@@ -32,7 +32,7 @@ from guestemu.host.mirror.vm import SharedRamMirror
 from guestemu.machine.native import HostCode
 
 TIMEOUT_BLOCKS: Final = 1 << 16
-"""The time-out in basic blocks; a page takes some thousand."""
+"""The time-out in basic blocks; a page takes some hundred."""
 
 _U32: Final = struct.Struct("<I")
 
