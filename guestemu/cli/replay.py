@@ -30,6 +30,10 @@ def command(
     junit: Annotated[
         Path | None, typer.Option("--junit", metavar="OUT.xml", help="Write JUnit XML for CI.")
     ] = None,
+    sarif: Annotated[
+        Path | None,
+        typer.Option("--sarif", metavar="OUT.sarif", help="Write SARIF 2.1.0 for code scanning."),
+    ] = None,
     jobs: Annotated[
         int | None,
         typer.Option("--jobs", "-j", metavar="N", min=1, help="Worker processes.  [default: auto]"),
@@ -49,12 +53,13 @@ def command(
 
       guestemu replay corpora
 
-      guestemu replay --jobs 4 --junit results.xml corpora/conversion
+      guestemu replay --jobs 4 --junit results.xml --sarif results.sarif corpora/conversion
 
       guestemu replay --record my.prog
     """
     from guestemu.replay.files import find_programs
     from guestemu.replay.junit import write_junit
+    from guestemu.replay.sarif import write_sarif
     from guestemu.replay.suite import replay_all
 
     programs = find_programs(paths)
@@ -63,6 +68,8 @@ def command(
     seconds = time.perf_counter() - start
     if junit is not None:
         write_junit(junit, results, seconds)
+    if sarif is not None:
+        write_sarif(sarif, results)
     if as_json:
         console.emit_json(_object(results, seconds))
     else:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -101,16 +102,16 @@ def test_several_processes_give_the_same_results_in_the_order_of_the_files(tmp_p
     assert sorted(seen) == sorted(map(str, paths))
 
 
-def _kill_the_worker(path: Path, recording: bool = False) -> Result:
-    if path.name == "killer.prog":
+def _kill_the_worker(batch: Sequence[Path], recording: bool) -> list[tuple[Path, Result]]:
+    if any(path.name == "killer.prog" for path in batch):
         os.kill(os.getpid(), signal.SIGKILL)
-    return Result(str(path))
+    return [(path, Result(str(path))) for path in batch]
 
 
 def test_a_worker_that_dies_fails_its_own_program_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(suite, "replay_file", _kill_the_worker)
+    monkeypatch.setattr(suite, "_replay_batch", _kill_the_worker)
     names = ("a.prog", "killer.prog", "z.prog")
     a, killer, z = replay_all([tmp_path / name for name in names], jobs=2)
     assert a.passed
