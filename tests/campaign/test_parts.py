@@ -327,4 +327,4 @@ def test_a_program_that_uses_up_its_budget_is_filed_and_not_mutated():
     endless = Op(OpKind.SET_MEMORY_DECRYPTED, (1, 0), Region.D, 3)
     assert not session.execute(encode_ops([hole, endless]))
     assert "progress" in {finding.check for finding in session.make_report().findings}
-    assert not any(session.feedback.area)
+    assert not any(session.feedback.area[:])
