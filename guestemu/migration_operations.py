@@ -12,12 +12,14 @@ from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
 from guestemu.abi.addresses import PAGE_SHIFT
-from guestemu.abi.errno import EBUSY, EINVAL, ENOTTY
+from guestemu.abi.errno import EBUSY, EINVAL, EIO, ENOTTY
 from guestemu.checks.base import Check
 from guestemu.checks.lost import LostCheck
+from guestemu.checks.packets import PacketCheck
 from guestemu.guest.base import CallOutcome, Guest
 from guestemu.guest.snippet.guest import SnippetGuest
 from guestemu.host.base import Host
+from guestemu.host.mirror.interface import HandlerError
 from guestemu.migration.endpoints import (
     DESTINATION_BASE,
     Destination,
@@ -26,8 +28,11 @@ from guestemu.migration.endpoints import (
     used_frames,
 )
 from guestemu.migration.firmware_link import FirmwareReceiver, FirmwareSender
-from guestemu.migration.links import PlainSender, Sender
+from guestemu.migration.handler_link import HandlerLink, HandlerRefusal, handler_link
+from guestemu.migration.links import Packet, PlainSender, Sender
+from guestemu.migration.sev_host import SevIoctlError
 from guestemu.migration.steps import PassSteps
+from guestemu.migration.wire import Wire
 from guestemu.program.ops import Op, OpKind
 
 DESTINATION_KEY: Final = bytes(range(16, 32))
@@ -45,8 +50,8 @@ class Movable(Protocol):
     def move_to(self, guest: Guest, host: Host) -> None:
         """The next operations run on `guest` over `host`."""
 
-    def watch(self, check: Check | None) -> None:
-        """Asks `check` after every operation, too; None: no longer."""
+    def watch(self, *extra: Check) -> None:
+        """Asks `extra` after every operation, too, and no others that it was told of before."""
 
 
 class MigrationOperations:
@@ -56,7 +61,9 @@ class MigrationOperations:
         self._testbed = testbed
         self._make = make
         self._pair: Destination | None = None
+        self._handlers: HandlerLink | None = None
         self._source: Source | None = None
+        self._wire = Wire(_drop)
         self._home: tuple[Guest, Host] | None = None
         self.is_on = False
         """A migration was started in this run."""
@@ -65,6 +72,7 @@ class MigrationOperations:
         """What each kind of operation does."""
         return {
             OpKind.MIGRATE_START: self._start,
+            OpKind.MIGRATE_HANDLER: self._start_handler,
             OpKind.HOST_DIRTY_FETCH: lambda op: self._step(
                 lambda steps: steps.fetch(bool(op.arguments[0]))
             ),
@@ -74,19 +82,24 @@ class MigrationOperations:
                 lambda steps: steps.send(bool(op.arguments[0]))
             ),
             OpKind.MIGRATE_STOP: self._stop,
+            OpKind.LINK_REPLAY: self._replay,
+            OpKind.LINK_REVERSE: self._reverse,
         }
 
     def reset(self) -> None:
         """Before the next run: the testbed has its own guest and host again."""
         self.is_on = False
         self._source = None
-        self._testbed.watch(None)
+        self._testbed.watch()
         if self._home is not None:
             self._testbed.move_to(*self._home)
             self._home = None
 
     def close(self) -> None:
         """Frees the destination."""
+        if self._handlers is not None:
+            self._handlers.close()
+            self._handlers = None
         if self._pair is not None:
             self._pair.guest.close()
             self._pair = None
@@ -110,34 +123,84 @@ class MigrationOperations:
         return used_frames(guest)
 
     def _start(self, op: Op) -> CallOutcome:
-        if self.is_on:
-            return CallOutcome(-EBUSY)
-        guest, host = self._testbed.guest, self._testbed.host
-        target = self._destination(guest)
-        if target is None:
-            return CallOutcome(-ENOTTY)
-        ram = guest.machine.ram
-        sender: Sender = PlainSender(ram)
+        target = self._ready_destination()
+        if isinstance(target, CallOutcome):
+            return target
+        machine = self._testbed.guest.machine
+        sender: Sender = PlainSender(machine.ram)
         if op.arguments[1]:
-            link = FirmwareSender(ram, guest.machine.config.key)
+            link = FirmwareSender(machine.ram, machine.config.key)
             receiver = FirmwareReceiver(target.guest.machine.ram, DESTINATION_BASE)
             target.use(receiver, receiver.open(link.open(receiver.offer())))
             sender = link
-        frames = self._frames(op)
+        return self._begin(op, target, sender)
+
+    def _start_handler(self, op: Op) -> CallOutcome:
+        target = self._ready_destination()
+        if isinstance(target, CallOutcome):
+            return target
+        machine = self._testbed.guest.machine
+        if machine.config.cbit is None or machine.cache is not None:
+            return CallOutcome(-ENOTTY)
+        if self._handlers is None:
+            self._handlers = handler_link(machine, target.guest.machine)
+        else:
+            self._handlers.open()
+        target.use(self._handlers.receiver, target.guest.machine.config.key)
+        return self._begin(op, target, self._handlers.sender, self._handlers.frames)
+
+    def _ready_destination(self) -> Destination | CallOutcome:
+        """The destination; or why a migration cannot begin."""
+        if self.is_on:
+            return CallOutcome(-EBUSY)
+        target = self._destination(self._testbed.guest)
+        return CallOutcome(-ENOTTY) if target is None else target
+
+    def _begin(
+        self, op: Op, target: Destination, sender: Sender, own: frozenset[int] = frozenset()
+    ) -> CallOutcome:
+        """`own` are frames that stay where they are."""
+        guest, host = self._testbed.guest, self._testbed.host
+        frames = self._frames(op) - own
         target.discard(frames)
-        self._source = Source(guest, host, sender, frames, target.deliver)
+        self._wire = wire = Wire(target.deliver)
+        self._source = Source(guest, host, sender, frames, wire.send, own)
         self.is_on = True
-        self._testbed.watch(LostCheck())
+        self._testbed.watch(LostCheck(), PacketCheck(wire.deliveries))
         return CallOutcome(0)
 
     def _step(self, step: Callable[[PassSteps], int]) -> CallOutcome:
-        return CallOutcome(-EINVAL if self._source is None else step(self._source.steps))
+        if self._source is None:
+            return CallOutcome(-EINVAL)
+        try:
+            return CallOutcome(step(self._source.steps))
+        except (HandlerRefusal, HandlerError):
+            return CallOutcome(-EIO)  # as QEMU's side of the prototype (F13); the guest stays
+
+    def _replay(self, op: Op) -> CallOutcome:
+        if self._source is None:
+            return CallOutcome(-EINVAL)
+        number, moved = op.arguments
+        gfn = self._testbed.guest.gpa(op.region, op.page) >> PAGE_SHIFT if moved else None
+        try:
+            return CallOutcome(0 if self._wire.replay(number, gfn) else -EINVAL)
+        except (SevIoctlError, HandlerRefusal):
+            return CallOutcome(-EIO)
+
+    def _reverse(self, op: Op) -> CallOutcome:
+        if self._source is None:
+            return CallOutcome(-EINVAL)
+        return CallOutcome(self._wire.reverse(op.arguments[0]))
 
     def _stop(self, _op: Op) -> CallOutcome:
         source, target = self._source, self._pair
         if source is None or target is None:
             return CallOutcome(-EINVAL)
-        target.resume(source.finish())
+        try:
+            handover = source.finish(self._wire.release)
+        except (HandlerRefusal, HandlerError):
+            return CallOutcome(-EIO)
+        target.resume(handover)
         guest, host = self._testbed.guest, self._testbed.host
         if isinstance(target.guest, SnippetGuest) and isinstance(guest, SnippetGuest):
             target.guest.take_over(guest)
@@ -145,3 +208,7 @@ class MigrationOperations:
         self._home = (guest, host)
         self._testbed.move_to(target.guest, target.host)
         return CallOutcome(0)
+
+
+def _drop(_packet: Packet) -> None:
+    """Where packets go before there is a migration."""

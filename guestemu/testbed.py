@@ -105,11 +105,11 @@ class Testbed:
     def checks(self, checks: tuple[Check, ...]) -> None:
         """Takes other checks, and works out which of them each kind of operation concerns."""
         self._checks = checks
-        self.watch(None)
+        self.watch()
 
-    def watch(self, check: Check | None) -> None:
-        """Asks `check` after every operation, besides the others; None: those alone."""
-        checks = self._checks if check is None else (*self._checks, check)
+    def watch(self, *extra: Check) -> None:
+        """Asks `extra` after every operation, besides the others."""
+        checks = (*self._checks, *extra)
         self._after = {
             kind: tuple(one.after for one in checks if one.kinds is None or kind in one.kinds)
             for kind in OpKind

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from guestemu.abi.errors import InputError
 from guestemu.campaign.feedback import Feedback
+from guestemu.campaign.migration_ops import Limit, migration_limiter
 from guestemu.campaign.ranges import limit_ops
 from guestemu.campaign.targets import Target
 from guestemu.checks.base import Violation
@@ -18,6 +19,13 @@ from guestemu.program.binary import RECORD_SIZE, OpDecoder
 from guestemu.program.ops import Op, OpKind, Region
 from guestemu.program.program import Header
 from guestemu.testbed import Testbed, build_testbed
+
+
+def _limiter(target: Target, lawful: bool) -> Limit | None:
+    """What a target's programs are made to keep to, if anything."""
+    if target.order:
+        return migration_limiter(target.order)
+    return (lambda ops: limit_ops(ops, lawful)) if target.limits else None
 
 
 class Executor:
@@ -42,8 +50,8 @@ class Executor:
         self.header = header
         self.kinds = kinds
         self.heartbeat: Callable[[], None] | None = None
-        self._limits = target.limits
-        self._lawful = kinds.isdisjoint(target.fault_kinds)
+        self._keep_to = _limiter(target, kinds.isdisjoint(target.fault_kinds))
+        self._ignored = target.ignored
         self.max_size = target.max_ops * RECORD_SIZE
         self.testbed: Testbed = testbed or build_testbed(header, host)
         if target.hosts:
@@ -59,11 +67,11 @@ class Executor:
     def decode(self, data: bytes) -> tuple[Op, ...]:
         """The program that `data` stands for on this target."""
         ops = self._decode(data if len(data) <= self.max_size else data[: self.max_size])
-        return limit_ops(ops, self._lawful) if self._limits else ops
+        return ops if self._keep_to is None else self._keep_to(ops)
 
     def allows(self, ops: tuple[Op, ...]) -> bool:
         """Whether `ops` are a program of this target: within its limits as they are."""
-        return not self._limits or limit_ops(ops, self._lawful) == ops
+        return self._keep_to is None or self._keep_to(ops) == ops
 
     def run(self, ops: tuple[Op, ...]) -> list[Violation]:
         """Runs `ops` from the first state; the violations, in order."""
@@ -79,4 +87,6 @@ class Executor:
             testbed.guest.machine.hooks.clear()
         except NotImplementedError as error:
             raise InputError(f"--faults: {error}; leave --faults out") from error
+        if self._ignored and violations:
+            return [found for found in violations if found.check not in self._ignored]
         return violations

@@ -56,6 +56,8 @@ class FindingBook:
         self.findings: dict[str, FindingCount] = {}
         self.probe = Probe(executor.testbed, executor.header, executor.heartbeat)
         self.probe.allows = executor.allows
+        self.probe.ignored = executor.target.ignored
+        self.probe.is_slow |= bool(executor.target.order)
         self._executor = executor
         self._read: dict[str, int] = {}
         self._met: dict[_Sign, int] = {}

@@ -15,8 +15,17 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.errors import InputError
+from guestemu.campaign.migration_ops import LAWFUL_ORDER, MAX_OPS, check_order
+from guestemu.checks.lost import LOST_STRICT
 from guestemu.lockstep.check import DEFAULT_HOSTS
-from guestemu.program.ops import HOST_SPECS, QEMU_SPECS, SEV_SPECS, OpKind
+from guestemu.program.ops import (
+    HOST_SPECS,
+    LINK_SPECS,
+    MIGRATION_SPECS,
+    QEMU_SPECS,
+    SEV_SPECS,
+    OpKind,
+)
 from guestemu.program.program import Header
 
 _BUDGET: Final = 200_000
@@ -29,7 +38,9 @@ class Target(msgspec.Struct, frozen=True):
     `kinds` are the ops of its programs, `fault_kinds` those that `--faults` adds (empty: the target
     has none); `max_ops` bounds a program; `header` is what its programs start from; `limits`
     says that its ops pass through `ranges.limit_ops`; `hosts` run in lock-step with the
-    header's host and are compared with it, instead of every other check.
+    header's host and are compared with it, instead of every other check. With an `order` of host
+    steps its programs are migrations by it (migration_ops.py); violations named in `ignored` are no
+    findings.
     """
 
     name: str
@@ -39,6 +50,8 @@ class Target(msgspec.Struct, frozen=True):
     fault_kinds: frozenset[OpKind] = frozenset()
     limits: bool = False
     hosts: tuple[str, ...] = ()
+    order: str = ""
+    ignored: frozenset[str] = frozenset()
     header: Header = Header(budget=_BUDGET)
 
     def kinds_with(self, faults: bool) -> frozenset[OpKind]:
@@ -132,6 +145,25 @@ _TARGETS: Final = (
         limits=True,
         hosts=DEFAULT_HOSTS,
     ),
+    Target(
+        name="migration",
+        summary="live migrations by a host that keeps to an order of steps; migration:ORDER, such "
+        "as migration:EDS, takes another order than DES",
+        kinds=frozenset(
+            {
+                OpKind.SET_MEMORY_ENCRYPTED,
+                OpKind.SET_MEMORY_DECRYPTED,
+                OpKind.WRITE,
+                OpKind.READ,
+                *MIGRATION_SPECS,
+            }
+        )
+        - {OpKind.MIGRATE_HANDLER},
+        fault_kinds=frozenset(LINK_SPECS),
+        max_ops=MAX_OPS,
+        order=LAWFUL_ORDER,
+        ignored=frozenset({LOST_STRICT}),
+    ),
 )
 
 TARGETS: Final[Mapping[str, Target]] = {target.name: target for target in _TARGETS}
@@ -140,7 +172,13 @@ TARGETS: Final[Mapping[str, Target]] = {target.name: target for target in _TARGE
 
 def find_target(name: str) -> Target:
     """The target called `name`. Raises `InputError`."""
-    target = TARGETS.get(name)
+    base, _, order = name.partition(":")
+    target = TARGETS.get(base)
+    if target is not None and order:
+        if not target.order:
+            raise InputError(f"target {name!r}: only migration takes an order; use {base}")
+        check_order(order)
+        return msgspec.structs.replace(target, name=name, order=order)
     if target is None:
         raise InputError(f"target {name!r}: no such target; use one of {', '.join(TARGETS)}")
     return target

@@ -52,7 +52,7 @@ class LostCheck:
         """Notes stores and flips; judges a READ at the destination."""
         op = view.op
         kind = op.kind
-        if kind is OpKind.MIGRATE_START:
+        if kind is OpKind.MIGRATE_START or kind is OpKind.MIGRATE_HANDLER:
             for page in range(op.page, op.page + min(op.arguments[0], _MAX_PAGES)):
                 self._note(view, view.guest.gva(op.region, page))
         elif kind is OpKind.MIGRATE_STOP:

@@ -76,7 +76,8 @@ class Look(msgspec.Struct, frozen=True):
 class Probe:
     """Looks at programs on `testbed`, whose observer it puts aside meanwhile. `heartbeat` is called
     before every run. `is_slow`: a run takes milliseconds. `allows` tells
-    which programs a search may come to: those that the campaign itself would run."""
+    which programs a search may come to: those that the campaign itself would run. Violations of a
+    check in `ignored` are none."""
 
     def __init__(
         self, testbed: Testbed, header: Header, heartbeat: Callable[[], None] | None = None
@@ -84,6 +85,7 @@ class Probe:
         self.header = header
         self.heartbeat = heartbeat
         self.allows: Callable[[tuple[Op, ...]], bool] = lambda ops: True
+        self.ignored: frozenset[str] = frozenset()
         self.testbed = testbed
         host = testbed.host
         is_model = type(host).__module__.startswith(_MODELS) and not isinstance(host, PluginHost)
@@ -107,6 +109,8 @@ class Probe:
         def observe(view: OpView) -> None:
             spots = code.take() if traced else _NOTHING
             exits.append(tuple(view.exits))
+            if self.ignored:
+                violations[:] = [v for v in violations if v.check not in self.ignored]
             new = violations[len(sightings) :]
             if new:
                 situation = situation_of(view.exits)

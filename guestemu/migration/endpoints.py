@@ -59,7 +59,7 @@ def used_frames(guest: Guest) -> frozenset[int]:
 
 class Source:
     """A running guest on its way out. `steps` are the host's over `frames`; `deliver` takes the
-    packets."""
+    packets. Frames in `own` (a migration handler's) do not travel."""
 
     def __init__(
         self,
@@ -68,7 +68,9 @@ class Source:
         sender: Sender,
         frames: Iterable[int],
         deliver: Callable[[Packet], None],
+        own: frozenset[int] = frozenset(),
     ) -> None:
+        self._own = own
         self._guest = guest
         self._host = host
         self._sender = sender
@@ -76,16 +78,19 @@ class Source:
         self._deliver = deliver
         self.steps = PassSteps(guest.machine.ram, host, sender, self._frames, deliver)
 
-    def finish(self) -> Handover:
+    def finish(self, arrived: Callable[[], None] | None = None) -> Handover:
         """With the guest stopped: sends every other frame that was written since the checkpoint by
-        the host's record, and gives the rest of the state."""
+        the host's record, and gives the rest of the state. `arrived` is called behind the last
+        packet: nothing may be on its way when the receiver ends."""
         machine = self._guest.machine
         ram = machine.ram
         if ram.has_crossing:
             ram.find_unseen_writes()
         status = self._host.private_map()
-        for gfn in sorted(ram.dirty_frames() - self._frames):
+        for gfn in sorted(ram.dirty_frames() - self._frames - self._own):
             self._deliver(self._sender.send(Gfn(gfn), bool(status[gfn])))
+        if arrived is not None:
+            arrived()
         self._sender.finish()
         patched = tuple(rip for rip in machine.hooks.patched if rip >= 0)
         return Handover(capture_state(machine), capture_host(self._host), patched)

@@ -60,6 +60,13 @@ MIGRATION_SPECS: Final[Mapping[OpKind, OpSpec]] = {
         "guest uses), all dirty; firmware=1: private pages go through the SEV firmware",
         has_page=True,
     ),
+    OpKind.MIGRATE_HANDLER: OpSpec(
+        "migrate_handler",
+        (_PAGES,),
+        "as migrate_start, but private pages go through migration handlers in mirror VMs of both "
+        "sides",
+        has_page=True,
+    ),
     OpKind.HOST_DIRTY_FETCH: OpSpec(
         "host_dirty_fetch",
         (_a("clear", Argument.FLAG, 1),),
@@ -87,6 +94,24 @@ MIGRATION_SPECS: Final[Mapping[OpKind, OpSpec]] = {
 }
 """A live migration, step by step; without one, or on a guest that has no second machine, the result
 is -EINVAL or -ENOTTY."""
+
+LINK_SPECS: Final[Mapping[OpKind, OpSpec]] = {
+    OpKind.LINK_REPLAY: OpSpec(
+        "link_replay",
+        (_a("packet", Argument.SMALL), _a("moved", Argument.FLAG)),
+        "on the way to the destination a firmware packet of this migration (number modulo all) "
+        "arrives again, with moved=1 for this page; the result is 0, or -EIO if it is refused",
+        has_page=True,
+        is_fault=True,
+    ),
+    OpKind.LINK_REVERSE: OpSpec(
+        "link_reverse",
+        (_a("count", Argument.SMALL, 2),),
+        "the next `count` firmware packets arrive in reverse order",
+        is_fault=True,
+    ),
+}
+"""What somebody on the wire does to a migration; without one -EINVAL."""
 
 MEMORY_SPECS: Final[Mapping[OpKind, OpSpec]] = {
     OpKind.EVICT: OpSpec(

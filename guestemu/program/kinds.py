@@ -51,6 +51,7 @@ class OpKind(enum.IntEnum):
     HOST_STATUS_COPY = 31
     HOST_SEND = 32
     MIGRATE_STOP = 33
+    MIGRATE_HANDLER = 50
     SEV_IOCTL = 70
     SEV_REGION = 71
     QEMU_STATUS = 72
@@ -63,6 +64,8 @@ class OpKind(enum.IntEnum):
     EVICT = 80
     HOST_READ = 81
     HOST_WRITE = 82
+    LINK_REPLAY = 83
+    LINK_REVERSE = 84
 
 
 class Argument(enum.Enum):

@@ -22,6 +22,7 @@ from guestemu.abi.regions import REGIONS, Instruction, Region, RegionSpec
 from guestemu.abi.x86 import Mode
 from guestemu.program.host_specs import (
     HOST_SPECS,
+    LINK_SPECS,
     MEMORY_SPECS,
     MIGRATION_SPECS,
     QEMU_SPECS,
@@ -35,6 +36,7 @@ MAX_ARGUMENTS: Final = 5
 __all__ = [
     "ARGUMENT_MASKS",
     "HOST_SPECS",
+    "LINK_SPECS",
     "MAX_ARGUMENTS",
     "MEMORY_SPECS",
     "MIGRATION_SPECS",
@@ -177,6 +179,7 @@ SPECS: Final[Mapping[OpKind, OpSpec]] = {
     **SEV_SPECS,
     **QEMU_SPECS,
     **MEMORY_SPECS,
+    **LINK_SPECS,
 }
 
 NAMES: Final[Mapping[str, OpKind]] = {spec.name: kind for kind, spec in SPECS.items()}
