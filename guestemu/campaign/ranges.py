@@ -8,15 +8,16 @@ early functions know only the direct map; a second `stop_conversion` waits for e
 that the first one keeps. A campaign without `--faults` looks for defects of the host and of the
 kernel under good callers, so such a program is changed before it runs; the changed one is what is
 saved. Lengths are bounded too: page 65 of a range shows what page 64 does not, page 2000 shows
-nothing new and costs milliseconds. In region G a leaf is 1 GiB and costs as much as a page, so
-there a call may convert all that is left of the region.
+nothing new and costs milliseconds. In region G a leaf is 1 GiB and costs as much as a page, but
+splitting it costs as much as hundreds of them: there a call for more pages than in region L is made
+one for whole leaves.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE
+from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, PUD_SIZE
 from guestemu.program.ops import REGIONS, Op, OpKind, Region
 
 MAX_PAGES: Final = 66
@@ -33,6 +34,8 @@ MAX_STORE: Final = 2 * PAGE_SIZE
 
 _BY_PAGES: Final = frozenset({OpKind.SET_MEMORY_ENCRYPTED, OpKind.SET_MEMORY_DECRYPTED})
 _BY_SIZE: Final = frozenset({OpKind.EARLY_SET_MEMORY_ENCRYPTED, OpKind.EARLY_SET_MEMORY_DECRYPTED})
+_SMALL: Final = frozenset({Region.D, Region.V})
+_GIANT_PAGES: Final = PUD_SIZE >> PAGE_SHIFT
 _U32: Final = 0xFFFF_FFFF
 
 
@@ -41,17 +44,27 @@ def _cut(length: int, limit: int) -> int:
     return length if length <= limit else length % limit + 1
 
 
-def _most_pages(region: Region, room: int) -> int:
-    """Pages that one conversion may ask for where `room` are left of the region."""
-    if region is Region.G:
-        return room
-    return min(room, MAX_LARGE_PAGES if region is Region.L else MAX_PAGES)
-
-
-def _with(op: Op, arguments: tuple[int, ...], region: Region) -> Op:
-    if arguments == op.arguments and region is op.region:
+def _with(
+    op: Op, arguments: tuple[int, ...], region: Region | None = None, page: int | None = None
+) -> Op:
+    region = op.region if region is None else region
+    page = op.page if page is None else page
+    if arguments == op.arguments and region is op.region and page == op.page:
         return op
-    return Op(op.kind, arguments, region, op.page, op.has_page, op.vcpu, op.mode, op.cpl)
+    return Op(op.kind, arguments, region, page, op.has_page, op.vcpu, op.mode, op.cpl)
+
+
+def _limit_pages(op: Op, lawful: bool) -> Op:
+    pages, offset = op.arguments
+    pages &= _U32
+    offset = 0 if lawful else offset
+    room = REGIONS[op.region].pages - op.page
+    if op.region is Region.G and pages > MAX_LARGE_PAGES:
+        first = op.page - op.page % _GIANT_PAGES
+        room += op.page - first
+        return _with(op, (min(-(-pages // _GIANT_PAGES) * _GIANT_PAGES, room), offset), page=first)
+    most = MAX_PAGES if op.region in _SMALL else MAX_LARGE_PAGES
+    return _with(op, (_cut(pages, min(room, most)), offset))
 
 
 def limit_op(op: Op, lawful: bool) -> Op:
@@ -61,11 +74,7 @@ def limit_op(op: Op, lawful: bool) -> Op:
     spec = REGIONS[region]
     room = spec.pages - op.page
     if op.kind in _BY_PAGES:
-        pages, offset = arguments
-        most = _most_pages(region, room)
-        pages &= _U32
-        length = min(pages, most) if region is Region.G else _cut(pages, most)
-        return _with(op, (length, 0 if lawful else offset), region)
+        return _limit_pages(op, lawful)
     if op.kind in _BY_SIZE:
         size, offset = arguments
         if lawful:
@@ -76,9 +85,9 @@ def limit_op(op: Op, lawful: bool) -> Op:
     if op.kind is OpKind.WRITE:
         value, offset, size = arguments
         most = min(room << PAGE_SHIFT, MAX_STORE) - offset
-        return _with(op, (value, offset, _cut(size, most)), region)
+        return _with(op, (value, offset, _cut(size, most)))
     if op.kind is OpKind.READ:
-        return _with(op, (min(arguments[0], PAGE_SIZE - 8),), region)
+        return _with(op, (min(arguments[0], PAGE_SIZE - 8),))
     return op
 
 

@@ -291,11 +291,20 @@ def test_minimising_stays_within_what_a_good_caller_does(feedback):
     assert lawful.decode(encode_ops([stop, inside, stop])) == (stop, inside)
 
 
-def test_all_of_region_g_may_be_converted_in_one_call():
-    op = limit_op(Op(OpKind.SET_MEMORY_DECRYPTED, (1 << 31, 0), Region.G, 0), True)
-    assert op.arguments == (REGIONS[Region.G].pages, 0)
-    op = limit_op(Op(OpKind.SET_MEMORY_DECRYPTED, (1 << 31, 0), Region.G, 5), True)
-    assert op.arguments == (REGIONS[Region.G].pages - 5, 0)
+@pytest.mark.parametrize(
+    ("page", "pages", "expected"),
+    [
+        (0, 1 << 31, (0, 1 << 19)),
+        (5, 1 << 19, (0, 1 << 19)),
+        ((1 << 18) + 9, 1 << 20, (1 << 18, 1 << 18)),
+        (7, 5000, (0, 1 << 18)),
+        (7, 1025, (7, 1025)),
+    ],
+)
+def test_large_calls_in_region_g_are_for_whole_leaves(page, pages, expected):
+    op = limit_op(Op(OpKind.SET_MEMORY_DECRYPTED, (pages, 0), Region.G, page), True)
+    assert (op.page, op.arguments[0]) == expected
+    assert limit_op(op, True) == op
 
 
 def test_coverage_of_a_program_does_not_depend_on_the_one_before(executor, feedback):
