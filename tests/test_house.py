@@ -24,6 +24,7 @@ FLOORS = {
     "checks": 3,
     "migration": 3,
     "demo.py": 6,
+    "pytest_plugin.py": 6,
     "cli": 6,
     "__main__.py": 6,
 }

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""pytest collects `*.prog` files: each is a test that passes if the run is as its file expects.
+
+Installed with guestemu (entry point `pytest11`). It does nothing, and imports nothing of guestemu,
+in a project without such files. `guestemu_programs = false` in the pytest configuration, or
+`-p no:guestemu`, leaves them alone. Programs of one header in a row run in one testbed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from guestemu.replay.suite import Bench
+
+_SUFFIX = ".prog"
+_OPTION = "guestemu_programs"
+_BENCH: pytest.StashKey[Bench] = pytest.StashKey()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The switch."""
+    parser.addini(_OPTION, "collect *.prog files as tests", type="bool", default=True)
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    """A program file is a collector with one test."""
+    if file_path.suffix != _SUFFIX or not parent.config.getini(_OPTION):
+        return None
+    collector: ProgramFile = ProgramFile.from_parent(parent, path=file_path)
+    return collector
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Gives the last testbed up."""
+    bench = session.config.stash.get(_BENCH, None)
+    if bench is not None:
+        bench.close()
+
+
+class ProgramFile(pytest.File):
+    """One program file."""
+
+    def collect(self) -> Iterator[pytest.Item]:
+        """Its one test."""
+        yield ProgramItem.from_parent(self, name=self.path.stem)
+
+
+class ProgramFailedError(Exception):
+    """The run was not as expected; the text says how."""
+
+
+class ProgramItem(pytest.Item):
+    """Runs a program and compares the outcome."""
+
+    def runtest(self) -> None:
+        """Raises `ProgramFailedError` with every expectation that does not hold."""
+        from guestemu.replay.suite import Bench, replay_file
+
+        stash = self.config.stash
+        if _BENCH not in stash:
+            stash[_BENCH] = Bench()
+        result = replay_file(self.path, bench=stash[_BENCH])
+        lines = [] if result.bad is None else [result.bad]
+        for mismatch in result.mismatches:
+            lines += [f"expected: {mismatch.expectation}", f"found:    {mismatch.found}"]
+        if lines:
+            raise ProgramFailedError("\n".join([*lines, f"see: guestemu show {self.path}"]))
+
+    def repr_failure(
+        self, excinfo: pytest.ExceptionInfo[BaseException], style: object = None
+    ) -> str:
+        """Only the words for a program that failed, everything for anything else."""
+        if isinstance(excinfo.value, ProgramFailedError):
+            return str(excinfo.value)
+        return str(super().repr_failure(excinfo))
+
+    def reportinfo(self) -> tuple[Path, int | None, str]:
+        """What reports call it."""
+        return self.path, None, f"program {self.name}"
