@@ -69,9 +69,14 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Ending(msgspec.Struct, frozen=True):
-    """How a run ended, before it is compared with the one without a failure."""
+    """How a run ended, before it is compared with the one without a failure.
+
+    `told`: how often the VMM was told (`LedgerHost`); `counts`: how often each point was reached.
+    """
 
     noticed: frozenset[Noticed]
+    log: frozenset[str]
+    told: int
     migration: Migration
     waited: Wait
     loss: Loss
@@ -94,6 +99,7 @@ def run_flow(
     rig.bed.reset()
     scene = Scene(rig.bed)
     flow.prepare(scene)
+    scene.mark()
     if when is When.DURING and rig.can_migrate:
         _begin_migration(scene, flow)
 
@@ -105,6 +111,7 @@ def run_flow(
     flow.act(scene)
     rig.injector.end()
     counts = rig.injector.counts()
+    log, told = scene.log(), rig.host.told
     migration, waited = _decide(rig, scene, flow, when)
     corrupted, loss = 0, NOTHING_LOST
     has_violations = bool(scene.violations)
@@ -112,8 +119,8 @@ def run_flow(
         corrupted = scene.written.judge(scene.guest).defined
     if migration is Migration.COMPLETED:
         loss = _migrate(rig, scene, flow, when)
-    noticed = frozenset(_noticed(rig, scene, migration, has_violations))
-    return Ending(noticed, migration, waited, loss, corrupted, scene.leaked, counts)
+    noticed = frozenset(_noticed(scene, migration, has_violations))
+    return Ending(noticed, log, told, migration, waited, loss, corrupted, scene.leaked, counts)
 
 
 def _begin_migration(scene: Scene, flow: Flow) -> None:
@@ -155,11 +162,9 @@ def _migrate(rig: Rig, scene: Scene, flow: Flow, when: When) -> Loss:
     return scene.written.judge(scene.guest)
 
 
-def _noticed(rig: Rig, scene: Scene, migration: Migration, has_violations: bool) -> set[Noticed]:
+def _noticed(scene: Scene, migration: Migration, has_violations: bool) -> set[Noticed]:
     found = {
-        Noticed.LOG: bool(scene.warnings),
         Noticed.CALLER: scene.has_error,
-        Noticed.VMM: rig.host.was_told,
         Noticed.ADMIN: migration in _NOT_DONE,
         Noticed.DEATH: scene.is_dead,
         Noticed.CHECKS: has_violations,
@@ -180,7 +185,11 @@ def make_row(
     normal: Ending,
 ) -> Row:
     """The line of a run; `normal` is the same without a failure."""
-    new = ending.noticed - normal.noticed
+    new = set(ending.noticed - normal.noticed)
+    if ending.told > normal.told:
+        new.add(Noticed.VMM)
+    if ending.log - normal.log:
+        new.add(Noticed.LOG)
     return Row(
         failure=NOTHING if failure is None else failure.name,
         flow=flow.name,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import ClassVar, Final
 
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
-from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
+from guestemu.abi.msrs import KVM_MIGRATION_READY, MSR_KVM_MIGRATION_CONTROL
 from guestemu.abi.x86 import VECTOR_GP
 from guestemu.host.base import GuestFault, Hypercall, VcpuAccess
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
@@ -27,7 +27,9 @@ DISABLED_FOR_GOOD: Final = 2
 
 class LedgerHost(MapGpaRangeHost):
     """`answers` and `msr_writes` order failures. `is_stopped`: the guest made the stop hypercall;
-    `is_disabled`: it disabled migration for good, which no later READY takes back."""
+    `is_disabled`: it disabled migration for good, which no later READY takes back. `told` counts
+    how often it said that it must not be migrated: by 0 after READY, for good, or by the hypercall.
+    """
 
     name: ClassVar[str] = "ledger"
     summary: ClassVar[str] = "the reference user space with failures at any step"
@@ -42,7 +44,7 @@ class LedgerHost(MapGpaRangeHost):
     def _forget(self) -> None:
         self.is_stopped = False
         self.is_disabled = False
-        self.has_withdrawn = False
+        self.told = 0
         self.answers.begin()
         self.msr_writes.begin()
 
@@ -60,6 +62,7 @@ class LedgerHost(MapGpaRangeHost):
         """An ordered answer, which is not recorded; the stop hypercall; or KVM's own."""
         if call.nr == HC_STOP_MIGRATION:
             self.is_stopped = True
+            self.told += 1
             return 0
         if call.nr == KVM_HC_MAP_GPA_RANGE and self.answers.hit():
             return self.answer
@@ -72,15 +75,8 @@ class LedgerHost(MapGpaRangeHost):
                 raise GuestFault(VECTOR_GP, 0)
             if value == DISABLED_FOR_GOOD:
                 self.is_disabled = True
+                self.told += 1
                 value = 0
-            was_ready = self.migration_ready
-            super().wrmsr(index, value, vcpu)
-            self.has_withdrawn = self.has_withdrawn or (was_ready and not self.migration_ready)
-            return
+            elif self.migration_ready and not value & KVM_MIGRATION_READY:
+                self.told += 1
         super().wrmsr(index, value, vcpu)
-
-    @property
-    def was_told(self) -> bool:
-        """The guest said that it must not be migrated: by 0 after READY, for good, or by the stop
-        hypercall."""
-        return self.has_withdrawn or self.is_disabled or self.is_stopped

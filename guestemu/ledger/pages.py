@@ -75,22 +75,32 @@ class WrittenPages:
                 if flip.gfn <= page.gfn < flip.gfn + flip.pages:
                     page.is_defined = False
 
+    def abandon(self, frames: range) -> None:
+        """Nobody will read these frames again: their content is undefined, too."""
+        for page in self._pages.values():
+            if page.gfn in frames:
+                page.is_defined = False
+
+    def forget(self, frames: range) -> None:
+        """These frames belong to somebody else now."""
+        for gva in [gva for gva, page in self._pages.items() if page.gfn in frames]:
+            del self._pages[gva]
+
     def addresses(self) -> Iterator[int]:
         """The addresses of all pages."""
         return iter(self._pages)
 
     def judge(self, guest: Guest, ram: GuestRam | None = None) -> Loss:
         """Compares all pages, read through the page tables of `guest` from its RAM, or from `ram`,
-        a copy elsewhere."""
+        a copy elsewhere. A page that is no longer mapped is passed over."""
         strict = defined = size = 0
         source = guest.machine.ram if ram is None else ram
         for gva, page in self._pages.items():
             where = mapped(guest, gva)
             if where is None:
-                wrong = PAGE_SIZE
-            else:
-                content = peek(source, where.gpa, PAGE_SIZE, where.is_private)
-                wrong = PAGE_SIZE - content.count(page.value)
+                continue
+            content = peek(source, where.gpa, PAGE_SIZE, where.is_private)
+            wrong = PAGE_SIZE - content.count(page.value)
             if wrong:
                 strict += 1
                 if page.is_defined:

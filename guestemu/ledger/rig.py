@@ -64,7 +64,9 @@ class Rig:
         """Sends frames to another machine under another key, each by the host's record."""
         source = self._guest.machine
         if self._other is None:
-            config = msgspec.structs.replace(source.config, key=DESTINATION_KEY)
+            config = msgspec.structs.replace(
+                source.config, key=DESTINATION_KEY, defer_memory_hooks=False
+            )
             self._other = Machine(config)
             self._other.checkpoint()
         self._other.rollback()

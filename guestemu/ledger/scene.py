@@ -7,6 +7,7 @@ does not use them (A.9); who gets none fills them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Final
 
@@ -15,6 +16,7 @@ from guestemu.abi.regions import Region
 from guestemu.checks.base import Violation
 from guestemu.guest.base import CallOutcome, Guest, GuestOops
 from guestemu.guest.dma.policy import OnFailure, policy_named
+from guestemu.guest.linux.guest import LinuxGuest
 from guestemu.ledger.pages import WrittenPages
 from guestemu.program.ops import Op, OpKind
 from guestemu.testbed import OpResult, Testbed
@@ -26,6 +28,7 @@ NEW: Final = 0xA0
 """The same after it."""
 
 _VALUES: Final = 64
+_TIME: Final = re.compile(r"^\[ *[0-9.]+\] ")
 
 
 class Scene:
@@ -38,6 +41,7 @@ class Scene:
         self.warnings: list[str] = []
         self.violations: list[Violation] = []
         self.has_error = False
+        self._console_start = self._console()
         self.is_dead = False
         self.oops: GuestOops | None = None
         self.leaked: int | None = 0
@@ -47,6 +51,25 @@ class Scene:
     def guest(self) -> Guest:
         """The guest as it is now, after a migration that at the destination."""
         return self.bed.guest
+
+    def mark(self) -> None:
+        """What was logged so far does not count."""
+        self.warnings.clear()
+        self._console_start = self._console()
+
+    def log(self) -> frozenset[str]:
+        """What the guest has logged since `mark`: the WARNs of our code, or the lines of a real
+        kernel's console without their times."""
+        guest = self.bed.guest
+        if not isinstance(guest, LinuxGuest):
+            return frozenset(self.warnings)
+        lines = guest.console.text[self._console_start :].splitlines()
+        return frozenset(_TIME.sub("", line) for line in lines)
+
+    def _console(self) -> int:
+        """Length of what a real kernel has printed."""
+        guest = self.bed.guest
+        return len(guest.console.text) if isinstance(guest, LinuxGuest) else 0
 
     def has_died(self) -> bool:
         """`is_dead`, as it is now."""
@@ -100,14 +123,12 @@ class Scene:
         size = pages * PAGE_SIZE if kind in _EARLY else pages
         outcome = self.step(Op(kind, (size, 0), region=region, page=page))
         if outcome.value:
-            self.give_up(pages)
+            self.has_error = True
+            first = self.guest.gpa(region, page) >> PAGE_SHIFT
+            self.written.abandon(range(first, first + pages))
+            if self.leaked is not None:
+                self.leaked += pages
         return outcome.value == 0
-
-    def give_up(self, pages: int) -> None:
-        """A caller got an error and leaks `pages`."""
-        self.has_error = True
-        if self.leaked is not None:
-            self.leaked += pages
 
     def dma_alloc(self, slot: int, pages: int, atomic: bool) -> range:
         """A driver: the frames of its buffer, which it fills; nothing if it got none."""
@@ -130,9 +151,12 @@ class Scene:
         if outcome.value is None:
             return
         if outcome.value:
+            self.written.abandon(frames)
             self.has_error = True
             self._count_leak(len(frames), policy_named(self.guest.generation).encrypt_failure)
-        elif self.guest.free_frames() is not None:
+        elif self.guest.free_frames() is None:
+            self.written.forget(frames)
+        else:
             self.fill_frames(frames, OLD)
 
     def reuse_freed(self) -> None:
