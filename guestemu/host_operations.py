@@ -10,6 +10,7 @@ from guestemu.guest.base import CallOutcome
 from guestemu.host import ioctls
 from guestemu.host.base import Host
 from guestemu.host.firmware import operations as firmware
+from guestemu.host.mirror import operations as mirror
 from guestemu.host.qemu import operations as qemu
 from guestemu.program.ops import Op, OpKind
 
@@ -24,6 +25,18 @@ HOST_OPERATIONS: Final[Mapping[OpKind, Callable[..., int]]] = {
     OpKind.HOST_POISON_PAGE: ioctls.poison_page,
     OpKind.SEV_IOCTL: firmware.sev_ioctl,
     OpKind.SEV_REGION: firmware.sev_region,
+    OpKind.MIRROR_SETUP: mirror.mirror_setup,
+    OpKind.MIRROR_WRITE: mirror.mirror_write,
+    OpKind.MIRROR_TELL: mirror.mirror_tell,
+    OpKind.MIRROR_POKE: mirror.mirror_poke,
+    OpKind.MIRROR_PLUG: mirror.mirror_plug,
+    OpKind.MIRROR_LOAD: mirror.mirror_load,
+    OpKind.MIRROR_MIGRATE: mirror.mirror_migrate,
+    OpKind.MIRROR_SAVE: mirror.mirror_save,
+    OpKind.MIRROR_RESTORE: mirror.mirror_restore,
+    OpKind.MIRROR_INJECT: mirror.mirror_inject,
+    OpKind.MIRROR_COMMAND: mirror.mirror_command,
+    OpKind.MIRROR_CONTEXT: mirror.mirror_context,
     OpKind.QEMU_STATUS: qemu.qemu_status,
     OpKind.QEMU_SYNC: qemu.qemu_sync,
     OpKind.QEMU_RESIZE: qemu.qemu_resize,

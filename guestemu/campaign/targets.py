@@ -22,6 +22,7 @@ from guestemu.program.ops import (
     HOST_SPECS,
     LINK_SPECS,
     MIGRATION_SPECS,
+    MIRROR_SPECS,
     QEMU_SPECS,
     SEV_SPECS,
     OpKind,
@@ -124,6 +125,13 @@ _TARGETS: Final = (
         kinds=frozenset({OpKind.QEMU_RECORD}),
         max_ops=4,
         header=Header(host="qemu-migration", budget=_BUDGET),
+    ),
+    Target(
+        name="mirror",
+        summary="migration handlers in mirror VMs, the guest and VMMs around them, contexts",
+        kinds=frozenset(MIRROR_SPECS) | {OpKind.SEV_IOCTL},
+        max_ops=8,
+        header=Header(host="mirror", budget=_BUDGET),
     ),
     Target(
         name="lockstep",

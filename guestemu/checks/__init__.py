@@ -8,6 +8,7 @@ from guestemu.checks.conversion import ConversionCheck, MappingCheck
 from guestemu.checks.free import FreePagesCheck
 from guestemu.checks.host_ioctls import HostIoctlCheck
 from guestemu.checks.migration_control import MigrationControlCheck
+from guestemu.checks.mirror import MirrorCheck
 from guestemu.checks.page_enc import NUMBERS, PageEncRecordCheck, PageEncResultCheck
 from guestemu.checks.progress import ProgressCheck
 from guestemu.checks.qemu_status import QemuStatusCheck
@@ -19,6 +20,7 @@ from guestemu.checks.sev_firmware import SevFirmwareCheck
 from guestemu.host.base import Host
 from guestemu.host.firmware.operations import HasSevWorld
 from guestemu.host.kvm.findings import ReportsFindings
+from guestemu.host.mirror.operations import HasMirrorWorld
 from guestemu.host.qemu.operations import HasQemuWorld
 
 
@@ -38,4 +40,6 @@ def standard_checks(host: Host | None = None) -> tuple[Check, ...]:
         checks.append(SevFirmwareCheck())
     if host is None or isinstance(host, HasQemuWorld):
         checks.append(QemuStatusCheck())
+    if host is None or isinstance(host, HasMirrorWorld):
+        checks.append(MirrorCheck())
     return (*checks, ReadyCheck(), FreePagesCheck())

@@ -23,6 +23,7 @@ from guestemu.host.kvm.host import MergedHost
 from guestemu.host.kvm.kernels import KERNELS
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
 from guestemu.host.kvm.shared_list_v10 import SharedListV10Host
+from guestemu.host.mirror.host import MirrorHost, MirrorPrototypeHost
 from guestemu.host.plugin import is_plugin_spec, load_plugin
 from guestemu.host.qemu.host import (
     QemuMigration2019Host,
@@ -38,6 +39,8 @@ _CLASSES: tuple[type[MergedHost] | type[HistoricHost], ...] = (
     QemuV4Host,
     Qemu102Host,
     SevFirmwareHost,
+    MirrorHost,
+    MirrorPrototypeHost,
     QemuMigrationHost,
     QemuMigration2021Host,
     QemuMigration2020Host,

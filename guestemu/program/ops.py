@@ -30,6 +30,7 @@ from guestemu.program.host_specs import (
 )
 from guestemu.program.kinds import ARGUMENT_MASKS, Argument, ArgumentSpec, OpKind, OpSpec
 from guestemu.program.kinds import argument as _a
+from guestemu.program.mirror_specs import MIRROR_SPECS
 
 MAX_ARGUMENTS: Final = 5
 
@@ -40,6 +41,7 @@ __all__ = [
     "MAX_ARGUMENTS",
     "MEMORY_SPECS",
     "MIGRATION_SPECS",
+    "MIRROR_SPECS",
     "NAMES",
     "QEMU_SPECS",
     "REGIONS",
@@ -176,6 +178,7 @@ SPECS: Final[Mapping[OpKind, OpSpec]] = {
     ),
     **HOST_SPECS,
     **MIGRATION_SPECS,
+    **MIRROR_SPECS,
     **SEV_SPECS,
     **QEMU_SPECS,
     **MEMORY_SPECS,

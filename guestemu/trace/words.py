@@ -18,6 +18,7 @@ from guestemu.machine.exits import BudgetExhausted, ExceptionExit, Shutdown, Unb
 from guestemu.program.ops import (
     HOST_SPECS,
     MIGRATION_SPECS,
+    MIRROR_SPECS,
     QEMU_SPECS,
     SEV_SPECS,
     Op,
@@ -50,6 +51,7 @@ _STATUS: Final = frozenset(
         OpKind.STOP_CONVERSION,
         *HOST_SPECS,
         *MIGRATION_SPECS,
+        *MIRROR_SPECS,
         *SEV_SPECS,
         *QEMU_SPECS,
     }

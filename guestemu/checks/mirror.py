@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Threats to a migration through handlers, and what of it is lost (F7 to F16).
+
+After each operation on a host with two ends of one: a handler that nobody broke answers; a page
+that was said to have moved is what it was; pages of the guest are not left out; only pages that the
+host knows as private leave through the handler; the host reads no private page; a handler takes the
+packet that is due, for its own page, from its peer, once; the handler's own pages stay; an ASID has
+one owner and mirrors have one that lives. What a guest loses that lied, or wrote into its handler,
+is its own loss (F9) and no violation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Final
+
+from guestemu.checks.base import OpView, Violation
+from guestemu.host.mirror.operations import HasMirrorWorld
+from guestemu.program.ops import MIRROR_SPECS, OpKind
+
+if TYPE_CHECKING:
+    from guestemu.host.mirror.world import Seen
+
+STOPPED: Final = "mirror_stopped"
+LOST: Final = "mirror_lost"
+SKIPPED: Final = "mirror_skipped"
+EXPORTED: Final = "mirror_exported"
+READABLE: Final = "mirror_readable"
+ACCEPTED: Final = "mirror_accepted"
+OVERWRITTEN: Final = "mirror_overwritten"
+CONTEXT: Final = "mirror_context"
+
+
+class MirrorCheck:
+    """See the module's docstring."""
+
+    name = "mirror"
+    kinds: frozenset[OpKind] | None = frozenset(MIRROR_SPECS)
+
+    def after(self, view: OpView) -> Iterable[Violation]:
+        """See the class."""
+        host = view.host
+        if not isinstance(host, HasMirrorWorld):
+            return ()
+        if view.op.kind is OpKind.MIRROR_CONTEXT:
+            problem = host.context_problem
+            return (Violation(CONTEXT, view.index, problem, "F2, M27"),) if problem else ()
+        return [
+            Violation(name, view.index, message, fact)
+            for name, message, fact in _judge(host.mirror_world().seen)
+        ]
+
+
+def _judge(seen: Seen) -> Iterator[tuple[str, str, str]]:
+    stop = seen.stop
+    if stop is not None:
+        yield (
+            STOPPED,
+            f"the handler stopped at command {stop.nr} for {stop.address:#x}: {stop.cause.value}, "
+            f"{stop.detail:#x}, at {stop.rip:#x}",
+            "F11, F13",
+        )
+    if seen.exported:
+        yield EXPORTED, "a page that the host knows as shared left through the handler", "F15"
+    if seen.is_readable:
+        yield READABLE, "the host read a private page in the mailbox", "F12"
+    if seen.accepted:
+        yield ACCEPTED, seen.accepted, "F10"
+    if seen.damaged:
+        pages = ", ".join(f"{address:#x}" for address in seen.damaged)
+        yield OVERWRITTEN, f"the destination's handler was overwritten: RAM {pages}", "F9"
+    if seen.skipped:
+        yield SKIPPED, "a page of the guest was taken for the handler's and never sent", "F14"
+    if seen.lost:
+        yield LOST, seen.lost, "F7, D23"

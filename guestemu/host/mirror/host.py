@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The host with the security processor, a mirror VM and migration handlers: the target of
+`guestemu fuzz mirror`. Everything is made when a program first asks for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from guestemu.host.firmware.host import SevFirmwareHost
+
+if TYPE_CHECKING:
+    from guestemu.host.mirror.side import Weakness
+    from guestemu.host.mirror.world import MirrorWorld
+
+
+class MirrorHost(SevFirmwareHost):
+    """`sev-firmware` plus the two ends of a migration through handlers that authenticate a packet's
+    sender, address and order, and spare themselves."""
+
+    name: ClassVar[str] = "mirror"
+    summary: ClassVar[str] = (
+        "sev-firmware with mirror VMs and migration handlers, driven by mirror_setup and others"
+    )
+
+    def reset(self, frames: int) -> None:
+        """See `Host`."""
+        self._mirror: MirrorWorld | None = getattr(self, "_mirror", None)
+        if self._mirror is not None:
+            self._mirror.close()
+        self._mirror = None
+        self.context_problem = ""
+        super().reset(frames)
+
+    def restore(self, frames: int) -> None:
+        """See `Host`."""
+        if self._mirror is not None:
+            self._mirror.reset()
+        self.context_problem = ""
+        super().restore(frames)
+
+    def weaknesses(self) -> frozenset[Weakness]:
+        """What handlers and VMMs have wrong: nothing."""
+        return frozenset()
+
+    def mirror_world(self) -> MirrorWorld:
+        """See `HasMirrorWorld`."""
+        if self._mirror is None:
+            from guestemu.host.mirror.world import MirrorWorld
+
+            self._mirror = MirrorWorld(self.weaknesses())
+        return self._mirror
+
+    def mirror_context(self, is_move: bool, between: int) -> int:
+        """See `HasMirrorWorld`."""
+        from guestemu.host.mirror.contexts import ContextRace
+
+        world = self.sev_world()
+        world.is_touched = True  # ASIDs were used
+        race = ContextRace(world, is_move, between)
+        self.context_problem = race.problem
+        return race.result
+
+
+class MirrorPrototypeHost(MirrorHost):
+    """The prototype of 2021 (F10 to F14) on the same guest: handlers without cryptography, and what
+    its VMM has wrong. Each switch repairs one defect."""
+
+    name: ClassVar[str] = "mirror-2021"
+    summary: ClassVar[str] = "mirror with the prototype of 2021: no cryptography, its VMM's defects"
+    switches: ClassVar[tuple[str, ...]] = (
+        "copy-form",
+        "cbit-47",
+        "block-offset-skip",
+        "unchecked-status",
+        "no-guard",
+        "block-gpa",
+    )
+
+    def weaknesses(self) -> frozenset[Weakness]:
+        """Those that no switch repairs."""
+        from guestemu.host.mirror.side import Weakness
+
+        return frozenset(Weakness(name) for name in self.switches if name not in self.repaired)
