@@ -95,8 +95,14 @@ def test_the_bound_form_refuses_another_address_order_and_sender() -> None:
     assert restore(PAGE, first.header, first.page) == 0
     assert restore(PAGE, first.header, first.page) == Ret.AUTHENTICATION
     assert restore(PAGE, second.header, second.page) == 0
-    third = source.handler.save(PAGE)
-    assert source.handler.restore(PAGE, third.header, third.page) == Ret.AUTHENTICATION
+
+
+@pytest.mark.parametrize("form", [Form.BOUND, Form.UNBOUND])
+def test_a_packet_is_not_taken_by_its_own_sender(form: Form) -> None:
+    source, target = pair(form=form)
+    saved = source.handler.save(PAGE)
+    assert source.handler.restore(PAGE, saved.header, saved.page) == Ret.AUTHENTICATION
+    assert target.handler.restore(PAGE, saved.header, saved.page) == 0
 
 
 def test_the_unbound_form_takes_any_packet_anywhere_any_number_of_times() -> None:

@@ -83,6 +83,7 @@ def test_a_handler_that_is_gone_times_out() -> None:
 
 def test_an_exception_is_a_shutdown() -> None:
     side = Side().ready()
+    assert [side.handler.save(PAGE).ret for _ in range(2)] == [0, 0]
     side.write(SCATTERED[0], b"\x06" * 4096)
     assert stop_of(side, 1) == (StopCause.SHUTDOWN, 6)
 
@@ -105,7 +106,7 @@ def test_a_stopped_handler_can_be_restarted() -> None:
     assert side.handler.save(PAGE).ret == 0
 
 
-@pytest.mark.parametrize("address", [PAGE + 1, PAGE + 0xFFF])
+@pytest.mark.parametrize("address", [PAGE + 1, PAGE + 0x800, PAGE + 0xFFF])
 def test_unaligned_addresses(address: int) -> None:
     assert Side().ready().handler.save(address).ret == Ret.ADDRESS
 

@@ -14,6 +14,7 @@ from guestemu.host.mirror.context import HandlerConfig
 from guestemu.host.mirror.driver import MailboxHandler
 from guestemu.host.mirror.interface import HandlerError, MirrorSlot, StopCause
 from guestemu.host.mirror.mailbox import Header
+from guestemu.host.mirror.mmu import Translation
 from guestemu.host.mirror.placement import (
     PROTOTYPE_REACH,
     PagePlace,
@@ -126,6 +127,12 @@ def test_a_table_that_the_host_replaces_through_its_own_view_is_garbage() -> Non
     side.handler.restart()
     with pytest.raises(HandlerError):
         side.handler.save(PAGE)
+
+
+def test_a_table_is_read_through_the_view_of_the_pointer_to_it() -> None:
+    mmu = Side().handler.vcpu.mmu
+    assert isinstance(mmu.translate(SCATTERED[4] | 1 << 39, PAGE), Translation)
+    assert not isinstance(mmu.translate(SCATTERED[4], PAGE), Translation)
 
 
 def test_the_same_ram_at_two_addresses() -> None:
