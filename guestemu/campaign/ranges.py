@@ -10,7 +10,8 @@ kernel under good callers, so such a program is changed before it runs; the chan
 saved. Lengths are bounded too: page 65 of a range shows what page 64 does not, page 2000 shows
 nothing new and costs milliseconds. In region G a leaf is 1 GiB and costs as much as a page, but
 splitting it costs as much as hundreds of them: there a call for more pages than in region L is made
-one for whole leaves.
+one for whole leaves. A store into two pages begins at a word: accesses across a page boundary are
+not modelled exactly (docs/machine.md), and rolling one back takes long in gigabytes of RAM.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ MAX_STORE: Final = 2 * PAGE_SIZE
 
 _BY_PAGES: Final = frozenset({OpKind.SET_MEMORY_ENCRYPTED, OpKind.SET_MEMORY_DECRYPTED})
 _BY_SIZE: Final = frozenset({OpKind.EARLY_SET_MEMORY_ENCRYPTED, OpKind.EARLY_SET_MEMORY_DECRYPTED})
+_WORD: Final = 7
 _SMALL: Final = frozenset({Region.D, Region.V})
 _GIANT_PAGES: Final = PUD_SIZE >> PAGE_SHIFT
 _U32: Final = 0xFFFF_FFFF
@@ -84,8 +86,10 @@ def limit_op(op: Op, lawful: bool) -> Op:
         return _with(op, (_cut(size, most), offset), region)
     if op.kind is OpKind.WRITE:
         value, offset, size = arguments
-        most = min(room << PAGE_SHIFT, MAX_STORE) - offset
-        return _with(op, (value, offset, _cut(size, most)))
+        size = _cut(size, min(room << PAGE_SHIFT, MAX_STORE) - offset)
+        if offset + size > PAGE_SIZE:
+            offset &= ~_WORD
+        return _with(op, (value, offset, size))
     if op.kind is OpKind.READ:
         return _with(op, (min(arguments[0], PAGE_SIZE - 8),))
     return op

@@ -60,6 +60,15 @@ def test_conversions_stay_inside_their_region(kind):
         assert offset == 0
 
 
+@pytest.mark.parametrize(
+    ("offset", "size", "expected"),
+    [(4091, 5, (4091, 5)), (4091, 6, (4088, 6)), (15, 8000, (8, 8000)), (15, 100, (15, 100))],
+)
+def test_no_store_crosses_a_page_inside_a_word(offset, size, expected):
+    op = limit_op(Op(OpKind.WRITE, (0x5A, offset, size), Region.D, 3), False)
+    assert op.arguments[1:] == expected
+
+
 def test_a_lawful_op_is_left_alone():
     op = Op(OpKind.SET_MEMORY_DECRYPTED, (MAX_PAGES, 0), Region.D, 3)
     assert limit_op(op, True) is op
