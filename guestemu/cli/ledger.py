@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`guestemu ledger`: injected failures x flows x policies, who noticed, what was lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from guestemu.abi.errors import InputError, MissingError
+from guestemu.cli import console
+from guestemu.cli._options import AsJson
+from guestemu.cli.errors import EXIT_INTERRUPTED, EXIT_OK
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from guestemu.ledger.cell import Row
+    from guestemu.ledger.failures import Failure
+    from guestemu.ledger.flows import Flow
+    from guestemu.ledger.policies import Policy
+
+
+def command(
+    policies: Annotated[
+        list[str] | None,
+        typer.Option("--policy", metavar="NAME", help="Only this policy; repeatable."),
+    ] = None,
+    flows: Annotated[
+        list[str] | None,
+        typer.Option("--flow", metavar="NAME", help="Only this flow; repeatable."),
+    ] = None,
+    failures: Annotated[
+        list[str] | None,
+        typer.Option("--failure", metavar="NAME", help="Only this failure; repeatable."),
+    ] = None,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Also the real kernels that were fetched.")
+    ] = False,
+    every_step: Annotated[
+        bool,
+        typer.Option("--every-step", help="Every step, where a flow has more than five of a kind."),
+    ] = False,
+    rows: Annotated[bool, typer.Option("--rows", help="Print every run, not only counts.")] = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write the matrix as a page.")
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Inject every failure at every step of every flow, under every policy, and migrate.
+
+    Failures: host answers (-ENOSYS, -EINVAL, -EBUSY, garbage), #GP on MIGRATION_CONTROL, lookup,
+    change of an entry, split, a hole, an entry without PRESENT. Policies: what the guest does with
+    the error, as proposed in May 2021, and upstream's. Each run ends with a migration; `lost`
+    counts the pages that are wrong at the destination, `noticed_by` says who can know.
+
+    Exit status 0 whatever is lost; 3 if a real kernel was asked for and there is none.
+
+    For example:
+
+      guestemu ledger
+
+      guestemu ledger --policy warn --policy bug --flow decrypt-3 --rows
+
+      guestemu ledger --kernels --html ledger.html --json
+    """
+    from guestemu.guest.linux.images import fetched_images
+    from guestemu.ledger.flows import find_flows
+    from guestemu.ledger.matrix import find_failures, plan
+    from guestemu.ledger.policies import LINUX, find_policies
+
+    wanted = tuple(policies or ())
+    found: tuple[str, ...] = ()
+    if kernels or any(name.startswith(LINUX) for name in wanted):
+        found = tuple(dict.fromkeys(f"{LINUX}{image.series}" for image in fetched_images()))
+        if not found:
+            raise MissingError("ledger: no kernel image here; run `guestemu kernel fetch`")
+    if kernels and wanted:
+        wanted = tuple(dict.fromkeys((*wanted, *found)))
+    chosen = find_policies(wanted, found)
+    todo = plan(chosen, find_flows(tuple(flows or ())))
+    if not todo:
+        raise InputError("ledger: these flows need our own guests; leave out --policy linux:...")
+    chosen_failures = find_failures(tuple(failures or ()))
+    if html is not None:
+        _check_writable(html)
+    result, is_whole = _run(todo, chosen_failures, every_step)
+    _show(result, chosen, rows, html, as_json, is_whole)
+    return EXIT_OK if is_whole else EXIT_INTERRUPTED
+
+
+def _check_writable(path: Path) -> None:
+    """A run of minutes shall not end at a bad path."""
+    if not path.parent.is_dir():
+        raise InputError(f"--html {path}: no such directory; make it first")
+
+
+def _run(
+    todo: Sequence[tuple[Policy, Flow]], failures: Sequence[Failure], every_step: bool
+) -> tuple[list[Row], bool]:
+    """The rows, and whether they are all. After Ctrl-C those of the flows that are done, the
+    present one among them; an interrupt inside a hook of the emulated CPU would be lost."""
+    from guestemu.cli._interrupts import Interrupts
+    from guestemu.cli._step_progress import StepProgress
+    from guestemu.ledger.matrix import run_flow_rows
+    from guestemu.ledger.rig import Rig
+
+    rows: list[Row] = []
+    rig: Rig | None = None
+    with StepProgress(len(todo)) as progress, Interrupts() as interrupts:
+        try:
+            for policy, flow in todo:
+                interrupts.hold()
+                if rig is None or rig.policy is not policy:
+                    if rig is not None:
+                        rig.close()
+                    rig = Rig(policy)
+                rows += run_flow_rows(rig, flow, failures, every_step=every_step)
+                progress.advance()
+                interrupts.release()
+        except KeyboardInterrupt:
+            return rows, False
+        finally:
+            if rig is not None:
+                rig.close()
+    return rows, True
+
+
+def _show(
+    rows: Sequence[Row],
+    policies: Sequence[Policy],
+    with_rows: bool,
+    html: Path | None,
+    as_json: bool,
+    is_whole: bool,
+) -> None:
+    from guestemu.ledger.page import (
+        ROW_HEADINGS,
+        TALLY_HEADINGS,
+        ledger_page,
+        row_cells,
+        tally_cells,
+    )
+    from guestemu.ledger.summary import by_policy
+
+    if html is not None:
+        html.write_text(ledger_page(rows, policies))
+    summary = by_policy(rows)
+    if as_json:
+        console.emit_json({"rows": rows, "summary": summary, "complete": is_whole})
+        return
+    if with_rows:
+        console.emit_table(ROW_HEADINGS, map(row_cells, rows))
+        console.emit()
+    console.emit_table(TALLY_HEADINGS, map(tally_cells, summary))
+    if not is_whole:
+        console.note("interrupted: not all flows were run")
