@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from guestemu.abi.addresses import PAGE_SIZE, U64_MASK, to_signed
+from guestemu.abi.addresses import PAGE_MASK, PAGE_SIZE, U64_MASK, to_signed
 from guestemu.abi.regions import Instruction, Region
 from guestemu.abi.x86 import Mode
 from guestemu.findings.hostcode import Spots
@@ -36,6 +36,8 @@ fewer where a run takes milliseconds: several hosts in lock-step, a real kernel.
 _ROUNDS: Final = 4
 _SMALL: Final = tuple(range(9))
 _FRAMES: Final = 65
+_GPA: Final = 1
+"""The address among a hypercall's arguments."""
 _WIDE: Final = frozenset({Argument.COUNT, Argument.ADDRESS, Argument.U64})
 _CONVERSIONS: Final = (
     OpKind.SET_MEMORY_DECRYPTED,
@@ -171,9 +173,19 @@ class Canonical:
             before = ops
             for index in range(len(ops)):
                 ops = self._search(ops, index)
-            ops = self.drop(ops)
+            ops = self.drop(self._moved(ops))
             if ops == before or self._left <= 0:
                 break
+        return ops
+
+    def _moved(self, ops: tuple[Op, ...]) -> tuple[Op, ...]:
+        """`ops` with everything moved down together: ops that meet on a page must go on to."""
+        lowest = [op.arguments[_GPA] & ~PAGE_MASK for op in ops if _has_gpa(op)]
+        pages = [op.page for op in ops if takes_page(op)]
+        for gpa, page in ((min(lowest, default=0), 0), (0, min(pages, default=0))):
+            moved = tuple(_moved_down(op, gpa, page) for op in ops)
+            if moved != ops and self.holds(moved):
+                ops = moved
         return ops
 
     def drop(self, ops: tuple[Op, ...]) -> tuple[Op, ...]:
@@ -199,6 +211,18 @@ class Canonical:
                     ops = candidate
                     break
         return ops
+
+
+def _has_gpa(op: Op) -> bool:
+    return op.kind is OpKind.HYPERCALL and not op.has_page
+
+
+def _moved_down(op: Op, gpa: int, pages: int) -> Op:
+    if _has_gpa(op):
+        arguments = list(op.arguments)
+        arguments[_GPA] -= gpa
+        return msgspec.structs.replace(op, arguments=tuple(arguments))
+    return msgspec.structs.replace(op, page=op.page - pages) if takes_page(op) else op
 
 
 def _kinds(op: Op) -> Iterator[Op]:
