@@ -2,9 +2,9 @@
 """The mutator of a libFuzzer campaign: mostly libFuzzer's own mutations, some of ours.
 
 libFuzzer's know nothing of ops, but every byte of a record decides something. Of ours, pokes are
-one in five; what is dear and needs Python is one in sixteen. Half of the mutations of longer
-programs lose the last op: short ones are fast, and libFuzzer keeps a longer one where it covers
-more. One in sixteen may leave a VMCALL: KVM patches that instruction, which costs several runs.
+one in four; what is dear and needs Python is one in thirty-two. One mutation of a longer program in
+eight loses the last op: short ones are fast, and libFuzzer keeps a longer one where it covers more.
+One in sixteen may leave a VMCALL: KVM patches that instruction, which costs several runs.
 
 `native/mutator.S` does the common part of this in machine code. This is the same for other hosts,
 and what the machine code is compared with.
@@ -20,10 +20,10 @@ from guestemu.campaign.mutator import Mutator, avoid_vmcall, poke, stir
 from guestemu.program.binary import RECORD_SIZE
 from guestemu.program.mutate import crossover_bytes
 
-_UNCOMMON_MASK: Final = 15
+_UNCOMMON_MASK: Final = 31
 _POKE_MASK: Final = 3
-_VMCALL_MASK: Final = 0xF0
-_DROP_MASK: Final = 0x100
+_VMCALL_MASK: Final = 0x1E0
+_DROP_MASK: Final = 0xE00
 _CROSSOVER_MASK: Final = 7
 _CROSSOVER_SHIFT: Final = 3
 

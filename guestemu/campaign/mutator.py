@@ -12,6 +12,7 @@ choice from a palette reaches those where a call may loop (2^19 pages and more).
 from __future__ import annotations
 
 import struct
+from hashlib import shake_128
 from typing import Final
 
 from guestemu.program.binary import RECORD_SIZE
@@ -28,6 +29,7 @@ _NO_VMCALL: Final = 0xEF
 _STRUCTURE_SHARE: Final = 10
 _EDGE: Final = 7
 _DROP: Final = 3
+_FRESH_SIZE: Final = 2 * RECORD_SIZE
 _SELECT_RAW: Final = 0xE0
 _KIND_BYTES: Final = 256
 _ARGUMENT: Final = struct.Struct("<Q")
@@ -57,9 +59,14 @@ class Mutator:
         )
 
     def uncommon(self, data: bytes, max_size: int, seed: int) -> bytes:
-        """As `mutate`, without the mere pokes: a change of structure or an edge."""
+        """As `mutate`, without the mere pokes: a change of structure or an edge.
+        What holds no record becomes two
+        random ones."""
         state = stir(seed)
-        return self._change(data, max_size, state, len(data) < RECORD_SIZE or not state & 1, True)
+        if len(data) < RECORD_SIZE:
+            data = shake_128(state.to_bytes(8)).digest(_FRESH_SIZE)
+            return self._change(data, max_size, state, False, False)
+        return self._change(data, max_size, state, not state & 1, True)
 
     def _change(self, data: bytes, max_size: int, state: int, structure: bool, edge: bool) -> bytes:
         if structure:

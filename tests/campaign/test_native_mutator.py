@@ -89,7 +89,7 @@ def test_pokes_change_little_and_reach_every_record(pair):
     native, _ = pair
     data = bytes(MAX_SIZE)
     changed_places = set()
-    for seed in range(4, 40000, 16):  # pokes: 4 is no multiple of 16, but one of 4
+    for seed in range(4, 80000, 32):  # pokes: 4 is no multiple of 32, but one of 4
         after = native_mutate(native, data, MAX_SIZE, seed)
         assert len(after) in (MAX_SIZE, MAX_SIZE - RECORD_SIZE)
         places = {place for place, byte in enumerate(after) if byte}
@@ -104,6 +104,6 @@ def test_few_mutations_leave_a_vmcall(pair):
     data = bytes([0, VMCALL]) + bytes(RECORD_SIZE - 2)
     left = sum(
         native_mutate(native, data, RECORD_SIZE, seed)[1] & VMCALL != 0
-        for seed in range(4, 16000, 16)
+        for seed in range(4, 32000, 32)
     )
     assert 0 < left < 100

@@ -9,10 +9,10 @@
 	.equ	RECORD, 48		# program/binary.py
 	.equ	POSTURE, 1
 	.equ	VMCALL, 0x10
-	.equ	UNCOMMON_MASK, 15	# campaign/mutator.py, as are the others
+	.equ	UNCOMMON_MASK, 31	# campaign/mutator.py, as are the others
 	.equ	POKE_MASK, 3
-	.equ	VMCALL_MASK, 0xf0
-	.equ	DROP_MASK, 0x100
+	.equ	VMCALL_MASK, 0x1e0
+	.equ	DROP_MASK, 0xe00
 	.equ	CROSS_MASK, 7
 	.equ	CROSS_SHIFT, 3
 
