@@ -10,6 +10,7 @@ import typer
 
 from guestemu.abi.errors import InputError
 from guestemu.cli._kernel_migration import kernel_migration
+from guestemu.cli._mirror import mirror
 from guestemu.cli._options import AsJson
 from guestemu.cli.errors import EXIT_OK
 
@@ -28,6 +29,7 @@ LINKS: Final = ("plain", "firmware")
 
 app = typer.Typer(rich_markup_mode=None)
 app.command("kernel-migration")(kernel_migration)
+app.command("mirror")(mirror)
 
 
 @app.callback(invoke_without_command=True)

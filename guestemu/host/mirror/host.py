@@ -74,6 +74,7 @@ class MirrorPrototypeHost(MirrorHost):
         "unchecked-status",
         "no-guard",
         "block-gpa",
+        "unbound",
     )
 
     def weaknesses(self) -> frozenset[Weakness]:

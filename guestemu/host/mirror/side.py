@@ -9,7 +9,6 @@ vCPU, which no page table of the guest maps (F7, F16, D33). A frame of `ram` is 
 from __future__ import annotations
 
 import enum
-import struct
 from collections.abc import Callable
 from typing import Final
 
@@ -50,15 +49,14 @@ VMSA: Final = "vmsa"
 
 _HANDLER_AT: Final = (0x801, 0x803, 0x804, 0x807, 0x808, 0x80A, 0x80B, 0x80E)
 _OTHER_BUILD: Final = 0x40
-_OWN_COUNT: Final = 0x160
-_OWN: Final = 0x168
 _FIXED: Final = slice(0, 0x18)
 _KEY: Final = slice(0x50, 0x60)
 _WRMSR_VALUE: Final = 1
 
 
 class Weakness(enum.Enum):
-    """What a handler or its VMM may have wrong; the prototype has all but the last three."""
+    """What a handler or its VMM may have wrong; the prototype has all of them but
+    `unbound`, which is for handlers that encrypt."""
 
     COPY_FORM = "copy-form"
     """No cryptography: the host reads every page (F12)."""
@@ -74,8 +72,6 @@ class Weakness(enum.Enum):
     """With GPAs: the GPA is the block's address plus the offset (D23, M56)."""
     UNBOUND = "unbound"
     """Packets do not say which page they are, nor in which order."""
-    ALIAS_GUARD = "alias-guard"
-    """The handler knows its own pages by one of their two addresses."""
 
 
 def guest_memory() -> MemoryMap:
@@ -150,7 +146,6 @@ class Side:
         )
         self.remap()
         self.handler.install()
-        self._guard_aliases()
         self._fixed = self._fixed_bytes()
         self.ask(MailboxHandler.init)
 
@@ -174,21 +169,6 @@ class Side:
             47 if Weakness.CBIT_47 in weak else None,
         )
         return MailboxHandler(vm, placement, config, CBIT, self.machine.code)
-
-    def _guard_aliases(self) -> None:
-        """Own pages have a second address, among the data: the context page lists it, too."""
-        if Weakness.ALIAS_GUARD in self.weaknesses or self.proposal in (
-            Proposal.GPA,
-            Proposal.COPY,
-        ):
-            return
-        context = Gpa(self.placement.context.ram_addr)
-        (count,) = struct.unpack("<I", self.ram.read(Gpa(context + _OWN_COUNT), 4))
-        shift = shift_of(self.proposal)
-        aliases = [address + shift for address in sorted(self.own)]
-        data = struct.pack(f"<{len(aliases)}Q", *aliases)
-        self.ram.write(Gpa(context + _OWN + 8 * count), data)
-        self.ram.write(Gpa(context + _OWN_COUNT), struct.pack("<I", count + len(aliases)))
 
     def remap(self) -> None:
         """The mirror's slots follow the memory map."""
