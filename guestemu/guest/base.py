@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 from bitarray import bitarray
@@ -55,7 +55,7 @@ class PlacedRegion(msgspec.Struct, frozen=True):
     pages: int
 
 
-class RawRegisters(msgspec.Struct, frozen=True, gc=False):
+class RawRegisters(NamedTuple):
     """RAX, RBX, RCX, RDX, RSI for a raw instruction."""
 
     rax: int = 0

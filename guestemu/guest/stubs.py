@@ -7,8 +7,9 @@ that the hooks know (half a microsecond more).
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from guestemu.abi.addresses import U32_MASK, Gpa
 from guestemu.abi.regions import Instruction
@@ -16,6 +17,7 @@ from guestemu.abi.x86 import Mode
 from guestemu.guest.base import CallOutcome, RawRegisters
 from guestemu.machine import layout
 from guestemu.machine.exits import Halt, Trap
+from guestemu.machine.launch import Entry
 from guestemu.machine.machine import Machine
 
 _HLT: Final = b"\xf4"
@@ -25,6 +27,17 @@ _USER_BANK: Final = 0x80
 _CODES: Final = (b"\x0f\x01\xd9", b"\x0f\x01\xc1", b"\x0f\x32", b"\x0f\x30")
 _RDMSR, _WRMSR = 2, 3
 _REGISTERS: Final = ("rax", "rbx", "rcx", "rdx", "rsi", "rsp")
+_PUT: Final = struct.Struct(f"{len(_REGISTERS)}Q").pack_into
+
+
+class _Start(NamedTuple):
+    """How one stub starts in one mode and level, and the exit by which it ends well."""
+
+    entry: Entry
+    rip: int
+    state: tuple[Mode, int]
+    end: type[Halt | Trap]
+    end_rip: int
 
 
 class RawStubs:
@@ -48,31 +61,35 @@ class RawStubs:
         for bank in (0, _USER_BANK):
             machine.hooks.add_msr_site(self._stubs[_RDMSR][0] + bank, is_write=False)
             machine.hooks.add_msr_site(self._stubs[_WRMSR][0] + bank, is_write=True)
-        self._entry = machine.launcher.entry(_REGISTERS)
+        self._starts: dict[tuple[int, Mode, int], _Start] = {}
         self._ended = machine.launcher.ended
+
+    def _start(self, slot: int, mode: Mode, cpl: int) -> _Start:
+        """The start of a stub in a mode and level, made when it is first used."""
+        entry = self._machine.launcher.entry(_REGISTERS)
+        entry.use(self._machine.modes.context(mode, cpl))
+        address, after = self._stubs[slot]
+        start = _Start(entry, address, (mode, cpl), Halt, after)
+        if cpl:
+            address += _USER_BANK
+            start = _Start(entry, address, (mode, cpl), Trap, address + len(_CODES[slot]))
+        self._starts[slot, mode, cpl] = start
+        return start
 
     def _run(
         self, slot: int, registers: RawRegisters, mode: Mode, cpl: int, budget: int
     ) -> CallOutcome:
-        machine = self._machine
-        self._switch((mode, cpl))
-        entry = self._entry
-        entry.use(machine.modes.context(mode, cpl))
-        values = entry.values
-        values[0] = registers.rax
-        values[1] = registers.rbx
-        values[2] = registers.rcx
-        values[3] = registers.rdx
-        values[4] = registers.rsi
-        values[5] = layout.USER_STACK
-        vcpu = machine.current
+        entry, rip, state, end_type, end_rip = self._starts.get((slot, mode, cpl)) or self._start(
+            slot, mode, cpl
+        )
+        self._switch(state)
+        rax, rbx, rcx, rdx, rsi = registers
+        _PUT(entry.values, 0, rax, rbx, rcx, rdx, rsi, layout.USER_STACK)
+        vcpu = self._machine.current
         vcpu.deliver = False
-        address, after = self._stubs[slot]
-        end = vcpu.run(address + _USER_BANK if cpl else address, budget, entry)
+        end = vcpu.run(rip, budget, entry)
         vcpu.deliver = True
-        if type(end) is Halt and end.rip == after:
-            return CallOutcome(self._ended[1])
-        if type(end) is Trap and end.rip == address + _USER_BANK + len(_CODES[slot]):
+        if type(end) is end_type and end.rip == end_rip:
             return CallOutcome(self._ended[1])
         return CallOutcome(None, end)
 
@@ -85,7 +102,7 @@ class RawStubs:
         budget: int,
     ) -> CallOutcome:
         """VMMCALL or VMCALL; the value is RAX."""
-        return self._run(int(instruction), registers, mode, cpl, budget)
+        return self._run(instruction, registers, mode, cpl, budget)
 
     def rdmsr(self, index: int, mode: Mode, cpl: int, budget: int) -> CallOutcome:
         """RDMSR; the value is EDX:EAX."""

@@ -90,7 +90,8 @@ class Vcpu:
         resume = launcher.resume.start
         start = resume if entry is None else entry.start
         ram_errors = self.machine.ram.errors
-        hooks.watch.left = budget
+        watch = hooks.watch
+        watch.left = budget
         hooks.vcpu = self
         while True:
             hooks.clear()
@@ -100,6 +101,8 @@ class Vcpu:
             if hooks.errors or code != OK or ram_errors:
                 self.machine.raise_errors()
             if pending is None:
+                if code == OK and watch.left >= 0:
+                    return Halt(launcher.ended[0])
                 ended = self._ended(code)
             elif isinstance(pending, PendingException):
                 ended = self._exception(pending.vector)
@@ -113,8 +116,8 @@ class Vcpu:
                 return ended
             rip = self.read_register("rip")
             # A handler whose first fetch faults runs no block, so each delivery counts as one.
-            hooks.watch.left -= 1
-            if hooks.watch.left < 0:
+            watch.left -= 1
+            if watch.left < 0:
                 return BudgetExhausted(rip)
 
     def step(self) -> Exit | None:
@@ -145,8 +148,6 @@ class Vcpu:
         rip: int = self.machine.launcher.ended[0]
         if self._hooks.watch.left < 0:
             return BudgetExhausted(rip)
-        if code == OK:
-            return Halt(rip)
         tlb = self.machine.tlb
         if code == ERR_EXCEPTION and tlb is not None and tlb.fault is not None:
             vector, error_code, address = tlb.fault
