@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from guestemu.abi.errors import InputError
+from guestemu.abi.errors import GuestemuError, InputError
 from guestemu.ledger.cell import Ending, Row, When, make_row, run_flow
 from guestemu.ledger.failures import FAILURES, Failure, Point
 from guestemu.ledger.flows import Flow
 from guestemu.ledger.policies import Policy
 from guestemu.ledger.rig import Rig
+from guestemu.ledger.vmm import Migration
 
 MAX_STEPS: Final = 5
 """Steps of one kind in one flow that are run unless all are asked for: the first, the last and
@@ -45,8 +46,8 @@ def run_flow_rows(
     whens = (When.BEFORE, When.DURING) if flow.in_migration and rig.can_migrate else (When.BEFORE,)
     for when in whens:
         normal = run_flow(rig, flow, when)
-        if normal is None:
-            raise InputError(f"flow {flow.name}: it has no run without a failure")
+        if normal is None or normal.migration is Migration.GUEST_DEAD:
+            raise GuestemuError(f"ledger: flow {flow.name} under {rig.policy.name} does not end")
         yield make_row(rig, flow, when, None, 0, normal, normal)
         for failure in failures:
             for step in _steps(_count(flow, failure, normal), every_step):

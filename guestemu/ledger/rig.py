@@ -36,7 +36,7 @@ KERNEL_MEMORY: Final = 128
 
 CBIT: Final = 39
 BUDGET: Final = 100_000
-"""Basic blocks of an operation of our own code; a conversion of 512 leaves needs some 10 000."""
+"""Basic blocks of an operation of our own code; the longest, a memset of 64 pages, needs 32 768."""
 
 _SNIPPET: Final = "snippet:"
 

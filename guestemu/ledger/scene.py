@@ -27,7 +27,7 @@ OLD: Final = 0x20
 NEW: Final = 0xA0
 """The same after it."""
 
-_VALUES: Final = 64
+_PIECE: Final = 64
 _TIME: Final = re.compile(r"^\[ *[0-9.]+\] ")
 
 
@@ -95,22 +95,24 @@ class Scene:
     # Memory -----------------------------------------------------------------------------------
 
     def fill(self, region: Region, page: int, pages: int, value: int) -> None:
-        """The guest fills pages of a region, each with another byte."""
-        for index in range(pages):
-            byte = value + index % _VALUES
-            outcome = self.step(
-                Op(OpKind.WRITE, (byte, 0, PAGE_SIZE), region=region, page=page + index)
-            )
-            if outcome.value is not None:
-                gva = self.guest.gva(region, page + index)
-                self.written.note(gva, self.guest.gpa(region, page + index), byte)
+        """The guest fills pages of a region, each with another byte; very many in large pieces."""
+        size = 1 if pages <= _PIECE else _PIECE
+        for number, first in enumerate(range(0, pages, size)):
+            self._fill(region, page + first, min(size, pages - first), value + number)
+
+    def _fill(self, region: Region, page: int, pages: int, value: int) -> None:
+        op = Op(OpKind.WRITE, (value, 0, pages * PAGE_SIZE), region=region, page=page)
+        if self.step(op).value is not None:
+            guest = self.guest
+            for index in range(page, page + pages):
+                self.written.note(guest.gva(region, index), guest.gpa(region, index), value)
 
     def fill_frames(self, frames: Iterable[int], value: int) -> None:
         """The guest fills direct-mapped frames."""
         for index, gfn in enumerate(frames):
             if self.is_dead:
                 return
-            byte = value + index % _VALUES
+            byte = value + index % _PIECE
             gva = Gva(self.guest.direct_map + (gfn << PAGE_SHIFT))
             if self._keep(self.guest.memset(gva, byte, PAGE_SIZE)).value is not None:
                 self.written.note(gva, Gpa(gfn << PAGE_SHIFT), byte)

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`guestemu ledger`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from guestemu.cli.main import main
+
+
+def test_rows_as_one_json_object(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    page = tmp_path / "ledger.html"
+    options = ("--policy", "warn", "--flow", "decrypt-1", "--failure", "lookup")
+    assert main(["ledger", *options, "--json", "--html", str(page)]) == 0
+    output = capsys.readouterr().out
+    assert output.count("\n") == 1
+    result = json.loads(output)
+    row = result["rows"][1]
+    assert (row["failure"], row["flow"], row["step"]) == ("lookup", "decrypt-1", 0)
+    assert (row["policy"], row["lost"]) == ("warn", 1)
+    assert row["noticed_by"] == ["guest log", "checks"]
+    assert result["complete"] is True
+    assert result["summary"][0]["tally"]["noticed"] == 2
+    assert page.read_text().startswith("<!doctype html>")
+
+
+def test_a_table_of_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--policy", "bug", "--flow", "decrypt-1", "--failure", "lookup", "--rows"]
+    assert main(["ledger", *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:4] == ["policy", "flow", "when", "failure"]
+    assert lines[2].split()[:5] == ["bug", "decrypt-1", "before", "lookup", "0"]
+    assert lines[-1].split() == ["bug", "2", "0", "0", "0", "2", "0", "0", "0"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--policy", "x"], "policy 'x': unknown"),
+        (["--flow", "x"], "flow 'x': unknown"),
+        (["--failure", "x"], "failure 'x': unknown"),
+        (["--html", "/nowhere/x.html"], "no such directory"),
+    ],
+)
+def test_bad_options(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ledger", *options]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The ledger's parts: the committed code, names, steps, counts, the page."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from guestemu.abi.errors import InputError
+from guestemu.ledger.cell import Row
+from guestemu.ledger.code import build_policy_code, load_policy_code
+from guestemu.ledger.failures import FAILURES, FaultPoint
+from guestemu.ledger.flows import FLOWS, find_flows
+from guestemu.ledger.matrix import find_failures, plan, run_flow_rows
+from guestemu.ledger.page import ledger_page
+from guestemu.ledger.policies import POLICIES, find_policies, kernel_policy
+from guestemu.ledger.rig import Rig
+from guestemu.ledger.summary import by_policy, is_unnoticed, tally
+
+ROW = Row("lookup", "decrypt-3", 0, "warn", "before", (), "completed", "", 0, 0, 0, 0, 0)
+
+
+def row(**changes: object) -> Row:
+    return msgspec.structs.replace(ROW, **changes)
+
+
+@pytest.mark.skipif(shutil.which("as") is None, reason="binutils are not installed")
+def test_the_committed_code_is_built_from_its_source(tmp_path: Path) -> None:
+    output = tmp_path / "policy.elf"
+    build_policy_code(output)
+    committed = Path(__file__).parents[2] / "guestemu/ledger/snippets/policy.elf"
+    assert output.read_bytes() == committed.read_bytes()
+
+
+def test_the_policy_code_has_the_word_that_selects() -> None:
+    assert "error_policy" in load_policy_code().symbols
+
+
+def test_a_fault_point_fails_once() -> None:
+    point = FaultPoint()
+    point.arm(1)
+    assert [point.hit() for _ in range(4)] == [False, True, False, False]
+    assert point.count == 4
+
+
+@pytest.mark.parametrize(
+    ("find", "name"),
+    [
+        (lambda name: find_policies((name,), ()), "policy"),
+        (lambda name: find_flows((name,)), "flow"),
+        (lambda name: find_failures((name,)), "failure"),
+    ],
+)
+def test_an_unknown_name_lists_the_known_ones(find: object, name: str) -> None:
+    assert callable(find)
+    with pytest.raises(InputError, match=f"{name} 'x': unknown, take one of "):
+        find("x")
+
+
+def test_no_name_means_all() -> None:
+    assert find_policies((), ()) == POLICIES
+    assert find_flows(()) == FLOWS
+    assert find_failures(()) == FAILURES
+    assert find_policies((), ("linux:6.1",))[-1] == kernel_policy("linux:6.1")
+
+
+def test_a_kernel_does_not_run_flows_it_cannot() -> None:
+    planned = plan((kernel_policy("linux:6.1"),), FLOWS)
+    names = {flow.name for _, flow in planned}
+    assert "decrypt-3" in names
+    assert not names & {"boot", "kexec", "kexec-window"}
+
+
+def test_every_step_is_run_if_asked_for() -> None:
+    rig = Rig(find_policies(("ignore",), ())[0])
+    flow, failure = find_flows(("dma-pool",))[0], find_failures(("lookup",))
+    steps = [one.step for one in run_flow_rows(rig, flow, failure) if one.when == "before"]
+    assert steps == [-1, 0, 1, 48, 94, 95]
+    every = run_flow_rows(rig, flow, failure, every_step=True)
+    assert [one.step for one in every if one.when == "before"] == list(range(-1, 96))
+    rig.close()
+
+
+def test_each_run_is_counted_once() -> None:
+    rows = [
+        row(failure="none", step=-1, lost=7),
+        row(lost=3),
+        row(lost=2, noticed_by=("checks",)),
+        row(lost=1, noticed_by=("guest log",)),
+        row(migration="timed out", noticed_by=("vmm", "migration")),
+        row(migration="guest dead", noticed_by=("guest death",)),
+        row(leaked=3, noticed_by=("caller",)),
+        row(leaked=None),
+    ]
+    one = tally(rows)
+    assert (one.runs, one.unnoticed, one.noticed, one.stopped, one.dead) == (7, 2, 1, 1, 1)
+    assert (one.harmless, one.leaked, one.pages) == (2, 1, 3)
+    assert by_policy(rows)[0].policy == "warn"
+    assert is_unnoticed(rows[1])
+    assert not is_unnoticed(rows[3])
+
+
+def test_the_page_has_every_run_and_escapes() -> None:
+    rows = [row(lost=2), row(policy="<b>", migration="guest dead")]
+    page = ledger_page(rows, POLICIES)
+    assert '<tr class="bad"><td>warn</td><td>decrypt-3</td>' in page
+    assert "&lt;b&gt;" in page
+    assert "<b></td>" not in page
+    assert "1 / 1 (1)" in page
+    assert "1 d1" in page

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The ledger's rows of real kernels: upstream's behaviour, unmodified."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from guestemu.ledger.cell import Row
+from guestemu.ledger.flows import find_flows
+from guestemu.ledger.matrix import find_failures, run_flow_rows
+from guestemu.ledger.policies import find_policies, kernel_policy
+from guestemu.ledger.rig import Rig
+
+NAMES = ("host-einval", "lookup", "cpa", "hole")
+
+
+def rows_of(policy: str, flow: str, kernel: bool) -> list[Row]:
+    one = kernel_policy(policy) if kernel else find_policies((policy,), ())[0]
+    rig = Rig(one)
+    rows = list(run_flow_rows(rig, find_flows((flow,))[0], find_failures(NAMES)))
+    rig.close()
+    return rows
+
+
+def seen(rows: list[Row], failure: str) -> list[tuple[object, ...]]:
+    return [
+        (row.step, row.noticed_by, row.migration, row.lost, row.lost_strict, row.leaked)
+        for row in rows
+        if row.failure == failure and row.when == "before"
+    ]
+
+
+def test_a_kernel_loses_what_our_code_of_its_generation_loses(
+    image_of: Callable[[str], Path], series: str
+) -> None:
+    image_of(series)
+    real = rows_of(f"linux:{series}", "decrypt-3", kernel=True)
+    ours = rows_of(f"upstream-{series}", "decrypt-3", kernel=False)
+    for failure in ("none", "host-einval", "lookup", "hole"):
+        assert seen(real, failure) == seen(ours, failure)
+    assert [row.lost for row in real if row.failure == "host-einval"] == [1, 1, 1]
+    assert seen(real, "cpa") == [(0, ("caller",), "completed", 0, 0, 3)]
+
+
+def test_a_kernel_drops_the_answer_to_a_dma_buffer(
+    image_of: Callable[[str], Path], series: str
+) -> None:
+    image_of(series)
+    rows = rows_of(f"linux:{series}", "dma-alloc", kernel=True)
+    answers = [row for row in rows if row.failure == "host-einval"]
+    assert len(answers) == 3
+    for row in answers:
+        assert (row.lost, row.noticed_by) == (1, ())
