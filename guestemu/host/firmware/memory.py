@@ -10,6 +10,7 @@ attached to it with `GuestDram`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Final, Protocol
 
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa
@@ -18,6 +19,7 @@ from guestemu.machine.cipher import PageCipher
 from guestemu.machine.memory import GuestRam
 
 _ZEROS: Final = bytes(PAGE_SIZE)
+_KEPT_CIPHERS: Final = 64
 
 
 class BadAddress(Exception):
@@ -220,6 +222,13 @@ def _pieces(address: int, size: int) -> list[tuple[int, int]]:
     return pieces
 
 
+@lru_cache(maxsize=_KEPT_CIPHERS)
+def _cipher(key: bytes) -> PageCipher:
+    """The cipher of a key: making one costs as much as using it for a hundred pages, and programs
+    that start from the same state have the same keys."""
+    return PageCipher(key)
+
+
 class KeySlots:
     """The memory controller: a key for each ASID, and encrypted access with it.
 
@@ -232,7 +241,7 @@ class KeySlots:
 
     def install(self, asid: int, key: bytes) -> None:
         """Puts the 16-byte `key` into the slot of `asid`."""
-        self._ciphers[asid] = PageCipher(key)
+        self._ciphers[asid] = _cipher(key)
 
     def read(self, asid: int, address: int, size: int) -> bytes:
         """The plaintext of `size` bytes of DRAM under the key of `asid`."""

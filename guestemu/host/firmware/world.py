@@ -88,6 +88,7 @@ class Offer(msgspec.Struct, frozen=True):
     packet: bytes
 
 
+@functools.cache
 def known_bytes(size: int, seed: int) -> bytes:
     """`size` bytes that are always the same and look random."""
     return random.Random(seed).randbytes(size)
@@ -127,6 +128,7 @@ class SevWorld:
         self.kvm = KvmSevHost(self.platform, self.user, heap, KvmConfig(defects=defects))
         self.warnings: list[str] = []
         self.is_touched = False
+        self._last = 0
         self.plain = bytearray(known_bytes(GUEST_PAGES * PAGE_SIZE, 1))
         running = KvmSevVm(self.kvm)
         empty = KvmSevVm(self.kvm)
@@ -187,6 +189,7 @@ class SevWorld:
         number = vm % len(self.vms)
         params = self._params(number, command, size, offset, size2)
         result = self.call(self.vms[number], command, params)
+        self._last = (command & 0x1F) << 6 | result & 0x3F
         if command == _ID.DBG_ENCRYPT and result in (0, -ENOMEM) and number != 1:
             # Where memory ends inside the range, the pages before were encrypted.
             length = min(size % OUTPUT_LIMIT, len(self.plain) - offset)
@@ -267,8 +270,8 @@ class SevWorld:
 
     @property
     def state(self) -> int:
-        """The states of both guests, for coverage feedback."""
-        return self.guest_state(0) * 7 + self.guest_state(1)
+        """The last command, its answer and the states of both guests, for coverage feedback."""
+        return (self.guest_state(0) * 7 + self.guest_state(1)) << 11 | self._last
 
 
 @functools.cache

@@ -30,7 +30,7 @@ from guestemu.host.qemu.stream_format import BitmapRange, Format, SharedRegions,
 from guestemu.host.qemu.stream_reader import StreamLimits, StreamReader
 from guestemu.host.qemu.stream_writer import StreamWriter
 from guestemu.host.qemu.wire import StreamError
-from guestemu.host.qemu.world_records import record_bytes
+from guestemu.host.qemu.world_records import KINDS, record_bytes
 
 BELOW: Final = 320
 ABOVE: Final = 192
@@ -132,6 +132,7 @@ class QemuWorld:
         self.is_stream_broken = False
         self.is_completed = False
         self._last_field = ""
+        self._last_kind = 0
 
     @property
     def has_list(self) -> bool:
@@ -152,6 +153,7 @@ class QemuWorld:
             | ("running", "sending", "sent").index(self.firmware.state) << 5
             | self.is_stream_broken << 7
             | (crc32(self._last_field.encode()) & 0xFF) << 8
+            | self._last_kind << 16
         )
 
     # KVM's record -----------------------------------------------------------------------------
@@ -274,6 +276,7 @@ class QemuWorld:
         """A record of the stream as hostile bytes (see `record_bytes`); the number of records
         read, -EINVAL if it was refused, -EIO after that."""
         self.is_touched = True
+        self._last_kind = kind % KINDS
         if self.is_stream_broken:
             return -EIO
         data = record_bytes(self.version.wire, kind, (first, second, third), filler)
