@@ -286,9 +286,11 @@ class CachedRam(GuestRam):
             self.flags[self._index(gfn, True)] |= FLAG_STALE
             self._mark_dirty(gfn)
         self._pages.clear()
-        for index, flag in enumerate(self.flags):
-            if not flag & (FLAG_MIRRORED | FLAG_TABLE):
-                self.flags[index] = flag | FLAG_WATCHED
+        for gfn in range(self.frames):
+            both = (self._index(gfn, False), self._index(gfn, True))
+            if not any(self.flags[index] & (FLAG_MIRRORED | FLAG_TABLE) for index in both):
+                for index in both:
+                    self.flags[index] |= FLAG_WATCHED
         super().checkpoint()
         self._random.seed(self._seed)
 
