@@ -162,6 +162,15 @@ static bool roll_back(struct floor *f)
 	return table;
 }
 
+/* Undoes what the last hypercall recorded. */
+static void forget(struct floor *f)
+{
+	uint64_t first = f->last[1] >> 12, end = first + f->last[2];
+
+	if (!f->result)
+		record(f, first, end < f->frames ? end : f->frames, true);
+}
+
 /* `count` executions: put everything back, write the inputs, run, read RAX. */
 void floor_run(struct floor *f, uint64_t count)
 {
@@ -172,7 +181,7 @@ void floor_run(struct floor *f, uint64_t count)
 	while (count--) {
 		if (roll_back(f))
 			lib.ctl(f->uc, lib.flush_tlb);
-		record(f, f->last[1] >> 12, (f->last[1] >> 12) + 1, true);
+		forget(f);
 		lib.context_restore(f->uc, f->context);
 		lib.write_batch(f->uc, f->input_ids, inputs, f->input_count);
 		if (f->blocks_left)
@@ -181,4 +190,25 @@ void floor_run(struct floor *f, uint64_t count)
 			f->error = 2;
 		lib.read(f->uc, f->in_ids[RAX], &f->result);
 	}
+}
+
+static struct floor *fuzzed;
+static bool fuzzed_varies;
+
+/* What floor_one runs; `varies`: with the inputs that it gets. */
+void floor_fuzz(struct floor *f, bool varies)
+{
+	fuzzed = f;
+	fuzzed_varies = varies;
+}
+
+/* A target of libFuzzer: one execution. */
+int floor_one(const uint8_t *data, size_t size)
+{
+	size_t room = fuzzed->input_count * sizeof(fuzzed->inputs[0]);
+
+	if (fuzzed_varies)
+		memcpy(fuzzed->inputs, data, size < room ? size : room);
+	floor_run(fuzzed, 1);
+	return 0;
 }

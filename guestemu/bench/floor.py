@@ -127,6 +127,9 @@ class FloorLibrary:
         if code:
             raise EngineError("the C floor cannot open the emulator's library")
         self.run = self._library.floor_run
+        self.fuzz = self._library.floor_fuzz
+        self.one = ctypes.cast(self._library.floor_one, ctypes.c_void_p)
+        """libFuzzer's target; `fuzz` says on which floor."""
         self.invalid_hook = ctypes.cast(self._library.floor_invalid, ctypes.c_void_p).value or 0
 
 
@@ -156,6 +159,8 @@ class Floor:
         self._context = Context(self._engine)
         self._context.bytes[:] = machine.modes.context(Mode.LONG64, 0).bytes
         self.state = FloorState()
+        self.counters = 0
+        """Host address of the block counters; 0 without hooks."""
         self._keep: list[object] = []
         self._set_registers(rip, registers)
         self._set_pages(machine, dirty)
@@ -245,15 +250,15 @@ class Floor:
         state.pages = ctypes.addressof(self._by_index)
         state.page_count = len(self._by_index)
         blocks = BlockWatch()
-        self._counters = ctypes.create_string_buffer(COUNTER_SIZE)
-        blocks.counters = ctypes.addressof(self._counters)
+        counters = ctypes.create_string_buffer(COUNTER_SIZE)
+        blocks.counters = self.counters = ctypes.addressof(counters)
         blocks.mask = COUNTER_SIZE - 1
         blocks.stop = self._engine.function("uc_emu_stop")
         state.blocks_left = ctypes.addressof(blocks) + BlockWatch.left.offset
         state.budget = 1 << 40
         blocks.left = state.budget
         self._engine.add_native_hook(HOOK_BLOCK, code.block_hook, blocks)
-        self._keep.extend((code, blocks))
+        self._keep.extend((code, blocks, counters))
 
 
 def _copy_sparse(source: memoryview, target: memoryview) -> None:

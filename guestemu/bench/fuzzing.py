@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Figures of campaigns: executions per second under atheris, each in a process of its own.
 
-libFuzzer never returns, so these run as commands; the clock is theirs. They are measured once per
-run, one after the other.
+libFuzzer never returns, so these run as commands; the clock is theirs. Campaigns are measured once
+per run, one after the other, by wall time; one-op programs in interleaved rounds by CPU time.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from statistics import median
 from typing import Final
 
 import msgspec
@@ -20,6 +21,8 @@ from guestemu.bench.figure import Figure
 
 TARGETS: Final = ("hypercall", "conversion")
 _AGAINST: Final = "an empty atheris target"
+_AGAINST_C: Final = "the same from C under the same libFuzzer"
+_C_SPEED: Final = 5
 _PATIENCE: Final = 60
 _DONE: Final = re.compile(r"Done (\d+) runs in (\d+) second")
 
@@ -89,6 +92,31 @@ def measure_target(target: str, seconds: int, null: float | None) -> Figure:
         return missing(name, f"the campaign failed: {lines[-1] if lines else done.returncode}")
     ratio = round(null / rate, 3) if null else None
     return Figure(name, round(rate, 1), "/s", null, ratio, _AGAINST)
+
+
+def measure_one_op(target: str, executions: int, rounds: int) -> Figure:
+    """Programs of one op of `target`, per second of CPU time, beside the same op from C; each
+    round is one process of either kind."""
+    name = f"fuzz-{target}-1"
+    pairs: list[tuple[float, float]] = []
+    for _ in range(rounds):
+        spent = _one_op(target, executions)
+        floor = _one_op(target, executions * _C_SPEED, "c")
+        if spent is None or floor is None:
+            return missing(name, "python -m guestemu.bench.one_op failed: run it to see why")
+        pairs.append((spent, floor))
+    rate, floor_rate = (round(1 / median(side), 1) for side in zip(*pairs, strict=True))
+    ratio = round(median(spent / floor for spent, floor in pairs), 3)
+    return Figure(name, rate, "/s", floor_rate, ratio, _AGAINST_C)
+
+
+def _one_op(target: str, executions: int, *options: str) -> float | None:
+    """CPU seconds of an execution, None if the process failed."""
+    command = ["guestemu.bench.one_op", target, str(executions), *options]
+    try:
+        return float(_run(command, _PATIENCE).stdout)
+    except (ValueError, subprocess.TimeoutExpired):
+        return None
 
 
 def missing(name: str, note: str) -> Figure:

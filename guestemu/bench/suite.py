@@ -44,7 +44,12 @@ _PREPARED: Final[Mapping[str, Callable[[Scene], Pair]]] = {
     "status-export": status.export,
 }
 _CAMPAIGNS: Final = {f"fuzz-{target}": target for target in fuzzing.TARGETS}
+_ONE_OP: Final = {f"fuzz-{target}-1": target for target in fuzzing.TARGETS}
+_ONE_OP_ROUNDS: Final = 3
+_ONE_OP_EXECUTIONS: Final = 7500
+"""For each second that a campaign has."""
 _HELP: Final = "executions per second of a campaign under atheris, with coverage feedback"
+_ONE_OP_HELP: Final = "one op, all checks, under atheris, beside C under libFuzzer: target"
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -57,7 +62,11 @@ class Entry(msgspec.Struct, frozen=True):
 def entries() -> tuple[Entry, ...]:
     """Every figure, in the order of the report."""
     timed = (Entry(name, _summary(make)) for name, make in _PREPARED.items())
-    return (*timed, *(Entry(name, f"target {_CAMPAIGNS[name]}: {_HELP}") for name in _CAMPAIGNS))
+    return (
+        *timed,
+        *(Entry(name, f"target {_CAMPAIGNS[name]}: {_HELP}") for name in _CAMPAIGNS),
+        *(Entry(name, f"{_ONE_OP_HELP} {target}") for name, target in _ONE_OP.items()),
+    )
 
 
 def _summary(make: Callable[[Scene], Pair]) -> str:
@@ -97,6 +106,18 @@ def run(
     campaigns = [name for name in chosen if name in _CAMPAIGNS]
     if campaigns:
         yield from _run_campaigns(campaigns, fuzz_seconds, progress)
+    note = fuzzing.why_not()
+    for name in chosen:
+        if name not in _ONE_OP:
+            continue
+        progress(f"{name}, {_ONE_OP_ROUNDS} rounds")
+        yield (
+            fuzzing.missing(name, note)
+            if note
+            else fuzzing.measure_one_op(
+                _ONE_OP[name], _ONE_OP_EXECUTIONS * fuzz_seconds, _ONE_OP_ROUNDS
+            )
+        )
 
 
 def _run_campaigns(

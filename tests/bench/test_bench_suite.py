@@ -3,6 +3,7 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,35 @@ def test_bad_options_are_one_line_and_status_2(capsys, arguments) -> None:
     out, err = capsys.readouterr()
     assert out == ""
     assert len(err.splitlines()) == 1
+
+
+def test_one_op_is_measured_beside_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(arguments: list[str], seconds: int) -> subprocess.CompletedProcess[bytes]:
+        out = b"1e-06\n" if arguments[-1] == "c" else b"4e-06\n"
+        return subprocess.CompletedProcess(arguments, 0, out, b"")
+
+    monkeypatch.setattr(fuzzing, "_run", run)
+    figure = fuzzing.measure_one_op("hypercall", 10, 3)
+    assert (figure.name, figure.value, figure.floor, figure.ratio) == (
+        "fuzz-hypercall-1",
+        250_000,
+        1_000_000,
+        4,
+    )
+    failed = subprocess.CompletedProcess([], 1, b"", b"no compiler")
+    monkeypatch.setattr(fuzzing, "_run", lambda arguments, seconds: failed)
+    assert fuzzing.measure_one_op("hypercall", 10, 3).value is None
+
+
+@pytest.mark.atheris
+@pytest.mark.parametrize("target", fuzzing.TARGETS)
+def test_one_op_runs_under_atheris(target: str) -> None:
+    pytest.importorskip("atheris")
+    done = subprocess.run(
+        [sys.executable, "-m", "guestemu.bench.one_op", target, "300"],
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert 0 < float(done.stdout) < 1

@@ -22,7 +22,7 @@ from typing import Final
 from guestemu.abi.errors import EngineError
 from guestemu.campaign.dictionary import dictionary_text
 from guestemu.campaign.engines.base import Leave
-from guestemu.campaign.feedback import SIZE, Feedback
+from guestemu.campaign.feedback import SIZE
 from guestemu.campaign.mixed_mutator import MixedMutator
 from guestemu.campaign.mutator import Mutator
 from guestemu.campaign.native import load_mutator
@@ -109,8 +109,8 @@ def fuzz(arguments: list[str], test_one_input: Callback, session: Session) -> No
         )
         _load_globally("atheris.custom_mutator")
         _load_globally("atheris.custom_crossover")
-    core = _core()
-    register(session.feedback, core)
+    core = load_core()
+    session.feedback.keep.append(register(core, session.feedback.address, SIZE))
     llvm_mutate = ctypes.PyDLL(core.__file__).LLVMFuzzerMutate
     llvm_mutate.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t)
     llvm_mutate.restype = ctypes.c_size_t
@@ -124,7 +124,7 @@ def _load_globally(module: str) -> None:
     """Imports a native module so that libraries loaded later see its symbols.
 
     libFuzzer finds a custom mutator as a weak symbol, bound when its library is loaded; atheris
-    takes care of that order itself, but `_core` loads the library before it.
+    takes care of that order itself, but `load_core` loads the library before it.
     """
     flags = sys.getdlopenflags()
     sys.setdlopenflags(flags | os.RTLD_GLOBAL)
@@ -134,7 +134,8 @@ def _load_globally(module: str) -> None:
         sys.setdlopenflags(flags)
 
 
-def _core() -> ModuleType:
+def load_core() -> ModuleType:
+    """The module with libFuzzer in it. Raises `EngineError` without one."""
     for name, module in list(sys.modules.items()):
         if name.rpartition(".")[2] == _CORE:
             return module
@@ -147,17 +148,18 @@ def _core() -> ModuleType:
     return importlib.util.module_from_spec(spec)
 
 
-def register(feedback: Feedback, core: ModuleType) -> None:
-    """Gives the counters of `feedback` to the libFuzzer inside `core`, each with a made-up PC."""
+def register(core: ModuleType, address: int, size: int) -> object:
+    """Gives `size` counters at host `address` to the libFuzzer inside `core`, each with a made-up
+    PC. The caller keeps the result as long as libFuzzer runs."""
     library = ctypes.CDLL(core.__file__)
-    start = ctypes.c_void_p(feedback.address)
-    end = ctypes.c_void_p(feedback.address + SIZE)
+    start = ctypes.c_void_p(address)
+    end = ctypes.c_void_p(address + size)
     library.__sanitizer_cov_8bit_counters_init(start, end)
-    table = (ctypes.c_uint64 * (2 * SIZE))()
-    for index in range(SIZE):
+    table = (ctypes.c_uint64 * (2 * size))()
+    for index in range(size):
         table[2 * index] = _PC_BASE + index * _PC_STEP
-    feedback.keep.append(table)
     first = ctypes.addressof(table)
     library.__sanitizer_cov_pcs_init(
         ctypes.c_void_p(first), ctypes.c_void_p(first + ctypes.sizeof(table))
     )
+    return table
