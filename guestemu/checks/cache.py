@@ -7,9 +7,10 @@ every operation those bytes are looked at as whoever wrote them would read them.
 was overwritten by the write-back of a stale line of the other alias, or a stale line hides it.
 
 Not judged: pages that were written through an alias window whose C-bit is not that of the direct
-map, or by the VMM while private (both break the rules), and bytes from before the last change of a
-page's C-bit by set_memory_encrypted and _decrypted, which keep nothing (A54); early conversions
-keep all (A37) and are judged.
+map, or by the VMM while private (both break the rules); pages that an unaligned store reached from
+the page before (the machine is not exact there); bytes from before the last change of a page's
+C-bit by set_memory_encrypted and _decrypted, which keep nothing (A54). Early conversions keep all
+(A37) and are judged.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class CacheCheck:
         for gfn, first, last in _pages(view, view.op, offset, size):
             if gfn in self._vmm:
                 self._vmm[gfn].forget(first, last)
-            if _disagrees(view, gfn):
+            if _disagrees(view, gfn) or (not first and offset & 7):
                 self._spoilt.add(gfn)
             self._guest.setdefault(gfn, _Written()).store(value, first, last)
 

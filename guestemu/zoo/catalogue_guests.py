@@ -6,17 +6,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+import msgspec
+
+from guestemu.abi.caches import CacheModel
 from guestemu.checks import standard_checks
 from guestemu.guest.dma.policy import OnFailure, Policy
 from guestemu.guest.snippet.info import E820_RAM
 from guestemu.program.program import Header
 from guestemu.zoo.bug import Configuration, ZooBug, with_header
-from guestemu.zoo.checks import agreement_only, with_agreement, with_other_cpus
+from guestemu.zoo.checks import agreement_only, with_agreement, with_cache, with_other_cpus
 from guestemu.zoo.early_store import early_store_checks, watch_early_stores
 from guestemu.zoo.guests import GuestFactory, mapped_guest, policy_guest, variant_guest
 
 _CLEAN: Final = Configuration(
     "clean 6.12 code", with_header(), guest=variant_guest("clean"), checks=with_agreement
+)
+_CACHED_HEADER: Final = msgspec.structs.replace(
+    with_header(), coherent=False, cache=CacheModel.EVICTING
 )
 _GIANT_HEADER: Final = with_header(memory=4096)
 _LOW_END: Final = 0x9FC00
@@ -220,6 +226,20 @@ GUEST_BUGS: Final = (
         "conversion",
         "store-view",
         _clean("clean 6.12 code with speculation", "speculative", with_header()),
+    ),
+    _variant(
+        "M67",
+        "no cache flush before the change: a dirty private line is written over the shared data",
+        "A26, E32",
+        "mutation of Linux 6.12",
+        "cache",
+        "cache_loss",
+        Configuration(
+            "clean 6.12 code behind incoherent caches",
+            _CACHED_HEADER,
+            guest=variant_guest("clean"),
+            checks=with_cache,
+        ),
     ),
     _variant(
         "M68",

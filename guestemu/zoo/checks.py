@@ -17,6 +17,7 @@ from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTE
 from guestemu.abi.regions import Region
 from guestemu.checks import standard_checks
 from guestemu.checks.base import CONVERSION_KINDS, Check, OpView, Violation
+from guestemu.checks.cache import CacheCheck
 from guestemu.checks.page_enc import PageEncResultCheck
 from guestemu.checks.progress import ProgressCheck
 from guestemu.host.base import Host
@@ -187,6 +188,11 @@ def agreement_only(host: Host) -> tuple[Check, ...]:
 def with_agreement(host: Host) -> tuple[Check, ...]:
     """The standard checks and the strict ones about guests."""
     return (*standard_checks(host), AgreementCheck(), StoreViewCheck())
+
+
+def with_cache(host: Host) -> tuple[Check, ...]:
+    """The standard checks and that of machines with incoherent caches."""
+    return (*standard_checks(host), CacheCheck())
 
 
 def with_poison(host: Host) -> tuple[Check, ...]:

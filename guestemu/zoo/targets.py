@@ -14,9 +14,10 @@ from typing import Final
 
 import msgspec
 
+from guestemu.abi.addresses import PAGE_SIZE
 from guestemu.abi.errors import InputError
 from guestemu.campaign.ranges import limit_ops
-from guestemu.program.ops import REGIONS, Op, OpKind, Region
+from guestemu.program.ops import MIRROR_SPECS, REGIONS, Op, OpKind, Region
 
 Limiter = Callable[[tuple[Op, ...]], tuple[Op, ...]]
 
@@ -85,6 +86,22 @@ def _early_bytes(ops: tuple[Op, ...]) -> tuple[Op, ...]:
         elif op.kind in _SETS:
             arguments = (arguments[0], 0)
         limited.append(_moved(op, region, arguments))
+    return tuple(limited)
+
+
+def _few_pages(ops: tuple[Op, ...]) -> tuple[Op, ...]:
+    """Conversions of a page, stores to it and evictions of it, all of the same page."""
+    limited = []
+    for op in limit_ops(ops, lawful=True):
+        arguments = op.arguments
+        if op.kind is OpKind.EVICT:
+            arguments = (1, arguments[1])
+        elif op.kind in _SETS:
+            arguments = (1, 0)
+        elif op.kind is OpKind.WRITE:
+            arguments = (arguments[0], 0, PAGE_SIZE)
+        op = msgspec.structs.replace(op, region=Region.D, page=0, arguments=arguments)
+        limited.append(op)
     return tuple(limited)
 
 
@@ -208,6 +225,13 @@ _TARGETS: Final = (
         _lawful,
     ),
     ZooTarget(
+        "cache",
+        "set_memory_encrypted and _decrypted with stores, loads and evictions of cache lines",
+        _SETS | _ACCESSES | {OpKind.EVICT},
+        6,
+        _few_pages,
+    ),
+    ZooTarget(
         "early",
         "early_set_memory_encrypted and _decrypted of any bytes",
         _SETS | _EARLY | _ACCESSES,
@@ -269,6 +293,13 @@ _TARGETS: Final = (
         "records of the migration stream with any numbers",
         frozenset({OpKind.QEMU_RECORD}),
         4,
+        _as_they_are,
+    ),
+    ZooTarget(
+        "mirror",
+        "migration through handlers in mirror VMs, contexts that are copied and moved",
+        frozenset(MIRROR_SPECS) | {OpKind.SEV_IOCTL},
+        6,
         _as_they_are,
     ),
     ZooTarget(

@@ -170,6 +170,7 @@ VARIANTS: Final[Mapping[str, tuple[Edit, ...]]] = {
         _SPECULATION,
         Edit("convert-platform.inc.S", _SECOND_FLUSH, "	mov	ebx, eax\n"),
     ),
+    "m67": (*CLEAN, Edit("convert-platform.inc.S", _FIRST_FLUSH, "	call	cpa_flush\n")),
     "m68": (
         *CLEAN,
         Edit(
