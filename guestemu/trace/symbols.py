@@ -66,10 +66,11 @@ def _of_snippet(image: SnippetImage) -> Symbols:
         for segment in image.segments
         if segment.is_code
     ]
-    functions: dict[int, str] = {layout.STUB: _STUB}
-    for name, address in image.symbols.items():
-        if not _NO_FUNCTION.fullmatch(name) and any(address in part for part in code):
-            functions[address] = name
+    functions: dict[int, str] = {layout.STUB: _STUB} | {
+        address: name
+        for name, address in image.symbols.items()
+        if not _NO_FUNCTION.fullmatch(name) and any(address in part for part in code)
+    }
     sites: dict[int, str] = {
         **dict.fromkeys(image.vmmcall_sites, "vmmcall"),
         **dict.fromkeys(image.msr_sites, "msr"),
