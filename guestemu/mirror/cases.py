@@ -14,7 +14,7 @@ from guestemu.host.mirror.host import MirrorPrototypeHost
 from guestemu.host.mirror.proposals import Proposal
 from guestemu.host.mirror.world import Place
 
-PAGE: Final = 3
+PAGE: Final = 1
 VALUE: Final = 0x5A
 
 

@@ -13,12 +13,14 @@ from guestemu.zoo.bug import Configuration, ZooBug, sort_key
 from guestemu.zoo.catalogue_firmware import FIRMWARE_BUGS
 from guestemu.zoo.catalogue_guests import GUEST_BUGS
 from guestemu.zoo.catalogue_hosts import HOST_BUGS
+from guestemu.zoo.catalogue_mirror import MIRROR_BUGS
 from guestemu.zoo.catalogue_qemu import QEMU_BUGS
 
 BUGS: Final[Mapping[str, ZooBug]] = {
     bug.id: bug
     for bug in sorted(
-        (*HOST_BUGS, *GUEST_BUGS, *FIRMWARE_BUGS, *QEMU_BUGS), key=lambda bug: sort_key(bug.id)
+        (*HOST_BUGS, *GUEST_BUGS, *FIRMWARE_BUGS, *QEMU_BUGS, *MIRROR_BUGS),
+        key=lambda bug: sort_key(bug.id),
     )
 }
 """By id, in the order of the fact sheet."""

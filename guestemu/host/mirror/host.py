@@ -50,6 +50,11 @@ class MirrorHost(SevFirmwareHost):
             self._mirror = MirrorWorld(self.weaknesses())
         return self._mirror
 
+    @property
+    def state(self) -> int:
+        """That of the base, and the situation of the migration."""
+        return super().state | (0 if self._mirror is None else self._mirror.state) << 16
+
     def mirror_context(self, is_move: bool, between: int) -> int:
         """See `HasMirrorWorld`."""
         from guestemu.host.mirror.contexts import ContextRace

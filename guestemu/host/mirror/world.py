@@ -34,7 +34,7 @@ SKIPPED: Final = 1
 """Result of a migration of a page that does not travel: the other handler has its own."""
 
 _LOW: Final = 0x100000
-_PAGES: Final = 64
+_PAGES: Final = 2
 _SOURCE: Final = 1
 _DESTINATION: Final = 2
 _SOURCE_KEY: Final = bytes(range(16))
@@ -146,6 +146,20 @@ class MirrorWorld:
             Place.UNMAPPED: blocks[VIRTIO_MEM].ram_addr,
         }
         return RamAddr(starts[kind] + offset)
+
+    @property
+    def state(self) -> int:
+        """What tells situations apart for a campaign: the proposal, how many pages are shared,
+        believed so and on their way, lies, sessions, handlers that stopped."""
+        lies = self._shared ^ self._believed
+        counts = (self._shared, self._believed, self._packets, lies)
+        state = int(self.proposal)
+        for items in counts:
+            state = state << 2 | min(len(items), 3)
+        flags = (self._session > 1, self.source.stop, self.target.stop, self._is_poked)
+        for flag in flags:
+            state = state << 1 | bool(flag)
+        return state
 
     # The guest --------------------------------------------------------------------------------
 
