@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the SEV firmware's commands do and do not protect: C14, C30, C31.
 
-Run on the model of AMD's published firmware (docs/firmware.md); facts E1, E2, E7, E11, E12, E15.
+Run on the model of AMD's published firmware (docs/firmware.md). Facts E1, E2, E7, E11, E12, E15,
+E32.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Final
 
 from guestemu.abi.addresses import PAGE_SIZE
 from guestemu.abi.sev_firmware import Command, Status
+from guestemu.claims.cache_lines import CACHED, Copied, LineViews, copy_page, look_at_lines
 from guestemu.claims.claim import Claim, Lab
 from guestemu.claims.platforms import (
     GUEST_BASE,
@@ -22,8 +24,10 @@ from guestemu.claims.platforms import (
     must,
 )
 from guestemu.claims.result import ClaimResult, Evidence, Witness, decide
+from guestemu.claims.witness_text import program_witness
 from guestemu.host.firmware.buffers import ActivateBuffer, Buffer, CopyBuffer, HandleBuffer
 from guestemu.host.firmware.dispatch import execute
+from guestemu.program.ops import Op, OpKind, canonical_op
 
 Execute = Callable[[Transfer, Command, Buffer], Status]
 """Runs a command on the source; a test may put a defect in between."""
@@ -78,21 +82,32 @@ def cloning(_lab: Lab, run: Execute = _on_source) -> ClaimResult:
     )
 
 
-def moving_pages(_lab: Lab) -> ClaimResult:
-    """C30: an encrypted page moved on its host by COPY, and by copying its bytes."""
+def moving_pages(
+    _lab: Lab,
+    views: Callable[[], LineViews] = look_at_lines,
+    copy: Callable[[bool], Copied] = copy_page,
+) -> ClaimResult:
+    """C30: an encrypted page moved on its host by COPY, and by copying its bytes; the VMM's mapping
+    of it and COPY on a CPU with incoherent caches, with and without CLFLUSH."""
     transfer = Transfer()
     platform = transfer.source
     content = bytes(range(256)) * (PAGE_SIZE // 256)
     first, by_command, by_bytes = (GUEST_BASE + index * PAGE_SIZE for index in range(3))
     platform.keys.write(SOURCE_ASID, first, content)
-    copy = CopyBuffer(transfer.source_handle, PAGE_SIZE, first, by_command)
-    status = execute(platform, Command.COPY, copy)
+    order = CopyBuffer(transfer.source_handle, PAGE_SIZE, first, by_command)
+    status = execute(platform, Command.COPY, order)
     platform.memory.write(by_bytes, platform.memory.read(first, PAGE_SIZE))
     copied = platform.keys.read(SOURCE_ASID, by_command, PAGE_SIZE) == content
     moved = platform.keys.read(SOURCE_ASID, by_bytes, PAGE_SIZE) == content
-    can_copy = status is Status.SUCCESS and copied
+    seen, flushed, unflushed = views(), copy(True), copy(False)
+    can_copy = status is Status.SUCCESS and copied and flushed.kept == PAGE_SIZE
+    can_look = seen.mapping_flushed == PAGE_SIZE
+    needs_flush = seen.mapping < PAGE_SIZE and unflushed.kept < PAGE_SIZE
     return ClaimResult(
-        verdict=decide(confirmed=not can_copy, refuted=can_copy and not moved),
+        verdict=decide(
+            confirmed=not can_copy or not can_look,
+            refuted=can_copy and can_look and not moved and needs_flush,
+        ),
         evidence=(
             Evidence("COPY to another page", status.name, how="firmware status, guest active"),
             Evidence("page after COPY", _word(copied, "as before", "changed"), how="guest's key"),
@@ -101,16 +116,51 @@ def moving_pages(_lab: Lab) -> ClaimResult:
                 _word(moved, "as before", "changed"),
                 how="the same key at the new address: the tweak differs (E31)",
             ),
+            *_line_evidence(seen, flushed, unflushed),
         ),
         guests=(MODEL,),
         witnesses=(
             Witness("ACTIVATE, COPY of one page to a free frame, read with the guest's key"),
+            program_witness(CACHED, _STALE, "the second look is as the first, the third is not"),
         ),
         remark=(
             "The command exists; KVM up to 7.1 never issues it (read in the source), so pages stay "
-            "pinned there. The other half of the criticism, the incoherent mapping in the VMM's "
-            "process, is not decided by this experiment."
+            "pinned there. The VMM's mapping shows old bytes until its own lines are flushed, also "
+            "when the guest's have reached DRAM: incoherent, but one CLFLUSH away from right."
         ),
+    )
+
+
+_STALE: Final = tuple(
+    map(
+        canonical_op,
+        (
+            Op(OpKind.HOST_READ, (0,), has_page=True),
+            Op(OpKind.WRITE, (0x22, 0, PAGE_SIZE)),
+            Op(OpKind.EVICT, (1, 1), has_page=True),
+            Op(OpKind.HOST_READ, (0,), has_page=True),
+            Op(OpKind.EVICT, (1, 0), has_page=True),
+            Op(OpKind.HOST_READ, (0,), has_page=True),
+        ),
+    )
+)
+"""The VMM's view of a private page: stale until its own lines are gone."""
+
+
+def _line_evidence(
+    seen: LineViews, flushed: Copied, unflushed: Copied
+) -> tuple[Evidence, Evidence, Evidence, Evidence, Evidence]:
+    """What caches do to the VMM's view and to COPY."""
+    unit, how = "bytes of the guest's ciphertext", "of 4096; incoherent cache, page was read before"
+    kept = "of 4096; the host had cleared the frame"
+    return (
+        Evidence("VMM's mapping (C=0) of a page that the guest wrote", seen.mapping, unit, how),
+        Evidence("the same after CLFLUSH of the mapping", seen.mapping_flushed, unit, how),
+        Evidence(
+            "the firmware's view of the page, dirty in the cache", seen.firmware, "bytes", "of 4096"
+        ),
+        Evidence("COPY to a frame with CLFLUSH before", flushed.kept, "bytes kept", kept),
+        Evidence("COPY to a frame without", unflushed.kept, "bytes kept", kept),
     )
 
 

@@ -3,20 +3,33 @@
 
 A real kernel fills a page, converts it and fills it again; it is stopped in front of instructions
 of that window and goes on as another machine with another key. The order model adds what the kernel
-does not do: a write through the new mapping before the hypercall. Facts A2, R1; docs/explore.md.
+does not do: a write through the new mapping before the hypercall. What flushes are for is seen on
+a guest of our own code, behind a cache that tags its lines with the C-bit: a booted kernel has no
+caches here. Facts A2, E32, R1; docs/explore.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import msgspec
 
+from guestemu.abi.addresses import PAGE_SIZE
 from guestemu.claims import cells
+from guestemu.claims.cache_lines import (
+    CACHED,
+    FlushStops,
+    LineViews,
+    flush_evidence,
+    flush_stops,
+    look_at_lines,
+    migrated_after_flush,
+)
 from guestemu.claims.claim import Claim, Lab, Need
 from guestemu.claims.kernels import MEMORY, image
 from guestemu.claims.result import ClaimResult, Evidence, decide
+from guestemu.claims.witness_text import program_witness
 from guestemu.explore.rules import Rules
 from guestemu.guest.linux.load import linux_config
 from guestemu.kernelmig.experiment import Experiment
@@ -68,12 +81,60 @@ def sweep_kernel(name: str, variant: Variant) -> Sweeps:
 def _migrations(experiment: Experiment, indices: Iterable[int], order: FetchOrder) -> SweepResult:
     result = SweepResult()
     for index in indices:
-        result.add(migrate(experiment, index, order), 0.0)
+        result.add(migrate(experiment, index, order), 0.0, 0.0)
     return result
 
 
-def between_steps(lab: Lab, rules: Rules = _DEFAULT) -> ClaimResult:
-    """C8: the kernels at their instructions, and the model's S1, S1b, S2 against S1c."""
+class Flushing(msgspec.Struct, frozen=True):
+    """What a conversion's cache flush is for, and what a migration in the middle does to that."""
+
+    places: tuple[FlushStops, ...]
+    views: LineViews
+
+    @property
+    def is_decided(self) -> bool:
+        """A flush that is left out loses the page where no migration is; no migration of a page
+        that became shared loses it; one that became private is lost where the destination's VMM
+        stored it after the guest's flush, unless that host flushes, too."""
+        *flushed, missing = self.places
+        return (
+            missing.stayed == 2
+            and not any(place.stayed for place in flushed)
+            and not any(place.to_shared or place.flushed for place in self.places)
+            and flushed[0].to_private > 0
+            and flushed[-1].to_private == 0
+            and self.views.shared_alias == PAGE_SIZE > self.views.shared_past
+        )
+
+    def evidence(self) -> tuple[Evidence, ...]:
+        """All of it."""
+        views = self.views
+        return (
+            *(line for place in self.places for line in flush_evidence(place)),
+            Evidence(
+                "shared page, dirty in the guest's cache: sent by a load with C=0",
+                views.shared_alias,
+                "bytes as written",
+                "of 4096: the host reads coherently",
+            ),
+            Evidence(
+                "the same page, from DRAM past these lines",
+                views.shared_past,
+                "bytes as written",
+                "of 4096",
+            ),
+        )
+
+
+def flushing() -> Flushing:
+    """C8's second half: migrations between a conversion's steps, with caches."""
+    return Flushing(flush_stops(), look_at_lines())
+
+
+def between_steps(
+    lab: Lab, rules: Rules = _DEFAULT, caches: Callable[[], Flushing] = flushing
+) -> ClaimResult:
+    """C8: the kernels at their instructions, the model's S1, S1b, S2 against S1c, and caches."""
     variant = Variant()
     seen = {name: sweep_kernel(name, variant) for name in lab.kernels}
     quiet = [
@@ -91,18 +152,15 @@ def between_steps(lab: Lab, rules: Rules = _DEFAULT) -> ClaimResult:
     lost_quiet = sum(cell.lost for cell in quiet)
     lost_early = min(cell.lost for cell in early)
     machine = cells.machine_check(early)
+    cached = caches()
+    is_quiet = can_fail and not wrong and not lost_quiet
     return ClaimResult(
         verdict=decide(
             confirmed=wrong > 0 or lost_quiet > 0,
-            refuted=can_fail and not wrong and not lost_quiet and not lost_early,
-            conditional=(
-                can_fail and not wrong and not lost_quiet and lost_early > 0 and machine.agrees
-            ),
+            refuted=is_quiet and not lost_early,
+            conditional=is_quiet and lost_early > 0 and machine.agrees and cached.is_decided,
         ),
-        condition=(
-            "something writes through the new mapping before the hypercall: another CPU, or a "
-            "device; the kernel itself does not, and then no stop in between loses anything"
-        ),
+        condition=_CONDITION,
         evidence=(
             *(found for name, each in seen.items() for found in _kernel_evidence(name, each)),
             Evidence(
@@ -113,12 +171,31 @@ def between_steps(lab: Lab, rules: Rules = _DEFAULT) -> ClaimResult:
             ),
             *(cells.evidence(cell, "write before the hypercall") for cell in early),
             *machine.evidence,
+            *cached.evidence(),
         ),
         guests=(*lab.kernels, *machine.guests),
-        witnesses=cells.witness(early[0]),
-        remark="Caches are not modelled: a missing flush on a machine without coherent encryption "
-        "would not be seen here.",
+        witnesses=(
+            *cells.witness(early[0]),
+            program_witness(
+                CACHED, migrated_after_flush(), "a line of the destination's VMM is read, not 0x22"
+            ),
+        ),
+        remark=_REMARK,
     )
+
+
+_CONDITION: Final = (
+    "something writes through the new mapping before the hypercall (another CPU, or a device; the "
+    "kernel itself does not, and then no stop in between loses anything), or the CPU has no "
+    "coherent encryption and a page that becomes private is sent as shared after the guest's flush"
+)
+
+_REMARK: Final = (
+    "The source's caches do not matter after a migration, not even where the flush was left out, "
+    "provided the host reads coherently. What the guest's flush cannot reach are the lines that "
+    "the destination's VMM leaves when it stores a shared page: up to the hypercall the page is "
+    "one, and the guest has flushed already. A flush after the hypercall would be safe."
+)
 
 
 def _kernel_evidence(name: str, each: Sweeps) -> tuple[Evidence, ...]:
