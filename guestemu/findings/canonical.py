@@ -75,7 +75,7 @@ def narrow(probe: Probe, ops: tuple[Op, ...], suspect: Suspect) -> tuple[tuple[O
     while suspect.spots:
         for candidate in filter(probe.allows, around(ops)):
             look = probe.try_look(candidate, traced=True)
-            is_simpler = _is_simpler_program(candidate, ops)
+            is_simpler = is_simpler_program(candidate, ops)
             found = find_suspect(probe, look, suspect, or_none=is_simpler)
             if found is None:
                 continue
@@ -103,7 +103,16 @@ def around(ops: tuple[Op, ...]) -> Iterator[tuple[Op, ...]]:
             yield (*ops[:index], other, *ops[index + 1 :])
 
 
-def _is_simpler_program(one: tuple[Op, ...], other: tuple[Op, ...]) -> bool:
+def around_twice(ops: tuple[Op, ...]) -> Iterator[tuple[Op, ...]]:
+    """`around`, then programs with address and length of one hypercall changed at once."""
+    yield from around(ops)
+    for index, op in enumerate(ops):
+        for other in _coupled(op):
+            yield (*ops[:index], other, *ops[index + 1 :])
+
+
+def is_simpler_program(one: tuple[Op, ...], other: tuple[Op, ...]) -> bool:
+    """Whether `one` has fewer ops than `other`, or as many and in none of them a larger value."""
     if len(one) < len(other):
         return True
     return all(a == b or _is_simpler(a, b) for a, b in zip(one, other, strict=True))
@@ -189,11 +198,17 @@ class Canonical:
         return ops
 
     def drop(self, ops: tuple[Op, ...]) -> tuple[Op, ...]:
-        """`ops` without those that are not needed one by one."""
-        for index in reversed(range(len(ops))):
-            fewer = (*ops[:index], *ops[index + 1 :])
-            if fewer and self.holds(fewer):
-                ops = fewer
+        """`ops` without those that are not needed, tried in chunks from large to small."""
+        size = len(ops)
+        while size:
+            end = len(ops)
+            while end > 0:
+                start = max(end - size, 0)
+                fewer = ops[:start] + ops[end:]
+                if fewer and self.holds(fewer):
+                    ops = fewer
+                end = start
+            size //= 2
         return ops
 
     def _search(self, ops: tuple[Op, ...], index: int) -> tuple[Op, ...]:

@@ -4,13 +4,23 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
 
 from guestemu.abi.x86 import Mode
 from guestemu.checks.base import Violation
-from guestemu.findings.canonical import Canonical, Suspect, around, find_suspect, narrow, order_of
+from guestemu.findings.canonical import (
+    Canonical,
+    Suspect,
+    around,
+    around_twice,
+    find_suspect,
+    is_simpler_program,
+    narrow,
+    order_of,
+)
 from guestemu.findings.hostcode import Spots
 from guestemu.findings.lower import is_guest_only, lower
 from guestemu.findings.probe import Look, Probe, Sighting
@@ -145,31 +155,72 @@ def identify(probe: Probe, case: Case, known: Spots = frozenset()) -> list[Findi
     first = _finding(probe, start, Suspect(name, spots, order))
     if first is None:
         return []
-    found = {first.key: first}
     if effect == first.effect:
-        return [first]
-    other = _elsewhere(probe, start, first)
+        return [_by_its_code(probe, first)]
+    found = {first.key: first}
+    other = _elsewhere(probe, start, first, around(start))
     if other is not None:
         found.setdefault(other.key, other)
     left = spots - first.spots - known - (other.spots if other else frozenset())
     if left:
         hidden = _finding(probe, start, Suspect(name, spots, order, left, first.effect))
         if hidden is not None:
-            alone = _elsewhere(probe, hidden.ops, first) or hidden
+            alone = (
+                _elsewhere(probe, hidden.ops, first, around_twice(hidden.ops), left, spots)
+                or hidden
+            )
             found.setdefault(alone.key, alone)
     return list(found.values())
 
 
-def _elsewhere(probe: Probe, start: tuple[Op, ...], first: Finding) -> Finding | None:
-    """The finding behind a neighbour of `start` that looks like `first` and executes none of its
-    suspicious code."""
+def _by_its_code(probe: Probe, found: Finding) -> Finding:
+    """The finding of a simpler neighbour that gets the same wrong answer under another rule of the
+    contract and executes all of `found`'s suspicious code, or `found`: code that only wrong answers
+    execute is one defect, whichever rule it stands in front of."""
+    if not found.spots or found.violation.check != "results":
+        return found
+    index = found.violation.op
+    shown = probe.look(found.ops, traced=True)
+    for ops in filter(probe.allows, around(found.ops)):
+        if len(ops) < len(found.ops) or not is_simpler_program(ops, found.ops):
+            continue
+        look = probe.try_look(ops, traced=True)
+        if look is None or _answers(look, index) != _answers(shown, index):
+            continue
+        for sighting in look.sightings:
+            spots, name = probe.suspicious(sighting), sighting.symptom.name
+            is_answer = (sighting.violation.check, sighting.violation.op) == ("results", index)
+            if is_answer and name != found.symptom and spots >= found.spots:
+                return _finding(probe, ops, Suspect(name, spots, order_of(ops))) or found
+    return found
+
+
+def _answers(look: Look, index: int) -> list[int | None]:
+    return [record.ret for record in look.exits[index]] if index < len(look.exits) else []
+
+
+def _elsewhere(
+    probe: Probe,
+    start: tuple[Op, ...],
+    first: Finding,
+    near: Iterable[tuple[Op, ...]],
+    wanted: Spots = frozenset(),
+    inside: Spots = frozenset(),
+) -> Finding | None:
+    """The finding behind a program `near` to `start` that looks like `first` and executes none of
+    its suspicious code; with `wanted`, that executes some of that and not all of what `first` has
+    `inside`."""
     if not first.spots:
         return None
-    for ops in filter(probe.allows, around(start)):
+    common = first.spots & inside
+    for ops in filter(probe.allows, near):
         look = probe.try_look(ops, traced=True)
         for sighting in () if look is None else look.sightings:
             spots = probe.suspicious(sighting)
-            if sighting.symptom.name == first.symptom and not spots & first.spots:
+            is_other = spots & wanted and not spots >= common
+            if not wanted:
+                is_other = not spots & first.spots
+            if sighting.symptom.name == first.symptom and is_other:
                 return _finding(probe, ops, Suspect(first.symptom, spots, order_of(ops)))
     return None
 
