@@ -10,7 +10,10 @@ second death is its own failure and not its neighbours'.
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.context
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -72,7 +75,7 @@ class Bench:
         """Gives the testbed up."""
         if self._testbed is not None:
             testbed, self._testbed = self._testbed, None
-            testbed.guest.close()
+            testbed.close()
 
 
 def replay_file(path: Path, recording: bool = False, bench: Bench | None = None) -> Result:
@@ -174,8 +177,7 @@ def _in_pool(
     batches: Sequence[Sequence[Path]], jobs: int, recording: bool
 ) -> Iterable[tuple[Path, Result]]:
     """Results as they come; the files that a dead worker took with it are left out."""
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(jobs, len(batches)), context, _ignore_interrupt)
+    pool = ProcessPoolExecutor(min(jobs, len(batches)), _context(), _ignore_interrupt)
     try:
         futures = [pool.submit(_replay_batch, batch, recording) for batch in batches]
         for future in as_completed(futures):
@@ -186,6 +188,13 @@ def _in_pool(
             yield from found
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    """Forked workers where no other thread can hold a lock: fresh ones spend longer on imports than
+    on some hundred programs."""
+    can_fork = sys.platform == "linux" and threading.active_count() == 1
+    return multiprocessing.get_context("fork" if can_fork else "spawn")
 
 
 def _ignore_interrupt() -> None:

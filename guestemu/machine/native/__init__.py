@@ -7,6 +7,7 @@ The ELF files are built from the `.S` beside them by `make snippets` and committ
 from __future__ import annotations
 
 import ctypes
+import functools
 import mmap
 import platform
 from importlib.resources import files
@@ -27,8 +28,9 @@ class Blob(msgspec.Struct, frozen=True):
     symbols: dict[str, int]
 
 
+@functools.cache
 def load_blob(name: str) -> Blob:
-    """Reads `NAME.elf` of this package."""
+    """Reads `NAME.elf` of this package, once in a process."""
     elf = ELFFile(BytesIO((files(__name__) / f"{name}.elf").read_bytes()))
     section = elf.get_section_by_name(".text")
     symbols = {
