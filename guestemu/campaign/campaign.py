@@ -88,13 +88,13 @@ def header_of(target: Target, options: Options) -> Header:
     return header
 
 
-def _check(options: Options) -> None:
+def _check(options: Options, most_jobs: int) -> None:
     if options.seconds is not None and not 0 < options.seconds < float("inf"):
         raise InputError(f"--time {options.seconds:g}: give a positive number of seconds")
     if options.execs is not None and options.execs < 1:
         raise InputError(f"--execs {options.execs}: give a positive number")
-    if not 1 <= options.jobs <= MAX_JOBS:
-        raise InputError(f"--jobs {options.jobs}: give a number from 1 to {MAX_JOBS}")
+    if not 1 <= options.jobs <= most_jobs:
+        raise InputError(f"--jobs {options.jobs}: give a number from 1 to {most_jobs}")
     if options.execs is not None and options.execs < options.jobs:
         raise InputError(
             f"--execs {options.execs} is less than --jobs {options.jobs}; use fewer jobs"
@@ -107,13 +107,14 @@ def _bounds(options: Options, engine: str, target: Target) -> Bounds:
     return parse_bounds(options.bounds, target.max_ops)
 
 
-def prepare(options: Options) -> Campaign:
-    """Checks options, boots the configuration once, opens the directory.
+def prepare(options: Options, most_jobs: int = MAX_JOBS) -> Campaign:
+    """Checks options, boots the configuration once, opens the directory. `most_jobs` is as many
+    workers as there may be.
 
     Raises `InputError` and `MissingError`.
     """
     target = find_target(options.target)
-    _check(options)
+    _check(options, most_jobs)
     kinds = target.kinds_with(options.faults)
     engine, note = choose_engine(options.engine)
     bounds = _bounds(options, engine.name, target)

@@ -24,7 +24,7 @@ from guestemu.testbed import Testbed, build_testbed
 def _limiter(target: Target, lawful: bool) -> Limit | None:
     """What a target's programs are made to keep to, if anything."""
     if target.order:
-        return migration_limiter(target.order)
+        return migration_limiter(target.order, OpKind.MIGRATE_HANDLER in target.kinds)
     return (lambda ops: limit_ops(ops, lawful)) if target.limits else None
 
 

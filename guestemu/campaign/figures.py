@@ -24,7 +24,8 @@ class WorkerFigures(msgspec.Struct, frozen=True):
 class Figures(msgspec.Struct, frozen=True):
     """A campaign so far. Seconds since its start (of this run, when it was resumed); executions,
     ops and rates are of this run, findings of all. `space` is the number of programs of an
-    exhaustive campaign, `is_exhausted` says that all of them ran."""
+    exhaustive campaign, `is_exhausted` says that all of them ran; `lengths[n]` counts the programs
+    of n ops."""
 
     seconds: float
     executions: int
@@ -42,6 +43,7 @@ class Figures(msgspec.Struct, frozen=True):
     near_misses: int = 0
     space: int | None = None
     is_exhausted: bool = False
+    lengths: list[int] = []
 
     def line(self) -> dict[str, object]:
         """What a line of stats.jsonl holds."""

@@ -84,6 +84,10 @@ class Journal:
         while data:
             data = data[os.write(self._fd, data) :]
 
+    def close(self) -> None:
+        """No more entries."""
+        os.close(self._fd)
+
 
 def journal_path(directory: Path, index: int) -> Path:
     """The file of worker `index`."""

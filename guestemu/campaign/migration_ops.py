@@ -49,7 +49,8 @@ STEPS: Final = {
 _STEP_KINDS: Final = frozenset(op.kind for op in STEPS.values())
 _CONVERSIONS: Final = frozenset({OpKind.SET_MEMORY_ENCRYPTED, OpKind.SET_MEMORY_DECRYPTED})
 _LINK: Final = frozenset({OpKind.LINK_REPLAY, OpKind.LINK_REVERSE})
-_ONCE: Final = frozenset({OpKind.MIGRATE_START, OpKind.MIGRATE_STOP})
+_STARTS: Final = frozenset({OpKind.MIGRATE_START, OpKind.MIGRATE_HANDLER})
+_ONCE: Final = _STARTS | {OpKind.MIGRATE_STOP}
 
 Limit = Callable[[tuple[Op, ...]], tuple[Op, ...]]
 
@@ -101,9 +102,10 @@ def _written(ops: Iterable[Op]) -> list[int]:
     return sorted(page for page in pages if page < PAGES)
 
 
-def migration_limiter(order: str) -> Limit:
+def migration_limiter(order: str, by_handler: bool = False) -> Limit:
     """What makes ops a migration by `order`; applied to its own result it changes nothing.
 
+    With `by_handler` private pages go through migration handlers, else by what MIGRATE_START says.
     Raises `InputError` for an order that is none.
     """
     check_order(order)
@@ -123,6 +125,7 @@ def migration_limiter(order: str) -> Limit:
             else:
                 body[index] = _on_few_pages(op)
         firmware = int(any(op.kind in _LINK for op in body)) or (starts[0] if starts else 0)
+        start = Op(OpKind.MIGRATE_START, (PAGES, firmware))
         behind = (
             _on_few_pages(op)
             for op in ops[end:]
@@ -130,7 +133,7 @@ def migration_limiter(order: str) -> Limit:
         )
         after = list(dropwhile(lambda op: op.kind is OpKind.READ, behind))
         return (
-            Op(OpKind.MIGRATE_START, (PAGES, firmware)),
+            Op(OpKind.MIGRATE_HANDLER, (PAGES,)) if by_handler else start,
             *body,
             *(steps[done % len(steps) :] if done % len(steps) else ()),
             *steps,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -74,13 +74,18 @@ class Report(msgspec.Struct, frozen=True):
     is_exhausted: bool = False
 
 
-def median_length(reports: Iterable[Report]) -> int:
-    """The median number of ops of the programs in all `reports`, 0 for none."""
+def add_lengths(parts: Iterable[Sequence[int]]) -> list[int]:
+    """The sum of several counts of programs by their number of ops."""
     counts: list[int] = []
-    for report in reports:
-        counts += [0] * (len(report.lengths) - len(counts))
-        for length, count in enumerate(report.lengths):
+    for part in parts:
+        counts += [0] * (len(part) - len(counts))
+        for length, count in enumerate(part):
             counts[length] += count
+    return counts
+
+
+def median_length(counts: Sequence[int]) -> int:
+    """The median number of ops of programs of which `counts[n]` have n ops, 0 for none."""
     left = (sum(counts) + 1) // 2
     for length, count in enumerate(counts):
         left -= count

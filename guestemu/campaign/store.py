@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -231,6 +231,19 @@ class Store:
     def note(self, journal: Journal, entry: Entry) -> None:
         """Appends to a journal. Raises `InputError`."""
         self._write(journal.path, lambda: journal.add(entry))
+
+    def note_all(self, entries: Iterable[tuple[int, Entry]]) -> None:
+        """Appends to the journals of the workers with these indices. Raises `InputError`."""
+        parts: dict[int, list[Entry]] = {}
+        for index, entry in entries:
+            parts.setdefault(index, []).append(entry)
+        for index, part in parts.items():
+            journal = self.open_journal(index)
+            try:
+                for entry in part:
+                    self.note(journal, entry)
+            finally:
+                journal.close()
 
     def note_input(self, journal: Journal, data: bytes) -> None:
         """Notes an input that the corpus does not have yet."""

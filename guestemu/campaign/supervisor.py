@@ -14,6 +14,7 @@ import selectors
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Final
@@ -23,7 +24,7 @@ import msgspec
 from guestemu.abi.errors import GuestemuError, InputError, MissingError
 from guestemu.campaign.figures import Figures, WorkerFigures, merge_counts
 from guestemu.campaign.findings import FindingCount
-from guestemu.campaign.session import Report, median_length
+from guestemu.campaign.session import Report, add_lengths, median_length
 from guestemu.campaign.store import Store
 from guestemu.campaign.worker import (
     Failure,
@@ -137,18 +138,24 @@ class Worker:
 
 
 class Supervisor:
-    """A campaign that runs. `watch` gets the figures every quarter of a second."""
+    """A campaign that runs. `watch` gets the figures every quarter of a second; `name` is part of
+    the names of inputs at which a worker died (default: this process's id)."""
 
     def __init__(
-        self, configs: list[WorkerConfig], store: Store, watch: Callable[[Figures], None]
+        self,
+        configs: list[WorkerConfig],
+        store: Store,
+        watch: Callable[[Figures], None],
+        name: str = "",
     ) -> None:
         self._store = store
         self._watch = watch
+        self._name = name or str(os.getpid())
         self._start = time.monotonic()
         self._seconds = configs[0].seconds
         store.lock()
         self._infrastructure: list[str] = store.repair()
-        self._before = _with_settled(store.load_counts(), store)
+        self._before = with_settled(store.load_counts(), store)
         self._next_stats = self._start + _STATS_EVERY
         self._selector = selectors.DefaultSelector()
         self._workers: list[Worker] = []
@@ -161,8 +168,9 @@ class Supervisor:
             self._kill()
             raise
 
-    def run(self) -> Figures:
-        """Until every worker is done, or Ctrl-C or SIGTERM (then `is_interrupted` is set).
+    def run(self, over: threading.Event | None = None) -> Figures:
+        """Until every worker is done, or Ctrl-C or SIGTERM (then `is_interrupted` is set). With
+        `over` signals are left alone, so that it runs in any thread, and that event ends it.
 
         Raises `InputError` or `MissingError` with the words of a worker that met one, and
         `GuestemuError` when workers cannot live.
@@ -170,10 +178,12 @@ class Supervisor:
         is_interrupted = False
         before = {
             number: signal.signal(number, signal.default_int_handler)
-            for number in (signal.SIGINT, signal.SIGTERM)
+            for number in ((signal.SIGINT, signal.SIGTERM) if over is None else ())
         }
         try:
             while not all(worker.is_done for worker in self._workers):
+                if over is not None and over.is_set():
+                    raise KeyboardInterrupt
                 self._turn()
         except KeyboardInterrupt:
             is_interrupted = True
@@ -194,7 +204,7 @@ class Supervisor:
 
     def _keep(self) -> Figures:
         """Writes down what is known at the end, and gives it back."""
-        self._before = _with_settled(self._before, self._store, self._reported())
+        self._before = with_settled(self._before, self._store, self._reported())
         figures = self.figures()
         self._store.save_counts(figures.findings)
         self._store.add_stats(msgspec.json.encode(figures.line()))
@@ -217,11 +227,13 @@ class Supervisor:
         reports = [report for worker in self._workers for report in worker.reports()]
         seconds = time.monotonic() - self._start
         executions = sum(report.executions for report in reports)
+        lengths = add_lengths(report.lengths for report in reports)
         return Figures(
             seconds=round(seconds, 3),
             executions=executions,
             execs_per_second=round(self._rate(), 1),
-            median_ops=median_length(reports),
+            median_ops=median_length(lengths),
+            lengths=lengths,
             corpus_size=self._store.corpus_size(),
             guest_blocks=max((report.guest_blocks for report in reports), default=0),
             model_states=max((report.model_states for report in reports), default=0),
@@ -288,7 +300,7 @@ class Supervisor:
         noted = read_noted_input(place)
         number = len(self._infrastructure) + 1
         is_crash = -status in _CRASHES or worker.is_killed_for_hanging
-        kept = self._store.save_death(f"{os.getpid()}-{number}", noted, is_crash and bool(noted))
+        kept = self._store.save_death(f"{self._name}-{number}", noted, is_crash and bool(noted))
         how = f"signal {-status}" if status < 0 else f"status {status}"
         if worker.is_killed_for_hanging:
             how = f"silence for {_HANG:g} s (killed)"
@@ -341,7 +353,7 @@ class Supervisor:
             input_path(self._store, worker.config.index).unlink(missing_ok=True)
 
 
-def _with_settled(
+def with_settled(
     counts: list[FindingCount], store: Store, others: Collection[str] = ()
 ) -> list[FindingCount]:
     """`counts` and, for findings in the journals that neither they nor `others` have, one each:

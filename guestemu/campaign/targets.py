@@ -128,7 +128,8 @@ _TARGETS: Final = (
     ),
     Target(
         name="mirror",
-        summary="migration handlers in mirror VMs, the guest and VMMs around them, contexts",
+        summary="migration handlers in mirror VMs, the guest and VMMs around them, contexts; "
+        "mirror:ORDER, such as mirror:DES: the target migration through handlers",
         kinds=frozenset(MIRROR_SPECS) | {OpKind.SEV_IOCTL},
         max_ops=8,
         header=Header(host="mirror", budget=_BUDGET),
@@ -177,14 +178,23 @@ _TARGETS: Final = (
 TARGETS: Final[Mapping[str, Target]] = {target.name: target for target in _TARGETS}
 """Every target by name, in the order of `guestemu targets`."""
 
+_THROUGH_HANDLERS: Final = msgspec.structs.replace(
+    TARGETS["migration"],
+    kinds=TARGETS["migration"].kinds - {OpKind.MIGRATE_START} | {OpKind.MIGRATE_HANDLER},
+)
+
 
 def find_target(name: str) -> Target:
     """The target called `name`. Raises `InputError`."""
     base, _, order = name.partition(":")
     target = TARGETS.get(base)
     if target is not None and order:
+        if base == "mirror":
+            target = _THROUGH_HANDLERS
         if not target.order:
-            raise InputError(f"target {name!r}: only migration takes an order; use {base}")
+            raise InputError(
+                f"target {name!r}: only migration and mirror take an order; use {base}"
+            )
         check_order(order)
         return msgspec.structs.replace(target, name=name, order=order)
     if target is None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 import typer
 
 from guestemu.cli import console
+from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
 
 if TYPE_CHECKING:
     from guestemu.campaign.campaign import Campaign
@@ -145,3 +146,10 @@ def tell(campaign: Campaign, figures: Figures) -> None:
             for found in figures.findings
         ),
     )
+
+
+def end(figures: Figures) -> int:
+    """The exit status of a campaign. Raises KeyboardInterrupt if that is how it ended."""
+    if figures.is_interrupted:
+        raise KeyboardInterrupt
+    return EXIT_FINDINGS if figures.findings else EXIT_OK

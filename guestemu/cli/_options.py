@@ -40,3 +40,12 @@ Faults: TypeAlias = Annotated[
         help="Run this op before the program's own, such as 'fail_split after=0'; repeatable.",
     ),
 ]
+Cluster: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        metavar="local|tcp://HOST:PORT",
+        help="Run on the workers of a Dask cluster: --jobs of them here, or those of the "
+        "scheduler at this address.",
+    ),
+]

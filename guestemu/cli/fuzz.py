@@ -5,8 +5,7 @@ from __future__ import annotations
 
 from guestemu.cli import _campaign as ask
 from guestemu.cli import console
-from guestemu.cli._options import AsJson, CBit, GuestName, HostName, Memory
-from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
+from guestemu.cli._options import AsJson, CBit, Cluster, GuestName, HostName, Memory
 
 
 def command(
@@ -25,6 +24,7 @@ def command(
     guest: GuestName = None,
     cbit: CBit = None,
     memory: Memory = None,
+    cluster: Cluster = None,
     as_json: AsJson = False,
 ) -> int:
     """Look for programs that break a rule, until --time, --execs or Ctrl-C.
@@ -42,6 +42,8 @@ def command(
       guestemu fuzz conversion --guest linux:6.1 --memory 6144 --jobs 2 --time 600
 
       guestemu fuzz msr --engine exhaustive --bounds 2,3
+
+      guestemu fuzz hypercall --cluster tcp://192.0.2.1:8786 --time 3600
     """
     from guestemu.campaign.campaign import Options, prepare
     from guestemu.campaign.screen import Screen
@@ -51,6 +53,10 @@ def command(
         *(target, seconds, execs, jobs, engine, workdir, resume, seed, host, guest, cbit, memory),
         *(faults, bounds, tuple(seeds or (FLOWS_WORD,))),
     )
+    if cluster is not None:
+        from guestemu.cli._cluster import fuzz
+
+        return fuzz(options, cluster, as_json)
     campaign = prepare(options)
     for line in campaign.notes:
         console.note(line)
@@ -61,6 +67,4 @@ def command(
         console.emit_json(ask.campaign_object(campaign, figures))
     else:
         ask.tell(campaign, figures)
-    if figures.is_interrupted:
-        raise KeyboardInterrupt
-    return EXIT_FINDINGS if figures.findings else EXIT_OK
+    return ask.end(figures)

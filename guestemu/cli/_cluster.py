@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""--cluster of `fuzz`: a campaign on the workers of a Dask cluster."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from guestemu.abi.errors import InputError, MissingError
+from guestemu.cli import _campaign as ask
+from guestemu.cli import console
+
+if TYPE_CHECKING:
+    from guestemu.campaign.campaign import Options
+    from guestemu.cluster.dask import Cluster
+
+MAX_WORKERS: Final = 1 << 16
+
+
+def workers_of(cluster: Cluster) -> dict[str, int]:
+    """The workers with this guestemu, threads by address. Raises `MissingError` where one has
+    another, or there are none."""
+    workers = cluster.workers()
+    if not workers:
+        raise MissingError(
+            f"--cluster {cluster.address}: the scheduler has no workers; start some with "
+            f"`dask worker {cluster.address}`"
+        )
+    cluster.check(workers)
+    return workers
+
+
+def check_jobs(address: str, jobs: int | None) -> None:
+    """Raises `InputError` for --jobs where the cluster has the workers that it has."""
+    from guestemu.cluster.dask import LOCAL
+
+    if address != LOCAL and jobs is not None and jobs > 1:
+        raise InputError(
+            f"--jobs {jobs}: --cluster {address} has as many workers as it has; leave --jobs out"
+        )
+
+
+def fuzz(options: Options, address: str, as_json: bool) -> int:
+    """Runs a campaign; as `guestemu fuzz` otherwise."""
+    from guestemu.campaign.campaign import prepare
+    from guestemu.campaign.screen import Screen
+    from guestemu.cluster.campaign import ClusterCampaign
+    from guestemu.cluster.dask import Cluster
+
+    check_jobs(address, options.jobs)
+    with Cluster(address, options.jobs) as cluster:
+        workers = workers_of(cluster)
+        jobs = sum(workers.values())
+        campaign = prepare(msgspec.structs.replace(options, jobs=jobs), MAX_WORKERS)
+        for line in campaign.notes:
+            console.note(line)
+        title = f"fuzz {options.target}, {campaign.engine}, {len(workers)} cluster workers"
+        with Screen(title, console.notes(), console.is_live()) as screen:
+            running = ClusterCampaign(campaign, cluster, workers, screen.show)
+            figures = running.run()
+    traffic = running.traffic
+    if as_json:
+        found = ask.campaign_object(campaign, figures)
+        console.emit_json({**found, "cluster": traffic})
+    else:
+        ask.tell(campaign, figures)
+        console.note(
+            f"{traffic.nodes} nodes, {traffic.lost} lost; {traffic.exchanges} exchanges, "
+            f"{traffic.bytes_sent:,} bytes sent, {traffic.bytes_received:,} received"
+        )
+    return ask.end(figures)
