@@ -2,7 +2,8 @@
 """What ClusterFuzz wants beside a target: python fuzz/prepare.py OUT [PROGRAMS]
 
 Writes OUT/TARGET.dict, OUT/TARGET_seed_corpus.zip (the modelled kernels' flows and the programs in
-the directory PROGRAMS) and OUT/TARGET.options for every target.
+the directory PROGRAMS) and OUT/TARGET.options for every target; no seeds where no flow and no
+program has an operation of the target.
 """
 
 import sys
@@ -19,8 +20,10 @@ out = Path(sys.argv[1])
 words = [FLOWS_WORD, *sys.argv[2:]]
 for name, target in TARGETS.items():
     (out / f"{name}.dict").write_text(dictionary_text(target.kinds))
-    with zipfile.ZipFile(out / f"{name}_seed_corpus.zip", "w") as archive:
-        for data in seed_inputs(words, target, target.header, target.kinds):
-            archive.writestr(input_name(data), data)
+    inputs = seed_inputs(words, target, target.header, target.kinds)
+    if inputs:
+        with zipfile.ZipFile(out / f"{name}_seed_corpus.zip", "w") as archive:
+            for data in inputs:
+                archive.writestr(input_name(data), data)
     size = target.max_ops * RECORD_SIZE
     (out / f"{name}.options").write_text(f"[libfuzzer]\nmax_len = {size}\n")

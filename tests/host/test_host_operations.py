@@ -8,7 +8,15 @@ import pytest
 from guestemu.host import ioctls
 from guestemu.host.registry import hosts, load_host
 from guestemu.host_operations import HOST_OPERATIONS, host_operations
-from guestemu.program.ops import HOST_SPECS, QEMU_SPECS, SEV_SPECS, Op, OpKind, canonical_op
+from guestemu.program.ops import (
+    HOST_SPECS,
+    MIRROR_SPECS,
+    QEMU_SPECS,
+    SEV_SPECS,
+    Op,
+    OpKind,
+    canonical_op,
+)
 
 ENOTTY, ENOMEM = -25, -12
 MEMORY = {OpKind.HOST_COMMIT_SLOT, OpKind.HOST_RESET_VCPU, OpKind.HOST_POISON_PAGE}
@@ -21,7 +29,7 @@ def make(name, *switches):
 
 
 def test_every_host_operation_has_a_function():
-    assert set(HOST_OPERATIONS) == {*HOST_SPECS, *SEV_SPECS, *QEMU_SPECS}
+    assert set(HOST_OPERATIONS) == {*HOST_SPECS, *SEV_SPECS, *QEMU_SPECS, *MIRROR_SPECS}
 
 
 @pytest.mark.parametrize("kind", HOST_SPECS, ids=lambda kind: kind.name)

@@ -14,6 +14,7 @@ from guestemu.campaign.targets import TARGETS, find_target
 from guestemu.host.base import Host
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
 from guestemu.program.text import load_program
+from guestemu.zoo.catalogue import BUGS as ZOO
 
 
 class Bug(msgspec.Struct, frozen=True):
@@ -105,5 +106,7 @@ def test_faults_find_the_known_defects_of_the_guest():
     assert {finding.check for finding in session.make_report().findings} >= {"status", "frames"}
 
 
-def test_every_target_is_covered_here():
-    assert {bug.target for bug in BUGS} == set(TARGETS)
+def test_every_target_has_bugs_to_find():
+    in_the_zoo = {bug.target for bug in ZOO.values()}
+    wrong_orders = {"migration"}  # tests/campaign/test_migration_target.py
+    assert {bug.target for bug in BUGS} | in_the_zoo | wrong_orders >= set(TARGETS)
