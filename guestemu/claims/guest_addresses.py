@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Which addresses a host and a migration helper in the guest can talk in: C29.
 
-Run on the model of QEMU's memory: RAM blocks with a place in ram_addr_t space, sections where they
-appear in the guest. Facts D23, D33, F7, F13, F16b.
+Run on the model of QEMU's memory (RAM blocks with a place in ram_addr_t space, sections where they
+appear in the guest), and on a handler that is told pages by one or the other. Facts D23, D33, F6,
+F7, F13, F16b.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from guestemu.abi.addresses import PAGE_SHIFT, RamAddr
 from guestemu.claims.claim import Claim, Lab
+from guestemu.claims.handler_path import GUEST as HANDLER
+from guestemu.claims.handler_path import NamedPages
 from guestemu.claims.result import ClaimResult, Evidence, Witness, decide
 from guestemu.host.qemu.interfaces import Region
 from guestemu.host.qemu.memory_map import MemoryMap, RamBlock
@@ -36,8 +39,14 @@ class _AboveHole:
         return ((start, start + (_HIGH >> PAGE_SHIFT)),)
 
 
-def gpas(_lab: Lab, repaired: tuple[str, ...] = (), unplugs: bool = True) -> ClaimResult:
-    """C29: a RAM block on both sides of the PCI hole, and virtio-mem memory after an unplug."""
+def gpas(
+    _lab: Lab,
+    repaired: tuple[str, ...] = (),
+    unplugs: bool = True,
+    name_them: Callable[[], NamedPages] = NamedPages,
+) -> ClaimResult:
+    """C29: a RAM block on both sides of the PCI hole, and virtio-mem memory after an unplug; the
+    same pages, named to a handler."""
     machine = MemoryMap()
     ram = machine.add_block("pc.ram", _LOW + _HIGH)
     machine.map("pc.ram", 0, 0, _LOW)
@@ -49,11 +58,12 @@ def gpas(_lab: Lab, repaired: tuple[str, ...] = (), unplugs: bool = True) -> Cla
         machine.hot_unplug("virtio-mem", keeps_block=True)
     unplugged = _without_gpa(machine, memory)
     mapped = _without_gpa(machine, ram)
+    named = name_them()
     return ClaimResult(
         verdict=decide(
-            confirmed=not wrong and not unplugged,
+            confirmed=not wrong and not unplugged and named.gpas_suffice,
             refuted=mapped > 0 or plugged > 0,
-            conditional=not mapped and not plugged and unplugged > 0,
+            conditional=not mapped and not plugged and unplugged > 0 and named.gpas_need_mapping,
         ),
         condition=(
             "every page that has to be transferred is mapped in the guest, and its GPA is taken "
@@ -75,13 +85,15 @@ def gpas(_lab: Lab, repaired: tuple[str, ...] = (), unplugs: bool = True) -> Cla
                 "pages",
                 f"of {memory.pages}; all have a ram_addr_t",
             ),
+            *named.evidence(),
         ),
-        guests=(f"QEMU model {PATCH_SET}",),
+        guests=(f"QEMU model {PATCH_SET}", HANDLER),
         witnesses=(
             Witness("virtio-mem block, plug, unplug: its pages have content and no GPA to ask for"),
+            named.witness(),
         ),
-        remark="A mirror VM, its own memory slots and a handler that runs in it are not part of "
-        "this experiment.",
+        remark="The save area of a vCPU, which the guest does not map either, has no GPA for the "
+        "same reason. A handler named by ram_addr_t reaches both (docs/mirror.md).",
     )
 
 

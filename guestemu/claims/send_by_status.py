@@ -3,26 +3,28 @@
 
 A guest of our own code runs on the emulated CPU; its RAM, and that of a second one, is memory of
 two platforms of the firmware model. A private send is SEND_UPDATE_DATA and RECEIVE_UPDATE_DATA, a
-plain one moves the bytes of DRAM. Facts A54, E30, E31.
+plain one moves the bytes of DRAM; for C15 a migration handler is tried in the firmware's place.
+Facts A54, E30, E31, F15.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
-import msgspec
-
-from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa
+from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE
 from guestemu.abi.errors import GuestemuError
 from guestemu.abi.regions import Region
 from guestemu.abi.sev_firmware import Status
 from guestemu.claims import cells
 from guestemu.claims.claim import Claim, Lab
+from guestemu.claims.handler_path import GUEST as HANDLER
+from guestemu.claims.handler_path import exported_shared_page, send_by_handler
+from guestemu.claims.page_views import Views, both_views, compare_views
 from guestemu.claims.platforms import GUEST_BASE, Transfer
 from guestemu.claims.result import ClaimResult, Evidence, decide
 from guestemu.claims.witness_text import program_witness
 from guestemu.explore.rules import Rules
-from guestemu.guest.base import Guest
 from guestemu.program.ops import Op, OpKind
 from guestemu.program.program import Header
 from guestemu.testbed import Testbed, build_testbed
@@ -30,13 +32,6 @@ from guestemu.testbed import Testbed, build_testbed
 GUEST: Final = "snippet:6.1"
 _VALUE: Final = 0x5A
 _DEFAULT: Final = Rules()
-
-
-class Views(msgspec.Struct, frozen=True):
-    """Of one page at the target: bytes (of 4096) that each view shows as the source's did."""
-
-    private_kept: int
-    shared_kept: int
 
 
 class _Pair:
@@ -69,7 +64,7 @@ class _Pair:
     def send(self, page: int, as_private: bool) -> Views:
         """Sends page D[`page`] and compares what the views show on both sides."""
         gpa = self.source.guest.gpa(Region.D, page)
-        before = _views(self.source.guest, gpa)
+        before = both_views(self.source.guest.machine.ram, gpa)
         if as_private:
             status = self.transfer.receive(self.transfer.send(GUEST_BASE + gpa), GUEST_BASE + gpa)
             if status is not Status.SUCCESS:
@@ -77,8 +72,7 @@ class _Pair:
         else:
             data = self.transfer.source.memory.read(GUEST_BASE + gpa, PAGE_SIZE)
             self.transfer.target.memory.write(GUEST_BASE + gpa, data)
-        after = _views(self.target.guest, gpa)
-        return Views(*(_equal(one, other) for one, other in zip(before, after, strict=True)))
+        return compare_views(before, both_views(self.target.guest.machine.ram, gpa))
 
     def write_at_target(self, page: int) -> bool:
         """The guest, now at the target, writes the page through C=0; whether that is what it then
@@ -92,20 +86,6 @@ class _Pair:
 
 def _testbed() -> Testbed:
     return build_testbed(Header(guest=GUEST))
-
-
-def _views(guest: Guest, gpa: Gpa) -> tuple[bytes, bytes]:
-    """The page through C=1 and through C=0."""
-    ram = guest.machine.ram
-    return ram.read(gpa, PAGE_SIZE), ram.read(gpa, PAGE_SIZE, private=False)
-
-
-def _equal(one: bytes, other: bytes) -> int:
-    return sum(a == b for a, b in zip(one, other, strict=True))
-
-
-def _is_kept(equal: int) -> bool:
-    return equal == PAGE_SIZE
 
 
 _PRIVATE_PAGE: Final = (Op(OpKind.WRITE, (_VALUE, 0, PAGE_SIZE), page=0, has_page=True),)
@@ -147,13 +127,14 @@ _SENT_AS_PLAIN: Final = (
 def _show(what: str, views: Views) -> tuple[Evidence, ...]:
     how = "4096 bytes compared with the source's"
     return (
-        Evidence(f"{what}: read with C=1", _word(_is_kept(views.private_kept)), how=how),
-        Evidence(f"{what}: read with C=0", _word(_is_kept(views.shared_kept)), how=how),
+        Evidence(f"{what}: read with C=1", _word(views.keeps_private), how=how),
+        Evidence(f"{what}: read with C=0", _word(views.keeps_shared), how=how),
     )
 
 
-def all_as_encrypted(_lab: Lab) -> ClaimResult:
-    """C15: a page in use with C=1 and one in use with C=0, each sent both ways."""
+def all_as_encrypted(_lab: Lab, handler: Callable[[bool], Views] = send_by_handler) -> ClaimResult:
+    """C15: a page in use with C=1 and one in use with C=0, each sent both ways; and through a
+    migration handler, which has only the private way."""
     pair = _Pair()
     pair.run(*_PRIVATE_PAGE, *_SHARED_PAGE)
     sent = {
@@ -161,25 +142,32 @@ def all_as_encrypted(_lab: Lab) -> ClaimResult:
         for page in (0, 1)
         for as_private in (True, False)
     }
-    keeps_private = [_is_kept(views.private_kept) for views in sent.values()]
-    keeps_shared = [_is_kept(views.shared_kept) for views in sent.values()]
-    rule_holds = keeps_private == [True, False, True, False] and keeps_shared == [
-        not kept for kept in keeps_private
-    ]
-    shared_survives = _is_kept(sent[1, True].shared_kept)
+    exported = {is_shared: handler(is_shared) for is_shared in (False, True)}
+    ways = [*zip((True, False, True, False), sent.values(), strict=True)]
+    ways += [(True, views) for views in exported.values()]
+    rule_holds = all(
+        views.keeps_private == as_private != views.keeps_shared for as_private, views in ways
+    )
+    survives = {sent[1, True].keeps_shared, exported[True].keeps_shared}
     return ClaimResult(
-        verdict=decide(confirmed=shared_survives, refuted=rule_holds and not shared_survives),
+        verdict=decide(confirmed=survives == {True}, refuted=rule_holds and survives == {False}),
         evidence=(
             *_show("private page, private send", sent[0, True]),
             *_show("private page, plain send", sent[0, False]),
             *_show("shared page, private send", sent[1, True]),
             *_show("shared page, plain send", sent[1, False]),
+            *_show("private page, by a migration handler", exported[False]),
+            *_show("shared page, by a migration handler", exported[True]),
         ),
-        guests=(GUEST, "firmware model"),
-        witnesses=(program_witness(Header(guest=GUEST), _SENT_AS_PRIVATE),),
+        guests=(GUEST, "firmware model", HANDLER),
+        witnesses=(
+            program_witness(Header(guest=GUEST), _SENT_AS_PRIVATE),
+            exported_shared_page(),
+        ),
         remark=(
             "A private send keeps what C=1 reads and changes what C=0 reads, a plain send the "
-            "other way round; none keeps both."
+            "other way round; none keeps both. A handler that is told to export a shared page "
+            "decrypts plain text (F15): it must be told of private pages only."
         )
         if rule_holds
         else "",
@@ -192,8 +180,8 @@ def not_yet_touched(_lab: Lab) -> ClaimResult:
     pair.run(*_UNTOUCHED_PAGE)
     by_new = pair.send(2, False)
     by_old = pair.send(2, True)
-    back_by_old, back_by_new = _is_kept(by_old.private_kept), _is_kept(by_new.private_kept)
-    reader_sees_change = not _is_kept(by_old.shared_kept)
+    back_by_old, back_by_new = by_old.keeps_private, by_new.keeps_private
+    reader_sees_change = not by_old.keeps_shared
     writes_through = pair.write_at_target(2)
     return ClaimResult(
         verdict=decide(

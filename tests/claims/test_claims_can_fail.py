@@ -7,14 +7,17 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from guestemu.abi.addresses import PAGE_SIZE
 from guestemu.abi.sev_firmware import Status
 from guestemu.claims import (
     cells,
     failure_policies,
     firmware_promises,
     guest_addresses,
+    handler_path,
     host_records,
     kexec_reset,
     migration_control,
@@ -25,7 +28,9 @@ from guestemu.claims import (
     sync_orders,
 )
 from guestemu.claims.claim import Lab
+from guestemu.claims.handler_path import NamedPages
 from guestemu.claims.host_bench import HostChoice
+from guestemu.claims.page_views import Views
 from guestemu.claims.result import ClaimResult, Verdict
 from guestemu.explore.confirm import Confirmation
 from guestemu.explore.rules import Rules
@@ -34,6 +39,7 @@ from guestemu.host.firmware.platform import Platform
 from guestemu.host.firmware.state import FirmwareGuest
 from guestemu.host.qemu.blockers import MigrationBlockers
 from guestemu.host.registry import load_host
+from guestemu.mirror.table import Cell, Fate
 
 C, R, IF = Verdict.CONFIRMED, Verdict.REFUTED, Verdict.CONDITIONAL
 UNDECIDED = Verdict.UNDECIDED
@@ -136,7 +142,8 @@ def test_a_private_send_that_moves_bytes_changes_c15_and_c15b(
 ) -> None:
     send = send_by_status._Pair.send
     monkeypatch.setattr(send_by_status._Pair, "send", lambda pair, page, _: send(pair, page, False))
-    assert send_by_status.all_as_encrypted(Lab()).verdict is C
+    moved = Views(0, PAGE_SIZE)
+    assert send_by_status.all_as_encrypted(Lab(), lambda _is_shared: moved).verdict is C
     assert send_by_status.not_yet_touched(Lab()).verdict is R
 
 
@@ -219,5 +226,53 @@ def test_a_host_that_records_what_it_refuses_refutes_c20(
 
 
 def test_a_vmm_without_unmapped_memory_confirms_c29() -> None:
-    assert guest_addresses.gpas(Lab(), ("block-gfn",), unplugs=False).verdict is C
-    assert guest_addresses.gpas(Lab(), ("block-gfn",)).verdict is IF
+    by_gpa = NamedPages()
+    arriving = {place: named(cell, Fate.RIGHT) for place, cell in by_gpa.table.items()}
+
+    def mapped() -> NamedPages:
+        return NamedPages(arriving)
+
+    def known() -> NamedPages:
+        return by_gpa
+
+    repaired = ("block-gfn",)
+    assert guest_addresses.gpas(Lab(), repaired, False, mapped).verdict is C
+    assert guest_addresses.gpas(Lab(), repaired, False, known).verdict is UNDECIDED
+    assert guest_addresses.gpas(Lab(), repaired, True, known).verdict is IF
+    assert guest_addresses.gpas(Lab(), repaired, True, mapped).verdict is UNDECIDED
+
+
+@pytest.mark.parametrize(
+    ("naming", "page", "fate"),
+    [
+        (handler_path.GPA, handler_path.HOLE, Fate.CORRUPTED),
+        (handler_path.GPA, "VMSA", Fate.RIGHT),
+        (handler_path.RAM_ADDR, "unmapped", Fate.REFUSED),
+        (handler_path.BLOCK_GPA, handler_path.HOLE, Fate.RIGHT),
+    ],
+)
+def test_a_handler_that_behaves_otherwise_leaves_c29_undecided(
+    naming: str, page: str, fate: Fate
+) -> None:
+    table = dict(handler_path.name_pages())
+    table[naming, page] = named(table[naming, page], fate)
+    other = NamedPages(table)
+    assert guest_addresses.gpas(Lab(), name_them=lambda: other).verdict is UNDECIDED
+
+
+def named(cell: Cell, fate: Fate) -> Cell:
+    return msgspec.structs.replace(cell, fate=fate)
+
+
+def test_a_handler_that_exports_as_the_guest_maps_leaves_c15_undecided() -> None:
+    def by_mapping(is_shared: bool) -> Views:
+        return Views(0, PAGE_SIZE) if is_shared else Views(PAGE_SIZE, 0)
+
+    assert send_by_status.all_as_encrypted(Lab(), by_mapping).verdict is UNDECIDED
+
+
+def test_a_handler_reads_and_writes_with_c1_only() -> None:
+    for is_shared in (False, True):
+        views = handler_path.send_by_handler(is_shared)
+        assert views.keeps_private
+        assert views.shared_kept < PAGE_SIZE // 16
