@@ -121,13 +121,16 @@ class Machine:
         self.modes = ModeTable(self.engine, self.ram, cr3)
 
     def watch_memory(self, shared: Iterable[int]) -> None:
-        """Ends a phase without memory hooks (`defer_memory_hooks`): from now on views are exact.
+        """Ends a phase in which pages were also written past the machine (a loader, a snapshot),
+        with or without memory hooks (`defer_memory_hooks`): from now on views are exact.
 
-        `shared` are the frames that are mapped with C=0 now; their shared view is the current one,
-        the private view is current everywhere else. Makes a checkpoint's worth of base content.
+        `shared` are the frames whose shared view is the current one; the private view is current
+        everywhere else. Makes a checkpoint's worth of base content.
         """
+        is_new = self.ram.is_plain
         self.ram.adopt(shared)
-        self.ram.install(self.code)
+        if is_new:
+            self.ram.install(self.code)
         self.engine.flush_blocks()
 
     def activate(self, index: int) -> Vcpu:

@@ -24,6 +24,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 from collections.abc import Callable, Iterable, Iterator
+from itertools import compress
 from typing import Final
 
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa
@@ -341,6 +342,11 @@ class GuestRam:
         for index in self._resident():
             if not flags[index] & FLAG_STALE and self._page(index) != _ZERO_PAGE:
                 self._mark_dirty(index)
+
+    def shared_current(self) -> list[int]:
+        """Frames whose private view is stale: what they hold was written with C=0."""
+        stale = bytes(bool(flags & FLAG_STALE) for flags in range(256))
+        return list(compress(range(self.frames), self.flags[self.frames :].translate(stale)))
 
     def _resident(self) -> list[int]:
         """Indices of the pages of both views that were ever touched."""

@@ -56,7 +56,7 @@ class LinuxGuest(Guest):
         self.regions = prepared.regions
         self._install_fault_hooks()
         self._stubs = RawStubs(self.machine, self._switch)
-        self.machine.watch_memory(prepared.shared_frames)
+        self.machine.watch_memory(prepared.shared_current)
         alias = self.regions[Region.V]
         self.leaf_map = LeafMap(
             self.machine.ram,

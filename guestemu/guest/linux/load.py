@@ -63,7 +63,6 @@ def linux_config(memory: int, cbit: int, sev: str, coherent: bool = True) -> Mac
         cbit=cbit,
         sev_status=status,
         coherent=coherent,
-        defer_memory_hooks=True,
     )
 
 
@@ -123,8 +122,7 @@ class LinuxLoader:
         """The kernel in `path`, booted and prepared; `budget` bounds each operation, in basic
         blocks, and may differ from call to call.
 
-        `config` has `defer_memory_hooks` set. Raises `InputError` for an image or a configuration
-        that does not boot.
+        Raises `InputError` for an image or a configuration that does not boot.
         """
         kernel = self.kernel(path)
         key = _Key(kernel.digest, config, command_line)

@@ -39,12 +39,15 @@ BootExit = tuple[str, int, tuple[int, ...]]
 class Prepared(msgspec.Struct):
     """A kernel that stands at its stop with its regions placed.
 
-    `shared_frames` are mapped with C=0; `boot_exits` are the exits of the boot, for hosts.
+    `shared_frames` are mapped with C=0, `shared_current` were last written so: a frame that was
+    mapped with C=0 and not written since holds ciphertext of what it held before.
+    `boot_exits` are the exits of the boot, for hosts.
     """
 
     booted: BootedKernel
     regions: dict[Region, PlacedRegion]
     shared_frames: list[int]
+    shared_current: list[int]
     boot_exits: list[BootExit]
 
 
@@ -59,7 +62,8 @@ def prepare(booted: BootedKernel, boot_exits: list[BootExit]) -> Prepared:
     setup = _Setup(booted)
     regions = setup.place_regions()
     setup.calls.context.restore()
-    return Prepared(booted, regions, setup.shared_frames(), boot_exits)
+    shared = setup.shared_frames()
+    return Prepared(booted, regions, shared, booted.machine.ram.shared_current(), boot_exits)
 
 
 class _Setup:

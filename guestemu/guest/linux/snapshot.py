@@ -32,7 +32,7 @@ from guestemu.machine.exits import Trap
 from guestemu.machine.machine import Machine, MachineConfig
 from guestemu.machine.resident import resident_pages
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 _LEVEL: Final = 1
 
 
@@ -59,6 +59,7 @@ class _Body(msgspec.Struct, frozen=True):
     private: dict[int, bytes]
     shared: dict[int, bytes]
     shared_frames: list[int]
+    shared_current: list[int]
     boot_exits: list[BootExit]
     sev: EsState | None
 
@@ -75,7 +76,7 @@ def save_snapshot(path: Path, prepared: Prepared, command_line: str) -> int:
     booted = prepared.booted
     machine = booted.machine
     context = Context(machine.engine)
-    shared = set(prepared.shared_frames)
+    shared = set(prepared.shared_current)
     body = _Body(
         header=_header(booted.kernel, machine.config, command_line, len(context.bytes)),
         context=bytes(context.bytes),
@@ -86,6 +87,7 @@ def save_snapshot(path: Path, prepared: Prepared, command_line: str) -> int:
         private=_pages(machine, machine.ram.private, lambda gfn: gfn not in shared),
         shared=_pages(machine, machine.ram.shared, lambda gfn: gfn in shared),
         shared_frames=prepared.shared_frames,
+        shared_current=prepared.shared_current,
         boot_exits=prepared.boot_exits,
         sev=booted.platform.sev.save() if booted.platform.sev is not None else None,
     )
@@ -118,7 +120,8 @@ def load_snapshot(path: Path, kernel: Kernel, config: MachineConfig, command_lin
     expected = _header(kernel, config, command_line, body.header.context_size)
     if body.header != expected:
         raise SnapshotMismatch(f"{path}: made for another kernel, configuration or emulator")
-    machine, platform = build_machine(kernel, config, console, load=False)
+    bare = msgspec.structs.replace(config, defer_memory_hooks=True)
+    machine, platform = build_machine(kernel, bare, console, load=False)
     platform.hook_stop(kernel.address(STOP_AT))
     context = Context(machine.engine)
     if len(context.bytes) != body.header.context_size:
@@ -138,4 +141,4 @@ def load_snapshot(path: Path, kernel: Kernel, config: MachineConfig, command_lin
     stop = Trap(machine.current.read_register("rip"))
     booted = BootedKernel(kernel, machine, platform, console, stop, 0.0)
     regions = {Region(number): placed for number, placed in body.regions.items()}
-    return Prepared(booted, regions, body.shared_frames, body.boot_exits)
+    return Prepared(booted, regions, body.shared_frames, body.shared_current, body.boot_exits)
