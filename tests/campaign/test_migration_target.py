@@ -80,7 +80,7 @@ def test_an_order_that_is_none(order):
 
 def test_only_migrations_have_an_order():
     assert find_target("migration:EDS").order == "EDS"
-    with pytest.raises(InputError, match="only migration takes an order"):
+    with pytest.raises(InputError, match="only migration and mirror take an order"):
         find_target("hypercall:EDS")
 
 
