@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,7 @@ from guestemu.abi.addresses import PAGE_SIZE
 from guestemu.abi.sev_firmware import Status
 from guestemu.claims import (
     cells,
+    failed_lookup,
     failure_policies,
     firmware_promises,
     guest_addresses,
@@ -213,7 +215,41 @@ def test_blockers_that_can_be_added_at_any_time_leave_c18_undecided() -> None:
 
 
 def test_without_failures_a_warn_is_enough() -> None:
-    assert failure_policies.warn_is_enough(Lab(), failed=0).verdict is C
+    assert failure_policies.warn_is_enough(Lab(), 0, lambda _kernels: ()).verdict is C
+
+
+@cache
+def lookups() -> tuple[failed_lookup.FailedLookup, ...]:
+    return failed_lookup.failed_lookups(())
+
+
+@pytest.mark.parametrize(
+    ("guest", "changes"),
+    [
+        ("snippet:6.12", {"lost": 0}),
+        ("snippet:6.1", {"is_logged": False}),
+        ("snippet:5.17", {"migration": "aborted"}),
+        ("msr-zero", {"lost": 1}),
+        ("msr-zero", {"migration": "completed"}),
+    ],
+)
+def test_failed_lookups_that_go_otherwise_leave_c19_undecided(
+    guest: str, changes: dict[str, object]
+) -> None:
+    other = tuple(
+        msgspec.structs.replace(each, **changes) if each.guest == guest else each
+        for each in lookups()
+    )
+    assert failure_policies.warn_is_enough(Lab(), look_up=lambda _: other).verdict is UNDECIDED
+
+
+def test_a_failed_lookup_loses_its_page_and_those_behind_it() -> None:
+    warned = [each for each in lookups() if each.guest != failed_lookup.WITHDRAWS]
+    assert {each.guest for each in warned} == {"snippet:5.17", "snippet:6.1", "snippet:6.12"}
+    assert [(each.step, each.lost) for each in warned] == [(0, 3), (1, 2), (2, 1)] * 3
+    one_page = [msgspec.structs.replace(each, lost=1) for each in warned]
+    assert failed_lookup.rest_is_lost(warned)
+    assert not failed_lookup.rest_is_lost(one_page)
 
 
 def test_a_host_that_records_what_it_refuses_refutes_c20(

@@ -53,6 +53,17 @@ def test_no_instruction_of_a_conversion_loses_a_page(image_of: Image) -> None:
     assert control > 0
 
 
+def test_a_kernel_warns_of_a_failed_lookup_and_loses_the_rest(image_of: Image, series: str) -> None:
+    lab = lab_for(image_of, series)
+    assert result_of("C19", lab).verdict is Verdict.REFUTED
+    single = result_of("C20", lab)
+    assert single.verdict is Verdict.CONDITIONAL
+    values = {evidence.name: evidence for evidence in single.evidence}
+    lost = [values[f"linux:{series}: lookup fails at page {page} of 3"] for page in range(3)]
+    assert [evidence.value for evidence in lost] == [3, 2, 1]
+    assert all(evidence.how.startswith("WARN in the log") for evidence in lost)
+
+
 def test_without_a_kernel_that_could_lose_the_page_c8_is_undecided() -> None:
     assert instruction_boundaries.between_steps(Lab()).verdict is Verdict.UNDECIDED
     lossy = Rules(final_pass_is_missing=True)
