@@ -15,8 +15,9 @@ from guestemu.cli._options import AsJson
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from guestemu.mirror.noticed import ThreatCell
     from guestemu.mirror.table import Cell
 
 
@@ -31,6 +32,10 @@ def mirror(
             "--programs", metavar="DIR", help="Write the witness of each cell there, as a .prog."
         ),
     ] = None,
+    threats: Annotated[
+        bool,
+        typer.Option("--threats", help="Instead: attacks, who notices them, and what is lost."),
+    ] = False,
     why: Annotated[bool, typer.Option("--why", help="Tell the reason of each cell.")] = False,
     as_json: AsJson = False,
 ) -> int:
@@ -42,7 +47,11 @@ def mirror(
     destination holds the source's bytes. kept: the page does not travel, the destination's firmware
     has its own. refused: the migration fails before anything is lost. corrupted: something is lost.
 
-    Exit status 1: some page was corrupted.
+    With --threats the rows are attacks of a VMM, of the network or of the guest itself, the columns
+    handlers: packets bound to page and order, packets that are not, and the prototype's handler.
+    Each cell says who notices (handler, VMM, nobody), with * where something is lost.
+
+    Exit status 1: some page was corrupted, or lost and nobody noticed.
 
     For example:
 
@@ -51,7 +60,15 @@ def mirror(
       guestemu explore mirror --defects --why
 
       guestemu explore mirror --programs witnesses --json
+
+      guestemu explore mirror --threats --why
     """
+    if threats:
+        if defects:
+            raise InputError(
+                "explore mirror: --threats has the prototype's defects; drop --defects"
+            )
+        return _threats(programs, why, as_json)
     from guestemu.mirror.cases import DEFECTIVE, NAMINGS
     from guestemu.mirror.table import Fate, cells
 
@@ -62,7 +79,7 @@ def mirror(
     except KeyboardInterrupt:
         interrupted = True
     if programs is not None:
-        _write(programs, found)
+        _write(programs, {f"{cell.naming} {cell.page}": cell.program for cell in found})
     if as_json:
         console.emit_json({"cells": found, "interrupted": interrupted})
     else:
@@ -85,11 +102,51 @@ def _tell(found: Sequence[Cell], why: bool) -> None:
             console.emit(f"{cell.naming}, {cell.page}: {cell.fate}: {cell.reason}")
 
 
-def _write(directory: Path, found: Sequence[Cell]) -> None:
+def _threats(programs: Path | None, why: bool, as_json: bool) -> int:
+    """`--threats`."""
+    from guestemu.mirror.noticed import threat_cells
+    from guestemu.mirror.threats import HANDLERS, THREATS
+
+    found: list[ThreatCell] = []
+    interrupted = False
+    try:
+        found.extend(threat_cells(HANDLERS, THREATS))
+    except KeyboardInterrupt:
+        interrupted = True
+    if programs is not None:
+        _write(programs, {f"{cell.handlers} {cell.threat}": cell.program for cell in found})
+    if as_json:
+        console.emit_json({"threats": found, "interrupted": interrupted})
+    else:
+        _tell_threats(found, why)
+    if interrupted:
+        raise KeyboardInterrupt
+    return EXIT_FINDINGS if any(cell.lost for cell in found) else EXIT_OK
+
+
+def _tell_threats(found: Sequence[ThreatCell], why: bool) -> None:
+    columns = list(dict.fromkeys(cell.handlers for cell in found))
+    words = {
+        (cell.threat, cell.handlers): cell.noticed_by + ("*" if cell.lost else "") for cell in found
+    }
+    actors = {cell.threat: cell.actor for cell in found}
+    rows = [
+        (threat, actor, *(words.get((threat, column), "") for column in columns))
+        for threat, actor in actors.items()
+    ]
+    console.emit_table(("attack", "by", *columns), rows)
+    if why:
+        for cell in found:
+            what = cell.lost or "nothing is lost"
+            console.emit(f"{cell.handlers}, {cell.threat}: noticed by {cell.noticed_by}: {what}")
+
+
+def _write(directory: Path, found: Mapping[str, str]) -> None:
+    """Programs by name, as files."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for cell in found:
-            name = re.sub(r"[^a-z0-9]+", "-", f"{cell.naming} {cell.page}".lower()).strip("-")
-            (directory / f"{name}.prog").write_text(cell.program)
+        for title, program in found.items():
+            name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+            (directory / f"{name}.prog").write_text(program)
     except OSError as error:
         raise InputError(f"--programs {directory}: {error.strerror}; give a directory") from None

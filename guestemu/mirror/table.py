@@ -46,6 +46,11 @@ class Cell(msgspec.Struct, frozen=True):
     program: str
 
 
+def fill_of(value: int) -> int:
+    """What a load of 8 bytes gives from a page that is filled with one byte."""
+    return value * _REPEAT
+
+
 def witness(naming: Naming, case: PageCase) -> Program:
     """The program of a cell: the guest fills the page, the VMMs move it, the guest loads it."""
     place, page = int(case.place), PAGE
@@ -70,7 +75,7 @@ def judge(case: PageCase, outcome: Outcome) -> tuple[Fate, str]:
         return Fate.REFUSED, "the page has no such address; the VMM stops"
     if moved:
         return Fate.REFUSED, "the handler refuses a page of its own"
-    if case.is_guests and loaded != VALUE * _REPEAT:
+    if case.is_guests and loaded != fill_of(VALUE):
         return Fate.CORRUPTED, f"the guest loads {loaded:#x} at the destination"
     return Fate.RIGHT, "the destination holds the source's bytes"
 
@@ -95,13 +100,18 @@ def cells(namings: Iterable[Naming], cases: Iterable[PageCase] = CASES) -> Itera
 
 
 def _text(program: Program, outcome: Outcome, naming: Naming, case: PageCase) -> str:
-    """The witness with what it showed as its expectations."""
-    expected = [Expectation("violation", one.check, one.op) for one in outcome.violations]
     last = len(program.ops) - 1
-    for place in (last - 1, last):
+    comment = f"Named by {naming.name}; page: {case.name}."
+    return annotated(program, outcome, (last - 1, last), comment)
+
+
+def annotated(program: Program, outcome: Outcome, places: Iterable[int], comment: str) -> str:
+    """A program as text that expects what `outcome` shows: no hypercalls, all violations and the
+    results of the ops at `places`."""
+    expected = [Expectation("outcome", "ok" if outcome.is_ok else "violation")]
+    expected.append(Expectation("hypercalls", "0"))
+    expected += [Expectation("violation", one.check, one.op) for one in outcome.violations]
+    for place in places:
         value = outcome.results[place].outcome.value or 0
         expected.append(Expectation("result", str(to_signed(value, 64)), place))
-    if not outcome.violations:
-        expected.append(Expectation("violation", "none"))
-    comment = f"Named by {naming.name}; page: {case.name}."
     return format_text(msgspec.structs.replace(program, expectations=tuple(expected)), comment)
