@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""--cluster of `fuzz`: a campaign on the workers of a Dask cluster."""
+"""--cluster of `fuzz`, `replay` and `explore --confirm`."""
 
 from __future__ import annotations
 
+import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -12,8 +14,13 @@ from guestemu.cli import _campaign as ask
 from guestemu.cli import console
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
     from guestemu.campaign.campaign import Options
     from guestemu.cluster.dask import Cluster
+    from guestemu.explore.confirm import Judge
+    from guestemu.replay.suite import Result
 
 MAX_WORKERS: Final = 1 << 16
 
@@ -70,3 +77,40 @@ def fuzz(options: Options, address: str, as_json: bool) -> int:
             f"{traffic.bytes_sent:,} bytes sent, {traffic.bytes_received:,} received"
         )
     return ask.end(figures)
+
+
+def replay(
+    address: str,
+    programs: Sequence[Path],
+    jobs: int | None,
+    record: bool,
+    watch: Callable[[Result], None] | None,
+) -> tuple[Result, ...]:
+    """Replays programs on the cluster's workers. Raises `InputError` for --record, which writes
+    where the programs are."""
+    from guestemu.cluster.batches import replay_on
+    from guestemu.cluster.dask import Cluster
+
+    if record:
+        raise InputError("replay: --record has no meaning with --cluster; leave one out")
+    check_jobs(address, jobs)
+    with Cluster(address, jobs or _cores()) as cluster:
+        threads = sum(workers_of(cluster).values())
+        return replay_on(cluster, threads, programs, watch)
+
+
+@contextmanager
+def judge(address: str) -> Iterator[Judge]:
+    """What gives the machine's verdicts by way of the cluster's workers."""
+    from functools import partial
+
+    from guestemu.cluster.batches import judge_on
+    from guestemu.cluster.dask import Cluster
+
+    with Cluster(address, _cores()) as cluster:
+        workers_of(cluster)
+        yield partial(judge_on, cluster)
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Final
 
 from guestemu.abi.errors import InputError
@@ -14,16 +15,22 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from guestemu.explore.confirm import Confirmation
+    from guestemu.explore.confirm import Confirmation, Judge
     from guestemu.explore.model import Scenario
 
 MAX_CONFIRMED: Final = 100_000
 
 
 def confirm(
-    scenarios: Sequence[Scenario], wanted: str, seed: int, firmware: bool, as_json: bool
+    scenarios: Sequence[Scenario],
+    wanted: str,
+    seed: int,
+    firmware: bool,
+    as_json: bool,
+    cluster: str | None = None,
 ) -> int:
-    """Re-runs losing interleavings and as many others; exit status 1 if a verdict differs. Raises
+    """Re-runs losing interleavings and as many others, here or on the workers of the cluster at
+    this address; exit status 1 if a verdict differs. Raises
     `InputError` for a `wanted` that is no number and not "all", or for too many."""
     from guestemu.explore.confirm import confirm as run
     from guestemu.explore.confirm import planned
@@ -39,8 +46,8 @@ def confirm(
     count = planned(spaces, most)
     if count > MAX_CONFIRMED:
         raise InputError(f"--confirm: {count} losing interleavings; give up to {MAX_CONFIRMED}")
-    with StepProgress(2 * count) as progress:
-        found = run(spaces, most, seed, firmware, progress.advance)
+    with _judge(cluster) as judge, StepProgress(2 * count) as progress:
+        found = run(spaces, most, seed, firmware, progress.advance, judge)
     if as_json:
         console.emit_json(found)
     else:
@@ -48,6 +55,14 @@ def confirm(
     if found.is_interrupted:
         return EXIT_INTERRUPTED
     return EXIT_FINDINGS if found.disagreements else EXIT_OK
+
+
+def _judge(cluster: str | None) -> AbstractContextManager[Judge | None]:
+    if cluster is None:
+        return nullcontext()
+    from guestemu.cli._cluster import judge
+
+    return judge(cluster)
 
 
 def _tell(found: Confirmation) -> None:

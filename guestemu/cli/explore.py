@@ -11,7 +11,7 @@ import typer
 from guestemu.abi.errors import InputError
 from guestemu.cli._kernel_migration import kernel_migration
 from guestemu.cli._mirror import mirror
-from guestemu.cli._options import AsJson
+from guestemu.cli._options import AsJson, Cluster
 from guestemu.cli.errors import EXIT_OK
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ def command(
         Path | None,
         typer.Option(metavar="OUT.prog", help="With --witness: write it as a program to run."),
     ] = None,
+    cluster: Cluster = None,
     as_json: AsJson = False,
 ) -> int:
     """Explore all interleavings of a page conversion with the passes of a live migration.
@@ -139,6 +140,8 @@ def command(
 
       guestemu explore --confirm all
 
+      guestemu explore --confirm all --cluster tcp://192.0.2.1:8786
+
       guestemu explore --order 2 --script S1 --witness 3 --prog lost.prog
     """
     from guestemu.cli import _explore, _explore_machine
@@ -150,9 +153,13 @@ def command(
     mode = _mode(modes, order, script)
     _check_switches(mode, table, bool(order or script), reduce, defined, passes)
     firmware = _check_machine(mode, confirm, prog, link, reduce)
+    if cluster is not None and confirm is None:
+        raise InputError(
+            "explore: --cluster goes with --confirm; all else takes less than a second"
+        )
     scenarios = _scenarios(order, script, passes, rule or [])
     if confirm is not None:
-        return _explore_machine.confirm(scenarios, confirm, seed, firmware, as_json)
+        return _explore_machine.confirm(scenarios, confirm, seed, firmware, as_json, cluster)
     if witness is not None and prog is not None:
         return _explore_machine.write(scenarios[0], witness, defined, firmware, prog, as_json)
     if witness is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from guestemu.cli import console
-from guestemu.cli._options import AsJson
+from guestemu.cli._options import AsJson, Cluster
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_INPUT, EXIT_OK
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def command(
         bool,
         typer.Option("--record", help="Write what happens as the expectation instead of judging."),
     ] = False,
+    cluster: Cluster = None,
     as_json: AsJson = False,
 ) -> int:
     """Run programs and compare each outcome with the one recorded in its file.
@@ -56,6 +57,8 @@ def command(
       guestemu replay --jobs 4 --junit results.xml --sarif results.sarif corpora/conversion
 
       guestemu replay --record my.prog
+
+      guestemu replay --cluster tcp://192.0.2.1:8786 corpora
     """
     from guestemu.replay.files import find_programs
     from guestemu.replay.junit import write_junit
@@ -64,7 +67,13 @@ def command(
 
     programs = find_programs(paths)
     start = time.perf_counter()
-    results = replay_all(programs, jobs or _jobs(len(programs)), record, _progress(len(programs)))
+    watch = _progress(len(programs))
+    if cluster is not None:
+        from guestemu.cli._cluster import replay
+
+        results = replay(cluster, programs, jobs, record, watch)
+    else:
+        results = replay_all(programs, jobs or _jobs(len(programs)), record, watch)
     seconds = time.perf_counter() - start
     if junit is not None:
         write_junit(junit, results, seconds)

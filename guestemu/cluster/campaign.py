@@ -31,7 +31,7 @@ from guestemu.campaign.journal import (
     unsettled,
 )
 from guestemu.campaign.supervisor import with_settled
-from guestemu.cluster.dask import Cluster, NodeLost
+from guestemu.cluster.dask import NOBODY_S, Cluster, NodeLost
 from guestemu.cluster.exchange import Exchange
 from guestemu.cluster.shares import Share, divide, place
 from guestemu.cluster.sums import add_up
@@ -42,9 +42,6 @@ EXCHANGE_S: Final = 1.0
 
 _DOUBLE_S: Final = 5.0
 """Seconds that a share waits for a new worker before it goes to one that has a share already."""
-
-_NOBODY_S: Final = 60.0
-"""Seconds without any worker after which the campaign ends."""
 
 _PATIENCE_S: Final = 10.0
 _TICK_S: Final = 0.05
@@ -221,9 +218,9 @@ class ClusterCampaign:
         were none for a minute."""
         if workers:
             self._seen_worker = now
-        elif now - self._seen_worker > _NOBODY_S:
+        elif now - self._seen_worker > NOBODY_S:
             raise MissingError(
-                f"--cluster {self._cluster.address}: no worker for {_NOBODY_S:g} s; start some "
+                f"--cluster {self._cluster.address}: no worker for {NOBODY_S:g} s; start some "
                 "with `dask worker`, and go on with --resume"
             )
         for share in self._shares:

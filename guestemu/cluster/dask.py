@@ -11,7 +11,10 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
+import queue
 import signal
+import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Protocol, Self
@@ -30,6 +33,11 @@ _SCHEME: Final = "tcp://"
 _CONNECT_S: Final = 10
 _START_S: Final = 60
 """Seconds for a node to begin: its directory is filled, its processes are started."""
+
+NOBODY_S: Final = 60.0
+"""Seconds without any worker after which there is no use in waiting."""
+
+_LOOK_S: Final = 1.0
 
 REMEDY: Final = "pip install 'guestemu[cluster]'"
 
@@ -114,15 +122,18 @@ class Cluster:
 
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for us alone
         try:
-            self._local = LocalCluster(
-                n_workers=jobs,
-                threads_per_worker=1,
-                processes=True,
-                host="127.0.0.1",
-                dashboard_address=None,
-                memory_limit=None,
-                silence_logs=logging.CRITICAL,
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a busy disk is no news
+                self._local = LocalCluster(
+                    n_workers=jobs,
+                    threads_per_worker=1,
+                    processes=True,
+                    host="127.0.0.1",
+                    dashboard_address=None,
+                    memory_limit=None,
+                    silence_logs=logging.CRITICAL,
+                    env={"PYTHONWARNINGS": "ignore"},
+                )
         finally:
             signal.signal(signal.SIGINT, before)
         return Client(self._local, timeout=_CONNECT_S)
@@ -177,15 +188,48 @@ class Cluster:
 
     def run(self, work: Callable[[bytes], bytes], jobs: Iterable[bytes]) -> Iterator[bytes]:
         """Runs `work` on each of `jobs` somewhere; results as they come, in any order. What a
-        lost worker had is run again elsewhere. Raises `MissingError` when no worker is left."""
-        from distributed import as_completed
-
-        futures = [self._client.submit(work, job, pure=False, retries=2) for job in jobs]
+        lost worker had is run again elsewhere. Raises `MissingError` when that does not help, or
+        when there was no worker for a minute."""
+        futures = [self._client.submit(work, job, pure=False) for job in jobs]
+        done: queue.SimpleQueue[Future] = queue.SimpleQueue()
+        for future in futures:
+            future.add_done_callback(done.put)
+        seen = time.monotonic()
         try:
-            for future in as_completed(futures):
-                yield future.result()
+            for _ in futures:
+                while True:
+                    try:
+                        future = done.get(timeout=_LOOK_S)
+                        break
+                    except queue.Empty:
+                        seen = self._see_workers(seen)
+                yield self._result(future)
         finally:
             self._client.cancel(futures)
+
+    def _see_workers(self, seen: float) -> float:
+        """When a worker was last seen, given that it was at `seen`."""
+        now = time.monotonic()
+        if self.workers():
+            return now
+        if now - seen > NOBODY_S:
+            raise MissingError(
+                f"--cluster {self.address}: no worker for {NOBODY_S:g} s; start some with "
+                "`dask worker`"
+            )
+        return seen
+
+    def _result(self, future: Future) -> bytes:
+        try:
+            data: bytes = future.result(timeout=_CONNECT_S)
+        except GuestemuError:
+            raise
+        except Exception as error:
+            raise MissingError(
+                f"--cluster {self.address}: a task could not be run ({type(error).__name__}: "
+                f"{error}); look at the workers' logs"
+            ) from error
+        return data
 
 
 def _check_extra() -> None:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -29,6 +29,11 @@ MAX_DISAGREEMENTS: Final = 20
 
 _TRIES: Final = 1000
 """Draws for one harmless interleaving before a cell counts as having none (left)."""
+
+
+Judge: TypeAlias = Callable[[Iterable[Witness], bool], Iterator[tuple[Witness, Verdict]]]
+"""Runs interleavings on machines (True: with the firmware link); each with its verdict, in any
+order."""
 
 
 class Disagreement(msgspec.Struct, frozen=True):
@@ -68,6 +73,16 @@ def machine_verdict(testbed: Testbed, witness: Witness, firmware: bool) -> Verdi
     outcome = testbed.run(interleaving_ops(witness.scenario.order, steps, firmware))
     names = {violation.check for violation in outcome.violations}
     return Verdict(LOST_STRICT in names, LOST_DEFINED in names)
+
+
+def judge_here(witnesses: Iterable[Witness], firmware: bool) -> Iterator[tuple[Witness, Verdict]]:
+    """`machine_verdict` of each, in one warm testbed of this process."""
+    testbed = build_testbed(Header())
+    try:
+        for witness in witnesses:
+            yield witness, machine_verdict(testbed, witness, firmware)
+    finally:
+        testbed.close()
 
 
 def choose(spaces: Sequence[Space], most: int | None, seed: int) -> Iterator[Witness]:
@@ -128,22 +143,22 @@ def confirm(
     seed: int = 0,
     firmware: bool = False,
     on_run: Callable[[], None] = lambda: None,
+    judge: Judge | None = None,
 ) -> Confirmation:
-    """Runs what `choose` gives in one warm testbed; `on_run` is called after each migration.
+    """Runs what `choose` gives in one warm testbed, or by `judge`; `on_run` is called after each
+    migration.
 
     Ctrl-C ends it early with what was found. Raises `InputError` for rules other than those of G.2.
     """
     for space in spaces:
         check_rules(space.scenario.rules)
-    testbed = build_testbed(Header())
     tally = Counter[str]()
     first: list[Disagreement] = []
     is_interrupted = False
     start = time.perf_counter()
     try:
-        for witness in choose(spaces, most, seed):
+        for witness, found in (judge or judge_here)(choose(spaces, most, seed), firmware):
             expected = witness.verdict
-            found = machine_verdict(testbed, witness, firmware)
             tally["right" if found == expected else "wrong"] += 1
             tally["strict"] += expected.lost_strict
             tally["defined"] += expected.lost_defined
@@ -152,8 +167,6 @@ def confirm(
             on_run()
     except KeyboardInterrupt:
         is_interrupted = True
-    finally:
-        testbed.close()
     return Confirmation(
         confirmed=tally["right"],
         disagreements=tally["wrong"],

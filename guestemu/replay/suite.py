@@ -25,7 +25,7 @@ import msgspec
 
 from guestemu.abi.errors import GuestemuError, InputError
 from guestemu.program.program import Header, Program
-from guestemu.program.text import load_program
+from guestemu.program.text import load_program, parse_bytes
 from guestemu.replay.expectations import Mismatch, judge
 from guestemu.replay.record import record
 from guestemu.testbed import Testbed, build_testbed
@@ -84,23 +84,38 @@ def replay_file(path: Path, recording: bool = False, bench: Bench | None = None)
     Bad input and an emulator that refuses are results, not exceptions. `bench` keeps the testbed
     for the next file.
     """
+
+    def run_it() -> tuple[tuple[Mismatch, ...], bool]:
+        program = load_program(path)
+        run = run_program(program) if bench is None else bench.run(program)
+        return ((), record(path, run)) if recording else (judge(run), False)
+
+    return _result(str(path), run_it)
+
+
+def replay_bytes(name: str, data: bytes, bench: Bench) -> Result:
+    """`replay_file` for a program whose file `name` is elsewhere and has this content."""
+
+    def run_it() -> tuple[tuple[Mismatch, ...], bool]:
+        return judge(bench.run(parse_bytes(data, name))), False
+
+    return _result(name, run_it)
+
+
+def _result(name: str, run_it: Callable[[], tuple[tuple[Mismatch, ...], bool]]) -> Result:
+    """What `run_it` gives (mismatches, whether anything was recorded) or raises."""
     start = time.perf_counter()
     mismatches: tuple[Mismatch, ...] = ()
     bad: str | None = None
     is_new = False
     try:
-        program = load_program(path)
-        run = run_program(program) if bench is None else bench.run(program)
-        if recording:
-            is_new = record(path, run)
-        else:
-            mismatches = judge(run)
+        mismatches, is_new = run_it()
     except InputError as error:
         text = str(error)
-        bad = text if text.startswith(str(path)) else f"{path}: {text}"
+        bad = text if text.startswith(name) else f"{name}: {text}"
     except GuestemuError as error:
         mismatches = (Mismatch("the run ends", f"{type(error).__name__}: {error}"),)
-    return Result(str(path), mismatches, bad, time.perf_counter() - start, is_new)
+    return Result(name, mismatches, bad, time.perf_counter() - start, is_new)
 
 
 def replay_all(
@@ -119,18 +134,18 @@ def replay_all(
             progress(result)
         return result
 
-    batches = _batches(paths, jobs)
+    parts = batches(paths, jobs)
     done: dict[Path, Result] = {}
     if jobs <= 1 or len(paths) <= 1:
-        for batch in batches:
+        for batch in parts:
             for path, result in _replay(batch, recording):
                 done[path] = note(result)
         return tuple(done[path] for path in paths)
-    done = {path: note(result) for path, result in _in_pool(batches, jobs, recording)}
+    done = {path: note(result) for path, result in _in_pool(parts, jobs, recording)}
     for path in paths:
         if path not in done:
             alone = dict(_in_pool([[path]], 1, recording))
-            done[path] = note(alone.get(path) or _died(path))
+            done[path] = note(alone.get(path) or died(path))
     return tuple(done[path] for path in paths)
 
 
@@ -143,7 +158,7 @@ def _header_lines(path: Path) -> bytes:
     return b"\n".join(line for line in head.splitlines() if not line.startswith(b"#"))
 
 
-def _batches(paths: Sequence[Path], jobs: int) -> list[list[Path]]:
+def batches(paths: Sequence[Path], jobs: int) -> list[list[Path]]:
     """The paths by header, in batches small enough for `jobs` workers to share them."""
     groups: dict[bytes, list[Path]] = {}
     for path in paths:
@@ -169,7 +184,8 @@ def _replay_batch(batch: Sequence[Path], recording: bool) -> list[tuple[Path, Re
     return list(_replay(batch, recording))
 
 
-def _died(path: Path) -> Result:
+def died(path: Path) -> Result:
+    """The result of a program that took its process with it."""
     return Result(str(path), (Mismatch("the run ends", "the process that ran it died"),))
 
 
