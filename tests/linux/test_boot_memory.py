@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE
 from guestemu.guest.linux.boot import DEFAULT_COMMAND_LINE, STOP_AT, boot_kernel, describe_end
 from guestemu.guest.linux.load import LOADER, linux_config
 from guestemu.guest.linux.recorder import BootRecorder
@@ -109,3 +110,20 @@ def test_a_small_coherent_buffer_takes_a_page_each(kernel, words):
     guest.calls.must(function, *values)
     guest.calls.must(function, *values)
     assert [call[1:] for call in notified(kernel.recorder)] == [(1, SHARED)] * 2
+
+
+def test_a_page_shared_and_never_written_holds_ciphertext(kernel):
+    """Nobody clears swiotlb after its conversion: through C=0 it reads as the private zeros do in
+    DRAM. A page written since reads as written."""
+    guest = kernel.guest
+    ram = guest.machine.ram
+    written = set(ram.shared_current())
+    shared = [gfn for gfn in range(ram.frames) if not guest.leaf_map.private[gfn]]
+    untouched = [gfn for gfn in shared if gfn not in written]
+    assert len(untouched) == 1024  # swiotlb=2048, slots of 2 KiB
+    zeros = bytes(PAGE_SIZE)
+    for gfn in untouched[:3]:
+        assert ram.read(gfn << PAGE_SHIFT, PAGE_SIZE) == zeros
+        assert ram.read(gfn << PAGE_SHIFT, PAGE_SIZE, private=False) == ram.dram(gfn) != zeros
+    ram.write(untouched[0] << PAGE_SHIFT, zeros, private=False)
+    assert ram.read(untouched[0] << PAGE_SHIFT, PAGE_SIZE, private=False) == zeros
