@@ -17,7 +17,8 @@ from guestemu.host.base import Host
 from guestemu.machine.engine import RegisterBatch
 from guestemu.machine.exits import Halt
 from guestemu.migration.endpoints import Destination, Source, bulk_packets
-from guestemu.migration.links import PlainSender
+from guestemu.migration.handler_link import HandlerLink, handler_link
+from guestemu.migration.links import PlainSender, Sender
 from guestemu.migration.stepping import Stepper
 
 Call = tuple[str, tuple[int, ...]]
@@ -67,10 +68,19 @@ def finish(side: Side, calls: list[Call]) -> list[list[int]]:
 
 class Sweep:
     """Migrates `calls` at every `every`-th instruction. `defined` says of a frame how many of its
-    first bytes are defined at the end; all are of the others (C7)."""
+    first bytes are defined at the end; all are of the others (C7). `by_handler`: private pages go
+    through migration handlers, whose own frames are not compared."""
 
-    def __init__(self, calls: list[Call], defined: dict[int, int], generation: str = "6.1") -> None:
+    def __init__(
+        self,
+        calls: list[Call],
+        defined: dict[int, int],
+        generation: str = "6.1",
+        by_handler: bool = False,
+    ) -> None:
         self.calls = calls
+        self._by_handler = by_handler
+        self._handlers: HandlerLink | None = None
         self.defined = defined
         self.generation = generation
         self.points = 0
@@ -114,12 +124,24 @@ class Sweep:
         destination.reset()
         guest = destination.guest
         assert isinstance(guest, SnippetGuest)
-        sender = PlainSender(source.guest.machine.ram)
-        handover = Source(source.guest, source.host, sender, (), destination.deliver).finish()
+        sender, own = self._sender(source)
+        handover = Source(source.guest, source.host, sender, (), destination.deliver, own).finish()
         destination.resume(handover)
         side = Side(guest, destination.host)
         registers = finish(side, self.calls[number + 1 :])
         return self._compare(side, source, registers, f"call {number}, instruction {index}")
+
+    def _sender(self, source: Side) -> tuple[Sender, frozenset[int]]:
+        """The source's end of the link, and the frames that stay."""
+        machine, target = source.guest.machine, self.destination.guest.machine
+        if not self._by_handler:
+            return PlainSender(machine.ram), frozenset()
+        if self._handlers is None:
+            self._handlers = handler_link(machine, target)
+        else:
+            self._handlers.open()
+        self.destination.use(self._handlers.receiver, target.config.key)
+        return self._handlers.sender, self._handlers.frames
 
     def _compare(
         self, side: Side, source: Side, registers: list[list[int]], where: str
@@ -133,7 +155,8 @@ class Sweep:
         if side.host.private_map() != reference.host.private_map():
             found.append(f"{where}: status")
         frames = reference.guest.machine.ram.dirty_frames() | side.guest.machine.ram.dirty_frames()
-        for gfn in sorted(frames):
+        own = frozenset() if self._handlers is None else self._handlers.frames
+        for gfn in sorted(frames - own):
             size = self.defined.get(gfn, 4096)
             if content(side.guest, gfn)[:size] != content(reference.guest, gfn)[:size]:
                 found.append(f"{where}: frame {Gfn(gfn):#x}")

@@ -9,10 +9,13 @@ from migration_world import snippet
 from sweep import Sweep
 
 from guestemu.abi.regions import Region
+from guestemu.migration.handler_link import HandlerSender
 from guestemu.migration.links import PlainSender
 
 
-def conversion(region: Region, size: int, generation: str = "6.1") -> Sweep:
+def conversion(
+    region: Region, size: int, generation: str = "6.1", by_handler: bool = False
+) -> Sweep:
     guest = snippet(None, generation)
     gva = guest.gva(region, 1)
     calls = [
@@ -20,7 +23,7 @@ def conversion(region: Region, size: int, generation: str = "6.1") -> Sweep:
         ("set_memory_decrypted", (gva, 1)),
         ("guest_memset", (gva, 0x42, size)),
     ]
-    return Sweep(calls, {guest.gpa(region, 1) >> 12: size}, generation)
+    return Sweep(calls, {guest.gpa(region, 1) >> 12: size}, generation, by_handler)
 
 
 def test_at_every_instruction_of_a_conversion() -> None:
@@ -41,6 +44,24 @@ def test_while_a_large_leaf_is_split() -> None:
     sweep = conversion(Region.L, 64)
     assert sweep.run(every=3) == []
     assert sweep.points > 500
+
+
+@pytest.mark.parametrize("region", [Region.D, Region.L])
+def test_through_migration_handlers(region: Region) -> None:
+    sweep = conversion(region, 64, by_handler=True)
+    assert sweep.run(every=1 if region is Region.D else 7) == []
+    assert sweep.points > 200
+
+
+def test_a_status_that_is_not_asked_for_shows_through_handlers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """F15: whatever is exported comes back as C=1 reads it."""
+    send = HandlerSender.send
+    monkeypatch.setattr(HandlerSender, "send", lambda self, gfn, _status: send(self, gfn, True))
+    found = conversion(Region.D, 64, by_handler=True).run(every=5)
+    assert found
+    assert all(line.startswith("call 2") and line.endswith("frame 0x401") for line in found)
 
 
 def test_there_and_back() -> None:
