@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SIZE, U64_MASK, to_signed
+from guestemu.abi.hypercalls import MAP_GPA_RANGE_ENCRYPTED
 from guestemu.abi.regions import Instruction, Region
 from guestemu.abi.x86 import Mode
 from guestemu.findings.hostcode import Spots
@@ -37,7 +38,8 @@ _ROUNDS: Final = 4
 _SMALL: Final = tuple(range(9))
 _FRAMES: Final = 65
 _GPA: Final = 1
-"""The address among a hypercall's arguments."""
+_ATTRIBUTES: Final = 3
+"""The address and the attributes among a hypercall's arguments."""
 _WIDE: Final = frozenset({Argument.COUNT, Argument.ADDRESS, Argument.U64})
 _CONVERSIONS: Final = (
     OpKind.SET_MEMORY_DECRYPTED,
@@ -205,8 +207,10 @@ class Canonical:
             while end > 0:
                 start = max(end - size, 0)
                 fewer = ops[:start] + ops[end:]
-                if fewer and self.holds(fewer):
-                    ops = fewer
+                for candidate in (fewer, tuple(map(_sharing, fewer))):
+                    if candidate and self.holds(candidate):
+                        ops = candidate
+                        break
                 end = start
             size //= 2
         return ops
@@ -226,6 +230,16 @@ class Canonical:
                     ops = candidate
                     break
         return ops
+
+
+def _sharing(op: Op) -> Op:
+    """A raw hypercall that makes private turned into one that shares: it then needs no page that
+    was shared before."""
+    if op.kind is not OpKind.HYPERCALL or op.arguments[_ATTRIBUTES] != MAP_GPA_RANGE_ENCRYPTED:
+        return op
+    arguments = list(op.arguments)
+    arguments[_ATTRIBUTES] = 0
+    return msgspec.structs.replace(op, arguments=tuple(arguments))
 
 
 def _has_gpa(op: Op) -> bool:

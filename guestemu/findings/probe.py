@@ -10,14 +10,14 @@ place; for one in an expression that every call passes it is empty.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Final
 
 import msgspec
 from bitarray import bitarray
 
-from guestemu.abi.addresses import PAGE_SIZE
+from guestemu.abi.addresses import PAGE_SIZE, U32_MASK
 from guestemu.abi.errors import GuestemuError
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
 from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
@@ -95,6 +95,7 @@ class Probe:
         self._cover: dict[str, Spots] = {}
         self._base: dict[str, Spots] = {}
         self._has_battery = False
+        self._is_comparing = False
 
     def look(self, ops: tuple[Op, ...], traced: bool = False) -> Look:
         """Runs `ops`; with `traced` the sightings have host code, and `cover` may grow."""
@@ -139,7 +140,32 @@ class Probe:
             code.stop()
             testbed.observe = observer
         host = testbed.host
-        return Look(tuple(sightings), tuple(exits), host.private_map().copy(), host.migration_ready)
+        private, is_ready = host.private_map().copy(), host.migration_ready
+        if not self._is_comparing:
+            sightings = [self._by_half(ops, sighting, exits) for sighting in sightings]
+        return Look(tuple(sightings), tuple(exits), private, is_ready)
+
+    def _by_half(
+        self, ops: tuple[Op, ...], sighting: Sighting, exits: Sequence[Sequence[ExitRecord]]
+    ) -> Sighting:
+        """`sighting` named by the register whose upper half is to blame, if one is: outside 64-bit
+        code upper halves count for nothing (K3-c), so what is gone without them is their doing."""
+        index, name = sighting.violation.op, sighting.symptom.name
+        op = ops[index]
+        if op.kind is not OpKind.HYPERCALL or len(exits[index]) != 1 or exits[index][0].is_64bit:
+            return sighting
+        for words, candidate in lower_halves(op):
+            self._is_comparing = True
+            try:
+                other = self.try_look((*ops[:index], candidate, *ops[index + 1 :]))
+            finally:
+                self._is_comparing = False
+            if other is not None and all(
+                (name, index) != (seen.symptom.name, seen.violation.op) for seen in other.sightings
+            ):
+                symptom = msgspec.structs.replace(sighting.symptom, name=f"hypercall: {words}")
+                return msgspec.structs.replace(sighting, symptom=symptom)
+        return sighting
 
     def try_look(self, ops: tuple[Op, ...], traced: bool = False) -> Look | None:
         """`look`, or None for a program that this testbed cannot run."""
@@ -189,6 +215,20 @@ class Probe:
         other._base = self._base
         other._has_battery = True
         return other
+
+
+def lower_halves(op: Op) -> Iterator[tuple[str, Op]]:
+    """A raw hypercall without the upper half of RAX, then of any register, where it has one; each
+    with words for what was cleared."""
+    nr, *arguments = op.arguments
+    narrow = [value & U32_MASK for value in arguments]
+    for words, number, others in (
+        ("upper half of RAX", nr & U32_MASK, arguments),
+        ("upper halves of arguments", nr & U32_MASK, narrow),
+    ):
+        candidate = msgspec.structs.replace(op, arguments=(number, *others))
+        if candidate != op:
+            yield words, candidate
 
 
 def neighbours(op: Op) -> Iterator[Op]:

@@ -11,6 +11,7 @@ import pytest
 from found import call, file, make_book
 
 from guestemu.abi.regions import Region
+from guestemu.abi.x86 import Mode
 from guestemu.campaign.figures import merge_counts
 from guestemu.campaign.findings import FindingCount
 from guestemu.findings.bundle import make_bundle
@@ -19,6 +20,7 @@ from guestemu.findings.identify import digest_of
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
 from guestemu.program.ops import SPECS, Op, OpKind
 from guestemu.program.program import Header
+from guestemu.zoo.hosts_merged import HalfTruncatedHost
 
 PAGE = 4096
 
@@ -74,6 +76,22 @@ def test_a_bug_in_an_expression_has_no_line_and_one_key():
     found = [only(planted_hosts.AttributeBit0(), way) for way in ways]
     assert [finding.places for finding in found] == [(), (), ()]
     assert len({finding.key for finding in found}) == 1
+
+
+def test_upper_halves_outside_64_bit_code_are_one_bug_whatever_they_lead_to():
+    def legacy(*arguments):
+        return planted_hosts.msgspec.structs.replace(call(*arguments), mode=Mode.COMPAT32)
+
+    ways = (
+        [legacy(1 << 35 | 7 * PAGE, 3)],
+        [legacy(5 * PAGE, (1 << 64) - 2)],
+        [legacy(0x80C000, 1 << 32)],
+        [call(0x4A9000, 2), legacy(0x402000, 1 << 32 | 1, 16)],
+        [call(0x7FF000, 9), legacy(1 << 47 | 0x7FF000, 19, 16)],
+    )
+    found = [only(HalfTruncatedHost(), way) for way in ways]
+    assert len({finding.key for finding in found}) == 1
+    assert {finding.ops for finding in found} == {(legacy(1 << 32, 1),)}
 
 
 def test_guest_defects_keep_their_kernel_functions():
