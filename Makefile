@@ -30,9 +30,10 @@ lint: install
 types: install
 	$(BIN)/mypy
 
-# Rebuilds the committed machine code from its assembly (needs binutils).
+# Rebuilds the committed machine code from assembly and C (needs binutils and a C compiler).
 snippets: install
 	$(BIN)/python -m guestemu.machine.assemble
+	$(BIN)/python -m guestemu.campaign.fastpath.build
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

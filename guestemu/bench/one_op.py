@@ -19,30 +19,36 @@ import msgspec
 
 from guestemu.bench.floor import Floor, FloorLibrary, cache_directory, compile_floor
 from guestemu.bench.scene import Scene
-from guestemu.campaign.engines.atheris import AtherisEngine, load_core, register
+from guestemu.campaign.engines.atheris import AtherisEngine, drive, load_core, register
 from guestemu.campaign.executor import Executor
 from guestemu.campaign.feedback import Feedback
 from guestemu.campaign.session import Plan, Session
 from guestemu.campaign.targets import find_target
 from guestemu.machine import layout
 from guestemu.machine.hooks import COUNTER_SIZE
-from guestemu.program.ops import REGIONS, Op, OpKind, Region
+from guestemu.program.binary import OpDecoder
+from guestemu.program.ops import OpKind, Region
 
 CONVERSION: Final = "conversion"
 _KINDS: Final = frozenset({OpKind.SET_MEMORY_ENCRYPTED, OpKind.SET_MEMORY_DECRYPTED})
 _ONE_PAGE: Final = (1, 0)
+_PLAIN_POSTURE: Final = 0x80
+BYTE_VALUES: Final = 256
 _OnExit = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p)
 _REGISTERS: Final = ("rax", "rbx", "rcx", "rdx", "rsi")
 
 
-class _OnePage(Executor):
+class _OnePage(OpDecoder):
     """Makes every op one of a single page of region D."""
 
-    def decode(self, data: bytes) -> tuple[Op, ...]:
-        pages = REGIONS[Region.D].pages
-        return tuple(
-            Op(op.kind, _ONE_PAGE, Region.D, op.page % pages) for op in super().decode(data)
+    def __init__(self, kinds: frozenset[OpKind]) -> None:
+        super().__init__(1, False, kinds)
+        plain = self.plans[0].postures[_PLAIN_POSTURE]
+        palettes = tuple((value,) * BYTE_VALUES for value in _ONE_PAGE)
+        self.plans = tuple(
+            plan._replace(palettes=palettes, postures=(plain,) * BYTE_VALUES) for plan in self.plans
         )
+        self.places = (self.places[Region.D],) * BYTE_VALUES
 
 
 def make_session(name: str, executions: int) -> Session:
@@ -52,8 +58,10 @@ def make_session(name: str, executions: int) -> Session:
         target = msgspec.structs.replace(target, kinds=_KINDS)
 
     def build(feedback: Feedback) -> Executor:
-        kind = _OnePage if name == CONVERSION else Executor
-        return kind(target, target.header, target.kinds, feedback)
+        executor = Executor(target, target.header, target.kinds, feedback)
+        if name == CONVERSION:
+            executor.decoder = _OnePage(target.kinds)
+        return executor
 
     return Session(Plan(target, target.header, execs=executions), build=build)
 
@@ -92,13 +100,8 @@ def run_c(name: str, executions: int) -> None:
 
     at_exit = _OnExit(report)
     ctypes.CDLL(None).on_exit(at_exit, None)
-    arguments = (b"floor", b"-max_len=48", b"-len_control=0", b"-runs=%d" % executions)
-    argv = (ctypes.c_char_p * (len(arguments) + 1))(*arguments)
-    ctypes.PyDLL(core.__file__).LLVMFuzzerRunDriver(
-        ctypes.byref(ctypes.c_int(len(arguments))),
-        ctypes.byref(ctypes.cast(argv, ctypes.POINTER(ctypes.c_char_p))),
-        library.one,
-    )
+    arguments = ["floor", "-max_len=48", "-len_control=0", f"-runs={executions}"]
+    drive(core, arguments, library.one)
     del table, at_exit
 
 

@@ -59,14 +59,12 @@ class Executor:
             self.testbed.checks = (followers,)
         self._feedback = feedback
         has_giant = Region.G in self.testbed.guest.regions
-        self._decode: Callable[[bytes], tuple[Op, ...]] = OpDecoder(
-            header.vcpus, has_giant, kinds
-        ).decode
+        self.decoder = OpDecoder(header.vcpus, has_giant, kinds)
         feedback.attach(self.testbed)
 
     def decode(self, data: bytes) -> tuple[Op, ...]:
         """The program that `data` stands for on this target."""
-        ops = self._decode(data if len(data) <= self.max_size else data[: self.max_size])
+        ops = self.decoder.decode(data if len(data) <= self.max_size else data[: self.max_size])
         return ops if self._keep_to is None else self._keep_to(ops)
 
     def allows(self, ops: tuple[Op, ...]) -> bool:

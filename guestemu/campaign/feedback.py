@@ -110,6 +110,11 @@ class Feedback:
         return True
 
     @property
+    def unseen_address(self) -> int:
+        """Host address of the bits that no run has set yet, laid out as the counters are."""
+        return int(self._unseen.buffer_info()[0])
+
+    @property
     def guest_blocks(self) -> int:
         """Guest basic blocks seen so far (blocks that share a counter count once)."""
         return self._count(0, GUEST_COUNTERS)

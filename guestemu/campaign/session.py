@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import time
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
@@ -127,13 +128,14 @@ class Session:
         self.current: mmap.mmap | None = None
         self.violations: list[Violation] = []
         """Those of the last input."""
+        self.lengths = array("Q", bytes(8 * (plan.target.max_ops + 1)))
+        """How many programs had each number of ops."""
         self.space: int | None = None
         self.is_exhausted = False
         self._shelf = None if store is None else Shelf(store, plan.index)
-        self._deadly = frozenset() if store is None else store.deadly_inputs()
+        self.deadly = frozenset() if store is None else store.deadly_inputs()
         self._filing = Filing(self.executor, self._shelf, self._elapsed)
         self._report = report
-        self._lengths = [0] * (plan.target.max_ops + 1)
         self._new_inputs = 0
         self._last_new = 0.0
         self._start = time.monotonic()
@@ -155,26 +157,40 @@ class Session:
         if not self.executions & _CLOCK_MASK:
             self._look_at_clock()
         self.executions += 1
-        if self._deadly and data in self._deadly:
+        if self.deadly and data in self.deadly:
             return False
         if self.current is not None:
             self._note_current(data)
         executor = self.executor
         ops = executor.decode(data)
-        self._lengths[len(ops)] += 1
+        self.lengths[len(ops)] += 1
         self.violations = violations = executor.run(ops)
         if violations and any(found.check == ProgressCheck.name for found in violations):
             self.feedback.clear()  # no engine keeps and mutates a program that uses up its budget
-        is_new = self.feedback.take()
-        if is_new:
-            self._new_inputs += 1
-            self._last_new = self._elapsed()
-            if self._shelf is not None:
-                self._shelf.note_input(data)
+        is_new = self.keep_if_new(data)
         if violations:
             with self._apart():
                 self._filing.file(ops, violations)
         return is_new
+
+    def keep_if_new(self, data: bytes) -> bool:
+        """Keeps `data`, which ran last, if it covered something new; whether it did."""
+        if not self.feedback.take():
+            return False
+        self._new_inputs += 1
+        self._last_new = self._elapsed()
+        if self._shelf is not None:
+            self._shelf.note_input(data)
+        return True
+
+    def allow(self) -> int:
+        """How many executions may pass before the session is asked again, when somebody else runs
+        inputs and adds them to `executions` and `lengths`. Raises `SessionOver`."""
+        if self._is_stopped or self.executions == self._limit:
+            raise SessionOver
+        self._look_at_clock()
+        every = _CLOCK_MASK + 1
+        return every if self._limit is None else min(every, self._limit - self.executions)
 
     def recover(self) -> None:
         """Files what earlier sessions met and had no time to file."""
@@ -182,7 +198,7 @@ class Session:
         def begin(data: bytes) -> bool:
             if self.current is not None:
                 self._note_current(data)
-            return data not in self._deadly
+            return data not in self.deadly
 
         with self._apart():
             self._filing.recover(self.plan.index, self.plan.jobs, begin)
@@ -226,7 +242,7 @@ class Session:
             model_states=self.feedback.model_states,
             last_new_s=self._last_new,
             new_inputs=self._new_inputs,
-            lengths=list(self._lengths),
+            lengths=list(self.lengths),
             findings=list(self._filing.book.findings.values()),
             unstable=self._filing.unstable,
             is_final=is_final,

@@ -30,7 +30,7 @@ _REGISTERS: Final = ("rax", "rbx", "rcx", "rdx", "rsi", "rsp")
 _PUT: Final = struct.Struct(f"{len(_REGISTERS)}Q").pack_into
 
 
-class _Start(NamedTuple):
+class Start(NamedTuple):
     """How one stub starts in one mode and level, and the exit by which it ends well."""
 
     entry: Entry
@@ -61,20 +61,25 @@ class RawStubs:
         for bank in (0, _USER_BANK):
             machine.hooks.add_msr_site(self._stubs[_RDMSR][0] + bank, is_write=False)
             machine.hooks.add_msr_site(self._stubs[_WRMSR][0] + bank, is_write=True)
-        self._starts: dict[tuple[int, Mode, int], _Start] = {}
+        self._starts: dict[tuple[int, Mode, int], Start] = {}
         self._ended = machine.launcher.ended
 
-    def _start(self, slot: int, mode: Mode, cpl: int) -> _Start:
+    def _start(self, slot: int, mode: Mode, cpl: int) -> Start:
         """The start of a stub in a mode and level, made when it is first used."""
         entry = self._machine.launcher.entry(_REGISTERS)
         entry.use(self._machine.modes.context(mode, cpl))
         address, after = self._stubs[slot]
-        start = _Start(entry, address, (mode, cpl), Halt, after)
+        start = Start(entry, address, (mode, cpl), Halt, after)
         if cpl:
             address += _USER_BANK
-            start = _Start(entry, address, (mode, cpl), Trap, address + len(_CODES[slot]))
+            start = Start(entry, address, (mode, cpl), Trap, address + len(_CODES[slot]))
         self._starts[slot, mode, cpl] = start
         return start
+
+    def vmmcall(self, mode: Mode, cpl: int) -> Start:
+        """How VMMCALL starts in a mode and level."""
+        slot = int(Instruction.VMMCALL)
+        return self._starts.get((slot, mode, cpl)) or self._start(slot, mode, cpl)
 
     def _run(
         self, slot: int, registers: RawRegisters, mode: Mode, cpl: int, budget: int

@@ -153,6 +153,11 @@ class RegisterBatch:
         arguments of the library's batch calls."""
         return ctypes.addressof(self._ids), ctypes.addressof(self._vals), len(self._ids)
 
+    @property
+    def values_address(self) -> int:
+        """Host address of `values`."""
+        return ctypes.addressof(self._storage)
+
     def read(self) -> memoryview:
         """Fills and returns `values`."""
         self._read(self._engine, self._ids, self._vals, self._count)

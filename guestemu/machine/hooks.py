@@ -178,6 +178,7 @@ class CpuHooks:
         else:
             engine.add_hook(HOOK_BLOCK, CodeHook(self._on_block))
         self._decide_hook = DecideHook(self._decide)
+        self.invalid_watch = InvalidWatch()
         self._add_invalid_hook(code)
         engine.add_hook(HOOK_INTR, InterruptHook(self._on_interrupt))
         engine.add_hook(HOOK_MEM_UNMAPPED, UnmappedHook(self._on_unmapped))
@@ -194,7 +195,7 @@ class CpuHooks:
         if not code.available:
             engine.add_hook(HOOK_INSN_INVALID, InvalidHook(self._on_invalid))
             return
-        watch = InvalidWatch()
+        watch = self.invalid_watch
         watch.read_batch = engine.function("uc_reg_read_batch")
         watch.in_ids, watch.in_values, watch.in_count = self._in.addresses
         watch.decide = ctypes.cast(self._decide_hook, ctypes.c_void_p)
@@ -245,6 +246,17 @@ class CpuHooks:
         self._counters_owner = owner
         self.watch.counters = address
         self.watch.mask = mask
+
+    @property
+    def exit_registers(self) -> tuple[RegisterBatch, RegisterBatch]:
+        """What the native hook of VMMCALL reads (RIP, RAX, RBX, RCX, RDX, RSI, CS) and, answered,
+        writes (RAX, RIP)."""
+        return self._in, self._out
+
+    def is_vmmcall(self, rip: int) -> bool:
+        """Whether the instruction at `rip`, where the CPU stands, is VMMCALL and a hypercall."""
+        kind = self._kinds.get(rip)
+        return (self._decode(rip) if kind is None else kind) == _VMMCALL
 
     # Hook bodies ------------------------------------------------------------------------------
 

@@ -74,6 +74,12 @@ class Entry:
         self._context = context
         self._words[_CONTEXT] = context.address
 
+    @property
+    def addresses(self) -> tuple[int, int]:
+        """Host addresses of the record that the native `launch` takes, and of `values`."""
+        values = 0 if self._batch is None else self._batch.values_address
+        return self._record.value or 0, values
+
     def start(self, rip: int) -> int:
         """Runs from `rip` as `Engine.start` does and returns its UC_ERR code; RIP and RAX at the
         end are then in `Launcher.ended`."""
@@ -98,6 +104,7 @@ class Launcher:
         self._code = code
         self._batch = RegisterBatch(engine, ("rip", "rax"))
         self.ended: Final = self._batch.values
+        self.ended_address: Final = self._batch.values_address
         self.resume: Final = self.entry(())
         """Starts the CPU as it is."""
 

@@ -10,6 +10,7 @@ read when it is linked.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -79,6 +80,17 @@ class LeafMap:
     def table_pages(self) -> int:
         """Page-table pages that are linked: a split adds one."""
         return len(self._tables)
+
+    @property
+    def tables(self) -> Mapping[int, tuple[int, int]]:
+        """The level of each page-table page that is linked, and the address it maps from, cut to
+        48 bits; by frame."""
+        return self._tables
+
+    @property
+    def windows(self) -> tuple[Window, Window | None]:
+        """The direct map and the alias window."""
+        return self._direct, self._alias
 
     def small_leaves(self) -> frozenset[int]:
         """First frames of the 2 MiB ranges of the direct map that 4 KiB leaves map."""

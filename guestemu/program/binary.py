@@ -60,7 +60,7 @@ _SELECT_RAW: Final = 7
 _SELECTOR_SHIFT: Final = 5
 
 
-class _Posture(NamedTuple):
+class Posture(NamedTuple):
     """What byte 1 of a record says."""
 
     mode: Mode
@@ -69,7 +69,7 @@ class _Posture(NamedTuple):
     raw: bool
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """What byte 2 of a record says about the page operand."""
 
     region: Region
@@ -78,33 +78,33 @@ class _Place(NamedTuple):
     flag: bool
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """How to read the records of one kind."""
 
     kind: OpKind
     palettes: tuple[tuple[int, ...], ...]
     masks: tuple[int, ...]
-    postures: tuple[_Posture, ...]
+    postures: tuple[Posture, ...]
     has_page: bool
     is_call: bool
 
 
-def _posture(byte: int, has_mode: bool, is_call: bool) -> _Posture:
+def _posture(byte: int, has_mode: bool, is_call: bool) -> Posture:
     selector = byte >> _SELECTOR_SHIFT
     raw = selector == _SELECT_RAW
     if not has_mode or _SELECT_PLAIN <= selector < _SELECT_RAW:
-        return _Posture(Mode.LONG64, 0, Instruction.VMMCALL, raw)
+        return Posture(Mode.LONG64, 0, Instruction.VMMCALL, raw)
     mode = Mode(byte & 3)
     cpl = 0 if mode is Mode.REAL16 else byte >> 2 & 3
     instruction = Instruction(byte >> 4 & 1) if is_call else Instruction.VMMCALL
-    return _Posture(mode, cpl, instruction, raw)
+    return Posture(mode, cpl, instruction, raw)
 
 
 @cache
-def _plan_of(kind: OpKind) -> _Plan:
+def _plan_of(kind: OpKind) -> Plan:
     spec = SPECS[kind]
     is_call = kind is OpKind.HYPERCALL
-    return _Plan(
+    return Plan(
         kind=kind,
         palettes=tuple(palette_of(kind, i) for i in range(len(spec.arguments))),
         masks=tuple(ARGUMENT_MASKS[argument.sort] for argument in spec.arguments),
@@ -118,31 +118,32 @@ class OpDecoder:
     """Turns bytes into ops for one target; building it costs more than a run, keep it.
 
     `vcpus` and `giant` (region G exists) come from the header, `kinds` are the ones the target
-    allows. Raises ValueError when `kinds` is empty.
+    allows. `plans` and `places` say what each value of the kind and region byte means. Raises
+    ValueError when `kinds` is empty.
     """
 
-    __slots__ = ("_places", "_plans", "_vcpus")
+    __slots__ = ("places", "plans", "vcpus")
 
     def __init__(self, vcpus: int, giant: bool, kinds: frozenset[OpKind] = ALL_KINDS) -> None:
         if not kinds:
             raise ValueError("a target needs at least one kind of op")
         regions = regions_of(GIANT_MEMORY if giant else 0)
         allowed = sorted(kinds)
-        self._plans = tuple(
+        self.plans = tuple(
             _plan_of(OpKind(byte) if byte in kinds else allowed[byte % len(allowed)])
             for byte in range(256)
         )
-        self._places = tuple(
-            _Place(region, REGIONS[region].pages, page_palette(region), bool(byte & _PAGE_FLAG))
+        self.places = tuple(
+            Place(region, REGIONS[region].pages, page_palette(region), bool(byte & _PAGE_FLAG))
             for byte in range(256)
             for region in (regions[(byte & 3) % len(regions)],)
         )
-        self._vcpus = vcpus
+        self.vcpus = vcpus
 
     def decode(self, data: bytes | bytearray | memoryview) -> tuple[Op, ...]:
         """The ops of `data`: one per whole record, never an error."""
         ops: list[Op] = []
-        plans, places, vcpus = self._plans, self._places, self._vcpus
+        plans, places, vcpus = self.plans, self.places, self.vcpus
         offset = _ARGUMENTS_OFFSET
         end = len(data) // RECORD_SIZE * RECORD_SIZE
         for kind_byte, posture_byte, region_byte, vcpu, page, *choices in _CHOICES.iter_unpack(

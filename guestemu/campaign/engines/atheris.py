@@ -22,6 +22,7 @@ from typing import Final
 from guestemu.abi.errors import EngineError
 from guestemu.campaign.dictionary import dictionary_text
 from guestemu.campaign.engines.base import Leave
+from guestemu.campaign.fastpath.fastpath import FastPath, open_fast_path
 from guestemu.campaign.feedback import SIZE
 from guestemu.campaign.mixed_mutator import MixedMutator
 from guestemu.campaign.mutator import Mutator
@@ -63,7 +64,11 @@ class AtherisEngine:
             except BaseException as error:
                 leave(error)
 
-        fuzz(_arguments(session), test_one_input, session)
+        def stop(error: BaseException) -> None:
+            leave(None if isinstance(error, SessionOver) else error)
+
+        fast_path = open_fast_path(session, stop)
+        fuzz(_arguments(session), test_one_input, session, fast_path)
 
 
 def _arguments(session: Session) -> list[str]:
@@ -90,9 +95,15 @@ def _arguments(session: Session) -> list[str]:
     return arguments
 
 
-def fuzz(arguments: list[str], test_one_input: Callback, session: Session) -> None:
-    """Runs libFuzzer with command line `arguments` on `test_one_input` over the counters and the
-    mutator of `session`. Does not return unless libFuzzer cannot start."""
+def fuzz(
+    arguments: list[str],
+    test_one_input: Callback,
+    session: Session,
+    fast_path: FastPath | None = None,
+) -> None:
+    """Runs libFuzzer with command line `arguments` on `test_one_input`, or on `fast_path` if there
+    is one, over the counters and the mutator of `session`. Does not return unless libFuzzer cannot
+    start."""
     import atheris
 
     mutator = MixedMutator(Mutator(session.plan.header, session.kinds), session.executor.max_size)
@@ -117,7 +128,20 @@ def fuzz(arguments: list[str], test_one_input: Callback, session: Session) -> No
     mutator.use(llvm_mutate)
     if native is not None:
         native.connect(ctypes.cast(llvm_mutate, ctypes.c_void_p).value or 0, mutator)
+        if fast_path is not None:
+            drive(core, arguments, fast_path.library.one)
     atheris.Fuzz()
+
+
+def drive(core: ModuleType, arguments: list[str], target: ctypes.c_void_p) -> None:
+    """Runs the libFuzzer inside `core` on a target in machine code; returns only if libFuzzer
+    cannot start."""
+    words = [argument.encode() for argument in arguments]
+    array = (ctypes.c_char_p * (len(words) + 1))(*words)
+    argv = ctypes.cast(array, ctypes.POINTER(ctypes.c_char_p))
+    count = ctypes.c_int(len(words))
+    driver = ctypes.PyDLL(core.__file__).LLVMFuzzerRunDriver
+    driver(ctypes.byref(count), ctypes.byref(argv), target)
 
 
 def _load_globally(module: str) -> None:

@@ -8,6 +8,7 @@ memory, builds the page tables, fills the info block, and calls functions by the
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Final
 
 from bitarray import bitarray
@@ -251,6 +252,26 @@ class SnippetGuest(Guest):
                     entry = None
                     continue
             return CallOutcome(None, end, warnings)
+
+    @property
+    def kernel_call(self) -> tuple[Entry, int, int]:
+        """How `call` starts the CPU, the RIP at which a function has returned, the stack pointer of
+        vCPU 0; the arguments are the entry's values in order."""
+        return self._arguments, self._return_rip, _stack_slot(0)
+
+    @property
+    def raw_stubs(self) -> RawStubs:
+        """The stubs of the raw instructions."""
+        return self._stubs
+
+    @property
+    def symbols(self) -> Mapping[str, int]:
+        """Addresses of the snippet's functions by name."""
+        return self._symbols
+
+    def forget_state(self) -> None:
+        """After somebody else started the CPU, in any mode and level."""
+        self._state = _NO_STATE
 
     def _oops(self) -> GuestOops:
         read = self.info.read

@@ -1,0 +1,176 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The record that the fast path works on: everything that Python gives it and learns from it. Every
+ * member is 8 bytes wide; records.py mirrors the layout.
+ *
+ * Common executions are done here: decode, put back, run the guest, ask the host (in Python), judge,
+ * count. Whatever is not common, and whatever a check might object to, is left to Python, which then
+ * runs the same input from the start. So nothing here ever reports anything.
+ */
+#ifndef GUESTEMU_FAST_H
+#define GUESTEMU_FAST_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef uint8_t u8;
+typedef uint32_t u32;
+typedef uint64_t u64;
+typedef int64_t i64;
+typedef unsigned __int128 u128;
+
+enum { RECORD = 48, ARGUMENTS = 5, MAX_OPS = 16, MAX_EXITS = 16, STATES = 16, REGIONS = 4, KINDS = 64 };
+enum { PAGE_SHIFT = 12, PAGE = 1 << PAGE_SHIFT };
+
+/* The kinds that can be common (guestemu/program/kinds.py). */
+enum {
+	HYPERCALL = 0,
+	SET_ENCRYPTED = 3,
+	SET_DECRYPTED = 4,
+	EARLY_SET_ENCRYPTED = 5,
+	EARLY_SET_DECRYPTED = 6,
+	WRITE = 7,
+	READ = 8,
+	STOP_CONVERSION = 18,
+};
+
+enum { REGION_D = 0, REGION_L = 1, REGION_V = 2, REGION_G = 3 };
+
+/* How to read the records of one kind; `postures`: mode, CPL << 2, VMCALL << 4, raw << 5. */
+struct plan {
+	u64 kind, has_page, is_call, argument_count;
+	const u64 *palettes[ARGUMENTS];
+	u64 masks[ARGUMENTS];
+	const u8 *postures;
+};
+
+struct place {
+	u64 region, pages;
+	const u64 *palette;
+	u64 flag;
+};
+
+struct region {
+	u64 gva, gpa, pages;
+};
+
+/* VMMCALL in one mode and level: ends with HLT, or (is_trap) with the UD2 at `end`. */
+struct stub {
+	void *launch;
+	u64 *words;
+	u64 *registers;
+	u64 start, end, is_trap;
+};
+
+/* Pages of 4 KiB from `start` on that should map the frames from `gfn` on; one bit each. */
+struct window {
+	u64 start, gfn, pages;
+	u8 *bits;
+	const u8 *base;
+};
+
+struct input {
+	const u8 *data;
+	u64 size;
+};
+
+struct op {
+	u64 kind, region, page, has_page, mode, cpl;
+	u64 arguments[ARGUMENTS];
+};
+
+struct exit {
+	u64 nr, args[4], ret, cpl, is_64bit;
+};
+
+struct fast {
+	/* the input, for Python */
+	const u8 *data;
+	u64 size;
+	/* Python: how to call it, and what */
+	void *(*call)(void *);
+	void (*release)(void *);
+	void (*clear_error)(void);
+	void *truth;
+	void *execute, *tick, *news, *reset, *answer;
+	/* bookkeeping of the session */
+	u64 attention, executions;
+	u64 *lengths;
+	u8 *current;
+	const struct input *deadly;
+	u64 deadly_count;
+	/* counters */
+	u8 *area;
+	const u64 *unseen;
+	u64 area_words, model_offset, model_mask, near_offset, near_mask;
+	/* programs */
+	u64 max_size, vcpus, limits, is_lawful;
+	const struct plan *plans;
+	const struct place *places;
+	struct region regions[REGIONS];
+	/* the machine */
+	int (*launch)(void *);
+	u32 (*rollback)(void *);
+	int (*flush)(void *, u32, ...);
+	void *uc;
+	u64 flush_command;
+	void *memory;
+	u64 *dirty_count, *log_count;
+	const u64 *log;
+	void (*slow_access)(void *, int, u64, int, i64, void *);
+	i64 *blocks_left;
+	i64 budget;
+	const u64 *in;
+	u64 *out;
+	void **decide;
+	void *original_decide;
+	const u64 *ended;
+	struct stub stubs[STATES];
+	struct stub kernel;
+	u64 functions[KINDS];
+	u64 user_stack, kernel_stack, no_such_function;
+	/* page tables: per frame 0, or the level and the address it maps from */
+	const u64 *tables;
+	u64 cbit, frames;
+	struct window direct, alias;
+	u64 map_bytes, alias_bytes;
+	/* the host's record, and what its answers are held to */
+	const u8 *host_map;
+	const u8 *host_base;
+	u8 *host_before, *direct_before;
+	u64 base_state, base_ready, answers_judged, record_judged;
+	/* what Python says beside an answer: host state, migration allowed, level of the exit */
+	u64 state, ready, cpl, is_64bit;
+	/* this execution; is_stale: the host is still to be put back */
+	u64 is_stale, is_foreign, cpu_state, is_odd, is_trapped, trap, exit_count, ops_count, is_flipped, previous;
+	struct exit exits[MAX_EXITS];
+	struct op ops[MAX_OPS];
+};
+
+bool fast_decode(struct fast *f, const u8 *data, size_t size);
+bool fast_judge(struct fast *f, const struct op *op, i64 value);
+void fast_count(struct fast *f, const struct op *op, u64 index, i64 value);
+
+/* Host and page tables of the operation now. */
+const u8 *fast_host_map(const struct fast *f);
+bool fast_replay(struct fast *f);
+bool fast_range(const struct fast *f, const struct op *op, u64 *first, u64 *count);
+
+/* Whether the host allows migration now. */
+static inline u64 fast_ready(const struct fast *f)
+{
+	return f->is_stale ? f->base_ready : f->ready;
+}
+
+static inline bool is_conversion(u64 kind)
+{
+	return kind >= SET_ENCRYPTED && kind <= EARLY_SET_DECRYPTED;
+}
+
+static inline bool is_early(u64 kind)
+{
+	return kind == EARLY_SET_ENCRYPTED || kind == EARLY_SET_DECRYPTED;
+}
+
+#endif

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* The counters of an op: what campaign/feedback.py and campaign/near_misses.py count, at the same
+ * places, so that it does not matter which of the two ran an input. */
+#include "fast.h"
+
+enum { NEAR_RANGE, NEAR_LENGTH, NEAR_NUMBER, NEAR_TOLD, NEAR_DIFFERENCE, NEAR_MSR, NEAR_WORK };
+enum { MAP_GPA_RANGE = 12, MANY_EXITS = 4, WORD = 63, FAR = 2, KIND_SHIFT = 8, MODE_SHIFT = 2 };
+
+/* hash() of a tuple of small ints in CPython 3.8 and later (xxHash-like; Objects/tupleobject.c). */
+static u64 hash(const i64 *items, u64 count)
+{
+	const u64 p1 = 11400714785074694791ull, p2 = 14029467366897019727ull;
+	const u64 p5 = 2870177450012600261ull;
+	u64 sum = p5;
+
+	for (u64 i = 0; i < count; i++) {
+		sum += (u64)(items[i] == -1 ? -2 : items[i]) * p2;
+		sum = (sum << 31 | sum >> 33) * p1;
+	}
+	sum += count ^ (p5 ^ 3527539ull);
+	return sum == ~0ull ? 1546275796 : sum;
+}
+
+#define HASH(...) hash((const i64[]){ __VA_ARGS__ }, sizeof((i64[]){ __VA_ARGS__ }) / sizeof(i64))
+
+static int bits_of(u64 value)
+{
+	return value ? 64 - __builtin_clzll(value) : 0;
+}
+
+/* `value_class`: value 0 counts as True there, so as 1. */
+static i64 class_of(i64 value, bool is_signed)
+{
+	u64 word = value;
+
+	if (value == 0)
+		return 1;
+	if (value == 1)
+		return 2;
+	if ((is_signed && value < 0) || word >= -4096ull)
+		return (4 - word) & 0xff;
+	if (word >= 0xfffff000 && word <= 0xffffffff)
+		return 0x100 | ((-word) & 0xff);
+	return 3;
+}
+
+static void near(struct fast *f, u64 value)
+{
+	f->area[f->near_offset + (value & f->near_mask)] = 1;
+}
+
+static i64 border(u64 value)
+{
+	switch (value & WORD) {
+	case 0:
+		return 1;
+	case 1:
+		return 2;
+	case WORD:
+		return 3;
+	default:
+		return 0;
+	}
+}
+
+static void near_exit(struct fast *f, const struct exit *exit)
+{
+	u64 first = exit->args[0] >> PAGE_SHIFT;
+	u128 end = (u128)first + exit->args[1];
+	i64 beyond = FAR;
+
+	if (exit->nr != MAP_GPA_RANGE) {
+		near(f, HASH(NEAR_NUMBER, bits_of(exit->nr)));
+		near(f, 0);
+		return;
+	}
+	if (end < (u128)f->frames + FAR)
+		beyond = end + FAR > f->frames ? (i64)((u64)end - f->frames) : -FAR;
+	near(f, HASH(NEAR_RANGE, border(first), border((u64)end), beyond, end > (u128)~0ull,
+		     exit->args[0] & 1));
+	near(f, HASH(NEAR_LENGTH, bits_of(exit->args[1])));
+}
+
+static void near_conversion(struct fast *f, u64 asked)
+{
+	u64 told = 0, missing;
+	i64 used = f->budget - *f->blocks_left;
+
+	for (u64 i = 0; i < f->exit_count; i++)
+		told += f->exits[i].args[1];
+	missing = told > asked ? told - asked : asked - told;
+	near(f, HASH(NEAR_TOLD, asked > told, bits_of(missing), told == 0));
+	near(f, HASH(NEAR_WORK, bits_of(used > 0 ? used : 0)));
+}
+
+static u64 differences(const struct fast *f)
+{
+	const u8 *map = fast_host_map(f);
+	u64 count = 0;
+
+	for (u64 i = 0; i < f->map_bytes; i++)
+		for (u8 rest = map[i] ^ f->direct.bits[i]; rest; rest &= rest - 1)
+			count++;
+	return count;
+}
+
+void fast_count(struct fast *f, const struct op *op, u64 index, i64 value)
+{
+	const struct exit *last = f->exit_count ? &f->exits[f->exit_count - 1] : NULL;
+	bool differs = __builtin_memcmp(fast_host_map(f), f->direct.bits, f->map_bytes);
+	u64 state = f->is_stale ? f->base_state : f->state;
+	bool is_signed = op->kind != HYPERCALL && op->kind != READ;
+	u64 first, count, step;
+
+	step = HASH(op->kind, class_of(value, is_signed), last ? class_of(last->ret, false) : 0, 0,
+		    state, f->exit_count < MANY_EXITS ? f->exit_count : MANY_EXITS, differs,
+		    op->mode << MODE_SHIFT | op->cpl, 0);
+	f->area[f->model_offset + (step & f->model_mask)] = 1;
+	step = HASH(index ? f->previous : 0, op->kind, state, differs, fast_ready(f));
+	f->area[f->model_offset + (step & f->model_mask)] = 1;
+	f->previous = op->kind << KIND_SHIFT | state;
+	if (last)
+		near_exit(f, last);
+	if (f->exit_count > 1)
+		near_exit(f, &f->exits[0]);
+	if (fast_range(f, op, &first, &count))
+		near_conversion(f, count);
+	if (differs && !last)
+		near(f, HASH(NEAR_DIFFERENCE, bits_of(differences(f))));
+}

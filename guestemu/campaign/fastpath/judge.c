@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * What the checks would say (guestemu/checks/): true only where all of them would say nothing.
+ * Also the page tables as the stores into them make them (guestemu/machine/leafmap.py).
+ */
+#include "fast.h"
+
+enum { MAP_GPA_RANGE = 12, ENCRYPTED = 1 << 4 };
+enum { VAPIC_POLL_IRQ = 1, KICK_CPU = 5, CLOCK_PAIRING = 9, SEND_IPI = 10, SCHED_YIELD = 11 };
+enum { KVM_EPERM = 1, KVM_EINVAL = 22, KVM_ENOSYS = 1000 };
+enum { EPERM = 1, EIO = 5, ENOMEM = 12, EBUSY = 16 };
+enum { LEVEL_MASK = 7, LEAF = 1 };
+
+static const u64 ADDRESS = 0x000ffffffffff000ull;
+static const u64 U32 = 0xffffffffull;
+
+const u8 *fast_host_map(const struct fast *f)
+{
+	return f->is_stale ? f->host_base : f->host_map;
+}
+
+static void set_bits(u8 *map, u64 first, u64 end, bool value)
+{
+	while (first < end && first & 7) {
+		map[first >> 3] = (map[first >> 3] & ~(1 << (first & 7))) | value << (first & 7);
+		first++;
+	}
+	if (end > first + 7) {
+		__builtin_memset(map + (first >> 3), value ? 0xff : 0, (end - first) >> 3);
+		first = end & ~7ull;
+	}
+	for (; first < end; first++)
+		map[first >> 3] = (map[first >> 3] & ~(1 << (first & 7))) | value << (first & 7);
+}
+
+static bool same(const void *a, const void *b, u64 size)
+{
+	return !__builtin_memcmp(a, b, size);
+}
+
+/* First frame and number of frames that a conversion is asked for; false for other ops. */
+bool fast_range(const struct fast *f, const struct op *op, u64 *first, u64 *count)
+{
+	u64 gpa = f->regions[op->region].gpa + (op->page << PAGE_SHIFT);
+
+	if (!is_conversion(op->kind))
+		return false;
+	if (is_early(op->kind)) {
+		gpa += op->arguments[1];
+		*first = gpa >> PAGE_SHIFT;
+		*count = ((gpa + op->arguments[0] + PAGE - 1) >> PAGE_SHIFT) - *first;
+		return true;
+	}
+	*first = gpa >> PAGE_SHIFT;
+	*count = (int32_t)op->arguments[0] > 0 ? (int32_t)op->arguments[0] : 0;
+	return true;
+}
+
+/* One store into a leaf table; false where something else than a C-bit may have changed. */
+static bool leaf_store(struct fast *f, struct window *window, u64 va, u64 entry)
+{
+	u64 page = (va - window->start) >> PAGE_SHIFT;
+	bool is_private = entry & f->cbit;
+
+	if (va < window->start || page >= window->pages)
+		return true;
+	if ((entry & ADDRESS & ~f->cbit) >> PAGE_SHIFT != window->gfn + page)
+		return false;
+	set_bits(window->bits, page, page + 1, is_private);
+	f->is_flipped = true;
+	return true;
+}
+
+/* Brings the windows up to date from the log of stores into page tables, and empties it. */
+bool fast_replay(struct fast *f)
+{
+	u64 count = *f->log_count;
+
+	*f->log_count = 0;
+	for (u64 i = 0; i < count; i++) {
+		u64 gpa = f->log[2 * i] & ~f->cbit, entry = f->log[2 * i + 1], table;
+		u64 va;
+
+		if (gpa >> PAGE_SHIFT >= f->frames)
+			return false;
+		table = f->tables[gpa >> PAGE_SHIFT];
+		if (!table)
+			continue;
+		if ((table & LEVEL_MASK) != LEAF || !entry)
+			return false;
+		va = (table & ~(u64)LEVEL_MASK) | (gpa & 0xff8) << 9;
+		if (!leaf_store(f, &f->direct, va, entry) || !leaf_store(f, &f->alias, va, entry))
+			return false;
+	}
+	return true;
+}
+
+static bool is_left_open(u64 nr)
+{
+	return nr == VAPIC_POLL_IRQ || nr == KICK_CPU || nr == CLOCK_PAIRING || nr == SEND_IPI ||
+	       nr == SCHED_YIELD;
+}
+
+/* Check "results": the answer is the one that the contract demands, if it demands one. */
+static bool answer_is_right(const struct exit *exit)
+{
+	u64 mask = exit->is_64bit ? ~0ull : U32;
+	u64 nr = exit->nr & mask, gpa = exit->args[0] & mask, pages = exit->args[1] & mask;
+	u64 gfn = gpa >> PAGE_SHIFT, expected = 0;
+
+	if (exit->cpl)
+		expected = -(u64)KVM_EPERM & mask;
+	else if (nr != MAP_GPA_RANGE) {
+		if (is_left_open(nr))
+			return true;
+		expected = -(u64)KVM_ENOSYS & mask;
+	} else if (gpa & (PAGE - 1) || !pages || gfn + pages <= gfn)
+		expected = -(u64)KVM_EINVAL & mask;
+	return exit->ret == expected;
+}
+
+/* Check "record": the host's map is the one before with every answered notification. */
+static bool record_is_right(struct fast *f)
+{
+	u64 frames = f->frames;
+
+	for (u64 i = 0; i < f->exit_count; i++) {
+		const struct exit *exit = &f->exits[i];
+		u64 mask = exit->is_64bit ? ~0ull : U32;
+		u64 gpa = exit->args[0] & mask, pages = exit->args[1] & mask;
+		u64 first = gpa >> PAGE_SHIFT;
+
+		if (exit->cpl || (exit->nr & mask) != MAP_GPA_RANGE || gpa & (PAGE - 1) || !pages ||
+		    exit->ret || first + pages < first)
+			continue;
+		if (first < frames)
+			set_bits(f->host_before, first,
+				 pages < frames - first ? first + pages : frames,
+				 exit->args[2] & ENCRYPTED);
+	}
+	return same(f->host_before, fast_host_map(f), f->map_bytes);
+}
+
+/* Check "status": host, page tables and the alias are as asked, the rest as before. */
+static bool status_is_right(struct fast *f, const struct op *op, u64 first, u64 count)
+{
+	bool is_private = op->kind == SET_ENCRYPTED || op->kind == EARLY_SET_ENCRYPTED;
+	u64 end = first + count < f->frames ? first + count : f->frames;
+
+	set_bits(f->host_before, first, end, is_private);
+	set_bits(f->direct_before, first, end, is_private);
+	if (!same(f->host_before, fast_host_map(f), f->map_bytes) ||
+	    !same(f->direct_before, f->direct.bits, f->map_bytes))
+		return false;
+	if (op->region == REGION_V)
+		for (u64 page = op->page; page < op->page + count && page < f->alias.pages; page++)
+			if ((f->alias.bits[page >> 3] >> (page & 7) & 1) != is_private)
+				return false;
+	return true;
+}
+
+static bool result_is_known(u64 kind, i64 value)
+{
+	if (is_early(kind))
+		return value == 0 || value == 1;
+	return value == 0 || value == -ENOMEM || value == -EBUSY || value == -EPERM || value == -EIO;
+}
+
+bool fast_judge(struct fast *f, const struct op *op, i64 value)
+{
+	u64 first, count;
+	bool converts = fast_range(f, op, &first, &count);
+
+	if (f->answers_judged) {
+		for (u64 i = 0; i < f->exit_count; i++)
+			if (!answer_is_right(&f->exits[i]))
+				return false;
+		if (converts && !result_is_known(op->kind, value))
+			return false;
+	}
+	if (!converts)
+		return !f->exit_count || !f->record_judged || record_is_right(f);
+	return value != 0 || status_is_right(f, op, first, count);
+}

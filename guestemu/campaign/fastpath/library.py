@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The compiled half of the fast path (`fastpath.elf`), loaded into this process."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from guestemu.campaign.fastpath.records import FastRecord
+
+LIBRARY: Final = Path(__file__).with_name("fastpath.elf")
+
+
+class FastLibrary:
+    """Its functions; `one` and `slow_access` are host addresses for libFuzzer and the emulator."""
+
+    def __init__(self, library: ctypes.PyDLL) -> None:
+        library.fast_size.restype = ctypes.c_uint64
+        library.fast_run.restype = ctypes.c_bool
+        library.fast_run.argtypes = (ctypes.c_char_p, ctypes.c_size_t)
+        library.fast_one.argtypes = (ctypes.c_char_p, ctypes.c_size_t)
+        self._library = library
+        self.one = ctypes.cast(library.fast_one, ctypes.c_void_p)
+        self.slow_access = ctypes.cast(library.fast_slow_access, ctypes.c_void_p).value or 0
+
+    def use(self, record: FastRecord | None) -> None:
+        """What the next executions work on."""
+        self._library.fast_use(None if record is None else ctypes.byref(record))
+
+    def run(self, data: bytes) -> bool:
+        """One execution; False where it is none of the common ones."""
+        return bool(self._library.fast_run(data, len(data)))
+
+    def test_one_input(self, data: bytes) -> None:
+        """What libFuzzer calls."""
+        self._library.fast_one(data, len(data))
+
+    @property
+    def source(self) -> str:
+        """The hash of the sources it was made from (`build.source_hash`)."""
+        text = ctypes.c_char.in_dll(self._library, "fast_source")
+        return ctypes.string_at(ctypes.addressof(text)).decode()
+
+
+@cache
+def load_library() -> FastLibrary | None:
+    """The library; None on a host that cannot load it (no x86-64, no glibc or musl)."""
+    if platform.machine() not in {"x86_64", "AMD64"}:
+        return None
+    try:
+        library = ctypes.PyDLL(str(LIBRARY))
+    except OSError:
+        return None
+    size: int = library.fast_size()
+    return FastLibrary(library) if size == ctypes.sizeof(FastRecord) else None

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The records that Python and the fast path share; layout as in fast.h.
+
+Every member has eight bytes: a number, or a host address. Whoever fills in an address keeps what
+is there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Final
+
+ARGUMENTS: Final = 5
+MAX_OPS: Final = 16
+MAX_EXITS: Final = 16
+STATES: Final = 16
+KINDS: Final = 64
+REGIONS: Final = 4
+BYTE_VALUES: Final = 256
+
+_Word = ctypes.c_uint64
+
+
+def _words(*names: str) -> tuple[tuple[str, type[ctypes.c_uint64]], ...]:
+    return tuple((name, _Word) for names_ in names for name in names_.split())
+
+
+class PlanRecord(ctypes.Structure):
+    """`struct plan`: how to read the records of one kind of op."""
+
+    _fields_ = (
+        *_words("kind has_page is_call argument_count"),
+        ("palettes", _Word * ARGUMENTS),
+        ("masks", _Word * ARGUMENTS),
+        ("postures", _Word),
+    )
+
+
+class PlaceRecord(ctypes.Structure):
+    """`struct place`: what the region byte of a record says."""
+
+    _fields_ = _words("region pages palette flag")
+
+
+class RegionRecord(ctypes.Structure):
+    """`struct region`: where the guest placed a region."""
+
+    _fields_ = _words("gva gpa pages")
+
+
+class StubRecord(ctypes.Structure):
+    """`struct stub`: a way to start the CPU, and where it ends."""
+
+    _fields_ = _words("launch words registers start end is_trap")
+
+
+class WindowRecord(ctypes.Structure):
+    """`struct window`: a range of virtual pages with one bit each."""
+
+    _fields_ = _words("start gfn pages bits base")
+
+
+class InputRecord(ctypes.Structure):
+    """`struct input`: bytes of an input."""
+
+    _fields_ = _words("data size")
+
+
+class OpRecord(ctypes.Structure):
+    """`struct op`."""
+
+    _fields_ = (
+        *_words("kind region page has_page mode cpl"),
+        ("arguments", _Word * ARGUMENTS),
+    )
+
+
+class ExitRecord(ctypes.Structure):
+    """`struct exit`."""
+
+    _fields_ = (
+        ("nr", _Word),
+        ("args", _Word * 4),
+        *_words("ret cpl is_64bit"),
+    )
+
+
+class FastRecord(ctypes.Structure):
+    """`struct fast`."""
+
+    _fields_ = (
+        *_words("data size"),
+        *_words("call release clear_error truth execute tick news reset answer"),
+        *_words("attention executions lengths current deadly deadly_count"),
+        *_words("area unseen area_words model_offset model_mask near_offset near_mask"),
+        *_words("max_size vcpus limits is_lawful plans places"),
+        ("regions", RegionRecord * REGIONS),
+        *_words("launch rollback flush uc flush_command memory dirty_count log_count log"),
+        *_words("slow_access blocks_left budget in_values out_values decide original_decide ended"),
+        ("stubs", StubRecord * STATES),
+        ("kernel", StubRecord),
+        ("functions", _Word * KINDS),
+        *_words("user_stack kernel_stack no_such_function tables cbit frames"),
+        ("direct", WindowRecord),
+        ("alias", WindowRecord),
+        *_words("map_bytes alias_bytes host_map host_base host_before direct_before"),
+        *_words("base_state base_ready answers_judged record_judged"),
+        *_words("state ready cpl is_64bit"),
+        *_words("is_stale is_foreign cpu_state is_odd is_trapped trap exit_count ops_count"),
+        *_words("is_flipped previous"),
+        ("exits", ExitRecord * MAX_EXITS),
+        ("ops", OpRecord * MAX_OPS),
+    )

@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* One execution, from libFuzzer's bytes to its counters. */
+#include "fast.h"
+
+#define EXPORT __attribute__((visibility("default")))
+
+enum { LAUNCH_RIP = 8, STACK = 5, KERNEL_STACK = 4, NO_STATE = -1 };
+enum { IN_RIP, IN_RAX, IN_RBX, IN_RCX, IN_RDX, IN_RSI, IN_CS };
+enum { ENDED_RIP, ENDED_RAX };
+enum { FLAG_TABLE = 4, ENOSYS = 38 };
+
+static struct fast *active;
+
+/* Calls a Python function without arguments; true if it returned True. */
+static bool python(struct fast *f, void *function)
+{
+	void *result = f->call(function);
+	bool is_true = result == f->truth;
+
+	if (result)
+		f->release(result);
+	else
+		f->clear_error();
+	return is_true;
+}
+
+/* An instruction that the emulator takes for undefined: a hypercall, or the end of a stub. */
+static bool decide(void *uc, void *user)
+{
+	struct fast *f = active;
+	struct exit *exit = &f->exits[f->exit_count];
+
+	if (f->trap && f->in[IN_RIP] == f->trap) {
+		f->is_trapped = true;
+		return false;
+	}
+	if (f->exit_count == MAX_EXITS || !python(f, f->answer)) {
+		f->is_odd = true;
+		return false;
+	}
+	f->is_stale = false;
+	f->exit_count++;
+	exit->nr = f->in[IN_RAX];
+	exit->args[0] = f->in[IN_RBX];
+	exit->args[1] = f->in[IN_RCX];
+	exit->args[2] = f->in[IN_RDX];
+	exit->args[3] = f->in[IN_RSI];
+	exit->ret = f->out[0];
+	exit->cpl = f->cpl;
+	exit->is_64bit = f->is_64bit;
+	return true;
+}
+
+/* The memory hook's slow path: what Python must put back itself makes the execution odd. */
+EXPORT void fast_slow_access(void *uc, int type, u64 address, int size, i64 value, void *user)
+{
+	if (active && ((address & (PAGE - 1)) + size > PAGE || *active->log_count >= 1 << 15))
+		active->is_odd = true;
+	active->slow_access(uc, type, address, size, value, user);
+}
+
+/* Back to the first state. The host follows at its first exit (is_stale). */
+static bool put_back(struct fast *f)
+{
+	if (f->is_foreign) {
+		if (!python(f, f->reset))
+			return false;
+		f->is_foreign = false;
+		f->is_stale = true;
+		f->is_flipped = true;
+		f->cpu_state = NO_STATE;
+	} else if (*f->dirty_count) {
+		if (f->rollback(f->memory) & FLAG_TABLE)
+			f->flush(f->uc, f->flush_command);
+	}
+	*f->log_count = 0;
+	f->is_stale = true;
+	if (f->is_flipped) {
+		f->is_flipped = false;
+		__builtin_memcpy(f->direct.bits, f->direct.base, f->map_bytes);
+		__builtin_memcpy(f->alias.bits, f->alias.base, f->alias_bytes);
+	}
+	return true;
+}
+
+/* Runs the guest by `stub`; true if it ended where the stub ends. */
+static bool start(struct fast *f, const struct stub *stub, u64 rip, u64 cpu_state)
+{
+	int code;
+
+	if (f->cpu_state != cpu_state) {
+		f->cpu_state = cpu_state;
+		f->flush(f->uc, f->flush_command);
+	}
+	*f->blocks_left = f->budget;
+	f->trap = stub->is_trap ? stub->end : 0;
+	stub->words[LAUNCH_RIP] = rip;
+	*f->decide = decide;
+	code = f->launch(stub->launch);
+	*f->decide = f->original_decide;
+	if (f->is_odd)
+		return false;
+	if (stub->is_trap)
+		return f->is_trapped;
+	return !code && *f->blocks_left >= 0 && f->ended[ENDED_RIP] == stub->end;
+}
+
+static bool hypercall(struct fast *f, const struct op *op, i64 *value)
+{
+	u64 state = op->mode << 2 | op->cpl;
+	const struct stub *stub = &f->stubs[state];
+	u64 gpa = f->regions[op->region].gpa + (op->page << PAGE_SHIFT);
+
+	if (!stub->launch)
+		return false;
+	__builtin_memcpy(stub->registers, op->arguments, sizeof(op->arguments));
+	stub->registers[1] += op->has_page ? gpa : 0;
+	stub->registers[STACK] = f->user_stack;
+	if (!start(f, stub, stub->start, state))
+		return false;
+	*value = f->ended[ENDED_RAX];
+	return true;
+}
+
+/* Calls a function of the guest's kernel. */
+static bool call(struct fast *f, const struct op *op, i64 *value)
+{
+	u64 *registers = f->kernel.registers;
+	u64 gva = f->regions[op->region].gva + (op->page << PAGE_SHIFT);
+	const u64 *arguments = op->arguments;
+
+	if (f->functions[op->kind] == f->no_such_function) {
+		*value = -ENOSYS;
+		return true;
+	}
+	switch (op->kind) {
+	case WRITE:
+		registers[0] = gva + arguments[1];
+		registers[1] = arguments[0];
+		registers[2] = arguments[2];
+		break;
+	case READ:
+		registers[0] = gva + arguments[0];
+		break;
+	default:
+		registers[0] = gva + arguments[1];
+		registers[1] = arguments[0];
+	}
+	registers[KERNEL_STACK] = f->kernel_stack;
+	if (!start(f, &f->kernel, f->functions[op->kind], 0))
+		return false;
+	*value = op->kind == READ ? (i64)f->ended[ENDED_RAX] : (int32_t)f->ended[ENDED_RAX];
+	return true;
+}
+
+static bool step(struct fast *f, u64 index)
+{
+	const struct op *op = &f->ops[index];
+	u64 ready = fast_ready(f);
+	i64 value;
+
+	__builtin_memcpy(f->host_before, fast_host_map(f), f->map_bytes);
+	__builtin_memcpy(f->direct_before, f->direct.bits, f->map_bytes);
+	f->exit_count = 0;
+	f->is_odd = false;
+	f->is_trapped = false;
+	if (!(op->kind == HYPERCALL ? hypercall : call)(f, op, &value) || !fast_replay(f))
+		return false;
+	if (ready != fast_ready(f) || !fast_judge(f, op, value))
+		return false;
+	fast_count(f, op, index, value);
+	return true;
+}
+
+static bool run(struct fast *f, const u8 *data, size_t size)
+{
+	if (!fast_decode(f, data, size))
+		return false;
+	if (f->current) {
+		u32 length = size;
+
+		__builtin_memcpy(f->current, &length, sizeof(length));
+		__builtin_memcpy(f->current + sizeof(length), data, size);
+	}
+	if (!put_back(f))
+		return false;
+	f->previous = 0;
+	for (u64 index = 0; index < f->ops_count; index++)
+		if (!step(f, index)) {
+			__builtin_memset(f->area, 0, f->area_words * sizeof(u64));
+			return false;
+		}
+	return true;
+}
+
+static bool is_new(const struct fast *f)
+{
+	const u64 *area = (const u64 *)f->area;
+	u64 found = 0;
+
+	for (u64 i = 0; i < f->area_words; i++)
+		found |= area[i] & f->unseen[i];
+	return found;
+}
+
+/* Makes `f` what the next executions work on; NULL for none. */
+EXPORT void fast_use(struct fast *f)
+{
+	active = f;
+}
+
+/* For tests: one execution here, or false. */
+EXPORT bool fast_run(const u8 *data, size_t size)
+{
+	bool is_done = run(active, data, size);
+
+	active->is_foreign |= !is_done;
+	return is_done;
+}
+
+static bool is_deadly(const struct fast *f, const u8 *data, size_t size)
+{
+	for (u64 i = 0; i < f->deadly_count; i++)
+		if (f->deadly[i].size == size && !__builtin_memcmp(f->deadly[i].data, data, size))
+			return true;
+	return false;
+}
+
+/* LLVMFuzzerTestOneInput. */
+EXPORT int fast_one(const u8 *data, size_t size)
+{
+	struct fast *f = active;
+
+	f->data = data;
+	f->size = size;
+	if (!f->attention)
+		python(f, f->tick);
+	if (f->attention && !is_deadly(f, data, size) && run(f, data, size)) {
+		f->attention--;
+		f->executions++;
+		f->lengths[f->ops_count]++;
+		if (is_new(f))
+			python(f, f->news);
+		return 0;
+	}
+	f->is_foreign = true;
+	python(f, f->execute);
+	return 0;
+}
+
+/* Which sources this was made from. */
+EXPORT const char fast_source[] = SOURCE;
+
+/* The size of the record, for whoever mirrors it. */
+EXPORT u64 fast_size(void)
+{
+	return sizeof(struct fast);
+}

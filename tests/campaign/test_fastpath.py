@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The fast path does what Python does, and leaves to Python whatever a check might object to."""
+
+from __future__ import annotations
+
+import ctypes
+import inspect
+import mmap
+import random
+from collections.abc import Iterator
+
+import msgspec
+import planted_hosts
+import pytest
+
+from guestemu.abi.regions import Instruction
+from guestemu.campaign.fastpath import build
+from guestemu.campaign.fastpath import library as library_module
+from guestemu.campaign.fastpath.fastpath import FastPath, open_fast_path, why_not
+from guestemu.campaign.fastpath.library import load_library
+from guestemu.campaign.fastpath.records import FastRecord
+from guestemu.campaign.mutator import Mutator
+from guestemu.campaign.session import LENGTH_SIZE, Plan, Session, SessionOver
+from guestemu.campaign.targets import find_target
+from guestemu.host.base import Hypercall
+from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
+from guestemu.program.binary import RECORD_SIZE, encode_op, encode_ops
+from guestemu.program.ops import Op, OpKind, Region
+
+if load_library() is None:
+    pytest.skip("no machine code for this host", allow_module_level=True)
+
+NOTIFY = Op(OpKind.HYPERCALL, (12, 0, 1, 0, 0), Region.D, 3, True)
+DECRYPT = Op(OpKind.SET_MEMORY_DECRYPTED, (1, 0), Region.D, 3)
+ENCRYPT = Op(OpKind.SET_MEMORY_ENCRYPTED, (1, 0), Region.D, 3)
+
+
+def fail(error: BaseException) -> None:
+    raise error
+
+
+def make(name: str, host: str = "map-gpa-range", guest: str = "snippet:6.1", **plan) -> Session:
+    target = find_target(name)
+    header = msgspec.structs.replace(target.header, host=host, guest=guest)
+    return Session(Plan(target, header, **plan))
+
+
+def open_on(session: Session, leave=fail) -> FastPath:
+    found = open_fast_path(session, leave)
+    assert found is not None, why_not(session)
+    return found
+
+
+def inputs(session: Session, count: int) -> Iterator[bytes]:
+    """Mutations of mutations, as a campaign has them, with few VMCALLs; some mere random bytes."""
+    rng = random.Random(7)
+    mutator = Mutator(session.plan.header, session.kinds)
+    pool = [b""]
+    for _ in range(count):
+        data = mutator.mutate(rng.choice(pool), session.executor.max_size, rng.getrandbits(32))
+        if rng.random() < 0.1:
+            data = rng.randbytes(RECORD_SIZE * rng.randint(0, 2) + rng.randint(0, 9))
+        pool.append(data)
+        yield data
+
+
+def compare(name: str, host: str, guest: str, count: int) -> tuple[int, int]:
+    """Runs inputs on both ways; how many were common, and how many Python objected to."""
+    ours, theirs = make(name, host, guest), make(name, host, guest)
+    fast = open_on(ours)
+    common = wrong = 0
+    for number, data in enumerate(inputs(ours, count)):
+        ours.feedback.clear()
+        theirs.feedback.clear()
+        ops = theirs.executor.decode(data)
+        violations = theirs.executor.run(ops)
+        wrong += bool(violations)
+        if fast.library.run(data):
+            common += 1
+            assert not violations
+            assert fast.record.ops_count == len(ops)
+            assert ours.feedback.save() == theirs.feedback.save(), ops
+        else:
+            assert not any(ours.feedback.save())
+        if number % 50 == 0:  # Python in between, as for an input that is not common
+            fast._guest.forget_state()
+            assert ours.executor.run(ops) == violations
+            fast.record.is_foreign = True
+    fast.close()
+    return common, wrong
+
+
+@pytest.mark.parametrize(
+    ("name", "guest", "count", "share"),
+    [
+        ("hypercall", "snippet:6.1", 3000, 0.8),
+        ("hypercall", "snippet:5.10", 500, 0.8),
+        ("conversion", "snippet:6.1", 700, 0.5),
+        ("conversion", "snippet:6.12", 400, 0.5),
+        ("conversion", "snippet:5.10", 400, 0.2),
+    ],
+)
+def test_counters_and_verdicts_are_those_of_python(name, guest, count, share):
+    common, _ = compare(name, "map-gpa-range", guest, count)
+    assert common > share * count
+
+
+@pytest.mark.parametrize("name", ["hypercall", "conversion"])
+@pytest.mark.parametrize("host", ["qemu-10.2", "bitmap-v8"])
+def test_other_hosts_run_by_it_or_not_at_all(name, host):
+    session = make(name, host)
+    if why_not(session):
+        assert open_fast_path(session, fail) is None
+    else:
+        compare(name, host, "snippet:6.1", 300)
+
+
+def planted(method: str) -> list[str]:
+    return [
+        name
+        for name, kind in inspect.getmembers(planted_hosts, inspect.isclass)
+        if issubclass(kind, MapGpaRangeHost) and method in vars(kind) and name != "Raises"
+    ]
+
+
+@pytest.mark.parametrize("host", planted("hypercall"))
+def test_what_a_check_objects_to_is_left_to_python(host):
+    name = "conversion" if host == "EncryptIgnored" else "hypercall"
+    count = 300 if name == "conversion" else 1000
+    common, _ = compare(name, f"{planted_hosts.__file__}:{host}", "snippet:6.1", count)
+    assert common
+
+
+def test_planted_hosts_are_objected_to():
+    _, wrong = compare("hypercall", f"{planted_hosts.__file__}:AttributeBit0", "snippet:6.1", 300)
+    assert wrong
+
+
+class Silent(MapGpaRangeHost):
+    """Answers 0 and records nothing."""
+
+    def hypercall(self, call: Hypercall) -> int:
+        return 0
+
+
+class Failing(MapGpaRangeHost):
+    """Raises what a host must not raise."""
+
+    def hypercall(self, call: Hypercall) -> int:
+        raise ZeroDivisionError("a defect of the host")
+
+
+def with_host(host: MapGpaRangeHost, name: str = "conversion") -> Session:
+    target = find_target(name)
+    return Session(Plan(target, target.header), host=host)
+
+
+@pytest.mark.parametrize("op", [DECRYPT, NOTIFY])
+def test_a_record_that_did_not_change_is_left_to_python(op):
+    session = with_host(Silent(), "hypercall" if op is NOTIFY else "conversion")
+    fast = open_on(session)
+    assert not fast.library.run(encode_op(op))
+    assert session.executor.run((op,))
+
+
+def test_what_a_host_raises_comes_out_of_python():
+    raised: list[BaseException] = []
+    fast = open_on(with_host(Failing(), "hypercall"), raised.append)
+    fast.library.test_one_input(encode_op(NOTIFY))
+    assert isinstance(raised[0], ZeroDivisionError)
+
+
+def test_every_execution_starts_from_the_first_state():
+    session = make("conversion")
+    fast = open_on(session)
+    clean = encode_op(ENCRYPT)
+    assert fast.library.run(clean)
+    first = session.feedback.save()
+    for other in (encode_op(DECRYPT), encode_ops((DECRYPT, ENCRYPT, DECRYPT))):
+        assert fast.library.run(other)
+        session.feedback.clear()
+        assert fast.library.run(clean)
+        assert session.feedback.save() == first
+
+
+def test_a_vmcall_is_left_to_python():
+    vmcall = msgspec.structs.replace(NOTIFY, instruction=Instruction.VMCALL)
+    fast = open_on(make("hypercall"))
+    assert not fast.library.run(encode_op(vmcall))
+    assert fast.library.run(encode_op(NOTIFY))
+
+
+def test_the_session_counts_what_it_did_not_run():
+    session = make("hypercall", execs=150)
+    over: list[BaseException] = []
+    session.current = mmap.mmap(-1, LENGTH_SIZE + session.executor.max_size)
+    fast = open_on(session, over.append)
+    one, two = encode_op(NOTIFY), encode_ops((NOTIFY, NOTIFY))
+    for number in range(150):
+        session.feedback.clear()
+        fast.library.test_one_input(two if number % 3 == 0 else one)
+        assert not over
+    assert session.current[LENGTH_SIZE : LENGTH_SIZE + len(one)] == one
+    fast.library.test_one_input(one)
+    assert isinstance(over[0], SessionOver)
+    assert session.executions == 150
+    assert session.make_report().lengths == [0, 100, 50]
+    assert session.make_report().new_inputs == 2
+    assert session.make_report().guest_blocks
+    assert not session.feedback.take()
+
+
+def test_an_input_that_killed_a_worker_does_not_run():
+    session = make("hypercall")
+    session.deadly = frozenset({encode_op(NOTIFY)})
+    fast = open_on(session)
+    fast.library.test_one_input(encode_op(NOTIFY))
+    assert session.executions == 1
+    assert not any(session.feedback.save())
+
+
+def test_a_finding_is_filed_as_ever():
+    session = make("hypercall", f"{planted_hosts.__file__}:AttributeBit0")
+    fast = open_on(session)
+    bit_0 = msgspec.structs.replace(NOTIFY, arguments=(12, 0, 1, 1, 0))
+    fast.library.test_one_input(encode_op(bit_0))
+    (finding,) = session.make_report().findings
+    assert "record" in finding.key
+
+
+@pytest.mark.parametrize("name", ["msr", "firmware", "sync", "lockstep", "migration"])
+def test_targets_with_checks_of_their_own_need_python(name):
+    target = find_target(name)
+    session = Session(Plan(target, target.header))
+    if name == "msr":
+        fast = open_on(session)
+        assert not fast.library.run(encode_op(Op(OpKind.RDMSR, (0x4B56_4D08,))))
+    else:
+        assert why_not(session)
+
+
+def test_the_library_was_made_from_these_sources():
+    library = load_library()
+    assert library is not None
+    assert library.source == build.source_hash(), "run `make snippets`"
+
+
+def test_a_library_of_another_layout_is_not_used(monkeypatch):
+    class Longer(FastRecord):
+        _fields_ = (("more", ctypes.c_uint64),)
+
+    monkeypatch.setattr(library_module, "FastRecord", Longer)
+    assert load_library.__wrapped__() is None
+
+
+def test_the_sources_compile(tmp_path):
+    if build.find_compiler() is None:
+        pytest.skip("no C compiler")
+    build.build(tmp_path / "made.elf")
+    assert (tmp_path / "made.elf").read_bytes()[:4] == b"\x7fELF"
