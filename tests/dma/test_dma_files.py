@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -109,6 +111,34 @@ def test_a_perfetto_trace_tells_the_run(tmp_path: Path) -> None:
     levels = [event.counter_value for _, event in events if event.track_uuid == Track.SHARED]
     assert report.analysis is not None
     assert (max(levels), levels[-1]) == (report.analysis.shared.peak, report.analysis.shared.at_end)
+
+
+def test_a_trace_processor_counts_the_same(tmp_path: Path) -> None:
+    """Perfetto's own reader, where there is one: GUESTEMU_TRACE_PROCESSOR or on PATH."""
+    shell = os.environ.get("GUESTEMU_TRACE_PROCESSOR") or shutil.which("trace_processor_shell")
+    if not shell:
+        pytest.skip("no trace_processor_shell; name one in GUESTEMU_TRACE_PROCESSOR")
+    api = pytest.importorskip("perfetto.trace_processor")
+    path = tmp_path / "run.perfetto-trace"
+    writer, log = PerfettoWriter(path, "model:6.1"), Log()
+    report = replayed(writer, log)
+    writer.close()
+    with api.TraceProcessor(
+        trace=str(path), config=api.TraceProcessorConfig(bin_path=shell)
+    ) as processor:
+        rows = processor.query(
+            "select t.name as name, count(*) as n from slice s"
+            " join track t on s.track_id = t.id group by t.name"
+        )
+        counts = {row.name: row.n for row in rows}
+        errors = processor.query(
+            "select sum(value) as n from stats where severity = 'error' and value > 0"
+        )
+        assert not [row.n for row in errors if row.n]
+    assert report.pools is not None
+    assert counts["vCPU 0"] == report.allocations + report.frees
+    assert counts["conversions"] == len(log.conversions)
+    assert counts["hypercalls"] == (report.hypercalls or 0) + report.pools.hypercalls
 
 
 def test_times_go_on_where_events_are_too_close(tmp_path: Path) -> None:
