@@ -10,7 +10,6 @@ the receiver's VMM issue INIT.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -200,8 +199,3 @@ def handler_link(
     receiver = HandlerReceiver(machine_handler(destination, destination_config(form), place))
     sender.begin()
     return HandlerLink(sender, receiver, handler_frames(place))
-
-
-def without(frames: Iterable[int], own: frozenset[int]) -> list[int]:
-    """`frames` in order, without the handler's own."""
-    return sorted(set(frames) - own)
