@@ -8,6 +8,7 @@ they find out themselves (a node's engine keeps only what covers something new t
 from __future__ import annotations
 
 import time
+from typing import Final
 
 import msgspec
 
@@ -19,7 +20,7 @@ from guestemu.cluster.dask import NodeLost
 from guestemu.cluster.shares import Share
 from guestemu.cluster.wire import News, Post, decode_news, encode
 
-SILENCE_S = 30.0
+SILENCE_S: Final = 30.0
 """Seconds after which a call without answer means that the node is lost."""
 
 
@@ -45,7 +46,7 @@ class Exchange:
         self._store = store
         self._origins: list[int] = []
         self._names: set[str] = set()
-        for data in store.load_inputs():
+        for data in Store(store.root).load_inputs():  # `store` leaves out what it saved itself
             self._add(data, -1)
 
     def _add(self, data: bytes, origin: int) -> bool:

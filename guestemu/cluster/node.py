@@ -56,6 +56,8 @@ class Node:
     """See the module's docstring. `start` is an encoded `Start`. Raises `InputError` where the
     machine has no room, `MissingError` and `GuestemuError` come with the `News`."""
 
+    lease = LEASE_S
+
     def __init__(self, start: bytes) -> None:
         plan = decode_start(start)
         self._root = Path(tempfile.mkdtemp(prefix="guestemu-", dir=_scratch()))
@@ -73,6 +75,7 @@ class Node:
         self._figures: Figures | None = None
         self._problem: Failure | None = None
         self._over = threading.Event()
+        self._is_forgotten = False
         self._called = time.monotonic()
         configs = [_on_this_machine(config, self._root) for config in plan.configs]
         name = f"share{plan.share}-{plan.life}"
@@ -86,14 +89,20 @@ class Node:
             self._figures = supervisor.run(self._over)
         except BaseException as error:
             self._problem = _failure(error)
+        if self._is_forgotten:
+            shutil.rmtree(self._root, ignore_errors=True)
 
     def _watch(self, figures: Figures) -> None:
         self._figures = figures
-        if time.monotonic() - self._called > LEASE_S:
+        if time.monotonic() - self._called > self.lease:
+            self._is_forgotten = True
             self._over.set()
 
     def exchange(self, data: bytes) -> bytes:
-        """Takes an encoded `Post`, gives encoded `News`."""
+        """Takes an encoded `Post`, gives encoded `News`. Raises RuntimeError after the lease's
+        end."""
+        if self._is_forgotten:
+            raise RuntimeError(f"nobody called this node for {self.lease:g} s")
         self._called = time.monotonic()
         post = decode_post(data)
         for one in post.inputs:
@@ -147,11 +156,11 @@ class Node:
 
 def _scratch() -> str | None:
     """The Dask worker's own directory, which Dask removes; None outside of one."""
-    from distributed import get_worker
-
     try:
+        from distributed import get_worker
+
         return str(get_worker().local_directory)
-    except ValueError:
+    except (ImportError, ValueError):
         return None
 
 

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A Dask cluster of separate processes on 127.0.0.1."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+class Processes:
+    """A scheduler and two workers without nannies: a worker that dies stays dead."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._file = directory / "scheduler.json"
+        options = ("--scheduler-file", str(self._file), "--host", "127.0.0.1", "--no-dashboard")
+        self.scheduler = self._start("scheduler", "--port", "0", *options)
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self._wait(self._file.exists, "the scheduler")
+        self.address = json.loads(self._file.read_text())["address"]
+        for _ in range(2):
+            self.workers.append(
+                self._start(
+                    *("worker", self.address, "--host", "127.0.0.1", "--no-dashboard"),
+                    *("--no-nanny", "--nthreads", "1", "--local-directory", str(directory)),
+                )
+            )
+
+    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        with (self._directory / f"{arguments[0]}.log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "dask", *arguments],
+                cwd=self._directory,
+                stdout=log,
+                stderr=log,
+            )
+
+    def _wait(self, condition, what: str) -> None:
+        end = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < end, f"never saw {what}"
+            time.sleep(0.05)
+
+    def wait_for_workers(self) -> None:
+        from distributed import Client
+
+        with Client(self.address, timeout=30) as client:
+            client.wait_for_workers(2, timeout=60)
+
+    def close(self) -> None:
+        for process in (*self.workers, self.scheduler):
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Processes]:
+    directory = tmp_path / "dask"
+    directory.mkdir()
+    processes = Processes(directory)
+    try:
+        processes.wait_for_workers()
+        yield processes
+    finally:
+        processes.close()

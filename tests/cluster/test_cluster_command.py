@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`--cluster` from the outside: a scheduler and workers of their own, dead workers, Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cluster_command import PLANTED, guestemu
+
+HAS_DASK = importlib.util.find_spec("distributed") is not None
+needs_dask = pytest.mark.skipif(not HAS_DASK, reason="the extra `cluster` is not installed")
+
+HOST = f"{PLANTED}:ReservedBits"
+EXECS = 6000
+
+
+def wait_for(condition, what: str) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, f"never saw {what}"
+        time.sleep(0.05)
+
+
+def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "guestemu", *arguments],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def workers_below(word: str) -> list[int]:
+    """Processes of campaigns whose command line has `word` in it."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            line = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
+            if b"guestemu.campaign.worker" in line and word.encode() in line:
+                found.append(int(entry.name))
+    return found
+
+
+@needs_dask
+def test_a_worker_is_killed_half_way_and_the_campaign_ends_whole(cluster, tmp_path):
+    process = start(
+        *("fuzz", "msr", "--host", HOST, "--engine", "random", "--seed", "1"),
+        *("--execs", str(EXECS), "--cluster", cluster.address, "--workdir", "w", "--json"),
+        cwd=tmp_path,
+    )
+    findings = tmp_path / "w/findings"
+    wait_for(lambda: findings.is_dir() and any(findings.glob("*.prog")), "a finding")
+    cluster.workers[0].kill()
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 1, errors
+    figures = json.loads(output)
+    assert figures["executions"] == EXECS
+    (finding,) = figures["findings"]
+    assert finding["check"] == "migration-control"
+    text = (tmp_path / finding["program"]).read_text()
+    assert f"guestemu run {finding['program']}" in text
+    assert guestemu("run", finding["program"], cwd=tmp_path).returncode == 1
+    lost, again = figures["infrastructure"]
+    assert lost.startswith("cluster worker tcp://127.0.0.1:")
+    assert "was lost" in lost
+    assert "goes on at worker" in again
+    assert figures["cluster"]["nodes"] == 3
+    assert figures["cluster"]["lost"] == 1
+    assert figures["corpus_size"] == len(list((tmp_path / "w/corpus").iterdir()))
+    assert not list((tmp_path / "w/infrastructure").iterdir())
+
+
+@needs_dask
+def test_replay_and_confirm_say_the_same_as_without_a_cluster(cluster, tmp_path):
+    (tmp_path / "good.prog").write_text("guestemu-program 1\n---\ninit_platform\n")
+    (tmp_path / "wrong.prog").write_text(
+        f"guestemu-program 1\nhost {HOST}\n---\nwrmsr msr=0x4b564d08 value=2\n"
+    )
+    (tmp_path / "bad.prog").write_text("guestemu-program 1\n---\nno_such_op\n")
+    address = ("--cluster", cluster.address)
+    for arguments, status, ignored in (
+        (("replay", "good.prog", "wrong.prog", "bad.prog"), 2, ("seconds",)),
+        (("explore", "--confirm", "20", "--order", "2", "--script", "S2"), 0, ("seconds",)),
+    ):
+        here = guestemu(*arguments, "--json", cwd=tmp_path)
+        there = guestemu(*arguments, "--json", *address, cwd=tmp_path)
+        assert (here.returncode, there.returncode) == (status, status), there.stderr
+        one, other = json.loads(here.stdout), json.loads(there.stdout)
+        for key in ignored:
+            del one[key], other[key]
+        assert one == other
+
+
+@needs_dask
+def test_ctrl_c_on_a_local_cluster_keeps_what_was_found_and_leaves_no_process(tmp_path):
+    process = start(
+        *("fuzz", "msr", "--host", HOST, "--engine", "random", "--cluster", "local"),
+        *("--workdir", "w"),
+        cwd=tmp_path,
+    )
+    findings = tmp_path / "w/findings"
+    wait_for(lambda: findings.is_dir() and any(findings.glob("*.prog")), "a finding")
+    assert workers_below(HOST)
+    os.killpg(process.pid, signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "migration-control-wrmsr" in output
+    assert errors.strip().splitlines()[-1] == "guestemu: interrupted"
+    assert (tmp_path / "w/findings.json").stat().st_size > 10
+    wait_for(lambda: not workers_below(HOST), "the end of the workers")
+
+
+@needs_dask
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (("fuzz", "msr", "--cluster", "here"), 2, "--cluster here: give `local` or"),
+        (("fuzz", "msr", "--cluster", "tcp://127.0.0.1"), 2, "tcp://192.0.2.1:8786"),
+        (("fuzz", "msr", "--cluster", "tcp://127.0.0.1:1", "--jobs", "2"), 2, "leave --jobs out"),
+        (("replay", ".", "--cluster", "local", "--record"), 2, "--record"),
+        (("explore", "--table", "--cluster", "local"), 2, "--cluster goes with --confirm"),
+    ],
+)
+def test_bad_options_are_one_line(arguments, status, words, tmp_path):
+    (tmp_path / "good.prog").write_text("guestemu-program 1\n---\ninit_platform\n")
+    done = guestemu(*arguments, cwd=tmp_path)
+    assert done.returncode == status
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
