@@ -53,7 +53,8 @@ class CellResult(msgspec.Struct, frozen=True):
     """What a campaign gave.
 
     `found`: the wanted check failed (of a repaired configuration: any check did). `executions` and
-    `seconds` until then, or all of them. `check`, `message` and `program` (one op a line) are of
+    `seconds` until then, or all of them; `cpu_seconds` are those that this process computed in
+    (booting not counted). `check`, `message` and `program` (one op a line) are of
     the find; `others` counts violations of other checks.
     """
 
@@ -65,6 +66,22 @@ class CellResult(msgspec.Struct, frozen=True):
     message: str = ""
     program: tuple[str, ...] = ()
     others: dict[str, int] = {}
+    cpu_seconds: float = 0.0
+
+
+class Clock:
+    """What has passed since it was made."""
+
+    def __init__(self) -> None:
+        self._wall = time.monotonic()
+        self._cpu = time.process_time()
+
+    def read(self) -> tuple[float, float]:
+        """Seconds, and seconds of this process's CPU time."""
+        return (
+            round(time.monotonic() - self._wall, 3),
+            round(time.process_time() - self._cpu, 3),
+        )
 
 
 def make_session(cell: Cell) -> ZooSession:
@@ -84,22 +101,22 @@ def make_session(cell: Cell) -> ZooSession:
     )
 
 
-def result_of(cell: Cell, session: ZooSession, seconds: float) -> CellResult:
-    """What `session` found in `seconds`."""
+def result_of(cell: Cell, session: ZooSession, clock: Clock) -> CellResult:
+    """What `session` found since `clock` was made."""
     from guestemu.program.op_text import format_op
 
     found = session.found
-    if found is None:
-        return CellResult(cell, False, session.executions, round(seconds, 3), others=session.others)
+    seconds, cpu_seconds = clock.read()
     return CellResult(
         cell,
-        True,
+        found is not None,
         session.executions,
-        round(seconds, 3),
-        found.violation.check,
-        found.violation.message,
-        tuple(format_op(op) for op in found.ops),
+        seconds,
+        "" if found is None else found.violation.check,
+        "" if found is None else found.violation.message,
+        () if found is None else tuple(format_op(op) for op in found.ops),
         session.others,
+        cpu_seconds,
     )
 
 
@@ -111,9 +128,9 @@ def run_here(cell: Cell) -> CellResult:
         raise error or RuntimeError("the random engine returns")
 
     session = make_session(cell)
-    start = time.monotonic()
+    clock = Clock()
     RandomEngine().run(session, leave)
-    return result_of(cell, session, time.monotonic() - start)
+    return result_of(cell, session, clock)
 
 
 def _instrument() -> None:
@@ -132,14 +149,14 @@ def work(cell: Cell) -> NoReturn:
     output = os.dup(_STDOUT)
     os.dup2(_STDERR, _STDOUT)
     sessions: list[ZooSession] = []
-    start = time.monotonic()
+    clock = Clock()
 
     def leave(error: BaseException | None) -> NoReturn:
         if error is not None:
             traceback.print_exception(error)
             sys.stderr.flush()
             os._exit(STATUS_FAILED)
-        result = result_of(cell, sessions[0], time.monotonic() - start)
+        result = result_of(cell, sessions[0], clock)
         os.write(output, msgspec.json.encode(result) + b"\n")
         os._exit(0)
 
@@ -149,13 +166,13 @@ def work(cell: Cell) -> NoReturn:
             from guestemu.zoo.plain import PlainEngine
 
             sessions.append(make_session(cell))
-            start = time.monotonic()
+            clock = Clock()
             PlainEngine().run(sessions[0], leave)
         else:
             from guestemu.campaign.engines import ENGINES
 
             sessions.append(make_session(cell))
-            start = time.monotonic()
+            clock = Clock()
             ENGINES[cell.engine].run(sessions[0], leave)
     except BaseException as error:
         leave(error)

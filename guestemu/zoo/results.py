@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,7 +14,8 @@ from guestemu.zoo.cell import CellResult
 
 class Median(msgspec.Struct, frozen=True):
     """Several seeds of one bug and arm: `found` of `seeds` campaigns; medians over all seeds, where
-    a campaign that found nothing counts with all it ran (`is_bound`: the median is such a one)."""
+    a campaign that found nothing counts with all it ran (`is_bound`: the median is such a one).
+    `seconds` are of CPU time where results have it."""
 
     seeds: int
     found: int
@@ -68,6 +68,6 @@ def median_of(results: Iterable[CellResult]) -> Median | None:
         seeds=len(ordered),
         found=sum(result.found for result in ordered),
         execs=middle.executions,
-        seconds=round(statistics.median_low(result.seconds for result in ordered), 3),
+        seconds=middle.cpu_seconds or middle.seconds,
         is_bound=not middle.found,
     )

@@ -47,6 +47,27 @@ def plan_cells(
     ]
 
 
+def is_covered(cell: Cell, result: CellResult) -> bool:
+    """Whether `result` answers `cell`: the same campaign with a find, or with no smaller budget."""
+    if cell.key != result.cell.key:
+        return False
+    if result.found:
+        return cell.execs is None or result.executions <= cell.execs
+    is_long = cell.seconds is None or result.seconds >= cell.seconds
+    return is_long and (cell.execs is None or result.executions >= cell.execs)
+
+
+def is_settled(cell: Cell, results: Iterable[CellResult], seeds: int) -> bool:
+    """Whether the median over `seeds` campaigns is known to be "not found" without `cell`: more
+    than half of them ran the same budget on the same bug and arm and found nothing."""
+    missed = sum(
+        is_covered(msgspec.structs.replace(cell, seed=result.cell.seed), result)
+        for result in results
+        if not result.found
+    )
+    return cell.planted and missed > seeds // 2
+
+
 class _Running(msgspec.Struct):
     """A cell and its process."""
 
@@ -79,8 +100,14 @@ def _finish(running: _Running) -> CellResult:
     return msgspec.json.decode(output, type=CellResult)
 
 
-def run_cells(cells: Iterable[Cell], jobs: int, done: Callable[[CellResult], None]) -> None:
-    """Runs `cells`, `jobs` at a time; `done` gets every result as it comes.
+def run_cells(
+    cells: Iterable[Cell],
+    jobs: int,
+    done: Callable[[CellResult], None],
+    is_needless: Callable[[Cell], bool] = lambda cell: False,
+) -> None:
+    """Runs `cells`, `jobs` at a time; `done` gets every result as it comes. A cell that
+    `is_needless` when its turn comes is left out.
 
     Raises `EngineError` for a process that died. However this ends, no process is left.
     """
@@ -90,7 +117,9 @@ def run_cells(cells: Iterable[Cell], jobs: int, done: Callable[[CellResult], Non
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                running.append(_start(waiting.pop(), scratch / f"{len(waiting)}.log"))
+                cell = waiting.pop()
+                if not is_needless(cell):
+                    running.append(_start(cell, scratch / f"{len(waiting)}.log"))
             ended = [one for one in running if one.process.poll() is not None]
             for one in ended:
                 running.remove(one)

@@ -11,11 +11,16 @@ import msgspec
 import pytest
 
 from guestemu.abi.errors import InputError
+from guestemu.campaign.engines import atheris as engines
+from guestemu.campaign.engines.atheris import AtherisEngine
+from guestemu.campaign.engines.random import RandomEngine
 from guestemu.cli.main import main
 from guestemu.zoo.catalogue import BUGS, find_bugs, repaired_configurations
-from guestemu.zoo.cell import OURS, Cell, CellResult, run_here
+from guestemu.zoo.cell import OURS, PLAIN, Cell, CellResult, make_session, run_here
+from guestemu.zoo.plain import PlainEngine
 from guestemu.zoo.results import append_result, median_of, read_results
-from guestemu.zoo.runner import plan_cells, run_cells
+from guestemu.zoo.runner import is_covered, is_settled, plan_cells, run_cells
+from guestemu.zoo.session import ZooSession
 from guestemu.zoo.table import zoo_page
 
 TWINS = repaired_configurations(BUGS.values())
@@ -45,7 +50,9 @@ def test_nothing_without_the_bug(twin):
 
 def test_a_campaign_repeats_itself():
     first, second = run_here(cell("M74")), run_here(cell("M74"))
-    assert msgspec.structs.replace(first, seconds=0) == msgspec.structs.replace(second, seconds=0)
+    for name in ("seconds", "cpu_seconds"):
+        first, second = (msgspec.structs.replace(one, **{name: 0}) for one in (first, second))
+    assert first == second
 
 
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="needs atheris")
@@ -54,6 +61,39 @@ def test_atheris_finds_in_a_process_of_its_own(arm: str):
     found: list[CellResult] = []
     run_cells([Cell("M74", True, "atheris", arm, 1, 20_000)], 1, found.append)
     assert [result.found for result in found] == [True]
+
+
+def options_given(arm: str, session: ZooSession, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What libFuzzer would get on its command line."""
+    import atheris
+
+    given: list[str] = []
+    engine = AtherisEngine() if arm == OURS else PlainEngine()
+    monkeypatch.setattr(engines, "fuzz", lambda arguments, *rest: given.extend(arguments))
+    monkeypatch.setattr(atheris, "Fuzz", lambda: None)
+    monkeypatch.setattr(atheris, "Setup", lambda arguments, run, **options: given.extend(arguments))
+    engine.run(session, lambda error: None)
+    return given[1:]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="needs atheris")
+@pytest.mark.parametrize("arm", [OURS, PLAIN])
+def test_a_campaign_starts_from_nothing(arm: str, monkeypatch: pytest.MonkeyPatch):
+    """No corpus directory, no seed inputs, no dictionary: libFuzzer hears of options only."""
+    session = make_session(Cell("M74", True, "atheris", arm, 1, 10))
+    options = options_given(arm, session, monkeypatch)
+    assert session.store is None
+    assert "-seed=2" in options
+    assert all(option.startswith("-") for option in options)
+    assert not [option for option in options if option.startswith(("-dict", "-seed_inputs"))]
+
+
+def test_the_random_engine_starts_from_nothing():
+    """Its first input is one that it drew, and no file is read."""
+    session = make_session(cell("M54", execs=1))
+    RandomEngine().run(session, lambda error: None)
+    assert session.store is None
+    assert session.executions == 1
 
 
 def test_a_process_that_dies_is_told():
@@ -71,6 +111,52 @@ def test_cells_of_a_run():
     ]
     repaired = plan_cells(bugs, is_repaired=True, seeds=[1], **options)
     assert [one.bug for one in repaired] == ["M1", "M39a"]
+
+
+def settle(missed: int, found: int = 0, execs: int = 100, wanted: int = 100, arm: str = OURS):
+    results = [
+        CellResult(Cell("M1", True, "atheris", arm, seed, execs), seed > missed, execs, 1.0)
+        for seed in range(1, missed + found + 1)
+    ]
+    return is_settled(Cell("M1", True, "atheris", OURS, 5, wanted), results, 5)
+
+
+def test_seeds_after_a_majority_of_misses_are_needless():
+    assert settle(missed=3)
+    assert settle(missed=3, found=1)
+    assert not settle(missed=2, found=2)
+    assert not settle(missed=3, execs=99), "a smaller budget says nothing"
+    assert not settle(missed=3, arm="plain")
+    twins = [CellResult(cell("M1", False, seed=seed), False, 3000, 1.0) for seed in (1, 2, 3)]
+    assert not is_settled(cell("M1", False, seed=4), twins, 5), "a twin must be tried"
+
+
+def test_needless_cells_are_not_run():
+    seen: list[Cell] = []
+
+    def needless(one: Cell) -> bool:
+        seen.append(one)
+        return True
+
+    run_cells([cell("M99"), cell("M1")], 1, lambda result: None, needless)
+    assert [one.bug for one in seen] == ["M99", "M1"]
+
+
+@pytest.mark.parametrize(
+    ("found", "executions", "seconds", "wanted"),
+    [
+        (True, 50, 1.0, True),
+        (True, 150, 1.0, False),
+        (False, 100, 10.0, True),
+        (False, 99, 10.0, False),
+        (False, 100, 9.9, False),
+    ],
+)
+def test_a_result_answers_a_budget(found: bool, executions: int, seconds: float, wanted: bool):
+    asked = Cell("M1", True, "random", OURS, 1, 100, 10.0)
+    ran = msgspec.structs.replace(asked, execs=1000)
+    assert is_covered(asked, CellResult(ran, found, executions, seconds)) is wanted
+    assert not is_covered(cell("M1", seed=2), CellResult(ran, found, executions, seconds))
 
 
 def test_results_survive_a_cut_off_line(tmp_path: Path):
