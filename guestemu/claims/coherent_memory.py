@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import io
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Final
 
@@ -19,6 +20,7 @@ from guestemu.abi.addresses import PAGE_SHIFT
 from guestemu.abi.hypercalls import MAP_GPA_RANGE_ENCRYPTED
 from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
 from guestemu.claims.claim import Claim, Lab, Need
+from guestemu.claims.dma_plots import boot_plot, lifetime_plot, rewritten_plot, sharing_plots
 from guestemu.claims.kernels import CalledKernel
 from guestemu.claims.result import ClaimResult, Evidence, Witness, decide
 from guestemu.dma.clearing import Clearing, Path
@@ -87,6 +89,7 @@ def pool_clearing(lab: Lab) -> ClaimResult:
             "A dma_pool takes its pages from dma_alloc_coherent(), which clears them right after "
             "the flip; of the power of two that 5.10 converts, the rest stays as it is."
         ),
+        plots=(rewritten_plot("c9", (*backing, *expansion, *handed)),),
     )
 
 
@@ -126,6 +129,7 @@ def most_paths_clear(lab: Lab) -> ClaimResult:
         )
         if any(path.rewritten for _, path in _named(paths, ".bss..decrypted tail"))
         else "",
+        plots=(rewritten_plot("c10", converting),),
     )
 
 
@@ -192,6 +196,10 @@ def lifetimes(_lab: Lab) -> ClaimResult:
             "Rings live as long as their device is bound, payload goes through swiotlb. It is as "
             "the claim says for drivers that allocate for each command."
         ),
+        plots=(
+            lifetime_plot("c11-lifetimes", "churn", reports["churn"]),
+            *sharing_plots("c11", reports),
+        ),
     )
 
 
@@ -201,7 +209,7 @@ class BootOrder(msgspec.Struct, frozen=True):
     `told` is the hypercall that reports the section as shared, `ready` the write of 1 to
     MIGRATION_CONTROL; None: not made. `later` are hypercalls after `ready` that share. `tail` are
     the pages of the unused end, `returned` those that `mem_encrypt_free_decrypted_mem` reported as
-    private.
+    private. `levels`: the pages that the host has as shared after each exit.
     """
 
     kernel: str
@@ -210,6 +218,7 @@ class BootOrder(msgspec.Struct, frozen=True):
     later: int
     tail: int
     returned: int
+    levels: tuple[int, ...]
 
 
 def boot_order(name: str) -> BootOrder:
@@ -226,6 +235,8 @@ def boot_order(name: str) -> BootOrder:
     )
     told = ready = None
     later = 0
+    shared: set[int] = set()
+    levels: list[int] = []
     for number, (kind, what, args) in enumerate(kernel.guest.boot_exits):
         shares = kind == "hypercall" and not args[2] & MAP_GPA_RANGE_ENCRYPTED
         if shares and args[0] >> PAGE_SHIFT == section:
@@ -233,13 +244,27 @@ def boot_order(name: str) -> BootOrder:
         if kind == "wrmsr" and what == MSR_KVM_MIGRATION_CONTROL and args[0] & 1:
             ready = number
         later += shares and ready is not None
+        levels.append(_report(shared, args) if kind == "hypercall" else len(shared))
     kernel.call("mem_encrypt_free_decrypted_mem")
+    freed = kernel.hypercalls
     returned = sum(
         args[1]
-        for args in kernel.hypercalls
+        for args in freed
         if args[2] & MAP_GPA_RANGE_ENCRYPTED and tail <= args[0] >> PAGE_SHIFT < end
     )
-    return BootOrder(name, told, ready, later, end - tail, returned)
+    levels += [_report(shared, args) for args in freed]
+    return BootOrder(name, told, ready, later, end - tail, returned, tuple(levels))
+
+
+def _report(shared: set[int], args: Sequence[int]) -> int:
+    """A hypercall changes what the host has as shared; the number of pages then."""
+    first = args[0] >> PAGE_SHIFT
+    pages = range(first, first + args[1])
+    if args[2] & MAP_GPA_RANGE_ENCRYPTED:
+        shared.difference_update(pages)
+    else:
+        shared.update(pages)
+    return len(shared)
 
 
 def boot_regions(lab: Lab) -> ClaimResult:
@@ -278,6 +303,10 @@ def boot_regions(lab: Lab) -> ClaimResult:
             "The section's C-bit is clear from the first page tables on (A35), long before any "
             "notification; until MIGRATION_CONTROL is 1 only that switch protects it. swiotlb and "
             "per-CPU data are shared after it."
+        ),
+        plots=tuple(
+            boot_plot(f"c12-{boot.kernel.replace(':', '-')}", boot.kernel, boot.levels)
+            for boot in boots
         ),
     )
 

@@ -10,6 +10,9 @@ from guestemu.claims.claim import Claim
 from guestemu.claims.debate import Decided
 from guestemu.claims.report import value_words, verdict_words
 
+PLOTS: Final = "claims"
+"""The directory of the plots, beside the page."""
+
 _HEAD: Final = """\
 # The claims of the debate
 
@@ -17,9 +20,9 @@ From 2019 to 2021 the people who wrote and reviewed the SEV live migration patch
 about what is safe, what is needed and what happens. Here each one has an experiment. The verdict \
 is computed from what the experiment measured; an outcome that nobody foresaw is *undecided*.
 
-This page is made by `guestemu claims --markdown`. `guestemu claims C2 C13` runs two of them, with \
-`--json` for programs. The exit status is 1 if one is undecided, 3 if a claim that was asked for \
-needs a kernel image (`guestemu kernel fetch`) and there is none.
+This page is made by `guestemu claims --markdown --plots docs/claims`. `guestemu claims C2 C13` \
+runs two of them, with `--json` for programs. The exit status is 1 if one is undecided, 3 if a \
+claim that was asked for needs a kernel image (`guestemu kernel fetch`) and there is none.
 
 *order model*: all interleavings of a conversion with a migration, see `explore.md`. *firmware \
 model*: AMD's published firmware, see `firmware.md`. *host model*: KVM's ABI generations under a \
@@ -63,6 +66,11 @@ def section(each: Decided) -> Iterator[str]:
         cells = (evidence.name, value_words(evidence), evidence.how or "-")
         yield f"| {' | '.join(_cell(cell) for cell in cells)} |"
     yield ""
+    for plot in result.plots:
+        yield f"![{plot.title}]({PLOTS}/{plot.name}.svg)"
+        yield ""
+        yield f"{plot.title}."
+        yield ""
     yield f"Tested on: {', '.join(result.guests)}."
     yield ""
     for witness in result.witnesses:

@@ -9,11 +9,12 @@ import msgspec
 
 from guestemu.claims.claim import Claim
 from guestemu.claims.debate import Decided
-from guestemu.claims.result import ClaimResult, Evidence, Verdict, Witness
+from guestemu.claims.result import ClaimResult, Evidence, Plot, Verdict, Witness
 
 
 class ClaimReport(msgspec.Struct, frozen=True):
-    """One claim in `--json`; see `Claim` and `ClaimResult`. `seconds` is the experiment's time."""
+    """One claim in `--json`; see `Claim` and `ClaimResult`. `seconds` is the experiment's time,
+    `plots` names the files that `--plots` writes."""
 
     id: str
     text: str
@@ -24,6 +25,7 @@ class ClaimReport(msgspec.Struct, frozen=True):
     guests: tuple[str, ...]
     witnesses: tuple[Witness, ...]
     remark: str
+    plots: tuple[str, ...]
     seconds: float
 
 
@@ -61,8 +63,14 @@ def _claim(decided: Decided) -> ClaimReport:
         guests=result.guests,
         witnesses=result.witnesses,
         remark=result.remark,
+        plots=tuple(file_name(plot) for plot in result.plots),
         seconds=decided.seconds,
     )
+
+
+def file_name(plot: Plot) -> str:
+    """Of the file that holds a plot."""
+    return f"{plot.name}.svg"
 
 
 def condition(result: ClaimResult) -> str:
@@ -99,5 +107,7 @@ def lines(decided: Decided) -> Iterator[str]:
         yield from (f"             {line}" for line in rest)
         if witness.command:
             yield f"             $ {witness.command}"
+    for plot in result.plots:
+        yield f"    plot: {file_name(plot)}: {plot.title}"
     if result.remark:
         yield f"    note: {result.remark}"

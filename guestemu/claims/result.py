@@ -47,6 +47,15 @@ class Witness(msgspec.Struct, frozen=True):
     command: str = ""
 
 
+class Plot(msgspec.Struct, frozen=True):
+    """A picture of measured values: `name` of its file without ".svg", one line that says what it
+    shows, and the file's text."""
+
+    name: str
+    title: str
+    svg: str
+
+
 class ClaimResult(msgspec.Struct, frozen=True):
     """The outcome of one experiment.
 
@@ -61,6 +70,7 @@ class ClaimResult(msgspec.Struct, frozen=True):
     condition: str = ""
     witnesses: tuple[Witness, ...] = ()
     remark: str = ""
+    plots: tuple[Plot, ...] = ()
 
 
 def decide(*, confirmed: bool = False, refuted: bool = False, conditional: bool = False) -> Verdict:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -27,6 +28,10 @@ def command(
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the page docs/claims.md.")
     ] = False,
+    plots: Annotated[
+        Path | None,
+        typer.Option("--plots", metavar="DIR", help="Write the plots of C9 to C12 there, as SVG."),
+    ] = None,
     as_json: AsJson = False,
 ) -> int:
     """Test what was claimed about SEV live migration on the mailing lists.
@@ -46,6 +51,8 @@ def command(
       guestemu claims C2 C13
 
       guestemu claims --json C31
+
+      guestemu claims --plots plots C9 C11
     """
     from guestemu.claims.claim import Lab
     from guestemu.claims.debate import can_run, find_claims
@@ -60,7 +67,11 @@ def command(
         names = ", ".join(claim.ident for claim in skipped)
         raise MissingError(f"claims: {names} needs a kernel image; run `guestemu kernel fetch`")
     runnable = [claim for claim in claims if can_run(claim, lab)]
+    if plots is not None:
+        _make_directory(plots)
     decided = _run(runnable, lab)
+    if plots is not None:
+        _write_plots(decided, plots)
     _show(decided, skipped, bool(idents), markdown, as_json)
     if len(decided) < len(runnable):
         return EXIT_INTERRUPTED
@@ -85,6 +96,25 @@ def _run(claims: Sequence[Claim], lab: Lab) -> list[Decided]:
         except KeyboardInterrupt:
             pass  # what was found is printed, the exit status says that it is not all
     return decided
+
+
+def _make_directory(path: Path) -> None:
+    """Before the run, so that a wrong name does not cost one."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--plots {path}: {error.strerror}; give a directory") from None
+
+
+def _write_plots(decided: Sequence[Decided], directory: Path) -> None:
+    from guestemu.claims.report import file_name
+
+    for plot in (plot for each in decided for plot in each.result.plots):
+        path = directory / file_name(plot)
+        try:
+            path.write_text(plot.svg, encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"--plots {path}: {error.strerror}") from None
 
 
 def _show(

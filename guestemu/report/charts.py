@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Plots as inline SVG, without any library: a level over time, bars.
+"""Plots as inline SVG, without any library: a level over time, bars; and as files of their own.
 
 Every text is escaped: texts come from traces and programs.
 """
@@ -12,14 +12,22 @@ from typing import Final
 
 WIDTH: Final = 900
 HEIGHT: Final = 220
+STYLE: Final = (
+    ".area{fill:#b9cdf0}.line{fill:none;stroke:#2456b3;stroke-width:1.5}.bar{fill:#3f72c9}"
+)
+"""How the parts of a plot look; a page has it once."""
+
 _LEFT: Final = 70
 _BOTTOM: Final = 26
 _TOP: Final = 10
 _BAR: Final = 22
 
 
-def step_chart(points: Sequence[tuple[float, float, float]], unit: str, identity: str) -> str:
-    """A level over time: (seconds, highest, last) per bucket; the area is what was highest."""
+def step_chart(
+    points: Sequence[tuple[float, float, float]], unit: str, identity: str, along: str = "s"
+) -> str:
+    """A level over time: (seconds, highest, last) per bucket; the area is what was highest. `along`
+    is the unit of the first, if it is not seconds."""
     if not points:
         return "<p>nothing to plot</p>"
     start, end = points[0][0], max(points[-1][0], points[0][0] + 1e-9)
@@ -48,7 +56,7 @@ def step_chart(points: Sequence[tuple[float, float, float]], unit: str, identity
     times = "".join(
         f'<text x="{_LEFT + inner_width * part:.0f}" y="{HEIGHT - 6}" '
         f'text-anchor="{"start" if part == 0 else "end" if part == 1 else "middle"}">'
-        f"{start + (end - start) * part:.6g} s</text>"
+        f"{start + (end - start) * part:.6g} {escape(along)}</text>"
         for part in (0, 0.5, 1)
     )
     return (
@@ -76,4 +84,16 @@ def bar_chart(bars: Sequence[tuple[str, float]], identity: str) -> str:
     return (
         f'<svg id="{identity}" viewBox="0 0 {WIDTH} {len(bars) * _BAR + 4}" role="img">'
         f"{''.join(rows)}</svg>"
+    )
+
+
+def svg_file(chart: str) -> str:
+    """A chart as a file: white behind it, so that it can be read on any page. Raises `ValueError`
+    for a chart that has nothing to plot."""
+    opening, _, rest = chart.partition(">")
+    if not opening.startswith("<svg "):
+        raise ValueError("nothing to plot")
+    return (
+        f'{opening} xmlns="http://www.w3.org/2000/svg" '
+        f'style="background:#fff;font:12px sans-serif"><style>{STYLE}</style>{rest}\n'
     )
