@@ -3,7 +3,8 @@
 
 Installed with guestemu (entry point `pytest11`). It does nothing, and imports nothing of guestemu,
 in a project without such files. `guestemu_programs = false` in the pytest configuration, or
-`-p no:guestemu`, leaves them alone. Programs of one header in a row run in one testbed.
+`-p no:guestemu`, leaves them alone, and so are the programs in a campaign's work directory, which
+expect what is wrong. Programs of one header in a row run in one testbed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _SUFFIX = ".prog"
 _OPTION = "guestemu_programs"
+_CAMPAIGN = "campaign.json"
 _BENCH: pytest.StashKey[Bench] = pytest.StashKey()
 
 
@@ -30,6 +32,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
     """A program file is a collector with one test."""
     if file_path.suffix != _SUFFIX or not parent.config.getini(_OPTION):
+        return None
+    if (file_path.parents[1] / _CAMPAIGN).exists():
         return None
     collector: ProgramFile = ProgramFile.from_parent(parent, path=file_path)
     return collector

@@ -3,14 +3,10 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import struct
-import subprocess
 import xml.etree.ElementTree as ET
-import zlib
-from pathlib import Path
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
 from recorded import trace_path
@@ -21,6 +17,9 @@ from guestemu.dma.page import report_page
 from guestemu.dma.sharing import MapCell
 from guestemu.dma.source import open_trace
 from guestemu.guest.dma.gfp import GFP_KERNEL
+
+if TYPE_CHECKING:
+    from tests.conftest import Drawn
 
 PLOTS = ("shared-over-time", "lifetimes", "address-map", "device-hypercalls")
 
@@ -63,52 +62,8 @@ def test_a_full_map_has_one_rectangle_per_cell() -> None:
     assert len(root.findall("rect")) == 4097
 
 
-def chromium() -> str:
-    """A browser; CI installs one, elsewhere a missing one skips the test."""
-    found = shutil.which("chromium") or shutil.which("google-chrome")
-    if found is None and os.environ.get("CI") == "true":
-        subprocess.run(["apt-get", "install", "-y", "chromium"], check=False)
-        found = shutil.which("chromium")
-        assert found is not None, "CI has no chromium and cannot install it"
-    if found is None:
-        pytest.skip("no chromium")
-    return found
-
-
-def pixels(png: bytes) -> tuple[int, set[bytes]]:
-    """Width and the set of pixels of an 8-bit PNG whose rows may be filtered (colours are then
-    those of the filtered rows, which is enough to tell a drawn page from a blank one)."""
-    assert png.startswith(b"\x89PNG")
-    position, data, width, depth = 8, b"", 0, 0
-    while position < len(png):
-        length, kind = struct.unpack_from(">I4s", png, position)
-        body = png[position + 8 : position + 8 + length]
-        if kind == b"IHDR":
-            width, _, _, colour = struct.unpack_from(">IIBB", body)
-            depth = {2: 3, 6: 4}[colour]
-        elif kind == b"IDAT":
-            data += body
-        position += 12 + length
-    raw = zlib.decompress(data)
-    row = 1 + width * depth
-    return width, {raw[at : at + depth] for at in range(1, min(len(raw), row * 400), depth)}
-
-
-def test_a_browser_draws_it(page: str, tmp_path: Path) -> None:
-    source, shot = tmp_path / "page.html", tmp_path / "page.png"
-    source.write_text(page, encoding="utf-8")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1000,1600"]
-    where = [f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={shot}", source.as_uri()]
-    browser = chromium()
-    subprocess.run([browser, *flags, *where], check=True, capture_output=True, timeout=120)
-    width, colours = pixels(shot.read_bytes())
+def test_a_browser_draws_it(page: str, draw: Callable[[str], Drawn]) -> None:
+    width, colours, document = draw(page)
     assert width == 1000
-    assert len(colours) > 50
-    dump = subprocess.run(
-        [browser, *flags, where[0], "--dump-dom", source.as_uri()],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    ).stdout
-    assert [name for name in PLOTS if f'id="{name}"' in dump] == list(PLOTS)
+    assert colours > 50
+    assert [name for name in PLOTS if f'id="{name}"' in document] == list(PLOTS)

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A real browser for the tests of report pages."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import subprocess
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+
+class Drawn(NamedTuple):
+    """A page as the browser drew it: width in pixels, different pixels in its upper part, and the
+    document after loading."""
+
+    width: int
+    colours: int
+    document: str
+
+
+def _chromium() -> str:
+    """A browser; CI installs one, elsewhere a missing one skips the test."""
+    found = shutil.which("chromium") or shutil.which("google-chrome")
+    if found is None and os.environ.get("CI") == "true":
+        subprocess.run(["apt-get", "install", "-y", "chromium"], check=False)
+        found = shutil.which("chromium")
+        assert found is not None, "CI has no chromium and cannot install it"
+    if found is None:
+        pytest.skip("no chromium")
+    return found
+
+
+def _pixels(png: bytes) -> tuple[int, int]:
+    """Width and the number of different pixels of an 8-bit PNG whose rows may be filtered (colours
+    are then those of the filtered rows, which is enough to tell a drawn page from a blank one)."""
+    assert png.startswith(b"\x89PNG")
+    position, data, width, depth = 8, b"", 0, 0
+    while position < len(png):
+        length, kind = struct.unpack_from(">I4s", png, position)
+        body = png[position + 8 : position + 8 + length]
+        if kind == b"IHDR":
+            width, _, _, colour = struct.unpack_from(">IIBB", body)
+            depth = {2: 3, 6: 4}[colour]
+        elif kind == b"IDAT":
+            data += body
+        position += 12 + length
+    raw = zlib.decompress(data)
+    row = 1 + width * depth
+    return width, len({raw[at : at + depth] for at in range(1, min(len(raw), row * 400), depth)})
+
+
+@pytest.fixture
+def draw(tmp_path: Path) -> Callable[[str], Drawn]:
+    """Draws a page in a window 1000 pixels wide."""
+
+    def drawn(page: str) -> Drawn:
+        source, shot = tmp_path / "drawn.html", tmp_path / "drawn.png"
+        source.write_text(page, encoding="utf-8")
+        command = [
+            *(_chromium(), "--headless", "--no-sandbox", "--disable-gpu"),
+            *("--window-size=1000,1600", f"--user-data-dir={tmp_path / 'profile'}"),
+        ]
+        subprocess.run(
+            [*command, f"--screenshot={shot}", source.as_uri()],
+            check=True,
+            capture_output=True,
+            timeout=120,
+        )
+        dump = subprocess.run(
+            [*command, "--dump-dom", source.as_uri()],
+            check=True,
+            capture_output=True,
+            timeout=120,
+        )
+        return Drawn(*_pixels(shot.read_bytes()), dump.stdout.decode())
+
+    return drawn
