@@ -95,9 +95,9 @@ def compare(name: str, host: str, guest: str, count: int) -> tuple[int, int]:
     [
         ("hypercall", "snippet:6.1", 3000, 0.8),
         ("hypercall", "snippet:5.10", 500, 0.8),
-        ("conversion", "snippet:6.1", 700, 0.5),
-        ("conversion", "snippet:6.12", 400, 0.5),
-        ("conversion", "snippet:5.10", 400, 0.2),
+        ("conversion", "snippet:6.1", 700, 0.9),
+        ("conversion", "snippet:6.12", 400, 0.9),
+        ("conversion", "snippet:5.10", 400, 0.6),
     ],
 )
 def test_counters_and_verdicts_are_those_of_python(name, guest, count, share):

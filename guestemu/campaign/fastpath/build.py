@@ -18,7 +18,7 @@ from guestemu.bench.floor import find_compiler
 
 DIRECTORY: Final = Path(__file__).resolve().parent
 LIBRARY: Final = DIRECTORY / "fastpath.elf"
-_UNITS: Final = ("decode.c", "judge.c", "feedback.c", "run.c")
+_UNITS: Final = ("decode.c", "tables.c", "judge.c", "feedback.c", "run.c")
 _FILES: Final = ("fast.h", *_UNITS)
 _FLAGS: Final = (
     *("-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"),

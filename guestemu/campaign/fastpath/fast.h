@@ -20,7 +20,7 @@ typedef uint64_t u64;
 typedef int64_t i64;
 typedef unsigned __int128 u128;
 
-enum { RECORD = 48, ARGUMENTS = 5, MAX_OPS = 16, MAX_EXITS = 16, STATES = 16, REGIONS = 4, KINDS = 64 };
+enum { RECORD = 48, ARGUMENTS = 5, MAX_OPS = 16, MAX_EXITS = 1100, MAX_LINKS = 64, STATES = 16, REGIONS = 4, KINDS = 64 };
 enum { PAGE_SHIFT = 12, PAGE = 1 << PAGE_SHIFT };
 
 /* The kinds that can be common (guestemu/program/kinds.py). */
@@ -131,7 +131,9 @@ struct fast {
 	u64 functions[KINDS];
 	u64 user_stack, kernel_stack, no_such_function;
 	/* page tables: per frame 0, or the level and the address it maps from */
-	const u64 *tables;
+	u64 *tables;
+	u8 *flags;
+	const u8 *private_view;
 	u64 cbit, frames;
 	struct window direct, alias;
 	u64 map_bytes, alias_bytes;
@@ -144,6 +146,7 @@ struct fast {
 	u64 state, ready, cpl, is_64bit;
 	/* this execution; is_stale: the host is still to be put back */
 	u64 is_stale, is_foreign, cpu_state, is_odd, is_trapped, trap, exit_count, ops_count, is_flipped, previous;
+	u64 link_count, links[MAX_LINKS];
 	struct exit exits[MAX_EXITS];
 	struct op ops[MAX_OPS];
 };
@@ -155,6 +158,8 @@ void fast_count(struct fast *f, const struct op *op, u64 index, i64 value);
 /* Host and page tables of the operation now. */
 const u8 *fast_host_map(const struct fast *f);
 bool fast_replay(struct fast *f);
+void fast_set_bits(u8 *map, u64 first, u64 end, bool value);
+void fast_forget_tables(struct fast *f);
 bool fast_range(const struct fast *f, const struct op *op, u64 *first, u64 *count);
 
 /* Whether the host allows migration now. */

@@ -176,6 +176,8 @@ class FastPath:
         record.dirty_count = at + type(watch).dirty_count.offset
         record.log_count = at + type(watch).log_count.offset
         record.log = watch.log
+        record.flags = watch.flags
+        record.private_view = watch.private
         record.slow_access = watch.slow or 0
         watch.slow = self.library.slow_access
         blocks = machine.hooks.watch

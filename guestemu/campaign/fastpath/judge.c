@@ -1,36 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/*
- * What the checks would say (guestemu/checks/): true only where all of them would say nothing.
- * Also the page tables as the stores into them make them (guestemu/machine/leafmap.py).
- */
+/* What the checks would say (guestemu/checks/): true only where all of them would say nothing. */
 #include "fast.h"
 
 enum { MAP_GPA_RANGE = 12, ENCRYPTED = 1 << 4 };
 enum { VAPIC_POLL_IRQ = 1, KICK_CPU = 5, CLOCK_PAIRING = 9, SEND_IPI = 10, SCHED_YIELD = 11 };
 enum { KVM_EPERM = 1, KVM_EINVAL = 22, KVM_ENOSYS = 1000 };
 enum { EPERM = 1, EIO = 5, ENOMEM = 12, EBUSY = 16 };
-enum { LEVEL_MASK = 7, LEAF = 1 };
 
-static const u64 ADDRESS = 0x000ffffffffff000ull;
 static const u64 U32 = 0xffffffffull;
 
 const u8 *fast_host_map(const struct fast *f)
 {
 	return f->is_stale ? f->host_base : f->host_map;
-}
-
-static void set_bits(u8 *map, u64 first, u64 end, bool value)
-{
-	while (first < end && first & 7) {
-		map[first >> 3] = (map[first >> 3] & ~(1 << (first & 7))) | value << (first & 7);
-		first++;
-	}
-	if (end > first + 7) {
-		__builtin_memset(map + (first >> 3), value ? 0xff : 0, (end - first) >> 3);
-		first = end & ~7ull;
-	}
-	for (; first < end; first++)
-		map[first >> 3] = (map[first >> 3] & ~(1 << (first & 7))) | value << (first & 7);
 }
 
 static bool same(const void *a, const void *b, u64 size)
@@ -53,45 +34,6 @@ bool fast_range(const struct fast *f, const struct op *op, u64 *first, u64 *coun
 	}
 	*first = gpa >> PAGE_SHIFT;
 	*count = (int32_t)op->arguments[0] > 0 ? (int32_t)op->arguments[0] : 0;
-	return true;
-}
-
-/* One store into a leaf table; false where something else than a C-bit may have changed. */
-static bool leaf_store(struct fast *f, struct window *window, u64 va, u64 entry)
-{
-	u64 page = (va - window->start) >> PAGE_SHIFT;
-	bool is_private = entry & f->cbit;
-
-	if (va < window->start || page >= window->pages)
-		return true;
-	if ((entry & ADDRESS & ~f->cbit) >> PAGE_SHIFT != window->gfn + page)
-		return false;
-	set_bits(window->bits, page, page + 1, is_private);
-	f->is_flipped = true;
-	return true;
-}
-
-/* Brings the windows up to date from the log of stores into page tables, and empties it. */
-bool fast_replay(struct fast *f)
-{
-	u64 count = *f->log_count;
-
-	*f->log_count = 0;
-	for (u64 i = 0; i < count; i++) {
-		u64 gpa = f->log[2 * i] & ~f->cbit, entry = f->log[2 * i + 1], table;
-		u64 va;
-
-		if (gpa >> PAGE_SHIFT >= f->frames)
-			return false;
-		table = f->tables[gpa >> PAGE_SHIFT];
-		if (!table)
-			continue;
-		if ((table & LEVEL_MASK) != LEAF || !entry)
-			return false;
-		va = (table & ~(u64)LEVEL_MASK) | (gpa & 0xff8) << 9;
-		if (!leaf_store(f, &f->direct, va, entry) || !leaf_store(f, &f->alias, va, entry))
-			return false;
-	}
 	return true;
 }
 
@@ -134,7 +76,7 @@ static bool record_is_right(struct fast *f)
 		    exit->ret || first + pages < first)
 			continue;
 		if (first < frames)
-			set_bits(f->host_before, first,
+			fast_set_bits(f->host_before, first,
 				 pages < frames - first ? first + pages : frames,
 				 exit->args[2] & ENCRYPTED);
 	}
@@ -147,8 +89,8 @@ static bool status_is_right(struct fast *f, const struct op *op, u64 first, u64 
 	bool is_private = op->kind == SET_ENCRYPTED || op->kind == EARLY_SET_ENCRYPTED;
 	u64 end = first + count < f->frames ? first + count : f->frames;
 
-	set_bits(f->host_before, first, end, is_private);
-	set_bits(f->direct_before, first, end, is_private);
+	fast_set_bits(f->host_before, first, end, is_private);
+	fast_set_bits(f->direct_before, first, end, is_private);
 	if (!same(f->host_before, fast_host_map(f), f->map_bytes) ||
 	    !same(f->direct_before, f->direct.bits, f->map_bytes))
 		return false;

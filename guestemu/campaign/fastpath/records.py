@@ -12,7 +12,8 @@ from typing import Final
 
 ARGUMENTS: Final = 5
 MAX_OPS: Final = 16
-MAX_EXITS: Final = 16
+MAX_EXITS: Final = 1100
+MAX_LINKS: Final = 64
 STATES: Final = 16
 KINDS: Final = 64
 REGIONS: Final = 4
@@ -100,14 +101,15 @@ class FastRecord(ctypes.Structure):
         ("stubs", StubRecord * STATES),
         ("kernel", StubRecord),
         ("functions", _Word * KINDS),
-        *_words("user_stack kernel_stack no_such_function tables cbit frames"),
+        *_words("user_stack kernel_stack no_such_function tables flags private_view cbit frames"),
         ("direct", WindowRecord),
         ("alias", WindowRecord),
         *_words("map_bytes alias_bytes host_map host_base host_before direct_before"),
         *_words("base_state base_ready answers_judged record_judged"),
         *_words("state ready cpl is_64bit"),
         *_words("is_stale is_foreign cpu_state is_odd is_trapped trap exit_count ops_count"),
-        *_words("is_flipped previous"),
+        *_words("is_flipped previous link_count"),
+        ("links", _Word * MAX_LINKS),
         ("exits", ExitRecord * MAX_EXITS),
         ("ops", OpRecord * MAX_OPS),
     )

@@ -75,6 +75,7 @@ static bool put_back(struct fast *f)
 	}
 	*f->log_count = 0;
 	f->is_stale = true;
+	fast_forget_tables(f);
 	if (f->is_flipped) {
 		f->is_flipped = false;
 		__builtin_memcpy(f->direct.bits, f->direct.base, f->map_bytes);
