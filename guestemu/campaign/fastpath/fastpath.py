@@ -207,8 +207,7 @@ class FastPath:
         for kind, name in _FUNCTIONS.items():
             record.functions[kind] = guest.symbols.get(name, 0)
         record.no_such_function = _NO_FUNCTION
-        if _STOP not in guest.symbols:
-            record.functions[OpKind.STOP_CONVERSION] = _NO_FUNCTION
+        record.functions[OpKind.STOP_CONVERSION] = guest.symbols.get(_STOP, _NO_FUNCTION)
 
     def _fill_status(self) -> None:
         record, tables, host = self.record, self._tables, self._testbed.host

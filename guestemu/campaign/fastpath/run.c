@@ -143,6 +143,8 @@ static bool call(struct fast *f, const struct op *op, i64 *value)
 	case READ:
 		registers[0] = gva + arguments[0];
 		break;
+	case STOP_CONVERSION:
+		break;
 	default:
 		registers[0] = gva + arguments[1];
 		registers[1] = arguments[0];
