@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from guestemu.abi.x86 import Mode
+from guestemu.campaign.executor import Executor
 from guestemu.campaign.fastpath.library import FastLibrary, load_library
 from guestemu.campaign.fastpath.records import STATES, FastRecord, InputRecord, StubRecord
 from guestemu.campaign.fastpath.tables import Tables, regions
@@ -66,7 +67,7 @@ _STOP: Final = "set_memory_enc_stop_conversion"
 _HERE, _NO_FUNCTION = 1, 2
 _LEVELS: Final = 4
 _VMMCALL_LENGTH: Final = 3
-_SAID: Final = struct.Struct("4Q")
+_PUT_SAID: Final = struct.Struct("4Q").pack_into
 
 
 def why_not(session: Session) -> str:
@@ -75,6 +76,8 @@ def why_not(session: Session) -> str:
     testbed = executor.testbed
     guest = testbed.guest
     machine = guest.machine
+    if type(executor) is not Executor:
+        return "the executor makes programs in its own way"
     if type(guest) is not SnippetGuest or guest.boot_exits:
         return f"guest {guest.name} is no snippet"
     if type(machine.ram) is not GuestRam or not machine.code.available or machine.tlb is not None:
@@ -303,28 +306,32 @@ class FastPath:
         vcpu = self._guest.machine.current
         registers, answer = hooks.exit_registers
         values, answered = registers.values, answer.values
-        record, private, copy = self.record, self._map, self._copy
-        words = memoryview(record).cast("B")
+        private, copy = self._map, self._copy
+        octets = memoryview(self.record).cast("B")
+        words = octets.cast("Q")
+        stale = FastRecord.is_stale.offset // words.itemsize
         said = FastRecord.state.offset
+        is_vmmcall, restore, answer_of = hooks.is_vmmcall, host.restore, host.hypercall
+        privilege, private_map = vcpu.privilege, host.private_map
 
         def ask() -> bool:
             rip, nr, a0, a1, a2, a3, selector = values.tolist()
-            if not hooks.is_vmmcall(rip):
+            if not is_vmmcall(rip):
                 return False
-            if record.is_stale:
-                host.restore(frames)
-            cpl, is_64bit = vcpu.privilege(selector)
-            value = host.hypercall(Hypercall(nr, a0, a1, a2, a3, cpl, is_64bit, vcpu))
+            if words[stale]:
+                restore(frames)
+            cpl, is_64bit = privilege(selector)
+            value = answer_of(Hypercall(nr, a0, a1, a2, a3, cpl, is_64bit, vcpu))
             if hooks.rip_moved:
                 hooks.rip_moved = False
                 return False
             answered[0] = value
             answered[1] = rip + _VMMCALL_LENGTH
-            _SAID.pack_into(words, said, host.state, host.migration_ready, cpl, is_64bit)
+            _PUT_SAID(octets, said, host.state, host.migration_ready, cpl, is_64bit)
             if copy is not None:
-                copy[:] = host.private_map().tobytes()
+                copy[:] = private_map().tobytes()
                 return True
-            return host.private_map() is private
+            return private_map() is private
 
         return ask
 
