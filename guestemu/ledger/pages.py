@@ -81,11 +81,6 @@ class WrittenPages:
             if page.gfn in frames:
                 page.is_defined = False
 
-    def forget(self, frames: range) -> None:
-        """These frames belong to somebody else now."""
-        for gva in [gva for gva, page in self._pages.items() if page.gfn in frames]:
-            del self._pages[gva]
-
     def addresses(self) -> Iterator[int]:
         """The addresses of all pages."""
         return iter(self._pages)

@@ -156,10 +156,11 @@ class Scene:
             self.written.abandon(frames)
             self.has_error = True
             self._count_leak(len(frames), policy_named(self.guest.generation).encrypt_failure)
-        elif self.guest.free_frames() is None:
-            self.written.forget(frames)
-        else:
+        elif self.guest.leaf_map.private[frames.start : frames.stop].all():
             self.fill_frames(frames, OLD)
+        else:  # a kernel's dma_free_attrs() is void; the pages did not become private
+            self.written.abandon(frames)
+            self.leaked = None
 
     def reuse_freed(self) -> None:
         """Whoever gets the free frames that are shared in the page tables fills them (M2, M3)."""

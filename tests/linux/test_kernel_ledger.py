@@ -52,3 +52,13 @@ def test_a_kernel_drops_the_answer_to_a_dma_buffer(
     assert len(answers) == 3
     for row in answers:
         assert (row.lost, row.noticed_by) == (1, ())
+
+
+def test_a_dma_buffer_that_could_not_be_made_private_gets_no_new_owner(
+    image_of: Callable[[str], Path], series: str
+) -> None:
+    image_of(series)
+    rows = rows_of(f"linux:{series}", "dma-free", kernel=True)
+    assert [row.lost for row in rows if row.failure == "host-einval"] == [1, 1, 1]
+    assert seen(rows, "none") == [(-1, (), "completed", 0, 0, 0)]
+    assert seen(rows, "cpa") == [(0, ("guest log",), "completed", 0, 0, None)]
