@@ -30,11 +30,12 @@ def duration(seconds: float) -> str:
 
 def status_line(figures: Figures) -> str:
     """One line of figures."""
+    found = len(figures.findings)
     return (
         f"{duration(figures.seconds)}: {figures.executions:,} executions, "
         f"{figures.execs_per_second:,.0f}/s, corpus {figures.corpus_size}, "
         f"{figures.guest_blocks} guest blocks, {figures.model_states} model states, "
-        f"{len(figures.findings)} findings"
+        f"{found} finding{'' if found == 1 else 's'}"
     )
 
 

@@ -101,8 +101,10 @@ def _tell(run: Run, index: int, shown: ShownOp) -> None:
     console.emit(console.paint(f"       {SPECS[op.kind].help}", "dim"))
     for line in told.lines:
         console.emit(f"       {line}")
-    for first, *_ in told.violations:
+    for first, *rest in told.violations:
         console.emit(console.paint(f"     ! {first}", "red"))
+        for line in rest:
+            console.emit(f"       {line}")
     if shown.instructions:
         console.emit(f"       {shown.instructions} instructions:")
     for call in shown.calls:

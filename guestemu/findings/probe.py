@@ -149,7 +149,8 @@ class Probe:
         self, ops: tuple[Op, ...], sighting: Sighting, exits: Sequence[Sequence[ExitRecord]]
     ) -> Sighting:
         """`sighting` named by the register whose upper half is to blame, if one is: outside 64-bit
-        code upper halves count for nothing (K3-c), so what is gone without them is their doing."""
+        code upper halves count for nothing (K3-c), so what is gone without them, or has suspicious
+        code of its own, is their doing."""
         index, name = sighting.violation.op, sighting.symptom.name
         op = ops[index]
         if op.kind is not OpKind.HYPERCALL or len(exits[index]) != 1 or exits[index][0].is_64bit:
@@ -157,11 +158,14 @@ class Probe:
         for words, candidate in lower_halves(op):
             self._is_comparing = True
             try:
-                other = self.try_look((*ops[:index], candidate, *ops[index + 1 :]))
+                narrow = (*ops[:index], candidate, *ops[index + 1 :])
+                other = self.try_look(narrow, traced=bool(sighting.spots))
             finally:
                 self._is_comparing = False
-            if other is not None and all(
-                (name, index) != (seen.symptom.name, seen.violation.op) for seen in other.sightings
+            if other is not None and not any(
+                (name, index) == (seen.symptom.name, seen.violation.op)
+                and self.suspicious(seen) <= sighting.spots
+                for seen in other.sightings
             ):
                 symptom = msgspec.structs.replace(sighting.symptom, name=f"hypercall: {words}")
                 return msgspec.structs.replace(sighting, symptom=symptom)

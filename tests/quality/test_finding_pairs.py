@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One defect is one finding, two are two: ten planted bugs, every two of them in one host."""
+"""One defect is one finding, two are two: ten planted bugs, every two of them in one host.
+
+Bugs of the zoo that are classes of hosts join: every two of those, and in the soak a second ten.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,16 @@ import itertools
 import sys
 from pathlib import Path
 
+import msgspec
 import planted_hosts
 import pytest
 
+from guestemu.abi.x86 import Mode
 from guestemu.campaign.engines.random import RandomEngine
 from guestemu.campaign.session import Plan, Session
 from guestemu.campaign.targets import find_target
 from guestemu.program.ops import Op, OpKind
+from guestemu.zoo import hosts_merged
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "findings"))
 
@@ -21,6 +27,11 @@ from found import call, file, make_book, variants
 
 PAGE = 4096
 SHARE, BACK = OpKind.SET_MEMORY_DECRYPTED, OpKind.SET_MEMORY_ENCRYPTED
+
+
+def legacy(*arguments: int) -> Op:
+    return msgspec.structs.replace(call(*arguments), mode=Mode.COMPAT32)
+
 
 WITNESSES = {
     "LargeLeaf": [[call(PAGE, 512)], [call(5 * PAGE, 512)]],
@@ -41,21 +52,41 @@ WITNESSES = {
 """For each bug programs that show it, none of them minimal. Earlier bugs come first in a host of
 two, so that they see the call as the guest made it."""
 
+ZOO = {
+    "M42": hosts_merged.AttributeBit0Host,
+    "M44": hosts_merged.PlainErrnoHost,
+    "M72": hosts_merged.PageLoopHost,
+    "M73": hosts_merged.HalfTruncatedHost,
+    "M74": hosts_merged.LatePrivilegeHost,
+}
+ZOO_WITNESSES = {
+    "M42": WITNESSES["AttributeBit0"],
+    "M44": [[call(PAGE, 1, nr=99)], [call(5, 0, nr=3)]],
+    "M72": [[call(0, (1 << 64) - 1)], [call(0, 1 << 40, 16)]],
+    "M73": [
+        [legacy(1 << 35 | 7 * PAGE, 3)],
+        [legacy(5 * PAGE, (1 << 64) - 2)],
+        [call(0x4A9000, 2), legacy(0x402000, 1 << 32 | 1, 16)],
+    ],
+    "M74": WITNESSES["LatePrivilege"],
+}
 PAIRS = list(itertools.combinations(WITNESSES, 2))
+ZOO_PAIRS = list(itertools.combinations(ZOO, 2))
+SECOND_TEN = (*ZOO, "Wraps", "WordBoundary", "LargeLeaf", "NoPages", "NextNumber")
 HIDING = ("WordBoundary", "LastPage")
 """Every range of two pages or more is wrong in this host: part of the other bug's condition runs
 only when something is wrong, and so both keys differ from those of the bugs alone."""
 
 
 def host_with(*names: str):
-    bases = tuple(getattr(planted_hosts, name) for name in names)
+    bases = tuple(ZOO.get(name) or getattr(planted_hosts, name) for name in names)
     return type("And".join(names), bases, {})()
 
 
 def keys_of(*names: str, seed: int = 1) -> set[str]:
     book = make_book(host_with(*names))
     for name in names:
-        for witness in WITNESSES[name]:
+        for witness in ZOO_WITNESSES.get(name) or WITNESSES[name]:
             file(book, variants(witness, 4, seed))
     return set(book.findings)
 
@@ -80,6 +111,11 @@ def test_two_bugs_are_two_findings(pair, alone):
     assert len(found) == 2
     if pair != HIDING:
         assert len(found & set.union(*(alone[name] for name in pair))) >= 1
+
+
+@pytest.mark.parametrize("pair", ZOO_PAIRS, ids="-".join)
+def test_two_bugs_of_the_zoo_are_two_findings(pair):
+    assert len(keys_of(*pair)) == 2
 
 
 def test_one_bug_reached_by_five_kinds_of_op_is_one_finding():
@@ -107,7 +143,7 @@ def test_one_bug_reached_by_five_kinds_of_op_is_one_finding():
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+@pytest.mark.parametrize("pair", [*PAIRS, *itertools.combinations(SECOND_TEN, 2)], ids="-".join)
 def test_campaigns_of_pairs_find_two(pair):
     target = find_target("hypercall")
     plan = Plan(target, target.header, seed=1, execs=20_000)
