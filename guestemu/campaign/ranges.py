@@ -11,14 +11,17 @@ saved. Lengths are bounded too: page 65 of a range shows what page 64 does not, 
 nothing new and costs milliseconds. In region G a leaf is 1 GiB and costs as much as a page, but
 splitting it costs as much as hundreds of them: there a call for more pages than in region L is made
 one for whole leaves. A store into two pages begins at a word: accesses across a page boundary are
-not modelled exactly (docs/machine.md), and rolling one back takes long in gigabytes of RAM.
+not modelled exactly (docs/machine.md), and rolling one back takes long in gigabytes of RAM. A host
+that answers a hypercall with 0 and does not act on it lies, which no guest can tell: an ordered
+answer is an error.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, PUD_SIZE
+from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, PUD_SIZE, U64_MASK
+from guestemu.abi.errno import EINVAL
 from guestemu.program.ops import REGIONS, Op, OpKind, Region
 
 MAX_PAGES: Final = 66
@@ -39,6 +42,7 @@ _WORD: Final = 7
 _SMALL: Final = frozenset({Region.D, Region.V})
 _GIANT_PAGES: Final = PUD_SIZE >> PAGE_SHIFT
 _U32: Final = 0xFFFF_FFFF
+_REFUSED: Final = -EINVAL & U64_MASK
 
 
 def _cut(length: int, limit: int) -> int:
@@ -92,6 +96,8 @@ def limit_op(op: Op, lawful: bool) -> Op:
         return _with(op, (value, offset, size))
     if op.kind is OpKind.READ:
         return _with(op, (min(arguments[0], PAGE_SIZE - 8),))
+    if op.kind is OpKind.ANSWER and not arguments[0]:
+        return _with(op, (_REFUSED, arguments[1]))
     return op
 
 

@@ -346,3 +346,11 @@ def test_a_program_that_uses_up_its_budget_is_filed_and_not_mutated():
     assert not session.execute(encode_ops([hole, endless]))
     assert "progress" in {finding.check for finding in session.make_report().findings}
     assert not any(session.feedback.area[:])
+
+
+def test_an_ordered_answer_is_an_error():
+    """Answered 0 and not acted on is a lie of the host, not a defect of the guest."""
+    lie = Op(OpKind.ANSWER, (0, 2))
+    error = limit_op(lie, False)
+    assert error.arguments == (-errno.EINVAL & (1 << 64) - 1, 2)
+    assert limit_op(error, False) is error
