@@ -85,12 +85,15 @@ class Clock:
 
 
 def make_session(cell: Cell) -> ZooSession:
-    """The session of `cell`, its testbed booted."""
-    from guestemu.zoo.catalogue import find_bugs
+    """The session of `cell`, its testbed booted. Raises `InputError` for an unknown bug."""
+    from guestemu.abi.errors import InputError
+    from guestemu.zoo.catalogue import BUGS
     from guestemu.zoo.session import ZooSession
     from guestemu.zoo.targets import find_target
 
-    (bug,) = find_bugs([cell.bug])
+    bug = BUGS.get(cell.bug)
+    if bug is None:
+        raise InputError(f"zoo bug {cell.bug!r}: not in the zoo; see guestemu zoo list")
     return ZooSession(
         find_target(bug.target),
         bug.planted if cell.planted else bug.repaired,

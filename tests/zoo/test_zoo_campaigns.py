@@ -15,6 +15,8 @@ from guestemu.campaign.engines import atheris as engines
 from guestemu.campaign.engines.atheris import AtherisEngine
 from guestemu.campaign.engines.random import RandomEngine
 from guestemu.cli.main import main
+from guestemu.zoo import session as zoo_session
+from guestemu.zoo.bug import Configuration
 from guestemu.zoo.catalogue import BUGS, find_bugs, repaired_configurations
 from guestemu.zoo.cell import OURS, PLAIN, Cell, CellResult, make_session, run_here
 from guestemu.zoo.plain import PlainEngine
@@ -86,6 +88,19 @@ def test_a_campaign_starts_from_nothing(arm: str, monkeypatch: pytest.MonkeyPatc
     assert "-seed=2" in options
     assert all(option.startswith("-") for option in options)
     assert not [option for option in options if option.startswith(("-dict", "-seed_inputs"))]
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_cell_is_of_the_bug_it_names(bug: str, monkeypatch: pytest.MonkeyPatch):
+    """M62 is no M62b."""
+    made: list[Configuration] = []
+
+    def session(target: object, configuration: Configuration, check: str, **rest: object):
+        made.append(configuration)
+
+    monkeypatch.setattr(zoo_session, "ZooSession", session)
+    make_session(cell(bug))
+    assert made == [BUGS[bug].planted]
 
 
 def test_the_random_engine_starts_from_nothing():
