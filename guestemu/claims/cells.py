@@ -16,6 +16,7 @@ from guestemu.explore.confirm import confirm
 from guestemu.explore.count import Space, Tally
 from guestemu.explore.model import Scenario
 from guestemu.explore.notation import format_script, parse_order, parse_script
+from guestemu.explore.programs import LinkKind
 from guestemu.explore.rules import Rules
 from guestemu.explore.witness import format_witness, unrank
 
@@ -85,7 +86,7 @@ def machine_check(cells: Iterable[Cell]) -> MachineCheck:
     chosen = tuple(cells)
     if any(cell.rules != Rules() for cell in chosen):
         return MachineCheck(True)
-    found = confirm([cell.space for cell in chosen], MIGRATIONS, firmware=True)
+    found = confirm([cell.space for cell in chosen], MIGRATIONS, link=LinkKind.FIRMWARE)
     if found.is_interrupted:
         raise KeyboardInterrupt  # `confirm` keeps what it has; half a check decides nothing
     how = f"of {found.runs} migrations to a second machine by SEND and RECEIVE: {found.losing} that"

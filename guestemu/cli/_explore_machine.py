@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from guestemu.explore.confirm import Confirmation, Judge
     from guestemu.explore.model import Scenario
+    from guestemu.explore.programs import LinkKind
 
 MAX_CONFIRMED: Final = 100_000
 
@@ -25,7 +26,7 @@ def confirm(
     scenarios: Sequence[Scenario],
     wanted: str,
     seed: int,
-    firmware: bool,
+    link: LinkKind,
     as_json: bool,
     cluster: str | None = None,
 ) -> int:
@@ -47,7 +48,7 @@ def confirm(
     if count > MAX_CONFIRMED:
         raise InputError(f"--confirm: {count} losing interleavings; give up to {MAX_CONFIRMED}")
     with _judge(cluster) as judge, StepProgress(2 * count) as progress:
-        found = run(spaces, most, seed, firmware, progress.advance, judge)
+        found = run(spaces, most, seed, link, progress.advance, judge)
     if as_json:
         console.emit_json(found)
     else:
@@ -91,7 +92,7 @@ def _words(lost_strict: bool, lost_defined: bool) -> str:
 
 
 def write(
-    scenario: Scenario, rank: int, by_defined: bool, firmware: bool, path: Path, as_json: bool
+    scenario: Scenario, rank: int, by_defined: bool, link: LinkKind, path: Path, as_json: bool
 ) -> int:
     """Writes losing interleaving `rank` as a program, and shows it. Raises `InputError` where there
     is none, or the file cannot be written."""
@@ -102,7 +103,7 @@ def write(
     from guestemu.program.text import format_text
 
     witness = unrank(Space(scenario), rank, by_defined)
-    text = format_text(witness_program(witness, firmware), witness_comment(witness))
+    text = format_text(witness_program(witness, link), witness_comment(witness))
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:

@@ -16,6 +16,7 @@ from guestemu.cli.errors import EXIT_OK
 
 if TYPE_CHECKING:
     from guestemu.explore.model import Scenario
+    from guestemu.explore.programs import LinkKind
 
 DEFAULT_PASSES: Final = 2
 DEFAULT_DEPTH: Final = 3
@@ -24,8 +25,6 @@ MAX_REDUCED_PASSES: Final = 100
 """Its runs between kept states grow with the passes, its time with their square."""
 
 MAX_RUNS: Final = 10_000_000
-
-LINKS: Final = ("plain", "firmware")
 
 app = typer.Typer(rich_markup_mode=None)
 app.command("kernel-migration")(kernel_migration)
@@ -103,7 +102,7 @@ def command(
     link: Annotated[
         str,
         typer.Option(
-            metavar="plain|firmware",
+            metavar="plain|firmware|handler",
             help="With --confirm and --prog: how private pages travel.",
         ),
     ] = "plain",
@@ -152,16 +151,16 @@ def command(
     modes = {"--witness": witness is not None, "--list": list_all, "--pct": pct is not None}
     mode = _mode(modes, order, script)
     _check_switches(mode, table, bool(order or script), reduce, defined, passes)
-    firmware = _check_machine(mode, confirm, prog, link, reduce)
+    kind = _check_machine(mode, confirm, prog, link, reduce)
     if cluster is not None and confirm is None:
         raise InputError(
             "explore: --cluster goes with --confirm; all else takes less than a second"
         )
     scenarios = _scenarios(order, script, passes, rule or [])
     if confirm is not None:
-        return _explore_machine.confirm(scenarios, confirm, seed, firmware, as_json, cluster)
+        return _explore_machine.confirm(scenarios, confirm, seed, kind, as_json, cluster)
     if witness is not None and prog is not None:
-        return _explore_machine.write(scenarios[0], witness, defined, firmware, prog, as_json)
+        return _explore_machine.write(scenarios[0], witness, defined, kind, prog, as_json)
     if witness is not None:
         return _explore.show_witness(scenarios[0], witness, defined, as_json)
     if list_all:
@@ -217,17 +216,20 @@ def _check_switches(
 
 def _check_machine(
     mode: str | None, confirm: str | None, prog: Path | None, link: str, is_reduced: bool
-) -> bool:
-    """Whether --link is the firmware. Refuses switches that would be without effect."""
+) -> LinkKind:
+    """What --link names. Refuses switches that would be without effect."""
+    from guestemu.explore.programs import LinkKind
+
     if confirm is not None and (mode or is_reduced):
         raise InputError(f"explore: --confirm has no meaning with {mode or '--reduce'}; give one")
     if prog is not None and mode != "--witness":
         raise InputError("explore: --prog writes one interleaving; add --witness K")
-    if link not in LINKS:
-        raise InputError(f"explore: --link {link!r}; use {' or '.join(LINKS)}")
-    if link != LINKS[0] and confirm is None and prog is None:
+    if link not in list(LinkKind):
+        raise InputError(f"explore: --link {link!r}; use {', '.join(LinkKind)}")
+    kind = LinkKind(link)
+    if kind is not LinkKind.PLAIN and confirm is None and prog is None:
         raise InputError("explore: --link goes with --confirm or --prog; leave it out")
-    return link != LINKS[0]
+    return kind
 
 
 def _scenarios(

@@ -22,7 +22,7 @@ from guestemu.cluster.jobs import (
 )
 from guestemu.cluster.wire import identity
 from guestemu.explore.model import Verdict
-from guestemu.explore.programs import interleaving_ops
+from guestemu.explore.programs import LinkKind, interleaving_ops
 from guestemu.explore.witness import Witness
 from guestemu.program.program import Header, Program
 from guestemu.program.text import format_text
@@ -87,13 +87,13 @@ def _readable(
 
 
 def judge_on(
-    cluster: Cluster, witnesses: Iterable[Witness], firmware: bool
+    cluster: Cluster, witnesses: Iterable[Witness], link: LinkKind
 ) -> Iterator[tuple[Witness, Verdict]]:
     """The machine's verdict on each interleaving, in any order. Raises `GuestemuError` where a
     process dies."""
     chosen = list(witnesses)
     parts = [chosen[at : at + _RUNS_PER_BATCH] for at in range(0, len(chosen), _RUNS_PER_BATCH)]
-    work = [RunBatch([_text(witness, firmware) for witness in part]) for part in parts]
+    work = [RunBatch([_text(witness, link) for witness in part]) for part in parts]
     for number, answer in run_batches(cluster, work):
         if answer.death:
             raise GuestemuError(f"--cluster: a process that ran migrations died: {answer.death}")
@@ -101,7 +101,7 @@ def judge_on(
             yield witness, Verdict(LOST_STRICT in checks, LOST_DEFINED in checks)
 
 
-def _text(witness: Witness, firmware: bool) -> bytes:
+def _text(witness: Witness, link: LinkKind) -> bytes:
     steps = (moment.step for moment in witness.moments)
-    ops = tuple(interleaving_ops(witness.scenario.order, steps, firmware))
+    ops = tuple(interleaving_ops(witness.scenario.order, steps, link))
     return format_text(Program(Header(), ops)).encode()

@@ -19,7 +19,7 @@ import msgspec
 from guestemu.checks.lost import LOST_DEFINED, LOST_STRICT
 from guestemu.explore.count import Space
 from guestemu.explore.model import Scenario, Verdict
-from guestemu.explore.programs import check_rules, interleaving_ops
+from guestemu.explore.programs import LinkKind, check_rules, interleaving_ops
 from guestemu.explore.witness import Witness, format_witness, replay, unrank
 from guestemu.program.program import Header
 from guestemu.testbed import Testbed, build_testbed
@@ -31,8 +31,8 @@ _TRIES: Final = 1000
 """Draws for one harmless interleaving before a cell counts as having none (left)."""
 
 
-Judge: TypeAlias = Callable[[Iterable[Witness], bool], Iterator[tuple[Witness, Verdict]]]
-"""Runs interleavings on machines (True: with the firmware link); each with its verdict, in any
+Judge: TypeAlias = Callable[[Iterable[Witness], LinkKind], Iterator[tuple[Witness, Verdict]]]
+"""Runs interleavings on machines, pages by this link; each with its verdict, in any
 order."""
 
 
@@ -67,20 +67,20 @@ class Confirmation(msgspec.Struct, frozen=True):
         return self.confirmed + self.disagreements
 
 
-def machine_verdict(testbed: Testbed, witness: Witness, firmware: bool) -> Verdict:
+def machine_verdict(testbed: Testbed, witness: Witness, link: LinkKind) -> Verdict:
     """Runs an interleaving on the machine."""
     steps = (moment.step for moment in witness.moments)
-    outcome = testbed.run(interleaving_ops(witness.scenario.order, steps, firmware))
+    outcome = testbed.run(interleaving_ops(witness.scenario.order, steps, link))
     names = {violation.check for violation in outcome.violations}
     return Verdict(LOST_STRICT in names, LOST_DEFINED in names)
 
 
-def judge_here(witnesses: Iterable[Witness], firmware: bool) -> Iterator[tuple[Witness, Verdict]]:
+def judge_here(witnesses: Iterable[Witness], link: LinkKind) -> Iterator[tuple[Witness, Verdict]]:
     """`machine_verdict` of each, in one warm testbed of this process."""
     testbed = build_testbed(Header())
     try:
         for witness in witnesses:
-            yield witness, machine_verdict(testbed, witness, firmware)
+            yield witness, machine_verdict(testbed, witness, link)
     finally:
         testbed.close()
 
@@ -141,7 +141,7 @@ def confirm(
     spaces: Sequence[Space],
     most: int | None = None,
     seed: int = 0,
-    firmware: bool = False,
+    link: LinkKind = LinkKind.PLAIN,
     on_run: Callable[[], None] = lambda: None,
     judge: Judge | None = None,
 ) -> Confirmation:
@@ -157,7 +157,7 @@ def confirm(
     is_interrupted = False
     start = time.perf_counter()
     try:
-        for witness, found in (judge or judge_here)(choose(spaces, most, seed), firmware):
+        for witness, found in (judge or judge_here)(choose(spaces, most, seed), link):
             expected = witness.verdict
             tally["right" if found == expected else "wrong"] += 1
             tally["strict"] += expected.lost_strict
@@ -173,7 +173,7 @@ def confirm(
         losing=tally["strict"],
         lost_defined=tally["defined"],
         others=tally["right"] + tally["wrong"] - tally["strict"],
-        link="firmware" if firmware else "plain",
+        link=link,
         seconds=time.perf_counter() - start,
         is_interrupted=is_interrupted,
         first=tuple(first),

@@ -9,6 +9,7 @@ last operation is the guest's read of the page, at which the checks give the ver
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable
 from typing import Final
 
@@ -34,6 +35,22 @@ FIRST_BYTE: Final = 0x10
 PAGE: Final = 0
 """The page's index in region D."""
 
+
+class LinkKind(enum.StrEnum):
+    """How private pages travel: re-encrypted by the hosts, as packets of the SEV firmware, or by
+    migration handlers in mirror VMs."""
+
+    PLAIN = "plain"
+    FIRMWARE = "firmware"
+    HANDLER = "handler"
+
+
+_STARTS: Final = {
+    LinkKind.PLAIN: Op(OpKind.MIGRATE_START, (1, 0), page=PAGE),
+    LinkKind.FIRMWARE: Op(OpKind.MIGRATE_START, (1, 1), page=PAGE),
+    LinkKind.HANDLER: Op(OpKind.MIGRATE_HANDLER, (1,), page=PAGE),
+}
+
 _HOST_OPS: Final = {
     HostStep.AUTO_CLEAR: Op(OpKind.HOST_DIRTY_FETCH, (1,)),
     HostStep.GET: Op(OpKind.HOST_DIRTY_FETCH, (0,)),
@@ -58,13 +75,12 @@ def guest_op(step: GuestStep) -> Op:
 
 
 def interleaving_ops(
-    order: Order, steps: Iterable[GuestStep | PassStep | Stop], firmware: bool = False
+    order: Order,
+    steps: Iterable[GuestStep | PassStep | Stop],
+    link: LinkKind = LinkKind.PLAIN,
 ) -> tuple[Op, ...]:
-    """The program's operations; `firmware` sends private pages through the SEV firmware."""
-    ops = [
-        guest_op(Write(START_TOKEN)),
-        Op(OpKind.MIGRATE_START, (1, int(firmware)), page=PAGE),
-    ]
+    """The program's operations; private pages travel by `link`."""
+    ops = [guest_op(Write(START_TOKEN)), _STARTS[link]]
     for step in steps:
         if isinstance(step, PassStep):
             ops.append(_HOST_OPS[step.step])
@@ -83,14 +99,14 @@ def check_rules(rules: Rules) -> None:
         raise InputError("explore: --rule has no meaning on the machine; leave it out")
 
 
-def witness_program(witness: Witness, firmware: bool = False) -> Program:
+def witness_program(witness: Witness, link: LinkKind = LinkKind.PLAIN) -> Program:
     """The replayable program of an interleaving, with the model's verdict as its expectation.
 
     Raises `InputError` for a witness under other rules than those of G.2.
     """
     scenario = witness.scenario
     check_rules(scenario.rules)
-    ops = interleaving_ops(scenario.order, (moment.step for moment in witness.moments), firmware)
+    ops = interleaving_ops(scenario.order, (moment.step for moment in witness.moments), link)
     verdict = witness.verdict
     last = len(ops) - 1
     found = [

@@ -39,6 +39,7 @@ from guestemu.cluster.wire import News, Post, Start, decode_news, decode_post, e
 from guestemu.explore.confirm import choose
 from guestemu.explore.count import Space
 from guestemu.explore.model import Scenario
+from guestemu.explore.programs import LinkKind
 from guestemu.explore.steps import ORDERS, SCRIPTS
 from guestemu.program.binary import encode_ops
 from guestemu.program.ops import Op, OpKind
@@ -354,7 +355,7 @@ def test_a_program_that_kills_its_process_fails_and_its_neighbours_do_not(tmp_pa
 def test_verdicts_come_with_their_interleavings():
     space = Space(Scenario(ORDERS[1], SCRIPTS[0], 2))
     witnesses = list(choose([space], 3, 0))
-    found = list(judge_on(HereCluster(), witnesses, firmware=False))
+    found = list(judge_on(HereCluster(), witnesses, LinkKind.PLAIN))
     assert {id(witness) for witness, _ in found} == {id(witness) for witness in witnesses}
     assert [verdict == witness.verdict for witness, verdict in found] == [True] * 6
 
@@ -373,7 +374,7 @@ def test_a_batch_that_cannot_run_is_the_users_error():
 
     space = Space(Scenario(ORDERS[1], SCRIPTS[0], 2))
     with pytest.raises(InputError, match="no such host"):
-        list(judge_on(Refusing(), choose([space], 1, 0), firmware=False))
+        list(judge_on(Refusing(), choose([space], 1, 0), LinkKind.PLAIN))
 
 
 # Connecting ---------------------------------------------------------------------------------------

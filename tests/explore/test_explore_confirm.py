@@ -13,7 +13,7 @@ from guestemu.explore.confirm import choose, confirm, machine_verdict, planned
 from guestemu.explore.count import Space, interleavings
 from guestemu.explore.model import Scenario
 from guestemu.explore.notation import parse_order, parse_script
-from guestemu.explore.programs import witness_comment, witness_program
+from guestemu.explore.programs import LinkKind, witness_comment, witness_program
 from guestemu.explore.steps import ORDERS, SCRIPTS
 from guestemu.explore.witness import format_witness, replay, unrank
 from guestemu.migration.dirty_log import DirtyLog
@@ -39,9 +39,10 @@ def test_the_machine_agrees_on_every_cell() -> None:
     assert 0 < found.lost_defined < 400
 
 
-def test_through_the_firmware() -> None:
-    found = confirm(spaces(), most=50, firmware=True)
-    assert (found.confirmed, found.disagreements, found.link) == (100, 0, "firmware")
+@pytest.mark.parametrize("link", [LinkKind.FIRMWARE, LinkKind.HANDLER])
+def test_through_the_firmware_and_through_handlers(link: LinkKind) -> None:
+    found = confirm(spaces(), most=50, link=link)
+    assert (found.confirmed, found.disagreements, found.link) == (100, 0, link.value)
 
 
 def test_every_interleaving_of_a_cell_by_both_verdicts() -> None:
@@ -51,7 +52,7 @@ def test_every_interleaving_of_a_cell_by_both_verdicts() -> None:
     lost = 0
     for one in interleavings(scenario):
         witness = replay(scenario, one)
-        found = machine_verdict(testbed, witness, firmware=False)
+        found = machine_verdict(testbed, witness, LinkKind.PLAIN)
         assert found == witness.verdict, format_witness(witness)
         lost += found.lost_strict
     testbed.close()
@@ -132,7 +133,7 @@ def test_a_disagreement_is_exit_status_1(capsys: Captured, monkeypatch: pytest.M
     assert "model not lost, machine lost_strict" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("link", ["plain", "firmware"])
+@pytest.mark.parametrize("link", ["plain", "firmware", "handler"])
 def test_a_witness_is_written_run_and_replayed(capsys: Captured, tmp_path: Path, link: str) -> None:
     out = str(tmp_path / "lost.prog")
     cell = ["--order", "3", "--script", "S2", "--witness", "40"]
@@ -154,7 +155,7 @@ def test_a_witness_is_written_run_and_replayed(capsys: Captured, tmp_path: Path,
         ("--confirm 5 --reduce", "--confirm has no meaning with --reduce"),
         ("--confirm 5 --order 2 --script S1 --list", "--confirm has no meaning with --list"),
         ("--link firmware", "--link goes with --confirm or --prog"),
-        ("--confirm 5 --link tin", "--link 'tin'; use plain or firmware"),
+        ("--confirm 5 --link tin", "--link 'tin'; use plain, firmware, handler"),
         ("--order 2 --script S1 --prog out.prog", "add --witness K"),
         ("--order 2 --script S1 --witness 0 --prog /nowhere/x.prog", "--prog /nowhere/x.prog: "),
     ],
