@@ -38,6 +38,14 @@ class FindingError(GuestemuError):
     """A check failed while libFuzzer drives."""
 
 
+def _command(script: str) -> list[str]:
+    """What runs `script` again: this interpreter, or the program that PyInstaller made of both (so
+    OSS-Fuzz packs targets)."""
+    if getattr(sys, "frozen", False):
+        return [str(Path(sys.executable).resolve())]
+    return [sys.executable, str(Path(script).resolve())]
+
+
 def _wrapper(script: str) -> str:
     """The path of an executable that runs `script` with this interpreter."""
     known = os.environ.get(_WRAPPER)
@@ -45,7 +53,7 @@ def _wrapper(script: str) -> str:
         return known
     directory = Path(tempfile.mkdtemp(prefix="guestemu-fuzz-"))
     path = directory / Path(script).stem
-    command = shlex.join([sys.executable, str(Path(script).resolve())])
+    command = shlex.join(_command(script))
     path.write_text(f'#!/bin/sh\n{_WRAPPER}={shlex.quote(str(path))} exec {command} "$@"\n')
     path.chmod(_MODE)
     return str(path)
@@ -86,7 +94,7 @@ def _merge(argv: Sequence[str]) -> int:
     """Lets a process of its own merge, and holds it to its result: libFuzzer answers 0 also where
     it merged nothing. Raises `InputError`."""
     done = subprocess.run(
-        [sys.executable, *argv], env={**os.environ, _MERGING: "1"}, check=False
+        [*_command(argv[0]), *argv[1:]], env={**os.environ, _MERGING: "1"}, check=False
     ).returncode
     directories = [word for word in argv[1:] if not word.startswith("-")]
     if done == 0 and not (directories and any(Path(directories[0]).iterdir())):

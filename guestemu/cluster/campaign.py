@@ -45,6 +45,7 @@ _DOUBLE_S: Final = 5.0
 
 _PATIENCE_S: Final = 10.0
 _TICK_S: Final = 0.05
+_FIGURES_S: Final = 0.25
 _STATS_S: Final = 2.0
 _MAX_LOST: Final = 100
 
@@ -74,6 +75,7 @@ class ClusterCampaign:
         self._unfit: set[str] = set()
         self._seen_worker = self._begun
         self._next_look = self._begun + EXCHANGE_S
+        self._next_figures = self._begun
         self._next_stats = self._begun + _STATS_S
         self._store.lock()
         self._infrastructure += self._store.repair()
@@ -192,13 +194,19 @@ class ClusterCampaign:
         if now >= self._next_look:
             self._next_look = now + EXCHANGE_S
             self._look(self._fit(self._cluster.workers()), now)
+        if now >= self._next_figures:
+            self._next_figures = now + _FIGURES_S
+            self._show(now)
+        time.sleep(_TICK_S)
+
+    def _show(self, now: float) -> None:
+        """The figures for whoever watches, and now and then for stats.jsonl."""
         figures = self.figures()
         self._watch(figures)
         if now >= self._next_stats:
             self._next_stats = now + _STATS_S
             self._store.add_stats(msgspec.json.encode(figures.line()))
             self._store.save_counts(figures.findings)
-        time.sleep(_TICK_S)
 
     def _talk(self, share: Share, now: float) -> None:
         """Takes the node's answer, or asks again when it is time."""
