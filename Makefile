@@ -11,7 +11,7 @@ install: $(STAMP)
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz,analysis,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz,cluster,analysis,dev]'
 	touch $@
 
 demo: install
