@@ -78,10 +78,11 @@ def test_a_bug_in_an_expression_has_no_line_and_one_key():
     assert len({finding.key for finding in found}) == 1
 
 
-def test_upper_halves_outside_64_bit_code_are_one_bug_whatever_they_lead_to():
-    def legacy(*arguments):
-        return planted_hosts.msgspec.structs.replace(call(*arguments), mode=Mode.COMPAT32)
+def legacy(*arguments: int) -> Op:
+    return planted_hosts.msgspec.structs.replace(call(*arguments), mode=Mode.COMPAT32)
 
+
+def test_upper_halves_outside_64_bit_code_are_one_bug_whatever_they_lead_to():
     ways = (
         [legacy(1 << 35 | 7 * PAGE, 3)],
         [legacy(5 * PAGE, (1 << 64) - 2)],
@@ -92,6 +93,18 @@ def test_upper_halves_outside_64_bit_code_are_one_bug_whatever_they_lead_to():
     found = [only(HalfTruncatedHost(), way) for way in ways]
     assert len({finding.key for finding in found}) == 1
     assert {finding.ops for finding in found} == {(legacy(1 << 32, 1),)}
+
+
+def test_upper_halves_beside_a_bug_that_answers_the_same():
+    class Both(HalfTruncatedHost, planted_hosts.NoPages):
+        """An empty range is a success, and 2^32 pages outside 64-bit code are not empty."""
+
+    book = make_book(Both())
+    found = file(book, [[legacy(0x803000, 1 << 32)], [call(0, 0)], [legacy(PAGE, 0)]])
+    assert [finding.symptom for finding in found] == [
+        "hypercall: upper halves of arguments",
+        "hypercall: empty range",
+    ]
 
 
 def test_guest_defects_keep_their_kernel_functions():
