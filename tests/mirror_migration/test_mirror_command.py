@@ -10,6 +10,8 @@ import pytest
 
 from guestemu.cli.main import main
 
+TEXT = (Path(__file__).parents[2] / "docs" / "mirror.md").read_text(encoding="utf-8")
+
 
 def test_the_table_and_its_witnesses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explore", "mirror", "--programs", str(tmp_path), "--json"]) == 0
@@ -29,6 +31,15 @@ def test_threats(capsys: pytest.CaptureFixture[str]) -> None:
     row = next(line for line in out.splitlines() if line.startswith("packets out of order"))
     assert row.split()[-4:] == ["VMM", "handler", "nobody*", "nobody*"]
     assert "bound, export of a shared page: noticed by nobody: a page: the guest loads" in out
+
+
+@pytest.mark.parametrize(("options", "status"), [((), 0), (("--threats",), 1)])
+def test_the_documentation_shows_what_happens(
+    options: tuple[str, ...], status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explore", "mirror", *options]) == status
+    command = " ".join(("$ guestemu explore mirror", *options))
+    assert f"```console\n{command}\n{capsys.readouterr().out}```\n" in TEXT
 
 
 def test_a_directory_that_cannot_be_written(
