@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from guestemu.abi.addresses import to_signed
-from guestemu.abi.errno import EIO
+from guestemu.abi.errno import EINVAL, EIO
 from guestemu.checks import mirror as checks
 from guestemu.host.mirror.host import MirrorPrototypeHost
 from guestemu.mirror.noticed import ThreatCell, Witness, threat_cells
@@ -98,6 +98,10 @@ def test_a_guest_that_breaks_its_handler_is_left_where_it_is() -> None:
     outcome = run("mirror_write place=0 page=1\nmirror_poke page=0\nmirror_migrate place=0 page=1")
     assert failed(outcome) == set()
     assert results(outcome)[-1] == -EIO
+
+
+def test_a_page_of_the_handler_is_written_by_poke_only() -> None:
+    assert results(run("mirror_write place=5\nmirror_poke page=0")) == [-EINVAL, 0]
 
 
 def test_a_new_session_begins_behind_a_refused_packet() -> None:
