@@ -57,7 +57,8 @@ def parse_campaign(stdout: bytes) -> float | None:
         return None
 
 
-def _run(arguments: list[str], seconds: int) -> subprocess.CompletedProcess[bytes]:
+def run_module(arguments: list[str], seconds: int) -> subprocess.CompletedProcess[bytes]:
+    """Runs `python -m ARGUMENTS`, which should take `seconds`, for a minute more at most."""
     return subprocess.run(
         [sys.executable, "-m", *arguments],
         capture_output=True,
@@ -68,28 +69,36 @@ def _run(arguments: list[str], seconds: int) -> subprocess.CompletedProcess[byte
 
 def measure_null(seconds: int) -> float | None:
     """Executions per second of a target that does nothing."""
-    done = _run(["guestemu.bench.null_target", str(seconds)], seconds)
+    done = run_module(["guestemu.bench.null_target", str(seconds)], seconds)
     return parse_null(done.stderr.decode(errors="replace"))
+
+
+def campaign_rate(target: str, seconds: int, jobs: int = 1) -> float | str:
+    """Executions per second of a campaign; a text where it failed."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="guestemu-bench-") as directory:
+            done = run_module(
+                [
+                    *("guestemu", "fuzz", target, "--engine", "atheris", "--time", str(seconds)),
+                    *("--jobs", str(jobs), "--json", "--workdir", f"{directory}/work"),
+                ],
+                seconds,
+            )
+    except subprocess.TimeoutExpired:
+        return f"the campaign did not end within {seconds + _PATIENCE} s"
+    rate = parse_campaign(done.stdout)
+    if rate:
+        return rate
+    lines = done.stderr.decode(errors="replace").strip().splitlines()
+    return f"the campaign failed: {lines[-1] if lines else done.returncode}"
 
 
 def measure_target(target: str, seconds: int, null: float | None) -> Figure:
     """Executions per second of a campaign, beside `null`."""
     name = f"fuzz-{target}"
-    try:
-        with tempfile.TemporaryDirectory(prefix="guestemu-bench-") as directory:
-            done = _run(
-                [
-                    *("guestemu", "fuzz", target, "--engine", "atheris", "--time", str(seconds)),
-                    *("--json", "--workdir", f"{directory}/work"),
-                ],
-                seconds,
-            )
-    except subprocess.TimeoutExpired:
-        return missing(name, f"the campaign did not end within {seconds + _PATIENCE} s")
-    rate = parse_campaign(done.stdout)
-    if not rate:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        return missing(name, f"the campaign failed: {lines[-1] if lines else done.returncode}")
+    rate = campaign_rate(target, seconds)
+    if isinstance(rate, str):
+        return missing(name, rate)
     ratio = round(null / rate, 3) if null else None
     return Figure(name, round(rate, 1), "/s", null, ratio, _AGAINST)
 
@@ -114,7 +123,7 @@ def _one_op(target: str, executions: int, *options: str) -> float | None:
     """CPU seconds of an execution, None if the process failed."""
     command = ["guestemu.bench.one_op", target, str(executions), *options]
     try:
-        return float(_run(command, _PATIENCE).stdout)
+        return float(run_module(command, _PATIENCE).stdout)
     except (ValueError, subprocess.TimeoutExpired):
         return None
 

@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.errors import InputError
-from guestemu.bench import dma, execution, fuzzing, kernel, mirror, parts, status
+from guestemu.bench import dma, execution, fuzzing, kernel, long_runs, mirror, parts, status
 from guestemu.bench.figure import TURN_SECONDS, Figure, Pair, measure
 from guestemu.bench.scene import Scene
 
@@ -45,9 +45,15 @@ _PREPARED: Final[Mapping[str, Callable[[Scene], Pair]]] = {
 }
 _CAMPAIGNS: Final = {f"fuzz-{target}": target for target in fuzzing.TARGETS}
 _ONE_OP: Final = {f"fuzz-{target}-1": target for target in fuzzing.TARGETS}
+_LONG: Final = {
+    long_runs.JOBS: long_runs.JOBS_HELP,
+    long_runs.MEMORY: long_runs.MEMORY_HELP,
+}
 _ONE_OP_ROUNDS: Final = 3
-_ONE_OP_EXECUTIONS: Final = 7500
+_ONE_OP_EXECUTIONS: Final = 20_000
 """For each second that a campaign has."""
+_LONG_EXECUTIONS: Final = 50_000
+"""The same."""
 _HELP: Final = "executions per second of a campaign under atheris, with coverage feedback"
 _ONE_OP_HELP: Final = "one op, all checks, under atheris, beside C under libFuzzer: target"
 
@@ -66,6 +72,7 @@ def entries() -> tuple[Entry, ...]:
         *timed,
         *(Entry(name, f"target {_CAMPAIGNS[name]}: {_HELP}") for name in _CAMPAIGNS),
         *(Entry(name, f"{_ONE_OP_HELP} {target}") for name, target in _ONE_OP.items()),
+        *(Entry(name, f"target {long_runs.TARGET}: {text}") for name, text in _LONG.items()),
     )
 
 
@@ -118,6 +125,17 @@ def run(
                 _ONE_OP[name], _ONE_OP_EXECUTIONS * fuzz_seconds, _ONE_OP_ROUNDS
             )
         )
+
+    for name in chosen:
+        if name not in _LONG:
+            continue
+        progress(name)
+        if note:
+            yield fuzzing.missing(name, note)
+        elif name == long_runs.JOBS:
+            yield long_runs.measure_jobs(fuzz_seconds)
+        else:
+            yield long_runs.measure_memory(_LONG_EXECUTIONS * fuzz_seconds)
 
 
 def _run_campaigns(

@@ -69,7 +69,7 @@ def test_a_campaign_beside_the_empty_target(monkeypatch) -> None:
         commands.append(arguments)
         return done
 
-    monkeypatch.setattr(fuzzing, "_run", run)
+    monkeypatch.setattr(fuzzing, "run_module", run)
     figure = fuzzing.measure_target("hypercall", 1, 200.0)
     (command,) = commands
     where = Path(command[command.index("--workdir") + 1])
@@ -85,7 +85,7 @@ def test_a_campaign_beside_the_empty_target(monkeypatch) -> None:
 
 def test_a_failed_campaign_is_a_note(monkeypatch) -> None:
     done = subprocess.CompletedProcess([], 3, b"", b"guestemu: no such thing\n")
-    monkeypatch.setattr(fuzzing, "_run", lambda arguments, seconds: done)
+    monkeypatch.setattr(fuzzing, "run_module", lambda arguments, seconds: done)
     figure = fuzzing.measure_target("hypercall", 1, 200.0)
     assert figure.value is None
     assert "no such thing" in figure.note
@@ -129,7 +129,7 @@ def test_one_op_is_measured_beside_c(monkeypatch: pytest.MonkeyPatch) -> None:
         out = b"1e-06\n" if arguments[-1] == "c" else b"4e-06\n"
         return subprocess.CompletedProcess(arguments, 0, out, b"")
 
-    monkeypatch.setattr(fuzzing, "_run", run)
+    monkeypatch.setattr(fuzzing, "run_module", run)
     figure = fuzzing.measure_one_op("hypercall", 10, 3)
     assert (figure.name, figure.value, figure.floor, figure.ratio) == (
         "fuzz-hypercall-1",
@@ -138,7 +138,7 @@ def test_one_op_is_measured_beside_c(monkeypatch: pytest.MonkeyPatch) -> None:
         4,
     )
     failed = subprocess.CompletedProcess([], 1, b"", b"no compiler")
-    monkeypatch.setattr(fuzzing, "_run", lambda arguments, seconds: failed)
+    monkeypatch.setattr(fuzzing, "run_module", lambda arguments, seconds: failed)
     assert fuzzing.measure_one_op("hypercall", 10, 3).value is None
 
 

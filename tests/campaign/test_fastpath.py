@@ -93,7 +93,7 @@ def compare(name: str, host: str, guest: str, count: int) -> tuple[int, int]:
 @pytest.mark.parametrize(
     ("name", "guest", "count", "share"),
     [
-        ("hypercall", "snippet:6.1", 3000, 0.8),
+        ("hypercall", "snippet:6.1", 2000, 0.8),
         ("hypercall", "snippet:5.10", 500, 0.8),
         ("conversion", "snippet:6.1", 700, 0.9),
         ("conversion", "snippet:6.12", 400, 0.9),
@@ -126,7 +126,7 @@ def planted(method: str) -> list[str]:
 @pytest.mark.parametrize("host", planted("hypercall"))
 def test_what_a_check_objects_to_is_left_to_python(host):
     name = "conversion" if host == "EncryptIgnored" else "hypercall"
-    count = 300 if name == "conversion" else 1000
+    count = 300 if name == "conversion" else 600
     common, _ = compare(name, f"{planted_hosts.__file__}:{host}", "snippet:6.1", count)
     assert common
 
@@ -181,6 +181,24 @@ def test_every_execution_starts_from_the_first_state():
         session.feedback.clear()
         assert fast.library.run(clean)
         assert session.feedback.save() == first
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        *(Op(OpKind.SET_MEMORY_DECRYPTED, (3, 0), region, 2) for region in list(Region)[:3]),
+        *(Op(OpKind.EARLY_SET_MEMORY_DECRYPTED, (9, 0), region, 2) for region in list(Region)[:2]),
+        Op(OpKind.SET_MEMORY_DECRYPTED, (66, 0), Region.D, 2),
+        Op(OpKind.WRITE, (5, 8, 64), Region.V, 2),
+        Op(OpKind.READ, (8,), Region.L, 2),
+        Op(OpKind.STOP_CONVERSION, ()),
+    ],
+)
+def test_ordinary_operations_are_common(op):
+    fast = open_on(make("conversion", guest="snippet:6.12"))
+    data = encode_ops((op, op)) if op.kind is not OpKind.STOP_CONVERSION else encode_op(op)
+    assert fast.library.run(data)
+    assert fast.library.run(data)
 
 
 def test_a_vmcall_is_left_to_python():
