@@ -217,7 +217,8 @@ class ClusterCampaign:
             if share.answer is not None:
                 self._exchange.collect(share)
             elif now - share.asked >= EXCHANGE_S:
-                self._exchange.post(share)
+                left = self._left()
+                self._exchange.post(share, is_over=left is not None and left <= 0)
         except NodeLost as error:
             self._lose(share, node.address, error)
 

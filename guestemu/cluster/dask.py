@@ -8,6 +8,7 @@ scheduler, since its worker may be where the submitter cannot reach.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib.util
 import logging
@@ -67,7 +68,7 @@ class RemoteNode:
         except GuestemuError:
             raise
         except Exception as error:
-            future.cancel()
+            self.drop()
             raise NodeLost(f"{type(error).__name__}: {error}") from error
 
     def call(self, post: bytes) -> Callable[[], bytes | None]:
@@ -91,7 +92,8 @@ class RemoteNode:
 
     def drop(self) -> None:
         """Gives the node up without asking it."""
-        self._future.cancel()
+        with contextlib.suppress(Exception):  # the scheduler may be gone, too
+            self._future.cancel()
 
     def close(self) -> None:
         """Ends the node, as far as it can be reached."""
@@ -110,7 +112,7 @@ class Cluster:
         self.address = address
         self._local: LocalCluster | None = None
         _check_extra()
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)
+        _silence()
         if address == LOCAL:
             self._client = self._start(jobs)
         else:
@@ -147,7 +149,8 @@ class Cluster:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._client.close()
+        with contextlib.suppress(Exception):
+            self._client.close()
         if self._local is not None:
             self._local.close()
 
@@ -156,7 +159,7 @@ class Cluster:
         scheduler does not answer."""
         try:
             found: dict[str, int] = self._client.nthreads()
-        except (OSError, TimeoutError, RuntimeError) as error:
+        except (Exception, asyncio.CancelledError) as error:
             raise MissingError(
                 f"--cluster {self.address}: the scheduler does not answer any more "
                 f"({type(error).__name__}); what was found is kept"
@@ -205,7 +208,8 @@ class Cluster:
                         seen = self._see_workers(seen)
                 yield self._result(future)
         finally:
-            self._client.cancel(futures)
+            with contextlib.suppress(Exception):
+                self._client.cancel(futures)
 
     def _see_workers(self, seen: float) -> float:
         """When a worker was last seen, given that it was at `seen`."""
@@ -235,6 +239,15 @@ class Cluster:
 def _check_extra() -> None:
     if importlib.util.find_spec("distributed") is None:
         raise MissingError(f"--cluster: the distributed package is not installed ({REMEDY})")
+
+
+def _silence() -> None:
+    """What Dask logs of lost connections, the campaign tells by itself."""
+    import distributed  # sets the levels of its loggers
+
+    for name in logging.root.manager.loggerDict:
+        if name.partition(".")[0] == distributed.__name__:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _connect(address: str) -> Client:
