@@ -21,8 +21,9 @@ from guestemu.checks.cache import CacheCheck
 from guestemu.checks.results import answers_left
 from guestemu.dma_slots import DmaSlots
 from guestemu.exit_recorder import ExitRecorder
-from guestemu.guest.base import CallOutcome, Guest, RawRegisters
+from guestemu.guest.base import CallOutcome, Guest
 from guestemu.guest.registry import GuestSettings, load_guest
+from guestemu.guest_operations import guest_operations
 from guestemu.host.base import GuestFault, Host, Hypercall
 from guestemu.host.registry import load_host
 from guestemu.host_operations import host_operations
@@ -305,55 +306,16 @@ class Testbed:
     # Operations -------------------------------------------------------------------------------
 
     def _dispatch(self) -> Mapping[OpKind, Callable[[Op], CallOutcome]]:
-        guest = self.guest
-
-        def gva(op: Op, offset: int = 0) -> Gva:
-            return Gva(guest.gva(op.region, op.page) + offset)
-
         return {
             **host_operations(self.host),
             **self._migration.operations(),
-            **memory_operations(guest),
-            OpKind.HYPERCALL: self._hypercall,
-            OpKind.WRMSR: lambda op: guest.raw_wrmsr(
-                op.arguments[0], op.arguments[1], op.mode, op.cpl
-            ),
-            OpKind.RDMSR: lambda op: guest.raw_rdmsr(op.arguments[0], op.mode, op.cpl),
-            OpKind.SET_MEMORY_ENCRYPTED: lambda op: guest.set_memory_encrypted(
-                gva(op, op.arguments[1]), op.arguments[0]
-            ),
-            OpKind.SET_MEMORY_DECRYPTED: lambda op: guest.set_memory_decrypted(
-                gva(op, op.arguments[1]), op.arguments[0]
-            ),
-            OpKind.EARLY_SET_MEMORY_ENCRYPTED: lambda op: guest.early_set_memory_encrypted(
-                gva(op, op.arguments[1]), op.arguments[0]
-            ),
-            OpKind.EARLY_SET_MEMORY_DECRYPTED: lambda op: guest.early_set_memory_decrypted(
-                gva(op, op.arguments[1]), op.arguments[0]
-            ),
-            OpKind.WRITE: lambda op: guest.memset(
-                gva(op, op.arguments[1]), op.arguments[0], op.arguments[2]
-            ),
-            OpKind.READ: lambda op: guest.load(gva(op, op.arguments[0])),
-            OpKind.DMA_ALLOC: lambda op: self._slots.alloc(guest, op),
-            OpKind.DMA_FREE: lambda op: self._slots.free(guest, op),
+            **guest_operations(self.guest),
+            **memory_operations(self.guest),
+            **self._slots.operations(self.guest),
             OpKind.ANSWER: self._answer,
             OpKind.FAIL_SPLIT: self._fail_split,
             OpKind.FAIL_MSR: self._fail_msr,
-            OpKind.CPU_OFFLINE: lambda op: guest.kvm_guest_cpu_offline(),
-            OpKind.INIT_PLATFORM: lambda op: guest.kvm_init_platform(bool(op.arguments[0])),
-            OpKind.UNMAP: lambda op: CallOutcome(int(guest.edit_entry(gva(op), True))),
-            OpKind.CLEAR_PRESENT: lambda op: CallOutcome(int(guest.edit_entry(gva(op), False))),
-            OpKind.STOP_CONVERSION: lambda op: guest.set_memory_enc_stop_conversion(),
-            OpKind.TOUCH_CBIT: lambda op: guest.touch_cbit(gva(op), bool(op.arguments[0])),
         }
-
-    def _hypercall(self, op: Op) -> CallOutcome:
-        nr, a0, a1, a2, a3 = op.arguments
-        if op.has_page:
-            a0 = a0 + self.guest.gpa(op.region, op.page) & 0xFFFF_FFFF_FFFF_FFFF
-        registers = RawRegisters(nr, a0, a1, a2, a3)
-        return self.guest.raw_hypercall(op.instruction, registers, op.mode, op.cpl)
 
     def _answer(self, op: Op) -> CallOutcome:
         value, count = op.arguments

@@ -16,7 +16,7 @@ from guestemu.abi.x86 import Mode
 from guestemu.bench.floor import Floor, FloorLibrary, cache_directory, compile_floor
 from guestemu.guest.base import CallOutcome, Guest
 from guestemu.guest.snippet.elf import load_snippet
-from guestemu.guest.snippet.guest import STACK_SIZE, STACKS
+from guestemu.guest.snippet.memory_map import STACK_SIZE, STACKS
 from guestemu.host.base import Hypercall, VcpuAccess
 from guestemu.machine import layout
 from guestemu.machine.engine import RegisterBatch

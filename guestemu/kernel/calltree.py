@@ -19,7 +19,8 @@ import msgspec
 from guestemu.abi.addresses import Gva
 from guestemu.guest.linux.guest import LinuxGuest
 from guestemu.guest.linux.recorder import BootRecorder
-from guestemu.machine.engine import HOOK_CODE, CodeHook
+from guestemu.machine.callbacks import CodeHook
+from guestemu.machine.engine import HOOK_CODE
 from guestemu.machine.exits import Hypercall, VcpuAccess
 
 _LONGEST: Final = 15

@@ -18,7 +18,8 @@ from guestemu.abi.addresses import Gva
 from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
 from guestemu.guest.linux.guest import LinuxGuest
 from guestemu.guest.linux.recorder import BootRecorder
-from guestemu.machine.engine import HOOK_CODE, REGISTERS, CodeHook
+from guestemu.machine.callbacks import CodeHook
+from guestemu.machine.engine import HOOK_CODE, REGISTERS
 
 OPT_IN: Final = "setup_efi_kvm_sev_migration"
 GET_VARIABLE: Final = "virt_efi_get_variable"

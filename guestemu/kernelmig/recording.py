@@ -17,7 +17,8 @@ from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Gpa, Gva
 from guestemu.abi.x86 import PTE_ADDRESS_MASK, PTE_PSE
 from guestemu.kernelmig.scenario import Scenario
 from guestemu.kernelmig.station import Station
-from guestemu.machine.engine import HOOK_MEM, MEM_WRITE, MemoryHook
+from guestemu.machine.callbacks import MemoryHook
+from guestemu.machine.engine import HOOK_MEM, MEM_WRITE
 from guestemu.migration.stepping import Stepper
 
 WINDOW_LIMIT: Final = 500_000

@@ -16,7 +16,8 @@ from guestemu.guest.base import BootExit
 from guestemu.kernelmig.connection import is_es
 from guestemu.kernelmig.station import Station
 from guestemu.kernelmig.vmsa import save_vmsa
-from guestemu.machine.engine import HOOK_MEM, MEM_WRITE, MemoryHook
+from guestemu.machine.callbacks import MemoryHook
+from guestemu.machine.engine import HOOK_MEM, MEM_WRITE
 from guestemu.machine.exits import Exit, Trap
 from guestemu.migration.transfer import MachineState
 

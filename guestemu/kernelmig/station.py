@@ -20,7 +20,8 @@ from guestemu.guest.linux.es import EsState
 from guestemu.guest.linux.kernel import Kernel
 from guestemu.guest.linux.platform import Console, Platform
 from guestemu.kernelmig.host import StatusHost
-from guestemu.machine.engine import HOOK_CODE, CodeHook
+from guestemu.machine.callbacks import CodeHook
+from guestemu.machine.engine import HOOK_CODE
 from guestemu.machine.exits import Exit
 from guestemu.machine.machine import Machine, MachineConfig
 from guestemu.machine.resident import resident_pages

@@ -15,7 +15,7 @@ import msgspec
 from guestemu.abi.addresses import PAGE_SHIFT
 from guestemu.abi.errors import InputError
 from guestemu.abi.regions import Region
-from guestemu.guest.snippet.guest import BSS_DECRYPTED
+from guestemu.guest.snippet.memory_map import BSS_DECRYPTED
 from guestemu.ledger.scene import NEW, OLD, Scene
 from guestemu.program.ops import Op, OpKind
 

@@ -17,7 +17,8 @@ from guestemu.guest.base import Guest
 from guestemu.guest.linux.guest import LinuxGuest
 from guestemu.ledger.failures import Failure, FaultPoint, Point
 from guestemu.ledger.host import LedgerHost
-from guestemu.machine.engine import HOOK_CODE, REGISTERS, CodeHook
+from guestemu.machine.callbacks import CodeHook
+from guestemu.machine.engine import HOOK_CODE, REGISTERS
 
 _NOTIFIER: Final = "enc_dec_hypercall"
 _LOOKUP: Final = "lookup_address"

@@ -18,7 +18,8 @@ from capstone import x86_const
 
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, Gpa
 from guestemu.machine.cache import LINE_SIZE, CachedRam
-from guestemu.machine.engine import HOOK_CODE, REGISTERS, CodeHook, Engine
+from guestemu.machine.callbacks import CodeHook
+from guestemu.machine.engine import HOOK_CODE, REGISTERS, Engine
 from guestemu.machine.hooks import CpuHooks
 
 _FLUSH: Final = re.compile(rb"(?=([\x40-\x4f]?\x0f\xae[\x38-\x3f\x78-\x7f\xb8-\xbf]))", re.DOTALL)

@@ -32,7 +32,8 @@ from guestemu.abi.x86 import (
     PTE_RW,
     VECTOR_PF,
 )
-from guestemu.machine.engine import HOOK_INTR, REGISTERS, Context, Engine, InterruptHook
+from guestemu.machine.callbacks import InterruptHook
+from guestemu.machine.engine import HOOK_INTR, REGISTERS, Context, Engine
 
 _NONE: Final = 0xFFFFFFFF
 _TABLE: Final = PTE_PRESENT | PTE_RW | PTE_ACCESSED | PTE_DIRTY

@@ -14,6 +14,15 @@ from typing import TYPE_CHECKING, Final
 
 from guestemu.abi.ghcb import EXIT_VMMCALL
 from guestemu.abi.x86 import VECTOR_VC
+from guestemu.machine.callbacks import (
+    CodeHook,
+    CpuidHook,
+    InHook,
+    InterruptHook,
+    InvalidHook,
+    OutHook,
+    UnmappedHook,
+)
 from guestemu.machine.cpuid import CpuidLeaf
 from guestemu.machine.engine import (
     HOOK_BLOCK,
@@ -27,15 +36,8 @@ from guestemu.machine.engine import (
     INSN_OUT,
     MEM_WRITE_UNMAPPED,
     REGISTERS,
-    CodeHook,
-    CpuidHook,
     Engine,
-    InHook,
-    InterruptHook,
-    InvalidHook,
-    OutHook,
     RegisterBatch,
-    UnmappedHook,
 )
 from guestemu.machine.exits import (
     ExitHandler,

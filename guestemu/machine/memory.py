@@ -28,8 +28,9 @@ from itertools import compress
 from typing import Final
 
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa
+from guestemu.machine.callbacks import MemoryHook
 from guestemu.machine.cipher import PageCipher
-from guestemu.machine.engine import HOOK_MEM, MEM_WRITE, Engine, MemoryHook
+from guestemu.machine.engine import HOOK_MEM, MEM_WRITE, Engine
 from guestemu.machine.native import HostCode
 from guestemu.machine.resident import resident_pages
 

@@ -24,7 +24,8 @@ from guestemu.abi.x86 import (
     VECTOR_GP,
     VECTOR_PF,
 )
-from guestemu.machine.engine import HOOK_TLB_FILL, REGISTERS, Engine, TlbEntry, TlbHook
+from guestemu.machine.callbacks import TlbEntry, TlbHook
+from guestemu.machine.engine import HOOK_TLB_FILL, REGISTERS, Engine
 from guestemu.machine.memory import GuestRam
 from guestemu.machine.paging import LEAF_SIZES, walk
 

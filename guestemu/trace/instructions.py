@@ -17,7 +17,8 @@ import msgspec
 from guestemu.abi.addresses import Gva
 from guestemu.guest.base import Guest
 from guestemu.host.base import Hypercall, VcpuAccess
-from guestemu.machine.engine import HOOK_CODE, CodeHook
+from guestemu.machine.callbacks import CodeHook
+from guestemu.machine.engine import HOOK_CODE
 from guestemu.machine.exits import ExitHandler
 
 LIMIT: Final = 1 << 20

@@ -9,7 +9,7 @@ from guestemu.bench import floor as floor_module
 from guestemu.bench.floor import Floor, compile_floor, find_compiler
 from guestemu.bench.scene import CONVERSION, LOOP_CALLS, Scene
 from guestemu.guest.snippet.elf import load_snippet
-from guestemu.guest.snippet.guest import STACK_SIZE, STACKS
+from guestemu.guest.snippet.memory_map import STACK_SIZE, STACKS
 
 needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="no C compiler")
 

@@ -7,7 +7,8 @@ from guestemu.abi.addresses import Gva
 from guestemu.abi.regions import Region
 from guestemu.abi.x86 import PTE_PRESENT
 from guestemu.guest.linux.recorder import BootRecorder
-from guestemu.machine.engine import HOOK_CODE, CodeHook
+from guestemu.machine.callbacks import CodeHook
+from guestemu.machine.engine import HOOK_CODE
 from guestemu.machine.exits import BudgetExhausted, Hypercall
 from guestemu.machine.paging import walk
 

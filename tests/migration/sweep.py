@@ -12,7 +12,8 @@ from migration_world import KEY, host_for, snippet
 from guestemu.abi.addresses import Gfn, Gpa
 from guestemu.exit_recorder import ExitRecorder
 from guestemu.guest.base import Guest
-from guestemu.guest.snippet.guest import STACK_SIZE, STACKS, SnippetGuest
+from guestemu.guest.snippet.guest import SnippetGuest
+from guestemu.guest.snippet.memory_map import STACK_SIZE, STACKS
 from guestemu.host.base import Host
 from guestemu.machine.engine import RegisterBatch
 from guestemu.machine.exits import Halt

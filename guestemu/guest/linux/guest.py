@@ -18,7 +18,8 @@ from guestemu.guest.linux.calls import KernelCalls
 from guestemu.guest.linux.dma import KernelDma
 from guestemu.guest.linux.prepare import Prepared, page_table_root
 from guestemu.guest.stubs import RawStubs
-from guestemu.machine.engine import HOOK_CODE, REGISTERS, CodeHook
+from guestemu.machine.callbacks import CodeHook
+from guestemu.machine.engine import HOOK_CODE, REGISTERS
 from guestemu.machine.leafmap import LeafMap, Window
 from guestemu.machine.paging import walk
 

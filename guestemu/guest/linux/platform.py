@@ -20,8 +20,9 @@ from guestemu.abi.cpuid import (
     CPUID_MEMORY_ENCRYPTION,
 )
 from guestemu.guest.linux.es import attach_sev
+from guestemu.machine.callbacks import CodeHook
 from guestemu.machine.cpuid import CpuidLeaf
-from guestemu.machine.engine import HOOK_CODE, REGISTERS, CodeHook
+from guestemu.machine.engine import HOOK_CODE, REGISTERS
 from guestemu.machine.exits import Trap
 from guestemu.machine.machine import Machine
 

@@ -18,33 +18,32 @@ from guestemu.abi.cpuid import KVM_FEATURE_HC_MAP_GPA_RANGE, KVM_FEATURE_MIGRATI
 from guestemu.abi.errno import ENOSYS
 from guestemu.abi.errors import InputError
 from guestemu.abi.regions import REGIONS, Instruction, Region
-from guestemu.abi.x86 import PTE_PRESENT, PTE_PSE, PTE_RW, PTE_USER, Mode
+from guestemu.abi.x86 import PTE_PRESENT, PTE_PSE, Mode
 from guestemu.guest.base import CallOutcome, Guest, GuestOops, PlacedRegion, RawRegisters
 from guestemu.guest.dma.emulated import GuestDma
 from guestemu.guest.snippet.elf import UD2_SIZE, SnippetImage, load_snippet
 from guestemu.guest.snippet.info import E820_RAM, NEVER, InfoBlock
+from guestemu.guest.snippet.memory_map import (
+    BSS_DECRYPTED,
+    DIRECT_MAP,
+    DMA_ARENA,
+    REGION_D,
+    REGION_G,
+    REGION_L,
+    SCRATCH,
+    STACK_SIZE,
+    STACKS,
+    VMAP,
+    build_page_tables,
+)
 from guestemu.guest.stubs import RawStubs
-from guestemu.machine import layout
 from guestemu.machine.exits import Halt, Trap
 from guestemu.machine.launch import Entry
 from guestemu.machine.leafmap import LeafMap, Window
 from guestemu.machine.machine import Machine, MachineConfig
 from guestemu.machine.modes import build_tables
-from guestemu.machine.paging import PageTables
 
-DIRECT_MAP: Final = 0xFFFF_8880_0000_0000
-VMAP: Final = 0xFFFF_C900_0000_0000
-SCRATCH: Final = 0xFFFF_FFFF_FF5F_C000
-
-STACKS: Final = 0x30000
-STACK_SIZE: Final = 0x2000
 MAX_VCPUS: Final = 8
-TABLES: Final = 0x40000
-BSS_DECRYPTED: Final = 0x200000
-REGION_D: Final = 0x400000
-REGION_L: Final = 0x800000
-DMA_ARENA: Final = 0x1000000
-REGION_G: Final = 2 * PUD_SIZE
 MIN_MEMORY: Final = 32
 LARGE_MEMORY: Final = 4096
 MAX_MEMORY: Final = 8192
@@ -88,7 +87,7 @@ class SnippetGuest(Guest):
         self._symbols = image.symbols
         self._dma: GuestDma | None = None
         self._place_regions()
-        tables = self._build_page_tables()
+        tables, self._free_table = build_page_tables(self.machine)
         self._tables = tables
         self._load(image)
         self.machine.boot(tables.cr3)
@@ -126,34 +125,6 @@ class SnippetGuest(Guest):
         if frames * PAGE_SIZE >= LARGE_MEMORY << 20:
             self.regions[Region.G] = direct(Region.G, REGION_G)
         self.dma_frames = range(DMA_ARENA // PAGE_SIZE, min(frames, PUD_SIZE // PAGE_SIZE))
-
-    def _build_page_tables(self) -> PageTables:
-        machine = self.machine
-        count = (BSS_DECRYPTED - TABLES) // PAGE_SIZE
-        pool = iter(machine.pool(TABLES // PAGE_SIZE, count))
-        tables = PageTables(machine.ram, machine.pte_cbit, next(pool), pool)
-        for gpa in range(0, TABLES, PAGE_SIZE):
-            is_low = gpa < layout.LOW_PAGES * PAGE_SIZE
-            flags = PTE_RW | (PTE_USER if is_low else 0)
-            tables.map(Gva(gpa), Gpa(gpa), flags=flags)
-        size = machine.config.frames * PAGE_SIZE
-        gpa = 0
-        while gpa < size:
-            if gpa < BSS_DECRYPTED or REGION_D <= gpa < REGION_L:
-                leaf = PAGE_SIZE
-            elif gpa < PUD_SIZE or size - gpa < PUD_SIZE:
-                leaf = PMD_SIZE
-            else:
-                leaf = PUD_SIZE
-            tables.map(Gva(DIRECT_MAP + gpa), Gpa(gpa), leaf, private=gpa != BSS_DECRYPTED)
-            gpa += leaf
-        for page in range(REGIONS[Region.V].pages):
-            offset = page * PAGE_SIZE
-            tables.map(Gva(VMAP + offset), Gpa(REGION_D + offset))
-        for page in range(2):
-            tables.map(Gva(SCRATCH + page * PAGE_SIZE), Gpa(layout.TEXT))
-        self._free_table = next(pool)
-        return tables
 
     def _load(self, image: SnippetImage) -> None:
         machine = self.machine

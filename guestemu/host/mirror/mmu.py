@@ -16,7 +16,8 @@ from unicorn import unicorn_const as uc_const
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, U64_MASK, Gpa
 from guestemu.abi.x86 import PTE_ADDRESS_MASK, PTE_NX, PTE_PRESENT, PTE_PSE, PTE_RW
 from guestemu.host.mirror.vm import SharedRamMirror
-from guestemu.machine.engine import HOOK_TLB_FILL, REGISTERS, Engine, TlbEntry, TlbHook
+from guestemu.machine.callbacks import TlbEntry, TlbHook
+from guestemu.machine.engine import HOOK_TLB_FILL, REGISTERS, Engine
 
 _READ: Final = uc_const.UC_PROT_READ
 _WRITE: Final = uc_const.UC_PROT_WRITE

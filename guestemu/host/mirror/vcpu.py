@@ -19,6 +19,7 @@ from guestemu.abi.x86 import CR4_OSFXSR, CR4_OSXMMEXCPT, CR4_PAE, VECTOR_PF
 from guestemu.host.mirror.interface import StopCause
 from guestemu.host.mirror.mmu import MirrorMmu, NoSlot
 from guestemu.host.mirror.vm import SharedRamMirror
+from guestemu.machine.callbacks import CodeHook, InterruptHook, MemoryHook
 from guestemu.machine.engine import (
     ERR_INSN_INVALID,
     HOOK_BLOCK,
@@ -27,11 +28,8 @@ from guestemu.machine.engine import (
     MEM_WRITE,
     OK,
     REGISTERS,
-    CodeHook,
     Context,
     Engine,
-    InterruptHook,
-    MemoryHook,
 )
 from guestemu.machine.hooks import COUNTER_SIZE, BlockWatch
 from guestemu.machine.native import HostCode
