@@ -4,8 +4,9 @@
 The first part counts the guest's basic blocks; the native block hook writes it. The second flags
 states of the model: which op ended how, by which path of the host (of its error paths each is one),
 with page tables and host record equal or not, migration allowed or not, and which such step
-followed which. The third flags near misses of the checks (near_misses.py). They are stores placed
-by hand, because byte-code instrumentation of the model costs five times the speed and finds less.
+followed which (by the low 32 bits of a host's state: those above are of one op). The third flags
+near misses of the checks (near_misses.py). They are stores placed by hand, because byte-code
+instrumentation of the model costs five times the speed and finds less.
 
 libFuzzer gets the memory as if a compiler had made it (`register`). The random engine takes a
 program into its corpus when a bit of a counter is set that never was: about one step for each power
@@ -21,6 +22,7 @@ from typing import Final
 from bitarray import bitarray
 from bitarray.util import any_and
 
+from guestemu.abi.addresses import U32_MASK
 from guestemu.campaign.near_misses import near_misses
 from guestemu.checks.base import OpView
 from guestemu.machine.exits import (
@@ -161,8 +163,9 @@ class Feedback:
         )
         area[GUEST_COUNTERS + (step & _MODEL_MASK)] = 1
         previous = self._previous if view.index else 0  # libFuzzer tells nobody where a run begins
-        pair = hash((previous, kind, state, differs, host.migration_ready))
+        lasting = state & U32_MASK
+        pair = hash((previous, kind, lasting, differs, host.migration_ready))
         area[GUEST_COUNTERS + (pair & _MODEL_MASK)] = 1
         for near in near_misses(view, differs):
             area[_NEAR + (near & _NEAR_MASK)] = 1
-        self._previous = kind << 8 | state
+        self._previous = kind << 8 | lasting

@@ -76,6 +76,9 @@ _MEMORY: Final = 1 << 30
 _CERTIFICATE: Final = 2084
 _HEADER_LENGTH: Final = 52
 _SESSION_LENGTH: Final = 128
+_LAST_SHIFT: Final = 24
+"""Above bit 31 of the host's state: see `Feedback`."""
+
 _ID = KvmSevCommand
 
 
@@ -188,8 +191,9 @@ class SevWorld:
         self.is_touched = True
         number = vm % len(self.vms)
         params = self._params(number, command, size, offset, size2)
+        before = self._states
         result = self.call(self.vms[number], command, params)
-        self._last = (command & 0x1F) << 6 | result & 0x3F
+        self._last = (before << 2 | number) << 11 | (command & 0x1F) << 6 | result & 0x3F
         if command == _ID.DBG_ENCRYPT and result in (0, -ENOMEM) and number != 1:
             # Where memory ends inside the range, the pages before were encrypted.
             length = min(size % OUTPUT_LIMIT, len(self.plain) - offset)
@@ -270,8 +274,13 @@ class SevWorld:
 
     @property
     def state(self) -> int:
-        """The last command, its answer and the states of both guests, for coverage feedback."""
-        return (self.guest_state(0) * 7 + self.guest_state(1)) << 11 | self._last
+        """The states of both guests, and behind bit `_LAST_SHIFT` the cell of the last ioctl in
+        the state table: states before it, VM, command, answer. For coverage feedback."""
+        return self._last << _LAST_SHIFT | self._states
+
+    @property
+    def _states(self) -> int:
+        return self.guest_state(0) * 7 + self.guest_state(1)
 
 
 @functools.cache
