@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -27,13 +28,19 @@ A number is an item of the project's fact sheet; a letter tells several bugs of 
 bug is planted by a switch of a host model, by a class that changes one behaviour of the reference
 host or of the firmware, or by a few changed lines of the guest's assembly
 (`guestemu/zoo/variants.py` has them). Its *repaired twin* differs in nothing else. Every campaign
-starts from an empty corpus, without dictionary; both arms have the same targets, checks, seeds and
-budgets. The arm *ours* is atheris with guestemu's feedback (guest blocks, model states) and
-mutator; *plain* is atheris with its own mutator and its own coverage of byte-code, in the host
-models and the checks. *Executions* and *seconds* are medians over the seeds, until the check named
-in the table failed; `>` means that the median campaign ended without.
+starts from an empty corpus, without dictionary; both arms have the same targets, decoding, checks,
+seeds and budgets. The arm *ours* is atheris with guestemu's feedback (guest blocks, model states)
+and mutator; *plain* is atheris with its own mutator and its own coverage of byte-code, in the host
+models and the checks. *Executions* and *seconds* are those of the median campaign over the seeds,
+until the check named in the table failed; `>` means that it ended without. Seconds are CPU time of
+the campaign's process, without booting. Once more than half of the seeds found nothing, the median
+is known and the others were not run.
 """
 
+_REPAIRED: Final = """\
+Violations of any check on the same targets with the bug repaired. Seconds are of the clock; several
+campaigns may have shared a processor.
+"""
 
 _FIGURES: Final = ("found", "executions", "seconds")
 
@@ -55,16 +62,40 @@ def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _found_rows(bugs: Sequence[ZooBug], results: Sequence[CellResult]) -> list[list[str]]:
     rows = []
     for bug in bugs:
-        arms = [
-            median_of(
-                result
-                for result in results
-                if result.cell.bug == bug.id and result.cell.planted and result.cell.arm == arm
-            )
-            for arm in (OURS, PLAIN)
-        ]
+        arms = [_median(bug, arm, results) for arm in (OURS, PLAIN)]
         rows.append([bug.id, bug.check, *_cell(arms[0]), *_cell(arms[1])])
     return rows
+
+
+def _summary(bugs: Sequence[ZooBug], results: Sequence[CellResult]) -> str:
+    """A sentence for each arm: how many bugs its median campaign found, and the slowest."""
+    sentences = []
+    for arm in (OURS, PLAIN):
+        medians = {
+            bug.id: median for bug in bugs if (median := _median(bug, arm, results)) is not None
+        }
+        found = {name: one.execs for name, one in medians.items() if not one.is_bound}
+        if not medians:
+            continue
+        sentence = f"{arm.capitalize()}: {len(found)} of {len(medians)} bugs found"
+        if found:
+            slowest = max(found, key=found.__getitem__)
+            middle = statistics.median_low(found.values())
+            sentence += (
+                f", the median bug after {middle} executions, the last of them ({slowest}) after "
+                f"{found[slowest]}"
+            )
+        missed = [name for name, one in medians.items() if one.is_bound]
+        sentences.append(f"{sentence}{'; not: ' + ', '.join(missed) if missed else ''}.\n")
+    return "\n".join(sentences)
+
+
+def _median(bug: ZooBug, arm: str, results: Sequence[CellResult]) -> Median | None:
+    return median_of(
+        result
+        for result in results
+        if result.cell.bug == bug.id and result.cell.planted and result.cell.arm == arm
+    )
 
 
 def _repaired_rows(bugs: Sequence[ZooBug], results: Sequence[CellResult]) -> list[list[str]]:
@@ -85,6 +116,7 @@ def _repaired_rows(bugs: Sequence[ZooBug], results: Sequence[CellResult]) -> lis
                 ", ".join(configuration.bugs),
                 str(sum(result.executions for result in own)) if own else "–",
                 f"{sum(result.seconds for result in own):.0f}" if own else "–",
+                f"{sum(result.cpu_seconds for result in own):.0f}" if own else "–",
                 str(wrong) if own else "–",
             ]
         )
@@ -100,14 +132,18 @@ def zoo_page(bugs: Sequence[ZooBug], results: Sequence[CellResult]) -> str:
             f"## The {len(bugs)} bugs\n",
             _table(("bug", "what is wrong", "where", "target", "check", "facts"), bug_rows),
             "## Campaigns\n",
+            _summary(bugs, results),
             _table(
                 ("bug", "check", *_FIGURES, "plain: found", *_FIGURES[1:]),
                 _found_rows(bugs, results),
             ),
             "## Repaired configurations\n",
-            "Violations of any check on the same targets with the bug repaired.\n",
+            _REPAIRED,
             _table(
-                ("target", "configuration", "twin of", "executions", "seconds", "false positives"),
+                (
+                    *("target", "configuration", "twin of", "executions", "seconds"),
+                    *("CPU seconds", "false positives"),
+                ),
                 _repaired_rows(bugs, results),
             ),
         )

@@ -201,13 +201,17 @@ def test_the_median_of_seeds():
 def test_the_page_has_every_bug_and_figure():
     results = [
         CellResult(cell("M1"), True, 123, 0.25, "agreement"),
-        CellResult(cell("M21", planted=False), False, 60_000, 12.0),
+        CellResult(Cell("M2", True, "atheris", PLAIN, 1, 900), False, 900, 3.0, cpu_seconds=1.5),
+        CellResult(cell("M21", planted=False), False, 60_000, 12.0, cpu_seconds=5.0),
     ]
     page = zoo_page(tuple(BUGS.values()), results)
     for bug in BUGS.values():
         assert f"| {bug.id} | {bug.title} |" in page
     assert "| M1 | agreement | 1/1 | 123 | 0.25 | – | – | – |" in page
-    assert "| hypercall | map-gpa-range:6.18 | M21 | 60000 | 12 | 0 |" in page
+    assert "| hypercall | map-gpa-range:6.18 | M21 | 60000 | 12 | 5 | 0 |" in page
+    assert "Ours: 1 of 1 bugs found, the median bug after 123 executions" in page
+    assert "Plain: 0 of 1 bugs found; not: M2." in page
+    assert "| M2 | free-pages | – | – | – | 0/1 | >900 | >1.50 |" in page
 
 
 def test_list_and_run_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
