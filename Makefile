@@ -34,6 +34,8 @@ types: install
 snippets: install
 	$(BIN)/python -m guestemu.machine.assemble
 	$(BIN)/python -m guestemu.campaign.fastpath.build
+	$(BIN)/python -m guestemu.ledger.code
+	$(BIN)/python -m guestemu.zoo.variants
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -335,12 +335,9 @@ class Testbed:
         return _NOTHING
 
 
-def build_testbed(header: Header, host: Host | None = None) -> Testbed:
-    """Boots the guest and loads the host that `header` names (or takes `host`).
-
-    Raises `InputError` for a configuration that cannot be.
-    """
-    settings = GuestSettings(
+def settings_of(header: Header) -> GuestSettings:
+    """What a program's header says about its guest."""
+    return GuestSettings(
         guest=header.guest,
         cbit=header.cbit,
         memory=header.memory,
@@ -351,6 +348,14 @@ def build_testbed(header: Header, host: Host | None = None) -> Testbed:
         cache=header.cache,
         cache_seed=header.seed,
     )
+
+
+def build_testbed(header: Header, host: Host | None = None) -> Testbed:
+    """Boots the guest and loads the host that `header` names (or takes `host`).
+
+    Raises `InputError` for a configuration that cannot be.
+    """
+    settings = settings_of(header)
     if settings.guest.startswith("linux:") or host is not None:
         return Testbed(load_guest(settings), host or load_host(header.host, header.switches))
 

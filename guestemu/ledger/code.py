@@ -8,13 +8,13 @@ runs, the ELF file is committed.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
-from guestemu.abi.errors import InputError, MissingError
 from guestemu.guest.snippet.elf import SnippetImage, parse_snippet
-from guestemu.machine.assemble import Source, build
+from guestemu.machine.assemble import PLACED, Source, build, build_all
 
 GENERATION: Final = "6.1"
 """The kernel generation whose snippet the policies change."""
@@ -24,7 +24,7 @@ POLICY_WORD: Final = "error_policy"
 
 _SOURCE: Final = Source(
     "ledger/snippets/policy.S",
-    ("-static", "--no-dynamic-linker", "--nmagic", "--script=../../guest/snippet/snippet.ld"),
+    (*PLACED, "--script=../../guest/snippet/snippet.ld"),
 )
 
 
@@ -44,16 +44,7 @@ def build_policy_code(output: Path) -> None:
 
 def main() -> int:
     """Builds the committed file; returns the exit status."""
-    try:
-        build_policy_code(_SOURCE.output)
-    except InputError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    except MissingError as error:
-        sys.stderr.write(f"{error}\n")
-        return 3
-    sys.stdout.write(f"built   {_SOURCE.path}\n")
-    return 0
+    return build_all([(_SOURCE.path, partial(build_policy_code, _SOURCE.output))])
 
 
 if __name__ == "__main__":

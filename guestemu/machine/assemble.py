@@ -12,6 +12,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -28,7 +30,9 @@ _LD_FLAGS: Final = (
     *("-m", "elf_x86_64", "--build-id=none", "--fatal-warnings", "--strip-debug", "--discard-all"),
     *("-z", "noexecstack", "-z", "max-page-size=0x1000"),
 )
-_PLACED: Final = ("-static", "--no-dynamic-linker", "--nmagic")
+PLACED: Final = ("-static", "--no-dynamic-linker", "--nmagic")
+"""Flags of `ld` for code that a linker script or an address places."""
+
 _SHARED: Final = ("-shared", "-Bsymbolic", "--hash-style=gnu")
 
 
@@ -55,7 +59,7 @@ class Source(msgspec.Struct, frozen=True):
 
 
 def _blob(path: str, base: int) -> Source:
-    return Source(path, (*_PLACED, f"-Ttext={base:#x}", "--entry=0"))
+    return Source(path, (*PLACED, f"-Ttext={base:#x}", "--entry=0"))
 
 
 SOURCES: Final = (
@@ -64,7 +68,7 @@ SOURCES: Final = (
     _blob("host/mirror/handler.S", 0),
     Source("campaign/native/mutator.S", _SHARED),
     *(
-        Source(f"guest/snippet/snippet-{name}.S", (*_PLACED, "--script=snippet.ld"))
+        Source(f"guest/snippet/snippet-{name}.S", (*PLACED, "--script=snippet.ld"))
         for name in SNIPPETS
     ),
 )
@@ -93,22 +97,27 @@ def build(source: Source, output: Path) -> None:
     output.chmod(0o644)
 
 
-def main() -> int:
-    """Rebuilds every file of `SOURCES` that is present; returns the exit status."""
-    for source in SOURCES:
-        if not source.source.exists():
-            sys.stdout.write(f"absent  {source.path}\n")
-            continue
+def build_all(files: Iterable[tuple[str, Callable[[], None]]]) -> int:
+    """Builds files, each a name and what builds it, and says so; returns the exit status."""
+    for name, make in files:
         try:
-            build(source, source.output)
+            make()
         except InputError as error:
-            sys.stderr.write(f"{source.path}: {error}\n")
+            sys.stderr.write(f"{name}: {error}\n")
             return 2
         except MissingError as error:
             sys.stderr.write(f"{error}\n")
             return 3
-        sys.stdout.write(f"built   {source.output.relative_to(PACKAGE)}\n")
+        sys.stdout.write(f"built   {name}\n")
     return 0
+
+
+def main() -> int:
+    """Rebuilds every file of `SOURCES`; returns the exit status."""
+    return build_all(
+        (str(source.output.relative_to(PACKAGE)), partial(build, source, source.output))
+        for source in SOURCES
+    )
 
 
 if __name__ == "__main__":

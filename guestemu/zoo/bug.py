@@ -21,7 +21,7 @@ from guestemu.guest.registry import GuestSettings, load_guest
 from guestemu.host.base import Host
 from guestemu.host.registry import load_host
 from guestemu.program.program import Header
-from guestemu.testbed import Testbed
+from guestemu.testbed import Testbed, settings_of
 
 BUDGET: Final = 200_000
 """Basic blocks that one op may take: several times what the longest conversion needs."""
@@ -45,17 +45,7 @@ class Configuration(msgspec.Struct, frozen=True):
     def build(self) -> Testbed:
         """Boots it. Raises what `load_guest` and `load_host` raise."""
         header = self.header
-        settings = GuestSettings(
-            guest=header.guest,
-            cbit=header.cbit,
-            memory=header.memory,
-            vcpus=header.vcpus,
-            budget=header.budget,
-            coherent=header.coherent,
-            sev=header.sev.value,
-            cache=header.cache,
-            cache_seed=header.seed,
-        )
+        settings = settings_of(header)
         guest = load_guest(settings) if self.guest is None else self.guest(settings)
         host = load_host(header.host, header.switches) if self.host is None else self.host()
         testbed = Testbed(guest, host, self.checks(host))

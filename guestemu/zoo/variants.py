@@ -14,15 +14,16 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from guestemu.abi.errors import InputError, MissingError
+from guestemu.abi.errors import InputError
 from guestemu.guest.snippet.elf import SnippetImage, parse_snippet
-from guestemu.machine.assemble import PACKAGE, Source, build
+from guestemu.machine.assemble import PACKAGE, PLACED, Source, build, build_all
 
 GENERATION: Final = "6.12"
 _SNIPPETS: Final = PACKAGE / "guest" / "snippet"
@@ -237,24 +238,18 @@ def build_variant(name: str, output: Path) -> None:
             shutil.copy(path, directory)
         _apply(VARIANTS[name], directory, name)
         # An absolute path stays itself under `PACKAGE`.
-        source = Source(str(directory / f"snippet-{GENERATION}.S"), ("--script=snippet.ld",))
+        place = (*PLACED, "--script=snippet.ld")
+        source = Source(str(directory / f"snippet-{GENERATION}.S"), place)
         build(source, output)
 
 
 def main() -> int:
     """Builds every variant; returns the exit status."""
     _OUTPUT.mkdir(exist_ok=True)
-    for name in VARIANTS:
-        try:
-            build_variant(name, _OUTPUT / f"{name}.elf")
-        except InputError as error:
-            sys.stderr.write(f"{error}\n")
-            return 2
-        except MissingError as error:
-            sys.stderr.write(f"{error}\n")
-            return 3
-        sys.stdout.write(f"built   zoo/snippets/{name}.elf\n")
-    return 0
+    return build_all(
+        (f"zoo/snippets/{name}.elf", partial(build_variant, name, _OUTPUT / f"{name}.elf"))
+        for name in VARIANTS
+    )
 
 
 if __name__ == "__main__":
