@@ -136,6 +136,15 @@ def test_growth_repaired_refuses_what_is_beyond_ram():
     assert shared(host) == []
 
 
+@pytest.mark.parametrize("version", ["v1", "v2", "v3", "v6"])
+def test_growth_repaired_does_nothing_for_no_pages(version):
+    """Found by a campaign on a repaired configuration of the zoo."""
+    host = make(version, "growth")
+    assert call(host, 0xFF_FFFF_FFFF << 12, 0, 0) == 0
+    assert host.findings == ()
+    assert shared(host) == []
+
+
 def test_get_merges_the_last_partial_byte_with_the_users():
     host = enable(make("v6"))
     call(host, 0x1000, 1, 0)

@@ -28,8 +28,8 @@ GET_WORDS = "get-words"
 
 class BitmapV1Host(HistoricHost):
     """v1. Repairs: "wrap" refuses a wrapping range with -EINVAL, "growth" refuses a range beyond
-    RAM with -EINVAL, "set-ioctl" makes SET write every bit, "get-words" makes GET leave user memory
-    behind the range alone, and "low-bits"."""
+    RAM with -EINVAL (an empty one does nothing), "set-ioctl" makes SET write every bit, "get-words"
+    makes GET leave user memory behind the range alone, and "low-bits"."""
 
     name: ClassVar[str] = "bitmap-v1"
     summary: ClassVar[str] = "2019 patch set v1: bitmap in KVM, hypercall 11, no wrap test"
@@ -52,7 +52,7 @@ class BitmapV1Host(HistoricHost):
         if pages and end <= gfn and (self.checks_wrap or WRAP in self.repaired):
             return -EINVAL
         if end > self.frames and GROWTH in self.repaired:
-            return -EINVAL
+            return -EINVAL if pages else 0
         return self.write_status(gfn, pages, enc)
 
     def write_status(self, gfn: int, pages: int, enc: int) -> int:
