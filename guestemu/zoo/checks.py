@@ -152,7 +152,8 @@ class ExactAnswerCheck:
         """See the class."""
         value, count = view.injected
         for record in view.exits[: 1 if count else 0]:
-            if record.ret is None or not record.is_64bit or record.cpl:
+            is_exit = record.nr == KVM_HC_MAP_GPA_RANGE and not record.cpl
+            if record.ret is None or not record.is_64bit or not is_exit:
                 continue
             if record.ret != value and record.ret == value & U32_MASK:
                 message = f"user space answered {value:#x}, the guest read {record.ret:#x}"

@@ -46,6 +46,19 @@ def test_each_bug_is_in_one_repaired_configuration():
     assert len(twins) < len(BUGS)
 
 
+def test_repaired_configurations_of_one_name_are_one():
+    """Campaigns and witnesses run the first of them for all."""
+    for twin in repaired_configurations(BUGS.values()):
+        for bug_id in twin.bugs:
+            other = BUGS[bug_id].repaired
+            assert (other.header, other.checks, other.prepare, other.host) == (
+                twin.configuration.header,
+                twin.configuration.checks,
+                twin.configuration.prepare,
+                twin.configuration.host,
+            ), bug_id
+
+
 def test_a_guest_bug_is_other_code_than_its_twin():
     for bug in GUEST_BUGS:
         if bug.id.lower() in variants.VARIANTS:

@@ -47,3 +47,11 @@ def test_witness(bug_id: str):
 
 def test_no_witness_without_a_bug():
     assert {path.stem for path in WITNESSES.glob("*.ops")} == set(BUGS)
+
+
+def test_an_answer_waits_while_kvm_answers_itself():
+    """Found by a campaign on a repaired configuration: hypercall 11 is no exit to user space."""
+    text = "answer value=0x8000000000000000 count=2\nhypercall nr=11 a0=0 a1=4 a2=0 a3=0"
+    ops = parse_text(f"guestemu-program 1\n---\n{text}", "answer.ops").ops
+    bug = BUGS["M20"]
+    assert repaired_testbed(bug.repaired.name, "M20").run(ops).violations == ()
