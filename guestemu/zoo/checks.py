@@ -142,25 +142,6 @@ class PoisonAwareResultCheck:
         return first in self._poisoned or first + (args[1] & mask) - 1 in self._poisoned
 
 
-class ExactAnswerCheck:
-    """An ordered answer reaches a 64-bit guest with all its bits (K3-f, K3-i, M20)."""
-
-    name = "results"
-    kinds: frozenset[OpKind] | None = frozenset({OpKind.HYPERCALL})
-
-    def after(self, view: OpView) -> Iterable[Violation]:
-        """See the class."""
-        value, count = view.injected
-        for record in view.exits[: 1 if count else 0]:
-            is_exit = record.nr == KVM_HC_MAP_GPA_RANGE and not record.cpl
-            if record.ret is None or not record.is_64bit or not is_exit:
-                continue
-            if record.ret != value and record.ret == value & U32_MASK:
-                message = f"user space answered {value:#x}, the guest read {record.ret:#x}"
-                return (Violation(self.name, view.index, message, "K3-i, M20"),)
-        return ()
-
-
 class OtherCpuCheck:
     """Taking a processor other than the first off-line does not withdraw the guest's consent to be
     migrated (A44, M11)."""
@@ -207,8 +188,3 @@ def with_poison(host: Host) -> tuple[Check, ...]:
 def whole_range(host: Host) -> tuple[Check, ...]:
     """Progress and `WholeRangeCheck`."""
     return (ProgressCheck(), WholeRangeCheck())
-
-
-def exact_answers(host: Host) -> tuple[Check, ...]:
-    """The standard checks and `ExactAnswerCheck`."""
-    return (*standard_checks(host), ExactAnswerCheck())
