@@ -145,10 +145,15 @@ def identify(probe: Probe, case: Case, known: Spots = frozenset()) -> list[Findi
     """
     name = case.sighting.symptom.name
     order = order_of(case.ops)
-    suspect = Suspect(name, probe.suspicious(case.sighting), order)
-    start = Canonical(probe, suspect).drop(case.ops)
-    shown = find_suspect(probe, probe.try_look(start, traced=True), suspect)
-    if shown is None:
+    spots, before = probe.suspicious(case.sighting), None
+    while spots != before:  # what runs without a violation meanwhile clears code of suspicion
+        suspect = Suspect(name, spots, order)
+        start = Canonical(probe, suspect).drop(case.ops)
+        shown = find_suspect(probe, probe.try_look(start, traced=True), suspect)
+        if shown is not None:
+            break
+        spots, before = probe.suspicious(case.sighting), spots
+    else:
         return []
     probe.run_neighbours(start, shown.violation.op)
     spots, effect = probe.suspicious(shown), shown.symptom.effect
