@@ -2,8 +2,8 @@
 """The other arm of the comparison: atheris as its manual has it.
 
 libFuzzer's own mutations of bytes and the coverage of Python byte-code that atheris instruments at
-import, in the host models and the checks; none of our counters, no op-aware mutation. What bytes
-mean, the testbed, the checks and the budget are the same.
+import, in all of guestemu; none of our counters, no op-aware mutation. What bytes mean, the
+testbed, the checks and the budget are the same.
 """
 
 from __future__ import annotations

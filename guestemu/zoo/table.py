@@ -30,11 +30,11 @@ host or of the firmware, or by a few changed lines of the guest's assembly
 (`guestemu/zoo/variants.py` has them). Its *repaired twin* differs in nothing else. Every campaign
 starts from an empty corpus, without dictionary; both arms have the same targets, decoding, checks,
 seeds and budgets. The arm *ours* is atheris with guestemu's feedback (guest blocks, model states)
-and mutator; *plain* is atheris with its own mutator and its own coverage of byte-code, in the host
-models and the checks. *Executions* and *seconds* are those of the median campaign over the seeds,
-until the check named in the table failed; `>` means that it ended without. Seconds are CPU time of
-the campaign's process, without booting. Once more than half of the seeds found nothing, the median
-is known and the others were not run.
+and mutator; *plain* is atheris with its own mutator and its own coverage of byte-code, in all of
+guestemu. *Executions* and *seconds* are those of the median campaign over the seeds, until the
+check named in the table failed; `>` means that it ended without. Seconds are CPU time of the
+campaign's process, without booting. Once more than half of the seeds found nothing, the median is
+known and the others were not run.
 """
 
 _REPAIRED: Final = """\
@@ -87,7 +87,23 @@ def _summary(bugs: Sequence[ZooBug], results: Sequence[CellResult]) -> str:
             )
         missed = [name for name, one in medians.items() if one.is_bound]
         sentences.append(f"{sentence}{'; not: ' + ', '.join(missed) if missed else ''}.\n")
+    both = [
+        (ours, plain)
+        for bug in bugs
+        if (ours := _median(bug, OURS, results)) and (plain := _median(bug, PLAIN, results))
+    ]
+    if both:
+        by_executions = sum(_is_ahead(*pair, pair[0].execs, pair[1].execs) for pair in both)
+        by_seconds = sum(_is_ahead(*pair, pair[0].seconds, pair[1].seconds) for pair in both)
+        sentences.append(
+            f"Of {len(both)} bugs that both arms ran on, ours needed fewer executions for "
+            f"{by_executions} and less time for {by_seconds}.\n"
+        )
     return "\n".join(sentences)
+
+
+def _is_ahead(ours: Median, plain: Median, own: float, other: float) -> bool:
+    return not ours.is_bound and (plain.is_bound or own < other)
 
 
 def _median(bug: ZooBug, arm: str, results: Sequence[CellResult]) -> Median | None:

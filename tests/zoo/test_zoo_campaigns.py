@@ -214,6 +214,22 @@ def test_the_page_has_every_bug_and_figure():
     assert "| M2 | free-pages | – | – | – | 0/1 | >900 | >1.50 |" in page
 
 
+def test_the_page_compares_the_arms():
+    def median(bug: str, arm: str, found: bool, executions: int, cpu: float) -> CellResult:
+        one = Cell(bug, True, "atheris", arm, 1, 900)
+        return CellResult(one, found, executions, 9.0, cpu_seconds=cpu)
+
+    results = [
+        *(median("M1", OURS, True, 300, 0.5), median("M1", PLAIN, True, 200, 1.5)),
+        *(median("M2", OURS, True, 800, 2.5), median("M2", PLAIN, False, 900, 1.5)),
+        *(median("M3", OURS, False, 900, 0.5), median("M3", PLAIN, False, 900, 1.5)),
+        median("M4", OURS, True, 1, 0.1),
+    ]
+    page = zoo_page(tuple(BUGS.values()), results)
+    assert "Of 3 bugs that both arms ran on, ours needed fewer executions for 1 and less" in page
+    assert "less time for 2." in page
+
+
 def test_list_and_run_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["zoo", "list", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)["bugs"]
