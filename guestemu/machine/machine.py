@@ -173,5 +173,6 @@ class Machine:
         return [Gpa((first + i) << 12) for i in range(count)]
 
     def close(self) -> None:
-        """Frees the CPU."""
+        """Frees the CPU, and gives the memory back to the system."""
         self.engine.close()
+        self.ram.close()

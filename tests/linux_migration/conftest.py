@@ -26,9 +26,9 @@ image_of = _FIXTURES.image_of
 MakeExperiment = Callable[..., Experiment]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def experiment_of(image_of: Callable[[str], Path]) -> Iterator[MakeExperiment]:
-    """An experiment by series, split, path and SEV feature, kept for all tests."""
+    """An experiment by series, split, path and SEV feature, kept for a module: each holds three machines."""
     made: dict[tuple[str, bool, str, str, bool], Experiment] = {}
 
     def make(
