@@ -28,7 +28,7 @@ MakeExperiment = Callable[..., Experiment]
 
 @pytest.fixture(scope="module")
 def experiment_of(image_of: Callable[[str], Path]) -> Iterator[MakeExperiment]:
-    """An experiment by series, split, path and SEV feature, kept for a module: each holds three machines."""
+    """An experiment by series, split, path and SEV feature, kept for a module; each: 3 machines."""
     made: dict[tuple[str, bool, str, str, bool], Experiment] = {}
 
     def make(
