@@ -299,7 +299,8 @@ class Testbed:
         if op.kind in _BY_SIZE:
             size, offset = op.arguments
             first = gpa + offset >> 12
-            return first, (gpa + offset + size + 0xFFF >> 12) - first
+            end = gpa + offset + size + 0xFFF >> 12 if size else first
+            return first, end - first
         pages = to_signed(op.arguments[0], 32)
         return gpa >> 12, max(pages, 0)
 

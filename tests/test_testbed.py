@@ -239,6 +239,15 @@ def test_region_g_needs_memory() -> None:
         run_program(program)
 
 
+@pytest.mark.parametrize(("size", "calls"), [(0, 0), (1, 1), (4095, 1), (4096, 2)])
+def test_an_early_conversion_is_asked_for_the_pages_that_have_bytes_of_it(
+    size: int, calls: int
+) -> None:
+    outcome = bed_of("6.12").run([op(OpKind.EARLY_SET_MEMORY_DECRYPTED, size, 1)])
+    assert not outcome.violations
+    assert len(outcome.results[0].exits) == calls
+
+
 @pytest.mark.parametrize("kind", list(OpKind), ids=[spec.name for spec in SPECS.values()])
 def test_every_kind_of_operation_runs_with_its_defaults(kind: OpKind) -> None:
     (result,) = bed_of("6.12").run([canonical_op(Op(kind))]).results

@@ -29,7 +29,6 @@ _NO_VMCALL: Final = 0xEF
 _STRUCTURE_SHARE: Final = 10
 _EDGE: Final = 7
 _DROP: Final = 3
-_FRESH_SIZE: Final = 2 * RECORD_SIZE
 _SELECT_RAW: Final = 0xE0
 _KIND_BYTES: Final = 256
 _ARGUMENT: Final = struct.Struct("<Q")
@@ -59,12 +58,13 @@ class Mutator:
         )
 
     def uncommon(self, data: bytes, max_size: int, seed: int) -> bytes:
-        """As `mutate`, without the mere pokes: a change of structure or an edge.
-        What holds no record becomes two
-        random ones."""
+        """As `mutate`, without the mere pokes: half a change of structure or an edge, half new
+        programs of any length (from `data` without a record: always). Without these a campaign
+        from nothing comes by programs of several ops one op at a time."""
         state = stir(seed)
-        if len(data) < RECORD_SIZE:
-            data = shake_128(state.to_bytes(8)).digest(_FRESH_SIZE)
+        if len(data) < RECORD_SIZE or state >> 24 & 1:
+            count = 1 + (state >> 32 & 0xFFFF) % max(max_size // RECORD_SIZE, 1)
+            data = shake_128(state.to_bytes(8)).digest(count * RECORD_SIZE)
             return self._change(data, max_size, state, False, False)
         return self._change(data, max_size, state, not state & 1, True)
 

@@ -34,6 +34,7 @@ _ARGUMENTS: Final = re.compile(r"\((?:-?0x[0-9a-f]+(?:, )?)+\)")
 _PLURAL: Final = re.compile(r"\bframes differ\b")
 _STATUS: Final = re.compile(r"\b(?:private|shared)\b")
 _OFFSET: Final = re.compile(r"\+0x[0-9a-f]+")
+_PLACE_IN_LOOP: Final = re.compile(r"\brunning at \S+, (?=looping in )")
 _ERRNO_LIMIT: Final = 4096
 _MANY: Final = 3
 _HELD: Final = frozenset({"results", "record"})
@@ -56,8 +57,9 @@ def _number_class(match: re.Match[str]) -> str:
 
 
 def plain_message(violation: Violation) -> str:
-    """The message without the numbers that vary; error numbers and a plain 0 stay."""
-    message = _OFFSET.sub("", violation.message)
+    """The message without the numbers that vary; error numbers and a plain 0 stay. Of a loop its
+    function stays, not the place where the budget ran out."""
+    message = _PLACE_IN_LOOP.sub("", _OFFSET.sub("", violation.message))
     message = _PLURAL.sub("frame differs", _ARGUMENTS.sub("()", message))
     return _NUMBER.sub(_number_class, message)
 

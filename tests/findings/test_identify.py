@@ -14,9 +14,11 @@ from guestemu.abi.regions import Region
 from guestemu.abi.x86 import Mode
 from guestemu.campaign.figures import merge_counts
 from guestemu.campaign.findings import FindingCount
+from guestemu.checks.base import Violation
 from guestemu.findings.bundle import make_bundle
 from guestemu.findings.explain import comment_of
 from guestemu.findings.identify import digest_of
+from guestemu.findings.symptom import plain_message
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
 from guestemu.program.ops import SPECS, Op, OpKind
 from guestemu.program.program import Header
@@ -193,3 +195,16 @@ def test_the_bundle_has_guest_code_and_a_test_that_fails(finding, tmp_path):
 
 def test_digest_is_the_last_part():
     assert digest_of("migration-control-wrmsr-12345678") == "12345678"
+
+
+def test_an_endless_loop_is_named_by_its_function_not_by_where_the_budget_ended():
+    def stuck(place: str, loop: str) -> Violation:
+        message = f"still running at {place}, looping in {loop} after 2000000 basic blocks"
+        return Violation("progress", 1, message, "A14")
+
+    walks = [
+        stuck("lookup_address+0x52", "enc_dec_hypercall"),
+        stuck("pg_level_to_pfn+0x2a", "enc_dec_hypercall"),
+    ]
+    assert len(set(map(plain_message, walks))) == 1
+    assert plain_message(stuck("lookup_address+0x52", "dma_free")) != plain_message(walks[0])
