@@ -33,7 +33,7 @@ types: install
 # Rebuilds the committed machine code from assembly and C (needs binutils and a C compiler).
 snippets: install
 	$(BIN)/python -m guestemu.machine.assemble
-	$(BIN)/python -m guestemu.campaign.fastpath.build
+	$(BIN)/python -m guestemu.campaign.build
 	$(BIN)/python -m guestemu.ledger.code
 	$(BIN)/python -m guestemu.zoo.variants
 

@@ -2,11 +2,13 @@
 """The mutator of a libFuzzer campaign: mostly libFuzzer's own mutations, some of ours.
 
 libFuzzer's know nothing of ops, but every byte of a record decides something. Of ours, pokes are
-one in four; what is dear and needs Python is one in thirty-two. One mutation of a longer program in
-eight loses the last op: short ones are fast, and libFuzzer keeps a longer one where it covers more.
-One in sixteen may leave a VMCALL: KVM patches that instruction, which costs several runs.
+one in four. One in sixty-four is a new program of any length: a campaign from nothing would else
+come by programs of several ops one op at a time. About as many insert, delete, swap or repeat whole
+records; one in 256 is dear and needs Python. One mutation of a longer program in eight loses the
+last op: short ones are fast, and libFuzzer keeps a longer one where it covers more. One in sixteen
+may leave a VMCALL: KVM patches that instruction, which costs many runs.
 
-`native/mutator.S` does the common part of this in machine code. This is the same for other hosts,
+`native/mutator.c` does the common part of this in machine code. This is the same for other hosts,
 and what the machine code is compared with.
 """
 
@@ -16,11 +18,14 @@ import ctypes
 from collections.abc import Callable
 from typing import Final
 
-from guestemu.campaign.mutator import Mutator, avoid_vmcall, poke, stir
+from guestemu.campaign.mutator import Mutator, avoid_vmcall, fresh, poke, reorder, stir
 from guestemu.program.binary import RECORD_SIZE
 from guestemu.program.mutate import crossover_bytes
 
-_UNCOMMON_MASK: Final = 31
+_UNCOMMON_MASK: Final = 255
+_RARE_MASK: Final = 63
+_ORDER: Final = 0
+_FRESH: Final = 32
 _POKE_MASK: Final = 3
 _VMCALL_MASK: Final = 0x1E0
 _DROP_MASK: Final = 0xE00
@@ -52,17 +57,27 @@ class MixedMutator:
     def mutate(self, data: bytes, max_size: int, seed: int) -> bytes:
         """A changed copy of `data`, at most `max_size` bytes."""
         size = len(data)
-        if not seed & _UNCOMMON_MASK or size < RECORD_SIZE or max_size < RECORD_SIZE:
-            return self.uncommon(data, max_size, seed)
-        if seed & _POKE_MASK and self._llvm is not None and size <= len(self._buffer):
-            changed = self._buffer
-            changed[:size] = data
-            size = self._llvm(self._address, size, min(max_size, len(changed)))
-        else:
-            changed = poke(data, max_size, stir(seed))
+        if max_size < RECORD_SIZE:
+            return b""
+        rare = seed & _RARE_MASK
+        if size < RECORD_SIZE or rare == _FRESH:
+            changed = fresh(max_size, stir(seed))
             size = len(changed)
-        if size >= 2 * RECORD_SIZE and not seed & _DROP_MASK:
-            size -= RECORD_SIZE
+        else:
+            if not seed & _UNCOMMON_MASK:
+                return self.uncommon(data, max_size, seed)
+            if rare == _ORDER:
+                changed = reorder(data, max_size, stir(seed))
+                size = len(changed)
+            elif seed & _POKE_MASK and self._llvm is not None and size <= len(self._buffer):
+                changed = self._buffer
+                changed[:size] = data
+                size = self._llvm(self._address, size, min(max_size, len(changed)))
+            else:
+                changed = poke(data, max_size, stir(seed))
+                size = len(changed)
+            if size >= 2 * RECORD_SIZE and not seed & _DROP_MASK:
+                size -= RECORD_SIZE
         if seed & _VMCALL_MASK:
             avoid_vmcall(changed, size)
         return bytes(changed[:size])

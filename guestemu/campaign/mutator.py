@@ -12,11 +12,10 @@ choice from a palette reaches those where a call may loop (2^19 pages and more).
 from __future__ import annotations
 
 import struct
-from hashlib import shake_128
 from typing import Final
 
 from guestemu.program.binary import RECORD_SIZE
-from guestemu.program.mutate import mutate_bytes
+from guestemu.program.mutate import Draws, mutate_bytes, split_records
 from guestemu.program.ops import SPECS, OpKind
 from guestemu.program.program import Header
 from guestemu.program.values import BOUNDARIES, palette_of
@@ -58,14 +57,9 @@ class Mutator:
         )
 
     def uncommon(self, data: bytes, max_size: int, seed: int) -> bytes:
-        """As `mutate`, without the mere pokes: half a change of structure or an edge, half new
-        programs of any length (from `data` without a record: always). Without these a campaign
-        from nothing comes by programs of several ops one op at a time."""
+        """As `mutate`, without the mere pokes: a change of structure or an edge. `data` and
+        `max_size` hold a record."""
         state = stir(seed)
-        if len(data) < RECORD_SIZE or state >> 24 & 1:
-            count = 1 + (state >> 32 & 0xFFFF) % max(max_size // RECORD_SIZE, 1)
-            data = shake_128(state.to_bytes(8)).digest(count * RECORD_SIZE)
-            return self._change(data, max_size, state, False, False)
         return self._change(data, max_size, state, not state & 1, True)
 
     def _change(self, data: bytes, max_size: int, state: int, structure: bool, edge: bool) -> bytes:
@@ -119,6 +113,14 @@ def stir(seed: int) -> int:
     return state ^ state >> 29
 
 
+def fresh(max_size: int, state: int) -> bytearray:
+    """A random program of any length up to `max_size` bytes, which hold a record."""
+    count = 1 + (state >> 32 & 0xFFFF) % (max_size // RECORD_SIZE)
+    draws = Draws(state)
+    words = (_ARGUMENT.pack(draws.next()) for _ in range(count * RECORD_SIZE // _ARGUMENT.size))
+    return bytearray(b"".join(words))
+
+
 def poke(data: bytes, max_size: int, state: int) -> bytearray:
     """The whole records of `data` with one or two fields changed."""
     records = min(len(data), max_size) // RECORD_SIZE
@@ -132,3 +134,26 @@ def poke(data: bytes, max_size: int, state: int) -> bytearray:
         changed[record * RECORD_SIZE + field] = state >> 17 & 0xFF
         state >>= 24
     return changed
+
+
+def reorder(data: bytes, max_size: int, state: int) -> bytearray:
+    """The whole records of `data`, one at least, after an insertion, a deletion, an exchange, a run
+    repeated elsewhere, or one repeated with a poke."""
+    records = split_records(data[:max_size])
+    draws = Draws(state)
+    order = draws.below(5)
+    start = draws.below(len(records))
+    place = draws.below(len(records) + 1)
+    if order == 0:
+        records.insert(place, bytes(fresh(RECORD_SIZE, draws.next())))
+    elif order == 1:
+        if len(records) > 1:
+            del records[start]
+    elif order == 2:
+        place %= len(records)
+        records[start], records[place] = records[place], records[start]
+    elif order == 3:
+        records[place:place] = records[start : start + 1 + draws.below(4)]
+    else:
+        records.insert(start + 1, bytes(poke(records[start], RECORD_SIZE, draws.next())))
+    return bytearray(b"".join(records)[: max_size // RECORD_SIZE * RECORD_SIZE])

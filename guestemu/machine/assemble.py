@@ -33,8 +33,6 @@ _LD_FLAGS: Final = (
 PLACED: Final = ("-static", "--no-dynamic-linker", "--nmagic")
 """Flags of `ld` for code that a linker script or an address places."""
 
-_SHARED: Final = ("-shared", "-Bsymbolic", "--hash-style=gnu")
-
 
 class Source(msgspec.Struct, frozen=True):
     """One `.S` and how it is linked.
@@ -66,7 +64,6 @@ SOURCES: Final = (
     _blob("machine/native/hooks.S", 0),
     _blob("machine/native/modes.S", MODES),
     _blob("host/mirror/handler.S", 0),
-    Source("campaign/native/mutator.S", _SHARED),
     *(
         Source(f"guest/snippet/snippet-{name}.S", (*PLACED, "--script=snippet.ld"))
         for name in SNIPPETS

@@ -215,7 +215,8 @@ _MUTATIONS: Final[tuple[_Mutation, ...]] = (
 )
 
 
-def _split(data: bytes) -> Records:
+def split_records(data: bytes) -> Records:
+    """The whole records of `data`."""
     end = len(data) // RECORD_SIZE * RECORD_SIZE
     return [data[offset : offset + RECORD_SIZE] for offset in range(0, end, RECORD_SIZE)]
 
@@ -238,7 +239,7 @@ def mutate_bytes(
     """
     draws = Draws(seed)
     target = _Target(decoder_for(header, kinds), header.vcpus, tuple(sorted(kinds)))
-    records = _split(data)
+    records = split_records(data)
     if not records:
         _insert(records, draws, target)
     for _ in range(1 << draws.below(3)):
@@ -252,7 +253,7 @@ def crossover_bytes(first: bytes, second: bytes, max_size: int, seed: int) -> by
     The signature of a libFuzzer custom crossover: whole records, at most `max_size` bytes.
     """
     draws = Draws(seed)
-    one, two = _split(first), _split(second)
+    one, two = split_records(first), split_records(second)
     cut = draws.below(len(one) + 1)
     start = draws.below(len(two) + 1)
     end = start + draws.below(len(two) - start + 1)

@@ -14,7 +14,7 @@ import planted_hosts
 import pytest
 
 from guestemu.abi.regions import Instruction
-from guestemu.campaign.fastpath import build
+from guestemu.campaign import build
 from guestemu.campaign.fastpath import library as library_module
 from guestemu.campaign.fastpath.fastpath import FastPath, open_fast_path, why_not
 from guestemu.campaign.fastpath.library import load_library
@@ -260,7 +260,7 @@ def test_targets_with_checks_of_their_own_need_python(name):
 def test_the_library_was_made_from_these_sources():
     library = load_library()
     assert library is not None
-    assert library.source == build.source_hash(), "run `make snippets`"
+    assert library.source == build.FASTPATH.digest(), "run `make snippets`"
 
 
 def test_a_library_of_another_layout_is_not_used(monkeypatch):
@@ -271,8 +271,9 @@ def test_a_library_of_another_layout_is_not_used(monkeypatch):
     assert load_library.__wrapped__() is None
 
 
-def test_the_sources_compile(tmp_path):
+@pytest.mark.parametrize("source", [build.FASTPATH, build.MUTATOR], ids=["fastpath", "mutator"])
+def test_the_sources_compile(tmp_path, source):
     if build.find_compiler() is None:
         pytest.skip("no C compiler")
-    build.build(tmp_path / "made.elf")
+    build.build(source, tmp_path / "made.elf")
     assert (tmp_path / "made.elf").read_bytes()[:4] == b"\x7fELF"

@@ -162,17 +162,6 @@ def test_mutation_is_decided_by_its_arguments_and_bounded():
     assert mutator.mutate(data, 10, 3) == b""
 
 
-def test_uncommon_mutations_give_programs_of_every_length_from_nothing():
-    """A campaign that starts from nothing would else reach long programs op by op only."""
-    mutator = Mutator(Header(), HYPERCALL.kinds)
-    data = encode_ops([NOTIFY])
-    lengths = [len(mutator.uncommon(data, 4 * RECORD_SIZE, seed)) for seed in range(200)]
-    long_ones = lengths.count(4 * RECORD_SIZE)
-    assert set(lengths) == {RECORD_SIZE * count for count in (1, 2, 3, 4)}
-    assert long_ones >= 10
-    assert mutator.uncommon(data, 10, 3) == b""
-
-
 # Sessions ---------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The custom mutator of libFuzzer in the host's own machine code (mutator.S).
+"""The custom mutator of libFuzzer in the host's own machine code (mutator.c).
 
 The library is built by `make snippets` and committed, so nobody needs a compiler. libFuzzer finds
 its functions by name if it is loaded before libFuzzer is.
@@ -24,41 +24,37 @@ _Cross = ctypes.CFUNCTYPE(
     *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_size_t),
     *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint),
 )
-_Calls = ctypes.c_uint64 * 3
+_Calls = ctypes.c_uint64 * 2
 
 
 class NativeMutator:
     """The loaded library. `connect` before its functions are called."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self._keep: tuple[object, ...] = ()
+        self._keep: object = None
+        self._library = library
         self._calls = _Calls.in_dll(library, "mutator_calls")
         self.mutate = _Mutate(("LLVMFuzzerCustomMutator", library))
         self.cross = _Cross(("LLVMFuzzerCustomCrossOver", library))
 
     def connect(self, llvm_mutate: int, python: MixedMutator) -> None:
         """What machine code does not do: libFuzzer's own mutations are at host address
-        `llvm_mutate`, uncommon ones and crossovers come from `python`."""
-        at = ctypes.string_at
+        `llvm_mutate`, uncommon ones come from `python`."""
 
         def uncommon(data: int, size: int, max_size: int, seed: int) -> int:
-            return _store(data, python.uncommon(at(data, size), max_size, seed))
+            changed = python.uncommon(ctypes.string_at(data, size), max_size, seed)
+            ctypes.memmove(data, changed, len(changed))
+            return len(changed)
 
-        def cross(*arguments: int) -> int:
-            first, size, second, other, out, max_size, seed = arguments
-            found = python.cross(at(first, size), at(second, other), max_size, seed)
-            return _store(out, found)
+        hook = _Mutate(uncommon)
+        self._keep = hook
+        self._calls[:] = [llvm_mutate, ctypes.cast(hook, ctypes.c_void_p).value or 0]
 
-        hooks = (_Mutate(uncommon), _Cross(cross))
-        self._keep = hooks
-        self._calls[0] = llvm_mutate
-        for place, hook in enumerate(hooks, 1):
-            self._calls[place] = ctypes.cast(hook, ctypes.c_void_p).value or 0
-
-
-def _store(address: int, data: bytes) -> int:
-    ctypes.memmove(address, data, len(data))
-    return len(data)
+    @property
+    def source(self) -> str:
+        """The hash of the source it was made from (`build.Source.digest`)."""
+        text = ctypes.c_char.in_dll(self._library, "mutator_source")
+        return ctypes.string_at(ctypes.addressof(text)).decode()
 
 
 def load_mutator() -> NativeMutator | None:
