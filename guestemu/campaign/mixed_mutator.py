@@ -4,7 +4,8 @@
 libFuzzer's know nothing of ops, but every byte of a record decides something. Of ours, pokes are
 one in four. One in sixty-four is a new program of any length: a campaign from nothing would else
 come by programs of several ops one op at a time. About as many insert, delete, swap or repeat whole
-records; one in 256 is dear and needs Python. One mutation of a longer program in eight loses the
+records, or write an edge into an argument; one in 256 is a change that knows ops. These two are in
+Python alone. One mutation of a longer program in eight loses the
 last op: short ones are fast, and libFuzzer keeps a longer one where it covers more. One in sixteen
 may leave a VMCALL: KVM patches that instruction, which costs many runs.
 
@@ -22,9 +23,10 @@ from guestemu.campaign.mutator import Mutator, avoid_vmcall, fresh, poke, reorde
 from guestemu.program.binary import RECORD_SIZE
 from guestemu.program.mutate import crossover_bytes
 
-_UNCOMMON_MASK: Final = 255
+_STRUCTURE_MASK: Final = 255
 _RARE_MASK: Final = 63
 _ORDER: Final = 0
+_EDGE: Final = 16
 _FRESH: Final = 32
 _POKE_MASK: Final = 3
 _VMCALL_MASK: Final = 0x1E0
@@ -64,7 +66,7 @@ class MixedMutator:
             changed = fresh(max_size, stir(seed))
             size = len(changed)
         else:
-            if not seed & _UNCOMMON_MASK:
+            if rare == _EDGE or not seed & _STRUCTURE_MASK:
                 return self.uncommon(data, max_size, seed)
             if rare == _ORDER:
                 changed = reorder(data, max_size, stir(seed))

@@ -26,6 +26,7 @@ _FIELDS: Final = (0, 1, 1, 2, 4, 4, 5, 8, 8, 16, 16, 24, 24, 32, 40)
 _POSTURE: Final = 1
 _NO_VMCALL: Final = 0xEF
 _STRUCTURE_SHARE: Final = 10
+_STRUCTURE_MASK: Final = 31
 _EDGE: Final = 7
 _DROP: Final = 3
 _SELECT_RAW: Final = 0xE0
@@ -57,10 +58,9 @@ class Mutator:
         )
 
     def uncommon(self, data: bytes, max_size: int, seed: int) -> bytes:
-        """As `mutate`, without the mere pokes: a change of structure or an edge. `data` and
-        `max_size` hold a record."""
-        state = stir(seed)
-        return self._change(data, max_size, state, not state & 1, True)
+        """As `mutate`, without the mere pokes: an edge, or for a multiple of 32 as `seed` a change
+        of structure. `data` and `max_size` hold a record."""
+        return self._change(data, max_size, stir(seed), not seed & _STRUCTURE_MASK, True)
 
     def _change(self, data: bytes, max_size: int, state: int, structure: bool, edge: bool) -> bytes:
         if structure:

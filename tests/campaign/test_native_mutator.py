@@ -71,7 +71,7 @@ def test_mutations_are_those_of_python(pair):
     seen = set()
     for count, (data, _, room, seed) in enumerate(samples(9000)):
         data = data[:room]
-        seed = seed & ~63 if count % 3 == 0 else seed  # whole records
+        seed = seed & ~63 | count & 16 if count % 3 == 0 else seed  # whole records, edges
         expected = python.mutate(data, room, seed)
         assert native_mutate(native, data, room, seed) == expected, (data, room, seed)
         assert len(expected) <= room

@@ -17,7 +17,7 @@ typedef uint32_t u32;
 typedef uint64_t u64;
 
 enum { RECORD = 48, POSTURE = 1, VMCALL = 0x10 };
-enum { UNCOMMON_MASK = 255, RARE_MASK = 63, ORDER = 0, FRESH = 32, POKE_MASK = 3 };
+enum { STRUCTURE_MASK = 255, RARE_MASK = 63, ORDER = 0, EDGE = 16, FRESH = 32, POKE_MASK = 3 };
 enum { INSERT, DELETE, SWAP, REPEAT, VARY, ORDERS, LONGEST_RUN = 4 };
 enum { VMCALL_MASK = 0x1e0, DROP_MASK = 0xe00, CROSS_MASK = 7, CROSS_SHIFT = 3 };
 
@@ -141,7 +141,7 @@ EXPORT size_t LLVMFuzzerCustomMutator(u8 *data, size_t size, size_t max_size, un
 	if (size < RECORD || rare == FRESH) {
 		size = fresh(data, max_size, stir(seed));
 	} else {
-		if (!(seed & UNCOMMON_MASK))
+		if (rare == EDGE || !(seed & STRUCTURE_MASK))
 			return mutator_calls.uncommon(data, size, max_size, seed);
 		if (rare == ORDER)
 			size = reorder(data, size, max_size, stir(seed));
