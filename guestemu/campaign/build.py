@@ -37,7 +37,7 @@ class Source(msgspec.Struct, frozen=True):
 
 FASTPATH: Final = Source(
     _CAMPAIGN / "fastpath" / "fastpath.elf",
-    ("decode.c", "tables.c", "judge.c", "feedback.c", "run.c"),
+    ("decode.c", "tables.c", "judge.c", "feedback.c", "host.c", "run.c"),
     ("fast.h",),
 )
 MUTATOR: Final = Source(_CAMPAIGN / "native" / "mutator.elf", ("mutator.c",))

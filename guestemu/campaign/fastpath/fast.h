@@ -20,7 +20,7 @@ typedef uint64_t u64;
 typedef int64_t i64;
 typedef unsigned __int128 u128;
 
-enum { RECORD = 48, ARGUMENTS = 5, MAX_OPS = 16, MAX_EXITS = 1100, MAX_LINKS = 64, STATES = 16, REGIONS = 4, KINDS = 64 };
+enum { RECORD = 48, ARGUMENTS = 5, MAX_OPS = 16, MAX_EXITS = 1100, MAX_LINKS = 64, STATES = 16, REGIONS = 4, KINDS = 64, MAX_KNOWN = 32 };
 enum { PAGE_SHIFT = 12, PAGE = 1 << PAGE_SHIFT };
 
 /* The kinds that can be common (guestemu/program/kinds.py). */
@@ -84,6 +84,11 @@ struct exit {
 	u64 nr, args[4], ret, cpl, is_64bit;
 };
 
+/* A place that VMMCALL was met at with a code selector, and the level and mode that is. */
+struct known {
+	u64 rip, selector, cpl, is_64bit;
+};
+
 struct fast {
 	/* the input, for Python */
 	const u8 *data;
@@ -93,7 +98,7 @@ struct fast {
 	void (*release)(void *);
 	void (*clear_error)(void);
 	void *truth;
-	void *execute, *tick, *news, *reset, *answer;
+	void *execute, *tick, *news, *reset, *answer, *look;
 	/* bookkeeping of the session */
 	u64 attention, executions;
 	u64 *lengths;
@@ -138,10 +143,13 @@ struct fast {
 	struct window direct, alias;
 	u64 map_bytes, alias_bytes;
 	/* the host's record, and what its answers are held to */
-	const u8 *host_map;
+	u8 *host_map;
 	const u8 *host_base;
 	u8 *host_before, *direct_before;
 	u64 base_state, base_ready, answers_judged, record_judged;
+	/* the default host (host.c) */
+	u64 has_host, compares_untruncated, user_state, known_count;
+	struct known known[MAX_KNOWN];
 	/* what Python says beside an answer: host state, migration allowed, level of the exit */
 	u64 state, ready, cpl, is_64bit;
 	/* this execution; is_stale: the host is still to be put back */
@@ -154,6 +162,12 @@ struct fast {
 bool fast_decode(struct fast *f, const u8 *data, size_t size);
 bool fast_judge(struct fast *f, const struct op *op, i64 value);
 void fast_count(struct fast *f, const struct op *op, u64 index, i64 value);
+
+/* Calls a Python function without arguments; true if it returned True. */
+bool fast_python(struct fast *f, void *function);
+
+bool fast_answer(struct fast *f);
+bool fast_is_base_call(u64 nr);
 
 /* Host and page tables of the operation now. */
 const u8 *fast_host_map(const struct fast *f);

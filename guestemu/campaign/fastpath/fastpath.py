@@ -4,7 +4,8 @@
 Python costs ten times what the emulated guest does. Most inputs of a campaign are ordinary: known
 ops, a guest that ends where it should, an answer that every check is content with. Machine code
 (the C beside this file) decodes such an input, puts the testbed back, runs the guest, asks the host
-for each hypercall, in Python as ever, does what the checks do, and counts what `Feedback` counts.
+for each hypercall, does what the checks do, and counts what `Feedback` counts. The default host is
+in C, too (host.c); every other one is asked in Python as ever.
 As soon as anything is not ordinary it gives up, and Python runs the same input from the start: only
 Python ever reports anything. tests/campaign/test_fastpath.py holds the two against each other.
 """
@@ -38,6 +39,7 @@ from guestemu.checks.record import RecordCheck
 from guestemu.checks.results import CONTRACT, ResultCheck
 from guestemu.guest.snippet.guest import SnippetGuest
 from guestemu.host.base import Host, Hypercall
+from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
 from guestemu.machine import layout
 from guestemu.machine.engine import Engine
 from guestemu.machine.launch import Entry
@@ -228,8 +230,14 @@ class FastPath:
         record.direct_before = tables.octets(data)
         host.restore(frames)
         self._map = private
-        if host.private_map() is private:
+        record.has_host = type(host) is MapGpaRangeHost
+        if isinstance(host, MapGpaRangeHost):
+            record.compares_untruncated = host.kernel.compares_untruncated_nr
+        if record.has_host:
             self._copy: memoryview | None = None
+            record.host_map = tables.octets(data)
+        elif host.private_map() is private:
+            self._copy = None
             record.host_map = private.buffer_info()[0]
         else:
             copy = ctypes.create_string_buffer(data, len(data))
@@ -245,8 +253,11 @@ class FastPath:
 
     def _connect(self) -> None:
         record, api = self.record, ctypes.pythonapi
-        self._asked = (self._execute, self._tick, self._keep_if_new, self._reset, self._answerer())
-        names = ("execute", "tick", "news", "reset", "answer")
+        self._asked = (
+            *(self._execute, self._tick, self._keep_if_new, self._reset),
+            *(self._answerer(), self._look),
+        )
+        names = ("execute", "tick", "news", "reset", "answer", "look")
         for name, function in zip(names, self._asked, strict=True):
             setattr(record, name, id(function))
         record.truth = id(True)
@@ -297,6 +308,13 @@ class FastPath:
         hooks.clear()
         hooks.vcpu = guest.machine.current
         return not hooks.errors and not guest.machine.ram.errors
+
+    def _look(self) -> bool:
+        """Whether the CPU stands at a VMMCALL; at which level and in which mode."""
+        machine = self._guest.machine
+        rip, *_, selector = machine.hooks.exit_registers[0].values.tolist()
+        self.record.cpl, self.record.is_64bit = machine.current.privilege(selector)
+        return machine.hooks.is_vmmcall(rip)
 
     def _answerer(self) -> Callable[[], bool]:
         """The function that asks the host; False where the answer is not an ordinary one."""

@@ -14,6 +14,7 @@ ARGUMENTS: Final = 5
 MAX_OPS: Final = 16
 MAX_EXITS: Final = 1100
 MAX_LINKS: Final = 64
+MAX_KNOWN: Final = 32
 STATES: Final = 16
 KINDS: Final = 64
 REGIONS: Final = 4
@@ -86,12 +87,18 @@ class ExitRecord(ctypes.Structure):
     )
 
 
+class KnownRecord(ctypes.Structure):
+    """`struct known`: where VMMCALL was met, with which code selector."""
+
+    _fields_ = _words("rip selector cpl is_64bit")
+
+
 class FastRecord(ctypes.Structure):
     """`struct fast`."""
 
     _fields_ = (
         *_words("data size"),
-        *_words("call release clear_error truth execute tick news reset answer"),
+        *_words("call release clear_error truth execute tick news reset answer look"),
         *_words("attention executions lengths current deadly deadly_count"),
         *_words("area unseen area_words model_offset model_mask near_offset near_mask"),
         *_words("max_size vcpus limits is_lawful plans places"),
@@ -106,6 +113,8 @@ class FastRecord(ctypes.Structure):
         ("alias", WindowRecord),
         *_words("map_bytes alias_bytes host_map host_base host_before direct_before"),
         *_words("base_state base_ready answers_judged record_judged"),
+        *_words("has_host compares_untruncated user_state known_count"),
+        ("known", KnownRecord * MAX_KNOWN),
         *_words("state ready cpl is_64bit"),
         *_words("is_stale is_foreign cpu_state is_odd is_trapped trap exit_count ops_count"),
         *_words("is_flipped previous link_count"),

@@ -11,8 +11,7 @@ enum { FLAG_TABLE = 4, ENOSYS = 38 };
 
 static struct fast *active;
 
-/* Calls a Python function without arguments; true if it returned True. */
-static bool python(struct fast *f, void *function)
+bool fast_python(struct fast *f, void *function)
 {
 	void *result = f->call(function);
 	bool is_true = result == f->truth;
@@ -34,7 +33,7 @@ static bool decide(void *uc, void *user)
 		f->is_trapped = true;
 		return false;
 	}
-	if (f->exit_count == MAX_EXITS || !python(f, f->answer)) {
+	if (f->exit_count == MAX_EXITS || !(f->has_host ? fast_answer(f) : fast_python(f, f->answer))) {
 		f->is_odd = true;
 		return false;
 	}
@@ -63,9 +62,10 @@ EXPORT void fast_slow_access(void *uc, int type, u64 address, int size, i64 valu
 static bool put_back(struct fast *f)
 {
 	if (f->is_foreign) {
-		if (!python(f, f->reset))
+		if (!fast_python(f, f->reset))
 			return false;
 		f->is_foreign = false;
+		f->known_count = 0;
 		f->is_stale = true;
 		f->is_flipped = true;
 		f->cpu_state = NO_STATE;
@@ -237,17 +237,17 @@ EXPORT int fast_one(const u8 *data, size_t size)
 	f->data = data;
 	f->size = size;
 	if (!f->attention)
-		python(f, f->tick);
+		fast_python(f, f->tick);
 	if (f->attention && !is_deadly(f, data, size) && run(f, data, size)) {
 		f->attention--;
 		f->executions++;
 		f->lengths[f->ops_count]++;
 		if (is_new(f))
-			python(f, f->news);
+			fast_python(f, f->news);
 		return 0;
 	}
 	f->is_foreign = true;
-	python(f, f->execute);
+	fast_python(f, f->execute);
 	return 0;
 }
 
