@@ -26,12 +26,12 @@ from typing import Final
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa
 from guestemu.machine.cipher import PageCipher
 from guestemu.machine.engine import Engine
-from guestemu.machine.memory import (
+from guestemu.machine.memory import GuestRam
+from guestemu.machine.memory_watch import (
     FLAG_MIRRORED,
     FLAG_STALE,
     FLAG_TABLE,
     FLAG_WATCHED,
-    GuestRam,
 )
 
 LINE_SHIFT: Final = 6

@@ -31,40 +31,19 @@ from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa
 from guestemu.machine.callbacks import MemoryHook
 from guestemu.machine.cipher import PageCipher
 from guestemu.machine.engine import HOOK_MEM, MEM_WRITE, Engine
+from guestemu.machine.memory_watch import (
+    FLAG_DIRTY,
+    FLAG_MIRRORED,
+    FLAG_STALE,
+    FLAG_TABLE,
+    MemoryWatch,
+)
 from guestemu.machine.native import HostCode
 from guestemu.machine.resident import resident_pages
-
-FLAG_DIRTY: Final = 1
-FLAG_STALE: Final = 2
-FLAG_TABLE: Final = 4
-FLAG_MIRRORED: Final = 8
-FLAG_WATCHED: Final = 16
 
 _MAP_NORESERVE: Final = getattr(mmap, "MAP_NORESERVE", 0x4000)
 _LOG_CAPACITY: Final = 1 << 16
 _ZERO_PAGE: Final = bytes(PAGE_SIZE)
-
-
-class MemoryWatch(ctypes.Structure):
-    """The record that the native memory hook works on; layout as in native/hooks.S."""
-
-    _fields_ = (
-        ("flags", ctypes.c_uint64),
-        ("frames", ctypes.c_uint64),
-        ("dirty", ctypes.c_uint64),
-        ("dirty_count", ctypes.c_uint64),
-        ("log", ctypes.c_uint64),
-        ("log_count", ctypes.c_uint64),
-        ("log_capacity", ctypes.c_uint64),
-        ("slow", ctypes.c_void_p),
-        ("cbit_mask", ctypes.c_uint64),
-        ("base_flags", ctypes.c_uint64),
-        ("base_pages", ctypes.c_uint64),
-        ("private", ctypes.c_uint64),
-        ("shared", ctypes.c_uint64),
-        ("low", ctypes.c_uint64),
-        ("zero_page", ctypes.c_uint64),
-    )
 
 
 def _anonymous(size: int) -> mmap.mmap:

@@ -19,7 +19,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from guestemu.abi.addresses import Gpa
-from guestemu.machine.memory import FLAG_DIRTY, GuestRam
+from guestemu.machine.memory import GuestRam
+from guestemu.machine.memory_watch import FLAG_DIRTY
 
 
 class DirtyLog:

@@ -21,7 +21,7 @@ from guestemu.checks.cache import CacheCheck
 from guestemu.checks.page_enc import PageEncResultCheck
 from guestemu.checks.progress import ProgressCheck
 from guestemu.host.base import Host
-from guestemu.machine.memory import FLAG_STALE
+from guestemu.machine.memory_watch import FLAG_STALE
 from guestemu.program.ops import OpKind
 
 

@@ -17,7 +17,7 @@ from guestemu.checks.base import Check, ExitRecord, OpView, Violation
 from guestemu.exit_recorder import ExitRecorder
 from guestemu.guest.base import Guest
 from guestemu.host.base import Host, Hypercall
-from guestemu.machine.memory import FLAG_STALE
+from guestemu.machine.memory_watch import FLAG_STALE
 from guestemu.program.ops import OpKind
 from guestemu.testbed import Testbed
 from guestemu.zoo.checks import with_agreement
