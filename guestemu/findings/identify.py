@@ -155,7 +155,8 @@ def identify(probe: Probe, case: Case, known: Spots = frozenset()) -> list[Findi
         spots, before = probe.suspicious(case.sighting), spots
     else:
         return []
-    probe.run_neighbours(start, shown.violation.op)
+    if spots or not probe.is_slow:
+        probe.run_neighbours(start, shown.violation.op)
     spots, effect = probe.suspicious(shown), shown.symptom.effect
     first = _finding(probe, start, Suspect(name, spots, order))
     if first is None:
@@ -239,7 +240,8 @@ def _finding(probe: Probe, ops: tuple[Op, ...], suspect: Suspect) -> Finding | N
         return None
     own = _first_of_all(probe, smallest, look, own)
     clean = probe.fresh()
-    clean.run_neighbours(smallest, own.violation.op)
+    if clean.suspicious(own) or not probe.is_slow:
+        clean.run_neighbours(smallest, own.violation.op)
     spots = clean.suspicious(own)
     key = finding_key(own.violation, own.symptom.name, smallest, probe.code.lines(spots))
     return Finding(

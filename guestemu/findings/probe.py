@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 from bitarray import bitarray
@@ -45,7 +45,13 @@ _MODELS: Final = "guestemu.host."
 _NOTHING: Final[Spots] = frozenset()
 _ENCRYPTED: Final = (MAP_GPA_RANGE_ENCRYPTED, MAP_GPA_RANGE_ENCRYPTED | 1)
 _SLOW_NEIGHBOURS: Final = 40
+_REMEMBERED: Final = 256
+"""Runs; each keeps a bit for each frame of the guest."""
+
 _SMALL: Final = (0, 1, 2, 3, 4, 16)
+
+
+_Cleared: TypeAlias = tuple[tuple[str, Spots], ...]
 
 
 class Sighting(msgspec.Struct, frozen=True):
@@ -96,12 +102,30 @@ class Probe:
         self._base: dict[str, Spots] = {}
         self._has_battery = False
         self._is_comparing = False
+        self._seen: dict[tuple[tuple[Op, ...], bool], tuple[Look, _Cleared]] = {}
 
     def look(self, ops: tuple[Op, ...], traced: bool = False) -> Look:
-        """Runs `ops`; with `traced` the sightings have host code, and `cover` may grow."""
+        """Runs `ops`; with `traced` the sightings have host code, and `cover` may grow. Where runs
+        are slow the last few hundred are remembered: a search comes back to the same programs."""
         if self.heartbeat is not None:
             self.heartbeat()
+        key = (ops, traced)
+        seen = self._seen.pop(key, None)
+        if seen is None:
+            seen = self._run(ops, traced)
+        if self.is_slow and not any(op.kind is OpKind.HYPERCALL for op in ops):
+            self._seen[key] = seen
+            if len(self._seen) > _REMEMBERED:
+                del self._seen[next(iter(self._seen))]
+        look, cleared = seen
+        for situation, spots in cleared:
+            self._cover[situation] = self._cover.get(situation, _NOTHING) | spots
+        return look
+
+    def _run(self, ops: tuple[Op, ...], traced: bool) -> tuple[Look, _Cleared]:
+        """What a run shows, and the host code that was right in it, by situation."""
         testbed = self.testbed
+        cleared: list[tuple[str, Spots]] = []
         violations: list[Violation] = []
         sightings: list[Sighting] = []
         exits: list[tuple[ExitRecord, ...]] = []
@@ -117,8 +141,7 @@ class Probe:
                 situation = situation_of(view.exits)
                 sightings.extend(Sighting(v, symptom_of(view, v), situation, spots) for v in new)
             elif spots and not violations and is_convincing(view):
-                situation = situation_of(view.exits)
-                self._cover[situation] = self._cover.get(situation, _NOTHING) | spots
+                cleared.append((situation_of(view.exits), spots))
 
         observer, testbed.observe = testbed.observe, observe
         self.runs += 1
@@ -143,7 +166,7 @@ class Probe:
         private, is_ready = host.private_map().copy(), host.migration_ready
         if not self._is_comparing:
             sightings = [self._by_half(ops, sighting, exits) for sighting in sightings]
-        return Look(tuple(sightings), tuple(exits), private, is_ready)
+        return Look(tuple(sightings), tuple(exits), private, is_ready), tuple(cleared)
 
     def _by_half(
         self, ops: tuple[Op, ...], sighting: Sighting, exits: Sequence[Sequence[ExitRecord]]
@@ -214,10 +237,12 @@ class Probe:
         self.run_battery()
         other = Probe(self.testbed, self.header, self.heartbeat)
         other.allows = self.allows
+        other.ignored = self.ignored
         other.code = self.code
         other._cover = dict(self._base)
         other._base = self._base
         other._has_battery = True
+        other._seen = self._seen
         return other
 
 
