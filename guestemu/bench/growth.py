@@ -18,7 +18,7 @@ from guestemu.campaign.targets import find_target
 
 _MEBIBYTE: Final = 1 << 20
 _EARLY: Final = 10
-_REPORT_SECONDS: Final = 0.1
+_REPORT_SECONDS: Final = 0.0
 
 
 def resident() -> float:
