@@ -15,6 +15,7 @@ every argument object made once, hooks as raw C function pointers. Rules that it
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Sequence
 from typing import Final
 
@@ -173,6 +174,8 @@ class Engine:
         self.handle = ctypes.c_void_p()
         code = self.library.uc_open(_ARCH_X86, _MODE_64, ctypes.byref(self.handle))
         self.check(code, "create a CPU")
+        self._close = weakref.finalize(self, self.library.uc_close, self.handle)
+        self._close.atexit = False
         self._word = ctypes.c_uint64()
         self._word_ref = ctypes.byref(self._word)
         self._rip = ctypes.c_uint64()
@@ -186,10 +189,10 @@ class Engine:
         self._keep: list[object] = []
 
     def close(self) -> None:
-        """Frees the CPU. The memory that was mapped stays the caller's."""
-        if self.handle:
-            self.library.uc_close(self.handle)
-            self.handle = ctypes.c_void_p()
+        """Frees the CPU, as happens without a call when nobody refers to it any more. The memory
+        that was mapped stays the caller's."""
+        self._close()
+        self.handle = ctypes.c_void_p()
 
     def check(self, code: int, what: str) -> None:
         """Raises `EngineError` unless `code` is UC_ERR_OK."""

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 from __future__ import annotations
 
+import gc
 import random
+import weakref
+from collections.abc import Callable
 
 import pytest
 from bare_machine import (
@@ -119,6 +122,29 @@ def test_the_engine_says_what_it_could_not_do() -> None:
         engine.map(0x123, 0x1000, 0)
     engine.close()
     engine.close()
+
+
+def test_a_machine_nobody_refers_to_any_more_is_freed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    freed: list[int] = []
+    close = weakref.finalize
+
+    def watch(engine: Engine, free: Callable[..., object], handle: object) -> object:
+        return close(engine, lambda: (freed.append(1), free(handle)))
+
+    monkeypatch.setattr(weakref, "finalize", watch)
+    bare = Bare(MachineConfig(frames=FRAMES))
+    bare.place(CODE, HLT)
+    bare.enter(Mode.LONG64, 0)
+    bare.machine.current.run(CODE, 100)
+    kept = Bare(MachineConfig(frames=FRAMES))
+    del bare
+    gc.collect()
+    assert freed == [1]
+    kept.machine.close()
+    kept.machine.close()
+    del kept
+    gc.collect()
+    assert freed == [1, 1]
 
 
 # Budgets ------------------------------------------------------------------------------------------
