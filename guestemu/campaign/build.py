@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,7 @@ import msgspec
 
 from guestemu.abi.errors import InputError, MissingError
 from guestemu.bench.floor import find_compiler
+from guestemu.machine.assemble import build_all
 
 _CAMPAIGN: Final = Path(__file__).resolve().parent
 
@@ -75,14 +77,10 @@ def build(source: Source, output: Path) -> None:
 
 def main() -> int:
     """Rebuilds the committed libraries; returns the exit status."""
-    for source in (FASTPATH, MUTATOR):
-        try:
-            build(source, source.library)
-        except (InputError, MissingError) as error:
-            sys.stderr.write(f"{error}\n")
-            return 2 if isinstance(error, InputError) else 3
-        sys.stdout.write(f"built   {source.library.relative_to(_CAMPAIGN)}\n")
-    return 0
+    return build_all(
+        (str(source.library.relative_to(_CAMPAIGN)), partial(build, source, source.library))
+        for source in (FASTPATH, MUTATOR)
+    )
 
 
 if __name__ == "__main__":

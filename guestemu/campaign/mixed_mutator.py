@@ -4,10 +4,10 @@
 libFuzzer's know nothing of ops, but every byte of a record decides something. Of ours, pokes are
 one in four. One in sixty-four is a new program of any length: a campaign from nothing would else
 come by programs of several ops one op at a time. About as many insert, delete, swap or repeat whole
-records, or write an edge into an argument; one in 256 is a change that knows ops. These two are in
-Python alone. One mutation of a longer program in eight loses the
-last op: short ones are fast, and libFuzzer keeps a longer one where it covers more. One in sixteen
-may leave a VMCALL: KVM patches that instruction, which costs many runs.
+records; as many write an edge into an argument, and one in 256 is a change that knows ops, which
+two are done in Python. One mutation of a longer program in eight loses the last op: short ones are
+fast, and libFuzzer keeps a longer one where it covers more. About one in sixteen may leave a
+VMCALL, a new program never: KVM patches that instruction, which costs many runs.
 
 `native/mutator.c` does the common part of this in machine code. This is the same for other hosts,
 and what the machine code is compared with.

@@ -27,6 +27,8 @@ _POSTURE: Final = 1
 _NO_VMCALL: Final = 0xEF
 _STRUCTURE_SHARE: Final = 10
 _STRUCTURE_MASK: Final = 31
+_ORDERS: Final = 5
+_LONGEST_RUN: Final = 4
 _EDGE: Final = 7
 _DROP: Final = 3
 _SELECT_RAW: Final = 0xE0
@@ -141,7 +143,7 @@ def reorder(data: bytes, max_size: int, state: int) -> bytearray:
     repeated elsewhere, or one repeated with a poke."""
     records = split_records(data[:max_size])
     draws = Draws(state)
-    order = draws.below(5)
+    order = draws.below(_ORDERS)
     start = draws.below(len(records))
     place = draws.below(len(records) + 1)
     if order == 0:
@@ -153,7 +155,7 @@ def reorder(data: bytes, max_size: int, state: int) -> bytearray:
         place %= len(records)
         records[start], records[place] = records[place], records[start]
     elif order == 3:
-        records[place:place] = records[start : start + 1 + draws.below(4)]
+        records[place:place] = records[start : start + 1 + draws.below(_LONGEST_RUN)]
     else:
         records.insert(start + 1, bytes(poke(records[start], RECORD_SIZE, draws.next())))
     return bytearray(b"".join(records)[: max_size // RECORD_SIZE * RECORD_SIZE])

@@ -155,9 +155,7 @@ def identify(probe: Probe, case: Case, known: Spots = frozenset()) -> list[Findi
         spots, before = probe.suspicious(case.sighting), spots
     else:
         return []
-    if spots or not probe.is_slow:
-        probe.run_neighbours(start, shown.violation.op)
-    spots, effect = probe.suspicious(shown), shown.symptom.effect
+    spots, effect = probe.suspicious_beside(start, shown), shown.symptom.effect
     first = _finding(probe, start, Suspect(name, spots, order))
     if first is None:
         return []
@@ -239,10 +237,7 @@ def _finding(probe: Probe, ops: tuple[Op, ...], suspect: Suspect) -> Finding | N
     if look is None or own is None:
         return None
     own = _first_of_all(probe, smallest, look, own)
-    clean = probe.fresh()
-    if clean.suspicious(own) or not probe.is_slow:
-        clean.run_neighbours(smallest, own.violation.op)
-    spots = clean.suspicious(own)
+    spots = probe.fresh().suspicious_beside(smallest, own)
     key = finding_key(own.violation, own.symptom.name, smallest, probe.code.lines(spots))
     return Finding(
         key,

@@ -109,18 +109,20 @@ class Probe:
         are slow the last few hundred are remembered: a search comes back to the same programs."""
         if self.heartbeat is not None:
             self.heartbeat()
-        key = (ops, traced)
-        seen = self._seen.pop(key, None)
-        if seen is None:
-            seen = self._run(ops, traced)
-        if self.is_slow and not any(op.kind is OpKind.HYPERCALL for op in ops):
-            self._seen[key] = seen
-            if len(self._seen) > _REMEMBERED:
-                del self._seen[next(iter(self._seen))]
-        look, cleared = seen
+        is_kept = self.is_slow and not any(op.kind is OpKind.HYPERCALL for op in ops)
+        look, cleared = self._recall(ops, traced) if is_kept else self._run(ops, traced)
         for situation, spots in cleared:
             self._cover[situation] = self._cover.get(situation, _NOTHING) | spots
         return look
+
+    def _recall(self, ops: tuple[Op, ...], traced: bool) -> tuple[Look, _Cleared]:
+        """What `_run` gave before, or gives now; the runs longest unused are forgotten."""
+        key = (ops, traced)
+        seen = self._seen.pop(key) if key in self._seen else self._run(ops, traced)
+        self._seen[key] = seen
+        if len(self._seen) > _REMEMBERED:
+            del self._seen[next(iter(self._seen))]
+        return seen
 
     def _run(self, ops: tuple[Op, ...], traced: bool) -> tuple[Look, _Cleared]:
         """What a run shows, and the host code that was right in it, by situation."""
@@ -226,8 +228,14 @@ class Probe:
             self.try_look(ops, traced=True)
         self._base = dict(self._cover)
 
-    def run_neighbours(self, ops: tuple[Op, ...], index: int) -> None:
-        """Adds to `cover` what differs from `ops` in one field of op `index` and is right."""
+    def suspicious_beside(self, ops: tuple[Op, ...], sighting: Sighting) -> Spots:
+        """What is suspicious of a sighting in `ops` after what differs from them in one field and
+        is right was added to `cover`. Where runs are slow that is done only if it can matter."""
+        if not self.is_slow or self.suspicious(sighting):
+            self._run_neighbours(ops, sighting.violation.op)
+        return self.suspicious(sighting)
+
+    def _run_neighbours(self, ops: tuple[Op, ...], index: int) -> None:
         for op in islice(neighbours(ops[index]), _SLOW_NEIGHBOURS if self.is_slow else None):
             self.try_look((*ops[:index], op), traced=True)
 

@@ -35,6 +35,14 @@ enum {
 	STOP_CONVERSION = 18,
 };
 
+/* The registers of an exit, in the order of `in` and `out`. */
+enum { IN_RIP, IN_RAX, IN_RBX, IN_RCX, IN_RDX, IN_RSI, IN_CS };
+enum { OUT_RAX, OUT_RIP };
+
+/* The hypercall and its answers (guestemu/abi/hypercalls.py). */
+enum { MAP_GPA_RANGE = 12, ENCRYPTED = 1 << 4 };
+enum { KVM_EPERM = 1, KVM_EINVAL = 22, KVM_ENOSYS = 1000 };
+
 enum { REGION_D = 0, REGION_L = 1, REGION_V = 2, REGION_G = 3 };
 
 /* How to read the records of one kind; `postures`: mode, CPL << 2, VMCALL << 4, raw << 5. */
@@ -74,6 +82,8 @@ struct input {
 	const u8 *data;
 	u64 size;
 };
+
+#define U32 0xffffffffull
 
 struct op {
 	u64 kind, region, page, has_page, mode, cpl;

@@ -5,9 +5,9 @@ Python costs ten times what the emulated guest does. Most inputs of a campaign a
 ops, a guest that ends where it should, an answer that every check is content with. Machine code
 (the C beside this file) decodes such an input, puts the testbed back, runs the guest, asks the host
 for each hypercall, does what the checks do, and counts what `Feedback` counts. The default host is
-in C, too (host.c); every other one is asked in Python as ever.
-As soon as anything is not ordinary it gives up, and Python runs the same input from the start: only
-Python ever reports anything. tests/campaign/test_fastpath.py holds the two against each other.
+in C, too (host.c); every other one is asked in Python as ever. As soon as anything is not ordinary
+it gives up, and Python runs the same input from the start: only Python ever reports anything.
+tests/campaign/test_fastpath.py holds the two against each other.
 """
 
 from __future__ import annotations
@@ -230,11 +230,10 @@ class FastPath:
         record.direct_before = tables.octets(data)
         host.restore(frames)
         self._map = private
-        record.has_host = type(host) is MapGpaRangeHost
-        if isinstance(host, MapGpaRangeHost):
-            record.compares_untruncated = host.kernel.compares_untruncated_nr
-        if record.has_host:
+        if type(host) is MapGpaRangeHost:
             self._copy: memoryview | None = None
+            record.has_host = True
+            record.compares_untruncated = host.kernel.compares_untruncated_nr
             record.host_map = tables.octets(data)
         elif host.private_map() is private:
             self._copy = None

@@ -4,7 +4,7 @@
 #include "fast.h"
 
 enum { NEAR_RANGE, NEAR_LENGTH, NEAR_NUMBER, NEAR_TOLD, NEAR_DIFFERENCE, NEAR_MSR, NEAR_WORK };
-enum { MAP_GPA_RANGE = 12, MANY_EXITS = 4, WORD = 63, FAR = 2, KIND_SHIFT = 8, MODE_SHIFT = 2 };
+enum { MANY_EXITS = 4, WORD = 63, FAR = 2, KIND_SHIFT = 8, MODE_SHIFT = 2 };
 
 /* hash() of a tuple of small ints in CPython 3.8 and later (xxHash-like; Objects/tupleobject.c). */
 static u64 hash(const i64 *items, u64 count)

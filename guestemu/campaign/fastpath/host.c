@@ -6,10 +6,7 @@
  */
 #include "fast.h"
 
-enum { IN_RIP, IN_RAX, IN_RBX, IN_RCX, IN_RDX, IN_RSI, IN_CS };
-enum { OUT_RAX, OUT_RIP, INSTRUCTION_LENGTH = 3 };
-enum { MAP_GPA_RANGE = 12, ENCRYPTED = 1 << 4 };
-enum { EPERM = 1, EINVAL = 22, KVM_ENOSYS = 1000 };
+enum { INSTRUCTION_LENGTH = 3 };
 enum { KVM_PATHS = 4, KVM_PATH_MASK = (1 << KVM_PATHS) - 1 };
 
 /* `Path` in merged.py */
@@ -19,23 +16,20 @@ enum { NOT_CPL0 = 1, KVM_ANSWERED = 2, UNALIGNED = 4, NO_PAGES = 5, WRAPS = 6, L
 /* `ReferenceUserSpace.state` */
 enum { INSIDE = 2, CLIPPED = 3, BEYOND = 4 };
 
-static const u64 U32 = 0xffffffffull;
-
 /* What the CPU stands at and in which mode: asked once for each place and each selector. */
 static bool look(struct fast *f)
 {
 	u64 rip = f->in[IN_RIP], selector = f->in[IN_CS];
-	bool is_known = false;
 
-	for (u64 i = 0; i < f->known_count && !is_known; i++) {
-		is_known = f->known[i].rip == rip && f->known[i].selector == selector;
-		if (is_known) {
-			f->cpl = f->known[i].cpl;
-			f->is_64bit = f->known[i].is_64bit;
+	for (u64 i = 0; i < f->known_count; i++) {
+		const struct known *known = &f->known[i];
+
+		if (known->rip == rip && known->selector == selector) {
+			f->cpl = known->cpl;
+			f->is_64bit = known->is_64bit;
+			return true;
 		}
 	}
-	if (is_known)
-		return true;
 	if (!fast_python(f, f->look))
 		return false;
 	if (f->known_count < MAX_KNOWN)
@@ -60,7 +54,7 @@ static u64 map_gpa_range(struct fast *f, u64 mask, u64 *path)
 
 	if (gpa & (PAGE - 1) || !pages || gfn + pages < gfn) {
 		*path = gpa & (PAGE - 1) ? UNALIGNED : pages ? WRAPS : NO_PAGES;
-		return -(u64)EINVAL & mask;
+		return -(u64)KVM_EINVAL & mask;
 	}
 	if (!f->is_64bit && f->compares_untruncated && f->in[IN_RAX] != MAP_GPA_RANGE) {
 		*path = LOST_EXIT;
@@ -86,7 +80,7 @@ bool fast_answer(struct fast *f)
 	}
 	if (f->cpl) {
 		path = NOT_CPL0;
-		result = -(u64)EPERM & mask;
+		result = -(u64)KVM_EPERM & mask;
 	} else if (nr == MAP_GPA_RANGE) {
 		result = map_gpa_range(f, mask, &path);
 	} else if (fast_is_base_call(nr)) {

@@ -2,12 +2,8 @@
 /* What the checks would say (guestemu/checks/): true only where all of them would say nothing. */
 #include "fast.h"
 
-enum { MAP_GPA_RANGE = 12, ENCRYPTED = 1 << 4 };
 enum { VAPIC_POLL_IRQ = 1, KICK_CPU = 5, CLOCK_PAIRING = 9, SEND_IPI = 10, SCHED_YIELD = 11 };
-enum { KVM_EPERM = 1, KVM_EINVAL = 22, KVM_ENOSYS = 1000 };
 enum { EPERM = 1, EIO = 5, ENOMEM = 12, EBUSY = 16 };
-
-static const u64 U32 = 0xffffffffull;
 
 const u8 *fast_host_map(const struct fast *f)
 {

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import ctypes
-import platform
 from functools import cache
 from pathlib import Path
 from typing import Final
 
+from guestemu.campaign.compiled import source_of
 from guestemu.campaign.fastpath.records import FastRecord
+from guestemu.machine.native import runs_here
 
 LIBRARY: Final = Path(__file__).with_name("fastpath.elf")
 
@@ -40,15 +41,14 @@ class FastLibrary:
 
     @property
     def source(self) -> str:
-        """The hash of the sources it was made from (`build.source_hash`)."""
-        text = ctypes.c_char.in_dll(self._library, "fast_source")
-        return ctypes.string_at(ctypes.addressof(text)).decode()
+        """The hash of the sources it was made from (`build.Source.digest`)."""
+        return source_of(self._library, "fast_source")
 
 
 @cache
 def load_library() -> FastLibrary | None:
     """The library; None on a host that cannot load it (no x86-64, no glibc or musl)."""
-    if platform.machine() not in {"x86_64", "AMD64"}:
+    if not runs_here():
         return None
     try:
         library = ctypes.PyDLL(str(LIBRARY))

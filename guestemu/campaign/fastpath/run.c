@@ -5,7 +5,6 @@
 #define EXPORT __attribute__((visibility("default")))
 
 enum { LAUNCH_RIP = 8, STACK = 5, KERNEL_STACK = 4, NO_STATE = -1 };
-enum { IN_RIP, IN_RAX, IN_RBX, IN_RCX, IN_RDX, IN_RSI, IN_CS };
 enum { ENDED_RIP, ENDED_RAX };
 enum { FLAG_TABLE = 4, ENOSYS = 38 };
 
@@ -44,7 +43,7 @@ static bool decide(void *uc, void *user)
 	exit->args[1] = f->in[IN_RCX];
 	exit->args[2] = f->in[IN_RDX];
 	exit->args[3] = f->in[IN_RSI];
-	exit->ret = f->out[0];
+	exit->ret = f->out[OUT_RAX];
 	exit->cpl = f->cpl;
 	exit->is_64bit = f->is_64bit;
 	return true;

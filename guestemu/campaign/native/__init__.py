@@ -8,11 +8,12 @@ its functions by name if it is loaded before libFuzzer is.
 from __future__ import annotations
 
 import ctypes
-import platform
 from pathlib import Path
 from typing import Final
 
+from guestemu.campaign.compiled import source_of
 from guestemu.campaign.mixed_mutator import MixedMutator
+from guestemu.machine.native import runs_here
 
 _LIBRARY: Final = Path(__file__).with_name("mutator.elf")
 
@@ -53,8 +54,7 @@ class NativeMutator:
     @property
     def source(self) -> str:
         """The hash of the source it was made from (`build.Source.digest`)."""
-        text = ctypes.c_char.in_dll(self._library, "mutator_source")
-        return ctypes.string_at(ctypes.addressof(text)).decode()
+        return source_of(self._library, "mutator_source")
 
 
 def load_mutator() -> NativeMutator | None:
@@ -62,7 +62,7 @@ def load_mutator() -> NativeMutator | None:
 
     Must come before libFuzzer is loaded.
     """
-    if platform.machine() not in {"x86_64", "AMD64"}:
+    if not runs_here():
         return None
     try:
         return NativeMutator(ctypes.CDLL(str(_LIBRARY), mode=ctypes.RTLD_GLOBAL))

@@ -20,6 +20,11 @@ from elftools.elf.elffile import ELFFile
 _PROT: Final = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
 
 
+def runs_here() -> bool:
+    """Whether this host's processor runs x86-64 machine code."""
+    return platform.machine() in {"x86_64", "AMD64"}
+
+
 class Blob(msgspec.Struct, frozen=True):
     """Bytes of one linked ELF file: load address, contents, global symbols."""
 
@@ -55,7 +60,7 @@ class HostCode:
         self.invalid_hook = 0
         self.launch = 0
         self.rollback = 0
-        if platform.machine() not in {"x86_64", "AMD64"}:
+        if not runs_here():
             return
         blob = load_blob("hooks")
         try:
