@@ -11,6 +11,7 @@ import msgspec
 
 from guestemu.abi.errors import InputError
 from guestemu.campaign.bounds import Bounds, parse_bounds
+from guestemu.campaign.conversion import bring_up_to_date
 from guestemu.campaign.engines import choose_engine
 from guestemu.campaign.engines.exhaustive import ExhaustiveEngine
 from guestemu.campaign.executor import Executor
@@ -21,7 +22,9 @@ from guestemu.campaign.store import CampaignRecord, Store
 from guestemu.campaign.supervisor import Supervisor
 from guestemu.campaign.targets import Target, find_target
 from guestemu.campaign.worker import WorkerConfig
+from guestemu.program.ops import OpKind
 from guestemu.program.program import Header
+from guestemu.program.table import op_table
 from guestemu.program.validity import header_problem
 
 MAX_JOBS: Final = 256
@@ -122,9 +125,12 @@ def prepare(options: Options, most_jobs: int = MAX_JOBS) -> Campaign:
     seeds = seed_inputs(options.seeds, target, header, kinds)
     Executor(target, header, kinds, Feedback()).run(())
     root = options.workdir or Path("guestemu-work") / target.name
-    record = CampaignRecord.of(target.name, header, options.faults)
+    record = CampaignRecord.of(target.name, header, options.faults, op_table(kinds))
     store = Store.create(root, record, options.resume)
-    if not options.resume and engine.name != ExhaustiveEngine.name:
+    notes = [note] if note else []
+    if options.resume:
+        notes += _convert(store, kinds, header)
+    elif engine.name != ExhaustiveEngine.name:
         for data in seeds:
             store.save_input(data)
     first = WorkerConfig(
@@ -142,7 +148,19 @@ def prepare(options: Options, most_jobs: int = MAX_JOBS) -> Campaign:
         bounds=bounds,
     )
     configs = _share_out(first, options.execs)
-    return Campaign(target, engine.name, store, configs, [note] if note else [])
+    return Campaign(target, engine.name, store, configs, notes)
+
+
+def _convert(store: Store, kinds: frozenset[OpKind], header: Header) -> list[str]:
+    """Converts the corpus of a campaign that another guestemu began; what to say about it."""
+    store.lock()
+    try:
+        count = bring_up_to_date(store, kinds, header.vcpus)
+    finally:
+        store.unlock()
+    if not count:
+        return []
+    return [f"{store.corpus}: {count} inputs converted to this guestemu's table of operations"]
 
 
 def _share_out(first: WorkerConfig, execs: int | None) -> list[WorkerConfig]:

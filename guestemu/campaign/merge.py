@@ -13,11 +13,13 @@ from pathlib import Path
 import msgspec
 
 from guestemu.abi.errors import InputError
+from guestemu.campaign.conversion import reader_of
 from guestemu.campaign.executor import Executor
 from guestemu.campaign.feedback import Feedback
 from guestemu.campaign.journal import input_name
 from guestemu.campaign.store import CampaignRecord, Store
 from guestemu.campaign.targets import find_target
+from guestemu.program.ops import OpKind
 
 
 class Merged(msgspec.Struct, frozen=True):
@@ -43,16 +45,22 @@ def corpus_of(path: Path) -> Path:
     raise InputError(f"{path}: no such directory; name a work directory or a directory of inputs")
 
 
-def collect(paths: Sequence[Path], left_out: frozenset[bytes]) -> list[bytes]:
-    """The inputs in `paths`, each once, the shortest first. Raises `InputError`, also if there are
-    none, or a file cannot be read."""
+def collect(
+    paths: Sequence[Path], left_out: frozenset[bytes], kinds: frozenset[OpKind]
+) -> list[bytes]:
+    """The inputs in `paths`, each once, the shortest first, as bytes under the table of `kinds`.
+
+    Raises `InputError`, also if there are none, or a file cannot be read.
+    """
     found: dict[str, bytes] = {}
     for path in paths:
+        is_campaign = (path / "campaign.json").exists()
+        convert = reader_of(Store(path), kinds) if is_campaign else bytes
         for file in sorted(corpus_of(path).iterdir()):
             if file.name.startswith(".") or file.is_dir():
                 continue
             try:
-                data = file.read_bytes()
+                data = convert(file.read_bytes())
             except OSError as error:
                 raise InputError(f"{file}: {error.strerror}; remove it or put it right") from error
             if data not in left_out:

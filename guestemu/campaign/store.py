@@ -49,7 +49,11 @@ _CRASH: Final = "crash-"
 
 
 class CampaignRecord(msgspec.Struct, frozen=True):
-    """What a campaign fuzzes: target, header fields that matter, whether fault ops are in."""
+    """What a campaign fuzzes: target, header fields that matter, whether fault ops are in.
+
+    `ops` is the table of ops by which the bytes of its corpus are read (`program.table.op_table`);
+    directories of guestemu 0.1 have none.
+    """
 
     target: str
     guest: str
@@ -57,11 +61,15 @@ class CampaignRecord(msgspec.Struct, frozen=True):
     cbit: int
     faults: bool
     memory: int = Header().memory
+    ops: dict[str, str] = {}
 
     @classmethod
-    def of(cls, target: str, header: Header, faults: bool) -> CampaignRecord:
-        """The record of a campaign on `target` under `header`."""
-        return cls(target, header.guest, header.host, header.cbit, faults, header.memory)
+    def of(
+        cls, target: str, header: Header, faults: bool, ops: dict[str, str] | None = None
+    ) -> CampaignRecord:
+        """The record of a campaign on `target` under `header`, with `ops` as its table."""
+        host, memory = header.host, header.memory
+        return cls(target, header.guest, host, header.cbit, faults, memory, ops or {})
 
 
 def _failure(path: Path, error: OSError) -> InputError:
@@ -116,12 +124,12 @@ class Store:
                     raise InputError(
                         f"{root}: not empty; go on with --resume, or name another --workdir"
                     )
-                store._check(known, record)
+                record = store._check(known, record)
             for name in _DIRECTORIES:
                 (root / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _failure(root, error) from error
-        write_atomically(known, msgspec.json.encode(record) + b"\n")
+        store.write_record(record)
         store.reserve.fill()
         return store
 
@@ -164,7 +172,12 @@ class Store:
                 f"{known}: cannot be read as a campaign's; name the work directory of one"
             ) from error
 
-    def _check(self, known: Path, record: CampaignRecord) -> None:
+    def write_record(self, record: CampaignRecord) -> None:
+        """Writes campaign.json. Raises `InputError`."""
+        write_atomically(self.root / "campaign.json", msgspec.json.encode(record) + b"\n")
+
+    def _check(self, known: Path, record: CampaignRecord) -> CampaignRecord:
+        """`record` with the table of ops that the directory was written by."""
         try:
             before = self.read_record()
         except InputError as error:
@@ -172,12 +185,15 @@ class Store:
                 f"{known}: no campaign to resume; name the --workdir of one, or leave --resume out"
             ) from error
         for field in record.__struct_fields__:
+            if field == "ops":
+                continue  # conversion.py
             old, new = getattr(before, field), getattr(record, field)
             if old != new:
                 raise InputError(
                     f"{known}: that campaign has {field} {old}, not {new}; "
                     "resume it with the same, or name another --workdir"
                 )
+        return msgspec.structs.replace(record, ops=before.ops)
 
     def finding_path(self, key: str) -> Path:
         """Where the program of finding `key` is."""
@@ -192,6 +208,10 @@ class Store:
 
     def _put(self, path: Path, data: bytes) -> None:
         self._write(path, lambda: replace_file(path, data))
+
+    def replace(self, path: Path, data: bytes) -> None:
+        """Writes a file of the directory anew. Raises `InputError`."""
+        self._put(path, data)
 
     def save_finding(self, key: str, program: Program, comment: str) -> None:
         """Keeps the program of a finding unless there is one."""

@@ -38,6 +38,7 @@ def command(
 
       guestemu merge day1 day2 day3 -o small
     """
+    from guestemu.campaign.conversion import bring_up_to_date
     from guestemu.campaign.feedback import Feedback
     from guestemu.campaign.merge import (
         collect,
@@ -47,13 +48,17 @@ def command(
         write_corpus,
     )
     from guestemu.campaign.store import Store
+    from guestemu.campaign.targets import find_target
     from guestemu.cli._step_progress import StepProgress
 
     store = Store.open(workdir)
     try:
         feedback = Feedback()
-        executor = make_executor(store.read_record(), feedback)
-        inputs = collect([workdir, *(more or ())], store.deadly_inputs())
+        record = store.read_record()
+        kinds = find_target(record.target).kinds_with(record.faults)
+        bring_up_to_date(store, kinds)
+        executor = make_executor(record, feedback)
+        inputs = collect([workdir, *(more or ())], store.deadly_inputs(), kinds)
         with StepProgress(len(inputs)) as progress:
             merged = minimise_corpus(executor, feedback, inputs, progress.advance)
         if output is None:

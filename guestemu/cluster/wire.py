@@ -9,7 +9,6 @@ count them and nothing is unpickled but bytes.
 
 from __future__ import annotations
 
-import hashlib
 from typing import Final
 
 import msgspec
@@ -19,8 +18,8 @@ from guestemu.campaign.figures import Figures
 from guestemu.campaign.journal import Entry
 from guestemu.campaign.store import CampaignRecord
 from guestemu.campaign.worker import Failure, WorkerConfig
-from guestemu.program.ops import SPECS
 from guestemu.program.program import FORMAT_VERSION
+from guestemu.program.table import table_digest
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -34,9 +33,7 @@ class Identity(msgspec.Struct, frozen=True):
 
 def identity() -> Identity:
     """That of this process."""
-    table = "\n".join(f"{int(kind)} {spec}" for kind, spec in sorted(SPECS.items()))
-    digest = hashlib.sha256(table.encode()).hexdigest()[:12]
-    return Identity(guestemu.__version__, FORMAT_VERSION, digest)
+    return Identity(guestemu.__version__, FORMAT_VERSION, table_digest())
 
 
 class Start(msgspec.Struct, frozen=True):
