@@ -153,7 +153,7 @@ class Floor:
         self._run = library.run
         self._engine = Engine()
         ram = machine.ram
-        self._ram = GuestRam(self._engine, ram.frames, ram.cbit_mask, ram.cipher, LOW_PAGES)
+        self._ram = GuestRam(self._engine, ram.frames, ram.bit, ram.cipher, LOW_PAGES)
         _copy_sparse(ram.private, self._ram.private)
         _copy_sparse(ram.shared, self._ram.shared)
         self._context = Context(self._engine)

@@ -130,7 +130,7 @@ def _translate(guest: Guest, gva: int) -> tuple[Gpa, bool] | None:
     """GPA and C-bit of `gva` by the tables that CR3 names, whatever mode the CPU is in."""
     machine = guest.machine
     root = Gpa(machine.current.read_register("cr3") & PTE_ADDRESS_MASK & ~machine.pte_cbit)
-    return translate(machine.ram, machine.pte_cbit, root, Gva(gva))
+    return translate(machine.ram, machine.bit, root, Gva(gva))
 
 
 def _read_page(guest: Guest, gva: int) -> tuple[int, bytes, bool] | None:

@@ -27,6 +27,7 @@ from guestemu.host.firmware.dispatch import execute
 from guestemu.machine.cache import CachedRam
 from guestemu.machine.cipher import PageCipher
 from guestemu.machine.engine import Engine
+from guestemu.machine.view_bit import sev_bit
 from guestemu.program.ops import Op, OpKind, canonical_op
 from guestemu.program.program import Header
 from guestemu.testbed import Testbed, build_testbed
@@ -156,7 +157,7 @@ class LineViews(msgspec.Struct, frozen=True):
 
 def cached_ram() -> CachedRam:
     """RAM of a few frames behind a cache that holds nothing yet."""
-    ram = CachedRam(Engine(), _FRAMES, 1 << 39, PageCipher(bytes(range(16))))
+    ram = CachedRam(Engine(), _FRAMES, sev_bit(39), PageCipher(bytes(range(16))))
     ram.checkpoint()
     return ram
 

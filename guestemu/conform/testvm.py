@@ -25,6 +25,7 @@ from guestemu.machine.machine import Machine, MachineConfig
 from guestemu.machine.modes import build_tables
 from guestemu.machine.paging import PageTables, walk
 from guestemu.machine.vcpu import Vcpu
+from guestemu.machine.view_bit import NO_VIEW_BIT
 
 PORT_DONE: Final = 0x80
 PORT_EXCEPTION: Final = 0xC0
@@ -111,7 +112,7 @@ class TestVm:
 
     def _build_page_tables(self) -> Gpa:
         pool = iter(self.machine.pool(TABLES // PAGE_SIZE, 4))
-        tables = PageTables(self.machine.ram, 0, next(pool), pool)
+        tables = PageTables(self.machine.ram, NO_VIEW_BIT, next(pool), pool)
         flags = PTE_RW | PTE_USER
         for address in range(0, PMD_SIZE, PAGE_SIZE):
             tables.map(Gva(address), Gpa(address), flags=flags)

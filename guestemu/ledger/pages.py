@@ -52,7 +52,7 @@ def mapped(guest: Guest, gva: int) -> Mapped | None:
     """The page of `gva` by the guest's present page tables; None where nothing is mapped."""
     machine = guest.machine
     root = Gpa(machine.current.read_register("cr3") & PTE_ADDRESS_MASK & ~machine.pte_cbit)
-    found = translate(machine.ram, machine.pte_cbit, root, Gva(gva))
+    found = translate(machine.ram, machine.bit, root, Gva(gva))
     if found is None or found[0] >> PAGE_SHIFT >= machine.ram.frames:
         return None
     return Mapped(Gpa(found[0] & -PAGE_SIZE), found[1])

@@ -28,11 +28,12 @@ from guestemu.machine.cipher import PageCipher
 from guestemu.machine.engine import Engine
 from guestemu.machine.memory import GuestRam
 from guestemu.machine.memory_watch import (
-    FLAG_MIRRORED,
+    FLAG_APART,
     FLAG_STALE,
     FLAG_TABLE,
     FLAG_WATCHED,
 )
+from guestemu.machine.view_bit import ViewBit
 
 LINE_SHIFT: Final = 6
 LINE_SIZE: Final = 1 << LINE_SHIFT
@@ -86,13 +87,13 @@ class CachedRam(GuestRam):
         self,
         engine: Engine,
         frames: int,
-        cbit_mask: int,
+        bit: ViewBit,
         cipher: PageCipher,
         low: int = 0,
         evicts: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__(engine, frames, cbit_mask, cipher, low)
+        super().__init__(engine, frames, bit, cipher, low)
         self._pages: dict[int, _Page] = {}
         self._evicts = evicts
         self._seed = seed
@@ -288,7 +289,7 @@ class CachedRam(GuestRam):
         self._pages.clear()
         for gfn in range(self.frames):
             both = (self._index(gfn, False), self._index(gfn, True))
-            if not any(self.flags[index] & (FLAG_MIRRORED | FLAG_TABLE) for index in both):
+            if not any(self.flags[index] & (FLAG_APART | FLAG_TABLE) for index in both):
                 for index in both:
                     self.flags[index] |= FLAG_WATCHED
         super().checkpoint()

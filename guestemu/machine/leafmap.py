@@ -3,7 +3,7 @@
 
 Walking the tables after each operation would cost more than the operation. The memory hook logs
 every store into a page-table page, and this map replays the log: for each frame of the direct map
-the C-bit of the leaf that maps it, for each page of an alias window the same. It only believes what
+the view of the leaf that maps it, for each page of an alias window the same. It only believes what
 was stored in a page that is linked into the tables; a table that is filled before it is linked is
 read when it is linked.
 """
@@ -19,6 +19,7 @@ from bitarray import bitarray
 from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa, Gva
 from guestemu.abi.x86 import PTE_ADDRESS_MASK, PTE_PRESENT, PTE_PSE
 from guestemu.machine.memory import GuestRam
+from guestemu.machine.view_bit import ViewBit
 
 _VA_BITS: Final = (1 << 48) - 1
 _ENTRIES: Final = 512
@@ -35,7 +36,7 @@ class Window(msgspec.Struct, frozen=True):
 
 
 class Flip(msgspec.Struct, frozen=True):
-    """A leaf whose C-bit changed: `pages` of 4 KiB from `gva`, now private or shared.
+    """A leaf whose view changed: `pages` of 4 KiB from `gva`, now private or shared.
 
     `changed` counts the pages whose bit differed; `is_alias` tells the windows apart.
     """
@@ -49,18 +50,19 @@ class Flip(msgspec.Struct, frozen=True):
 
 
 class LeafMap:
-    """C-bits of a direct map and of one alias window.
+    """Views of a direct map and of one alias window.
 
     `private` has one bit per frame of the direct map, `alias` one per page of the alias window
-    (1 = C-bit set; a hole keeps its last value). `moved` holds the virtual pages whose leaf maps
+    (1 = private; a hole keeps its last value). `moved` holds the virtual pages whose leaf maps
     another frame than expected, `holes` those whose entry is zero.
     """
 
     def __init__(
-        self, ram: GuestRam, root: Gpa, cbit_mask: int, direct: Window, alias: Window | None
+        self, ram: GuestRam, root: Gpa, bit: ViewBit, direct: Window, alias: Window | None
     ) -> None:
         self._ram = ram
-        self._cbit = cbit_mask
+        self._mask = bit.mask
+        self._private = bit.private
         self._direct = direct
         self._alias = alias
         self.private = bitarray(direct.pages, endian="little")
@@ -71,7 +73,7 @@ class LeafMap:
         self.holes: set[int] = set()
         self._tables: dict[int, tuple[int, int]] = {}
         self._direct_start = direct.gva & _VA_BITS
-        self._offset_mask = ~ram.cbit_mask
+        self._offset_mask = ~ram.bit.mask
         self._is_changed = False
         self._link(root >> PAGE_SHIFT, 4, 0, [])
         self.checkpoint()
@@ -131,7 +133,7 @@ class LeafMap:
             self._tables = dict(self._base_tables)
 
     def update(self, writes: list[tuple[int, int]]) -> list[Flip]:
-        """Replays stores (physical address, value) and returns the leaves whose C-bit changed."""
+        """Replays stores (physical address, value) and returns the leaves whose view changed."""
         flips: list[Flip] = []
         tables = self._tables
         mask = self._offset_mask
@@ -158,11 +160,11 @@ class LeafMap:
             not 0 <= page < direct.pages
             or self.holes
             or self.moved
-            or (entry & PTE_ADDRESS_MASK & ~self._cbit) >> PAGE_SHIFT != gfn
+            or (entry & PTE_ADDRESS_MASK & ~self._mask) >> PAGE_SHIFT != gfn
         ):
             self._entry(1, va, entry, flips)
             return
-        private = bool(entry & self._cbit)
+        private = entry & self._mask == self._private
         bits = self.private
         if bits[page] != private:
             bits[page] = private
@@ -191,7 +193,7 @@ class LeafMap:
 
     def _entry(self, level: int, va: int, entry: int, flips: list[Flip]) -> None:
         if level > 1 and entry & PTE_PRESENT and not (level < 4 and entry & PTE_PSE):
-            gfn = (entry & PTE_ADDRESS_MASK & ~self._cbit) >> PAGE_SHIFT
+            gfn = (entry & PTE_ADDRESS_MASK & ~self._mask) >> PAGE_SHIFT
             if gfn < self._ram.frames:
                 self._link(gfn, level - 1, va, flips)
             return
@@ -222,12 +224,12 @@ class LeafMap:
             return
         if self.holes:
             self.holes.difference_update(range(gva, gva + pages * PAGE_SIZE, PAGE_SIZE))
-        gfn = (entry & PTE_ADDRESS_MASK & ~self._cbit) >> PAGE_SHIFT & ~(pages - 1)
+        gfn = (entry & PTE_ADDRESS_MASK & ~self._mask) >> PAGE_SHIFT & ~(pages - 1)
         if gfn != window.gfn + page:
             self.moved.add(gva)
         elif self.moved:
             self.moved.discard(gva)
-        private = bool(entry & self._cbit)
+        private = entry & self._mask == self._private
         end = min(page + pages, len(bits))
         if end - page == 1:
             changed = int(bits[page] != private)
@@ -245,8 +247,8 @@ class LeafMap:
         entries = self._ram.private[start : start + PAGE_SIZE].cast("Q").tolist()
         page = base - self._direct_start >> PAGE_SHIFT
         if level == 1 and self._is_in_place(entries, page):
-            cbit = self._cbit
-            now = bitarray((bool(entry & cbit) for entry in entries), endian="little")
+            mask, set_for = self._mask, self._private
+            now = bitarray((entry & mask == set_for for entry in entries), endian="little")
             for index in (now ^ self.private[page : page + _ENTRIES]).search(_ONE):
                 self._leaf_in_place(base | index << PAGE_SHIFT, entries[index], flips)
             return
@@ -259,7 +261,7 @@ class LeafMap:
         """A split leaf of the direct map: every entry maps the frame that its page should map."""
         if not 0 <= page <= self._direct.pages - _ENTRIES or self.holes or self.moved:
             return False
-        mask = PTE_ADDRESS_MASK & ~self._cbit
+        mask = PTE_ADDRESS_MASK & ~self._mask
         first = self._direct.gfn + page << PAGE_SHIFT
         frames = [entry & mask for entry in entries]
         return entries[0] != 0 and frames == list(range(first, first + _FRAMES_SIZE, PAGE_SIZE))

@@ -30,9 +30,10 @@ from guestemu.machine.msr import MsrFile
 from guestemu.machine.native import HostCode
 from guestemu.machine.tlb import TlbWalker
 from guestemu.machine.vcpu import Vcpu
+from guestemu.machine.view_bit import NO_VIEW_BIT, ViewBit, sev_bit, tdx_bit
 
 MMU_CBITS: Final = frozenset({33, *range(36, 40)})
-"""C-bit positions that the emulated MMU accepts; others go through our own walker."""
+"""Positions of the view bit that the emulated MMU accepts; others go through our own walker."""
 
 _INNER_CBIT: Final = 39
 
@@ -41,7 +42,8 @@ class MachineConfig(msgspec.Struct, frozen=True):
     """What a machine is made of.
 
     `frames` of RAM from GPA 0; `cbit` bit number, or None for a machine without memory encryption
-    (one view); `sev_status` as MSR 0xC0010131 reads; `key` 16 bytes of the guest's memory key;
+    (one view); `tdx` makes that bit a TD's shared bit; `sev_status` as MSR 0xC0010131 reads; `key`
+    16 bytes of the guest's memory key;
     `native_hooks` may be turned off to run the Python bodies of the hooks;
     with `defer_memory_hooks` loads and stores are not watched before `watch_memory`. `coherent` is
     what CPUID says, `cache` what the caches do; `cache_seed` decides their random evictions.
@@ -57,6 +59,7 @@ class MachineConfig(msgspec.Struct, frozen=True):
     defer_memory_hooks: bool = False
     cache: CacheModel = CacheModel.NONE
     cache_seed: int = 0
+    tdx: bool = False
 
 
 class Device(Protocol):
@@ -69,15 +72,15 @@ class Device(Protocol):
         """Returns to the state kept last."""
 
 
-def _make_ram(engine: Engine, config: MachineConfig, cbit_mask: int, mirrored: int) -> GuestRam:
+def _make_ram(engine: Engine, config: MachineConfig, bit: ViewBit, mirrored: int) -> GuestRam:
     cipher = PageCipher(config.key)
     if config.cache is CacheModel.NONE:
-        return GuestRam(engine, config.frames, cbit_mask, cipher, mirrored)
+        return GuestRam(engine, config.frames, bit, cipher, mirrored)
     if config.defer_memory_hooks:
         raise InputError("cache: a booted kernel has no cache model; write `cache none`")
     evicts = config.cache is CacheModel.EVICTING
     seed = config.cache_seed
-    return CachedRam(engine, config.frames, cbit_mask, cipher, mirrored, evicts, seed)
+    return CachedRam(engine, config.frames, bit, cipher, mirrored, evicts, seed)
 
 
 class Machine:
@@ -90,12 +93,17 @@ class Machine:
         if not config.native_hooks:
             code.available = False
         self.code = code
-        self.pte_cbit = 0 if config.cbit is None else 1 << config.cbit
+        make_bit = tdx_bit if config.tdx else sev_bit
+        self.bit = NO_VIEW_BIT if config.cbit is None else make_bit(config.cbit)
+        """The view bit of page-table entries; that of physical addresses is `ram.bit`."""
+        self.pte_cbit = self.bit.mask
         uses_walker = config.cbit is not None and config.cbit not in MMU_CBITS
         inner = _INNER_CBIT if uses_walker or config.cbit is None else config.cbit
         mirrored = config.frames if config.cbit is None else layout.LOW_PAGES
-        self.ram = _make_ram(self.engine, config, 1 << inner, mirrored)
-        self.tlb = TlbWalker(self.engine, self.ram, self.pte_cbit) if uses_walker else None
+        if config.tdx:
+            mirrored = 0  # without paging an address is private by itself
+        self.ram = _make_ram(self.engine, config, make_bit(inner), mirrored)
+        self.tlb = TlbWalker(self.engine, self.ram, self.bit) if uses_walker else None
         self.hooks = CpuHooks(self.engine, code, 1 << inner)
         self.ram.is_plain = config.defer_memory_hooks
         if not config.defer_memory_hooks:
@@ -107,7 +115,7 @@ class Machine:
         )
         self.hooks.traps.add(layout.LANDING)
         self.msrs = MsrFile(config.sev_status)
-        if config.cbit is not None:
+        if config.cbit is not None and not config.tdx:
             self.hooks.cpuid = sev_guest_leaves(config.sev_status, config.cbit, config.coherent)
         self.launcher = Launcher(self.engine, code)
         self.vcpus = [Vcpu(self, index) for index in range(config.vcpus)]

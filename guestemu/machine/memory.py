@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Guest RAM with two views of every page.
 
-DRAM holds one set of bytes. An access with C=0 reads and writes them as they are; an access with
-C=1 goes through the cipher. Here each view has a buffer of its own, mapped into the CPU's physical
-address space at `gpa` (shared view) and at `gpa | C-bit` (private view), and at any time at least
-one of a page's two buffers is current. A write to one view makes the other *stale*; an access to a
-stale view converts it first. That is exact, not settled at intervals: every load and store of the
-guest passes a hook that tests one flag byte, so a store through C=1, a flip and a load through C=0
-inside one uninterrupted run read ciphertext, as on hardware.
+A SEV guest's DRAM holds one set of bytes. An access with C=0 reads and writes them as they are; an
+access with C=1 goes through the cipher. Here each view has a buffer of its own, mapped into the
+CPU's physical address space at `gpa` (shared view) and at `gpa | C-bit` (private view), and at any
+time at least one of a page's two buffers is current. A write to one view makes the other *stale*;
+an access to a stale view converts it first. That is exact, not settled at intervals: every load and
+store of the guest passes a hook that tests one flag byte, so a store through C=1, a flip and a load
+through C=0 inside one uninterrupted run read ciphertext, as on hardware.
 
 What is not settled: instruction fetches and the CPU's own page walk. Code that was last written
 through the other view is fetched as the buffer has it. Page tables are only ever private here.
@@ -15,8 +15,13 @@ An access that crosses a page boundary settles the first page and the next physi
 
 The first `low` pages are *mirrored*: both views are the same bytes. Legacy modes without paging
 need that: on hardware their accesses are private (APM volume 2, 15.34.4), in Unicorn they carry no
-C-bit. Why flag bytes and hooks: two plain buffers are too kind (after shared -> private the private
-buffer would still hold its old content), and per-page protection changes cost milliseconds.
+C-bit.
+
+A TD's bit means the opposite (view_bit.py), and its views are different host pages: no byte of one
+is ever read through the other (T10). All its flags are FLAG_APART and no page is mirrored.
+
+Why flag bytes and hooks: two plain buffers are too kind to a SEV guest (after shared -> private the
+private buffer would still hold its old content), and per-page protection changes cost milliseconds.
 """
 
 from __future__ import annotations
@@ -32,14 +37,15 @@ from guestemu.machine.callbacks import MemoryHook
 from guestemu.machine.cipher import PageCipher
 from guestemu.machine.engine import HOOK_MEM, MEM_WRITE, Engine
 from guestemu.machine.memory_watch import (
+    FLAG_APART,
     FLAG_DIRTY,
-    FLAG_MIRRORED,
     FLAG_STALE,
     FLAG_TABLE,
     MemoryWatch,
 )
 from guestemu.machine.native import HostCode
 from guestemu.machine.resident import resident_pages
+from guestemu.machine.view_bit import ViewBit
 
 _MAP_NORESERVE: Final = getattr(mmap, "MAP_NORESERVE", 0x4000)
 _LOG_CAPACITY: Final = 1 << 16
@@ -64,18 +70,21 @@ def _address(buffer: mmap.mmap | bytearray) -> int:
 class GuestRam:
     """`frames` 4 KiB frames from GPA 0 on, in two views.
 
-    `cbit_mask` selects the private view in a physical address; `low` frames are mirrored. Indices
-    of the flag bytes and of the dirty list are `gfn` for the shared, `frames + gfn` for the private
-    view of a page.
+    `bit` selects the view in a physical address; `low` frames are mirrored. Indices of the flag
+    bytes and of the dirty list are `gfn` for the view that lies at the plain physical address, and
+    `frames + gfn` for the view with the bit set, which is a SEV guest's private one.
     """
 
     def __init__(
-        self, engine: Engine, frames: int, cbit_mask: int, cipher: PageCipher, low: int = 0
+        self, engine: Engine, frames: int, bit: ViewBit, cipher: PageCipher, low: int = 0
     ) -> None:
         self.frames = frames
-        self.cbit_mask = cbit_mask
+        self.bit = bit
+        self.cbit_mask = bit.mask
         self.cipher = cipher
         self.low = low
+        self._private_at = frames if bit.private else 0
+        self._shared_at = frames - self._private_at
         self._engine = engine
         size = frames * PAGE_SIZE
         self._shared_map = _anonymous(size)
@@ -84,15 +93,13 @@ class GuestRam:
         self.private = memoryview(self._private_map)
         if low:
             engine.map(0, low * PAGE_SIZE, _address(self._private_map))
-            engine.map(cbit_mask, low * PAGE_SIZE, _address(self._private_map))
+            engine.map(bit.mask, low * PAGE_SIZE, _address(self._private_map))
         offset = low * PAGE_SIZE
         if offset < size:
-            engine.map(offset, size - offset, _address(self._shared_map) + offset)
-            engine.map(cbit_mask | offset, size - offset, _address(self._private_map) + offset)
+            engine.map(bit.shared | offset, size - offset, _address(self._shared_map) + offset)
+            engine.map(bit.private | offset, size - offset, _address(self._private_map) + offset)
         self.flags = bytearray(2 * frames)
-        self.flags[:frames] = bytes([FLAG_STALE]) * frames
-        for page in range(low):
-            self.flags[page] = self.flags[frames + page] = FLAG_MIRRORED
+        self._set_first_flags()
         self._dirty = (ctypes.c_uint32 * (2 * frames))()
         self.dirty_list = memoryview(self._dirty).cast("B").cast("I")
         self._log = (ctypes.c_uint64 * (2 * _LOG_CAPACITY))()
@@ -104,7 +111,7 @@ class GuestRam:
         self.watch.dirty = ctypes.addressof(self._dirty)
         self.watch.log = ctypes.addressof(self._log)
         self.watch.log_capacity = _LOG_CAPACITY
-        self.watch.cbit_mask = cbit_mask
+        self.watch.cbit_mask = bit.mask
         self.errors: list[BaseException] = []
         self.has_crossing = False
         self.is_plain = False
@@ -117,12 +124,28 @@ class GuestRam:
         self._base_pages = (ctypes.c_uint64 * (2 * frames))()
         self.watch.base_flags = _content(self._base_flags)
         self.watch.base_pages = ctypes.addressof(self._base_pages)
-        self.watch.private = _address(self._private_map)
-        self.watch.shared = _address(self._shared_map)
+        views = (self._private_map, self._shared_map)
+        self.watch.private, self.watch.shared = map(_address, views if bit.private else views[::-1])
         self.watch.low = low
         self.watch.zero_page = _content(_ZERO_PAGE)
         self._watch_at = ctypes.c_void_p(ctypes.addressof(self.watch))
         self._native_rollback: Callable[[ctypes.c_void_p], int] | None = None
+
+    @property
+    def are_views_apart(self) -> bool:
+        """Whether the views are different memory (a TD) and not two readings of the same DRAM."""
+        return not self.bit.private
+
+    def _set_first_flags(self) -> None:
+        """Private views are current, the low pages mirrored; or all views are, apart."""
+        frames = self.frames
+        if self.are_views_apart:
+            self.flags[:] = bytes([FLAG_APART]) * (2 * frames)
+            return
+        self.flags[:frames] = bytes([FLAG_STALE]) * frames
+        self.flags[frames:] = bytes(frames)
+        for page in range(self.low):
+            self.flags[page] = self.flags[frames + page] = FLAG_APART
 
     def install(self, code: HostCode) -> None:
         """Adds the load and store hook: host machine code where there is some, else Python."""
@@ -147,10 +170,10 @@ class GuestRam:
     def note_access(self, is_write: bool, address: int, size: int, value: int) -> None:
         """What a load or store at physical `address` does to the flags; the whole semantics, of
         which the machine code does the common part."""
-        gfn = (address & ~self.cbit_mask) >> PAGE_SHIFT
+        gfn = (address & ~self.bit.mask) >> PAGE_SHIFT
         if gfn >= self.frames:
             return
-        is_private = bool(address & self.cbit_mask)
+        is_private = self.bit.is_private(address)
         if (address & PAGE_MASK) + size > PAGE_SIZE:
             self.has_crossing |= is_write
             if gfn + 1 < self.frames:
@@ -160,13 +183,13 @@ class GuestRam:
             self._log_table_write(address, value & 0xFFFF_FFFF_FFFF_FFFF)
 
     def _touch(self, is_write: bool, gfn: int, is_private: bool) -> int:
-        frames = self.frames
-        index, other = (frames + gfn, gfn) if is_private else (gfn, frames + gfn)
+        index = gfn + (self._private_at if is_private else self._shared_at)
+        other = gfn + (self._shared_at if is_private else self._private_at)
         flags = self.flags
         if flags[index] & FLAG_STALE:
             self._settle(gfn, is_private)
         if is_write:
-            if not flags[index] & FLAG_MIRRORED:
+            if not flags[index] & FLAG_APART:
                 flags[other] |= FLAG_STALE
             self._mark_dirty(index)
         return index
@@ -184,10 +207,10 @@ class GuestRam:
         end = start + PAGE_SIZE
         if is_private:
             self.private[start:end] = self.cipher.decrypt(Gfn(gfn), self.shared[start:end])
-            index = self.frames + gfn
+            index = self._private_at + gfn
         else:
             self.shared[start:end] = self.cipher.encrypt(Gfn(gfn), self.private[start:end])
-            index = gfn
+            index = self._shared_at + gfn
         self.flags[index] &= ~FLAG_STALE
         self._mark_dirty(index)
 
@@ -210,7 +233,7 @@ class GuestRam:
     def table_writes(self) -> list[tuple[int, int]]:
         """Every store into a page-table page since the last call: (physical address, value).
 
-        Addresses carry the C-bit of the access. Clears the log.
+        Addresses carry the view bit of the access. Clears the log.
         """
         watch = self.watch
         count = watch.log_count
@@ -231,7 +254,7 @@ class GuestRam:
 
     def mark_table(self, gfn: int) -> None:
         """From now on stores into the private view of frame `gfn` are logged."""
-        self.flags[self.frames + gfn] |= FLAG_TABLE
+        self.flags[self._private_at + gfn] |= FLAG_TABLE
 
     def is_table(self, index: int) -> bool:
         """Whether stores into the page with this index (of the dirty list) are logged."""
@@ -278,9 +301,10 @@ class GuestRam:
         private view was current, and what that view (else the shared one) held."""
         frames = self.frames
         for gfn in sorted({index % frames for index in self._base}):
-            private = frames + gfn
+            private = self._private_at + gfn
             is_private = private in self._base and not self._base_flags[private] & FLAG_STALE
-            yield Gfn(gfn), is_private, self._base[private if is_private else gfn]
+            index = private if is_private else self._shared_at + gfn
+            yield Gfn(gfn), is_private, self._base[index]
 
     # Checkpoint and rollback ------------------------------------------------------------------
 
@@ -290,7 +314,7 @@ class GuestRam:
             self.flags[index] &= ~FLAG_DIRTY
             content = bytes(self._page(index))
             self._keep_base(index, content)
-            if self.flags[index] & FLAG_MIRRORED:
+            if index % self.frames < self.low:
                 self._keep_base((index + self.frames) % (2 * self.frames), content)
         self.watch.dirty_count = 0
         self.table_writes()
@@ -308,17 +332,13 @@ class GuestRam:
         Every page that is not zero is marked dirty, so that the next checkpoint keeps it.
         """
         self.is_plain = False
-        frames = self.frames
         flags = self.flags
-        flags[:frames] = bytes([FLAG_STALE]) * frames
-        flags[frames:] = bytes(frames)
-        for page in range(self.low):
-            flags[page] = flags[frames + page] = FLAG_MIRRORED
+        self._set_first_flags()
         self.watch.dirty_count = 0
-        for gfn in shared:
+        for gfn in () if self.are_views_apart else shared:
             if gfn >= self.low:
-                flags[gfn] = 0
-                flags[frames + gfn] = FLAG_STALE
+                flags[self._shared_at + gfn] = 0
+                flags[self._private_at + gfn] = FLAG_STALE
         for index in self._resident():
             if not flags[index] & FLAG_STALE and self._page(index) != _ZERO_PAGE:
                 self._mark_dirty(index)
@@ -326,7 +346,8 @@ class GuestRam:
     def shared_current(self) -> list[int]:
         """Frames whose private view is stale: what they hold was written with C=0."""
         stale = bytes(bool(flags & FLAG_STALE) for flags in range(256))
-        return list(compress(range(self.frames), self.flags[self.frames :].translate(stale)))
+        private = self.flags[self._private_at : self._private_at + self.frames]
+        return list(compress(range(self.frames), private.translate(stale)))
 
     def close(self) -> None:
         """Gives both views' pages back, after the engine was closed; they read as zeros then."""
@@ -337,18 +358,20 @@ class GuestRam:
     def _resident(self) -> list[int]:
         """Indices of the pages of both views that were ever touched."""
         frames = self.frames
-        private = resident_pages(_address(self._private_map), frames)
-        return resident_pages(_address(self._shared_map), frames) + [
-            frames + gfn for gfn in private
+        return [
+            start + gfn
+            for start, view in (
+                (self._shared_at, self._shared_map),
+                (self._private_at, self._private_map),
+            )
+            for gfn in resident_pages(_address(view), frames)
         ]
 
     def _page(self, index: int) -> memoryview:
-        if index >= self.frames:
-            start = (index - self.frames) * PAGE_SIZE
-            return self.private[start : start + PAGE_SIZE]
-        start = index * PAGE_SIZE
-        view = self.private if index < self.low else self.shared
-        return view[start : start + PAGE_SIZE]
+        gfn = index % self.frames
+        is_private = index - gfn == self._private_at or gfn < self.low
+        start = gfn * PAGE_SIZE
+        return (self.private if is_private else self.shared)[start : start + PAGE_SIZE]
 
     def rollback(self) -> bool:
         """Back to the checkpoint; True if a page table was among the restored pages, so that the

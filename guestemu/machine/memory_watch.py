@@ -9,7 +9,9 @@ from typing import Final
 FLAG_DIRTY: Final = 1
 FLAG_STALE: Final = 2
 FLAG_TABLE: Final = 4
-FLAG_MIRRORED: Final = 8
+FLAG_APART: Final = 8
+"""A store leaves the other view alone: it is the same memory (a mirrored page), or other memory (a
+TD's)."""
 FLAG_WATCHED: Final = 16
 
 

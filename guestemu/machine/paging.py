@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Four-level page tables with a C-bit: building them, and walking them as the CPU does.
+"""Four-level page tables with a view bit: building them, and walking them as the CPU does.
 
-Tables are private pages; every entry that points to a table carries the C-bit, as in a SEV guest.
+Tables are private pages; every entry that points to a table has the bit of the private view.
 All entries are made with ACCESSED and DIRTY set, as the kernel's own mappings are, so that the CPU
 never writes a table by itself.
 """
@@ -25,6 +25,7 @@ from guestemu.abi.x86 import (
     PTE_USER,
 )
 from guestemu.machine.memory import GuestRam
+from guestemu.machine.view_bit import ViewBit
 
 TABLE_FLAGS: Final = PTE_PRESENT | PTE_RW | PTE_ACCESSED | PTE_DIRTY
 LEAF_LEVELS: Final = {PAGE_SIZE: 1, PMD_SIZE: 2, PUD_SIZE: 3}
@@ -50,8 +51,10 @@ class Leaf(msgspec.Struct, frozen=True):
         return bool(self.entry & PTE_PRESENT)
 
 
-def walk(ram: GuestRam, cbit_mask: int, root: Gpa, gva: Gva) -> Leaf:
-    """The leaf that maps `gva` in the tables at `root`, or the empty entry where the walk ends."""
+def walk(ram: GuestRam, bit_mask: int, root: Gpa, gva: Gva) -> Leaf:
+    """The leaf that maps `gva` in the tables at `root`, or the empty entry where the walk ends.
+
+    `bit_mask` are the bits of an entry's address that select a view."""
     table = root
     for level in (4, 3, 2):
         shift = PAGE_SHIFT + 9 * (level - 1)
@@ -59,31 +62,31 @@ def walk(ram: GuestRam, cbit_mask: int, root: Gpa, gva: Gva) -> Leaf:
         entry = ram.read_u64(entry_gpa)
         if not entry & PTE_PRESENT or (level < 4 and entry & PTE_PSE):
             return Leaf(level, entry_gpa, entry, Gva(gva >> shift << shift))
-        table = Gpa(entry & PTE_ADDRESS_MASK & ~cbit_mask)
+        table = Gpa(entry & PTE_ADDRESS_MASK & ~bit_mask)
     entry_gpa = Gpa(table + 8 * (gva >> PAGE_SHIFT & 0x1FF))
     return Leaf(1, entry_gpa, ram.read_u64(entry_gpa), Gva(gva & ~PAGE_MASK))
 
 
-def translate(ram: GuestRam, cbit_mask: int, root: Gpa, gva: Gva) -> tuple[Gpa, bool] | None:
+def translate(ram: GuestRam, bit: ViewBit, root: Gpa, gva: Gva) -> tuple[Gpa, bool] | None:
     """GPA and privacy of `gva` in the tables at `root`, or None where nothing is mapped."""
-    leaf = walk(ram, cbit_mask, root, gva)
+    leaf = walk(ram, bit.mask, root, gva)
     if not leaf.is_present or leaf.level > 3:
         return None
     size = LEAF_SIZES[leaf.level]
-    base = leaf.entry & PTE_ADDRESS_MASK & ~cbit_mask & ~(size - 1)
-    return Gpa(base | gva & size - 1), bool(leaf.entry & cbit_mask)
+    base = leaf.entry & PTE_ADDRESS_MASK & ~bit.mask & ~(size - 1)
+    return Gpa(base | gva & size - 1), bit.is_private(leaf.entry)
 
 
 class PageTables:
     """One address space.
 
-    `cbit_mask` is the C-bit as the guest writes it into entries (0: no encryption); `pool` gives
-    the GPAs of zeroed pages for new tables.
+    `bit` is the view bit as the guest writes it into entries; `pool` gives the GPAs of zeroed pages
+    for new tables.
     """
 
-    def __init__(self, ram: GuestRam, cbit_mask: int, root: Gpa, pool: Iterator[Gpa]) -> None:
+    def __init__(self, ram: GuestRam, bit: ViewBit, root: Gpa, pool: Iterator[Gpa]) -> None:
         self.ram = ram
-        self.cbit_mask = cbit_mask
+        self.bit = bit
         self.root = root
         self._pool = pool
         self.ram.mark_table(root >> PAGE_SHIFT)
@@ -91,19 +94,19 @@ class PageTables:
     @property
     def cr3(self) -> int:
         """The value for CR3."""
-        return self.root | self.cbit_mask
+        return self.root | self.bit.private
 
     def address(self, entry: int) -> Gpa:
         """The GPA in an entry, for a 4 KiB leaf or a table."""
-        return Gpa(entry & PTE_ADDRESS_MASK & ~self.cbit_mask)
+        return Gpa(entry & PTE_ADDRESS_MASK & ~self.bit.mask)
 
     def walk(self, gva: Gva) -> Leaf:
         """The leaf that maps `gva`, or the empty entry where the walk ends."""
-        return walk(self.ram, self.cbit_mask, self.root, gva)
+        return walk(self.ram, self.bit.mask, self.root, gva)
 
     def translate(self, gva: Gva) -> tuple[Gpa, bool] | None:
         """GPA and privacy of `gva`, or None where nothing is mapped."""
-        return translate(self.ram, self.cbit_mask, self.root, gva)
+        return translate(self.ram, self.bit, self.root, gva)
 
     def map(
         self,
@@ -127,15 +130,13 @@ class PageTables:
                 if new is None:
                     raise EngineError("no page left for a page table")
                 self.ram.mark_table(new >> PAGE_SHIFT)
-                entry = new | TABLE_FLAGS | self.cbit_mask | user
+                entry = new | TABLE_FLAGS | self.bit.private | user
                 self.ram.write_u64(entry_gpa, entry)
             elif entry & PTE_PSE:
                 raise EngineError(f"{gva:#x} is mapped by a larger leaf already")
             table = self.address(entry)
         shift = PAGE_SHIFT + 9 * (target - 1)
-        entry = gpa | PTE_PRESENT | PTE_ACCESSED | PTE_DIRTY | flags
+        entry = self.bit.select(gpa, private) | PTE_PRESENT | PTE_ACCESSED | PTE_DIRTY | flags
         if target > 1:
             entry |= PTE_PSE
-        if private:
-            entry |= self.cbit_mask
         self.ram.write_u64(Gpa(table + 8 * (gva >> shift & 0x1FF)), entry)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A page walk of our own, for C-bit positions that the emulated MMU refuses.
+"""A page walk of our own, for view bits at positions that the emulated MMU refuses.
 
-The emulator is compiled with 40 physical address bits: a C-bit at 40 or above is a reserved bit to
-its walker. With its TLB in "virtual" mode every miss comes here. The walk reads the literal C-bit
-(47, 51) from the entries and returns physical addresses that carry the internal view bit instead.
+The emulator is compiled with 40 physical address bits: a C-bit or shared bit at 40 or above is a
+reserved bit to its walker. With its TLB in "virtual" mode every miss comes here. The walk reads the
+literal bit (47, 51) from the entries and returns physical addresses with the internal one instead.
 Not as faithful as the CPU's own walk: no accessed and dirty bits, and the caller raises #PF itself.
 """
 
@@ -28,6 +28,7 @@ from guestemu.machine.callbacks import TlbEntry, TlbHook
 from guestemu.machine.engine import HOOK_TLB_FILL, REGISTERS, Engine
 from guestemu.machine.memory import GuestRam
 from guestemu.machine.paging import LEAF_SIZES, walk
+from guestemu.machine.view_bit import ViewBit
 
 _READ: Final = uc_const.UC_PROT_READ
 _WRITE: Final = uc_const.UC_PROT_WRITE
@@ -41,16 +42,16 @@ FAULT_FETCH: Final = 1 << 4
 
 
 class TlbWalker:
-    """Fills the emulator's TLB from guest page tables with a literal C-bit.
+    """Fills the emulator's TLB from guest page tables with a literal view `bit`.
 
     `fault` is (vector, error code, address) of the last refused access, None when the last one was
     granted: a page fault, or #GP(0) for an address that is not canonical.
     """
 
-    def __init__(self, engine: Engine, ram: GuestRam, cbit_mask: int) -> None:
+    def __init__(self, engine: Engine, ram: GuestRam, bit: ViewBit) -> None:
         self._engine = engine
         self._ram = ram
-        self._cbit_mask = cbit_mask
+        self._bit = bit
         self.fault: tuple[int, int, int] | None = None
         self.errors: list[BaseException] = []
         engine.use_virtual_tlb()
@@ -76,8 +77,8 @@ class TlbWalker:
         is_write = access == uc_const.UC_MEM_WRITE
         is_fetch = access == uc_const.UC_MEM_FETCH
         is_user = read(REGISTERS["cs"]) & 3 == 3
-        root = Gpa(read(REGISTERS["cr3"]) & ~0xFFF & ~self._cbit_mask)
-        leaf = walk(self._ram, self._cbit_mask, root, Gva(gva))
+        root = Gpa(read(REGISTERS["cr3"]) & ~0xFFF & ~self._bit.mask)
+        leaf = walk(self._ram, self._bit.mask, root, Gva(gva))
         code = (
             (FAULT_WRITE if is_write else 0)
             | (FAULT_USER if is_user else 0)
@@ -96,9 +97,9 @@ class TlbWalker:
             self.fault = (VECTOR_PF, code | FAULT_PRESENT, gva)
             return False
         size = LEAF_SIZES[leaf.level]
-        base = leaf.entry & 0x000F_FFFF_FFFF_F000 & ~self._cbit_mask & ~(size - 1)
+        base = leaf.entry & 0x000F_FFFF_FFFF_F000 & ~self._bit.mask & ~(size - 1)
         gpa = base | gva & (size - 1) & ~0xFFF
-        entry.paddr = gpa | (self._ram.cbit_mask if leaf.entry & self._cbit_mask else 0)
+        entry.paddr = self._ram.bit.select(gpa, self._bit.is_private(leaf.entry))
         entry.perms = _READ | (_WRITE if writable else 0) | (0 if leaf.entry & PTE_NX else _EXEC)
         self.fault = None
         return True

@@ -335,12 +335,13 @@ class Vcpu:
     # Memory through the vCPU's own mapping ----------------------------------------------------
 
     def translate(self, gva: int) -> tuple[Gpa, bool] | None:
-        """GPA and C-bit of `gva` by the tables that CR3 names; None where nothing is mapped."""
+        """GPA of `gva` by the tables that CR3 names, and whether the access is private; None where
+        nothing is mapped."""
         if not self.read_register("cr0") & CR0_PG:
-            return Gpa(gva), False
+            return Gpa(gva), self.machine.ram.bit.is_private(gva)
         machine = self.machine
         root = Gpa(self.read_register("cr3") & PTE_ADDRESS_MASK & ~machine.pte_cbit)
-        return translate(machine.ram, machine.pte_cbit, root, Gva(gva))
+        return translate(machine.ram, machine.bit, root, Gva(gva))
 
     def _pieces(self, gva: int, size: int) -> list[tuple[Gpa, bool, int]] | None:
         pieces = []

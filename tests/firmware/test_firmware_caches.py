@@ -14,6 +14,7 @@ from guestemu.host.firmware.kvm_vm import Defect
 from guestemu.machine.cache import CachedRam
 from guestemu.machine.cipher import PageCipher
 from guestemu.machine.engine import Engine
+from guestemu.machine.view_bit import sev_bit
 
 FRAMES = 16
 LOW = Gpa(0)
@@ -23,7 +24,7 @@ NEW = b"\x55" * PAGE_SIZE
 def attached(host: Host) -> CachedRam:
     """The guest memory of `host`, behind a cache from now on."""
     engine = Engine()
-    ram = CachedRam(engine, FRAMES, 1 << 39, PageCipher(bytes(16)))
+    ram = CachedRam(engine, FRAMES, sev_bit(39), PageCipher(bytes(16)))
     ram.checkpoint()
     host.platform.memory.attach(GUEST_AT, ram, host.platform.memory_key(host.vm.handle))
     return ram

@@ -96,7 +96,7 @@ class Bare:
         self.machine = Machine(config or MachineConfig(frames=FRAMES))
         machine = self.machine
         pool = self._pages()
-        self.tables = PageTables(machine.ram, machine.pte_cbit, next(pool), pool)
+        self.tables = PageTables(machine.ram, machine.bit, next(pool), pool)
         for gpa in range(0, 0x40000, PAGE_SIZE):
             user = PTE_USER if gpa < layout.LOW_PAGES * PAGE_SIZE else 0
             self.tables.map(Gva(gpa), Gpa(gpa), flags=PTE_RW | user)

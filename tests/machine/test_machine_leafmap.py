@@ -159,7 +159,7 @@ def bare() -> Bare:
 
 def leaf_map_of(bare: Bare) -> LeafMap:
     window = Window(Gva(PRIVATE), 0, FRAMES)
-    leaf_map = LeafMap(bare.machine.ram, bare.tables.root, bare.machine.pte_cbit, window, None)
+    leaf_map = LeafMap(bare.machine.ram, bare.tables.root, bare.machine.bit, window, None)
     bare.machine.checkpoint()
     return leaf_map
 

@@ -116,7 +116,7 @@ def build_machine(
         data = segment.data.ljust(segment.size, b"\0") if memory.pages else segment.data
         ram.private[segment.physical : segment.physical + len(data)] = data
     pool = iter(machine.pool(TABLES // PAGE_SIZE, TABLE_PAGES))
-    tables = PageTables(ram, machine.pte_cbit, next(pool), pool)
+    tables = PageTables(ram, machine.bit, next(pool), pool)
     for address in range(0, min(size, IDENTITY), PMD_SIZE):
         flags = PTE_RW if address else PTE_RW | PTE_USER
         tables.map(Gva(address), Gpa(address), PMD_SIZE, flags=flags)

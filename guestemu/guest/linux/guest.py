@@ -62,7 +62,7 @@ class LinuxGuest(Guest):
         self.leaf_map = LeafMap(
             self.machine.ram,
             self.root,
-            self.machine.pte_cbit,
+            self.machine.bit,
             Window(self.direct_map, 0, self.machine.config.frames),
             Window(alias.gva, alias.gpa >> PAGE_SHIFT, alias.pages),
         )
@@ -168,11 +168,10 @@ class LinuxGuest(Guest):
         leaf = walk(self.machine.ram, self.machine.pte_cbit, self.root, gva)
         if leaf.level != 1 or not leaf.is_present:
             return CallOutcome(-EFAULT)
-        cbit = self.machine.pte_cbit
-        entry = leaf.entry | cbit if private else leaf.entry & ~cbit
+        entry = self.machine.bit.select(leaf.entry, private)
         ram = self.machine.ram
         ram.write_u64(leaf.entry_gpa, entry)
-        ram.note_access(True, leaf.entry_gpa | ram.cbit_mask, 8, entry)
+        ram.note_access(True, ram.bit.select(leaf.entry_gpa, private=True), 8, entry)
         self.machine.engine.flush_tlb()
         return CallOutcome(0)
 

@@ -147,7 +147,7 @@ class Snp:
         """The frame at a virtual address; #PF where there is none."""
         machine = self._machine
         root = Gpa(vcpu.read_register("cr3") & PTE_ADDRESS_MASK & ~machine.pte_cbit)
-        found = translate(machine.ram, machine.pte_cbit, root, Gva(address & ~(PAGE_SIZE - 1)))
+        found = translate(machine.ram, machine.bit, root, Gva(address & ~(PAGE_SIZE - 1)))
         if found is None or found[0] >> PAGE_SHIFT >= self.rmp.frames:
             vcpu.write_register("cr2", address)
             raise GuestFault(VECTOR_PF, 0)

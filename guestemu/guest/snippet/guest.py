@@ -96,7 +96,7 @@ class SnippetGuest(Guest):
         self.leaf_map = LeafMap(
             self.machine.ram,
             tables.root,
-            self.machine.pte_cbit,
+            self.machine.bit,
             Window(Gva(DIRECT_MAP), 0, config.frames),
             Window(alias.gva, REGION_D // PAGE_SIZE, alias.pages),
         )

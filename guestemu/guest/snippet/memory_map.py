@@ -35,7 +35,7 @@ def build_page_tables(machine: Machine) -> tuple[PageTables, Gpa]:
     """
     count = (BSS_DECRYPTED - TABLES) // PAGE_SIZE
     pool = iter(machine.pool(TABLES // PAGE_SIZE, count))
-    tables = PageTables(machine.ram, machine.pte_cbit, next(pool), pool)
+    tables = PageTables(machine.ram, machine.bit, next(pool), pool)
     for gpa in range(0, TABLES, PAGE_SIZE):
         is_low = gpa < layout.LOW_PAGES * PAGE_SIZE
         flags = PTE_RW | (PTE_USER if is_low else 0)
