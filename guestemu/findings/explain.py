@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from guestemu.abi.facts import cite
 from guestemu.checks.base import Violation
 from guestemu.findings.identify import Finding
 from guestemu.trace.explain import explain
@@ -12,7 +13,7 @@ def words_of(violation: Violation) -> list[str]:
     """A violation in lines: what happened, what demands otherwise, what it means."""
     lines = [f"Check {violation.check}, after op {violation.op}: {violation.message}"]
     if violation.fact:
-        lines.append(f"Demanded by: {violation.fact}")
+        lines.append(f"Rule: {cite(violation.fact)}")
     why = explain(violation.check)
     if why:
         lines.append(why)

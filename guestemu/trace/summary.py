@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 
+from guestemu.abi.facts import cite
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
 from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
 from guestemu.checks.base import ExitRecord, Violation
@@ -52,11 +53,11 @@ def tell_op(run: Run, index: int) -> Told:
 
 
 def tell_violation(violation: Violation) -> tuple[str, ...]:
-    """The violation, the fact it breaks, and what it means."""
-    fact = f" ({violation.fact})" if violation.fact else ""
-    first = f"violation of {violation.check}: {violation.message}{fact}"
+    """The violation, what it means, and the facts it breaks: sentence and id."""
+    first = f"violation of {violation.check}: {violation.message}"
     meaning = explain(violation.check)
-    return (first, meaning) if meaning else (first,)
+    facts = cite(violation.fact)
+    return (first, *((meaning,) if meaning else ()), *((f"Rule: {facts}",) if facts else ()))
 
 
 def tell_exit(record: ExitRecord, places: Places) -> str:

@@ -24,7 +24,7 @@ find them. This page is written by `guestemu zoo table`; do not edit it.
     guestemu zoo run --repaired --time 600
     guestemu zoo table RESULTS -o docs/zoo.md
 
-A number is an item of the project's fact sheet; a letter tells several bugs of one item apart. A
+A number is an item of the sheets in docs/facts; a letter tells several bugs of one item apart. A
 bug is planted by a switch of a host model, by a class that changes one behaviour of the reference
 host or of the firmware, or by a few changed lines of the guest's assembly
 (`guestemu/zoo/variants.py` has them). Its *repaired twin* differs in nothing else. Every campaign

@@ -175,7 +175,12 @@ def finding():
 
 def test_the_comment_says_what_why_where_and_how(finding):
     comment = comment_of(finding, "somewhere", "guestemu run x.prog")
-    for words in (finding.key, "Demanded by: K3-a", "a1=call.a1 - 1", "guestemu run x.prog"):
+    for words in (
+        finding.key,
+        "Rule: history: v12 (12 Apr 2021)",
+        "a1=call.a1 - 1",
+        "guestemu run x.prog",
+    ):
         assert words in comment
 
 
@@ -183,7 +188,7 @@ def test_the_bundle_has_guest_code_and_a_test_that_fails(finding, tmp_path):
     header = Header(host=f"{planted_hosts.__file__}:LastPage")
     path = tmp_path / f"{finding.key}.prog"
     bundle = make_bundle(finding, finding.program(header), path, "a campaign")
-    for words in ("vmmcall", "! violation of record", "Demanded by", f"guestemu run {path}"):
+    for words in ("vmmcall", "! violation of record", "Rule: ", f"guestemu run {path}"):
         assert words in bundle.explanation
     test = tmp_path / "test_finding.py"
     run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(test)]

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What `guestemu explain` knows: facts, ops, checks, keys of findings."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from guestemu.abi.errors import InputError
+from guestemu.abi.facts import CITATION, canonical_id, facts, find_fact, members, sentences
+
+_ROOT: Final = Path(__file__).parents[2]
+_SEARCHED: Final = ("guestemu", "docs", "corpora", "examples", "README.md")
+_SUFFIXES: Final = frozenset({".py", ".md", ".prog", ".c", ".h", ".s", ".S"})
+_KEY: Final = re.compile(r"([a-z][a-z0-9_-]*)-[0-9a-f]{6,}$")
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """What `id` stands for. `kind` is "fact", "op" or "check"; `used` lists FILE:LINE of a fact's
+    citations, as far as the files are here (a wheel has no docs/)."""
+
+    id: str
+    kind: str
+    text: str
+    source: str
+    used: tuple[str, ...] = ()
+
+
+def explanation(text: str) -> Explanation:
+    """The explanation of `text`.
+
+    Raises:
+        InputError: nothing is called so; the message has a suggestion.
+    """
+    text = " ".join(text.split())
+    ops, checks = _ops(), _checks()
+    name = text.lower()
+    if name in ops:
+        return Explanation(id=name, kind="op", text=ops[name], source="docs/program-format.md")
+    key = _KEY.fullmatch(name)
+    check = key[1] if key and key[1] in checks else name
+    if check in checks:
+        property_, source = checks[check]
+        return Explanation(id=text, kind="check", text=property_, source=source)
+    family = members(text[:1].upper() + text[1:])
+    if family:
+        told = "\n".join(f"{fact.id}: {fact.sentence}" for fact in family)
+        return Explanation(id=text, kind="fact", text=told, source=f"docs/facts/{family[0].sheet}")
+    try:
+        fact = find_fact(text)
+    except InputError as error:
+        close = get_close_matches(text, [*ops, *checks, *facts()], 1)
+        remedy = f"; did you mean {close[0]}?" if close else f": {error}"
+        raise InputError(f"nothing is called {text!r}{remedy}") from None
+    used = tuple(_citations(fact.id))
+    return Explanation(id=fact.id, kind="fact", text=fact.text, source=fact.source, used=used)
+
+
+def _ops() -> dict[str, str]:
+    from guestemu.program.ops import SPECS
+
+    found = {}
+    for spec in SPECS.values():
+        arguments = " ".join(f"{argument.name}=" for argument in spec.arguments)
+        operand = " PAGE" if spec.has_page else ""
+        found[spec.name] = f"{spec.name}{operand} {arguments}".rstrip() + f"\n{spec.help}"
+    return found
+
+
+def _checks() -> Mapping[str, tuple[str, str]]:
+    """Property and source of each check, by name."""
+    from guestemu.checks import standard_checks
+    from guestemu.checks.lost import LOST_DEFINED, LOST_STRICT, LostCheck
+    from guestemu.trace.explain import explain
+
+    found: dict[str, tuple[str, str]] = {}
+    for check in (*standard_checks(), LostCheck()):
+        about = inspect.getdoc(type(check)) or ""
+        why = explain(check.name)
+        cited = "\n".join(f"{key}: {sentence}" for key, sentence in sentences(about))
+        text = "\n".join(part for part in (about, why and f"Why it matters: {why}", cited) if part)
+        module = type(check).__module__.replace(".", "/")
+        before = found.get(check.name)
+        text = f"{before[0]}\n{text}" if before else text
+        found[check.name] = (text, f"{module}.py")
+    for name in (LOST_STRICT, LOST_DEFINED):
+        found[name] = (explain(name), "guestemu/checks/lost.py")
+    return found
+
+
+def _citations(key: str) -> Iterator[str]:
+    """FILE:LINE of each citation of the fact `key`."""
+    for name in _SEARCHED:
+        path = _ROOT / name
+        files = [path] if path.is_file() else sorted(path.rglob("*"))
+        for file in files:
+            if file.suffix not in _SUFFIXES or "facts" in file.parts:
+                continue
+            text = file.read_text(encoding="utf-8", errors="replace")
+            if key.split(".")[0] not in text:
+                continue
+            for number, line in enumerate(text.splitlines(), 1):
+                if any(canonical_id(match[1]) == key for match in CITATION.finditer(line)):
+                    yield f"{file.relative_to(_ROOT)}:{number}"
