@@ -33,6 +33,8 @@ class Claim(msgspec.Struct, frozen=True):
 
     `ident` is its number in the debate ("C3b"), `text` the statement in one sentence, `who` said it
     and where, `experiment` decides it. `needs` says what the experiment cannot do without.
+    `real_test` names what outside this project could decide the claim; it is required where the
+    experiment runs models only.
     """
 
     ident: str
@@ -40,3 +42,4 @@ class Claim(msgspec.Struct, frozen=True):
     who: str
     experiment: Callable[[Lab], ClaimResult]
     needs: Need = Need.NOTHING
+    real_test: str = ""

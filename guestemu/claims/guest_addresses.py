@@ -118,5 +118,6 @@ CLAIMS: Final = (
         "the prototype of Tobin Feldman-Fitzthum and Dov Murik, 2021; against it Paolo Bonzini: "
         "unplugged memory 'would still have to be transferred'",
         gpas,
+        real_test="The prototype's OVMF and QEMU on an EPYC host with memory unplugged",
     ),
 )

@@ -237,17 +237,20 @@ CLAIMS: Final = (
         "A bitmap of the size of RAM is enough.",
         "patch set v8, 5 May 2020; OVMF reports ranges beyond RAM",
         ram_size,
+        real_test="A KVM with patch set v8 under OVMF, which reports ranges beyond RAM",
     ),
     Claim(
         "C24",
         "A guest can force its host to allocate unlimited memory.",
         "Steve Rutherford and Brijesh Singh, April 2020",
         unlimited_memory,
+        real_test="A KVM with each patch set, its memory cgroup watched while a guest sends ranges",
     ),
     Claim(
         "C27",
         "The reserved bits of KVM_HC_MAP_GPA_RANGE's attributes must be zero.",
         "Documentation/virt/kvm/x86/hypercalls.rst",
         reserved_bits,
+        real_test="The real KVM under nested SVM, given attributes with reserved bits",
     ),
 )

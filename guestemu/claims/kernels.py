@@ -36,11 +36,12 @@ def image(name: str) -> Path:
 
 
 class CalledKernel:
-    """A booted kernel whose exits are answered with `answer` and kept."""
+    """A kernel booted as a guest of kind `sev` ("sev", "es"), its exits answered with `answer` and
+    kept."""
 
-    def __init__(self, name: str, answer: int = 0) -> None:
+    def __init__(self, name: str, answer: int = 0, sev: str = "sev") -> None:
         self.name = name
-        self.guest: LinuxGuest = LOADER.guest(image(name), linux_config(MEMORY, 39, "sev"), BUDGET)
+        self.guest: LinuxGuest = LOADER.guest(image(name), linux_config(MEMORY, 39, sev), BUDGET)
         self.recorder = BootRecorder(answer)
         self.guest.machine.hooks.handler = self.recorder
 

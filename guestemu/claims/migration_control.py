@@ -112,7 +112,7 @@ def one_bit(lab: Lab, leaving: tuple[tuple[str, str, Leave], ...] = LEAVING) -> 
         kernel.guest.reset()
     is_same = len(gone) == 1 and gone == {(0,)}
     return ClaimResult(
-        verdict=decide(confirmed=len(gone) == len(leaving), refuted=is_same),
+        verdict=decide(confirmed=is_same, refuted=len(gone) == len(leaving)),
         evidence=tuple(evidence),
         guests=lab.kernels,
         witnesses=tuple(
@@ -246,9 +246,10 @@ def _allowed(ready: bool) -> str:
 CLAIMS: Final = (
     Claim(
         "C16",
-        "A host can tell from the MSR for what, and so for how long, migration was disabled.",
-        "wanted by Steve Rutherford, 17 May 2021: permanent disablement must not be "
-        "'indistinguishable from a really long reboot'; Ashish Kalra and Paolo Bonzini: write 0",
+        "A host cannot tell from MIGRATION_CONTROL whether migration was disabled for a moment or "
+        "for good.",
+        "Steve Rutherford, 17 May 2021: 'Having permanent disablement be indistinguishable from a "
+        "really long reboot is a recipe for a really sad long timeout in userspace'",
         one_bit,
         Need.KERNEL,
     ),

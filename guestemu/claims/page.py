@@ -13,6 +13,8 @@ from guestemu.claims.report import value_words, verdict_words
 PLOTS: Final = "claims"
 """The directory of the plots, beside the page."""
 
+MODELS_ALONE: Final = "This verdict rests on the project's own models alone."
+
 _HEAD: Final = """\
 # The claims of the debate
 
@@ -27,7 +29,8 @@ claim that was asked for needs a kernel image (`guestemu kernel fetch`) and ther
 *order model*: all interleavings of a conversion with a migration, see `explore.md`. *firmware \
 model*: AMD's published firmware, see `firmware.md`. *host model*: KVM's ABI generations under a \
 stand-in vCPU, see `hosts.md`. *snippet*: our own guest code on the emulated CPU. *linux*: a real, \
-unmodified kernel. PROGRAM is a file with the text above the command."""
+unmodified kernel. PROGRAM is a file with the text above the command. *Models alone*: no guest code \
+ran; the section of such a claim names the real thing that could decide it."""
 
 
 def page(decided: Sequence[Decided], skipped: Sequence[Claim]) -> str:
@@ -36,12 +39,13 @@ def page(decided: Sequence[Decided], skipped: Sequence[Claim]) -> str:
 
 
 def _table(decided: Sequence[Decided]) -> Iterator[str]:
-    yield "| claim | statement | verdict |"
-    yield "| --- | --- | --- |"
+    yield "| claim | statement | verdict | models alone |"
+    yield "| --- | --- | --- | --- |"
     for each in decided:
         claim = each.claim
         name = f"[{claim.ident}](#{claim.ident.lower()})"
-        yield f"| {name} | {_cell(claim.text)} | {_cell(each.result.verdict.value)} |"
+        alone = "yes" if each.result.is_model_only else ""
+        yield f"| {name} | {_cell(claim.text)} | {_cell(each.result.verdict.value)} | {alone} |"
 
 
 def _sections(decided: Sequence[Decided]) -> Iterator[str]:
@@ -73,6 +77,9 @@ def section(each: Decided) -> Iterator[str]:
         yield ""
     yield f"Tested on: {', '.join(result.guests)}."
     yield ""
+    if result.is_model_only:
+        yield f"{MODELS_ALONE} {claim.real_test} could decide it."
+        yield ""
     for witness in result.witnesses:
         yield "```"
         yield witness.text.rstrip()

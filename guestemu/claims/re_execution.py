@@ -105,5 +105,6 @@ CLAIMS: Final = (
         "The hypercall can be executed again without harm.",
         "implied by KVM: RIP moves on only when user space has completed the exit (K3-m)",
         re_execution,
+        real_test="A KVM with the patch set, its VMM migrating before it completes the exit",
     ),
 )

@@ -14,7 +14,8 @@ from guestemu.claims.result import ClaimResult, Evidence, Plot, Verdict, Witness
 
 class ClaimReport(msgspec.Struct, frozen=True):
     """One claim in `--json`; see `Claim` and `ClaimResult`. `seconds` is the experiment's time,
-    `plots` names the files that `--plots` writes."""
+    `plots` names the files that `--plots` writes, `real_test` what could decide a claim whose
+    experiment runs models alone ("" otherwise)."""
 
     id: str
     text: str
@@ -27,6 +28,7 @@ class ClaimReport(msgspec.Struct, frozen=True):
     remark: str
     plots: tuple[str, ...]
     seconds: float
+    real_test: str
 
 
 class Skipped(msgspec.Struct, frozen=True):
@@ -65,6 +67,7 @@ def _claim(decided: Decided) -> ClaimReport:
         remark=result.remark,
         plots=tuple(file_name(plot) for plot in result.plots),
         seconds=decided.seconds,
+        real_test=claim.real_test if result.is_model_only else "",
     )
 
 
@@ -98,6 +101,8 @@ def lines(decided: Decided) -> Iterator[str]:
     yield f"    said by: {claim.who}"
     yield f"    {verdict_words(result)}"
     yield f"    tested on: {', '.join(result.guests)}"
+    if result.is_model_only:
+        yield f"    models alone; {claim.real_test} could decide it"
     for evidence in result.evidence:
         how = f"  ({evidence.how})" if evidence.how else ""
         yield f"      {evidence.name}: {value_words(evidence)}{how}"

@@ -72,6 +72,11 @@ class ClaimResult(msgspec.Struct, frozen=True):
     remark: str = ""
     plots: tuple[Plot, ...] = ()
 
+    @property
+    def is_model_only(self) -> bool:
+        """Whether no guest code ran: the outcome rests on this project's models alone."""
+        return not any(guest.startswith(("snippet:", "linux:")) for guest in self.guests)
+
 
 def decide(*, confirmed: bool = False, refuted: bool = False, conditional: bool = False) -> Verdict:
     """The verdict whose condition holds; `Verdict.UNDECIDED` if none or more than one does.

@@ -215,7 +215,7 @@ def test_blockers_that_can_be_added_at_any_time_leave_c18_undecided() -> None:
 
 
 def test_without_failures_a_warn_is_enough() -> None:
-    assert failure_policies.warn_is_enough(Lab(), 0, lambda _kernels: ()).verdict is C
+    assert failure_policies.warn_is_not_enough(Lab(), 0, lambda _kernels: ()).verdict is R
 
 
 @cache
@@ -240,7 +240,7 @@ def test_failed_lookups_that_go_otherwise_leave_c19_undecided(
         msgspec.structs.replace(each, **changes) if each.guest == guest else each
         for each in lookups()
     )
-    assert failure_policies.warn_is_enough(Lab(), look_up=lambda _: other).verdict is UNDECIDED
+    assert failure_policies.warn_is_not_enough(Lab(), look_up=lambda _: other).verdict is UNDECIDED
 
 
 def test_a_failed_lookup_loses_its_page_and_those_behind_it() -> None:
