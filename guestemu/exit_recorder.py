@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
 from guestemu.checks.base import ExitRecord
 from guestemu.guest.base import Guest
-from guestemu.host.base import GuestFault, Host, Hypercall, VcpuAccess
+from guestemu.host.base import GuestFault, Host, Hypercall, MapGpaRange, VcpuAccess
 
 
 class ExitRecorder:
@@ -31,6 +32,21 @@ class ExitRecorder:
         self.records.append(
             ExitRecord("hypercall", call.nr, args, value, writes, call.cpl, call.is_64bit)
         )
+        return value
+
+    def map_gpa_range(self, call: MapGpaRange) -> int:
+        """See `ExitHandler`. Recorded as the hypercall that user space sees."""
+        args = (call.gpa, call.pages, call.attributes, 0)
+        writes = self._ram.table_write_count
+        value: int | None = None
+        try:
+            value = self._host.map_gpa_range(call)
+        finally:
+            self.records.append(
+                ExitRecord(
+                    "hypercall", KVM_HC_MAP_GPA_RANGE, args, value, writes, origin=call.origin
+                )
+            )
         return value
 
     def rdmsr(self, index: int, vcpu: VcpuAccess) -> int:

@@ -17,7 +17,7 @@ from guestemu.bench.floor import Floor, FloorLibrary, cache_directory, compile_f
 from guestemu.guest.base import CallOutcome, Guest
 from guestemu.guest.snippet.elf import load_snippet
 from guestemu.guest.snippet.memory_map import STACK_SIZE, STACKS
-from guestemu.host.base import Hypercall, VcpuAccess
+from guestemu.host.base import Hypercall, MapGpaRange, VcpuAccess
 from guestemu.machine import layout
 from guestemu.machine.engine import RegisterBatch
 from guestemu.program.ops import Op, OpKind
@@ -49,6 +49,10 @@ class NoHost:
     """Answers 0 to everything: what an execution costs without a host model."""
 
     def hypercall(self, call: Hypercall) -> int:
+        """0."""
+        return 0
+
+    def map_gpa_range(self, call: MapGpaRange) -> int:
         """0."""
         return 0
 

@@ -40,6 +40,8 @@ class ExitRecord(msgspec.Struct, frozen=True, gc=False):
     `kind` is "hypercall", "rdmsr" or "wrmsr"; `nr` the hypercall or MSR number; `args` a0 to a3, or
     (value,) of a WRMSR; `ret` RAX or the MSR's value, None where the guest got an exception.
     `table_writes` is the number of page-table stores of the operation before this exit.
+    `origin` is empty for an instruction of the guest; an SNP guest's page-state change is a
+    "hypercall" with number 12 that KVM made of it, and `origin` is that of `MapGpaRange`.
     """
 
     kind: str
@@ -49,6 +51,7 @@ class ExitRecord(msgspec.Struct, frozen=True, gc=False):
     table_writes: int
     cpl: int = 0
     is_64bit: bool = True
+    origin: str = ""
 
 
 class OpView(msgspec.Struct):

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Every operation ends: none uses up its budget, shuts the vCPU down or leaves RAM.
 
-An exception that the guest's own handler cannot fix is not judged: programs may unmap pages.
+An exception that the guest's own handler cannot fix is not judged: programs may unmap pages. Nor is
+a guest that asks for its end after the host refused it something: it must not go on (N20).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from guestemu.checks.base import OpView, Violation
-from guestemu.machine.exits import BudgetExhausted, Shutdown, Unbacked
+from guestemu.machine.exits import BudgetExhausted, Shutdown, Terminated, Unbacked
 from guestemu.program.ops import OpKind
 
 
@@ -30,6 +31,8 @@ class ProgressCheck:
                 f"basic blocks and {len(view.exits)} exits"
             )
             return (Violation(self.name, view.index, message, "A14, M8"),)
+        if isinstance(end, Terminated) and any(record.ret for record in view.exits):
+            return ()
         if isinstance(end, Shutdown):
             message = f"the vCPU shut down at {end.rip:#x}: {end.reason}"
             return (Violation(self.name, view.index, message),)

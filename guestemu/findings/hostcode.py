@@ -18,7 +18,7 @@ from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import guestemu
-from guestemu.host.base import Hypercall, VcpuAccess
+from guestemu.host.base import Hypercall, MapGpaRange, VcpuAccess
 from guestemu.machine.exits import ExitHandler
 
 if TYPE_CHECKING:
@@ -52,6 +52,14 @@ class TracedExits:
         self._code.start()
         try:
             return self._handler.hypercall(call)
+        finally:
+            self._code.stop()
+
+    def map_gpa_range(self, call: MapGpaRange) -> int:
+        """See `ExitHandler`."""
+        self._code.start()
+        try:
+            return self._handler.map_gpa_range(call)
         finally:
             self._code.stop()
 

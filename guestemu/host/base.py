@@ -16,9 +16,10 @@ from typing import ClassVar
 
 from bitarray import bitarray
 
-from guestemu.machine.exits import GuestFault, Hypercall, VcpuAccess
+from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
+from guestemu.machine.exits import GuestFault, Hypercall, MapGpaRange, VcpuAccess
 
-__all__ = ["GuestFault", "Host", "Hypercall", "VcpuAccess"]
+__all__ = ["GuestFault", "Host", "Hypercall", "MapGpaRange", "VcpuAccess"]
 
 
 class Host(ABC):
@@ -52,6 +53,25 @@ class Host(ABC):
     @abstractmethod
     def hypercall(self, call: Hypercall) -> int:
         """Answers a hypercall; returns the 64-bit value that RAX gets."""
+
+    def map_gpa_range(self, call: MapGpaRange) -> int:
+        """Answers a page-state change of an SNP guest or a TD's MapGPA; returns the 64-bit value
+        that user space writes to `hypercall.ret`.
+
+        Here: as the hypercall of the same range, so that a host needs one handler for both.
+        """
+        return self.hypercall(
+            Hypercall(
+                nr=KVM_HC_MAP_GPA_RANGE,
+                a0=call.gpa,
+                a1=call.pages,
+                a2=call.attributes,
+                a3=0,
+                cpl=0,
+                is_64bit=True,
+                vcpu=call.vcpu,
+            )
+        )
 
     @abstractmethod
     def rdmsr(self, index: int, vcpu: VcpuAccess) -> int:

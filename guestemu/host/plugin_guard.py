@@ -15,7 +15,7 @@ from bitarray import bitarray
 
 from guestemu.abi.addresses import U64_MASK
 from guestemu.abi.errors import PluginError
-from guestemu.host.base import GuestFault, Host, Hypercall, VcpuAccess
+from guestemu.host.base import GuestFault, Host, Hypercall, MapGpaRange, VcpuAccess
 from guestemu.host.userspace.base import VmStopped
 
 _T = TypeVar("_T")
@@ -104,6 +104,13 @@ class PluginHost(Host):
     def hypercall(self, call: Hypercall) -> int:
         """Passes on; the result must be an unsigned 64-bit value."""
         return self._u64("hypercall", self._call("hypercall", call))
+
+    def map_gpa_range(self, call: MapGpaRange) -> int:
+        """Passes on where the plug-in has the method; the result must be an unsigned 64-bit value.
+        Without it: as the hypercall of the same range."""
+        if not callable(getattr(self._plugin, "map_gpa_range", None)):
+            return super().map_gpa_range(call)
+        return self._u64("map_gpa_range", self._call("map_gpa_range", call))
 
     def rdmsr(self, index: int, vcpu: VcpuAccess) -> int:
         """Passes on; the result must be an unsigned 64-bit value."""

@@ -21,7 +21,7 @@ from guestemu.guest.linux.guest import LinuxGuest
 from guestemu.guest.linux.recorder import BootRecorder
 from guestemu.machine.callbacks import CodeHook
 from guestemu.machine.engine import HOOK_CODE
-from guestemu.machine.exits import Hypercall, VcpuAccess
+from guestemu.machine.exits import Hypercall, MapGpaRange, VcpuAccess
 
 _LONGEST: Final = 15
 _EXCEPTION: Final = "asm_exc_"
@@ -199,6 +199,11 @@ class TracedExits(BootRecorder):
         """See `ExitHandler`."""
         self._tracer.mark_exit(f"hypercall {call.nr}")
         return super().hypercall(call)
+
+    def map_gpa_range(self, call: MapGpaRange) -> int:
+        """See `ExitHandler`."""
+        self._tracer.mark_exit(f"page-state change ({call.origin})")
+        return super().map_gpa_range(call)
 
     def wrmsr(self, index: int, value: int, vcpu: VcpuAccess) -> None:
         """See `ExitHandler`."""

@@ -17,6 +17,7 @@ from bitarray import bitarray
 
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Gpa, to_signed
 from guestemu.abi.errors import InputError
+from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
 from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
 from guestemu.abi.regions import Region
 from guestemu.guest.linux.boot import (
@@ -30,7 +31,7 @@ from guestemu.guest.linux.bootparams import E820_RESERVED, MemoryRange, pc_memor
 from guestemu.guest.linux.guest import LinuxGuest
 from guestemu.guest.linux.kernel import Kernel
 from guestemu.guest.linux.prepare import prepare
-from guestemu.host.base import GuestFault, Host, Hypercall, VcpuAccess
+from guestemu.host.base import GuestFault, Host, Hypercall, MapGpaRange, VcpuAccess
 from guestemu.machine.exits import Trap
 
 LEFT_PAGES: Final = 256
@@ -104,13 +105,24 @@ class _Watch:
 
     def hypercall(self, call: Hypercall) -> int:
         """See `ExitHandler`."""
+        self._note_first()
+        return self._note(call.nr, (call.a0, call.a1, call.a2, call.a3), self.host.hypercall(call))
+
+    def map_gpa_range(self, call: MapGpaRange) -> int:
+        """See `ExitHandler`."""
+        self._note_first()
+        arguments = (call.gpa, call.pages, call.attributes, 0)
+        return self._note(KVM_HC_MAP_GPA_RANGE, arguments, self.host.map_gpa_range(call))
+
+    def _note_first(self) -> None:
         if self.first is None:
             self.first = self.moment()
         self.hypercalls += 1
-        answer = self.host.hypercall(call)
+
+    def _note(self, nr: int, arguments: tuple[int, int, int, int], answer: int) -> int:
         signed = to_signed(answer, 64)
         if signed:
-            self.refused.append(Refused(call.nr, (call.a0, call.a1, call.a2, call.a3), signed))
+            self.refused.append(Refused(nr, arguments, signed))
         return answer
 
     def rdmsr(self, index: int, vcpu: VcpuAccess) -> int:

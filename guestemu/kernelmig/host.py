@@ -14,7 +14,7 @@ from guestemu.abi.addresses import PAGE_SHIFT
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
 from guestemu.guest.base import BootExit
 from guestemu.guest.linux.recorder import BootRecorder
-from guestemu.machine.exits import Hypercall
+from guestemu.machine.exits import Hypercall, MapGpaRange
 
 
 class StatusHost(BootRecorder):
@@ -31,6 +31,11 @@ class StatusHost(BootRecorder):
         """See `ExitHandler`."""
         self._note(call.nr, call.a0, call.a1, call.a2)
         return super().hypercall(call)
+
+    def map_gpa_range(self, call: MapGpaRange) -> int:
+        """See `ExitHandler`."""
+        self._note(KVM_HC_MAP_GPA_RANGE, call.gpa, call.pages, call.attributes)
+        return super().map_gpa_range(call)
 
     def _note(self, number: int, gpa: int, pages: int, attributes: int) -> None:
         if number == KVM_HC_MAP_GPA_RANGE:

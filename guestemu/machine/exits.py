@@ -60,6 +60,21 @@ class Hypercall(msgspec.Struct, frozen=True, gc=False):
     is_vmcall: bool = False
 
 
+class MapGpaRange(msgspec.Struct, frozen=True, gc=False):
+    """Frames that a guest wants private or shared, as KVM hands the request to user space:
+    KVM_EXIT_HYPERCALL with number 12 (KVM_HC_MAP_GPA_RANGE), without a hypercall of the guest.
+
+    `gpa` in bytes, `pages` of 4 KiB, `attributes` as KVM_HC_MAP_GPA_RANGE defines them. `origin` is
+    the request's way: "psc-msr" or "psc-buffer" (page-state change of an SNP guest), "mapgpa" (TD).
+    """
+
+    gpa: int
+    pages: int
+    attributes: int
+    origin: str
+    vcpu: VcpuAccess
+
+
 class Vmgexit(msgspec.Struct, frozen=True):
     """REP VMMCALL: the GHCB of a SEV-ES or SNP guest has a request. `rip` is its address."""
 
@@ -111,6 +126,14 @@ class Shutdown(msgspec.Struct, frozen=True):
     rip: int
 
 
+class Terminated(Shutdown, frozen=True):
+    """The guest asked to be terminated (GHCB specification, 2.3.1): KVM_EXIT_SYSTEM_EVENT with
+    KVM_SYSTEM_EVENT_SEV_TERM. `reason_set` 0 is the specification's, 1 is Linux's."""
+
+    reason_set: int = 0
+    reason_code: int = 0
+
+
 class BudgetExhausted(msgspec.Struct, frozen=True):
     """The run used up its basic blocks; `rip` is where it stood."""
 
@@ -154,6 +177,9 @@ class ExitHandler(Protocol):
 
     def hypercall(self, call: Hypercall) -> int:
         """The value that RAX gets, or `GuestFault`."""
+
+    def map_gpa_range(self, call: MapGpaRange) -> int:
+        """User space's answer to a page-state change (`hypercall.ret` of the exit), 64 bits."""
 
     def rdmsr(self, index: int, vcpu: VcpuAccess) -> int:
         """The value of an MSR, or `GuestFault`."""

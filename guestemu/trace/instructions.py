@@ -16,7 +16,7 @@ import msgspec
 
 from guestemu.abi.addresses import Gva
 from guestemu.guest.base import Guest
-from guestemu.host.base import Hypercall, VcpuAccess
+from guestemu.host.base import Hypercall, MapGpaRange, VcpuAccess
 from guestemu.machine.callbacks import CodeHook
 from guestemu.machine.engine import HOOK_CODE
 from guestemu.machine.exits import ExitHandler
@@ -50,6 +50,10 @@ class InstructionRecorder:
     def hypercall(self, call: Hypercall) -> int:
         """See `ExitHandler`."""
         return self._handler.hypercall(call)
+
+    def map_gpa_range(self, call: MapGpaRange) -> int:
+        """See `ExitHandler`."""
+        return self._handler.map_gpa_range(call)
 
     def rdmsr(self, index: int, vcpu: VcpuAccess) -> int:
         """See `ExitHandler`."""

@@ -25,6 +25,10 @@ from guestemu.trace.words import is_load, op_word, value_of
 MAX_LINES: Final = 12
 """Exits or page groups shown for one operation; the rest is counted."""
 
+_ORIGINS: Final = {
+    "psc-msr": "page-state change (MSR protocol)",
+    "psc-buffer": "page-state change",
+}
 _SIZES: Final = {0: "4K", 1: "2M", 2: "1G"}
 
 
@@ -80,7 +84,8 @@ def tell_exit(record: ExitRecord, places: Places) -> str:
         place = places.address(gpa)
         name = f" ({place})" if place else ""
         arguments = f"gpa={gpa:#x}{name} pages={pages} {_attributes(attributes)}"
-    return f"hypercall {record.nr} {arguments}{where} -> {answer}"
+    what = _ORIGINS.get(record.origin, f"hypercall {record.nr}")
+    return f"{what} {arguments}{where} -> {answer}"
 
 
 def _attributes(value: int) -> str:

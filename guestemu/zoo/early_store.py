@@ -16,7 +16,7 @@ from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTE
 from guestemu.checks.base import Check, ExitRecord, OpView, Violation
 from guestemu.exit_recorder import ExitRecorder
 from guestemu.guest.base import Guest
-from guestemu.host.base import Host, Hypercall
+from guestemu.host.base import Host, Hypercall, MapGpaRange
 from guestemu.machine.memory_watch import FLAG_STALE
 from guestemu.program.ops import OpKind
 from guestemu.testbed import Testbed
@@ -50,13 +50,23 @@ class EarlyStoreRecorder(ExitRecorder):
 
     def hypercall(self, call: Hypercall) -> int:
         """See `ExitRecorder`."""
-        if call.nr == KVM_HC_MAP_GPA_RANGE and call.a1 <= _MAX_PAGES:
-            first = call.a0 >> PAGE_SHIFT
-            old = 0 if call.a2 & MAP_GPA_RANGE_ENCRYPTED else self._frames
-            for gfn in range(first, min(first + call.a1, self._frames)):
-                if self._flags[old + gfn] & ~self._before[old + gfn] & FLAG_STALE:
-                    self.stored.add(gfn)
+        if call.nr == KVM_HC_MAP_GPA_RANGE:
+            self._note(call.a0, call.a1, call.a2)
         return super().hypercall(call)
+
+    def map_gpa_range(self, call: MapGpaRange) -> int:
+        """See `ExitRecorder`."""
+        self._note(call.gpa, call.pages, call.attributes)
+        return super().map_gpa_range(call)
+
+    def _note(self, gpa: int, pages: int, attributes: int) -> None:
+        if pages > _MAX_PAGES:
+            return
+        first = gpa >> PAGE_SHIFT
+        old = 0 if attributes & MAP_GPA_RANGE_ENCRYPTED else self._frames
+        for gfn in range(first, min(first + pages, self._frames)):
+            if self._flags[old + gfn] & ~self._before[old + gfn] & FLAG_STALE:
+                self.stored.add(gfn)
 
 
 class EarlyStoreCheck:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from guestemu.abi.addresses import PAGE_SIZE, PMD_SIZE, Gpa, Gva
 from guestemu.abi.x86 import PTE_RW, PTE_USER, Mode
 from guestemu.machine import layout
-from guestemu.machine.exits import Exit, GuestFault, Hypercall, VcpuAccess
+from guestemu.machine.exits import Exit, GuestFault, Hypercall, MapGpaRange, VcpuAccess
 from guestemu.machine.machine import Machine, MachineConfig
 from guestemu.machine.modes import build_tables
 from guestemu.machine.paging import PageTables
@@ -72,6 +72,9 @@ class Answers:
         self.calls.append(call)
         if self.error is not None:
             raise self.error
+        return self.value
+
+    def map_gpa_range(self, call: MapGpaRange) -> int:
         return self.value
 
     def rdmsr(self, index: int, vcpu: VcpuAccess) -> int:

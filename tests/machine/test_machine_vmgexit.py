@@ -29,7 +29,16 @@ from guestemu.guest.linux.rmp import SHARED as HYPERVISOR
 from guestemu.guest.linux.sev_events import GhcbRequest, MsrRequest, PageStateChange, Validation
 from guestemu.machine import ghcb
 from guestemu.machine.cpuid import CpuidLeaf
-from guestemu.machine.exits import ExceptionExit, Exit, Halt, Hypercall, Shutdown, Vmgexit
+from guestemu.machine.exits import (
+    ExceptionExit,
+    Exit,
+    Halt,
+    Hypercall,
+    MapGpaRange,
+    Shutdown,
+    Terminated,
+    Vmgexit,
+)
 from guestemu.machine.machine import Machine, MachineConfig
 
 ES, SNP = 3, 7
@@ -342,8 +351,9 @@ def test_termination_through_the_page(es: Guest) -> None:
     es.machine.ram.write(Gpa(GHCB), bytes(page), private=False)
     es.machine.msrs.platform[MSR_AMD64_SEV_ES_GHCB] = GHCB
     end = es.vmgexit()
-    assert isinstance(end, Shutdown)
+    assert isinstance(end, Terminated)
     assert "set 1, reason 2" in end.reason
+    assert (end.reason_set, end.reason_code) == (1, 2)
 
 
 # Page-state changes (K4-a) ------------------------------------------------------------------------
@@ -357,8 +367,8 @@ class Wanting(Answers):
         self.answer = answer
         self.heard: list[tuple[int, int, int]] = []
 
-    def page_state_change(self, gpa: int, pages: int, attributes: int) -> int:
-        self.heard.append((gpa, pages, attributes))
+    def map_gpa_range(self, call: MapGpaRange) -> int:
+        self.heard.append((call.gpa, call.pages, call.attributes))
         return self.answer
 
 

@@ -57,6 +57,11 @@ KVM_FEATURES: Final = (
     | 1 << KVM_FEATURE_HC_MAP_GPA_RANGE
     | 1 << KVM_FEATURE_MIGRATION_CONTROL
 )
+"""EAX of CPUID 0x40000001 for SEV and SEV-ES guests, as a VMM that can migrate them sets it."""
+
+SNP_KVM_FEATURES: Final = 1 << KVM_FEATURE_CLOCKSOURCE2
+"""The same for an SNP guest. KVM sets bits 16 and 17 for no guest, user space for none that cannot
+be migrated: page-state changes are an SNP guest's only notifications (A48, N22)."""
 BOOT_BUDGET: Final = 400_000_000
 MIN_MEMORY: Final = 96
 
@@ -122,10 +127,11 @@ def build_machine(
         tables.map(Gva(address), Gpa(address), PMD_SIZE, flags=flags)
     build_tables(ram, {})
     machine.boot(tables.cr3)
-    platform = Platform(machine, console, KVM_FEATURES)
+    is_snp = bool(config.sev_status & SEV_STATUS_SEV_SNP)
+    platform = Platform(machine, console, SNP_KVM_FEATURES if is_snp else KVM_FEATURES)
     _install_sites(kernel, machine, platform)
     setup_data = 0
-    if config.sev_status & SEV_STATUS_SEV_SNP:
+    if is_snp:
         setup_data = LAUNCH_PAGES
         pages = launch_pages(LAUNCH_PAGES, platform.cpuid)
         ram.private[LAUNCH_PAGES : LAUNCH_PAGES + len(pages)] = pages

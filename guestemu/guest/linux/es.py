@@ -32,7 +32,7 @@ from guestemu.guest.linux.sev_events import GhcbRequest, MsrRequest, SevEvents, 
 from guestemu.guest.linux.snp import Snp
 from guestemu.machine import ghcb
 from guestemu.machine.cpuid import CpuidLeaf
-from guestemu.machine.exits import ExitHandler, GuestFault, Hypercall, Shutdown, Vmgexit
+from guestemu.machine.exits import ExitHandler, GuestFault, Hypercall, Shutdown, Terminated, Vmgexit
 from guestemu.machine.ghcb import GhcbPage
 from guestemu.machine.machine import Machine
 from guestemu.machine.vcpu import Vcpu
@@ -63,9 +63,13 @@ class GhcbVcpu:
     Others read 0. Writes reach the guest for RAX to RDX only; RIP is in the encrypted save area.
     """
 
-    def __init__(self, page: GhcbPage) -> None:
-        self._registers = {name: page.given(offset) for name, offset in ghcb.GENERAL.items()}
-        self._cpl = page.cpl if page.is_valid(ghcb.CPL) else 0
+    def __init__(self, page: GhcbPage | None) -> None:
+        """`page` is None for the MSR protocol, which shows no register."""
+        offsets = ghcb.GENERAL if page is not None else {}
+        self._registers = {
+            name: page.given(offset) if page is not None else 0 for name, offset in offsets.items()
+        }
+        self._cpl = page.cpl if page is not None and page.is_valid(ghcb.CPL) else 0
 
     def read_register(self, name: str) -> int:
         """See `VcpuAccess`."""
@@ -157,9 +161,9 @@ class SevEs:
         request = self._msrs.platform[MSR_AMD64_SEV_ES_GHCB]
         rip = vcpu.read_register("rip")
         if request & abi.MSR_INFO_MASK:
-            answer = self._msr_protocol(request)
-            if isinstance(answer, str):
-                return Shutdown(answer, rip)
+            answer = self._msr_protocol(request, rip)
+            if isinstance(answer, Shutdown):
+                return answer
             self._msrs.platform[MSR_AMD64_SEV_ES_GHCB] = answer
             self.events.append(MsrRequest(request, answer, self._table_writes))
             return None
@@ -171,7 +175,7 @@ class SevEs:
         page = GhcbPage(self._machine.ram, Gpa(request))
         if page.is_valid(ghcb.EXIT_CODE) and page.value(ghcb.EXIT_CODE) == abi.EXIT_TERM_REQUEST:
             info = page.value(ghcb.EXIT_INFO_1)
-            return Shutdown(_terminated(info & 0xF, info >> 4 & 0xFF), rip)
+            return _terminated(info & 0xF, info >> 4 & 0xFF, rip)
         self._page_request(page, handler)
         return None
 
@@ -252,12 +256,12 @@ class SevEs:
             vcpu.write_register(name, value)
         return abi.RESP_NO_ACTION, 0
 
-    def _psc(self, page: GhcbPage, _vcpu: GhcbVcpu, _handler: ExitHandler) -> tuple[int, int]:
+    def _psc(self, page: GhcbPage, vcpu: GhcbVcpu, _handler: ExitHandler) -> tuple[int, int]:
         scratch = page.value(ghcb.SCRATCH)
         limit = self._machine.ram.frames * PAGE_SIZE
         if self.snp is None or scratch >= limit:
             raise Malformed(abi.GhcbError.INVALID_SCRATCH_AREA)
-        return abi.RESP_NO_ACTION, self.snp.change_by_buffer(Gpa(scratch))
+        return abi.RESP_NO_ACTION, self.snp.change_by_buffer(Gpa(scratch), vcpu)
 
     def _hv_features(
         self, _page: GhcbPage, _vcpu: GhcbVcpu, _handler: ExitHandler
@@ -270,8 +274,8 @@ class SevEs:
 
     # The MSR protocol ---------------------------------------------------------------------------
 
-    def _msr_protocol(self, request: int) -> int | str:
-        """The response word, or why the VM ends (KVM_EXIT_SYSTEM_EVENT)."""
+    def _msr_protocol(self, request: int, rip: int) -> int | Shutdown:
+        """The response word, or the VM's end."""
         info = request & abi.MSR_INFO_MASK
         if info == abi.MSR_SEV_INFO_REQ:
             return ghcb.sev_info_answer(self._machine.config.cbit or 0)
@@ -281,7 +285,7 @@ class SevEs:
         if info == abi.MSR_HV_FT_REQ:
             return self._features << 12 | abi.MSR_HV_FT_RESP
         if info == abi.MSR_TERM_REQ:
-            return _terminated(*ghcb.termination(request))
+            return _terminated(*ghcb.termination(request), rip)
         if self.snp is not None:
             if info == abi.MSR_PREF_GPA_REQ:
                 return abi.MSR_PREF_GPA_NONE << 12 | abi.MSR_PREF_GPA_RESP
@@ -289,8 +293,8 @@ class SevEs:
                 self._registered = request & ~PAGE_MASK
                 return request & ~PAGE_MASK | abi.MSR_REG_GPA_RESP
             if info == abi.MSR_PSC_REQ:
-                return self.snp.change_by_msr(request)
-        return f"VMGEXIT with an unknown GHCB MSR request {request:#x}"
+                return self.snp.change_by_msr(request, GhcbVcpu(None))
+        return Shutdown(f"VMGEXIT with an unknown GHCB MSR request {request:#x}", rip)
 
     @property
     def _table_writes(self) -> int:
@@ -320,6 +324,7 @@ def _injection(fault: GuestFault) -> int:
     return fault.vector | abi.EVTINJ_TYPE_EXCEPTION | abi.EVTINJ_VALID
 
 
-def _terminated(reason_set: int, reason: int) -> str:
+def _terminated(reason_set: int, reason: int, rip: int) -> Terminated:
     words = abi.TERM_REASONS.get((reason_set, reason), "unknown reason")
-    return f"the guest asked to be terminated: set {reason_set}, reason {reason} ({words})"
+    text = f"the guest asked to be terminated: set {reason_set}, reason {reason} ({words})"
+    return Terminated(text, rip, reason_set, reason)

@@ -17,6 +17,7 @@ from guestemu.guest.base import CallOutcome, Guest, RawRegisters
 from guestemu.guest.linux.calls import KernelCalls
 from guestemu.guest.linux.dma import KernelDma
 from guestemu.guest.linux.prepare import Prepared, page_table_root
+from guestemu.guest.linux.recorder import joined
 from guestemu.guest.stubs import RawStubs
 from guestemu.machine.callbacks import CodeHook
 from guestemu.machine.engine import HOOK_CODE, REGISTERS
@@ -39,7 +40,7 @@ class LinuxGuest(Guest):
         self.kernel = kernel
         self.console = booted.console
         self.platform = booted.platform
-        self.boot_exits = prepared.boot_exits
+        self.boot_exits = joined(prepared.boot_exits)
         self.name = f"linux:{kernel.version}"
         self.generation = "6.12" if _version(kernel.version) >= (6, 7) else "6.1"
         self.budget = budget

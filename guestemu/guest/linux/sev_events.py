@@ -8,7 +8,7 @@ those was read last (`GuestRam.table_writes`): so the order of a conversion's st
 from __future__ import annotations
 
 from collections import deque
-from typing import Final, Protocol, TypeAlias, runtime_checkable
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -81,12 +81,3 @@ SevEvents: TypeAlias = deque[SevEvent]
 def new_events() -> SevEvents:
     """An empty log of the last `KEPT` events."""
     return deque(maxlen=KEPT)
-
-
-@runtime_checkable
-class PageStateHandler(Protocol):
-    """An `ExitHandler` that also wants page-state changes; without this method all are granted."""
-
-    def page_state_change(self, gpa: int, pages: int, attributes: int) -> int:
-        """KVM_EXIT_HYPERCALL nr 12 as KVM makes it of a page-state change (K4-a, snp_begin_psc);
-        anything but 0 refuses it."""

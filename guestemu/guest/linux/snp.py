@@ -16,12 +16,11 @@ from guestemu.abi.x86 import PTE_ADDRESS_MASK, RFLAGS_CF, VECTOR_PF
 from guestemu.guest.linux.rmp import Rmp
 from guestemu.guest.linux.sev_events import (
     PageStateChange,
-    PageStateHandler,
     PermissionChange,
     SevEvents,
     Validation,
 )
-from guestemu.machine.exits import GuestFault
+from guestemu.machine.exits import GuestFault, MapGpaRange, VcpuAccess
 from guestemu.machine.ghcb import (
     PscEntry,
     frame_of,
@@ -35,6 +34,8 @@ from guestemu.machine.paging import translate
 from guestemu.machine.vcpu import Vcpu
 
 _PAGES_2M: Final = 512
+_BY_MSR: Final = "psc-msr"
+_BY_BUFFER: Final = "psc-buffer"
 _OPERATIONS: Final = frozenset({abi.PSC_OP_PRIVATE, abi.PSC_OP_SHARED})
 
 
@@ -56,15 +57,15 @@ class Snp:
 
     # Page-state changes -----------------------------------------------------------------------
 
-    def change_by_msr(self, request: int) -> int:
+    def change_by_msr(self, request: int, vcpu: VcpuAccess) -> int:
         """The MSR protocol's request for one frame; returns the response word."""
         operation = psc_operation(request)
         if operation not in _OPERATIONS:
             return psc_answer(abi.MSR_PSC_ERROR)
-        refused = self._change(frame_of(request), 1, operation, False)
+        refused = self._change(frame_of(request), 1, operation, False, _BY_MSR, vcpu)
         return psc_answer(abi.MSR_PSC_ERROR if refused else 0)
 
-    def change_by_buffer(self, gpa: Gpa) -> int:
+    def change_by_buffer(self, gpa: Gpa, vcpu: VcpuAccess) -> int:
         """The entries of the buffer at `gpa`, adjacent ones of one kind together; returns
         SW_EXITINFO2."""
         ram = self._machine.ram
@@ -88,22 +89,26 @@ class Snp:
                 end += 1
             if start.operation in _OPERATIONS:
                 gfn = start.gfn + start.done
-                if self._change(gfn, pages, start.operation, start.is_2m):
+                operation, is_2m = start.operation, start.is_2m
+                if self._change(gfn, pages, operation, is_2m, _BY_BUFFER, vcpu):
                     return abi.PSC_ERROR_GENERIC
             for number in range(index, end):
                 note_progress(ram, gpa, number, entries[number])
             index = end
         return 0
 
-    def _change(self, gfn: int, pages: int, operation: int, is_2m: bool) -> int:
+    def _change(
+        self, gfn: int, pages: int, operation: int, is_2m: bool, origin: str, vcpu: VcpuAccess
+    ) -> int:
         is_private = operation == abi.PSC_OP_PRIVATE
         attributes = MAP_GPA_RANGE_ENCRYPTED if is_private else 0
         if is_2m:
             attributes |= MAP_GPA_RANGE_PAGE_SZ_2M
-        handler: object = self._machine.hooks.handler
+        handler = self._machine.hooks.handler
         result = 0
-        if isinstance(handler, PageStateHandler):
-            result = handler.page_state_change(gfn << PAGE_SHIFT, pages, attributes)
+        if handler is not None:
+            call = MapGpaRange(gfn << PAGE_SHIFT, pages, attributes, origin, vcpu)
+            result = handler.map_gpa_range(call)
         if not result and is_private:
             self.rmp.assign(gfn, pages)
         elif not result:
