@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from guestemu.abi.errors import MissingError
 from guestemu.cli.main import main
 from guestemu.guest.linux.images import fetched_images, find_image, version_key
 
 OLD = ("linux-image-6.1.0-9-cloud-amd64", "6.1.27-1")
 NEW = ("linux-image-6.1.0-56-cloud-amd64", "6.1.192-2")
-CONTENT = b"!<arch>\nnot really a kernel\n" * 100
+CONTENT = b"!<arch>\nnot really a kernel\n" * 50_000
 
 
 def script(path: Path, body: str) -> None:
@@ -138,6 +139,41 @@ def test_versions_sort_as_debian_sorts_them():
         "6.12.117-1~deb12u1",
         "6.12.117-1",
     ]
+
+
+PACKAGES = [
+    "linux-image-5.10.0-46-rt-amd64_5.10.262-1_amd64.deb",
+    "linux-image-6.12.117+deb12-cloud-amd64_6.12.117-1~deb12u1_amd64.deb",
+    "linux-image-6.12.118+deb13-rt-amd64_6.12.118-1_amd64.deb",
+    "linux-binary-7.3.4+deb13-amd64_7.3.4-1~bpo13+1_amd64.deb",
+    "linux-binary-7.2.12+deb13-cloud-amd64_7.2.12-1~bpo13+1_amd64.deb",
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [("5.10", 0), ("5.10-rt", 0), ("6.12", 1), ("6.12-rt", 2), ("7.3", 3), ("7.2", 4), ("", 4)],
+)
+def test_a_series_means_its_cloud_kernel_unless_another_flavour_is_named(
+    tmp_path, monkeypatch, name, package
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kernels = tmp_path / "guestemu" / "kernels"
+    kernels.mkdir(parents=True)
+    for file in PACKAGES:
+        (kernels / file).write_bytes(CONTENT)
+    assert find_image(name).name == PACKAGES[package]
+
+
+def test_a_package_of_dependencies_is_never_the_kernel_that_a_series_means(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kernels = tmp_path / "guestemu" / "kernels"
+    kernels.mkdir(parents=True)
+    (kernels / "linux-image-7.3.4+deb13-cloud-amd64_7.3.4-1~bpo13+1_amd64.deb").write_bytes(
+        b"!<arch>\n" * 200
+    )
+    with pytest.raises(MissingError, match=r"kernel fetch 7\.3"):
+        find_image("7.3")
 
 
 def test_help_has_examples_for_every_verb(capsys):

@@ -24,6 +24,9 @@ _VOLATILE, _CONST, _RESTRICT, _FUNC, _FUNC_PROTO, _VAR, _DATASEC = range(9, 16)
 _FLOAT, _DECL_TAG, _TYPE_TAG, _ENUM64 = range(16, 20)
 
 _SIGNED: Final = 1
+_KIND_MASK: Final = 0x7F
+_COUNT_MASK: Final = 0xFFFFFF
+_MAX_DEPTH: Final = 64
 
 _EXTRA_FIXED: Final = {_INT: 4, _ARRAY: 12, _VAR: 4, _DECL_TAG: 4}
 _EXTRA_EACH: Final = {
@@ -102,44 +105,64 @@ class Btf:
         end = len(self._types)
         while position + _TYPE.size <= end:
             name, info, _size = _TYPE.unpack_from(self._types, position)
-            kind = info >> 24 & 0x1F
+            kind = info >> 24 & _KIND_MASK
+            if not _INT <= kind <= _ENUM64:
+                raise InputError(
+                    f"{self._name}: its .BTF section has a type of unknown kind {kind}"
+                )
             if kind in {_STRUCT, _UNION} and name:
                 self._records.setdefault(self._string(name), len(self._positions))
             elif kind == _FUNC:
                 self._functions[self._string(name)] = _size
             self._positions.append(position)
             position += _TYPE.size + _EXTRA_FIXED.get(kind, 0)
-            position += _EXTRA_EACH.get(kind, 0) * (info & 0xFFFF)
+            position += _EXTRA_EACH.get(kind, 0) * (info & _COUNT_MASK)
+        if position != end:
+            raise self._damaged()
+
+    def _damaged(self) -> InputError:
+        return InputError(f"{self._name}: its .BTF section is damaged")
 
     def _string(self, offset: int) -> str:
-        end = self._strings.index(b"\0", offset)
+        end = self._strings.find(b"\0", offset)
+        if end < 0:
+            raise self._damaged()
         return self._strings[offset:end].decode("ascii", "replace")
 
     def _type(self, number: int) -> tuple[int, int, int, int, int]:
         """(kind, member count, kind flag, size or type, position of the members)."""
+        if not 0 < number < len(self._positions):
+            raise self._damaged()
         position = self._positions[number]
         _name, info, size = _TYPE.unpack_from(self._types, position)
-        return info >> 24 & 0x1F, info & 0xFFFF, info >> 31, size, position + _TYPE.size
+        kind, count = info >> 24 & _KIND_MASK, info & _COUNT_MASK
+        return kind, count, info >> 31, size, position + _TYPE.size
 
     def _resolve(self, number: int) -> int:
-        kind, _count, _flag, target, _at = self._type(number)
-        while kind in _TRANSPARENT:
-            number = target
+        """The type behind typedefs and qualifiers; 0 is void."""
+        for _ in range(_MAX_DEPTH):
+            if not number:
+                return 0
             kind, _count, _flag, target, _at = self._type(number)
-        return number
+            if kind not in _TRANSPARENT:
+                return number
+            number = target
+        raise self._damaged()
 
-    def _member(self, number: int, field: str) -> tuple[int, int] | None:
-        """Bit offset and resolved type of a member, also of an unnamed inner record."""
+    def _member(self, number: int, field: str, seen: set[int]) -> tuple[int, int] | None:
+        """Bit offset and resolved type of a member, also of an unnamed inner record; records in
+        `seen` do not have it."""
         kind, count, flag, _size, at = self._type(number)
-        if kind not in {_STRUCT, _UNION}:
+        if kind not in {_STRUCT, _UNION} or number in seen:
             return None
+        seen.add(number)
         for index in range(count):
             name, target, offset = _MEMBER.unpack_from(self._types, at + _MEMBER.size * index)
             bits = offset & 0xFFFFFF if flag else offset
             if name and self._string(name) == field:
                 return bits, self._resolve(target)
             if not name:
-                inner = self._member(self._resolve(target), field)
+                inner = self._member(self._resolve(target), field, seen)
                 if inner is not None:
                     return bits + inner[0], inner[1]
         return None
@@ -155,14 +178,17 @@ class Btf:
         number = self._functions.get(function)
         if number is None:
             return None
-        _kind, count, _flag, result, at = self._type(number)
+        kind, count, _flag, result, at = self._type(number)
+        if kind != _FUNC_PROTO:
+            raise self._damaged()
         parameters = tuple(
             self._string(struct.unpack_from("<I", self._types, at + 8 * index)[0])
             for index in range(count)
         )
+        result = self._resolve(result)
         if not result:
             return Prototype(parameters, 0, False)
-        kind, _count, _flag, size, at = self._type(self._resolve(result))
+        kind, _count, _flag, size, at = self._type(result)
         if kind == _INT:
             (encoding,) = struct.unpack_from("<I", self._types, at)
             return Prototype(parameters, size, bool(encoding >> 24 & _SIGNED))
@@ -178,7 +204,7 @@ class Btf:
         number = self._record(record)
         bits = 0
         for field in fields:
-            found = self._member(number, field)
+            found = self._member(number, field, set())
             if found is None:
                 raise InputError(f"{self._name}: this kernel has no member {path}")
             bits += found[0]

@@ -28,6 +28,8 @@ _AR_MAGIC: Final = b"!<arch>\n"
 _AR_HEADER: Final = 60
 _BOOT_MAGIC: Final = b"HdrS"
 _BOOT_MAGIC_AT: Final = 0x202
+_KERNEL_NAMES: Final = ("vmlinuz", "vmlinux-")
+"""boot/vmlinuz-VERSION, from 7.2 on usr/lib/modules/VERSION/vmlinuz."""
 _SETUP_SECTORS_AT: Final = 0x1F1
 _PAYLOAD_AT: Final = 0x248
 _SECTOR: Final = 512
@@ -100,9 +102,12 @@ def _members(data: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def _kernel_of_package(data: bytes) -> bytes:
-    kernel = _find_in_package(data, ("vmlinuz-", "vmlinux-"))
+    kernel = _find_in_package(data, _KERNEL_NAMES)
     if kernel is None:
-        raise _Broken("the package holds no vmlinuz; take a linux-image package, not -dbg")
+        raise _Broken(
+            "the package holds no kernel; take linux-binary-* (6.19 and later) or linux-image-* "
+            "(before), not -dbg"
+        )
     return kernel
 
 

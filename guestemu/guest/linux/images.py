@@ -2,7 +2,8 @@
 """Where kernel packages are kept, and which image a name means.
 
 Packages lie in $XDG_CACHE_HOME/guestemu/kernels (default ~/.cache) under the names that Debian
-gives them: linux-image-6.1.0-56-cloud-amd64_6.1.192-2_amd64.deb.
+gives them: linux-image-6.1.0-56-cloud-amd64_6.1.192-2_amd64.deb, and from 6.19 on
+linux-binary-7.3.4+deb13-cloud-amd64_7.3.4-1~bpo13+1_amd64.deb; linux-image-* is empty then.
 """
 
 from __future__ import annotations
@@ -16,15 +17,26 @@ import msgspec
 
 from guestemu.abi.errors import InputError, MissingError
 
-_PACKAGE: Final = re.compile(r"linux-image-\S+_(?P<version>(\d+)\.(\d+)[^_]*)_amd64\.deb")
-_SERIES: Final = re.compile(r"\d+\.\d+")
+DEFAULT_FLAVOUR: Final = "cloud"
+FLAVOURS: Final = (DEFAULT_FLAVOUR, "amd64", "rt")
+"""Debian's builds of one source: for virtual machines, for all, with PREEMPT_RT."""
+
+_PACKAGE: Final = re.compile(
+    r"linux-(?:image|binary)-(?P<release>[^_]+?)-(?:(?P<flavour>cloud|rt)-)?amd64"
+    r"_(?P<version>(\d+)\.(\d+)[^_]*)_amd64\.deb"
+)
+_SERIES: Final = re.compile(rf"(?P<series>\d+\.\d+)(?:-(?P<flavour>{'|'.join(FLAVOURS)}))?")
+_MIN_SIZE: Final = 1 << 20
+"""No kernel is that small; a package that is holds dependencies only."""
 
 
 class FetchedImage(msgspec.Struct, frozen=True):
-    """A package in the cache: its Debian version, the kernel series ("6.1") and the file."""
+    """A package in the cache: its Debian version, the kernel series ("6.1"), which of `FLAVOURS`,
+    and the file."""
 
     version: str
     series: str
+    flavour: str
     path: Path
 
 
@@ -54,19 +66,23 @@ def fetched_images(directory: Path | None = None) -> tuple[FetchedImage, ...]:
     found = []
     for path in where.glob("*.deb") if where.is_dir() else ():
         match = _PACKAGE.fullmatch(path.name)
-        if match is not None:
+        if match is not None and path.stat().st_size >= _MIN_SIZE:
             version = match["version"].replace("%7e", "~").replace("%3a", ":")
-            found.append(FetchedImage(version, f"{match[2]}.{match[3]}", path))
+            series = f"{match[4]}.{match[5]}"
+            found.append(FetchedImage(version, series, match["flavour"] or "amd64", path))
     return tuple(sorted(found, key=lambda image: version_key(image.version), reverse=True))
 
 
 def find_image(name: str) -> Path:
-    """The file that `name` means: a path, a series ("6.12": its newest fetched package), or, empty,
-    the newest fetched package.
+    """The file that `name` means: a path, a series, or, empty, the newest fetched package.
+
+    A series is its newest fetched package: "6.12" of the cloud flavour if there is one, "6.12-rt"
+    of that flavour.
 
     Raises `InputError` for a file that does not exist, `MissingError` where nothing was fetched.
     """
-    if name and not (_SERIES.fullmatch(name) and not Path(name).exists()):
+    match = _SERIES.fullmatch(name)
+    if name and (match is None or Path(name).exists()):
         path = Path(name)
         if not path.is_file():
             raise InputError(
@@ -74,9 +90,15 @@ def find_image(name: str) -> Path:
                 "series such as 6.12 that `guestemu kernel fetch` has fetched"
             )
         return path
-    for image in fetched_images():
-        if image.series == name or not name:
-            return image.path
+    series, flavour = (match["series"], match["flavour"]) if match is not None else ("", None)
+    images = [
+        image
+        for image in fetched_images()
+        if image.series == (series or image.series) and image.flavour == (flavour or image.flavour)
+    ]
+    usual = [image for image in images if image.flavour == DEFAULT_FLAVOUR]
+    for image in (*usual, *images):
+        return image.path
     what = f"no {name} kernel" if name else "no kernel"
     raise MissingError(
         f"{what} in {kernel_directory()}; run `guestemu kernel fetch{' ' + name if name else ''}` "

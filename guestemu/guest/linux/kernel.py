@@ -111,7 +111,7 @@ def load_kernel(path: Path, progress: Callable[[str], None] | None = None) -> Ke
             raise InputError(f"{path}: the kernel has no {needed} section; it needs {config}=y")
     rodata = bytes(sections[".rodata"].data())
     say("symbols")
-    symbols = read_kallsyms(rodata, image.name)
+    symbols = read_kallsyms(rodata, int(sections[".rodata"]["sh_addr"]), image.name)
     say("types")
     btf = Btf(bytes(sections[".BTF"].data()), image.name)
     say("instructions")
