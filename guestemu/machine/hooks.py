@@ -42,6 +42,7 @@ from guestemu.machine.engine import (
 from guestemu.machine.exits import (
     ExitHandler,
     GuestFault,
+    Halt,
     Hypercall,
     PortOut,
     Shutdown,
@@ -125,11 +126,12 @@ Pending = (
     | Trap
     | PortOut
     | Unbacked
+    | Halt
     | Shutdown
     | None
 )
 
-Instruction = Callable[["Vcpu"], Vmgexit | Shutdown | None]
+Instruction = Callable[["Vcpu"], Vmgexit | Shutdown | Halt | None]
 """Carries out an instruction for the emulator: None to go on behind it, or the exit to end with."""
 
 
@@ -141,7 +143,8 @@ class CpuHooks:
     subfunction) replaces the table `cpuid`; `port_in` and `port_out` answer I/O ports in place:
     without them an OUT is an exit and an IN reads all ones. `instructions` are carried out by what
     they map to; the keys are encodings of four bytes that the emulator takes for undefined.
-    `reflects_vmmcall` makes VMMCALL a #VC and VMCALL a #UD, as in a SEV-ES guest (A31).
+    `reflects_vmmcall` makes VMMCALL a #VC and VMCALL a #UD, as in a SEV-ES guest (A31);
+    `vmcall_fault`, as in a TD, makes VMMCALL a #UD and VMCALL what it returns (T32).
     """
 
     def __init__(self, engine: Engine, code: HostCode, cbit_mask: int) -> None:
@@ -159,6 +162,7 @@ class CpuHooks:
         self.counters = bytearray(COUNTER_SIZE)
         self.rip_moved = False
         self.reflects_vmmcall = False
+        self.vmcall_fault: Callable[[], GuestFault] | None = None
         self.instructions: dict[bytes, Instruction] = {}
         self._answers: dict[int, Instruction] = {}
         self.patched: list[int] = []
@@ -311,6 +315,8 @@ class CpuHooks:
         if kind == _TRAP:
             return Trap(rip)
         if kind == _REFLECTED:
+            if self.vmcall_fault is not None:
+                return self.vmcall_fault()
             return GuestFault(VECTOR_VC, EXIT_VMMCALL)
         return PendingException(6)
 
@@ -326,6 +332,8 @@ class CpuHooks:
                 self._answers[rip] = self.instructions[code]
             elif self.reflects_vmmcall and kind <= _VMCALL:
                 kind = _REFLECTED if kind == _VMMCALL else _INVALID
+            elif self.vmcall_fault is not None and kind <= _VMCALL:
+                kind = _REFLECTED if kind == _VMCALL else _INVALID
         self._kinds[rip] = kind
         return kind
 

@@ -15,11 +15,12 @@ FORMAT_VERSION: Final = 1
 
 
 class SevKind(enum.Enum):
-    """Which SEV feature the guest runs under."""
+    """Which memory encryption the guest runs under."""
 
     SEV = "sev"
     SEV_ES = "es"
     SEV_SNP = "snp"
+    TDX = "tdx"
 
 
 class Header(msgspec.Struct, frozen=True):

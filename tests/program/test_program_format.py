@@ -11,11 +11,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
-from guestemu.program.program import Header
 
 from guestemu.program.binary import decode_ops
 from guestemu.program.op_text import format_op
 from guestemu.program.ops import SPECS, Op, OpKind
+from guestemu.program.program import Header
 from guestemu.program.table import RECORD, meaning_of, op_table, record_meaning
 from guestemu.program.text import format_text, load_program, parse_text
 

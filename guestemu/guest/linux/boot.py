@@ -22,6 +22,7 @@ from guestemu.abi.cpuid import (
     KVM_FEATURE_CLOCKSOURCE2,
     KVM_FEATURE_HC_MAP_GPA_RANGE,
     KVM_FEATURE_MIGRATION_CONTROL,
+    KVM_FEATURE_NOP_IO_DELAY,
 )
 from guestemu.abi.errors import InputError
 from guestemu.abi.msrs import SEV_STATUS_SEV_SNP
@@ -62,6 +63,11 @@ KVM_FEATURES: Final = (
 SNP_KVM_FEATURES: Final = 1 << KVM_FEATURE_CLOCKSOURCE2
 """The same for an SNP guest. KVM sets bits 16 and 17 for no guest, user space for none that cannot
 be migrated: page-state changes are an SNP guest's only notifications (A48, N22)."""
+
+TDX_KVM_FEATURES: Final = 1 << KVM_FEATURE_NOP_IO_DELAY
+"""The same for a TD: bit 17 makes it execute VMMCALL, which is #UD there (T32); kvmclock's page is
+private memory, which the host cannot write (T33)."""
+
 BOOT_BUDGET: Final = 400_000_000
 MIN_MEMORY: Final = 96
 
@@ -98,11 +104,13 @@ def build_machine(
     console: Console,
     load: bool = True,
     memory: MemoryBefore | None = None,
+    kvm_features: int | None = None,
 ) -> tuple[Machine, Platform]:
     """A machine with the kernel loaded, its vCPU in 64-bit mode before the first instruction.
 
     Without `load` the kernel's segments are left out (a snapshot brings them); `memory` is empty
-    unless given. Raises `InputError` for a memory size that the kernel does not fit in.
+    unless given; `kvm_features` is EAX of CPUID 0x40000001, by default what a VMM shows a guest of
+    this kind. Raises `InputError` for a memory size that the kernel does not fit in.
     """
     memory = memory or MemoryBefore()
     size = config.frames * PAGE_SIZE
@@ -128,7 +136,10 @@ def build_machine(
     build_tables(ram, {})
     machine.boot(tables.cr3)
     is_snp = bool(config.sev_status & SEV_STATUS_SEV_SNP)
-    platform = Platform(machine, console, SNP_KVM_FEATURES if is_snp else KVM_FEATURES)
+    if kvm_features is None:
+        kvm_features = SNP_KVM_FEATURES if is_snp else KVM_FEATURES
+        kvm_features = TDX_KVM_FEATURES if config.tdx else kvm_features
+    platform = Platform(machine, console, kvm_features)
     _install_sites(kernel, machine, platform)
     setup_data = 0
     if is_snp:
@@ -159,16 +170,19 @@ def boot_kernel(
     console: Console | None = None,
     budget: int = BOOT_BUDGET,
     memory: MemoryBefore | None = None,
+    kvm_features: int | None = None,
 ) -> BootedKernel:
     """Boots `kernel` to the function `until`.
 
     `handler` answers hypercalls and MSRs (an `ExitHandler`); `memory` is what the kernel finds, by
-    default nothing. The result's `end` is `Trap` at
-    `until` if it got there. Raises `InputError` where the kernel lacks `until`.
+    default nothing; `kvm_features` as in `build_machine`. The result's `end` is `Trap` at `until`
+    if it got there. Raises `InputError` where the kernel lacks `until`.
     """
     console = console or Console()
     target = kernel.address(until)
-    machine, platform = build_machine(kernel, config, console, memory=memory)
+    machine, platform = build_machine(
+        kernel, config, console, memory=memory, kvm_features=kvm_features
+    )
     text = command_line.encode()[:2047] + b"\0"
     machine.ram.private[COMMAND_LINE : COMMAND_LINE + len(text)] = text
     platform.hook_stop(target)

@@ -37,15 +37,18 @@ operation: a WARN prints a stack trace, and 6.1 copies by REP MOVSB, a block for
 MIN_MEMORY: Final = 128
 """MiB. A header that asks for less gets this much: snippets run in 64, no kernel does."""
 
+_TDX: Final = "tdx"
 _SEV_STATUS: Final = {
     "sev": SEV_STATUS_SEV,
     "es": SEV_STATUS_SEV | SEV_STATUS_SEV_ES,
     "snp": SEV_STATUS_SEV | SEV_STATUS_SEV_ES | SEV_STATUS_SEV_SNP,
+    _TDX: 0,
 }
 
 
 def linux_config(memory: int, cbit: int, sev: str, coherent: bool = True) -> MachineConfig:
-    """The machine for a Linux guest: `memory` in MiB, `sev` as in program headers.
+    """The machine for a Linux guest: `memory` in MiB, `sev` as in program headers, `cbit` the
+    number of the C-bit or of a TD's shared bit.
 
     Raises `InputError` for what cannot be.
     """
@@ -63,6 +66,7 @@ def linux_config(memory: int, cbit: int, sev: str, coherent: bool = True) -> Mac
         cbit=cbit,
         sev_status=status,
         coherent=coherent,
+        tdx=sev == _TDX,
     )
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The hardware that a kernel meets besides CPU and RAM: CPUID, MSRs, a UART, a clock.
 
-Only what a KVM guest on AMD sees; no APIC, no timer interrupt, no PCI. MTRR and PAT are advertised
-because without them early_memremap_encrypted_wp() has no write-protected mapping and the kernel
-stops at its own BUG (arch/x86/mm/mem_encrypt_amd.c).
+Only what a KVM guest on AMD sees (tdx.py has what differs in a TD); no APIC, no timer interrupt, no
+PCI. MTRR and PAT are advertised because without them early_memremap_encrypted_wp() has no
+write-protected mapping and the kernel stops at its own BUG (arch/x86/mm/mem_encrypt_amd.c).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from guestemu.abi.cpuid import (
     CPUID_MEMORY_ENCRYPTION,
 )
 from guestemu.guest.linux.es import attach_sev
+from guestemu.guest.linux.tdx import attach_td
 from guestemu.machine.callbacks import CodeHook
 from guestemu.machine.cpuid import CpuidLeaf
 from guestemu.machine.engine import HOOK_CODE, REGISTERS
@@ -90,7 +91,7 @@ class Console:
 class Platform:
     """Installs itself into a machine. `kvm_features` is EAX of CPUID 0x40000001.
 
-    `sev` is what answers a SEV-ES or SNP guest's VMGEXIT, None for plain SEV.
+    `sev` is what answers a SEV-ES or SNP guest's VMGEXIT, None for plain SEV; `td` a TD's TDCALL.
     """
 
     def __init__(self, machine: Machine, console: Console, kvm_features: int) -> None:
@@ -110,6 +111,7 @@ class Platform:
         msrs.platform.update({_MTRR_CAP: 0x508, _MTRR_DEF_TYPE: 0xC06, _SYSCFG: 0})
         msrs.platform.update({MSR_KVM_WALL_CLOCK_NEW: 0, MSR_KVM_SYSTEM_TIME_NEW: 0})
         msrs.on_write = self._msr_written
+        self.td = attach_td(machine, self.cpuid, kvm_features)
 
     def cpuid(self, function: int, subfunction: int) -> CpuidLeaf:
         """The leaf that the guest reads; zeros for one that is not modelled."""

@@ -39,8 +39,9 @@ BootExit = tuple[str, int, tuple[int, ...]]
 class Prepared(msgspec.Struct):
     """A kernel that stands at its stop with its regions placed.
 
-    `shared_frames` are mapped with C=0, `shared_current` were last written so: a frame that was
-    mapped with C=0 and not written since holds ciphertext of what it held before.
+    `shared_frames` are mapped shared, `shared_current` were last written so: a frame that was
+    mapped with C=0 and not written since holds ciphertext of what it held before. In a TD those are
+    the frames that the host has as shared.
     `boot_exits` are the exits of the boot, for hosts.
     """
 
@@ -63,7 +64,9 @@ def prepare(booted: BootedKernel, boot_exits: list[BootExit]) -> Prepared:
     regions = setup.place_regions()
     setup.calls.context.restore()
     shared = setup.shared_frames()
-    return Prepared(booted, regions, shared, booted.machine.ram.shared_current(), boot_exits)
+    td = booted.platform.td
+    current = booted.machine.ram.shared_current() if td is None else td.sept.shared()
+    return Prepared(booted, regions, shared, current, boot_exits)
 
 
 class _Setup:
@@ -80,17 +83,17 @@ class _Setup:
         """Frames whose leaf in the direct map or in the kernel image has C=0."""
         frames: list[int] = []
         ram = self.machine.ram
-        cbit = self.machine.pte_cbit
+        bit = self.machine.bit
         for base, pages in (
             (self.direct_map, ram.frames),
             (Gva(KERNEL_MAP), min(ram.frames, 1 << 18)),
         ):
             page = 0
             while page < pages:
-                leaf = walk(ram, cbit, self.root, Gva(base + (page << PAGE_SHIFT)))
+                leaf = walk(ram, bit.mask, self.root, Gva(base + (page << PAGE_SHIFT)))
                 size = 1 << 9 * (leaf.level - 1)
                 first = page & ~(size - 1)
-                if leaf.is_present and leaf.level <= 3 and not leaf.entry & cbit:
+                if leaf.is_present and leaf.level <= 3 and not bit.is_private(leaf.entry):
                     frames.extend(range(first, min(first + size, pages)))
                 page = first + size
         return frames
@@ -133,6 +136,6 @@ class _Setup:
         size = self.kernel.btf.size("page")
         entries = struct.pack(f"<{pages}Q", *(vmemmap + (gfn + i) * size for i in range(pages)))
         self.machine.current.write_memory(Gva(array), entries)
-        cbit = self.machine.pte_cbit
-        address = self.calls.must("vmap", array, pages, _VM_MAP, _PAGE_KERNEL | cbit)
+        flags = self.machine.bit.select(_PAGE_KERNEL, private=True)
+        address = self.calls.must("vmap", array, pages, _VM_MAP, flags)
         return PlacedRegion(Gva(address), self._gpa_of(first), pages)

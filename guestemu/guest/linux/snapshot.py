@@ -32,7 +32,7 @@ from guestemu.machine.exits import Trap
 from guestemu.machine.machine import Machine, MachineConfig
 from guestemu.machine.resident import resident_pages
 
-FORMAT: Final = 3
+FORMAT: Final = 4
 _LEVEL: Final = 1
 
 
@@ -62,6 +62,7 @@ class _Body(msgspec.Struct, frozen=True):
     shared_current: list[int]
     boot_exits: list[BootExit]
     sev: EsState | None
+    sept: bytes
 
 
 def _header(kernel: Kernel, config: MachineConfig, command_line: str, size: int) -> _Header:
@@ -90,6 +91,7 @@ def save_snapshot(path: Path, prepared: Prepared, command_line: str) -> int:
         shared_current=prepared.shared_current,
         boot_exits=prepared.boot_exits,
         sev=booted.platform.sev.save() if booted.platform.sev is not None else None,
+        sept=booted.platform.td.sept.dump() if booted.platform.td is not None else b"",
     )
     compressor = zstandard.ZstdCompressor(level=_LEVEL, threads=-1, write_checksum=True)
     data = compressor.compress(msgspec.msgpack.encode(body))
@@ -136,6 +138,8 @@ def load_snapshot(path: Path, kernel: Kernel, config: MachineConfig, command_lin
     machine.msrs.platform.update(body.platform_msrs)
     if platform.sev is not None and body.sev is not None:
         platform.sev.load(body.sev)
+    if platform.td is not None:
+        platform.td.sept.load(body.sept)
     platform.tsc = body.tsc
     console.resume(body.console)
     stop = Trap(machine.current.read_register("rip"))

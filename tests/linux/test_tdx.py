@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Real kernels as TDX guests: boot, conversions, what is left in page tables and Secure EPT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa
+from guestemu.abi.regions import Region
+from guestemu.abi.tdx import FIELD_CONFIG_FLAGS, FIELD_NOTIFY_ENABLES, Leaf
+from guestemu.guest.linux.boot import boot_kernel
+from guestemu.guest.linux.guest import LinuxGuest
+from guestemu.guest.linux.load import LOADER, linux_config
+from guestemu.guest.linux.recorder import BootRecorder
+from guestemu.guest.td import Td
+from guestemu.guest.td_events import Accept, MapGpaCall
+from guestemu.machine.exits import Trap
+from guestemu.machine.sept import ACCEPTED, SHARED
+
+BUDGET = 20_000_000
+SWIOTLB_PAGES = 1024
+
+
+class TdKernel:
+    """A booted TDX guest under a host that agrees."""
+
+    def __init__(self, guest: LinuxGuest) -> None:
+        guest.reset()
+        assert guest.platform.td is not None
+        self.guest = guest
+        self.td: Td = guest.platform.td
+        self.recorder = BootRecorder()
+        guest.machine.hooks.handler = self.recorder
+
+    def view(self, private: bool, page: int) -> bytes:
+        gpa = self.guest.gpa(Region.D, page)
+        return self.guest.machine.ram.read(Gpa(gpa), 8, private)
+
+    def state(self, page: int) -> int:
+        return self.td.sept.state(self.guest.gpa(Region.D, page) >> PAGE_SHIFT)
+
+
+@pytest.fixture(scope="module")
+def td_guest(image_of: Callable[[str], Path]) -> LinuxGuest:
+    return LOADER.guest(image_of("6.12"), linux_config(128, 39, "tdx"), BUDGET)
+
+
+@pytest.fixture
+def kernel(td_guest: LinuxGuest) -> Iterator[TdKernel]:
+    yield TdKernel(td_guest)
+    td_guest.reset()
+
+
+def test_an_unmodified_kernel_boots_as_a_tdx_guest(image_of: Callable[[str], Path]) -> None:
+    recorder = BootRecorder()
+    kernel = LOADER.kernel(image_of("6.12"))
+    booted = boot_kernel(kernel, linux_config(128, 39, "tdx"), recorder)
+    assert isinstance(booted.end, Trap)
+    text = booted.console.text
+    assert "tdx: Guest detected" in text
+    assert "Memory Encryption Features active: Intel TDX" in text
+    assert "unchecked MSR access" not in text
+    td = booted.platform.td
+    assert td is not None
+    assert td.leaves == {Leaf.VP_INFO: 1, Leaf.VM_RD: 1, Leaf.VM_WR: 1, Leaf.VP_VMCALL: 1}
+    assert td.fields == {(Leaf.VM_WR, FIELD_NOTIFY_ENABLES): 1, (Leaf.VM_RD, FIELD_CONFIG_FLAGS): 1}
+    ((kind, number, (gpa, pages, attributes, _)),) = recorder.exits
+    assert (kind, number, pages, attributes) == ("hypercall", 12, SWIOTLB_PAGES, 0)
+    first = gpa >> PAGE_SHIFT
+    assert td.sept.shared() == list(range(first, first + SWIOTLB_PAGES))
+    booted.machine.close()
+
+
+def test_a_conversion_changes_which_memory_is_behind_a_page(kernel: TdKernel) -> None:
+    guest = kernel.guest
+    gva = guest.gva(Region.D, 3)
+    guest.memset(gva, 0x11, PAGE_SIZE)
+    assert kernel.view(True, 3) == b"\x11" * 8
+    assert guest.set_memory_decrypted(gva, 1).value == 0
+    assert kernel.state(3) == SHARED
+    assert guest.load(gva).value == 0
+    guest.memset(gva, 0x22, PAGE_SIZE)
+    assert kernel.view(False, 3) == b"\x22" * 8
+    assert guest.set_memory_encrypted(gva, 1).value == 0
+    assert kernel.state(3) == ACCEPTED
+    assert guest.load(gva).value == 0
+
+
+def test_a_conversion_tells_the_module_in_the_kernels_order(kernel: TdKernel) -> None:
+    guest, td = kernel.guest, kernel.td
+    gva, gpa = guest.gva(Region.D, 8), guest.gpa(Region.D, 8)
+    guest.set_memory_decrypted(gva, 2)
+    guest.set_memory_encrypted(gva, 2)
+    shared, private, *accepts = td.events
+    assert isinstance(shared, MapGpaCall)
+    assert (shared.gpa, shared.size, shared.private, shared.table_writes) == (gpa, 8192, False, 2)
+    assert isinstance(private, MapGpaCall)
+    assert (private.gpa, private.size, private.private, private.table_writes) == (
+        gpa,
+        8192,
+        True,
+        2,
+    )
+    assert accepts == [Accept(gpa + 4096 * i, 0, 0, 0, 2) for i in range(2)]
+    flips = guest.leaf_map.update(guest.machine.ram.table_writes())
+    assert [(flip.pages, flip.private) for flip in flips] == [(1, False)] * 2 + [(1, True)] * 2
+
+
+def test_a_snapshot_keeps_page_states(kernel: TdKernel) -> None:
+    assert len(kernel.td.sept.shared()) == SWIOTLB_PAGES
+    kernel.guest.set_memory_decrypted(kernel.guest.gva(Region.D, 0), 4)
+    assert len(kernel.td.sept.shared()) == SWIOTLB_PAGES + 4
+    kernel.guest.reset()
+    assert len(kernel.td.sept.shared()) == SWIOTLB_PAGES
