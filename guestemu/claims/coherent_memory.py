@@ -386,7 +386,7 @@ CLAIMS: Final = (
         "Coherent buffers have a short life: they are used for immediate I/O and freed.",
         "Kalra, 2021",
         lifetimes,
-        real_test="A dma:* trace of days, taken in SEV guests with the drivers of real deployments,",
+        real_test="A dma:* trace of days from SEV guests with the drivers of real deployments",
     ),
     Claim(
         "C12",

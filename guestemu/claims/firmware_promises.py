@@ -254,7 +254,7 @@ CLAIMS: Final = (
         "the practice that Andy Lutomirski criticised, 12 Feb 2020: 'we apparently can't even "
         "migrate them to a different NUMA node'",
         moving_pages,
-        real_test="The SEV firmware of an EPYC host: COPY and SWAP commands on pages of a running guest",
+        real_test="The SEV firmware of an EPYC host: COPY and SWAP on pages of a running guest",
     ),
     Claim(
         "C31",

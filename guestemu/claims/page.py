@@ -29,8 +29,8 @@ claim that was asked for needs a kernel image (`guestemu kernel fetch`) and ther
 *order model*: all interleavings of a conversion with a migration, see `explore.md`. *firmware \
 model*: AMD's published firmware, see `firmware.md`. *host model*: KVM's ABI generations under a \
 stand-in vCPU, see `hosts.md`. *snippet*: our own guest code on the emulated CPU. *linux*: a real, \
-unmodified kernel. PROGRAM is a file with the text above the command. *Models alone*: no guest code \
-ran; the section of such a claim names the real thing that could decide it."""
+unmodified kernel. PROGRAM is a file with the text above the command. *Models alone*: no guest \
+code ran; the section of such a claim names what could decide it."""
 
 
 def page(decided: Sequence[Decided], skipped: Sequence[Claim]) -> str:

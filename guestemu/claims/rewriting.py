@@ -150,7 +150,7 @@ CLAIMS: Final = (
         "hole.",
         "Brijesh Singh, Feb 2020",
         resend_changed,
-        real_test="A KVM and QEMU built with the patch set, migrating a SEV guest that converts pages",
+        real_test="A KVM and QEMU built with the patch set, migrating a SEV guest that converts",
     ),
     Claim(
         "C7",
