@@ -4,15 +4,26 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	-e '.[fuzz,cluster,analysis,dev]'
 
-.PHONY: install demo test soak lint types snippets clean
+.PHONY: install native demo test soak lint types snippets clean
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml
+# The C that runs in the user's process is compiled by the installation (hatch_build.py). Where
+# neither a compiler is nor one can be downloaded, Python does its work.
+NATIVE := $(wildcard guestemu/machine/native/*.[ch] guestemu/campaign/*/*.[ch]) \
+	guestemu/native/build.py
+
+$(STAMP): pyproject.toml hatch_build.py $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz,cluster,analysis,dev]'
+	$(PIP_INSTALL) || GUESTEMU_NATIVE=off $(PIP_INSTALL)
 	touch $@
+
+# Compiles it again in place, in seconds.
+native: install
+	$(BIN)/python -m guestemu.native
 
 demo: install
 	$(BIN)/python -m guestemu.demo
@@ -30,12 +41,11 @@ lint: install
 types: install
 	$(BIN)/mypy
 
-# Rebuilds the committed machine code from assembly and C (needs binutils and a C compiler).
+# Rebuilds the committed code of guests from assembly (needs binutils).
 snippets: install
 	$(BIN)/python -m guestemu.machine.assemble
-	$(BIN)/python -m guestemu.campaign.build
 	$(BIN)/python -m guestemu.ledger.code
 	$(BIN)/python -m guestemu.zoo.variants
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf guestemu/native/*.so $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -9,13 +9,16 @@ from typing import Final
 
 import msgspec
 
+from guestemu import native
 from guestemu.abi.errors import InputError
 from guestemu.campaign.bounds import Bounds, parse_bounds
 from guestemu.campaign.conversion import bring_up_to_date
 from guestemu.campaign.engines import choose_engine
+from guestemu.campaign.engines.atheris import AtherisEngine
 from guestemu.campaign.engines.exhaustive import ExhaustiveEngine
 from guestemu.campaign.executor import Executor
 from guestemu.campaign.feedback import Feedback
+from guestemu.campaign.fastpath.fastpath import why_not
 from guestemu.campaign.figures import Figures
 from guestemu.campaign.seeds import FLOWS_WORD, seed_inputs
 from guestemu.campaign.store import CampaignRecord, Store
@@ -123,11 +126,18 @@ def prepare(options: Options, most_jobs: int = MAX_JOBS) -> Campaign:
     bounds = _bounds(options, engine.name, target)
     header = header_of(target, options)
     seeds = seed_inputs(options.seeds, target, header, kinds)
-    Executor(target, header, kinds, Feedback()).run(())
+    executor = Executor(target, header, kinds, Feedback())
+    executor.run(())
+    in_python = "only the atheris engine has it"
+    if engine.name == AtherisEngine.name:
+        in_python = why_not(executor)
     root = options.workdir or Path("guestemu-work") / target.name
-    record = CampaignRecord.of(target.name, header, options.faults, op_table(kinds))
+    record = msgspec.structs.replace(
+        CampaignRecord.of(target.name, header, options.faults, op_table(kinds)),
+        runs_in=f"Python (no fast path: {in_python})" if in_python else "machine code",
+    )
     store = Store.create(root, record, options.resume)
-    notes = [note] if note else []
+    notes = _notes(note, in_python)
     if options.resume:
         notes += _convert(store, kinds, header)
     elif engine.name != ExhaustiveEngine.name:
@@ -161,6 +171,16 @@ def _convert(store: Store, kinds: frozenset[OpKind], header: Header) -> list[str
     if not count:
         return []
     return [f"{store.corpus}: {count} inputs converted to this guestemu's table of operations"]
+
+
+def _notes(engine: str, in_python: str) -> list[str]:
+    """What a user hears first: about the engine, and why the programs run in Python."""
+    notes = [engine] if engine else []
+    if in_python:
+        notes.append(f"no fast path: {in_python}")
+    if native.why_not():
+        notes.append(f"{native.COST}; {native.REMEDY}")
+    return notes
 
 
 def _share_out(first: WorkerConfig, execs: int | None) -> list[WorkerConfig]:

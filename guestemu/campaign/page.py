@@ -53,6 +53,7 @@ def _overview(reading: Reading) -> str:
             ("host", record.host),
             ("C-bit", record.cbit),
             ("memory", f"{record.memory} MiB"),
+            ("programs run in", record.runs_in or "not noted"),
             ("fault ops", "yes" if record.faults else "no"),
             ("time", duration(reading.seconds)),
             ("executions", f"{reading.executions:,}"),

@@ -52,7 +52,7 @@ class CampaignRecord(msgspec.Struct, frozen=True):
     """What a campaign fuzzes: target, header fields that matter, whether fault ops are in.
 
     `ops` is the table of ops by which the bytes of its corpus are read (`program.table.op_table`);
-    directories of guestemu 0.1 have none.
+    directories of guestemu 0.1 have none. `runs_in` says what its programs ran in last.
     """
 
     target: str
@@ -62,6 +62,7 @@ class CampaignRecord(msgspec.Struct, frozen=True):
     faults: bool
     memory: int = Header().memory
     ops: dict[str, str] = {}
+    runs_in: str = ""
 
     @classmethod
     def of(
@@ -185,8 +186,8 @@ class Store:
                 f"{known}: no campaign to resume; name the --workdir of one, or leave --resume out"
             ) from error
         for field in record.__struct_fields__:
-            if field == "ops":
-                continue  # conversion.py
+            if field in {"ops", "runs_in"}:
+                continue  # the former: conversion.py
             old, new = getattr(before, field), getattr(record, field)
             if old != new:
                 raise InputError(

@@ -52,7 +52,7 @@ def examine() -> tuple[Finding, ...]:
         *(_package(name) for name in _NEEDED),
         _try("exception layout", _exception_layout),
         _try("guest code", _guest),
-        _try("native hooks", _native_hooks),
+        _try("native code", _native_code),
         *(_optional_package(name, remedy) for name, remedy in _OPTIONAL.items()),
         *_tools(),
         _perf(),
@@ -116,13 +116,13 @@ def _guest() -> Finding:
     return Finding("guest code", "ok", f"{run.program.header.guest} converts a page")
 
 
-def _native_hooks() -> Finding:
-    from guestemu.machine.native import HostCode
+def _native_code() -> Finding:
+    from guestemu import native
 
-    if HostCode().available:
-        return Finding("native hooks", "ok", "hooks run as machine code")
-    remedy = "needs an x86-64 host that allows executable anonymous memory"
-    return Finding("native hooks", "optional", "hooks run in Python, several times slower", remedy)
+    why = native.why_not()
+    if not why:
+        return Finding("native code", "ok", "hooks, fast path and mutator run as machine code")
+    return Finding("native code", "optional", f"{why}; {native.COST}", native.REMEDY)
 
 
 def _tools() -> Iterator[Finding]:

@@ -61,7 +61,6 @@ def _blob(path: str, base: int) -> Source:
 
 
 SOURCES: Final = (
-    _blob("machine/native/hooks.S", 0),
     _blob("machine/native/modes.S", MODES),
     _blob("host/mirror/handler.S", 0),
     *(

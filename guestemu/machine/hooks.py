@@ -72,7 +72,7 @@ DecideHook = ctypes.CFUNCTYPE(ctypes.c_bool)
 
 
 class BlockWatch(ctypes.Structure):
-    """The record that the native block hook works on; layout as in native/hooks.S."""
+    """The record that the native block hook works on; layout as in native/hooks.c."""
 
     _fields_ = (
         ("counters", ctypes.c_uint64),
@@ -83,7 +83,7 @@ class BlockWatch(ctypes.Structure):
 
 
 class InvalidWatch(ctypes.Structure):
-    """The record that the native hook of VMMCALL works on; layout as in native/hooks.S."""
+    """The record that the native hook of VMMCALL works on; layout as in native/hooks.c."""
 
     _fields_ = (
         ("read_batch", ctypes.c_uint64),

@@ -2,7 +2,7 @@
 """Starts of the CPU: context, registers, run and result in one call into host machine code.
 
 An execution needs four calls of the library around the guest's own instructions, and each costs
-Python as much as a hundred of those. `native/hooks.S` makes the four in a row; without it Python
+Python as much as a hundred of those. `native/hooks.c` makes the four in a row; without it Python
 makes them one by one.
 """
 
@@ -19,7 +19,7 @@ _CONTEXT, _RIP = 2, 8
 
 
 class LaunchRecord(ctypes.Structure):
-    """The record that the native `launch` works on; layout as in native/hooks.S."""
+    """The record that the native `launch` works on; layout as in native/hooks.c."""
 
     _fields_ = (
         ("uc", ctypes.c_void_p),

@@ -16,7 +16,7 @@ FLAG_WATCHED: Final = 16
 
 
 class MemoryWatch(ctypes.Structure):
-    """The record that the native memory hook works on; layout as in native/hooks.S."""
+    """The record that the native memory hook works on; layout as in native/hooks.c."""
 
     _fields_ = (
         ("flags", ctypes.c_uint64),

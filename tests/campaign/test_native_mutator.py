@@ -8,7 +8,6 @@ import random
 
 import pytest
 
-from guestemu.campaign import build
 from guestemu.campaign.mixed_mutator import MixedMutator
 from guestemu.campaign.mutator import Mutator
 from guestemu.campaign.native import load_mutator
@@ -118,8 +117,3 @@ def test_new_programs_have_any_length(pair):
     lengths = [len(records) // RECORD_SIZE for records in made]
     assert all(lengths.count(length) > 100 for length in range(1, 7))
     assert len(set(made)) == len(made)
-
-
-def test_the_library_was_made_from_this_source(pair):
-    native, _ = pair
-    assert native.source == build.MUTATOR.digest(), "run `make snippets`"

@@ -101,7 +101,7 @@ def test_doctor_finds_what_the_tests_need(capsys: Captured) -> None:
     states = {check["name"]: check["state"] for check in found}
     assert states["python"] == states["unicorn"] == states["exception layout"] == "ok"
     assert states["guest code"] == "ok"
-    assert {"native hooks", "atheris", "binutils", "C compiler", "kernel perf"} <= set(states)
+    assert {"native code", "atheris", "binutils", "C compiler", "kernel perf"} <= set(states)
     assert main(["doctor"]) == 0
     assert "ok        unicorn" in capsys.readouterr().out
 

@@ -111,9 +111,9 @@ def test_unknown_names_are_refused_with_the_choice() -> None:
 def test_foreign_files_are_refused() -> None:
     with pytest.raises(InputError, match="not an ELF file"):
         parse_snippet("x", b"MZ" + bytes(100))
-    hooks = next(source for source in SOURCES if source.path.endswith("hooks.S"))
+    modes = next(source for source in SOURCES if source.path.endswith("modes.S"))
     with pytest.raises(InputError, match="symbol 'exception_31' is missing"):
-        parse_snippet("x", hooks.output.read_bytes())
+        parse_snippet("x", modes.output.read_bytes())
 
 
 def test_a_memory_map_with_too_many_lines_is_refused() -> None:

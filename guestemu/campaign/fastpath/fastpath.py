@@ -17,6 +17,7 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from guestemu import native
 from guestemu.abi.x86 import Mode
 from guestemu.campaign.executor import Executor
 from guestemu.campaign.fastpath.library import FastLibrary, load_library
@@ -72,9 +73,11 @@ _VMMCALL_LENGTH: Final = 3
 _PUT_SAID: Final = struct.Struct("4Q").pack_into
 
 
-def why_not(session: Session) -> str:
-    """Why the executions of `session` need Python; empty if machine code may do them."""
-    executor = session.executor
+def why_not(executor: Executor) -> str:
+    """Why the executions of `executor` need Python; empty if machine code may do them."""
+    without = native.why_not()
+    if without:
+        return f"there is no machine code: {without}"
     testbed = executor.testbed
     guest = testbed.guest
     machine = guest.machine
@@ -97,7 +100,7 @@ def open_fast_path(session: Session, leave: Callable[[BaseException], None]) -> 
     """The fast path of `session`; None where there is none. `leave` gets `SessionOver`, and what
     else Python raises while libFuzzer drives."""
     library = load_library()
-    if library is None or why_not(session):
+    if library is None or why_not(session.executor):
         return None
     return FastPath(session, library, leave)
 

@@ -1,18 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The compiled half of the fast path (`fastpath.elf`), loaded into this process."""
+"""The compiled half of the fast path (the C beside this file), loaded into this process."""
 
 from __future__ import annotations
 
 import ctypes
 from functools import cache
-from pathlib import Path
-from typing import Final
 
-from guestemu.campaign.compiled import source_of
 from guestemu.campaign.fastpath.records import FastRecord
-from guestemu.machine.native import runs_here
-
-LIBRARY: Final = Path(__file__).with_name("fastpath.elf")
+from guestemu.native import load
+from guestemu.native.build import FASTPATH
 
 
 class FastLibrary:
@@ -39,20 +35,12 @@ class FastLibrary:
         """What libFuzzer calls."""
         self._library.fast_one(data, len(data))
 
-    @property
-    def source(self) -> str:
-        """The hash of the sources it was made from (`build.Source.digest`)."""
-        return source_of(self._library, "fast_source")
-
 
 @cache
 def load_library() -> FastLibrary | None:
-    """The library; None on a host that cannot load it (no x86-64, no glibc or musl)."""
-    if not runs_here():
-        return None
-    try:
-        library = ctypes.PyDLL(str(LIBRARY))
-    except OSError:
+    """The library; None where there is none (`guestemu.native.why_not`)."""
+    library = load(FASTPATH)
+    if library is None:
         return None
     size: int = library.fast_size()
     return FastLibrary(library) if size == ctypes.sizeof(FastRecord) else None

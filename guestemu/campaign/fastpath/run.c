@@ -250,9 +250,6 @@ EXPORT int fast_one(const u8 *data, size_t size)
 	return 0;
 }
 
-/* Which sources this was made from. */
-EXPORT const char fast_source[] = SOURCE;
-
 /* The size of the record, for whoever mirrors it. */
 EXPORT u64 fast_size(void)
 {

@@ -1,21 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The custom mutator of libFuzzer in the host's own machine code (mutator.c).
 
-The library is built by `make snippets` and committed, so nobody needs a compiler. libFuzzer finds
-its functions by name if it is loaded before libFuzzer is.
+libFuzzer finds its functions by name if the library is loaded before libFuzzer is.
 """
 
 from __future__ import annotations
 
 import ctypes
-from pathlib import Path
-from typing import Final
 
-from guestemu.campaign.compiled import source_of
 from guestemu.campaign.mixed_mutator import MixedMutator
-from guestemu.machine.native import runs_here
-
-_LIBRARY: Final = Path(__file__).with_name("mutator.elf")
+from guestemu.native import load
+from guestemu.native.build import MUTATOR
 
 _Mutate = ctypes.CFUNCTYPE(
     ctypes.c_size_t, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_uint
@@ -33,7 +28,6 @@ class NativeMutator:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._keep: object = None
-        self._library = library
         self._calls = _Calls.in_dll(library, "mutator_calls")
         self.mutate = _Mutate(("LLVMFuzzerCustomMutator", library))
         self.cross = _Cross(("LLVMFuzzerCustomCrossOver", library))
@@ -51,20 +45,11 @@ class NativeMutator:
         self._keep = hook
         self._calls[:] = [llvm_mutate, ctypes.cast(hook, ctypes.c_void_p).value or 0]
 
-    @property
-    def source(self) -> str:
-        """The hash of the source it was made from (`build.Source.digest`)."""
-        return source_of(self._library, "mutator_source")
-
 
 def load_mutator() -> NativeMutator | None:
-    """Loads the library where libFuzzer will find it; None on a host that cannot.
+    """Loads the library where libFuzzer will find it; None where there is none.
 
     Must come before libFuzzer is loaded.
     """
-    if not runs_here():
-        return None
-    try:
-        return NativeMutator(ctypes.CDLL(str(_LIBRARY), mode=ctypes.RTLD_GLOBAL))
-    except OSError:
-        return None
+    library = load(MUTATOR, is_global=True)
+    return None if library is None else NativeMutator(library)

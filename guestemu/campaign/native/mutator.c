@@ -194,6 +194,3 @@ EXPORT size_t LLVMFuzzerCustomCrossOver(const u8 *first, size_t first_size, cons
 		return add(out, size, room, first, 0, ones);
 	return add(out, size, room, second, 0, twos);
 }
-
-/* Which source this was made from. */
-EXPORT const char mutator_source[] = SOURCE;

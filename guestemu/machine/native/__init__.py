@@ -1,28 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Machine code made from assembly: hook bodies for the host CPU, mode switches for the guest.
+"""Machine code: bodies of hooks for the host's CPU (hooks.c), mode switches for the guest (modes.S).
 
-The ELF files are built from the `.S` beside them by `make snippets` and committed.
+The former are built when guestemu is installed (`guestemu.native`); the guest's code is built from
+assembly by `make snippets` and committed.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import mmap
-import platform
 from importlib.resources import files
 from io import BytesIO
-from typing import Final
 
 import msgspec
 from elftools.elf.elffile import ELFFile
 
-_PROT: Final = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
-
-
-def runs_here() -> bool:
-    """Whether this host's processor runs x86-64 machine code."""
-    return platform.machine() in {"x86_64", "AMD64"}
+from guestemu.native import load
+from guestemu.native.build import HOOKS
 
 
 class Blob(msgspec.Struct, frozen=True):
@@ -47,33 +41,21 @@ def load_blob(name: str) -> Blob:
 
 
 class HostCode:
-    """The hook bodies, placed in executable memory of this process.
+    """The bodies of the hooks in machine code (hooks.c): host addresses for the emulator.
 
-    `available` is False on a host that is no x86-64 or forbids executable anonymous memory; the
-    Python bodies of the same hooks are then used (slower, same results).
+    `available` is False where there are none (`guestemu.native.why_not`); the Python bodies of the
+    same hooks are then used (slower, same results).
     """
 
     def __init__(self) -> None:
-        self.available = False
-        self.block_hook = 0
-        self.memory_hook = 0
-        self.invalid_hook = 0
-        self.launch = 0
-        self.rollback = 0
-        if not runs_here():
-            return
-        blob = load_blob("hooks")
-        try:
-            self._memory = mmap.mmap(
-                -1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=_PROT
-            )
-        except (OSError, PermissionError):
-            return
-        self._memory[: len(blob.code)] = blob.code
-        address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
-        self.block_hook = address + blob.symbols["block_hook"] - blob.base
-        self.memory_hook = address + blob.symbols["memory_hook"] - blob.base
-        self.invalid_hook = address + blob.symbols["invalid_hook"] - blob.base
-        self.launch = address + blob.symbols["launch"] - blob.base
-        self.rollback = address + blob.symbols["rollback"] - blob.base
-        self.available = True
+        library = load(HOOKS)
+        self.available = library is not None
+        self.block_hook = _address(library, "block_hook")
+        self.memory_hook = _address(library, "memory_hook")
+        self.invalid_hook = _address(library, "invalid_hook")
+        self.launch = _address(library, "launch")
+        self.rollback = _address(library, "rollback")
+
+
+def _address(library: ctypes.PyDLL | None, name: str) -> int:
+    return 0 if library is None else ctypes.cast(library[name], ctypes.c_void_p).value or 0

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * Bodies of the emulator's hooks, and a start and a rollback in one call each.
+ *
+ * They do the common case (count a block, mark a page dirty) and call Python only where there is
+ * something to decide. Each touches nothing but its arguments and the record it is given; machine/
+ * mirrors the records (hooks.py, memory_watch.py, launch.py). Every member has 8 bytes.
+ */
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define EXPORT __attribute__((visibility("default")))
+
+typedef uint8_t u8;
+typedef uint32_t u32;
+typedef uint64_t u64;
+typedef int64_t i64;
+
+enum { PAGE_SHIFT = 12, PAGE = 1 << PAGE_SHIFT };
+enum { UC_MEM_WRITE = 17 };
+enum { DIRTY = 1, STALE = 2, TABLE = 4, MIRRORED = 8, ALWAYS_SLOW = 16 };
+
+struct block_watch {
+	u8 *counters;
+	u64 mask;
+	i64 left;
+	void (*stop)(void *uc);
+};
+
+EXPORT void block_hook(void *uc, u64 address, u32 size, struct block_watch *watch)
+{
+	u8 *counter = &watch->counters[(address ^ address >> 4) & watch->mask];
+
+	(void)size;
+	*counter += 1;
+	*counter += !*counter;
+	if (--watch->left < 0)
+		watch->stop(uc);
+}
+
+/* Pages are numbered gfn in the shared, frames + gfn in the private view. */
+struct memory_watch {
+	u8 *flags;
+	u64 frames;
+	u32 *dirty;
+	u64 dirty_count;
+	u64 *log;
+	u64 log_count, log_capacity;
+	void (*slow)(void *uc, int type, u64 address, int size, i64 value, void *watch);
+	u64 cbit;
+	/* the checkpoint: a page without base content held zeroes */
+	const u8 *base_flags;
+	const u64 *const *base_pages;
+	u8 *private_view, *shared_view;
+	u64 low;
+	const u64 *zero_page;
+};
+
+EXPORT void memory_hook(void *uc, int type, u64 address, int size, i64 value,
+			struct memory_watch *watch)
+{
+	u64 gfn = (address & ~watch->cbit) >> PAGE_SHIFT;
+	bool is_private = address & watch->cbit;
+	u64 page = is_private ? watch->frames + gfn : gfn;
+	u64 other = is_private ? gfn : watch->frames + gfn;
+	u8 flags;
+
+	if ((address & (PAGE - 1)) + (u32)size > PAGE || gfn >= watch->frames)
+		goto slow;
+	flags = watch->flags[page];
+	if (flags & (STALE | ALWAYS_SLOW))
+		goto slow;
+	if (type != UC_MEM_WRITE)
+		return;
+	if (flags & TABLE) {
+		u64 *entry = &watch->log[2 * watch->log_count];
+
+		if (watch->log_count >= watch->log_capacity)
+			goto slow; /* Python drains the log */
+		entry[0] = address;
+		entry[1] = value;
+		watch->log_count++;
+	}
+	if (!(flags & MIRRORED))
+		watch->flags[other] |= STALE;
+	if (!(flags & DIRTY)) {
+		watch->flags[page] |= DIRTY;
+		watch->dirty[watch->dirty_count++] = page;
+	}
+	return;
+slow:
+	watch->slow(uc, type, address, size, value, watch);
+}
+
+struct invalid_watch {
+	int (*read_batch)(void *uc, const int *ids, void *values, int count);
+	const int *in_ids;
+	void *in_values;
+	u64 in_count;
+	bool (*decide)(void *uc, void *watch);
+	int (*write_batch)(void *uc, const int *ids, void *values, int count);
+	const int *out_ids;
+	void *out_values;
+	u64 out_count;
+};
+
+/* An instruction that the emulator takes for undefined; true if it was carried out. */
+EXPORT bool invalid_hook(void *uc, struct invalid_watch *watch)
+{
+	watch->read_batch(uc, watch->in_ids, watch->in_values, watch->in_count);
+	if (!watch->decide(uc, watch))
+		return false;
+	watch->write_batch(uc, watch->out_ids, watch->out_values, watch->out_count);
+	return true;
+}
+
+struct launch {
+	void *uc;
+	int (*context_restore)(void *uc, void *context);
+	void *context; /* NULL: the CPU goes on as it is */
+	int (*write_batch)(void *uc, const int *ids, void *values, int count);
+	const int *write_ids;
+	void *write_values;
+	u64 write_count;
+	int (*start)(void *uc, u64 begin, u64 until, u64 timeout, size_t count);
+	u64 rip;
+	int (*read_batch)(void *uc, const int *ids, void *values, int count);
+	const int *read_ids;
+	void *read_values;
+	u64 read_count;
+};
+
+/* Context and registers, the run, registers at the end; the run's result. */
+EXPORT int launch(struct launch *record)
+{
+	int code;
+
+	if (record->context)
+		record->context_restore(record->uc, record->context);
+	if (record->write_count)
+		record->write_batch(record->uc, record->write_ids, record->write_values,
+				    record->write_count);
+	code = record->start(record->uc, record->rip, 0, 0, 0);
+	record->read_batch(record->uc, record->read_ids, record->read_values, record->read_count);
+	return code;
+}
+
+/* Every dirty page back to the checkpoint; all their flags, before and after, in one. */
+EXPORT u32 rollback(struct memory_watch *watch)
+{
+	u64 frames = watch->frames;
+	u32 seen = 0;
+
+	for (u64 i = 0; i < watch->dirty_count; i++) {
+		u64 page = watch->dirty[i];
+		u64 other = page >= frames ? page - frames : page + frames;
+		u64 gfn = page >= frames ? page - frames : page;
+		u8 *view = page >= frames || gfn < watch->low ? watch->private_view :
+							       watch->shared_view;
+		u8 base = watch->base_flags[page];
+
+		seen |= watch->flags[page] | base;
+		watch->flags[page] = base;
+		watch->flags[other] = watch->base_flags[other];
+		/* the content of a stale page does not matter */
+		if (!(base & STALE))
+			__builtin_memcpy(view + (gfn << PAGE_SHIFT),
+					 watch->base_pages[page] ? watch->base_pages[page] :
+								   watch->zero_page,
+					 PAGE);
+	}
+	watch->dirty_count = 0;
+	watch->log_count = 0;
+	return seen;
+}
