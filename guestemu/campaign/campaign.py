@@ -17,8 +17,8 @@ from guestemu.campaign.engines import choose_engine
 from guestemu.campaign.engines.atheris import AtherisEngine
 from guestemu.campaign.engines.exhaustive import ExhaustiveEngine
 from guestemu.campaign.executor import Executor
-from guestemu.campaign.feedback import Feedback
 from guestemu.campaign.fastpath.fastpath import why_not
+from guestemu.campaign.feedback import Feedback
 from guestemu.campaign.figures import Figures
 from guestemu.campaign.seeds import FLOWS_WORD, seed_inputs
 from guestemu.campaign.store import CampaignRecord, Store

@@ -69,8 +69,15 @@ class CampaignRecord(msgspec.Struct, frozen=True):
         cls, target: str, header: Header, faults: bool, ops: dict[str, str] | None = None
     ) -> CampaignRecord:
         """The record of a campaign on `target` under `header`, with `ops` as its table."""
-        host, memory = header.host, header.memory
-        return cls(target, header.guest, host, header.cbit, faults, memory, ops or {})
+        return cls(
+            target=target,
+            guest=header.guest,
+            host=header.host,
+            cbit=header.cbit,
+            faults=faults,
+            memory=header.memory,
+            ops=ops or {},
+        )
 
 
 def _failure(path: Path, error: OSError) -> InputError:

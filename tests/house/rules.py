@@ -29,6 +29,7 @@ MAX_COMPLEXITY = 10
 
 FLOORS = {
     "abi": 0,
+    "native": 0,
     "events": 1,
     "machine": 1,
     "guest": 2,

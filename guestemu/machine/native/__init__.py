@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Machine code: bodies of hooks for the host's CPU (hooks.c), mode switches for the guest (modes.S).
+"""Machine code: bodies of hooks for the host (hooks.c), mode switches for the guest (modes.S).
 
 The former are built when guestemu is installed (`guestemu.native`); the guest's code is built from
 assembly by `make snippets` and committed.
