@@ -149,6 +149,22 @@ class Unbacked(msgspec.Struct, frozen=True):
     rip: int
 
 
+class ViewFault(msgspec.Struct, frozen=True):
+    """An access to a view that is closed to it (view_gates.py); nothing of it has happened.
+
+    `kind` is "read", "write", "fetch" or "walk" (of the CPU's page walk, in a page table); `gva`
+    and `gpa` (without the view bit) are the page's, and of a walk the entry's: the emulator does
+    not say where in the page the access is. `rip` is the instruction, to be executed again once the
+    view is open.
+    """
+
+    kind: str
+    gva: int
+    gpa: int
+    is_private: bool
+    rip: int
+
+
 class PortOut(msgspec.Struct, frozen=True):
     """OUT to an I/O port."""
 
@@ -168,6 +184,7 @@ Exit: TypeAlias = (
     | Shutdown
     | BudgetExhausted
     | Unbacked
+    | ViewFault
     | PortOut
 )
 

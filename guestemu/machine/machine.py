@@ -31,6 +31,7 @@ from guestemu.machine.native import HostCode
 from guestemu.machine.tlb import TlbWalker
 from guestemu.machine.vcpu import Vcpu
 from guestemu.machine.view_bit import NO_VIEW_BIT, ViewBit, sev_bit, tdx_bit
+from guestemu.machine.view_gates import ViewGates
 
 MMU_CBITS: Final = frozenset({33, *range(36, 40)})
 """Positions of the view bit that the emulated MMU accepts; others go through our own walker."""
@@ -121,6 +122,7 @@ class Machine:
         self.vcpus = [Vcpu(self, index) for index in range(config.vcpus)]
         self.current = self.vcpus[0]
         self.devices: list[Device] = []
+        self.gates: ViewGates | None = None
         self.modes: ModeTable
 
     def boot(self, cr3: int) -> None:
@@ -140,6 +142,18 @@ class Machine:
         if is_new:
             self.ram.install(self.code)
         self.engine.flush_blocks()
+
+    def gate_views(self) -> ViewGates:
+        """From now on views of pages can be closed to the CPU; all are open at first. The CPU then
+        translates by a walk of our own. Asked again, returns the same gates."""
+        if self.gates is None:
+            self.gates = ViewGates(self.engine, self.config.frames, not self.config.tdx)
+            if self.tlb is None:
+                self.tlb = TlbWalker(self.engine, self.ram, self.bit)
+            self.tlb.gates = self.gates
+            self.devices.append(self.gates)
+            self.engine.flush_tlb()
+        return self.gates
 
     def activate(self, index: int) -> Vcpu:
         """Makes vCPU `index` the one that the CPU executes; contexts switch, the TLB is flushed."""

@@ -51,19 +51,27 @@ class Leaf(msgspec.Struct, frozen=True):
         return bool(self.entry & PTE_PRESENT)
 
 
-def walk(ram: GuestRam, bit_mask: int, root: Gpa, gva: Gva) -> Leaf:
+def walk(
+    ram: GuestRam, bit_mask: int, root: Gpa, gva: Gva, tables: list[Gpa] | None = None
+) -> Leaf:
     """The leaf that maps `gva` in the tables at `root`, or the empty entry where the walk ends.
 
-    `bit_mask` are the bits of an entry's address that select a view."""
+    `bit_mask` are the bits of an entry's address that select a view. The addresses of the entries
+    that were read are appended to `tables`.
+    """
     table = root
     for level in (4, 3, 2):
         shift = PAGE_SHIFT + 9 * (level - 1)
         entry_gpa = Gpa(table + 8 * (gva >> shift & 0x1FF))
         entry = ram.read_u64(entry_gpa)
+        if tables is not None:
+            tables.append(entry_gpa)
         if not entry & PTE_PRESENT or (level < 4 and entry & PTE_PSE):
             return Leaf(level, entry_gpa, entry, Gva(gva >> shift << shift))
         table = Gpa(entry & PTE_ADDRESS_MASK & ~bit_mask)
     entry_gpa = Gpa(table + 8 * (gva >> PAGE_SHIFT & 0x1FF))
+    if tables is not None:
+        tables.append(entry_gpa)
     return Leaf(1, entry_gpa, ram.read_u64(entry_gpa), Gva(gva & ~PAGE_MASK))
 
 

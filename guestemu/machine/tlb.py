@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A page walk of our own, for view bits at positions that the emulated MMU refuses.
+"""A page walk of our own, for view bits at positions that the emulated MMU refuses, and for
+machines whose views of pages can be closed (view_gates.py).
 
 The emulator is compiled with 40 physical address bits: a C-bit or shared bit at 40 or above is a
 reserved bit to its walker. With its TLB in "virtual" mode every miss comes here. The walk reads the
@@ -13,7 +14,7 @@ from typing import Final
 
 from unicorn import unicorn_const as uc_const
 
-from guestemu.abi.addresses import U64_MASK, Gpa, Gva
+from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, U64_MASK, Gpa, Gva
 from guestemu.abi.x86 import (
     CR0_PG,
     CR0_WP,
@@ -26,9 +27,11 @@ from guestemu.abi.x86 import (
 )
 from guestemu.machine.callbacks import TlbEntry, TlbHook
 from guestemu.machine.engine import HOOK_TLB_FILL, REGISTERS, Engine
+from guestemu.machine.exits import ViewFault
 from guestemu.machine.memory import GuestRam
 from guestemu.machine.paging import LEAF_SIZES, walk
 from guestemu.machine.view_bit import ViewBit
+from guestemu.machine.view_gates import ViewGates
 
 _READ: Final = uc_const.UC_PROT_READ
 _WRITE: Final = uc_const.UC_PROT_WRITE
@@ -45,7 +48,8 @@ class TlbWalker:
     """Fills the emulator's TLB from guest page tables with a literal view `bit`.
 
     `fault` is (vector, error code, address) of the last refused access, None when the last one was
-    granted: a page fault, or #GP(0) for an address that is not canonical.
+    granted: a page fault, or #GP(0) for an address that is not canonical. `closed` likewise is
+    the fault of an access to a view that `gates` keep closed.
     """
 
     def __init__(self, engine: Engine, ram: GuestRam, bit: ViewBit) -> None:
@@ -53,6 +57,8 @@ class TlbWalker:
         self._ram = ram
         self._bit = bit
         self.fault: tuple[int, int, int] | None = None
+        self.gates: ViewGates | None = None
+        self.closed: ViewFault | None = None
         self.errors: list[BaseException] = []
         engine.use_virtual_tlb()
         engine.add_hook(HOOK_TLB_FILL, TlbHook(self._on_fill))
@@ -67,6 +73,7 @@ class TlbWalker:
     def _fill(self, gva: int, access: int, entry: TlbEntry) -> bool:
         read = self._engine.read
         cr0 = read(REGISTERS["cr0"])
+        self.closed = None
         if not cr0 & CR0_PG:
             entry.paddr = gva & ~0xFFF
             entry.perms = _READ | _WRITE | _EXEC
@@ -78,7 +85,12 @@ class TlbWalker:
         is_fetch = access == uc_const.UC_MEM_FETCH
         is_user = read(REGISTERS["cs"]) & 3 == 3
         root = Gpa(read(REGISTERS["cr3"]) & ~0xFFF & ~self._bit.mask)
-        leaf = walk(self._ram, self._bit.mask, root, Gva(gva))
+        gates = self.gates
+        tables: list[Gpa] | None = None if gates is None else []
+        leaf = walk(self._ram, self._bit.mask, root, Gva(gva), tables)
+        for table in tables or ():
+            if gates is not None and not gates.passes(table >> PAGE_SHIFT, True, "walk"):
+                return self._refuse("walk", gva, table, True)
         code = (
             (FAULT_WRITE if is_write else 0)
             | (FAULT_USER if is_user else 0)
@@ -99,7 +111,24 @@ class TlbWalker:
         size = LEAF_SIZES[leaf.level]
         base = leaf.entry & 0x000F_FFFF_FFFF_F000 & ~self._bit.mask & ~(size - 1)
         gpa = base | gva & (size - 1) & ~0xFFF
-        entry.paddr = self._ram.bit.select(gpa, self._bit.is_private(leaf.entry))
-        entry.perms = _READ | (_WRITE if writable else 0) | (0 if leaf.entry & PTE_NX else _EXEC)
+        is_private = self._bit.is_private(leaf.entry)
+        perms = _READ | (_WRITE if writable else 0) | (0 if leaf.entry & PTE_NX else _EXEC)
+        gfn = gpa >> PAGE_SHIFT
+        if gates is not None and gfn < gates.frames:
+            kind = "write" if is_write else "fetch" if is_fetch else "read"
+            seen = is_private or (is_fetch and gates.fetches_private)
+            if not gates.passes(gfn, seen, kind):
+                return self._refuse(kind, gva, gpa | gva & PAGE_MASK, seen)
+            if not gates.passes(gfn, is_private, "write"):
+                perms &= ~_WRITE
+            if not gates.passes(gfn, is_private or gates.fetches_private, "fetch"):
+                perms &= ~_EXEC
+        entry.paddr = self._ram.bit.select(gpa, is_private)
+        entry.perms = perms
         self.fault = None
         return True
+
+    def _refuse(self, kind: str, gva: int, gpa: int, is_private: bool) -> bool:
+        self.fault = None
+        self.closed = ViewFault(kind, gva, gpa, is_private, 0)
+        return False

@@ -11,6 +11,8 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SIZE, U32_MASK, Gpa, Gva
 from guestemu.abi.errors import EngineError
 from guestemu.abi.msrs import EFER_LMA, MSR_EFER
@@ -37,6 +39,7 @@ from guestemu.machine.exits import (
     Halt,
     Rdmsr,
     Shutdown,
+    ViewFault,
     Wrmsr,
 )
 from guestemu.machine.hooks import HYPERCALL_LENGTH, PendingException, PendingMsr
@@ -149,12 +152,25 @@ class Vcpu:
         if self._hooks.watch.left < 0:
             return BudgetExhausted(rip)
         tlb = self.machine.tlb
+        if code == ERR_EXCEPTION and tlb is not None and tlb.closed is not None:
+            return self._closed(tlb.closed)
         if code == ERR_EXCEPTION and tlb is not None and tlb.fault is not None:
             vector, error_code, address = tlb.fault
             if vector == VECTOR_PF:
                 self._engine.write(REGISTERS["cr2"], address)
             return self._raise(vector, error_code)
         raise EngineError(f"the emulator ended at {rip:#x} with error {code}")
+
+    def _closed(self, found: ViewFault) -> Exit | None:
+        """A view that is closed to an access: None to make it again."""
+        fault = msgspec.structs.replace(found, rip=self.read_register("rip"))
+        gates = self.machine.gates
+        if gates is None or gates.on_fault is None:
+            return fault
+        try:
+            return gates.on_fault(fault)
+        except GuestFault as injected:
+            return self._raise(injected.vector, injected.error_code)
 
     def _exception(self, vector: int) -> Exit | None:
         """Takes the error code out of the CPU and clears its mark of an exception in delivery."""

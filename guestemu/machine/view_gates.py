@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Views of pages that the CPU may not reach: closed, or read-only.
+
+Hardware keeps, for each page of a protected guest, which accesses pass: the RMP of an SNP host, the
+secure EPT of a TD. A memory hook cannot enforce that: it sees an access and cannot prevent it, the
+instruction and the rest of its block still run (N33). What the emulator does prevent is an access
+that has no translation. So a machine with gates translates by a walk of its own (tlb.py), which
+refuses a view that is closed: the CPU stops before the access, with RIP at the instruction and no
+register changed, and the run ends with a `ViewFault` or with what `on_fault` makes of it.
+
+Considered and not done: to leave closed views out of the CPU's physical map. Each change cuts a
+mapping and builds the map anew, 50 microseconds; changing a gate costs a flush of the TLB.
+
+A machine without gates pays nothing. Gates are put in after a boot, at any time, by
+`Machine.gate_views`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from guestemu.machine.exits import Exit, ViewFault
+
+if TYPE_CHECKING:
+    from guestemu.machine.engine import Engine
+
+CLOSED: Final = 0
+READ: Final = 1
+WRITE: Final = 2
+FETCH: Final = 4
+READ_ONLY: Final = READ
+OPEN: Final = READ | WRITE | FETCH
+
+RIGHT_OF: Final = {"read": READ, "write": WRITE, "fetch": FETCH, "walk": READ}
+
+FaultHandler = Callable[[ViewFault], Exit | None]
+
+
+class ViewGates:
+    """The rights of both views of each of `frames` frames; all open at first. A `Device`.
+
+    `rights` has a byte of READ, WRITE and FETCH for each view; indices as in `GuestRam`: `gfn` for
+    the shared view, `frames + gfn` for the private one. `fetches_private`: an instruction fetch is
+    an access to the private view whatever the page table says (SEV: APM volume 2, 15.34.5).
+
+    `on_fault` decides about a refused access, after the CPU has stopped: None to execute the
+    instruction again (it has opened the view), an exit to end the run, or it raises `GuestFault` to
+    inject an exception. Without it the fault itself is the exit.
+    """
+
+    def __init__(self, engine: Engine, frames: int, fetches_private: bool) -> None:
+        self.frames = frames
+        self.fetches_private = fetches_private
+        self.rights = bytearray([OPEN]) * (2 * frames)
+        self.on_fault: FaultHandler | None = None
+        self._engine = engine
+        self._base = bytes(self.rights)
+        self._is_changed = False
+
+    def right(self, gfn: int, private: bool) -> int:
+        """The rights of one view of a frame."""
+        return self.rights[self.frames + gfn if private else gfn]
+
+    def set(self, gfn: int, pages: int, *, private: int, shared: int) -> None:
+        """Sets the rights of both views of `pages` frames from `gfn` on; frames beyond RAM are left
+        out. Also from within an exit: the next access sees it."""
+        end = min(gfn + pages, self.frames)
+        if gfn >= end:
+            return
+        count = end - gfn
+        rights, other = self.rights, self.frames + gfn
+        rights[gfn:end] = bytes([shared]) * count
+        rights[other : other + count] = bytes([private]) * count
+        self._is_changed = True
+        self._engine.flush_tlb()
+
+    def passes(self, gfn: int, private: bool, kind: str) -> bool:
+        """Whether an access of `kind` ("read", "write", "fetch", "walk") reaches the view."""
+        return bool(self.right(gfn, private) & RIGHT_OF[kind])
+
+    def checkpoint(self) -> None:
+        """See `Device`."""
+        self._base = bytes(self.rights)
+        self._is_changed = False
+
+    def rollback(self) -> None:
+        """See `Device`."""
+        if self._is_changed:
+            self.rights[:] = self._base
+            self._is_changed = False
+            self._engine.flush_tlb()
