@@ -3,10 +3,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from guestemu.abi.addresses import PAGE_SHIFT
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
+from guestemu.abi.tdx import MapGpaAnswer
 from guestemu.checks.base import ExitRecord
 from guestemu.guest.base import Guest
 from guestemu.host.base import GuestFault, Host, Hypercall, MapGpaRange, VcpuAccess
+from guestemu.host.kvm.tdx_map_gpa import KVM_7_2, tdx_map_gpa
+from guestemu.machine.exits import RunFailed
+from guestemu.machine.sept import SecureEpt
+from guestemu.machine.view_bit import ViewBit
 
 
 class ExitRecorder:
@@ -17,6 +25,9 @@ class ExitRecorder:
         self._answer = host.hypercall
         self._host = host
         self._ram = guest.machine.ram
+        self.kvm = KVM_7_2
+        self.has_event: Callable[[], bool] | None = None
+        """For a TD: whether an event is pending between two chunks of a MapGPA (T28)."""
 
     def hypercall(self, call: Hypercall) -> int:
         """See `ExitHandler`."""
@@ -48,6 +59,22 @@ class ExitRecorder:
                 )
             )
         return value
+
+    def tdx_map_gpa(
+        self, gpa: int, size: int, bit: ViewBit, vcpu: VcpuAccess, sept: SecureEpt
+    ) -> MapGpaAnswer | RunFailed:
+        """A TD's MapGPA through KVM (host/kvm/tdx_map_gpa.py); each chunk is an exit.
+
+        What is private at the host is what the host's own record says, whatever it answered.
+        """
+
+        def ask(call: MapGpaRange) -> int:
+            answer = self.map_gpa_range(call)
+            first = call.gpa >> PAGE_SHIFT
+            sept.follow(first, self._host.private_map()[first : first + call.pages])
+            return answer
+
+        return tdx_map_gpa(self.kvm, gpa, size, bit, ask, vcpu, self.has_event)
 
     def rdmsr(self, index: int, vcpu: VcpuAccess) -> int:
         """See `ExitHandler`."""

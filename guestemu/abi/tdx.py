@@ -8,7 +8,7 @@ arch/x86/coco/tdx/tdx.c, arch/x86/kvm/vmx/tdx.c (Linux 6.12 to 7.3); facts T4 to
 from __future__ import annotations
 
 import enum
-from typing import Final
+from typing import Final, NamedTuple
 
 TDCALL: Final = b"\x66\x0f\x01\xcc"
 
@@ -44,6 +44,13 @@ class Vmcall(enum.IntEnum):
     GET_QUOTE = 0x10002
     REPORT_FATAL_ERROR = 0x10003
     SETUP_EVENT_NOTIFY = 0x10004
+
+
+class MapGpaAnswer(NamedTuple):
+    """R10 and R11 after TDG.VP.VMCALL<MapGPA>; R11 counts after a retry only."""
+
+    status: int
+    next_gpa: int = 0
 
 
 MAP_GPA_CHUNK: Final = 2 << 20

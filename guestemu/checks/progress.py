@@ -2,7 +2,8 @@
 """Every operation ends: none uses up its budget, shuts the vCPU down or leaves RAM.
 
 An exception that the guest's own handler cannot fix is not judged: programs may unmap pages. Nor is
-a guest that asks for its end after the host refused it something: it must not go on (N20).
+a guest that asks for its end after the host refused it something: it must not go on (N20); nor a
+KVM_RUN that an ordered answer makes fail (T27).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from guestemu.checks.base import OpView, Violation
-from guestemu.machine.exits import BudgetExhausted, Shutdown, Terminated, Unbacked
+from guestemu.machine.exits import BudgetExhausted, RunFailed, Shutdown, Terminated, Unbacked
 from guestemu.program.ops import OpKind
 
 
@@ -32,6 +33,8 @@ class ProgressCheck:
             )
             return (Violation(self.name, view.index, message, "A14, M8"),)
         if isinstance(end, Terminated) and any(record.ret for record in view.exits):
+            return ()
+        if isinstance(end, RunFailed) and view.injected[1]:
             return ()
         if isinstance(end, Shutdown):
             message = f"the vCPU shut down at {end.rip:#x}: {end.reason}"

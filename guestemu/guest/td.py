@@ -17,14 +17,23 @@ from typing import Final, NamedTuple, Protocol, runtime_checkable
 from guestemu.abi import tdx
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, U32_MASK, U64_MASK, Gpa
 from guestemu.abi.hypercalls import MAP_GPA_RANGE_DECRYPTED, MAP_GPA_RANGE_ENCRYPTED
-from guestemu.abi.tdx import Leaf, Vmcall
+from guestemu.abi.tdx import Leaf, MapGpaAnswer, Vmcall
 from guestemu.abi.x86 import VECTOR_DF
 from guestemu.guest.td_events import Accept, MapGpaCall, TdEvents, new_td_events
 from guestemu.machine.cpuid import CpuidLeaf
-from guestemu.machine.exits import GuestFault, Halt, Hypercall, MapGpaRange, Shutdown, VcpuAccess
+from guestemu.machine.exits import (
+    GuestFault,
+    Halt,
+    Hypercall,
+    MapGpaRange,
+    RunFailed,
+    Shutdown,
+    VcpuAccess,
+)
 from guestemu.machine.machine import Machine
 from guestemu.machine.sept import SecureEpt
 from guestemu.machine.vcpu import Vcpu
+from guestemu.machine.view_bit import ViewBit
 
 _EXPOSABLE: Final = (
     "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15".split()  # by encoding
@@ -81,20 +90,15 @@ class TdVcpu:
         """Nothing: the code is private memory."""
 
 
-class MapGpaAnswer(NamedTuple):
-    """R10 and R11 after TDG.VP.VMCALL<MapGPA>."""
-
-    status: int
-    next_gpa: int = 0
-
-
 @runtime_checkable
 class MapGpaHandler(Protocol):
-    """An `ExitHandler` that is a whole hypervisor and answers MapGPA itself."""
+    """An `ExitHandler` that is a whole hypervisor: it answers MapGPA with KVM's own part."""
 
-    def tdx_map_gpa(self, gpa: int, size: int, vcpu: VcpuAccess, sept: SecureEpt) -> MapGpaAnswer:
-        """MapGPA of `size` bytes at `gpa`, which has the shared bit for a range to be shared; what
-        the hypervisor converted shows in `sept` afterwards."""
+    def tdx_map_gpa(
+        self, gpa: int, size: int, bit: ViewBit, vcpu: VcpuAccess, sept: SecureEpt
+    ) -> MapGpaAnswer | RunFailed:
+        """MapGPA of `size` bytes at `gpa`, which has the shared `bit` for a range to be shared;
+        what user space converted shows in `sept` afterwards."""
 
 
 class Td:
@@ -267,21 +271,26 @@ class Td:
             value = handler.hypercall(call)
         vcpu.write_register("r10", value & U64_MASK)
 
-    def _map_gpa(self, vcpu: Vcpu) -> None:
+    def _map_gpa(self, vcpu: Vcpu) -> Shutdown | None:
         gpa, size = vcpu.read_register("r12"), vcpu.read_register("r13")
         bit = self._machine.bit
         private = bit.is_private(gpa)
         writes = self._machine.ram.table_write_count
         handler: object = self._machine.hooks.handler
+        answer: MapGpaAnswer | RunFailed
         if isinstance(handler, MapGpaHandler):
-            answer = handler.tdx_map_gpa(gpa, size, TdVcpu(vcpu), self.sept)
+            answer = handler.tdx_map_gpa(gpa, size, bit, TdVcpu(vcpu), self.sept)
         else:
             answer = self._map_plainly(gpa & ~bit.mask, size, private, TdVcpu(vcpu))
-        vcpu.write_register("r10", answer.status)
-        vcpu.write_register("r11", answer.next_gpa & U64_MASK)
+        if isinstance(answer, RunFailed):
+            return RunFailed(answer.reason, vcpu.read_register("rip"))
+        status, next_gpa = answer
+        vcpu.write_register("r10", status)
+        vcpu.write_register("r11", next_gpa & U64_MASK)
         self.events.append(
-            MapGpaCall(gpa & ~bit.mask, size, private, answer.status, answer.next_gpa, writes)
+            MapGpaCall(gpa & ~bit.mask, size, private, status, next_gpa & ~bit.mask, writes)
         )
+        return None
 
     def _map_plainly(self, gpa: int, size: int, private: bool, vcpu: VcpuAccess) -> MapGpaAnswer:
         """MapGPA under a handler that answers whole ranges."""

@@ -134,6 +134,10 @@ class Terminated(Shutdown, frozen=True):
     reason_code: int = 0
 
 
+class RunFailed(Shutdown, frozen=True):
+    """KVM_RUN returned an error to user space, which stopped the VM."""
+
+
 class BudgetExhausted(msgspec.Struct, frozen=True):
     """The run used up its basic blocks; `rip` is where it stood."""
 

@@ -23,6 +23,8 @@ from collections.abc import Iterable
 from itertools import compress
 from typing import Final
 
+from bitarray import bitarray
+
 from guestemu.abi import tdx
 
 ACCEPTED: Final = 0
@@ -96,13 +98,25 @@ class SecureEpt:
 
     def make_shared(self, gfn: int, pages: int) -> None:
         """RANGE.BLOCK, TRACK and PAGE.REMOVE: the private pages are gone."""
-        self._set(gfn, bytes([SHARED]) * len(self._states[gfn : gfn + pages]))
+        part = self._states[gfn : gfn + pages]
+        self._set(gfn, bytes([SHARED]) * len(part))
 
     def make_private(self, gfn: int, pages: int) -> None:
         """Shared pages become private ones that the guest has to accept; private ones stay.
 
         KVM adds the page at its next fault or ACCEPT, a difference that the guest cannot see."""
         self._set(gfn, self._states[gfn : gfn + pages].translate(_TO_PENDING))
+
+    def follow(self, gfn: int, private: bitarray) -> None:
+        """Frames from `gfn` on become what `private` says, one bit each; those that are it stay."""
+        if private.all():
+            self.make_private(gfn, len(private))
+        elif not private.any():
+            self.make_shared(gfn, len(private))
+        else:
+            for index, is_private in enumerate(private):
+                convert = self.make_private if is_private else self.make_shared
+                convert(gfn + index, 1)
 
     def block(self, gfn: int, is_blocked: bool) -> None:
         """EXPORT.BLOCKW of one private page, or its UNBLOCK; nothing for a shared one."""

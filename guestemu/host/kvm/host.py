@@ -9,7 +9,7 @@ from typing import ClassVar, Final
 from guestemu.abi.addresses import PAGE_SHIFT
 from guestemu.abi.cpuid import KVM_FEATURE_HC_MAP_GPA_RANGE, KVM_FEATURE_MIGRATION_CONTROL
 from guestemu.abi.errors import InputError
-from guestemu.host.base import Host, Hypercall, VcpuAccess
+from guestemu.host.base import Host, Hypercall, MapGpaRange, VcpuAccess
 from guestemu.host.kvm.kernels import DEFAULT_KERNEL, KvmKernel, find_kernel
 from guestemu.host.kvm.merged import MergedKvm, Path
 from guestemu.host.kvm.msr_filter import deny_migration_control
@@ -74,6 +74,10 @@ class MergedHost(Host):
     def hypercall(self, call: Hypercall) -> int:
         """See `MergedKvm.hypercall`."""
         return self._answer(call)
+
+    def map_gpa_range(self, call: MapGpaRange) -> int:
+        """The exit goes straight to user space: KVM's checks were others."""
+        return self.kvm.map_gpa_range(call)
 
     def rdmsr(self, index: int, vcpu: VcpuAccess) -> int:
         """See `MsrAccess.read`."""

@@ -13,7 +13,7 @@ from typing import Final
 
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, U32_MASK, U64_MASK
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
-from guestemu.host.base import Hypercall
+from guestemu.host.base import Hypercall, MapGpaRange
 from guestemu.host.kvm.base_calls import RAX_EINVAL, RAX_ENOSYS, RAX_EPERM, answer_base_call
 from guestemu.host.kvm.msr_access import MsrAccess
 from guestemu.host.kvm.run import Run
@@ -147,6 +147,25 @@ class MergedKvm:
         if run.immediate_exit:
             self._interrupt(call, result)
         return result
+
+    def map_gpa_range(self, call: MapGpaRange) -> int:
+        """An exit that KVM makes of a page-state change or a TD's MapGPA; returns `hypercall.ret`.
+
+        KVM has checked the range; it sets `ret` to 0 on every kernel that can do this (T26).
+        """
+        run = self.run
+        request = run.hypercall
+        request.nr = KVM_HC_MAP_GPA_RANGE
+        request.args[0] = call.gpa
+        request.args[1] = call.pages
+        request.args[2] = call.attributes
+        request.ret = 0
+        request.longmode = KVM_EXIT_HYPERCALL_LONG_MODE
+        request.pad = 0
+        run.exit_reason = KVM_EXIT_HYPERCALL
+        self.path = _USER_SPACE
+        self._user_exit(run, call.vcpu)
+        return request.ret
 
     def _interrupt(self, call: Hypercall, result: int) -> None:
         """Re-entry with immediate_exit: the hypercall completes, KVM_RUN returns -EINTR."""
