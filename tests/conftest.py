@@ -8,10 +8,11 @@ import shutil
 import struct
 import subprocess
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import held
 import pytest
 
 
@@ -53,6 +54,12 @@ def _pixels(png: bytes) -> tuple[int, int]:
     raw = zlib.decompress(data)
     row = 1 + width * depth
     return width, len({raw[at : at + depth] for at in range(1, min(len(raw), row * 400), depth)})
+
+
+@pytest.fixture(autouse=True)
+def _no_process_is_left() -> Iterator[None]:
+    yield
+    held.kill_the_rest()
 
 
 @pytest.fixture

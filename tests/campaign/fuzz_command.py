@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from held import DEADLINE_S
+
 PLANTED = Path(__file__).parents[1] / "quality" / "planted_hosts.py"
 
 
@@ -17,7 +19,7 @@ def fuzz(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=DEADLINE_S,
         check=False,
     )
 

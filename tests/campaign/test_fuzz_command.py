@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from fuzz_command import PLANTED, fuzz, fuzz_json
+from held import HOSTS, Hold, end_of, is_alive, start, wait_for
 
 RANDOM = ("--engine", "random", "--seed", "1")
 
@@ -26,23 +27,6 @@ def processes(workdir: Path) -> list[int]:
             if b"guestemu.campaign.worker" in words and str(workdir).encode() in words:
                 found.append(int(entry.name))
     return found
-
-
-def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "guestemu", "fuzz", *arguments],
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for(condition, what: str, seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"never saw {what}"
-        time.sleep(0.05)
 
 
 def test_clean_campaign_reports_its_figures_and_exits_0(tmp_path):
@@ -151,12 +135,12 @@ def test_plugin_that_raises_is_named_with_its_line(tmp_path):
 
 def test_ctrl_c_keeps_everything_and_exits_130(tmp_path):
     host = ("--host", f"{PLANTED}:ReservedBits")
-    process = start("msr", *host, *RANDOM, "--workdir", "w", cwd=tmp_path)
+    process = start("fuzz", "msr", *host, *RANDOM, "--workdir", "w", cwd=tmp_path)
     findings = tmp_path / "w/findings"
     wait_for(lambda: findings.is_dir() and any(findings.glob("*.prog")), "a finding")
     process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=30)
-    assert process.returncode == 130
+    status, output, errors = end_of(process)
+    assert status == 130
     assert "migration-control-wrmsr" in output
     assert errors.strip().splitlines()[-1] == "guestemu: interrupted"
     assert (tmp_path / "w/findings.json").stat().st_size > 10
@@ -164,26 +148,34 @@ def test_ctrl_c_keeps_everything_and_exits_130(tmp_path):
 
 def test_killed_worker_is_replaced_and_is_no_finding(tmp_path):
     workdir = tmp_path / "w"
+    hold = Hold(tmp_path / "hold", after=300)
     process = start(
-        "hypercall", "--time", "4", "--json", *RANDOM, "--workdir", str(workdir), cwd=tmp_path
+        *("fuzz", "hypercall", "--execs", "600", "--json", *RANDOM, "--workdir", str(workdir)),
+        *("--host", f"{HOSTS}:Held"),
+        cwd=tmp_path,
+        environment=hold.environment,
     )
-    journal = workdir / "journal/worker-0.jsonl"
-    wait_for(lambda: journal.is_file() and journal.stat().st_size, "inputs")
-    (worker,) = processes(workdir)
+    (worker,) = hold.wait()
+    assert processes(workdir) == [worker]
     os.kill(worker, signal.SIGKILL)
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
-    assert '"findings":[]' in output
-    assert "died of signal 9" in output
-    deaths = list((workdir / "infrastructure").glob("death-*.bin"))
-    assert len(deaths) == 1
-    assert len(deaths[0].read_bytes()) % 48 == 0
+    wait_for(lambda: not is_alive(worker), "the death of the worker")
+    hold.wait()  # its replacement
+    hold.release()
+    status, output, errors = end_of(process)
+    assert status == 0, errors
+    figures = json.loads(output)
+    assert figures["findings"] == []
+    assert figures["executions"] == 600
+    (death,) = figures["infrastructure"]
+    assert "died of signal 9" in death
+    (kept,) = (workdir / "infrastructure").glob("death-*.bin")
+    assert len(kept.read_bytes()) % 48 == 0
 
 
 def test_workers_end_when_the_supervisor_is_killed(tmp_path):
     workdir = tmp_path / "w"
-    process = start("hypercall", *RANDOM, "--workdir", str(workdir), cwd=tmp_path)
+    process = start("fuzz", "hypercall", *RANDOM, "--workdir", str(workdir), cwd=tmp_path)
     wait_for(lambda: processes(workdir), "a worker")
     process.kill()
-    process.communicate()
+    end_of(process)
     wait_for(lambda: not processes(workdir), "the end of the worker")

@@ -19,7 +19,8 @@ from pathlib import Path
 import planted_hosts
 import pytest
 from fuzz_command import PLANTED, fuzz, fuzz_json
-from test_fuzz_command import RANDOM, processes, start, wait_for
+from held import DEADLINE_S, end_of, start, wait_for
+from test_fuzz_command import RANDOM, processes
 
 from guestemu.campaign.journal import (
     FindingFiled,
@@ -51,6 +52,26 @@ def new_store(root: Path, resume: bool = False) -> Store:
 # SIGKILL ----------------------------------------------------------------------------------------
 
 
+def noted(workdir: Path) -> int:
+    """Inputs in the journals."""
+    entries = read_journals(journal_files(workdir / "journal"))
+    return sum(isinstance(entry, InputNoted) for entry in entries)
+
+
+def kill_each_time_it_moves(workdir: Path, times: int) -> int:
+    """Kills one worker each time the campaign has noted more inputs, at last when it has filed a
+    finding and noted 100 inputs."""
+    for number in range(times):
+        before = noted(workdir) + 5
+        wait_for(lambda wanted=before: noted(workdir) >= wanted, "more inputs")
+        if number == times - 1:
+            wait_for(lambda: noted(workdir) > 100, "100 inputs")
+            wait_for(lambda: any(workdir.glob("findings/*.prog")), "a finding")
+        os.kill(processes(workdir)[0], signal.SIGKILL)
+        wait_for(lambda wanted=number: deaths(workdir) > wanted, "the worker's death")
+    return times
+
+
 def kill_now_and_then(workdir: Path, process: subprocess.Popen[str], every: float) -> int:
     kills = 0
     while process.poll() is None:
@@ -60,6 +81,10 @@ def kill_now_and_then(workdir: Path, process: subprocess.Popen[str], every: floa
                 os.kill(worker, signal.SIGKILL)
                 kills += 1
     return kills
+
+
+def deaths(workdir: Path) -> int:
+    return len(list((workdir / "infrastructure").glob("death-*.bin")))
 
 
 def check_nothing_lost(workdir: Path, result: dict[str, object]) -> tuple[int, int]:
@@ -77,26 +102,26 @@ def check_nothing_lost(workdir: Path, result: dict[str, object]) -> tuple[int, i
     return len(noted), len(keys)
 
 
-def campaign_under_fire(tmp_path: Path, seconds: float, every: float, engine: str) -> None:
-    workdir = tmp_path / "w"
+def start_under_fire(workdir: Path, engine: str, *arguments: str) -> subprocess.Popen[str]:
     process = start(
-        *("hypercall", "--time", str(seconds), "--json", "--jobs", "2", "--engine", engine),
+        *("fuzz", "hypercall", "--json", "--jobs", "2", "--engine", engine, *arguments),
         *("--host", f"{PLANTED}:Wraps", "--workdir", str(workdir)),
-        cwd=tmp_path,
+        cwd=workdir.parent,
     )
     wait_for(lambda: processes(workdir), "workers")
-    kills = kill_now_and_then(workdir, process, every)
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == 1, errors
-    result = json.loads(output)
-    deaths = [line for line in result["infrastructure"] if "died of signal 9" in line]
-    assert 0 < len(deaths) <= kills
+    return process
+
+
+def check_deaths(workdir: Path, engine: str, result: dict[str, object], kills: int) -> None:
+    """Each death is told, and what the dead had met is filed by the next session."""
+    told = [line for line in result["infrastructure"] if "died of signal 9" in line]
+    assert 0 < len(told) <= kills
     left = unsettled(read_journals(journal_files(workdir / "journal")))
     assert bool(left) == any("--resume files" in line for line in result["infrastructure"])
-    result = fuzz_json(  # files what a worker met that died when the time was over
+    result = fuzz_json(
         *("hypercall", "--execs", "2", "--resume", "--engine", engine),
         *("--host", f"{PLANTED}:Wraps", "--workdir", str(workdir)),
-        cwd=tmp_path,
+        cwd=workdir.parent,
         status=1,
     )
     inputs, findings = check_nothing_lost(workdir, result)
@@ -108,13 +133,26 @@ def campaign_under_fire(tmp_path: Path, seconds: float, every: float, engine: st
 def test_killed_workers_lose_nothing(engine, tmp_path):
     if engine == "atheris":
         pytest.importorskip("atheris")
-    campaign_under_fire(tmp_path, 4.5, 1.2, engine)
+    workdir = tmp_path / "w"
+    process = start_under_fire(workdir, engine)
+    try:
+        kills = kill_each_time_it_moves(workdir, 3)
+    finally:
+        process.send_signal(signal.SIGINT)
+        status, output, errors = end_of(process)
+    assert status == 130, errors
+    check_deaths(workdir, engine, json.loads(output), kills)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("engine", ["random", "atheris"])
 def test_a_worker_killed_every_5_s_for_a_minute_loses_nothing(engine, tmp_path):
-    campaign_under_fire(tmp_path, 60, 5, engine)
+    workdir = tmp_path / "w"
+    process = start_under_fire(workdir, engine, "--time", "60")
+    kills = kill_now_and_then(workdir, process, 5)
+    status, output, errors = end_of(process)
+    assert status == 1, errors
+    check_deaths(workdir, engine, json.loads(output), kills)
 
 
 def test_what_a_dead_session_met_is_filed_by_the_next(tmp_path):
@@ -131,13 +169,13 @@ def test_what_a_dead_session_met_is_filed_by_the_next(tmp_path):
 def test_findings_of_a_killed_supervisor_are_known_to_the_next(tmp_path):
     workdir = tmp_path / "w"
     host = ("--host", f"{PLANTED}:ReservedBits", "--workdir", str(workdir))
-    process = start("msr", *RANDOM, *host, cwd=tmp_path)
+    process = start("fuzz", "msr", *RANDOM, *host, cwd=tmp_path)
     try:
         wait_for(lambda: any(workdir.glob("findings/*.prog")), "a finding")
         wait_for(lambda: b"filed" in (workdir / "journal/worker-0.jsonl").read_bytes(), "its key")
     finally:
         process.kill()
-        process.communicate()
+        end_of(process)
     wait_for(lambda: not processes(workdir), "the end of the worker")
     (workdir / "findings.json").unlink(missing_ok=True)
     saved = {path.stem for path in workdir.glob("findings/*.prog")}
@@ -239,14 +277,14 @@ def on_a_small_disk(script: str, disk: Path, kilobytes: int) -> subprocess.Compl
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=DEADLINE_S,
     )
 
 
 def test_a_full_disk_ends_the_campaign_with_what_it_found(tmp_path):
     disk = tmp_path / "disk"
     command = (
-        f"{sys.executable} -m guestemu fuzz msr --engine random --seed 1 --time 60 --json "
+        f"{sys.executable} -m guestemu fuzz msr --engine random --seed 1 --json "
         f"--host {PLANTED}:ReservedBits --workdir {disk}/w; status=$?; "
         f"cp -r {disk}/w {tmp_path}/saved; exit $status"
     )
@@ -281,7 +319,7 @@ def test_a_disk_that_is_full_from_the_start_is_named(tmp_path):
 
 def test_a_directory_serves_one_campaign_at_a_time(tmp_path):
     workdir = tmp_path / "w"
-    process = start("msr", *RANDOM, "--workdir", str(workdir), cwd=tmp_path)
+    process = start("fuzz", "msr", *RANDOM, "--workdir", str(workdir), cwd=tmp_path)
     try:
         wait_for(lambda: processes(workdir), "a worker")
         done = fuzz(
@@ -289,7 +327,7 @@ def test_a_directory_serves_one_campaign_at_a_time(tmp_path):
         )
     finally:
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
+        end_of(process)
     assert done.returncode == 2
     assert "a campaign is running there" in done.stderr
     resumed = fuzz(

@@ -4,25 +4,31 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from held import DEADLINE_S, Hold, wait_for
+
+HELD_AFTER = 700
+"""Accesses of each campaign process: about half of what the campaigns here make."""
 
 
 class Processes:
-    """A scheduler and two workers without nannies: a worker that dies stays dead."""
+    """A scheduler and two workers without nannies: a worker that dies stays dead. The hosts of
+    `held_hosts.py` wait in `hold`."""
 
     def __init__(self, directory: Path) -> None:
+        self.hold = Hold(directory / "hold", after=HELD_AFTER)
         self._directory = directory
         self._file = directory / "scheduler.json"
         options = ("--scheduler-file", str(self._file), "--host", "127.0.0.1", "--no-dashboard")
         self.scheduler = self._start("scheduler", "--port", "0", *options)
         self.workers: list[subprocess.Popen[bytes]] = []
-        self._wait(self._file.exists, "the scheduler")
+        wait_for(self._file.exists, "the scheduler")
         self.address = json.loads(self._file.read_text())["address"]
         for _ in range(2):
             self.workers.append(
@@ -39,19 +45,14 @@ class Processes:
                 cwd=self._directory,
                 stdout=log,
                 stderr=log,
+                env={**os.environ, **self.hold.environment},
             )
-
-    def _wait(self, condition, what: str) -> None:
-        end = time.monotonic() + 60
-        while not condition():
-            assert time.monotonic() < end, f"never saw {what}"
-            time.sleep(0.05)
 
     def wait_for_workers(self) -> None:
         from distributed import Client
 
-        with Client(self.address, timeout=30) as client:
-            client.wait_for_workers(2, timeout=60)
+        with Client(self.address, timeout=DEADLINE_S) as client:
+            client.wait_for_workers(2, timeout=DEADLINE_S)
 
     def close(self) -> None:
         for process in (*self.workers, self.scheduler):

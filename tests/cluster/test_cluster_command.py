@@ -8,37 +8,18 @@ import importlib.util
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 from cluster_command import PLANTED, guestemu
+from held import HOSTS, end_of, start, wait_for
 
 HAS_DASK = importlib.util.find_spec("distributed") is not None
 needs_dask = pytest.mark.skipif(not HAS_DASK, reason="the extra `cluster` is not installed")
 
 HOST = f"{PLANTED}:ReservedBits"
-EXECS = 6000
-
-
-def wait_for(condition, what: str) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, f"never saw {what}"
-        time.sleep(0.05)
-
-
-def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "guestemu", *arguments],
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+HELD = f"{HOSTS}:HeldReservedBits"
+EXECS = 2000
 
 
 def workers_below(word: str) -> list[int]:
@@ -55,15 +36,18 @@ def workers_below(word: str) -> list[int]:
 @needs_dask
 def test_a_worker_is_killed_half_way_and_the_campaign_ends_whole(cluster, tmp_path):
     process = start(
-        *("fuzz", "msr", "--host", HOST, "--engine", "random", "--seed", "1"),
+        *("fuzz", "msr", "--host", HELD, "--engine", "random", "--seed", "1"),
         *("--execs", str(EXECS), "--cluster", cluster.address, "--workdir", "w", "--json"),
         cwd=tmp_path,
     )
     findings = tmp_path / "w/findings"
     wait_for(lambda: findings.is_dir() and any(findings.glob("*.prog")), "a finding")
+    cluster.hold.wait(2)  # both shares are half way
     cluster.workers[0].kill()
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 1, errors
+    cluster.workers[0].wait()
+    cluster.hold.release()
+    status, output, errors = end_of(process)
+    assert status == 1, errors
     figures = json.loads(output)
     assert figures["executions"] == EXECS
     (finding,) = figures["findings"]
@@ -113,8 +97,8 @@ def test_ctrl_c_on_a_local_cluster_keeps_what_was_found_and_leaves_no_process(tm
     wait_for(lambda: findings.is_dir() and any(findings.glob("*.prog")), "a finding")
     assert workers_below(HOST)
     os.killpg(process.pid, signal.SIGINT)
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    status, output, errors = end_of(process)
+    assert status == 130
     assert "migration-control-wrmsr" in output
     assert errors.strip().splitlines()[-1] == "guestemu: interrupted"
     assert (tmp_path / "w/findings.json").stat().st_size > 10
