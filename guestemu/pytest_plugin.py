@@ -5,6 +5,10 @@ Installed with guestemu (entry point `pytest11`). It does nothing, and imports n
 in a project without such files. `guestemu_programs = false` in the pytest configuration, or
 `-p no:guestemu`, leaves them alone, and so are the programs in a campaign's work directory, which
 expect what is wrong. Programs of one header in a row run in one testbed.
+
+A program may name code as its host (FILE.py:CLASS). It runs only from the directories that
+`guestemu_plugins` in the pytest configuration names, or `plugins` under [tool.guestemu] in the
+project's pyproject.toml.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
 
 _SUFFIX = ".prog"
 _OPTION = "guestemu_programs"
+_PLUGINS = "guestemu_plugins"
 _CAMPAIGN = "campaign.json"
 _BENCH: pytest.StashKey[Bench] = pytest.StashKey()
 
@@ -27,6 +32,7 @@ _BENCH: pytest.StashKey[Bench] = pytest.StashKey()
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The switch."""
     parser.addini(_OPTION, "collect *.prog files as tests", type="bool", default=True)
+    parser.addini(_PLUGINS, "directories of hosts that programs may name", type="paths")
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
@@ -63,12 +69,14 @@ class ProgramItem(pytest.Item):
 
     def runtest(self) -> None:
         """Raises `ProgramFailedError` with every expectation that does not hold."""
+        from guestemu.host.permission import permissions
         from guestemu.replay.suite import Bench, replay_file
 
         stash = self.config.stash
         if _BENCH not in stash:
             stash[_BENCH] = Bench()
-        result = replay_file(self.path, bench=stash[_BENCH])
+        allowed = permissions(self.config.getini(_PLUGINS), self.config.rootpath)
+        result = replay_file(self.path, bench=stash[_BENCH], permissions=allowed)
         lines = [] if result.bad is None else [result.bad]
         for mismatch in result.mismatches:
             lines += [f"expected: {mismatch.expectation}", f"found:    {mismatch.found}"]

@@ -8,13 +8,14 @@ the same state (`reset`), so a program's outcome depends on nothing but the prog
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Final
 
 import msgspec
 from bitarray import bitarray
 
 from guestemu.abi.addresses import PAGE_SHIFT, Gfn, Gva, to_signed
-from guestemu.abi.errors import InputError
+from guestemu.abi.errors import HostFailedError, InputError
 from guestemu.checks import standard_checks
 from guestemu.checks.base import CONVERSION_KINDS, Check, ExitRecord, OpView, Violation
 from guestemu.checks.cache import CacheCheck
@@ -25,7 +26,9 @@ from guestemu.guest.base import CallOutcome, Guest
 from guestemu.guest.registry import GuestSettings, load_guest
 from guestemu.guest_operations import guest_operations
 from guestemu.host.base import GuestFault, Host, Hypercall
+from guestemu.host.permission import Permissions
 from guestemu.host.registry import load_host
+from guestemu.host.userspace.base import VmStopped
 from guestemu.host_operations import host_operations
 from guestemu.machine.cache import CachedRam
 from guestemu.machine.leafmap import Flip
@@ -33,6 +36,10 @@ from guestemu.memory_operations import memory_operations
 from guestemu.migration_operations import DESTINATION_KEY, MakePair, MigrationOperations
 from guestemu.program.ops import Op, OpKind, Region
 from guestemu.program.program import Header, Program
+
+HOST_FAILED: Final = "host-failed"
+"""The name of the violation that a user's host commits by raising, by an answer that is none, and
+by not returning."""
 
 _NOTHING: Final = CallOutcome(0)
 _TO_PRIVATE: Final = frozenset({OpKind.SET_MEMORY_ENCRYPTED, OpKind.EARLY_SET_MEMORY_ENCRYPTED})
@@ -174,8 +181,26 @@ class Testbed:
     def step(
         self, index: int, op: Op, results: list[OpResult] | None, violations: list[Violation]
     ) -> None:
-        """Runs one operation, appends its result (if anybody wants it) and what the checks say."""
-        view = self._begin(index, op, self._range(op))
+        """Runs one operation, appends its result (if anybody wants it) and what the checks say.
+
+        Raises `VmStopped` where the host's user space ends the VM, also after a user's host failed,
+        which is a violation of `HOST_FAILED`.
+        """
+        view: OpView | None = None
+        try:
+            view = self._begin(index, op, self._range(op))
+            self._carry_out(view, results, violations)
+        except HostFailedError as error:
+            self._machine.hooks.clear()
+            violations.append(Violation(HOST_FAILED, index, str(error)))
+            if self.observe is not None and view is not None:
+                self.observe(view)
+            raise VmStopped(f"the host failed: {error}") from error
+
+    def _carry_out(
+        self, view: OpView, results: list[OpResult] | None, violations: list[Violation]
+    ) -> None:
+        op = view.op
         kind = op.kind
         if op.vcpu != self._machine.current.index:
             self.guest.activate(op.vcpu)
@@ -351,6 +376,23 @@ def settings_of(header: Header) -> GuestSettings:
     )
 
 
+def host_of(header: Header) -> Host:
+    """The host that `header` names. Raises `InputError`, also for code that nothing allowed."""
+    return load_host(header.host, header.switches, header.plugin)
+
+
+def with_plugin(program: Program, permissions: Permissions, path: Path) -> Program:
+    """`program`, read from `path`, with the place of the code that its header names, if any.
+
+    Raises `InputError` where `permissions` do not allow it.
+    """
+    plugin = permissions.find(program.header.host, path)
+    if not plugin:
+        return program
+    header = msgspec.structs.replace(program.header, plugin=plugin)
+    return msgspec.structs.replace(program, header=header)
+
+
 def build_testbed(header: Header, host: Host | None = None) -> Testbed:
     """Boots the guest and loads the host that `header` names (or takes `host`).
 
@@ -358,13 +400,13 @@ def build_testbed(header: Header, host: Host | None = None) -> Testbed:
     """
     settings = settings_of(header)
     if settings.guest.startswith("linux:") or host is not None:
-        return Testbed(load_guest(settings), host or load_host(header.host, header.switches))
+        return Testbed(load_guest(settings), host or host_of(header))
 
     def destination() -> tuple[Guest, Host]:
         moved = msgspec.structs.replace(settings, key=DESTINATION_KEY)
-        return load_guest(moved), load_host(header.host, header.switches)
+        return load_guest(moved), host_of(header)
 
-    loaded = load_host(header.host, header.switches)
+    loaded = host_of(header)
     return Testbed(load_guest(settings), loaded, destination=destination)
 
 

@@ -15,8 +15,17 @@ class MissingError(GuestemuError):
 
 
 class PluginError(InputError):
-    """A user's host or guest plug-in raised, or lacks a part of the interface."""
+    """A user's host or guest plug-in cannot be loaded, or lacks a part of the interface."""
+
+
+class HostFailedError(GuestemuError):
+    """A user's host failed while it answered a guest: it raised, returned what is no answer, or did
+    not return. A finding, whose defect is the host's: exit status 1."""
 
 
 class EngineError(GuestemuError):
     """The CPU emulator refused a call or ended in a state it should not reach."""
+
+
+class TimeUp(BaseException):
+    """The wall-clock bound of a program ran out. No `Exception`: no host may catch it."""

@@ -25,6 +25,7 @@ from guestemu.campaign.store import CampaignRecord, Store
 from guestemu.campaign.supervisor import Supervisor
 from guestemu.campaign.targets import Target, find_target
 from guestemu.campaign.worker import WorkerConfig
+from guestemu.host.permission import named_by_user
 from guestemu.program.ops import OpKind
 from guestemu.program.program import Header
 from guestemu.program.table import op_table
@@ -80,7 +81,7 @@ def header_of(target: Target, options: Options) -> Header:
     """
     chosen: dict[str, str | int] = {}
     if options.host is not None:
-        chosen["host"] = options.host
+        chosen["host"], chosen["plugin"] = named_by_user(options.host)
     if options.guest is not None:
         chosen["guest"] = options.guest
     if options.cbit is not None:

@@ -23,7 +23,7 @@ from guestemu.campaign.journal import (
 )
 from guestemu.campaign.store import Store
 from guestemu.checks.base import Violation
-from guestemu.findings.explain import comment_of
+from guestemu.findings.explain import comment_of, run_command
 from guestemu.findings.identify import Case, Finding
 from guestemu.program.binary import encode_ops
 from guestemu.program.ops import Op
@@ -126,5 +126,5 @@ class Filing:
     def _save(self, store: Store, finding: Finding) -> None:
         where = f"a campaign on target {self._executor.target.name}"
         path = store.finding_path(finding.key)
-        comment = comment_of(finding, where, f"guestemu run {path}")
+        comment = comment_of(finding, where, run_command(str(path), self._executor.header))
         store.save_finding(finding.key, finding.program(self._executor.header), comment)

@@ -70,8 +70,9 @@ def collect(
     return [data for _, data in sorted(found.items(), key=lambda item: (len(item[1]), item[0]))]
 
 
-def make_executor(record: CampaignRecord, feedback: Feedback) -> Executor:
-    """The testbed of a campaign, from its record. Raises `InputError`."""
+def make_executor(record: CampaignRecord, feedback: Feedback, plugin: str = "") -> Executor:
+    """The testbed of a campaign, from its record; `plugin` is the path of a host of the user's.
+    Raises `InputError`."""
     target = find_target(record.target)
     header = msgspec.structs.replace(
         target.header,
@@ -79,6 +80,7 @@ def make_executor(record: CampaignRecord, feedback: Feedback) -> Executor:
         host=record.host,
         cbit=record.cbit,
         memory=record.memory,
+        plugin=plugin,
     )
     return Executor(target, header, target.kinds_with(record.faults), feedback)
 

@@ -21,7 +21,7 @@ from typing import Final, NoReturn
 
 import msgspec
 
-from guestemu.abi.errors import InputError, MissingError
+from guestemu.abi.errors import HostFailedError, InputError, MissingError
 from guestemu.campaign.bounds import Bounds
 from guestemu.campaign.engines import ENGINES
 from guestemu.campaign.session import LENGTH_SIZE, Plan, Report, Session
@@ -112,6 +112,8 @@ class _Pipe:
 
 
 def _failure(error: BaseException) -> Failure:
+    if isinstance(error, HostFailedError):
+        return Failure(str(error), is_input=True, is_missing=False)
     if isinstance(error, InputError | MissingError):
         return Failure(str(error), isinstance(error, InputError), isinstance(error, MissingError))
     traceback.print_exception(error)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from guestemu.campaign.campaign import Options
     from guestemu.cluster.dask import Cluster
     from guestemu.explore.confirm import Judge
+    from guestemu.host.permission import Permissions
     from guestemu.replay.suite import Result
 
 MAX_WORKERS: Final = 1 << 16
@@ -84,6 +85,7 @@ def replay(
     programs: Sequence[Path],
     jobs: int | None,
     record: bool,
+    allowed: Permissions,
     watch: Callable[[Result], None] | None,
 ) -> tuple[Result, ...]:
     """Replays programs on the cluster's workers. Raises `InputError` for --record, which writes
@@ -96,7 +98,7 @@ def replay(
     check_jobs(address, jobs)
     with Cluster(address, jobs or _cores()) as cluster:
         threads = sum(workers_of(cluster).values())
-        return replay_on(cluster, threads, programs, watch)
+        return replay_on(cluster, threads, programs, allowed, watch)
 
 
 @contextmanager

@@ -136,10 +136,12 @@ def _driver(request: Request, observers: tuple[Observer, ...]) -> DmaRun:
         generation = request.guest.removeprefix(PREFIX)
         return ModelRun(generation, request.memory, observers, options=options)
     from guestemu.dma.emulate import Emulation
+    from guestemu.host.permission import named_by_user
     from guestemu.program.program import Header
     from guestemu.testbed import build_testbed
 
-    header = Header(guest=request.guest, host=request.host, memory=request.memory)
+    host, plugin = named_by_user(request.host)
+    header = Header(guest=request.guest, host=host, memory=request.memory, plugin=plugin)
     return Emulation(build_testbed(header), observers=observers, options=options)
 
 

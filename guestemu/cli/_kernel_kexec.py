@@ -34,6 +34,7 @@ def run_kexec(request: KexecRequest) -> KexecReport:
     from guestemu.abi.errors import InputError
     from guestemu.guest.linux.images import find_image
     from guestemu.guest.linux.load import LOADER, linux_config
+    from guestemu.host.permission import named_by_user
     from guestemu.host.registry import load_host
     from guestemu.kernel.arguments import parse_number
     from guestemu.kernel.kexec import kexec
@@ -41,7 +42,7 @@ def run_kexec(request: KexecRequest) -> KexecReport:
     if request.sev == "snp":
         raise InputError("sev snp: kexec is modelled for sev and es, without page states")
     hole = parse_number(request.hole, "--hole") if request.hole else 0
-    host = load_host(request.host)
+    host = load_host(request.host, plugin=named_by_user(request.host)[1])
     image = find_image(request.image)
     new = LOADER.kernel(find_image(request.to) if request.to else image)
     config = linux_config(request.memory, request.cbit, request.sev)

@@ -25,6 +25,16 @@ HostName: TypeAlias = Annotated[
         "compares several.",
     ),
 ]
+Plugins: TypeAlias = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--plugins",
+        metavar="DIR",
+        help="Programs may name hosts (FILE.py:CLASS) in this directory, whose code then runs; "
+        "repeatable.  [default: tool.guestemu.plugins in pyproject.toml]",
+        show_default=False,
+    ),
+]
 Sev: TypeAlias = Annotated[str | None, typer.Option("--sev", metavar="sev", help="SEV feature.")]
 CBit: TypeAlias = Annotated[
     int | None, typer.Option("--cbit", metavar="BIT", help="Position of the C-bit, 32 to 51.")

@@ -18,7 +18,8 @@ _OVERRIDE_LINE = 1
 class Overrides(msgspec.Struct, frozen=True):
     """What the command line says instead of the program's header; None: as the header says.
 
-    `memory` in MiB; `faults` are operations in text form that run before the program's own.
+    `memory` in MiB; `faults` are operations in text form that run before the program's own;
+    `plugins` the directories whose code the program may name as its host.
     """
 
     guest: str | None = None
@@ -27,35 +28,43 @@ class Overrides(msgspec.Struct, frozen=True):
     cbit: int | None = None
     memory: int | None = None
     faults: tuple[str, ...] = ()
+    plugins: tuple[Path, ...] = ()
 
 
 def load(path: Path, overrides: Overrides) -> Program:
     """The program in `path` with the overrides applied, without its expectations, which are about
-    the program as it is in the file. Raises `InputError` for either."""
+    the program as it is in the file. Raises `InputError` for either, and for a host that is code
+    which the user neither named nor allowed."""
     from guestemu.program.text import load_program
 
     program = load_program(path)
-    header = _header(program.header, overrides)
+    header = _header(program.header, overrides, path)
     faults = tuple(_fault(text, header) for text in overrides.faults)
     return msgspec.structs.replace(
         program, header=header, ops=faults + program.ops, expectations=()
     )
 
 
-def _header(header: Header, overrides: Overrides) -> Header:
+def _header(header: Header, overrides: Overrides, path: Path) -> Header:
     from guestemu.abi.errors import InputError
+    from guestemu.host.permission import named_by_user, permissions
 
     if overrides.host is not None and "," in overrides.host:
         raise InputError(
             f"--host {overrides.host}: this verb takes one host; `guestemu run` compares several"
         )
-    host = overrides.host or header.host
+    if overrides.host is not None:
+        host, plugin = named_by_user(overrides.host)
+    else:
+        host = header.host
+        plugin = permissions(overrides.plugins).find(host, path)
     return msgspec.structs.replace(
         header,
         guest=overrides.guest or header.guest,
         host=host,
         # repairs belong to the header's own host
         switches=header.switches if host == header.host else (),
+        plugin=plugin,
         sev=header.sev if overrides.sev is None else _sev(overrides.sev),
         cbit=header.cbit if overrides.cbit is None else overrides.cbit,
         memory=header.memory if overrides.memory is None else overrides.memory,

@@ -20,7 +20,7 @@ import sys
 import traceback
 from typing import Final, Protocol, runtime_checkable
 
-from guestemu.abi.errors import InputError, MissingError, PluginError
+from guestemu.abi.errors import HostFailedError, InputError, MissingError
 
 EXIT_OK: Final = 0
 EXIT_FINDINGS: Final = 1
@@ -73,8 +73,10 @@ def describe(error: BaseException) -> tuple[int, str]:
     match error:
         case KeyboardInterrupt():
             return EXIT_INTERRUPTED, "interrupted"
-        case PluginError() | InputError():
+        case InputError():
             return EXIT_INPUT, str(error)
+        case HostFailedError():
+            return EXIT_FINDINGS, str(error)
         case MissingError():
             return EXIT_MISSING, str(error)
         case MemoryError():

@@ -52,9 +52,10 @@ def _list(as_json: bool) -> int:
 
 def _check(spec: str, as_json: bool) -> int:
     from guestemu.host.conformance import CHECKS, check_host
+    from guestemu.host.permission import named_by_user
     from guestemu.host.registry import load_host
 
-    failures = check_host(load_host(spec))
+    failures = check_host(load_host(spec, plugin=named_by_user(spec)[1]))
     if as_json:
         console.emit_json({"host": spec, "checks": sorted(CHECKS), "failures": failures})
     else:

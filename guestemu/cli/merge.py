@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from guestemu.cli import console
-from guestemu.cli._options import AsJson
+from guestemu.cli._options import AsJson, Plugins
 
 
 def command(
@@ -24,6 +24,7 @@ def command(
         Path | None,
         typer.Option("-o", "--output", metavar="DIR", help="Write there, leave WORKDIR alone."),
     ] = None,
+    plugins: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
     """Keep of a corpus the shortest inputs that cover all of it.
@@ -50,6 +51,7 @@ def command(
     from guestemu.campaign.store import Store
     from guestemu.campaign.targets import find_target
     from guestemu.cli._step_progress import StepProgress
+    from guestemu.host.permission import permissions
 
     store = Store.open(workdir)
     try:
@@ -57,7 +59,8 @@ def command(
         record = store.read_record()
         kinds = find_target(record.target).kinds_with(record.faults)
         bring_up_to_date(store, kinds)
-        executor = make_executor(record, feedback)
+        plugin = permissions(plugins).find(record.host, workdir / "campaign.json")
+        executor = make_executor(record, feedback, plugin)
         inputs = collect([workdir, *(more or ())], store.deadly_inputs(), kinds)
         with StepProgress(len(inputs)) as progress:
             merged = minimise_corpus(executor, feedback, inputs, progress.advance)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from guestemu.cli import console
-from guestemu.cli._options import AsJson, GuestName, HostName, ProgramPath
+from guestemu.cli._options import AsJson, GuestName, HostName, Plugins, ProgramPath
 
 
 def command(
@@ -26,6 +26,7 @@ def command(
     ] = None,
     guest: GuestName = None,
     host: HostName = None,
+    plugins: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a program as small as it gets while it shows the same finding.
@@ -42,16 +43,18 @@ def command(
     """
     from guestemu.campaign.store import write_atomically
     from guestemu.cli._program import Overrides, load
-    from guestemu.findings.explain import comment_of
+    from guestemu.findings.explain import comment_of, run_command
     from guestemu.findings.single import choose, findings_of
     from guestemu.program.text import format_text
 
-    loaded = load(program, Overrides(guest, host, None, None, None, ()))
+    loaded = load(program, Overrides(guest, host, plugins=tuple(plugins or ())))
     findings = findings_of(loaded)
     chosen = choose(findings, key, str(program))
     smallest = chosen.program(loaded.header)
     place = "PROGRAM" if output is None else str(output)
-    text = format_text(smallest, comment_of(chosen, str(program), f"guestemu run {place}"))
+    text = format_text(
+        smallest, comment_of(chosen, str(program), run_command(place, loaded.header))
+    )
     if output is not None:
         write_atomically(output, text.encode())
     if as_json:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from guestemu.cli import console
-from guestemu.cli._options import AsJson, Cluster
+from guestemu.cli._options import AsJson, Cluster, Plugins
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_INPUT, EXIT_OK
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def command(
         bool,
         typer.Option("--record", help="Write what happens as the expectation instead of judging."),
     ] = False,
+    plugins: Plugins = None,
     cluster: Cluster = None,
     as_json: AsJson = False,
 ) -> int:
@@ -60,20 +61,22 @@ def command(
 
       guestemu replay --cluster tcp://192.0.2.1:8786 corpora
     """
+    from guestemu.host.permission import permissions
     from guestemu.replay.files import find_programs
     from guestemu.replay.junit import write_junit
     from guestemu.replay.sarif import write_sarif
     from guestemu.replay.suite import replay_all
 
     programs = find_programs(paths)
+    allowed = permissions(plugins)
     start = time.perf_counter()
     watch = _progress(len(programs))
     if cluster is not None:
         from guestemu.cli._cluster import replay
 
-        results = replay(cluster, programs, jobs, record, watch)
+        results = replay(cluster, programs, jobs, record, allowed, watch)
     else:
-        results = replay_all(programs, jobs or _jobs(len(programs)), record, watch)
+        results = replay_all(programs, jobs or _jobs(len(programs)), record, watch, allowed)
     seconds = time.perf_counter() - start
     if junit is not None:
         write_junit(junit, results, seconds)

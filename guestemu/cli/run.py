@@ -16,6 +16,7 @@ from guestemu.cli._options import (
     GuestName,
     HostName,
     Memory,
+    Plugins,
     ProgramPath,
     Sev,
 )
@@ -42,6 +43,7 @@ def command(
         Path | None,
         typer.Option("--trace", metavar="OUT.jsonl", help="Write every event as a JSON line."),
     ] = None,
+    plugins: Plugins = None,
     as_json: AsJson = False,
 ) -> int:
     """Run one program as its header says and tell what every operation did.
@@ -69,9 +71,11 @@ def command(
     if host is not None and "," in host:
         from guestemu.cli import _lockstep
 
-        loaded = load(program, Overrides(guest, None, sev, cbit, memory, tuple(fault or ())))
+        first = host.partition(",")[0]
+        loaded = load(program, Overrides(guest, first, sev, cbit, memory, tuple(fault or ())))
         return _lockstep.command(loaded, host, trace, as_json)
-    loaded = load(program, Overrides(guest, host, sev, cbit, memory, tuple(fault or ())))
+    allowed = tuple(plugins or ())
+    loaded = load(program, Overrides(guest, host, sev, cbit, memory, tuple(fault or ()), allowed))
     run = run_program(loaded)
     events = list(events_of(run))
     if trace is not None:

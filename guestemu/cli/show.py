@@ -15,6 +15,7 @@ from guestemu.cli._options import (
     GuestName,
     HostName,
     Memory,
+    Plugins,
     ProgramPath,
     Sev,
 )
@@ -42,6 +43,7 @@ def command(
     cbit: CBit = None,
     memory: Memory = None,
     fault: Faults = None,
+    plugins: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
     """Explain a program: each operation, what it did, and the guest functions that did it.
@@ -58,7 +60,8 @@ def command(
     from guestemu.cli._program import Overrides, load
     from guestemu.trace.shown import show_program
 
-    loaded = load(program, Overrides(guest, host, sev, cbit, memory, tuple(fault or ())))
+    allowed = tuple(plugins or ())
+    loaded = load(program, Overrides(guest, host, sev, cbit, memory, tuple(fault or ()), allowed))
     run, shown = show_program(loaded, depth, instructions)
     if as_json:
         console.emit_json({"ops": [_object(run, index, op) for index, op in enumerate(shown)]})

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from guestemu.cli import console
-from guestemu.cli._options import AsJson
-from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
+from guestemu.cli._options import AsJson, Plugins
+from guestemu.cli.errors import EXIT_FINDINGS, EXIT_INPUT, EXIT_OK
 
 if TYPE_CHECKING:
     from guestemu.findings.triage import Triaged
@@ -25,6 +25,7 @@ def command(
         bool,
         typer.Option("--write/--no-write", help="Put KEY.md and test_KEY.py beside each program."),
     ] = True,
+    plugins: Plugins = None,
     as_json: AsJson = False,
 ) -> int:
     """Group the findings of campaigns by cause, and explain each.
@@ -33,7 +34,7 @@ def command(
     as gone. Beside each program go KEY.md (what was expected, by which fact, what happened, the
     guest's code) and test_KEY.py, which fails as long as the defect is there.
 
-    Exit status 0: nothing is wrong (any more); 1: findings.
+    Exit status 0: nothing is wrong (any more); 1: findings; 2: a program could not be run.
 
     For example:
 
@@ -43,13 +44,16 @@ def command(
     """
     from guestemu.cli._step_progress import StepProgress
     from guestemu.findings.triage import programs_in, triage
+    from guestemu.host.permission import permissions
 
     with StepProgress(programs_in(workdirs)) as progress:
-        found = triage(workdirs, write, progress.advance)
+        found = triage(workdirs, write, permissions(plugins), progress.advance)
     if as_json:
         console.emit_json({"findings": found})
     else:
         _tell(found)
+    if any(entry.state.startswith("error") for entry in found):
+        return EXIT_INPUT
     return EXIT_FINDINGS if any(entry.state != "gone" for entry in found) else EXIT_OK
 
 
@@ -68,5 +72,5 @@ def _tell(found: list[Triaged]) -> None:
             console.emit(f"  {entry.message}{fact}")
         for place in entry.places:
             console.emit(f"  {place}")
-        for program in entry.programs:
-            console.emit(f"  guestemu run {program}")
+        for command in entry.commands:
+            console.emit(f"  {command}")

@@ -24,6 +24,7 @@ from guestemu.cluster.wire import identity
 from guestemu.explore.model import Verdict
 from guestemu.explore.programs import LinkKind, interleaving_ops
 from guestemu.explore.witness import Witness
+from guestemu.host.permission import Permissions
 from guestemu.program.program import Header, Program
 from guestemu.program.text import format_text
 from guestemu.replay.suite import Result, batches, died, replay_file
@@ -48,10 +49,12 @@ def replay_on(
     cluster: Cluster,
     threads: int,
     paths: Sequence[Path],
+    permissions: Permissions,
     progress: Callable[[Result], None] | None = None,
 ) -> tuple[Result, ...]:
-    """Replays the files at `paths` on the workers of `cluster`, which need not have them; results
-    in their order. A program that kills its process twice, the second time alone, fails."""
+    """Replays the files at `paths` on the workers of `cluster`, which need not have them, only the
+    code that `permissions` allow as hosts, at the same places; results in their order. A program
+    that kills its process twice, the second time alone, fails."""
     done: dict[Path, Result] = {}
 
     def take(path: Path, result: Result) -> None:
@@ -59,10 +62,13 @@ def replay_on(
         if progress is not None:
             progress(result)
 
+    plugins = [str(directory) for directory in permissions.directories]
     parts = batches(paths, threads)
     while True:
         readable = [_readable(part, take) for part in parts]
-        work = [ReplayBatch([(str(p), data) for p, data in part]) for part in readable]
+        work = [
+            ReplayBatch([(str(path), data) for path, data in part], plugins) for part in readable
+        ]
         for number, answer in run_batches(cluster, work):
             for (path, _), result in zip(readable[number], answer.results, strict=False):
                 take(path, result)

@@ -12,6 +12,7 @@ import os
 import select
 import signal
 import sys
+from pathlib import Path
 from typing import Final
 
 from guestemu.abi.errors import InputError, MissingError
@@ -26,6 +27,7 @@ from guestemu.cluster.jobs import (
     write_frame,
 )
 from guestemu.cluster.wire import identity
+from guestemu.host.permission import Permissions
 from guestemu.program.text import parse_bytes
 from guestemu.replay.suite import Bench, replay_bytes
 
@@ -45,7 +47,8 @@ def _die_with_parent() -> None:
 
 def replay(number: int, batch: ReplayBatch, bench: Bench) -> Answer:
     """Judges every file."""
-    return Answer(number, [replay_bytes(name, data, bench) for name, data in batch.files])
+    allowed = Permissions(tuple(map(Path, batch.plugins)))
+    return Answer(number, [replay_bytes(name, data, bench, allowed) for name, data in batch.files])
 
 
 def run(number: int, batch: RunBatch, bench: Bench) -> Answer:

@@ -21,9 +21,11 @@ from guestemu.replay.suite import Result
 
 
 class ReplayBatch(msgspec.Struct, frozen=True, tag="replay"):
-    """Programs to be judged by their expectations: name and text of each file."""
+    """Programs to be judged by their expectations: name and text of each file. `plugins` are the
+    directories whose code they may name as hosts."""
 
     files: list[tuple[str, bytes]]
+    plugins: list[str] = []
 
 
 class RunBatch(msgspec.Struct, frozen=True, tag="run"):

@@ -14,8 +14,9 @@ from typing import Final
 
 import msgspec
 
-from guestemu.findings.explain import words_of
+from guestemu.findings.explain import run_command, words_of
 from guestemu.findings.identify import Finding
+from guestemu.host.permission import shown_path
 from guestemu.program.op_text import format_op
 from guestemu.program.program import Program
 from guestemu.program.text import format_text
@@ -70,7 +71,7 @@ def _explanation(
         yield ""
     yield "Reproduce:"
     yield ""
-    yield f"    guestemu run {path}"
+    yield f"    {run_command(str(path), header)}"
     yield ""
     yield "## What happens"
     yield ""
@@ -103,16 +104,24 @@ def _told(run: Run, index: int, text: str, shown: tuple[ShownOp, ...]) -> Iterat
 def _test(finding: Finding, program: Program) -> str:
     violation = finding.violation
     plain = msgspec.structs.replace(program, expectations=())
-    text = format_text(plain).rstrip("\n")
+    text = format_text(plain).rstrip("\n").replace("\\", "\\\\")
     name = finding.key.replace("-", "_")
     message = violation.message.replace("\\", "\\\\").replace('"', "'")
+    imports = testbed = allow = ""
+    if program.header.plugin:
+        place = shown_path(str(Path(program.header.plugin).parent))
+        imports = "from pathlib import Path\n\nfrom guestemu.host.permission import permissions\n"
+        testbed = "from guestemu.testbed import with_plugin\n"
+        allow = (
+            f"    program = with_plugin(program, permissions([Path({place!r})]), Path(__file__))\n"
+        )
     return f'''"""Fails as long as the defect {finding.key} is there.
 
 {message}
 """
 
-from guestemu.program.text import parse_text
-from guestemu.trace.run import run_program
+{imports}from guestemu.program.text import parse_text
+{testbed}from guestemu.trace.run import run_program
 
 PROGRAM = """\\
 {text}
@@ -120,7 +129,8 @@ PROGRAM = """\\
 
 
 def test_{name}() -> None:
-    run = run_program(parse_text(PROGRAM, "{finding.key}.prog"))
+    program = parse_text(PROGRAM, "{finding.key}.prog")
+{allow}    run = run_program(program)
     found = [v.message for v in run.outcome.violations if v.check == "{violation.check}"]
     assert found == []
 '''

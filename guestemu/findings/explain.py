@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import shlex
+
 from guestemu.abi.facts import cite
 from guestemu.checks.base import Violation
 from guestemu.findings.identify import Finding
+from guestemu.host.permission import option_words
+from guestemu.program.program import Header
 from guestemu.trace.explain import explain
 
 
@@ -18,6 +22,11 @@ def words_of(violation: Violation) -> list[str]:
     if why:
         lines.append(why)
     return lines
+
+
+def run_command(path: str, header: Header) -> str:
+    """The command line that runs the program at `path`, whose host may be code of the user's."""
+    return shlex.join(["guestemu", "run", path, *option_words(header.plugin)])
 
 
 def comment_of(finding: Finding, where: str, command: str) -> str:

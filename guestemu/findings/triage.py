@@ -18,21 +18,25 @@ from guestemu.campaign.findings import FindingCount
 from guestemu.campaign.readings import finding_programs, read_campaign
 from guestemu.campaign.store import write_atomically
 from guestemu.findings.bundle import make_bundle
+from guestemu.findings.explain import run_command
 from guestemu.findings.identify import Finding, digest_of
 from guestemu.findings.single import findings_of
-from guestemu.program.program import Program
+from guestemu.host.permission import Permissions
+from guestemu.program.program import Header, Program
 from guestemu.program.text import load_program
+from guestemu.testbed import with_plugin
 
 
 class Triaged(msgspec.Struct, frozen=True):
     """One defect over all campaigns. `programs` are the files that show it, the first is to be
-    read; `places` the suspected host code; `state`: "shown", "gone" (no check fails any more) or
-    "error: WHY" (the program cannot be run)."""
+    read, and `commands` run them; `places` the suspected host code; `state`: "shown", "gone" (no
+    check fails any more) or "error: WHY" (the program cannot be run)."""
 
     key: str
     check: str
     program: str
     programs: tuple[str, ...]
+    commands: tuple[str, ...]
     count: int
     first_seen_s: float
     message: str
@@ -51,9 +55,15 @@ class _Group(msgspec.Struct):
     program: Program | None = None
 
 
-def triage(workdirs: Sequence[Path], writing: bool, advance: Callable[[], None]) -> list[Triaged]:
+def triage(
+    workdirs: Sequence[Path],
+    writing: bool,
+    permissions: Permissions,
+    advance: Callable[[], None],
+) -> list[Triaged]:
     """The defects that campaigns found, those met most first; `writing` puts explanation and test
-    beside the first program of each. `advance` is called after each program.
+    beside the first program of each. `permissions` say which hosts of the user's may run. `advance`
+    is called after each program.
 
     Raises `InputError` for a directory that is no campaign.
     """
@@ -61,7 +71,7 @@ def triage(workdirs: Sequence[Path], writing: bool, advance: Callable[[], None])
     for workdir in workdirs:
         counts = {found.key: found for found in read_campaign(workdir).findings}
         for path in finding_programs(workdir):
-            group = _look(path, counts.get(path.stem))
+            group = _look(path, counts.get(path.stem), permissions)
             known = groups.setdefault(digest_of(group.key), group)
             if known is not group:
                 known.paths += group.paths
@@ -79,10 +89,10 @@ def programs_in(workdirs: Sequence[Path]) -> int:
     return sum(len(finding_programs(workdir)) for workdir in workdirs)
 
 
-def _look(path: Path, count: FindingCount | None) -> _Group:
+def _look(path: Path, count: FindingCount | None, permissions: Permissions) -> _Group:
     counts = [] if count is None else [count]
     try:
-        program = load_program(path)
+        program = with_plugin(load_program(path), permissions, path)
         findings = findings_of(msgspec.structs.replace(program, expectations=()))
     except GuestemuError as error:
         return _Group(path.stem, f"error: {error}", [path], counts)
@@ -111,6 +121,10 @@ def _triaged(group: _Group) -> Triaged:
         check=group.key.partition("-")[0] if finding is None else finding.violation.check,
         program=str(group.paths[0]),
         programs=tuple(map(str, group.paths)),
+        commands=tuple(
+            run_command(str(path), group.program.header if group.program else Header())
+            for path in group.paths
+        ),
         count=merged[0].count if merged else 0,
         first_seen_s=merged[0].first_seen_s if merged else 0.0,
         message="" if finding is None else finding.violation.message,

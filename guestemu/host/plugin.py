@@ -2,23 +2,23 @@
 """A user's own host, loaded from FILE.py:CLASS.
 
 The class has the interface of `guestemu.host.base.Host` (deriving from it is the easy way to have
-the optional parts). Everything that goes wrong in it, while loading or during a run, is reported
-as a `PluginError` that names the user's file and line.
+the optional parts). What goes wrong while it is loaded is a `PluginError` that names the user's
+file and line; what goes wrong during a run is a `HostFailedError` (plugin_guard.py).
 """
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Final
 
-from guestemu.abi.errors import PluginError
+from guestemu.abi.errors import InputError, PluginError
 from guestemu.host.base import Host
+from guestemu.host.permission import REMEDY, file_of, shown_path
 from guestemu.host.plugin_guard import PluginHost, describe, place_of
+from guestemu.host.plugin_import import import_file
 
 _METHODS: Final = {
     "reset": ("frames",),
@@ -29,44 +29,27 @@ _METHODS: Final = {
 }
 
 
-def is_plugin_spec(spec: str) -> bool:
-    """Whether `spec` has the form FILE.py:CLASS."""
-    return spec.rpartition(":")[0].endswith(".py") or spec.endswith(".py")
+def load_plugin(spec: str, plugin: str, switches: tuple[str, ...] = ()) -> Host:
+    """The host of FILE.py:CLASS, wrapped so that its failures become `HostFailedError`.
 
-
-def load_plugin(spec: str, switches: tuple[str, ...] = ()) -> Host:
-    """The host of FILE.py:CLASS, wrapped so that its failures become `PluginError`.
-
-    `switches` are passed to the class only if there are any. Raises `PluginError` for a file that
-    cannot be imported, a class that is not there or lacks a part of the interface.
+    `plugin` is the file's path, as `permission` gave it. `switches` are passed to the class only if
+    there are any. Raises `InputError` without a path, and `PluginError` for a file that cannot be
+    imported, a class that is not there or lacks a part of the interface.
     """
-    file_name, _, class_name = spec.rpartition(":")
-    if not file_name.endswith(".py"):
+    if not plugin:
+        raise InputError(f"host {spec}: is code, and nothing here allows it; {REMEDY}")
+    class_name = spec.removeprefix(file_of(spec)).removeprefix(":")
+    path = Path(shown_path(plugin))
+    if not class_name:
         raise PluginError(f"host {spec}: no class named; write {spec}:CLASS")
-    path = Path(file_name)
-    module = _import(path)
+    if path.suffix != ".py":
+        raise PluginError(f"host {spec}: cannot be loaded; write FILE.py:CLASS")
+    module = import_file(path)
     host_class = getattr(module, class_name, None)
     if not inspect.isclass(host_class):
         raise PluginError(f"{path}: no class {class_name!r}; {_classes_text(module)}")
     _check_interface(path, host_class)
     return PluginHost(path, _instantiate(path, host_class, switches))
-
-
-def _import(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise PluginError(f"{path}: no such file; --host takes FILE.py:CLASS")
-    name = f"guestemu_plugin_{path.stem}"
-    module_spec = importlib.util.spec_from_file_location(name, path)
-    if module_spec is None or module_spec.loader is None:
-        raise PluginError(f"{path}: cannot be imported as Python; give a .py file")
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[name] = module
-    try:
-        module_spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise PluginError(f"{place_of(path, error)}: import failed: {describe(error)}") from error
-    return module
 
 
 def _classes_text(module: ModuleType) -> str:
@@ -107,7 +90,9 @@ def _instantiate(path: Path, host_class: type[object], switches: tuple[str, ...]
     construct: Callable[..., object] = host_class
     try:
         return construct(switches) if switches else construct()
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise PluginError(
             f"{place_of(path, error)}: {host_class.__name__}() failed: {describe(error)}; "
             f"it must work without arguments{', or with a tuple of switches' if switches else ''}"

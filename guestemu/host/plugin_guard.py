@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The guard around a user's host: its failures during a run become `PluginError`.
+"""The guard around a user's host: its failures during a run become `HostFailedError`.
 
-Each message names the plug-in's file and line, so the user need not read a traceback of ours.
+Each message names the plug-in's file and line, so the user need not read a traceback of ours. What
+a host raises to end the process (SystemExit) is a failure like any other.
 """
 
 from __future__ import annotations
@@ -9,16 +10,18 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Final, TypeVar
 
 from bitarray import bitarray
 
 from guestemu.abi.addresses import U64_MASK
-from guestemu.abi.errors import PluginError
+from guestemu.abi.errors import HostFailedError, TimeUp
 from guestemu.host.base import GuestFault, Host, Hypercall, MapGpaRange, VcpuAccess
 from guestemu.host.userspace.base import VmStopped
 
 _T = TypeVar("_T")
+_MAY_FAULT: Final = frozenset({"rdmsr", "wrmsr"})
+_SHOWN: Final = 60
 
 
 def place_of(path: Path, error: BaseException) -> str:
@@ -39,15 +42,32 @@ def _is(file_name: str, path: Path) -> bool:
 
 def describe(error: BaseException) -> str:
     """The exception's type and text on one line."""
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # of the plug-in's own __str__
+        text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _shown(value: object) -> str:
+    """A value on a line; its type where its own repr cannot be had."""
+    if isinstance(value, int) and value.bit_length() > 8 * _SHOWN:
+        return f"an int of {value.bit_length()} bits"
+    try:
+        return f"{value!r:.60}"
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        return f"a {type(value).__name__}"
 
 
 class PluginHost(Host):
     """A user's host behind a guard.
 
-    `GuestFault` and `VmStopped` pass; any other exception and any value of the wrong type or
-    range becomes a `PluginError` with the plug-in's file and line.
+    `VmStopped` passes, `GuestFault` of an MSR access too; any other exception and any value of the
+    wrong type or range becomes a `HostFailedError` with the plug-in's file and line.
     """
 
     name: ClassVar[str] = "plugin"
@@ -66,14 +86,19 @@ class PluginHost(Host):
     def _call(self, name: str, *arguments: object) -> object:
         try:
             return self._method(name)(*arguments)
-        except (GuestFault, VmStopped, PluginError):
+        except (VmStopped, HostFailedError, KeyboardInterrupt):
             raise
-        except Exception as error:
-            place = place_of(self._path, error)
-            raise PluginError(
-                f"{place}: {type(self._plugin).__name__}.{name} raised {describe(error)}; "
-                "a host may raise only GuestFault"
-            ) from error
+        except BaseException as error:
+            if isinstance(error, GuestFault) and name in _MAY_FAULT:
+                raise
+            raise self._failed(name, error) from error
+
+    def _failed(self, name: str, error: BaseException) -> HostFailedError:
+        where = f"{place_of(self._path, error)}: {type(self._plugin).__name__}.{name}"
+        if isinstance(error, TimeUp):
+            return HostFailedError(f"{where} did not return: {error}")
+        remedy = "a host may raise only GuestFault, for an MSR that it does not have"
+        return HostFailedError(f"{where} raised {describe(error)}; {remedy}")
 
     def _place_of(self, name: str) -> str:
         code = getattr(getattr(type(self._plugin), name, None), "__code__", None)
@@ -84,10 +109,10 @@ class PluginHost(Host):
             return value
         raise self._wrong(name, value, wanted)
 
-    def _wrong(self, name: str, value: object, wanted: str) -> PluginError:
+    def _wrong(self, name: str, value: object, wanted: str) -> HostFailedError:
         class_name = type(self._plugin).__name__
-        return PluginError(
-            f"{self._place_of(name)}: {class_name}.{name} returned {value!r:.60}; return {wanted}"
+        return HostFailedError(
+            f"{self._place_of(name)}: {class_name}.{name} returned {_shown(value)}; return {wanted}"
         )
 
     def _u64(self, name: str, value: object) -> int:
@@ -143,10 +168,10 @@ class PluginHost(Host):
     def _attribute(self, name: str) -> object:
         try:
             return getattr(self._plugin, name, 0)
-        except Exception as error:
-            place = place_of(self._path, error)
-            class_name = type(self._plugin).__name__
-            raise PluginError(f"{place}: {class_name}.{name} raised {describe(error)}") from error
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            raise self._failed(name, error) from error
 
     def inject_answer(self, value: int, count: int) -> None:
         """Passes on; NotImplementedError where the plug-in has no injection."""
@@ -161,7 +186,7 @@ class PluginHost(Host):
             raise NotImplementedError(f"{self._path}: {type(self._plugin).__name__} has no {name}")
         try:
             self._call(name, *arguments)
-        except PluginError as error:
+        except HostFailedError as error:
             if isinstance(error.__cause__, NotImplementedError):
                 raise NotImplementedError(str(error.__cause__)) from error
             raise

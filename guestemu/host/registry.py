@@ -24,7 +24,8 @@ from guestemu.host.kvm.kernels import KERNELS
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
 from guestemu.host.kvm.shared_list_v10 import SharedListV10Host
 from guestemu.host.mirror.host import MirrorHost, MirrorPrototypeHost
-from guestemu.host.plugin import is_plugin_spec, load_plugin
+from guestemu.host.permission import is_code
+from guestemu.host.plugin import load_plugin
 from guestemu.host.qemu.host import (
     QemuMigration2019Host,
     QemuMigration2020Host,
@@ -81,15 +82,16 @@ def _by_name() -> Mapping[str, type[MergedHost] | type[HistoricHost]]:
     return {host.name: host for host in _CLASSES}
 
 
-def load_host(spec: str, switches: Iterable[str] = ()) -> Host:
+def load_host(spec: str, switches: Iterable[str] = (), plugin: str = "") -> Host:
     """A new host for `spec`, with the named defects repaired; not yet `reset`.
 
-    Raises `InputError` for an unknown name, kernel or switch, `PluginError` for a plug-in that
-    cannot be loaded.
+    `plugin` is the path of the code that `spec` names, as `host.permission` gave it. Raises
+    `InputError` for an unknown name, kernel or switch and for code without a path, `PluginError`
+    for a plug-in that cannot be loaded.
     """
     chosen = tuple(switches)
-    if is_plugin_spec(spec):
-        return load_plugin(spec, chosen)
+    if is_code(spec):
+        return load_plugin(spec, plugin, chosen)
     name, _, kernel = spec.partition(":")
     host = _by_name().get(name)
     if host is None:

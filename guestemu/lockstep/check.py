@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import msgspec
-
 from guestemu.checks.base import OpView, Violation
 from guestemu.host.userspace.base import VmStopped
 from guestemu.lockstep.compare import compare
@@ -28,8 +26,7 @@ class _Follower:
     """One other host with a testbed and a guest of its own."""
 
     def __init__(self, header: Header, choice: HostChoice) -> None:
-        header = msgspec.structs.replace(header, host=choice.spec, switches=choice.switches)
-        self._testbed: Testbed = build_testbed(header)
+        self._testbed: Testbed = build_testbed(choice.header(header))
         self._testbed.checks = ()
         self._watcher = Watcher(self._testbed, traits_of(choice.label, self._testbed.host))
         self._is_stopped = False

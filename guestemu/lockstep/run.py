@@ -10,25 +10,33 @@ import msgspec
 from guestemu.abi.errors import InputError
 from guestemu.checks.base import OpView
 from guestemu.guest.base import CallOutcome
-from guestemu.host.registry import load_host
+from guestemu.host.permission import named_by_user
 from guestemu.lockstep.compare import Divergence, compare
 from guestemu.lockstep.side import Side, Traits, traits_of
 from guestemu.program.ops import Op, OpKind
 from guestemu.program.program import Header, Program
-from guestemu.testbed import Testbed, build_testbed
+from guestemu.testbed import Testbed, build_testbed, host_of
 from guestemu.trace.run import Run, check_program, run_in
 
 
 class HostChoice(msgspec.Struct, frozen=True):
-    """One host of a lock-step run: `spec` as in `--host`, `switches` what is repaired in it."""
+    """One host of a lock-step run: `spec` as in a header, `switches` what is repaired in it,
+    `plugin` the path of its code, if it is the user's own."""
 
     spec: str
     switches: tuple[str, ...] = ()
+    plugin: str = ""
 
     @property
     def label(self) -> str:
         """Its name in divergences: the spec, with the repairs behind a `+` each."""
         return "+".join((self.spec, *self.switches))
+
+    def header(self, header: Header) -> Header:
+        """`header` with this host in place of its own."""
+        return msgspec.structs.replace(
+            header, host=self.spec, switches=self.switches, plugin=self.plugin
+        )
 
 
 class LockstepRun(msgspec.Struct, frozen=True):
@@ -49,7 +57,12 @@ def choices_of(specs: str, header: Header) -> tuple[HostChoice, ...]:
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"--host {specs}: {name} is named twice; name each host once")
-    return tuple(HostChoice(name, header.switches if name == header.host else ()) for name in names)
+    return tuple(_choice(name, header) for name in names)
+
+
+def _choice(name: str, header: Header) -> HostChoice:
+    spec, plugin = named_by_user(name)
+    return HostChoice(spec, header.switches if spec == header.host else (), plugin)
 
 
 def run_lockstep(program: Program, choices: Sequence[HostChoice]) -> LockstepRun:
@@ -76,10 +89,10 @@ def compare_sides(one: Iterable[Side], other: Iterable[Side]) -> list[Divergence
 
 
 def _record(program: Program, choice: HostChoice) -> tuple[Run, list[Side]]:
-    header = msgspec.structs.replace(program.header, host=choice.spec, switches=choice.switches)
+    header = choice.header(program.header)
     program = msgspec.structs.replace(program, header=header, expectations=())
     check_program(program)
-    testbed = build_testbed(header, load_host(header.host, header.switches))
+    testbed = build_testbed(header, host_of(header))
     try:
         watcher = Watcher(testbed, traits_of(choice.label, testbed.host))
         watcher.start()

@@ -27,7 +27,7 @@ from guestemu.program.lexer import Place, Word, nearest, parse_number, quote, sh
 from guestemu.program.program import Header, SevKind
 from guestemu.program.validity import header_problem
 
-FIELDS: Final = Header.__struct_fields__
+FIELDS: Final = tuple(name for name in Header.__struct_fields__ if name != "plugin")
 _NONE: Final = "none"
 _YES_NO: Final = {"yes": True, "no": False}
 

@@ -30,6 +30,9 @@ class Header(msgspec.Struct, frozen=True):
     defects that are repaired in this run; `budget` bounds each op, in guest basic blocks;
     `coherent` is CPUID 0x8000001F EAX bit 10 (no cache flushes needed at a conversion); `cache`
     says whether there are caches that need them, `seed` decides which lines those evict.
+
+    `plugin` is no part of a file: the path of the code that `host` names (FILE.py:CLASS), once the
+    user has allowed it (`host.permission`); without it such a host is not loaded.
     """
 
     guest: str = "snippet:6.1"
@@ -43,6 +46,7 @@ class Header(msgspec.Struct, frozen=True):
     budget: int = 1_000_000
     coherent: bool = True
     cache: CacheModel = CacheModel.NONE
+    plugin: str = ""
 
 
 class Expectation(msgspec.Struct, frozen=True):

@@ -24,13 +24,15 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.errors import GuestemuError, InputError
+from guestemu.host.permission import Permissions
 from guestemu.program.program import Header, Program
 from guestemu.program.text import load_program, parse_bytes
 from guestemu.replay.expectations import Mismatch, judge
 from guestemu.replay.record import record
-from guestemu.testbed import Testbed, build_testbed
+from guestemu.testbed import Testbed, build_testbed, with_plugin
 from guestemu.trace.run import Run, check_program, run_in, run_program
 
+_NOTHING: Final = Permissions()
 _SMALLEST_BATCH: Final = 8
 _BATCHES_PER_JOB: Final = 6
 
@@ -78,26 +80,34 @@ class Bench:
             testbed.close()
 
 
-def replay_file(path: Path, recording: bool = False, bench: Bench | None = None) -> Result:
+def replay_file(
+    path: Path,
+    recording: bool = False,
+    bench: Bench | None = None,
+    permissions: Permissions = _NOTHING,
+) -> Result:
     """Runs the program in `path` and judges it, or with `recording` writes its expectations.
 
     Bad input and an emulator that refuses are results, not exceptions. `bench` keeps the testbed
-    for the next file.
+    for the next file. `permissions` say which hosts of the user's may run.
     """
 
     def run_it() -> tuple[tuple[Mismatch, ...], bool]:
-        program = load_program(path)
+        program = with_plugin(load_program(path), permissions, path)
         run = run_program(program) if bench is None else bench.run(program)
         return ((), record(path, run)) if recording else (judge(run), False)
 
     return _result(str(path), run_it)
 
 
-def replay_bytes(name: str, data: bytes, bench: Bench) -> Result:
+def replay_bytes(
+    name: str, data: bytes, bench: Bench, permissions: Permissions = _NOTHING
+) -> Result:
     """`replay_file` for a program whose file `name` is elsewhere and has this content."""
 
     def run_it() -> tuple[tuple[Mismatch, ...], bool]:
-        return judge(bench.run(parse_bytes(data, name))), False
+        program = with_plugin(parse_bytes(data, name), permissions, Path(name))
+        return judge(bench.run(program)), False
 
     return _result(name, run_it)
 
@@ -123,10 +133,11 @@ def replay_all(
     jobs: int = 1,
     recording: bool = False,
     progress: Callable[[Result], None] | None = None,
+    permissions: Permissions = _NOTHING,
 ) -> tuple[Result, ...]:
     """Replays every file with up to `jobs` processes; results in the order of `paths`.
 
-    `progress` is called after each file.
+    `progress` is called after each file; `permissions` are as in `replay_file`.
     """
 
     def note(result: Result) -> Result:
@@ -138,13 +149,13 @@ def replay_all(
     done: dict[Path, Result] = {}
     if jobs <= 1 or len(paths) <= 1:
         for batch in parts:
-            for path, result in _replay(batch, recording):
+            for path, result in _replay(batch, recording, permissions):
                 done[path] = note(result)
         return tuple(done[path] for path in paths)
-    done = {path: note(result) for path, result in _in_pool(parts, jobs, recording)}
+    done = {path: note(result) for path, result in _in_pool(parts, jobs, recording, permissions)}
     for path in paths:
         if path not in done:
-            alone = dict(_in_pool([[path]], 1, recording))
+            alone = dict(_in_pool([[path]], 1, recording, permissions))
             done[path] = note(alone.get(path) or died(path))
     return tuple(done[path] for path in paths)
 
@@ -171,17 +182,21 @@ def batches(paths: Sequence[Path], jobs: int) -> list[list[Path]]:
     ]
 
 
-def _replay(batch: Sequence[Path], recording: bool) -> Iterator[tuple[Path, Result]]:
+def _replay(
+    batch: Sequence[Path], recording: bool, permissions: Permissions
+) -> Iterator[tuple[Path, Result]]:
     bench = Bench()
     try:
         for path in batch:
-            yield path, replay_file(path, recording, bench)
+            yield path, replay_file(path, recording, bench, permissions)
     finally:
         bench.close()
 
 
-def _replay_batch(batch: Sequence[Path], recording: bool) -> list[tuple[Path, Result]]:
-    return list(_replay(batch, recording))
+def _replay_batch(
+    batch: Sequence[Path], recording: bool, permissions: Permissions
+) -> list[tuple[Path, Result]]:
+    return list(_replay(batch, recording, permissions))
 
 
 def died(path: Path) -> Result:
@@ -190,12 +205,12 @@ def died(path: Path) -> Result:
 
 
 def _in_pool(
-    batches: Sequence[Sequence[Path]], jobs: int, recording: bool
+    batches: Sequence[Sequence[Path]], jobs: int, recording: bool, permissions: Permissions
 ) -> Iterable[tuple[Path, Result]]:
     """Results as they come; the files that a dead worker took with it are left out."""
     pool = ProcessPoolExecutor(min(jobs, len(batches)), _context(), _ignore_interrupt)
     try:
-        futures = [pool.submit(_replay_batch, batch, recording) for batch in batches]
+        futures = [pool.submit(_replay_batch, batch, recording, permissions) for batch in batches]
         for future in as_completed(futures):
             try:
                 found = future.result()

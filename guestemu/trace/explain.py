@@ -20,6 +20,7 @@ _EXPLANATIONS: Final = {
     "lost_strict": "The destination does not hold what the guest wrote last: its bytes were of "
     "another status than the one by which they were sent last.",
     "lost_defined": "No change of the C-bit came after that write, so the guest may rely on it.",
+    "host-failed": "A guest can do this to its VMM: the defect is the host's.",
     "progress": "The CPU does not come out of this operation.",
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -13,11 +14,15 @@ from guestemu.program.program import Header
 from guestemu.trace.digest import trace_hash
 from guestemu.trace.events import Event
 
+FORMAT: Final = 1
+"""The version of the format: a reader that knows another one must not read on."""
+
 
 class RunLine(msgspec.Struct, frozen=True, tag="run", tag_field="event"):
     """The first line of a trace file; `trace_hash` is that of the events that follow."""
 
-    header: Header
+    format: int
+    header: dict[str, object]
     events: int
     trace_hash: str
 
@@ -25,7 +30,9 @@ class RunLine(msgspec.Struct, frozen=True, tag="run", tag_field="event"):
 def write_jsonl(path: Path, header: Header, events: Sequence[Event]) -> None:
     """Writes a trace file. Raises `InputError` when `path` cannot be written."""
     encode = msgspec.json.Encoder().encode
-    first = RunLine(header, len(events), trace_hash(events))
+    fields = msgspec.to_builtins(header)
+    del fields["plugin"]  # a path of this machine
+    first = RunLine(FORMAT, fields, len(events), trace_hash(events))
     try:
         with path.open("wb") as file:
             for record in (first, *events):

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The one word for how a run or an operation ended, and the value an operation gives.
 
-Words of a run, the first that fits: `vm-stopped` (the host's user space ended the VM),
+Words of a run, the first that fits: `host-failed` (a user's host raised, gave no answer, or did not
+return), `vm-stopped` (the host's user space ended the VM),
 `no-progress` (an operation used up its budget), `shutdown` (triple fault), `violation` (a check
 failed), `terminated` (the guest asked for its end), `oops` (the guest's exception handler gave up),
 `ok`. Words of an operation: `vm-stopped`, `no-progress`, `terminated`, `shutdown`, `oops`,
@@ -25,6 +26,7 @@ from guestemu.program.ops import (
     Op,
     OpKind,
 )
+from guestemu.testbed import HOST_FAILED
 from guestemu.trace.run import Run
 
 OK: Final = "ok"
@@ -75,6 +77,8 @@ def op_word(outcome: CallOutcome) -> str:
 def run_word(run: Run) -> str:
     """How the run ended."""
     words = {op_word(result.outcome) for result in run.outcome.results}
+    if any(violation.check == HOST_FAILED for violation in run.outcome.violations):
+        return HOST_FAILED
     if run.stop is not None:
         return VM_STOPPED
     for word in (NO_PROGRESS, SHUTDOWN):

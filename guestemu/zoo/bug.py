@@ -19,9 +19,8 @@ from guestemu.checks.base import Check
 from guestemu.guest.base import Guest
 from guestemu.guest.registry import GuestSettings, load_guest
 from guestemu.host.base import Host
-from guestemu.host.registry import load_host
 from guestemu.program.program import Header
-from guestemu.testbed import Testbed, settings_of
+from guestemu.testbed import Testbed, host_of, settings_of
 
 BUDGET: Final = 200_000
 """Basic blocks that one op may take: several times what the longest conversion needs."""
@@ -47,7 +46,7 @@ class Configuration(msgspec.Struct, frozen=True):
         header = self.header
         settings = settings_of(header)
         guest = load_guest(settings) if self.guest is None else self.guest(settings)
-        host = load_host(header.host, header.switches) if self.host is None else self.host()
+        host = host_of(header) if self.host is None else self.host()
         testbed = Testbed(guest, host, self.checks(host))
         if self.prepare is not None:
             self.prepare(testbed)

@@ -5,9 +5,10 @@ import textwrap
 
 import pytest
 
-from guestemu.abi.errors import PluginError
+from guestemu.abi.errors import GuestemuError, HostFailedError, PluginError
 from guestemu.host.base import GuestFault
 from guestemu.host.conformance import check_host
+from guestemu.host.permission import named_by_user
 from guestemu.host.registry import load_host
 from guestemu.host.standin import StandInVcpu
 
@@ -45,6 +46,9 @@ GOOD = """
 """
 
 
+EVIL = 'return type("Evil", (), {"__repr__": lambda self: 1 / 0})()'
+
+
 def write(tmp_path, source=GOOD, **changes):
     text = textwrap.dedent(source)
     for old, new in changes.values():
@@ -60,14 +64,20 @@ def line_of(tmp_path, text):
     return next(number for number, line in enumerate(lines, 1) if text in line)
 
 
+def load(spec):
+    return load_host(spec, plugin=named_by_user(spec)[1])
+
+
 def failure(tmp_path, spec, use=None, match=""):
     def run():
-        host = load_host(spec)
+        host = load(spec)
         host.reset(64)
         use(host)
 
-    with pytest.raises(PluginError, match=match) as caught:
+    with pytest.raises(GuestemuError, match=match) as caught:
         run()
+    is_loading = use is None or isinstance(caught.value, PluginError)
+    assert isinstance(caught.value, PluginError if is_loading else HostFailedError)
     text = str(caught.value)
     assert "\n" not in text
     return text
@@ -78,7 +88,7 @@ def call(host, gpa=0x1000, pages=1, attributes=0):
 
 
 def test_good_plugin_answers(tmp_path):
-    host = load_host(write(tmp_path))
+    host = load(write(tmp_path))
     host.reset(64)
     assert call(host) == 0
     assert host.private_map().count(0) == 1
@@ -91,7 +101,7 @@ def test_good_plugin_answers(tmp_path):
 
 def test_plugin_does_not_need_the_base_class(tmp_path):
     spec = write(tmp_path, a=("class Mine(Host):", "class Mine:"))
-    host = load_host(spec)
+    host = load(spec)
     host.reset(8)
     assert call(host) == 0
     assert host.state == 0
@@ -100,7 +110,7 @@ def test_plugin_does_not_need_the_base_class(tmp_path):
 
 
 def test_conformance_suite_finds_what_the_plugin_lacks(tmp_path):
-    checks = {found.check for found in check_host(load_host(write(tmp_path)))}
+    checks = {found.check for found in check_host(load(write(tmp_path)))}
     assert checks == {"unaligned", "wrapping", "narrow-mode"}
 
 
@@ -151,6 +161,15 @@ def test_constructor_that_raises(tmp_path):
     [
         (("return 0", "return [][1]"), call, "hypercall raised IndexError", "[][1]"),
         (("return 0", "return None"), call, "hypercall returned None; return an int", "def hyper"),
+        (("return 0", "raise SystemExit(0)"), call, "hypercall raised SystemExit: 0", "SystemExit"),
+        (
+            ("return 0", "raise GuestFault(13)"),
+            call,
+            "raised GuestFault.* for an MSR",
+            "GuestFault(13)",
+        ),
+        (("return 0", "return 1 << 99999"), call, "returned an int of 100000 bits", "def hyper"),
+        (("return 0", EVIL), call, "returned a Evil; return an int", "def hyper"),
         (("return 0", "return -22"), call, "returned -22; .*mask a negative", "def hyper"),
         (("self.bits\n", "7\n"), lambda h: h.private_map(), "returned 7; return a lit", "def priv"),
         (("return False", "return 0"), lambda h: h.migration_ready, "return a bool", ""),

@@ -29,7 +29,14 @@ def test_kernel_of_a_spec():
         ("bitmap-v6:6.1", (), "has no choice of kernels; write bitmap-v6"),
         ("bitmap-v6", ("warp",), "no repair switch 'warp'; use one of gate, end-frame"),
         ("map-gpa-range", ("warp",), "no repair switch 'warp'; it has none"),
-        ("none.py:Host", (), r"none\.py: no such file"),
+        (
+            "none.py:Host",
+            (),
+            r"host none\.py:Host: is code, and nothing .* allows it; .*--plugins DIR",
+        ),
+        ("./none.so", (), r"host \./none\.so: is code"),
+        ("cmd:reboot", (), r"host cmd:reboot: is code"),
+        ("kvm:x", (), r"host kvm:x: is code"),
     ],
 )
 def test_bad_specs_are_one_line_with_the_remedy(spec, switches, message):
