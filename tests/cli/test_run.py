@@ -186,7 +186,7 @@ def test_the_trace_file_has_the_run_and_every_event(
         (["--host", "nowhere.py:Host"], "nowhere.py: no such file"),
         (["--guest", "windows"], "guest 'windows': no such guest; use one of snippet:5.10"),
         (["--guest", "snippet:9.9"], "guest 'snippet:9.9': no such guest"),
-        (["--sev", "tdx"], "--sev tdx: use one of sev, es, snp"),
+        (["--sev", "vbs"], "--sev vbs: use one of sev, es, snp"),
         (["--sev", "es"], "sev es: snippet guests run as plain SEV"),
         (["--cbit", "52"], "cbit 52 is out of range"),
         (["--memory", "7"], "memory 7M: a snippet guest takes 32M to 8192M"),
