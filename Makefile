@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	-e '.[fuzz,cluster,analysis,dev]'
 
-.PHONY: install native demo test soak lint types snippets clean
+.PHONY: install native demo test soak kernels lint types snippets clean
 
 install: $(STAMP)
 
@@ -33,6 +33,10 @@ test: install
 
 soak: install
 	$(BIN)/python -m pytest -m soak
+
+# Debian's kernels that the tests need: 6.1, 6.12 and the newest series.
+kernels: install
+	$(BIN)/python -m guestemu kernel fetch
 
 lint: install
 	$(BIN)/ruff check .

@@ -43,36 +43,59 @@ Budget: TypeAlias = Annotated[
 def fetch(
     series: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[SERIES]...", help="6.1, 6.12 …; default: both of these."),
+        typer.Argument(
+            metavar="[SERIES]...",
+            help="6.1, 6.12-rt, 7.3-amd64, newest; without a flavour: cloud. Default: 6.1, 6.12 "
+            "and the newest.",
+        ),
     ] = None,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--suite",
+            metavar="SUITE",
+            help="Look into this suite of Debian only (repeatable): trixie-backports, "
+            "bullseye-security …; default: those that have kernels of several series.",
+            show_default=False,
+        ),
+    ] = None,
+    list_only: Annotated[
+        bool, typer.Option("--list", help="Show what can be fetched, and fetch nothing.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Download Debian's newest cloud kernels through this machine's apt, about 30 MB each.
+    """Download Debian's newest kernels through this machine's apt, 13 to 50 MB each.
 
     They are kept in $XDG_CACHE_HOME/guestemu/kernels; `linux:6.1` then names the newest of its
-    series wherever a guest is asked for. A download that broke off is continued.
+    series wherever a guest is asked for. A download that broke off is continued. The lists of other
+    suites are kept below that cache, too, and come from the addresses that this machine's apt is
+    configured for; nothing on the system is changed, and no root is needed.
 
     For example:
 
       guestemu kernel fetch
 
-      guestemu kernel fetch 6.12 --json
-    """
-    from guestemu.guest.linux.images import kernel_directory
-    from guestemu.kernel.apt import SERIES, check_apt, fetch, offered
+      guestemu kernel fetch --list
 
-    check_apt()
-    directory = kernel_directory()
-    rows = []
-    for package in offered(series or SERIES):
-        console.note(f"{package.name} {package.version}, {package.size >> 20} MiB")
-        path = fetch(package, directory)
-        rows.append({"series": package.series, "version": package.version, "path": str(path)})
+      guestemu kernel fetch newest --suite trixie-backports
+
+      guestemu kernel fetch 6.12-rt 5.10 --json
+    """
+    from guestemu.cli._kernel_fetch import fetch_kernels, list_kernels, tell_list
+
+    if list_only:
+        offers = list_kernels(series or [], suite or [])
+        if as_json:
+            console.emit_json({"kernels": offers})
+        else:
+            tell_list(offers)
+        return
+    rows = fetch_kernels(series or [], suite or [])
     if as_json:
         console.emit_json({"kernels": rows})
     else:
         for row in rows:
-            console.emit(f"linux:{row['series']}  {row['path']}")
+            console.emit(f"linux:{row.name}  {row.path}")
 
 
 @app.command()

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Fetches Debian's cloud kernels with the machine's own apt.
+"""Fetches Debian's kernels with apt: it knows the mirror, checks signatures and continues a
+download that broke off; `apt-get download` needs neither root nor installation.
 
-apt knows the mirror, checks signatures and continues a download that broke off; `apt-get download`
-needs neither root nor installation. The cloud flavour is small (about 30 MB) and has what the Linux
-guest needs: CONFIG_AMD_MEM_ENCRYPT, CONFIG_KVM_GUEST, CONFIG_KALLSYMS_ALL, CONFIG_DEBUG_INFO_BTF.
+The cloud flavour is small (13 to 50 MB) and has what the Linux guest needs:
+CONFIG_AMD_MEM_ENCRYPT, CONFIG_KVM_GUEST, CONFIG_KALLSYMS_ALL, CONFIG_DEBUG_INFO_BTF. From 6.19 on
+linux-image-* is empty and depends on linux-binary-*, which has the kernel, and on linux-base-*,
+which has its configuration.
 """
 
 from __future__ import annotations
@@ -19,29 +21,48 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.errors import InputError, MissingError
-from guestemu.guest.linux.images import version_key
+from guestemu.guest.linux.image import KERNEL_NAMES, package_file
+from guestemu.guest.linux.images import (
+    DEFAULT_FLAVOUR,
+    FLAVOURS,
+    split_name,
+    version_key,
+)
+from guestemu.kernel.sources import PrivateRoot, Runner, configured, locate, reason
 
 SERIES: Final = ("6.1", "6.12")
 """Kernel series that the Linux guest is tested with."""
+NEWEST: Final = "newest"
+"""In place of a series: the newest that is offered."""
+WANTED_BY_TESTS: Final = (*SERIES, NEWEST)
+"""What `guestemu kernel fetch` gets unless told otherwise."""
 
-_NAME: Final = re.compile(r"linux-image-(\d+)\.(\d+)\.\S+-cloud-amd64")
+_NAME: Final = re.compile(
+    r"linux-(?P<kind>image|binary)-(?P<major>\d+)\.(?P<minor>\d+)\.\S+?"
+    r"(?:-(?P<flavour>cloud|rt))?-amd64"
+)
+_DEPENDENCY: Final = re.compile(r"\blinux-(binary|base)-\d[^\s,(]*-amd64")
 _PARTIAL: Final = "incoming"
 _TIMEOUT_S: Final = 1800
 _BLOCK: Final = 1 << 20
 
-Runner = Callable[[list[str], Path | None], "subprocess.CompletedProcess[str]"]
-"""Runs a command in a directory and returns its status and its output as text."""
-
 
 class Package(msgspec.Struct, frozen=True):
-    """A kernel package that apt offers. `size` in bytes, `sha256` in hexadecimal."""
+    """A kernel package that apt offers. `series` ("6.12") and `flavour` of the kernel in it, `size`
+    in bytes, `sha256` in hexadecimal."""
 
     name: str
     version: str
     series: str
+    flavour: str
     file: str
     size: int
     sha256: str
+
+    @property
+    def title(self) -> str:
+        """What this kernel is called in this program: 6.12, 6.12-rt."""
+        return self.series + ("" if self.flavour == DEFAULT_FLAVOUR else f"-{self.flavour}")
 
 
 def run_command(command: list[str], directory: Path | None) -> subprocess.CompletedProcess[str]:
@@ -65,64 +86,148 @@ def check_apt() -> None:
     for program in ("apt-get", "apt-cache"):
         if shutil.which(program) is None:
             raise MissingError(
-                f"no {program} on this machine; get a linux-image-*-cloud-amd64 package from "
-                "Debian and pass --image PATH"
+                f"no {program} on this machine; get a linux-image-*-cloud-amd64 package (6.19 and "
+                "later: linux-binary-*) from Debian and pass --image PATH"
             )
 
 
-def offered(series: Iterable[str], runner: Runner = run_command) -> tuple[Package, ...]:
-    """The newest cloud kernel of each series that apt's lists have.
+class Archive:
+    """The kernels of some suites. `directory` is where the private root lies.
 
-    Raises `MissingError` where there are no lists, `InputError` for a series without a kernel.
+    Raises `MissingError` where apt is missing, has no Debian source or cannot get the lists.
     """
-    names = runner(["apt-cache", "pkgnames", "linux-image-"], None).stdout.split()
-    if not names:
-        raise MissingError("apt knows no kernel packages; run `apt-get update` as root first")
-    known = sorted({f"{match[1]}.{match[2]}" for name in names if (match := _NAME.fullmatch(name))})
-    packages = []
-    for wanted in series:
-        mine = [
-            name
-            for name in names
-            if (match := _NAME.fullmatch(name)) and f"{match[1]}.{match[2]}" == wanted
-        ]
-        if not mine:
-            raise InputError(
-                f"series {wanted}: apt offers no linux-image-*-cloud-amd64 of it; "
-                f"there is {', '.join(known) or 'none'}"
-            )
-        found = _describe(mine, wanted, runner)
-        if not found:
-            raise MissingError(
-                f"apt cannot download a cloud kernel {wanted}; run `apt-get update` as root"
-            )
-        packages.append(max(found, key=lambda package: version_key(package.version)))
-    return tuple(packages)
 
+    def __init__(
+        self,
+        directory: Path,
+        suites: Iterable[str],
+        say: Callable[[str], None],
+        runner: Runner = run_command,
+    ) -> None:
+        check_apt()
+        self._runner = runner
+        self._root = PrivateRoot(directory, locate(suites, configured(runner)), runner)
+        self._root.update(say)
+        self._records = self._read()
 
-def _describe(names: list[str], series: str, runner: Runner) -> list[Package]:
-    """What apt's lists say about packages; one that is only installed has no file and is left
-    out."""
-    text = runner(["apt-cache", "show", "--no-all-versions", *names], None).stdout
-    packages = []
-    for record in text.split("\n\n"):
-        fields = dict(
-            line.split(": ", 1)
-            for line in record.splitlines()
-            if ": " in line and not line.startswith(" ")
+    @property
+    def suites(self) -> tuple[str, ...]:
+        """The suites that are looked into."""
+        return tuple(source.suite for source in self._root.sources)
+
+    def _read(self) -> dict[str, Package]:
+        """Every package with a kernel, and linux-base-* of them, by name."""
+        names = self._root.run("apt-cache", "pkgnames", "linux-").stdout.split()
+        wanted = [name for name in names if _NAME.fullmatch(name) or _is_base(name)]
+        if not wanted:
+            return {}
+        text = self._root.run("apt-cache", "show", "--no-all-versions", *sorted(wanted)).stdout
+        packages: dict[str, Package] = {}
+        for record in text.split("\n\n"):
+            fields = dict(
+                line.split(": ", 1)
+                for line in record.splitlines()
+                if ": " in line and not line.startswith(" ")
+            )
+            needs = {found[1] for found in _DEPENDENCY.finditer(fields.get("Depends", ""))}
+            name = fields.get("Package", "")
+            match = _NAME.fullmatch(name)
+            if "Filename" not in fields or (match is None and not _is_base(name)):
+                continue
+            if match is not None and match["kind"] == "image" and "binary" in needs:
+                continue
+            packages[name] = Package(
+                name=name,
+                version=fields["Version"],
+                series=f"{match['major']}.{match['minor']}" if match else "",
+                flavour=(match["flavour"] or "amd64") if match else "",
+                file=fields["Filename"].rpartition("/")[2],
+                size=int(fields["Size"]),
+                sha256=fields["SHA256"],
+            )
+        return packages
+
+    def newest(self) -> tuple[Package, ...]:
+        """The newest kernel of every series and flavour, in their order."""
+        best: dict[tuple[str, str], Package] = {}
+        for package in self._records.values():
+            key = (package.series, package.flavour)
+            old = best.get(key)
+            if package.series and (
+                old is None or version_key(old.version) < version_key(package.version)
+            ):
+                best[key] = package
+        return tuple(
+            sorted(
+                best.values(),
+                key=lambda found: (version_key(found.series), FLAVOURS.index(found.flavour)),
+            )
         )
-        if "Filename" in fields and fields.get("Architecture", "amd64") == "amd64":
-            packages.append(
-                Package(
-                    name=fields["Package"],
-                    version=fields["Version"],
-                    series=series,
-                    file=fields["Filename"].rpartition("/")[2],
-                    size=int(fields["Size"]),
-                    sha256=fields["SHA256"],
-                )
+
+    def find(self, names: Iterable[str]) -> tuple[Package, ...]:
+        """The newest kernel for each of `names`: a series, of the cloud flavour ("6.12") or another
+        one ("6.12-rt"), or `NEWEST`.
+
+        Raises `InputError` for what no suite has, with what there is.
+        """
+        offered = self.newest()
+        by_title = {package.title: package for package in offered}
+        usual = [package for package in offered if package.flavour == DEFAULT_FLAVOUR]
+        found = []
+        for name in names:
+            series, flavour = split_name(name)
+            package = by_title.get(
+                f"{series}-{flavour}" if flavour not in {None, DEFAULT_FLAVOUR} else series
             )
-    return packages
+            if name == NEWEST and usual:
+                package = usual[-1]
+            if package is None:
+                there = ", ".join(package.title for package in usual) or "none"
+                raise InputError(
+                    f"kernel {name}: not in {', '.join(self.suites)}; there is {there} "
+                    "(`guestemu kernel fetch --list` shows all); --suite NAME looks elsewhere"
+                )
+            found.append(package)
+        return tuple(found)
+
+    def fetch(self, package: Package, directory: Path) -> Path:
+        """Downloads `package` into `directory` unless it is there; returns its path.
+
+        A download that broke off stays in `directory`/incoming and is continued the next time. The
+        package with the configuration comes along where it is one of its own. Raises `MissingError`
+        with apt's own words where it fails, `InputError` for a package without a kernel, which is
+        not kept.
+        """
+        path = self._download(package, directory)
+        if package_file(path, KERNEL_NAMES) is None:
+            path.unlink()
+            raise InputError(f"{package.name} {package.version} holds no kernel; it is not kept")
+        base = self._records.get(package.name.replace("linux-binary-", "linux-base-", 1))
+        if base is not None and base.name != package.name:
+            self._download(base, directory)
+        return path
+
+    def _download(self, package: Package, directory: Path) -> Path:
+        target = directory / package.file
+        if is_complete(target, package):
+            return target
+        partial = directory / _PARTIAL
+        partial.mkdir(parents=True, exist_ok=True)
+        wanted = f"{package.name}={package.version}"
+        result = self._runner(self._root.command("apt-get", "download", "-q", wanted), partial)
+        arrived = next(
+            (path for path in sorted(partial.glob("*.deb")) if is_complete(path, package)), None
+        )
+        if arrived is None:
+            raise MissingError(
+                f"cannot download {package.name}: {reason(result)}; try again, or pass --image PATH"
+            )
+        arrived.replace(target)
+        return target
+
+
+def _is_base(name: str) -> bool:
+    return re.fullmatch(r"linux-base-\d\S*-amd64", name) is not None
 
 
 def is_complete(path: Path, package: Package) -> bool:
@@ -134,39 +239,3 @@ def is_complete(path: Path, package: Package) -> bool:
         while block := stream.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest() == package.sha256
-
-
-def fetch(package: Package, directory: Path, runner: Runner = run_command) -> Path:
-    """Downloads `package` into `directory` unless it is there; returns its path.
-
-    A download that broke off stays in `directory`/incoming and is continued the next time. Raises
-    `MissingError` with apt's own words where it fails.
-    """
-    target = directory / package.file
-    if is_complete(target, package):
-        return target
-    partial = directory / _PARTIAL
-    partial.mkdir(parents=True, exist_ok=True)
-    command = [
-        *("apt-get", "download", "-q", "-o", "APT::Sandbox::User=root"),
-        f"{package.name}={package.version}",
-    ]
-    result = runner(command, partial)
-    arrived = next(
-        (path for path in sorted(partial.glob("*.deb")) if is_complete(path, package)), None
-    )
-    if arrived is None:
-        raise MissingError(
-            f"cannot download {package.name}: {_reason(result)}; "
-            "run `apt-get update` as root and try again, or pass --image PATH"
-        )
-    arrived.replace(target)
-    return target
-
-
-def _reason(result: subprocess.CompletedProcess[str]) -> str:
-    """The first error that apt reported, or its status."""
-    for line in result.stderr.splitlines():
-        if line.startswith(("E:", "Err")):
-            return line.removeprefix("E:").strip()
-    return f"apt-get ended with status {result.returncode}"

@@ -36,10 +36,15 @@ RELEVANT: Final = (
 
 def kernel_config(path: Path, elf: bytes) -> dict[str, str]:
     """Every CONFIG_ symbol that is set: from the image itself (CONFIG_IKCONFIG), else from the
-    package's /boot/config-*; empty if neither has it."""
+    package's /boot/config-*; empty if neither has it.
+
+    A linux-binary-* package has none. Its linux-base-* is looked for beside it, where `kernel
+    fetch` puts it.
+    """
     text = _embedded(elf)
     if text is None:
-        found = package_file(path, ("config-",))
+        base = path.with_name(path.name.replace("linux-binary-", "linux-base-", 1))
+        found = package_file(base if base.exists() else path, ("config-", "config"))
         text = found.decode("utf-8", "replace") if found is not None else ""
     return dict(_ASSIGNMENT.findall(text))
 

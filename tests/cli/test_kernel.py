@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,22 @@ import pytest
 from guestemu.abi.errors import MissingError
 from guestemu.cli.main import main
 from guestemu.guest.linux.images import fetched_images, find_image, version_key
+from tests.guest.kernel_files import package
 
-OLD = ("linux-image-6.1.0-9-cloud-amd64", "6.1.27-1")
-NEW = ("linux-image-6.1.0-56-cloud-amd64", "6.1.192-2")
-CONTENT = b"!<arch>\nnot really a kernel\n" * 50_000
+OLD = ("linux-image-6.1.0-9-cloud-amd64", "6.1.27-1", "")
+NEW = ("linux-image-6.1.0-56-cloud-amd64", "6.1.192-2", "")
+EMPTY = (
+    "linux-image-7.3.4+deb13-cloud-amd64",
+    "7.3.4-1~bpo13+1",
+    "dracut, linux-base-7.3.4+deb13-cloud-amd64 (= 7.3.4-1~bpo13+1), "
+    "linux-binary-7.3.4+deb13-cloud-amd64 (= 7.3.4-1~bpo13+1)",
+)
+SPLIT = ("linux-binary-7.3.4+deb13-cloud-amd64", "7.3.4-1~bpo13+1", "linux-base (>= 4.12~)")
+BASE = ("linux-base-7.3.4+deb13-cloud-amd64", "7.3.4-1~bpo13+1", "")
+RT = ("linux-binary-7.3.4+deb13-rt-amd64", "7.3.4-1~bpo13+1", "")
+CONTENT = package({"boot/vmlinuz-6": bytes(2 << 20)}, "")
+WITHOUT_KERNEL = package({"usr/share/doc/README": bytes(2 << 20)}, "")
+MIRROR = "http://mirror.example/debian"
 
 
 def script(path: Path, body: str) -> None:
@@ -25,35 +39,48 @@ def script(path: Path, body: str) -> None:
 
 @pytest.fixture
 def apt(tmp_path, monkeypatch):
-    """An apt that offers two kernels and downloads in two halves: the first try breaks off."""
+    """An apt that offers some kernels and downloads in two halves: the first try breaks off."""
     binaries = tmp_path / "bin"
     binaries.mkdir()
     (tmp_path / "content").write_bytes(CONTENT)
-    names = "\n".join([OLD[0], NEW[0], f"{NEW[0]}-dbg", "linux-image-amd64"])
+    offered = (OLD, NEW, EMPTY, SPLIT, BASE, RT)
+    others = [f"{NEW[0]}-dbg", "linux-image-amd64", "linux-image-6.1-cloud-amd64"]
     records = "\n\n".join(
-        f"Package: {name}\nVersion: {version}\nArchitecture: amd64\n"
+        f"Package: {name}\nVersion: {version}\nArchitecture: amd64\nDepends: {needs}\n"
         f"Filename: pool/{name}_{version}_amd64.deb\nSize: {len(CONTENT)}\n"
         f"Description: a kernel\n with: a colon\nSHA256: {hashlib.sha256(CONTENT).hexdigest()}"
-        for name, version in (OLD, NEW)
+        for name, version, needs in offered
     )
-    (tmp_path / "names").write_text(names)
+    (tmp_path / "names").write_text("\n".join([name for name, *_ in offered] + others))
     (tmp_path / "records").write_text(records)
+    (tmp_path / "sources").write_text(
+        "http://elsewhere.example/tools/|nodistro\n"
+        f"{MIRROR}/|bookworm\n{MIRROR}-security/|bookworm-security\n"
+    )
     script(
         binaries / "apt-cache",
-        f'if [ "$1" = pkgnames ]; then /bin/cat {tmp_path}/names; '
-        f"else /bin/cat {tmp_path}/records; fi",
+        f'case "$*" in *pkgnames*) /bin/cat {tmp_path}/names;; *) /bin/cat {tmp_path}/records;; '
+        "esac",
     )
-    target = f"{NEW[0]}_{NEW[1]}_amd64.deb"
+    lists = f"{tmp_path}/cache/guestemu/apt/state/lists"
     script(
         binaries / "apt-get",
         f'echo "$@" >> {tmp_path}/calls\n'
-        f"if [ -e {target} ]; then /bin/cp {tmp_path}/content {target}; "
-        f"else /usr/bin/head -c 100 {tmp_path}/content > {target}; "
+        f'case "$*" in *indextargets*) exec /bin/cat {tmp_path}/sources;; '
+        f"*update*) [ -e {tmp_path}/offline ] || {{ : > {lists}/x_Packages; exit 0; }}; "
+        'echo "E: no route" >&2; exit 100;; esac\n'
+        'for last; do :; done; target="${last%=*}_${last#*=}_amd64.deb"\n'
+        f'if [ -e "$target" ]; then /bin/cp {tmp_path}/content "$target"; '
+        f'else /usr/bin/head -c 100 {tmp_path}/content > "$target"; '
         'echo "E: Connection broke off" >&2; exit 100; fi',
     )
     monkeypatch.setenv("PATH", str(binaries))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path
+
+
+def calls(apt, what):
+    return [call for call in (apt / "calls").read_text().splitlines() if what in call]
 
 
 def line(capsys):
@@ -76,21 +103,104 @@ def test_a_download_that_broke_off_is_continued(apt, capsys):
 def test_a_complete_package_is_not_downloaded_again(apt, capsys):
     main(["kernel", "fetch", "6.1"])
     main(["kernel", "fetch", "6.1"])
-    calls = (apt / "calls").read_text().count("download")
     assert main(["kernel", "fetch", "6.1"]) == 0
-    assert (apt / "calls").read_text().count("download") == calls == 2
+    assert len(calls(apt, "download")) == 2
 
 
-def test_a_series_that_apt_does_not_have_is_named_with_those_it_has(apt, capsys):
+def test_a_series_that_no_suite_has_is_named_with_those_that_there_are(apt, capsys):
     assert main(["kernel", "fetch", "6.12"]) == 2
-    assert "series 6.12" in (text := line(capsys))
-    assert "there is 6.1" in text
+    assert "kernel 6.12: not in bullseye-security" in (text := line(capsys))
+    assert "there is 6.1, 7.3" in text
 
 
-def test_empty_lists_ask_for_an_update(apt, capsys):
-    (apt / "names").write_text("")
+def test_the_list_names_every_series_and_flavour_and_fetches_nothing(apt, capsys):
+    assert main(["kernel", "fetch", "--list", "--json"]) == 0
+    offers = json.loads(capsys.readouterr().out)["kernels"]
+    assert [(offer["name"], offer["package"]) for offer in offers] == [
+        ("6.1", NEW[0]),
+        ("7.3", SPLIT[0]),
+        ("7.3-rt", RT[0]),
+    ]
+    assert not calls(apt, "download")
+
+
+def test_suites_lie_where_the_machine_s_own_lie(apt):
+    assert main(["kernel", "fetch", "--list"]) == 0
+    listing = (apt / "cache/guestemu/apt/sources.list").read_text()
+    found = [re.sub(r"deb (\[.*\] )?", "", entry) for entry in listing.splitlines()]
+    assert found == [
+        f"{MIRROR}-security bullseye-security main",
+        f"{MIRROR}-security bookworm-security main",
+        f"{MIRROR}-security trixie-security main",
+        f"{MIRROR} trixie-backports main",
+    ]
+
+
+def test_nothing_but_the_private_root_is_updated(apt):
+    assert main(["kernel", "fetch", "--list", "--suite", "trixie-backports"]) == 0
+    [update] = calls(apt, "update")
+    root = apt / "cache/guestemu/apt"
+    assert update == f"--config-file={root}/apt.conf update -q"
+    settings = (root / "apt.conf").read_text()
+    for key in ("Dir::State", "Dir::State::status", "Dir::Cache", "Dir::Etc::sourcelist"):
+        assert f'{key} "{root}/' in settings
+
+
+def test_lists_of_the_same_hour_are_not_fetched_again(apt):
+    main(["kernel", "fetch", "--list"])
+    main(["kernel", "fetch", "--list"])
+    assert len(calls(apt, "update")) == 1
+    stamp = apt / "cache/guestemu/apt/updated"
+    os.utime(stamp, (0, 0))
+    (apt / "offline").touch()
+    assert main(["kernel", "fetch", "--list"]) == 0
+    assert len(calls(apt, "update")) == 2
+
+
+def test_lists_that_cannot_be_had_are_said_in_apt_s_words(apt, capsys):
+    (apt / "offline").touch()
+    assert main(["kernel", "fetch", "--list"]) == 3
+    assert line(capsys).endswith("trixie-backports: no route")
+
+
+def test_a_split_package_is_followed_to_the_one_with_the_kernel(apt, capsys):
+    for _ in range(3):
+        status = main(["kernel", "fetch", "newest", "--json"])
+    [kernel] = json.loads(capsys.readouterr().out)["kernels"]
+    assert (status, kernel["name"], Path(kernel["path"]).name) == (
+        0,
+        "7.3",
+        f"{SPLIT[0]}_{SPLIT[1]}_amd64.deb",
+    )
+    assert find_image("7.3") == Path(kernel["path"])
+    assert Path(kernel["path"]).with_name(f"{BASE[0]}_{BASE[1]}_amd64.deb").exists()
+
+
+def test_a_package_without_a_kernel_is_refused_and_not_kept(apt, capsys):
+    digest = hashlib.sha256(WITHOUT_KERNEL).hexdigest()
+    records = (apt / "records").read_text()
+    old = hashlib.sha256(CONTENT).hexdigest()
+    (apt / "records").write_text(
+        records.replace(old, digest).replace(f"{len(CONTENT)}", f"{len(WITHOUT_KERNEL)}")
+    )
+    (apt / "content").write_bytes(WITHOUT_KERNEL)
+    main(["kernel", "fetch", "6.1"])
+    assert main(["kernel", "fetch", "6.1"]) == 2
+    assert "holds no kernel; it is not kept" in line(capsys)
+    assert fetched_images() == ()
+
+
+def test_a_machine_without_a_debian_source_is_told_what_to_do(apt, capsys):
+    (apt / "sources").write_text("http://elsewhere.example/tools/|nodistro\n")
     assert main(["kernel", "fetch"]) == 3
-    assert "apt-get update" in line(capsys)
+    assert "no Debian source" in (text := line(capsys))
+    assert "--image PATH" in text
+
+
+@pytest.mark.parametrize("suite", ["../etc", "a b", "http://x", ""])
+def test_what_is_no_suite_is_refused(apt, capsys, suite):
+    assert main(["kernel", "fetch", "--suite", suite]) == 2
+    assert "no name of a suite" in line(capsys)
 
 
 def test_without_apt_the_remedy_is_an_image(tmp_path, monkeypatch, capsys):

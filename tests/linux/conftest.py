@@ -8,7 +8,6 @@ be had, GUESTEMU_NO_KERNEL=1 skips them.
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,10 +17,16 @@ from guestemu.abi.errors import GuestemuError
 from guestemu.abi.regions import Region
 from guestemu.guest.linux import load
 from guestemu.guest.linux.guest import LinuxGuest
-from guestemu.guest.linux.images import fetched_images, kernel_directory
+from guestemu.guest.linux.images import (
+    DEFAULT_FLAVOUR,
+    cache_root,
+    fetched_images,
+    kernel_directory,
+)
 from guestemu.guest.linux.load import LOADER, LinuxLoader, linux_config
 from guestemu.guest.linux.recorder import BootRecorder
-from guestemu.kernel.apt import SERIES, check_apt, fetch, offered
+from guestemu.kernel.apt import SERIES, Archive
+from guestemu.kernel.sources import SUITES
 from guestemu.machine.leafmap import Flip
 
 BUDGET = 10_000_000
@@ -30,16 +35,10 @@ LARGE_MEMORY = 4096
 
 def _image(series: str) -> Path:
     for image in fetched_images():
-        if image.series == series:
+        if image.series == series and image.flavour == DEFAULT_FLAVOUR:
             return image.path
-    check_apt()
-    try:
-        return fetch(offered([series])[0], kernel_directory())
-    except GuestemuError:
-        if os.geteuid() != 0:
-            raise
-        subprocess.run(["apt-get", "update", "-qq"], check=False, capture_output=True)
-        return fetch(offered([series])[0], kernel_directory())
+    archive = Archive(cache_root() / "apt", SUITES, lambda _line: None)
+    return archive.fetch(archive.find([series])[0], kernel_directory())
 
 
 @pytest.fixture(scope="session")

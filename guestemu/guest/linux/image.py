@@ -28,8 +28,8 @@ _AR_MAGIC: Final = b"!<arch>\n"
 _AR_HEADER: Final = 60
 _BOOT_MAGIC: Final = b"HdrS"
 _BOOT_MAGIC_AT: Final = 0x202
-_KERNEL_NAMES: Final = ("vmlinuz", "vmlinux-")
-"""boot/vmlinuz-VERSION, from 7.2 on usr/lib/modules/VERSION/vmlinuz."""
+KERNEL_NAMES: Final = ("vmlinuz-", "vmlinux-", "vmlinuz")
+"""boot/vmlinuz-VERSION, from 7.2 on usr/lib/modules/VERSION/vmlinuz; see `package_file`."""
 _SETUP_SECTORS_AT: Final = 0x1F1
 _PAYLOAD_AT: Final = 0x248
 _SECTOR: Final = 512
@@ -59,14 +59,15 @@ def load_image(path: Path) -> KernelImage:
     return KernelImage(path.name, elf, hashlib.sha256(elf).hexdigest())
 
 
-def package_file(path: Path, prefixes: tuple[str, ...]) -> bytes | None:
-    """The first file of the Debian package `path` whose base name starts with one of `prefixes`;
-    None if there is none or `path` is no package. Raises `InputError` for a damaged package."""
+def package_file(path: Path, names: tuple[str, ...]) -> bytes | None:
+    """The first file of the Debian package `path` whose base name is one of `names`, or starts with
+    one that ends in "-"; None if there is none or `path` is no package. Raises `InputError` for a
+    damaged package."""
     data = path.read_bytes()
     if not data.startswith(_AR_MAGIC):
         return None
     try:
-        return _find_in_package(data, prefixes)
+        return _find_in_package(data, names)
     except _Broken as broken:
         raise InputError(f"{path}: {broken}") from None
 
@@ -102,7 +103,7 @@ def _members(data: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def _kernel_of_package(data: bytes) -> bytes:
-    kernel = _find_in_package(data, _KERNEL_NAMES)
+    kernel = _find_in_package(data, KERNEL_NAMES)
     if kernel is None:
         raise _Broken(
             "the package holds no kernel; take linux-binary-* (6.19 and later) or linux-image-* "
@@ -111,7 +112,8 @@ def _kernel_of_package(data: bytes) -> bytes:
     return kernel
 
 
-def _find_in_package(data: bytes, prefixes: tuple[str, ...]) -> bytes | None:
+def _find_in_package(data: bytes, names: tuple[str, ...]) -> bytes | None:
+    prefixes = tuple(name for name in names if name.endswith("-"))
     for name, member in _members(data):
         if not name.startswith("data.tar"):
             continue
@@ -121,7 +123,7 @@ def _find_in_package(data: bytes, prefixes: tuple[str, ...]) -> bytes | None:
             with tarfile.open(fileobj=io.BytesIO(member)) as archive:
                 for entry in archive:
                     base = entry.name.rpartition("/")[2]
-                    if entry.isfile() and base.startswith(prefixes):
+                    if entry.isfile() and (base in names or base.startswith(prefixes)):
                         stream = archive.extractfile(entry)
                         if stream is not None:
                             return stream.read()

@@ -73,6 +73,13 @@ def fetched_images(directory: Path | None = None) -> tuple[FetchedImage, ...]:
     return tuple(sorted(found, key=lambda image: version_key(image.version), reverse=True))
 
 
+def split_name(name: str) -> tuple[str, str | None]:
+    """Series and flavour of a kernel's short name: "6.12-rt" is ("6.12", "rt"), "6.12" ("6.12",
+    None). Another name is ("", None)."""
+    match = _SERIES.fullmatch(name)
+    return (match["series"], match["flavour"]) if match is not None else ("", None)
+
+
 def find_image(name: str) -> Path:
     """The file that `name` means: a path, a series, or, empty, the newest fetched package.
 
@@ -81,8 +88,8 @@ def find_image(name: str) -> Path:
 
     Raises `InputError` for a file that does not exist, `MissingError` where nothing was fetched.
     """
-    match = _SERIES.fullmatch(name)
-    if name and (match is None or Path(name).exists()):
+    series, flavour = split_name(name)
+    if name and (not series or Path(name).exists()):
         path = Path(name)
         if not path.is_file():
             raise InputError(
@@ -90,7 +97,6 @@ def find_image(name: str) -> Path:
                 "series such as 6.12 that `guestemu kernel fetch` has fetched"
             )
         return path
-    series, flavour = (match["series"], match["flavour"]) if match is not None else ("", None)
     images = [
         image
         for image in fetched_images()
