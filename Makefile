@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	-e '.[fuzz,cluster,analysis,dev]'
 
-.PHONY: install native demo test soak kernels lint types snippets clean
+.PHONY: install native demo test soak sanitize kernels lint types snippets clean
 
 install: $(STAMP)
 
@@ -37,6 +37,10 @@ soak: install
 # Debian's kernels that the tests need: 6.1, 6.12 and the newest series.
 kernels: install
 	$(BIN)/python -m guestemu kernel fetch
+
+# The native tests, and hostile records, on libraries built with ASan and UBSan.
+sanitize: install
+	$(BIN)/python tests/native/sanitize.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -33,7 +33,9 @@ DIRECTORY: Final = PACKAGE / "native"
 """Where the libraries are put."""
 
 SWITCH: Final = "GUESTEMU_NATIVE"
-"""This environment variable with the value `off`: nothing is built, and Python bodies run."""
+"""This environment variable with the value `off`: nothing is built, and Python bodies run. With
+the value `sanitize` the libraries are built with ASan and UBSan, whose runtime has to be preloaded
+(`make sanitize`)."""
 
 ZIG: Final = "ziglang"
 """The package from PyPI that has a compiler, for machines without one."""
@@ -42,8 +44,13 @@ FLAGS: Final = (
     *("-std=c11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden"),
     *("-ffreestanding", "-fno-stack-protector", "-nostdlib", "-Wl,-Bsymbolic,-z,noexecstack"),
 )
+SANITIZERS: Final = (
+    *("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"),
+    "-fno-sanitize-recover=all",
+)
 _COMPILERS: Final = ("cc", "gcc", "clang")
 _SECONDS: Final = 120
+_DIGITS: Final = 16
 
 
 class BuildError(Exception):
@@ -61,10 +68,18 @@ class Library(NamedTuple):
     @property
     def path(self) -> Path:
         """Where the library made from the present sources for this machine is, if it is built."""
-        digest = hashlib.sha256(repr((FLAGS, sys.platform, platform.machine())).encode())
+        digest = hashlib.sha256(repr((flags(), sys.platform, platform.machine())).encode())
         for name in self.headers + self.units:
             digest.update((PACKAGE / self.directory / name).read_bytes())
-        return DIRECTORY / f"{self.name}-{digest.hexdigest()[:16]}.so"
+        return DIRECTORY / f"{self._stem}{digest.hexdigest()[:_DIGITS]}.so"
+
+    @property
+    def _stem(self) -> str:
+        return f"lib{self.name}-{'sanitized-' if is_sanitized() else ''}"
+
+    def outdated(self) -> set[Path]:
+        """The files of this library that were made from other sources."""
+        return set(DIRECTORY.glob(f"{self._stem}{'?' * _DIGITS}.so")) - {self.path}
 
 
 HOOKS: Final = Library("hooks", "machine/native", ("hooks.c",))
@@ -81,6 +96,16 @@ LIBRARIES: Final = (HOOKS, FASTPATH, MUTATOR)
 def is_off() -> bool:
     """Whether the user wants no machine code."""
     return os.environ.get(SWITCH) == "off"
+
+
+def is_sanitized() -> bool:
+    """Whether the user wants libraries that check themselves."""
+    return os.environ.get(SWITCH) == "sanitize"
+
+
+def flags() -> tuple[str, ...]:
+    """What the compiler is given."""
+    return FLAGS + SANITIZERS if is_sanitized() else FLAGS
 
 
 def _zig() -> list[str]:
@@ -135,7 +160,7 @@ def compile_library(library: Library, output: Path, extra: tuple[str, ...] = ())
     if compiler is None:
         raise BuildError(f"no C compiler ({', '.join(_COMPILERS)} or the package {ZIG})")
     directory = PACKAGE / library.directory
-    said = _run([*compiler, *FLAGS, *extra, "-o", str(output), *library.units], directory)
+    said = _run([*compiler, *flags(), *extra, "-o", str(output), *library.units], directory)
     if said:
         raise BuildError(f"{' '.join(compiler)} refuses {library.directory}: {said}")
 
@@ -166,9 +191,9 @@ def build_missing() -> list[Path]:
                     output.chmod(0o755)
                     output.replace(target)
                 made.append(target)
-            wanted = {library.path for library in LIBRARIES}
-            for path in set(DIRECTORY.glob("*.so")) - wanted:
-                path.unlink(missing_ok=True)
+            for library in LIBRARIES:
+                for path in library.outdated():
+                    path.unlink(missing_ok=True)
     except OSError as error:
         raise BuildError(f"{DIRECTORY}: {error.strerror}") from error
     return made

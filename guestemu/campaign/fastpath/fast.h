@@ -170,7 +170,8 @@ struct fast {
 };
 
 bool fast_decode(struct fast *f, const u8 *data, size_t size);
-bool fast_judge(struct fast *f, const struct op *op, i64 value);
+/* `was_ready`: whether the host allowed migration before the operation. */
+bool fast_judge(struct fast *f, const struct op *op, i64 value, u64 was_ready);
 void fast_count(struct fast *f, const struct op *op, u64 index, i64 value);
 
 /* Calls a Python function without arguments; true if it returned True. */

@@ -25,7 +25,8 @@ bool fast_range(const struct fast *f, const struct op *op, u64 *first, u64 *coun
 	if (is_early(op->kind)) {
 		gpa += op->arguments[1];
 		*first = gpa >> PAGE_SHIFT;
-		*count = ((gpa + op->arguments[0] + PAGE - 1) >> PAGE_SHIFT) - *first;
+		*count = op->arguments[0] ?
+				 ((gpa + op->arguments[0] + PAGE - 1) >> PAGE_SHIFT) - *first : 0;
 		return true;
 	}
 	*first = gpa >> PAGE_SHIFT;
@@ -105,18 +106,19 @@ static bool result_is_known(u64 kind, i64 value)
 	return value == 0 || value == -ENOMEM || value == -EBUSY || value == -EPERM || value == -EIO;
 }
 
-bool fast_judge(struct fast *f, const struct op *op, i64 value)
+bool fast_judge(struct fast *f, const struct op *op, i64 value, u64 was_ready)
 {
 	u64 first, count;
 	bool converts = fast_range(f, op, &first, &count);
 
-	if (f->answers_judged) {
+	if (was_ready != fast_ready(f))
+		return false;
+	if (f->answers_judged)
 		for (u64 i = 0; i < f->exit_count; i++)
 			if (!answer_is_right(&f->exits[i]))
 				return false;
-		if (converts && !result_is_known(op->kind, value))
-			return false;
-	}
+	if (converts && !result_is_known(op->kind, value))
+		return false;
 	if (!converts)
 		return !f->exit_count || !f->record_judged || record_is_right(f);
 	return value != 0 || status_is_right(f, op, first, count);

@@ -17,7 +17,7 @@ class FastLibrary:
     def __init__(self, library: ctypes.PyDLL) -> None:
         library.fast_size.restype = ctypes.c_uint64
         library.fast_run.restype = ctypes.c_bool
-        library.fast_run.argtypes = (ctypes.c_char_p, ctypes.c_size_t)
+        library.fast_run.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
         library.fast_one.argtypes = (ctypes.c_char_p, ctypes.c_size_t)
         self._library = library
         self.one = ctypes.cast(library.fast_one, ctypes.c_void_p)
@@ -30,6 +30,10 @@ class FastLibrary:
     def run(self, data: bytes) -> bool:
         """One execution; False where it is none of the common ones."""
         return bool(self._library.fast_run(data, len(data)))
+
+    def run_at(self, address: int, size: int) -> bool:
+        """The same with `size` bytes at host `address`."""
+        return bool(self._library.fast_run(address, size))
 
     def test_one_input(self, data: bytes) -> None:
         """What libFuzzer calls."""

@@ -168,7 +168,7 @@ static bool step(struct fast *f, u64 index)
 	f->is_trapped = false;
 	if (!(op->kind == HYPERCALL ? hypercall : call)(f, op, &value) || !fast_replay(f))
 		return false;
-	if (ready != fast_ready(f) || !fast_judge(f, op, value))
+	if (!fast_judge(f, op, value, ready))
 		return false;
 	fast_count(f, op, index, value);
 	return true;
