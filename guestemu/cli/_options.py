@@ -35,6 +35,17 @@ Plugins: TypeAlias = Annotated[
         show_default=False,
     ),
 ]
+Limit: TypeAlias = Annotated[
+    float | None,
+    typer.Option(
+        "--limit",
+        metavar="SECONDS",
+        min=0.01,
+        help="CPU time that a program may take, and six times as much in all; then it has failed.  "
+        "[default: 5, of a real kernel 300]",
+        show_default=False,
+    ),
+]
 Sev: TypeAlias = Annotated[str | None, typer.Option("--sev", metavar="sev", help="SEV feature.")]
 CBit: TypeAlias = Annotated[
     int | None, typer.Option("--cbit", metavar="BIT", help="Position of the C-bit, 32 to 51.")

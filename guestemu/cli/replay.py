@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from guestemu.cli import console
-from guestemu.cli._options import AsJson, Cluster, Plugins
-from guestemu.cli.errors import EXIT_FINDINGS, EXIT_INPUT, EXIT_OK
+from guestemu.cli._options import AsJson, Cluster, Limit, Plugins
+from guestemu.cli.errors import EXIT_FINDINGS, EXIT_INPUT, EXIT_INTERNAL, EXIT_OK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,6 +43,7 @@ def command(
         typer.Option("--record", help="Write what happens as the expectation instead of judging."),
     ] = False,
     plugins: Plugins = None,
+    limit: Limit = None,
     cluster: Cluster = None,
     as_json: AsJson = False,
 ) -> int:
@@ -76,7 +77,8 @@ def command(
 
         results = replay(cluster, programs, jobs, record, allowed, watch)
     else:
-        results = replay_all(programs, jobs or _jobs(len(programs)), record, watch, allowed)
+        workers = jobs or _jobs(len(programs))
+        results = replay_all(programs, workers, record, watch, allowed, limit)
     seconds = time.perf_counter() - start
     if junit is not None:
         write_junit(junit, results, seconds)
@@ -86,6 +88,8 @@ def command(
         console.emit_json(_object(results, seconds))
     else:
         _tell(results, seconds, record)
+    if any(result.is_internal for result in results):
+        return EXIT_INTERNAL
     if any(result.bad is not None for result in results):
         return EXIT_INPUT
     return EXIT_OK if all(result.passed for result in results) else EXIT_FINDINGS

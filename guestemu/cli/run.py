@@ -15,6 +15,7 @@ from guestemu.cli._options import (
     Faults,
     GuestName,
     HostName,
+    Limit,
     Memory,
     Plugins,
     ProgramPath,
@@ -44,6 +45,7 @@ def command(
         typer.Option("--trace", metavar="OUT.jsonl", help="Write every event as a JSON line."),
     ] = None,
     plugins: Plugins = None,
+    limit: Limit = None,
     as_json: AsJson = False,
 ) -> int:
     """Run one program as its header says and tell what every operation did.
@@ -76,7 +78,7 @@ def command(
         return _lockstep.command(loaded, host, trace, as_json)
     allowed = tuple(plugins or ())
     loaded = load(program, Overrides(guest, host, sev, cbit, memory, tuple(fault or ()), allowed))
-    run = run_program(loaded)
+    run = run_program(loaded, limit)
     events = list(events_of(run))
     if trace is not None:
         write_jsonl(trace, loaded.header, events)

@@ -182,7 +182,8 @@ class Engine:
         self._zero = ctypes.c_uint64(0)
         self._no_count = ctypes.c_size_t(0)
         self._one = ctypes.c_size_t(1)
-        self._start = self.library.uc_emu_start
+        self._alone = self._start = self.library.uc_emu_start
+        self._sharing = ctypes.CDLL(self.library_path()).uc_emu_start
         self._reg_read = self.library.uc_reg_read
         self._reg_write = self.library.uc_reg_write
         self._flush_tlb = (self.library.uc_ctl, _control(uc_const.UC_CTL_TLB_FLUSH, True, 0))
@@ -294,6 +295,10 @@ class Engine:
             self._reg_write(self.handle, register, value)
 
     # Execution ------------------------------------------------------------------------------
+
+    def share_interpreter(self, is_on: bool) -> None:
+        """Whether `start` lets other threads run Python meanwhile."""
+        self._start = self._sharing if is_on else self._alone
 
     def start(self, rip: int) -> int:
         """Runs from `rip` until HLT, a stop, or an error; returns the UC_ERR code."""

@@ -45,7 +45,10 @@ class Entry:
     before (None: the CPU goes on as it is).
     """
 
-    __slots__ = ("_batch", "_call", "_context", "_ended", "_engine", "_record", "_words", "values")
+    __slots__ = (
+        *("_alone", "_batch", "_call", "_context", "_ended", "_engine", "_record", "_sharing"),
+        *("_words", "values"),
+    )
 
     def __init__(
         self, engine: Engine, code: HostCode, ended: RegisterBatch, names: Sequence[str]
@@ -65,9 +68,15 @@ class Entry:
         record.read_ids, record.read_values, record.read_count = ended.addresses
         self._record = ctypes.c_void_p(ctypes.addressof(record))
         self._words = memoryview(record).cast("B").cast("Q")
-        self._call = None
+        self._call = self._alone = self._sharing = None
         if code.available:
-            self._call = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(code.launch)
+            self._alone = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(code.launch)
+            self._sharing = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(code.launch)
+            self._call = self._alone
+
+    def share_interpreter(self, is_on: bool) -> None:
+        """See `Launcher.share_interpreter`."""
+        self._call = self._sharing if is_on else self._alone
 
     def use(self, context: Context) -> None:
         """Restores `context` at every start from now on."""
@@ -105,9 +114,21 @@ class Launcher:
         self._batch = RegisterBatch(engine, ("rip", "rax"))
         self.ended: Final = self._batch.values
         self.ended_address: Final = self._batch.values_address
+        self._is_shared = False
+        self._entries: list[Entry] = []
         self.resume: Final = self.entry(())
         """Starts the CPU as it is."""
 
     def entry(self, names: Sequence[str]) -> Entry:
         """A start that sets the registers `names`."""
-        return Entry(self._engine, self._code, self._batch, names)
+        entry = Entry(self._engine, self._code, self._batch, names)
+        entry.share_interpreter(self._is_shared)
+        self._entries.append(entry)
+        return entry
+
+    def share_interpreter(self, is_on: bool) -> None:
+        """Whether other threads may run Python while the CPU runs. It costs time at each start."""
+        self._is_shared = is_on
+        self._engine.share_interpreter(is_on)
+        for entry in self._entries:
+            entry.share_interpreter(is_on)

@@ -33,16 +33,16 @@ class ExpectationSpec(msgspec.Struct, frozen=True):
     values: str
 
 
-_NUMBER: Final = r"-?(0x[0-9a-fA-F]+|[0-9]+)"
+_NUMBER: Final = r"-?(0x[0-9a-fA-F]{1,16}|0|[1-9][0-9]{0,19})"
 
 EXPECTATIONS: Final[dict[str, ExpectationSpec]] = {
     "outcome": ExpectationSpec(None, r"[a-z0-9_:.-]+", "an outcome such as ok"),
     "violation": ExpectationSpec(None, r"[a-z0-9_:.-]+", "a check's name or none"),
-    "hypercalls": ExpectationSpec(False, r"[0-9]+", "a decimal count"),
-    "trace_hash": ExpectationSpec(False, r"[0-9a-f]+", "lower-case hexadecimal digits"),
-    "result": ExpectationSpec(True, _NUMBER, "a number"),
-    "value": ExpectationSpec(True, _NUMBER, "a number"),
-    "exception": ExpectationSpec(True, r"[0-9]+|none", "a vector or none"),
+    "hypercalls": ExpectationSpec(False, r"[0-9]{1,20}", "a decimal count of at most 20 digits"),
+    "trace_hash": ExpectationSpec(False, r"[0-9a-f]{1,64}", "lower-case hexadecimal digits"),
+    "result": ExpectationSpec(True, _NUMBER, "a 64-bit number"),
+    "value": ExpectationSpec(True, _NUMBER, "a 64-bit number"),
+    "exception": ExpectationSpec(True, r"[0-9]{1,3}|none", "a vector or none"),
     "warning": ExpectationSpec(True, r"[a-z0-9_]+", "the name of a WARN or none"),
 }
 """Every name an `expect` line may have."""

@@ -29,23 +29,28 @@ from guestemu.program.program import Header, Program
 from guestemu.program.text import load_program, parse_bytes
 from guestemu.replay.expectations import Mismatch, judge
 from guestemu.replay.record import record
-from guestemu.testbed import Testbed, build_testbed, with_plugin
-from guestemu.trace.run import Run, check_program, run_in, run_program
+from guestemu.testbed import HOST_FAILED, Testbed, build_testbed, with_plugin
+from guestemu.trace.run import TIME_UP, Run, check_program, run_in, run_program
 
 _NOTHING: Final = Permissions()
+_SPOILS: Final = frozenset({HOST_FAILED, TIME_UP})
+"""Violations after which guest and host are in no defined state."""
+
 _SMALLEST_BATCH: Final = 8
 _BATCHES_PER_JOB: Final = 6
 
 
 class Result(msgspec.Struct, frozen=True):
     """One file replayed: the expectations that do not hold, or `bad`, what is wrong with the input
-    itself, and how long it took in seconds. `is_new`: its expectations were written anew."""
+    itself, and how long it took in seconds. `is_new`: its expectations were written anew.
+    `is_internal`: guestemu itself failed on it, which keeps the results of the others."""
 
     program: str
     mismatches: tuple[Mismatch, ...] = ()
     bad: str | None = None
     seconds: float = 0.0
     is_new: bool = False
+    is_internal: bool = False
 
     @property
     def passed(self) -> bool:
@@ -54,9 +59,11 @@ class Result(msgspec.Struct, frozen=True):
 
 
 class Bench:
-    """The testbed of the last header asked for; one at a time."""
+    """The testbed of the last header asked for; one at a time. A program may take `seconds` of CPU
+    time (None: the default)."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float | None = None) -> None:
+        self._seconds = seconds
         self._header: Header | None = None
         self._testbed: Testbed | None = None
 
@@ -68,7 +75,10 @@ class Bench:
             if self._testbed is None or program.header != self._header:
                 self.close()
                 self._testbed, self._header = build_testbed(program.header), program.header
-            return run_in(self._testbed, program)
+            run = run_in(self._testbed, program, self._seconds)
+            if any(found.check in _SPOILS for found in run.outcome.violations):
+                self.close()
+            return run
         except BaseException:
             self.close()
             raise
@@ -117,7 +127,7 @@ def _result(name: str, run_it: Callable[[], tuple[tuple[Mismatch, ...], bool]]) 
     start = time.perf_counter()
     mismatches: tuple[Mismatch, ...] = ()
     bad: str | None = None
-    is_new = False
+    is_new = is_internal = False
     try:
         mismatches, is_new = run_it()
     except InputError as error:
@@ -125,7 +135,13 @@ def _result(name: str, run_it: Callable[[], tuple[tuple[Mismatch, ...], bool]]) 
         bad = text if text.startswith(name) else f"{name}: {text}"
     except GuestemuError as error:
         mismatches = (Mismatch("the run ends", f"{type(error).__name__}: {error}"),)
-    return Result(name, mismatches, bad, time.perf_counter() - start, is_new)
+    except (OSError, MemoryError):
+        raise  # of this machine, not of the program
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        bad = f"{name}: internal error: {what}; please report it with what guestemu run says"
+        is_internal = True
+    return Result(name, mismatches, bad, time.perf_counter() - start, is_new, is_internal)
 
 
 def replay_all(
@@ -134,10 +150,12 @@ def replay_all(
     recording: bool = False,
     progress: Callable[[Result], None] | None = None,
     permissions: Permissions = _NOTHING,
+    seconds: float | None = None,
 ) -> tuple[Result, ...]:
     """Replays every file with up to `jobs` processes; results in the order of `paths`.
 
-    `progress` is called after each file; `permissions` are as in `replay_file`.
+    `progress` is called after each file; `permissions` are as in `replay_file`, `seconds` as in
+    `run_in`.
     """
 
     def note(result: Result) -> Result:
@@ -149,13 +167,16 @@ def replay_all(
     done: dict[Path, Result] = {}
     if jobs <= 1 or len(paths) <= 1:
         for batch in parts:
-            for path, result in _replay(batch, recording, permissions):
+            for path, result in _replay(batch, recording, permissions, seconds):
                 done[path] = note(result)
         return tuple(done[path] for path in paths)
-    done = {path: note(result) for path, result in _in_pool(parts, jobs, recording, permissions)}
+    done = {
+        path: note(result)
+        for path, result in _in_pool(parts, jobs, recording, permissions, seconds)
+    }
     for path in paths:
         if path not in done:
-            alone = dict(_in_pool([[path]], 1, recording, permissions))
+            alone = dict(_in_pool([[path]], 1, recording, permissions, seconds))
             done[path] = note(alone.get(path) or died(path))
     return tuple(done[path] for path in paths)
 
@@ -183,9 +204,9 @@ def batches(paths: Sequence[Path], jobs: int) -> list[list[Path]]:
 
 
 def _replay(
-    batch: Sequence[Path], recording: bool, permissions: Permissions
+    batch: Sequence[Path], recording: bool, permissions: Permissions, seconds: float | None
 ) -> Iterator[tuple[Path, Result]]:
-    bench = Bench()
+    bench = Bench(seconds)
     try:
         for path in batch:
             yield path, replay_file(path, recording, bench, permissions)
@@ -194,9 +215,9 @@ def _replay(
 
 
 def _replay_batch(
-    batch: Sequence[Path], recording: bool, permissions: Permissions
+    batch: Sequence[Path], recording: bool, permissions: Permissions, seconds: float | None
 ) -> list[tuple[Path, Result]]:
-    return list(_replay(batch, recording, permissions))
+    return list(_replay(batch, recording, permissions, seconds))
 
 
 def died(path: Path) -> Result:
@@ -205,12 +226,18 @@ def died(path: Path) -> Result:
 
 
 def _in_pool(
-    batches: Sequence[Sequence[Path]], jobs: int, recording: bool, permissions: Permissions
+    batches: Sequence[Sequence[Path]],
+    jobs: int,
+    recording: bool,
+    permissions: Permissions,
+    seconds: float | None,
 ) -> Iterable[tuple[Path, Result]]:
     """Results as they come; the files that a dead worker took with it are left out."""
     pool = ProcessPoolExecutor(min(jobs, len(batches)), _context(), _ignore_interrupt)
     try:
-        futures = [pool.submit(_replay_batch, batch, recording, permissions) for batch in batches]
+        futures = [
+            pool.submit(_replay_batch, batch, recording, permissions, seconds) for batch in batches
+        ]
         for future in as_completed(futures):
             try:
                 found = future.result()

@@ -21,6 +21,7 @@ _EXPLANATIONS: Final = {
     "another status than the one by which they were sent last.",
     "lost_defined": "No change of the C-bit came after that write, so the guest may rely on it.",
     "host-failed": "A guest can do this to its VMM: the defect is the host's.",
+    "time-up": "The budgets count blocks of the guest; this bound is of time, beside them.",
     "progress": "The CPU does not come out of this operation.",
 }
 

@@ -3,16 +3,24 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
-from guestemu.abi.errors import InputError
+from guestemu.abi.errors import InputError, TimeUp
 from guestemu.checks.base import Violation
 from guestemu.host.userspace.base import VmStopped
+from guestemu.machine.watchdog import Watchdog
 from guestemu.program.op_text import format_op
-from guestemu.program.program import Program
+from guestemu.program.program import Header, Program
 from guestemu.program.validity import header_problem, problem_of
-from guestemu.testbed import OpResult, Outcome, Testbed, build_testbed
+from guestemu.testbed import HOST_FAILED, OpResult, Outcome, Testbed, build_testbed
 from guestemu.trace.places import Places
+
+LIMIT_S: Final = 5.0
+LIMIT_LINUX_S: Final = 300.0
+TIME_UP: Final = "time-up"
+"""The name of the violation that a program commits by taking too long."""
 
 
 class VmStop(msgspec.Struct, frozen=True):
@@ -45,19 +53,30 @@ def check_program(program: Program) -> None:
             raise InputError(f"op {index} ({format_op(op)}): {wrong}")
 
 
-def run_in(testbed: Testbed, program: Program) -> Run:
-    """Resets `testbed` and runs `program` in it; its header is not looked at.
+def seconds_for(header: Header) -> float:
+    """How many seconds of CPU time a program may take: far more than any that is to the point."""
+    return LIMIT_LINUX_S if header.guest.startswith("linux:") else LIMIT_S
 
-    Raises `InputError` for a fault op that the host cannot do.
+
+def run_in(testbed: Testbed, program: Program, seconds: float | None = None) -> Run:
+    """Resets `testbed` and runs `program` in it; of its header only the guest is looked at.
+
+    A program that takes more than `seconds` of CPU time (default: `seconds_for`) violates `TIME_UP`
+    and is not run on; the testbed is then of no use. Raises `InputError` for a fault op that the
+    host cannot do.
     """
-    testbed.reset()
     results: list[OpResult] = []
     violations: list[Violation] = []
     stop: VmStop | None = None
-    for index in range(len(program.ops)):
-        stop = step_in(testbed, program, index, results, violations)
-        if stop is not None:
-            break
+    limit = seconds_for(program.header) if seconds is None else seconds
+    with Watchdog(lambda: testbed.guest.machine, limit) as watchdog:
+        testbed.reset()
+        for index in range(len(program.ops)):
+            stop = step_in(testbed, program, index, results, violations)
+            if watchdog.is_up and not any(found.check == HOST_FAILED for found in violations):
+                violations.append(Violation(TIME_UP, index, watchdog.text))
+            if stop is not None or watchdog.is_up:
+                break
     outcome = Outcome(tuple(results), tuple(violations))
     return Run(program, outcome, Places(testbed.guest.regions), stop)
 
@@ -78,19 +97,22 @@ def step_in(
         testbed.step(index, op, results, violations)
     except VmStopped as error:
         return VmStop(index, str(error))
+    except TimeUp as error:
+        return VmStop(index, str(error))
     except NotImplementedError as error:
         raise InputError(f"op {index} ({format_op(op)}): {error}; use another host") from error
     return None
 
 
-def run_program(program: Program) -> Run:
-    """Runs `program` as its header says, in a testbed of its own.
+def run_program(program: Program, seconds: float | None = None) -> Run:
+    """Runs `program` as its header says, in a testbed of its own, for at most `seconds` of CPU time
+    (see `run_in`).
 
     Raises `InputError` for a configuration that cannot be.
     """
     check_program(program)
     testbed = build_testbed(program.header)
     try:
-        return run_in(testbed, program)
+        return run_in(testbed, program, seconds)
     finally:
         testbed.close()

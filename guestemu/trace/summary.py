@@ -15,11 +15,11 @@ from guestemu.checks.base import ExitRecord, Violation
 from guestemu.guest.base import CallOutcome, GuestOops
 from guestemu.machine.exits import ExceptionExit
 from guestemu.machine.leafmap import Flip
-from guestemu.testbed import OpResult
+from guestemu.testbed import HOST_FAILED, OpResult
 from guestemu.trace.derive import signed_answer
 from guestemu.trace.explain import explain
 from guestemu.trace.places import Places
-from guestemu.trace.run import Run
+from guestemu.trace.run import TIME_UP, Run
 from guestemu.trace.words import is_load, op_word, value_of
 
 MAX_LINES: Final = 12
@@ -45,6 +45,8 @@ def tell_op(run: Run, index: int) -> Told:
     if index >= len(run.outcome.results):
         stop = run.stop
         text = stop.message if stop is not None and stop.op == index else "not run"
+        if any(v.check in (HOST_FAILED, TIME_UP) and v.op == index for v in run.outcome.violations):
+            return Told(("did not end",), found)
         return Told((f"VM stopped: {text}" if text != "not run" else text,), found)
     result = run.outcome.results[index]
     lines = [

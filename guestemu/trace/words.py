@@ -27,7 +27,7 @@ from guestemu.program.ops import (
     OpKind,
 )
 from guestemu.testbed import HOST_FAILED
-from guestemu.trace.run import Run
+from guestemu.trace.run import TIME_UP, Run
 
 OK: Final = "ok"
 VIOLATION: Final = "violation"
@@ -79,6 +79,8 @@ def run_word(run: Run) -> str:
     words = {op_word(result.outcome) for result in run.outcome.results}
     if any(violation.check == HOST_FAILED for violation in run.outcome.violations):
         return HOST_FAILED
+    if any(violation.check == TIME_UP for violation in run.outcome.violations):
+        return TIME_UP
     if run.stop is not None:
         return VM_STOPPED
     for word in (NO_PROGRESS, SHUTDOWN):

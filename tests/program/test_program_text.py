@@ -159,7 +159,7 @@ ERRORS = [
     (HEAD + "cbit thirty\n---\n", "p:2: cbit: 'thirty' is no 64-bit number"),
     (HEAD + "cbit 32\nmemory 8192\n---\n", "p:3: memory 8192 MiB reaches the C-bit"),
     (HEAD + "vcpus 0\n---\n", "p:2: vcpus 0 is out of range; use 1 to 64"),
-    (HEAD + "sev tdx\n---\n", "p:2: sev 'tdx'; use sev, es, snp"),
+    (HEAD + "sev vbs\n---\n", "p:2: sev 'vbs'; use sev, es, snp"),
     (HEAD + "coherent 1\n---\n", "p:2: coherent '1'; use yes or no"),
     (HEAD + "switches\n---\n", "p:2: switches takes names separated by blanks, or none"),
     (HEAD + "switches a a\n---\n", "p:2: a switch is named twice; keep one"),
@@ -189,6 +189,11 @@ ERRORS = [
     (BODY + "expect result 0 at 0", "p:3: there is no op 0; the program has 0"),
     (BODY + "expect hypercalls 3 at 0", "p:3: hypercalls is about the whole run; remove"),
     (BODY + "expect hypercalls many", "p:3: hypercalls 'many'; give a decimal count"),
+    (BODY + f"expect hypercalls {'9' * 4400}", "p:3: hypercalls '999"),
+    (BODY + f"expect result {'9' * 4400} at 0", "p:3: result '999"),
+    (BODY + f"expect value 0x{'9' * 4400} at 0", "p:3: value '0x999"),
+    (BODY + f"expect exception {'9' * 4400} at 0", "p:3: exception '999"),
+    (BODY + "expect result 010 at 0", "p:3: result '010'; give a 64-bit number"),
     (BODY + "expect outcome ok\ncpu_offline", "p:4: an op after an expectation; put the ops"),
 ]
 

@@ -102,7 +102,7 @@ def test_several_processes_give_the_same_results_in_the_order_of_the_files(tmp_p
     assert sorted(seen) == sorted(map(str, paths))
 
 
-def _kill_the_worker(batch: Sequence[Path], recording: bool) -> list[tuple[Path, Result]]:
+def _kill_the_worker(batch: Sequence[Path], *_rest: object) -> list[tuple[Path, Result]]:
     if any(path.name == "killer.prog" for path in batch):
         os.kill(os.getpid(), signal.SIGKILL)
     return [(path, Result(str(path))) for path in batch]

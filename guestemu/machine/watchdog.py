@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A wall-clock bound beside the block budgets: it stops the CPU and interrupts Python code.
+
+A budget counts guest blocks, so it bounds neither what one block costs (a host that answers each
+exit slowly, a translation for every page) nor a host that never answers. The watchdog is a thread
+that waits. When the time is up it empties the budget of the running CPU again and again, so that
+the next block ends the run, and signals the main thread, whose handler raises `TimeUp` out of
+whatever Python code runs there: a user's host, or a model that is slow.
+
+The CPU runs with the GIL held (engine.py) and releases it only under a watchdog.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Final, Self
+
+from guestemu.abi.errors import TimeUp
+from guestemu.machine.machine import Machine
+
+_WALL_FACTOR: Final = 6
+"""Wall-clock seconds for each second of CPU time: a busy computer must not end a program that is
+right, and a host that sleeps must not keep it for ever."""
+
+_TICK_S: Final = 0.02
+_LEAST_GRACE_S: Final = 5.0
+_STATUS: Final = 1
+_SIGNAL: Final = signal.SIGRTMIN + 9
+
+
+class Watchdog:
+    """Bounds what happens inside of `with`: `seconds` of CPU time of this process, and six times as
+    much on the wall clock.
+
+    `machine` gives the machine that runs at the moment. `is_up` says that the time was up; the CPU
+    then ends every run at its first block. In the main thread Python code is interrupted by
+    `TimeUp`, again and again while it goes on. Code that catches that, too, ends the process with
+    status 1 when the time was up for as long as it had been given.
+    """
+
+    def __init__(self, machine: Callable[[], Machine], seconds: float) -> None:
+        self._machine = machine
+        self._seconds = seconds
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._wait, daemon=True)
+        self._is_main = threading.current_thread() is threading.main_thread()
+        self._target = threading.get_ident()
+        self.is_up = False
+
+    @property
+    def text(self) -> str:
+        """What is said about a program whose time was up."""
+        return (
+            f"it took more than {self._seconds:g} s of CPU time "
+            f"or {self._seconds * _WALL_FACTOR:g} s in all"
+        )
+
+    def __enter__(self) -> Self:
+        if self._is_main:
+            self._before = signal.signal(_SIGNAL, self._on_signal)
+        self._watched = self._machine().launcher
+        self._watched.share_interpreter(True)
+        self._cpu_end = time.process_time() + self._seconds
+        self._wall_end = time.monotonic() + self._seconds * _WALL_FACTOR
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+        self._watched.share_interpreter(False)
+        if self._is_main:
+            signal.pthread_sigmask(signal.SIG_BLOCK, ())  # a signal on its way arrives here
+            signal.signal(_SIGNAL, self._before)
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        if not self._over.is_set():
+            raise TimeUp(self.text)
+
+    def _give_up(self) -> None:
+        sys.stderr.write(f"guestemu: {self.text}, and does not stop when it is interrupted\n")
+        sys.stderr.flush()
+        os._exit(_STATUS)
+
+    def _wait(self) -> None:
+        while not self.is_up:
+            left = min(self._cpu_end - time.process_time(), self._wall_end - time.monotonic())
+            if left <= 0:
+                self.is_up = True
+            elif self._over.wait(left + _TICK_S):
+                return
+        tick = 0
+        while True:
+            self._machine().hooks.watch.left = -1
+            if self._is_main and tick % 10 == 0:
+                signal.pthread_kill(self._target, _SIGNAL)
+            tick += 1
+            if tick * _TICK_S > max(self._seconds * _WALL_FACTOR, _LEAST_GRACE_S):
+                self._give_up()
+            if self._over.wait(_TICK_S):
+                return

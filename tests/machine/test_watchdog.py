@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A bound of time beside the budgets: whatever runs, it ends and is said."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from guestemu.cli.main import main
+from guestemu.program.text import parse_text
+from guestemu.replay.suite import Bench
+from guestemu.trace.run import TIME_UP, run_program
+from guestemu.trace.words import OK, run_word
+
+ENDLESS = (
+    "guestemu-program 1\nbudget 1000000000\n---\nunmap D[3]\nset_memory_decrypted D[3] pages=1\n"
+)
+GOOD = "guestemu-program 1\n---\nset_memory_decrypted D[3] pages=1\n"
+HOST = """import time
+from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
+class Host(MapGpaRangeHost):
+    def hypercall(self, call):
+        {}
+"""
+LIMIT = 0.2
+
+Captured = pytest.CaptureFixture[str]
+
+
+def test_an_endless_loop_of_the_guest_ends_long_before_its_budget() -> None:
+    before = signal.getsignal(signal.SIGRTMIN + 9)
+    run = run_program(parse_text(ENDLESS, "a.prog"), LIMIT)
+    assert run_word(run) == TIME_UP
+    (violation,) = run.outcome.violations
+    assert (violation.check, violation.op) == (TIME_UP, 1)
+    assert "more than 0.2 s of CPU time or 1.2 s in all" in violation.message
+    assert signal.getsignal(signal.SIGRTMIN + 9) == before
+    assert threading.active_count() == 1
+
+
+def test_outside_of_the_main_thread_the_cpu_is_stopped() -> None:
+    words: list[str] = []
+    program = parse_text(ENDLESS, "a.prog")
+    thread = threading.Thread(target=lambda: words.append(run_word(run_program(program, LIMIT))))
+    thread.start()
+    thread.join()
+    assert words == [TIME_UP]
+
+
+def test_many_operations_that_are_each_short_count_together() -> None:
+    program = parse_text(GOOD + "set_memory_decrypted L[0] pages=512\n" * 5_000, "a.prog")
+    run = run_program(program, LIMIT)
+    assert run_word(run) == TIME_UP
+    assert len(run.outcome.results) < len(program.ops)
+
+
+def test_a_bench_takes_another_testbed_for_the_next_program() -> None:
+    bench = Bench(LIMIT)
+    assert run_word(bench.run(parse_text(ENDLESS, "a.prog"))) == TIME_UP
+    calm = Bench()
+    assert run_word(calm.run(parse_text(GOOD, "b.prog"))) == OK
+    bench.close()
+    calm.close()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "while True: pass",
+        "time.sleep(1000)",
+        "while True:\n            try: 1 / 0\n            except Exception: pass",
+    ],
+)
+def test_a_host_that_does_not_return_is_the_hosts_defect(
+    tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch, body: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("slow.py").write_text(HOST.format(body))
+    Path("a.prog").write_text(GOOD)
+    Path("slow.prog").write_text(GOOD.replace("---", "host slow.py:Host\n---"))
+    limit = ["--limit", str(LIMIT)]
+    assert main(["run", "a.prog", "--host", "slow.py:Host", "--json", *limit]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["outcome"] == "host-failed"
+    (violation,) = found["violations"]
+    assert violation["message"].startswith("slow.py:")
+    assert "Host.hypercall did not return: it took more than" in violation["message"]
+    words = ["--plugins", ".", "--json", "--jobs", "1", "--junit", "out.xml", *limit]
+    assert main(["replay", "slow.prog", "a.prog", *words]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["programs"], found["passed"]) == (2, 1)
+    assert Path("out.xml").is_file()
+
+
+def test_a_host_that_swallows_the_interrupt_ends_the_process(tmp_path: Path) -> None:
+    body = "while True:\n            try: time.sleep(1)\n            except: pass"
+    (tmp_path / "slow.py").write_text(HOST.format(body))
+    (tmp_path / "a.prog").write_text(GOOD)
+    command = [sys.executable, "-m", "guestemu", "run", "a.prog", "--host", "slow.py:Host"]
+    done = subprocess.run(
+        [*command, "--limit", "0.1"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "does not stop when it is interrupted" in done.stderr
