@@ -10,6 +10,7 @@ EINTR: Final = 4
 EIO: Final = 5
 E2BIG: Final = 7
 EBADF: Final = 9
+EAGAIN: Final = 11
 ENOMEM: Final = 12
 EFAULT: Final = 14
 EBUSY: Final = 16

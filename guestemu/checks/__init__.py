@@ -6,6 +6,7 @@ from __future__ import annotations
 from guestemu.checks.base import Check
 from guestemu.checks.conversion import ConversionCheck, MappingCheck
 from guestemu.checks.free import FreePagesCheck
+from guestemu.checks.guest_memory import GuestMemoryCheck
 from guestemu.checks.host_ioctls import HostIoctlCheck
 from guestemu.checks.migration_control import MigrationControlCheck
 from guestemu.checks.mirror import MirrorCheck
@@ -20,6 +21,7 @@ from guestemu.checks.sev_firmware import SevFirmwareCheck
 from guestemu.host.base import Host
 from guestemu.host.firmware.operations import HasSevWorld
 from guestemu.host.kvm.findings import ReportsFindings
+from guestemu.host.kvm.guest_memory import HasGuestMemory
 from guestemu.host.mirror.operations import HasMirrorWorld
 from guestemu.host.qemu.operations import HasQemuWorld
 
@@ -36,6 +38,8 @@ def standard_checks(host: Host | None = None) -> tuple[Check, ...]:
         checks += [PageEncResultCheck(), PageEncRecordCheck(), HostIoctlCheck()]
     if host is None or isinstance(host, ReportsFindings):
         checks.append(ResourceCheck())
+    if host is None or isinstance(host, HasGuestMemory):
+        checks.append(GuestMemoryCheck())
     if host is None or isinstance(host, HasSevWorld):
         checks.append(SevFirmwareCheck())
     if host is None or isinstance(host, HasQemuWorld):

@@ -3,7 +3,7 @@
 
 Source: Documentation/virt/kvm/x86/msr.rst; K5-c (initial value 0 for encrypted guests), K5-e (one
 latch, the last writer wins), K5-f (reserved bits: #GP). Applies to hosts
-with `contract_state`.
+with `contract_state` that serve the MSR.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class MigrationControlCheck:
             self._failing = max(self._failing, view.op.arguments[0])
             return ()
         exits = view.exits
-        if not exits or not view.host.contract_state:
+        host = view.host
+        if not exits or not host.contract_state or not host.serves_migration_control:
             return ()
         if exits[-1].kind == _HYPERCALL and len(exits) == 1:
             return ()

@@ -46,11 +46,14 @@ class Reference:
     """The answers that the contract demands, exit by exit.
 
     `injected` and `count` are what user space was told to answer the next exits that reach it.
+    `frames` are the frames of RAM from GPA 0 on: user space decides about a range that leaves them,
+    and KVM passes its answer on (K3-f).
     """
 
-    def __init__(self, injected: int, count: int) -> None:
+    def __init__(self, injected: int, count: int, frames: int = U64_MASK) -> None:
         self._injected = injected
         self._left = count
+        self._frames = frames
 
     @property
     def left(self) -> int:
@@ -66,21 +69,24 @@ class Reference:
         if record.cpl:
             answer = -KVM_EPERM
         elif nr == KVM_HC_MAP_GPA_RANGE:
-            answer = self._map_gpa_range(a0, a1)
+            decided = self._map_gpa_range(a0, a1)
+            if decided is None:
+                return None
+            answer = decided
         elif nr in _OTHERS:
             return None
         else:
             answer = -KVM_ENOSYS
         return answer & mask
 
-    def _map_gpa_range(self, gpa: int, pages: int) -> int:
+    def _map_gpa_range(self, gpa: int, pages: int) -> int | None:
         gfn = gpa >> PAGE_SHIFT
         if gpa & PAGE_MASK or pages == 0 or (gfn + pages) & U64_MASK <= gfn:
             return -KVM_EINVAL
         if self._left:
             self._left -= 1
             return self._injected
-        return 0
+        return 0 if gfn + pages <= self._frames else None
 
 
 def answers_left(injected: int, count: int, records: Iterable[ExitRecord]) -> int:
@@ -117,7 +123,7 @@ class ResultCheck:
         return found
 
     def _judge_answers(self, view: OpView, found: list[Violation]) -> None:
-        reference = Reference(*view.injected)
+        reference = Reference(*view.injected, frames=len(view.host_before))
         for record in view.exits:
             ret = record.ret
             if ret is None or record.kind != "hypercall":

@@ -42,6 +42,10 @@ class Host(ABC):
     """Whether its record of frames and MIGRATION_CONTROL are held to that reference, too (K3-a,
     K5): so for the reference user space and users' own hosts, not for historic ones."""
 
+    serves_migration_control: ClassVar[bool] = True
+    """Whether its user space has a handler for MSR_KVM_MIGRATION_CONTROL; without one an access is
+    #GP and the host is never ready."""
+
     @abstractmethod
     def reset(self, frames: int) -> None:
         """Forgets everything: a new VM with `frames` 4 KiB frames of RAM from GPA 0 on."""

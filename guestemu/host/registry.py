@@ -32,13 +32,23 @@ from guestemu.host.qemu.host import (
     QemuMigration2021Host,
     QemuMigrationHost,
 )
+from guestemu.host.userspace.cloud_hypervisor import CloudHypervisorHost
+from guestemu.host.userspace.dragonball import DragonballHost
+from guestemu.host.userspace.libkrun import LibkrunHost
+from guestemu.host.userspace.openvmm import OpenVmmHost
 from guestemu.host.userspace.qemu_10_2 import Qemu102Host
+from guestemu.host.userspace.qemu_11 import Qemu11Host
 from guestemu.host.userspace.qemu_v4 import QemuV4Host
 
 _CLASSES: tuple[type[MergedHost] | type[HistoricHost], ...] = (
     MapGpaRangeHost,
     QemuV4Host,
     Qemu102Host,
+    Qemu11Host,
+    CloudHypervisorHost,
+    OpenVmmHost,
+    LibkrunHost,
+    DragonballHost,
     SevFirmwareHost,
     MirrorHost,
     MirrorPrototypeHost,

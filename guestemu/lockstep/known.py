@@ -33,7 +33,11 @@ READY: Final = "ready"
 
 _GROWING: Final = frozenset({"bitmap-v1", "bitmap-v2", "bitmap-v3", "bitmap-v6"})
 _TRANSLATING: Final = frozenset({"bitmap-v6", "bitmap-v8", "shared-list-v10"})
-_SILENT_QEMU: Final = frozenset({"qemu-v4", "qemu-10.2"})
+_UNCHECKED: Final = frozenset({"cloud-hypervisor", "dragonball"})
+_VMMS: Final = _UNCHECKED | {"qemu-11", "openvmm", "libkrun"}
+_SILENT: Final = frozenset({"qemu-v4", "qemu-10.2"}) | _VMMS - {"openvmm"}
+_BY_WORD: Final = frozenset({"qemu-v4", "libkrun"})
+_OPENVMM_BITS: Final = 0xF3
 _MSR: Final = frozenset({END, VALUE, READY})
 _ASYNC_PF: Final = frozenset({MSR_KVM_SEV_LIVE_MIG_EN_2020, MSR_KVM_SEV_LIVE_MIG_EN_2020 + 1})
 
@@ -75,7 +79,8 @@ def _enc_argument(own: Side, other: Side) -> bool:
 
 
 def _attributes_word(own: Side, _other: Side) -> bool:
-    return _is(own, "qemu-v4", "attributes-word") and _any(own, _is_odd_status)
+    is_by_word = own.traits.name in _BY_WORD and own.traits.lacks("attributes-word")
+    return is_by_word and _any(own, _is_odd_status)
 
 
 def _low_bits(own: Side, _other: Side) -> bool:
@@ -164,7 +169,7 @@ def _reaches_user_space(call: StatusCall) -> bool:
 def _stale_ret(own: Side, other: Side) -> bool:
     kernel = own.traits.kernel
     return (
-        own.traits.name in _SILENT_QEMU
+        own.traits.name in _SILENT
         and kernel is not None
         and not kernel.zeroes_ret
         and own.traits.lacks("stale-ret")
@@ -192,6 +197,27 @@ def _qemu_size(own: Side, _other: Side) -> bool:
     return own.traits.name == "qemu-10.2" and _any(own, lambda call: call.pages >= 1 << 52)
 
 
+def _vmm_size(own: Side, _other: Side) -> bool:
+    return own.traits.name in _VMMS - {"openvmm"} and _any(own, lambda call: call.pages >= 1 << 52)
+
+
+def _vmm_top(own: Side, _other: Side) -> bool:
+    return own.traits.name in _UNCHECKED and _any(own, lambda call: call.end >= 1 << 52)
+
+
+def _vmm_place(own: Side, _other: Side) -> bool:
+    frames = len(own.before)
+    if own.traits.name == "libkrun":
+        return _any(own, lambda call: call.first >= frames or call.end >= 1 << 52)
+    return own.traits.name in {"openvmm", "qemu-11"} and _beyond(own)
+
+
+def _openvmm_bits(own: Side, _other: Side) -> bool:
+    return own.traits.name == "openvmm" and _any(
+        own, lambda call: bool(call.status & ~_OPENVMM_BITS or call.status & 0xE0)
+    )
+
+
 def _no_msr(own: Side, _other: Side) -> bool:
     return (
         own.traits.is_historic
@@ -201,7 +227,7 @@ def _no_msr(own: Side, _other: Side) -> bool:
 
 
 def _qemu_msr(own: Side, _other: Side) -> bool:
-    return own.traits.name == "qemu-10.2" and MSR_KVM_MIGRATION_CONTROL in own.msrs()
+    return own.traits.name in _VMMS | {"qemu-10.2"} and MSR_KVM_MIGRATION_CONTROL in own.msrs()
 
 
 def _blocker(own: Side, _other: Side) -> bool:
@@ -292,12 +318,23 @@ KNOWN: Final = (
           "QEMU 10.2 refuses a range that it cannot convert and stops the VM", _qemu_refuses),
     Known("size-wrap", _both(END, ANSWER, STATUS), "D27, M58",
           "QEMU 10.2 computes npages * 4096 in 64 bits", _qemu_size),
+    Known("vmm-size", _both(END, ANSWER, STATUS), "V2, V7",
+          "the VMM computes pages * 4096 in 64 bits: a product of 0 stops the VM, another converts "
+          "the pages that are left", _vmm_size),
+    Known("vmm-top", _both(END, ANSWER, STATUS), "V7, GM1",
+          "KVM_SET_MEMORY_ATTRIBUTES refuses a range that ends at 2^64, on which the VMM stops",
+          _vmm_top),
+    Known("vmm-place", _both(END, ANSWER, STATUS), "V2, V3",
+          "the VMM refuses a range that its slots with guest_memfd do not cover as it asks",
+          _vmm_place),
+    Known("vmm-bits", _both(ANSWER, STATUS), "V2",
+          "OpenVMM refuses attribute bits that it does not know", _openvmm_bits),
     Known("list-result", _both(ANSWER), "K2-d, M39",
           "v10 answers the change of its list's length", _list_result),
     Known("stale-ret", _both(ANSWER), "K3-g, M22",
-          "QEMU never writes run->hypercall.ret and this kernel does not clear it", _stale_ret),
+          "the VMM never writes run->hypercall.ret and this kernel does not clear it", _stale_ret),
     Known("attributes-word", _both(STATUS), "D19, M53",
-          "QEMU v4 takes any non-zero attributes word for encrypted, a size hint for instance",
+          "the VMM takes any non-zero attributes word for encrypted, a size hint for instance",
           _attributes_word),
     Known("enc-argument", _both(STATUS, ANSWER), "M42",
           "the third argument is enc (any non-zero value) in the patch sets and attributes, bit 4, "
@@ -309,7 +346,7 @@ KNOWN: Final = (
           "QEMU v4's list keeps overlapping elements and removes only one of them", _qemu_list),
     Known("no-msr", _MSR, "K1-m", "the opt-in MSR came with v5; before it the MSR is unknown",
           _no_msr),
-    Known("blocked", _MSR, "D26", "QEMU 10.2 has no handler for MIGRATION_CONTROL", _qemu_msr),
+    Known("blocked", _MSR, "D26, V1", "the VMM has no handler for MIGRATION_CONTROL", _qemu_msr),
     Known("moved-msr", _MSR, "K1-m",
           "v5 to v8 were posted with the opt-in MSR at 0x4b564d06", _moved_msr),
     Known("young-msr", _MSR, "constant table",

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Attributes, backings and device map of a VM with guest_memfd agree after each conversion.
+
+A frame that the guest was told is private has no shared copy left and is not mapped for a device; a
+frame that it was told is shared has no private page left, which would come back with the next
+conversion (GM3). The attributes themselves are compared by the check `record`. Looks at the frames
+that the VMM's calls of the operation name. Source: GM1, GM3, V2, V4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from bitarray import bitarray
+
+from guestemu.abi.addresses import PAGE_SHIFT
+from guestemu.checks.base import OpView, Violation
+from guestemu.host.kvm.guest_memory import GuestMemory, HasGuestMemory
+from guestemu.program.ops import OpKind
+
+_CONVERSION: Final = "KVM_SET_MEMORY_ATTRIBUTES"
+
+
+class GuestMemoryCheck:
+    """One violation for each kind of disagreement in the frames that an operation converted."""
+
+    name = "guest-memory"
+    kinds: frozenset[OpKind] | None = None
+
+    def __init__(self) -> None:
+        self._seen = 0
+
+    def after(self, view: OpView) -> Iterable[Violation]:
+        """See the class. An operation whose notification was refused promises nothing."""
+        host = view.host
+        if not isinstance(host, HasGuestMemory):
+            return ()
+        memory = host.guest_memory
+        if view.index == 0 or len(memory.calls) < self._seen:
+            self._seen = 0
+        new = memory.calls[self._seen :]
+        self._seen = len(memory.calls)
+        if not new or any(record.ret for record in view.exits):
+            return ()
+        violations: list[Violation] = []
+        for call in new:
+            if call.name == _CONVERSION and not call.result:
+                first, end = call.arguments[0] >> PAGE_SHIFT, sum(call.arguments[:2]) >> PAGE_SHIFT
+                violations.extend(self._judge(view.index, memory, first, end))
+        return violations
+
+    def _judge(self, op: int, memory: GuestMemory, first: int, end: int) -> Iterator[Violation]:
+        end = min(end, memory.frames)
+        private = memory.attributes[first:end]
+        for wrong, what, fact in (
+            (
+                private & memory.shared_pages[first:end],
+                "is private and keeps its shared copy",
+                "GM3",
+            ),
+            (
+                ~private & memory.private_pages[first:end],
+                "is shared and keeps its private page",
+                "GM3",
+            ),
+            (private & memory.device_map[first:end], "is private and mapped for a device", "V2"),
+        ):
+            if wrong.any():
+                yield Violation(self.name, op, _text(first, wrong, what), fact)
+
+
+def _text(first: int, wrong: bitarray, what: str) -> str:
+    total = wrong.count()
+    more = f" ({total} frames)" if total > 1 else ""
+    return f"host: frame {first + wrong.index(1):#x} {what}{more}"

@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Memory of a VM with guest_memfd, as its user space sees it: slots, attributes, two backings.
+
+A slot has two backings: the private pages lie in a guest_memfd, the shared ones in a mapping of the
+VMM. KVM_SET_MEMORY_ATTRIBUTES says which of them a frame uses and moves no content; a page of the
+other backing stays until the VMM punches or discards it (GM3). Every call of the VMM is recorded,
+so that a check and a lock-step run can compare what two VMMs did.
+
+Source: virt/kvm/kvm_main.c and virt/kvm/guest_memfd.c (Linux 7.3); GM1, GM3 to GM6, GM10. The rules
+of GM1, GM3 and GM4 ran on a real KVM with software-protected VMs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, Protocol, runtime_checkable
+
+import msgspec
+from bitarray import bitarray
+
+from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, U64_MASK
+from guestemu.abi.errno import EAGAIN, EINVAL, EOPNOTSUPP
+from guestemu.host.intervals import IntervalSet
+
+KVM_MEMORY_ATTRIBUTE_PRIVATE: Final = 1 << 3
+KVM_MEMORY_EXIT_FLAG_PRIVATE: Final = 1 << 3
+
+FALLOC_FL_KEEP_SIZE: Final = 1
+FALLOC_FL_PUNCH_HOLE: Final = 2
+PUNCH: Final = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+MADV_DONTNEED: Final = 4
+
+MAX_CALLS: Final = 4096
+"""Calls that are kept; a VMM that makes more of them in one program keeps the first."""
+
+
+class Slot(msgspec.Struct, frozen=True):
+    """A memory slot: `gpa` and `size` in bytes, `memfd_offset` its start in the guest_memfd.
+
+    A slot without guest_memfd is plain RAM, or ROM if it is read-only.
+    """
+
+    gpa: int
+    size: int
+    memfd_offset: int = 0
+    has_guest_memfd: bool = True
+    is_read_only: bool = False
+
+    @property
+    def end(self) -> int:
+        """First GPA behind the slot."""
+        return self.gpa + self.size
+
+    def cut(self, gpa: int, size: int) -> tuple[int, int]:
+        """Start and size in bytes of the part of a range that lies in the slot; size 0: none."""
+        start = max(gpa, self.gpa)
+        return start, max(0, min(gpa + size, self.end) - start)
+
+
+class VmmCall(msgspec.Struct, frozen=True):
+    """One call of the VMM into its kernel: name, arguments, 0 or a negative errno."""
+
+    name: str
+    arguments: tuple[int, ...]
+    result: int
+
+
+@runtime_checkable
+class HasGuestMemory(Protocol):
+    """A host whose VM has guest_memfd."""
+
+    @property
+    def guest_memory(self) -> GuestMemory:
+        """The VM's memory as the host's user space has made it."""
+
+
+class MemoryFault(msgspec.Struct, frozen=True):
+    """KVM_EXIT_MEMORY_FAULT: KVM_RUN returned -EFAULT. `gpa` and `size` in bytes (GM6)."""
+
+    gpa: int
+    size: int
+    is_private: bool
+
+
+class GuestMemory:
+    """The memory of one VM with `frames` frames of RAM from GPA 0 on.
+
+    `attributes` has one bit for each frame of RAM, 1 = private; `private_pages` and `shared_pages`
+    say which frames have a page in each backing; `device_map` which frames a device may reach
+    (VFIO). All frames start private and backed, as after a launch. `calls` are the VMM's calls
+    since the last reset. One slot covers all of RAM unless `slots` are given.
+    """
+
+    def __init__(self, frames: int, slots: tuple[Slot, ...] | None = None) -> None:
+        self.frames = frames
+        self.slots = slots if slots is not None else (Slot(0, frames << PAGE_SHIFT),)
+        self.attributes = bitarray(frames, endian="little")
+        self.private_pages = bitarray(frames, endian="little")
+        self.shared_pages = bitarray(frames, endian="little")
+        self.device_map = bitarray(frames, endian="little")
+        self.calls: list[VmmCall] = []
+        self._beyond = IntervalSet()
+        self._failure: tuple[int, int] | None = None
+        self._count = 0
+        self._is_used = True
+        self.restore()
+
+    def restore(self) -> None:
+        """As a new VM; cheap where no call was made."""
+        if self._is_used:
+            self.attributes.setall(True)
+            self.private_pages.setall(True)
+            self.shared_pages.setall(False)
+            self.device_map.setall(False)
+            self.calls.clear()
+            self._beyond = IntervalSet()
+            self._count = 0
+            self._is_used = False
+        self._failure = None
+
+    def order_failure(self, number: int, errno: int) -> None:
+        """Call `number` from now on (0: the next) returns -`errno` and does nothing."""
+        self._failure = (self._count + number, errno)
+
+    def _made(self, name: str, arguments: tuple[int, ...], result: int) -> int:
+        self._is_used = True
+        self._count += 1
+        if len(self.calls) < MAX_CALLS:
+            self.calls.append(VmmCall(name, arguments, result))
+        return result
+
+    def _ordered(self) -> int:
+        """The ordered result of the call that is being made, 0 if there is none."""
+        if self._failure is not None and self._failure[0] == self._count:
+            return -self._failure[1]
+        return 0
+
+    # Calls of the VMM -------------------------------------------------------------------------
+
+    def set_memory_attributes(self, gpa: int, size: int, attributes: int, flags: int = 0) -> int:
+        """KVM_SET_MEMORY_ATTRIBUTES: 0, or -EINVAL by the tests of GM1, in their order.
+
+        Accepts a range without memory, and one over several slots. `gpa` and `size` are unsigned
+        64-bit values in bytes.
+        """
+        arguments = (gpa, size, attributes, flags)
+        result = self._ordered() or _attributes_error(gpa, size, attributes, flags)
+        if not result:
+            is_private = bool(attributes & KVM_MEMORY_ATTRIBUTE_PRIVATE)
+            first, end = gpa >> PAGE_SHIFT, (gpa + size) >> PAGE_SHIFT
+            inside = slice(min(first, self.frames), min(end, self.frames))
+            self.attributes[inside] = is_private
+            # The guest uses what it converted: the page appears in the backing of its new kind.
+            (self.private_pages if is_private else self.shared_pages)[inside] = True
+            change = self._beyond.add if is_private else self._beyond.remove
+            change(max(first, self.frames), end)
+        return self._made("KVM_SET_MEMORY_ATTRIBUTES", arguments, result)
+
+    def fallocate(self, slot: int, mode: int, offset: int, length: int) -> int:
+        """Changes the guest_memfd of `slots[slot]`, offset within the file in bytes (GM4).
+
+        Punching frees the pages of the file; a hole beyond the file's end succeeds.
+        """
+        arguments = (slot, mode, offset, length)
+        result = self._ordered() or self._fallocate(slot, mode, offset, length)
+        return self._made("fallocate", arguments, result)
+
+    def _fallocate(self, slot: int, mode: int, offset: int, length: int) -> int:
+        if not 0 <= slot < len(self.slots) or not self.slots[slot].has_guest_memfd:
+            return -EINVAL
+        place = self.slots[slot]
+        if mode == FALLOC_FL_PUNCH_HOLE or mode & ~PUNCH:
+            return -EOPNOTSUPP
+        if not length or offset & PAGE_MASK or length & PAGE_MASK:
+            return -EINVAL
+        is_punch = bool(mode & FALLOC_FL_PUNCH_HOLE)
+        file_end = place.memfd_offset + place.size
+        if not is_punch and offset + length > file_end:
+            return -EINVAL
+        start, size = place.cut(place.gpa + offset - place.memfd_offset, length)
+        self._set(self.private_pages, start, size, not is_punch)
+        return 0
+
+    def madvise(self, slot: int, offset: int, length: int, advice: int) -> int:
+        """Advises on the VMM's mapping of `slots[slot]`, `offset` from its start in bytes.
+
+        MADV_DONTNEED frees the shared pages; a range outside the mapping is -EINVAL, as the models
+        have nothing mapped behind a slot.
+        """
+        result = self._ordered()
+        if not result:
+            is_inside = 0 <= slot < len(self.slots) and offset + length <= self.slots[slot].size
+            if not is_inside or offset & PAGE_MASK:
+                result = -EINVAL
+            elif advice == MADV_DONTNEED:
+                size = length + PAGE_MASK & ~PAGE_MASK
+                self._set(self.shared_pages, self.slots[slot].gpa + offset, size, False)
+        return self._made("madvise", (slot, offset, length, advice), result)
+
+    def pre_fault(self, gpa: int, size: int) -> int:
+        """KVM_PRE_FAULT_MEMORY: populates the backing that the attributes name."""
+        result = self._ordered()
+        if not result and (
+            gpa & PAGE_MASK or size & PAGE_MASK or not size or gpa + size > U64_MASK
+        ):
+            result = -EINVAL
+        if not result:
+            for place in self.slots:
+                start, length = place.cut(gpa, size)
+                first, end = start >> PAGE_SHIFT, (start + length) >> PAGE_SHIFT
+                part = self.attributes[first:end]
+                self.private_pages[first:end] |= part
+                self.shared_pages[first:end] |= ~part
+        return self._made("KVM_PRE_FAULT_MEMORY", (gpa, size), result)
+
+    def map_for_device(self, gpa: int, size: int, is_mapped: bool) -> int:
+        """VFIO_IOMMU_MAP_DMA or UNMAP_DMA of shared memory, bytes."""
+        result = self._ordered()
+        if not result:
+            self._set(self.device_map, gpa, size, is_mapped)
+        name = "VFIO_IOMMU_MAP_DMA" if is_mapped else "VFIO_IOMMU_UNMAP_DMA"
+        return self._made(name, (gpa, size), result)
+
+    def _set(self, bits: bitarray, gpa: int, size: int, value: bool) -> None:
+        first = min(gpa >> PAGE_SHIFT, self.frames)
+        bits[first : min((gpa + size) >> PAGE_SHIFT, self.frames)] = value
+
+    # What the guest meets ---------------------------------------------------------------------
+
+    def is_private(self, gfn: int) -> bool:
+        """The attribute of a frame, in RAM or beyond it."""
+        return bool(self.attributes[gfn]) if gfn < self.frames else gfn in self._beyond
+
+    def slot_at(self, gpa: int) -> Slot | None:
+        """The slot that holds `gpa`."""
+        return next((place for place in self.slots if place.gpa <= gpa < place.end), None)
+
+    def parts(self, gpa: int, size: int) -> Iterator[tuple[int, Slot, int, int]]:
+        """The slots that a range touches: number, slot, start GPA and size of the part in bytes."""
+        for number, place in enumerate(self.slots):
+            start, length = place.cut(gpa, size)
+            if length:
+                yield number, place, start, length
+
+    def access(self, gpa: int, is_private: bool, by_attribute: bool = False) -> MemoryFault | None:
+        """The exit that a guest's access to the page at `gpa` causes; None: served, or MMIO (GM6).
+
+        `by_attribute`: the VM is software-protected, where the attribute alone decides the kind.
+        """
+        page = gpa & ~PAGE_MASK
+        gfn = gpa >> PAGE_SHIFT
+        place = self.slot_at(gpa)
+        kind = self.is_private(gfn) if by_attribute else is_private
+        if kind and (place is None or not place.has_guest_memfd):
+            return MemoryFault(page, PAGE_MASK + 1, True)
+        if place is None:
+            return None
+        if kind != self.is_private(gfn):
+            return MemoryFault(page, PAGE_MASK + 1, kind)
+        pages = self.private_pages if kind else self.shared_pages
+        if gfn < self.frames:
+            pages[gfn] = True
+            self._is_used = True
+        return None
+
+
+def _attributes_error(gpa: int, size: int, attributes: int, flags: int) -> int:
+    if flags or attributes & ~KVM_MEMORY_ATTRIBUTE_PRIVATE or not size:
+        return -EINVAL
+    if gpa + size > U64_MASK or gpa & PAGE_MASK or size & PAGE_MASK:
+        return -EINVAL
+    return 0
+
+
+class InPlaceFile:
+    """A guest_memfd whose pages are converted in place, as posted in May 2026 (v7; GM10).
+
+    Not in Linux 7.3. `attributes` has one bit for each page of the file, 1 = private; `pinned` are
+    pages with an extra reference, which cannot become private.
+    """
+
+    def __init__(self, pages: int, *, starts_private: bool = True) -> None:
+        self.attributes = bitarray(pages, endian="little")
+        self.attributes.setall(starts_private)
+        self.pinned: set[int] = set()
+
+    def set_memory_attributes2(
+        self, offset: int, size: int, attributes: int, flags: int = 0, reserved: int = 0
+    ) -> tuple[int, int]:
+        """KVM_SET_MEMORY_ATTRIBUTES2 on the file: result and `error_offset`, in bytes.
+
+        -EAGAIN names the first page that has an extra reference; an error changes nothing.
+        """
+        end = offset + size
+        error = _attributes_error(offset, size, attributes, flags)
+        if error or reserved or end > len(self.attributes) << PAGE_SHIFT:
+            return -EINVAL, 0
+        is_private = bool(attributes & KVM_MEMORY_ATTRIBUTE_PRIVATE)
+        pages = range(offset >> PAGE_SHIFT, end >> PAGE_SHIFT)
+        if is_private:
+            held = [page for page in self.pinned if page in pages and not self.attributes[page]]
+            if held:
+                return -EAGAIN, min(held) << PAGE_SHIFT
+        self.attributes[pages.start : pages.stop] = is_private
+        return 0, 0
