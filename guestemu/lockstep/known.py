@@ -197,19 +197,28 @@ def _qemu_size(own: Side, _other: Side) -> bool:
     return own.traits.name == "qemu-10.2" and _any(own, lambda call: call.pages >= 1 << 52)
 
 
-def _vmm_size(own: Side, _other: Side) -> bool:
-    return own.traits.name in _VMMS - {"openvmm"} and _any(own, lambda call: call.pages >= 1 << 52)
+def _asked(own: Side, other: Side) -> list[StatusCall]:
+    """The calls of an operation; those of `other` where `own` stopped the VM at its exit."""
+    return [*own.calls(), *(other.calls() if own.is_stopped else ())]
 
 
-def _vmm_top(own: Side, _other: Side) -> bool:
-    return own.traits.name in _UNCHECKED and _any(own, lambda call: call.end >= 1 << 52)
+def _vmm_size(own: Side, other: Side) -> bool:
+    is_unchecked = own.traits.name in _VMMS - {"openvmm"} and own.traits.lacks("size-wrap")
+    return is_unchecked and any(call.pages >= 1 << 52 for call in _asked(own, other))
 
 
-def _vmm_place(own: Side, _other: Side) -> bool:
+def _vmm_top(own: Side, other: Side) -> bool:
+    is_unchecked = own.traits.name in _UNCHECKED
+    return is_unchecked and any(call.end >= 1 << 52 for call in _asked(own, other))
+
+
+def _vmm_place(own: Side, other: Side) -> bool:
     frames = len(own.before)
+    calls = _asked(own, other)
     if own.traits.name == "libkrun":
-        return _any(own, lambda call: call.first >= frames or call.end >= 1 << 52)
-    return own.traits.name in {"openvmm", "qemu-11"} and _beyond(own)
+        return any(call.first >= frames or call.end >= 1 << 52 for call in calls)
+    is_strict = own.traits.name in {"openvmm", "qemu-11"}
+    return is_strict and any(call.end > frames for call in calls)
 
 
 def _openvmm_bits(own: Side, _other: Side) -> bool:

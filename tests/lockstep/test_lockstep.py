@@ -77,6 +77,22 @@ def diverge(ops, *names, guest="snippet:2020"):
             {(0, "answer", "number"), (0, "status", "number")},
         ),
         ("hypercall a0=0x8000000 a1=1 a2=0x10", "qemu-10.2", {(0, "end", "vm-stopped")}),
+        ("hypercall a0=0x5000 a1=1 a2=1", "libkrun", {(0, "status", "attributes-word")}),
+        (
+            "hypercall a0=0x5000 a1=0x10000000000001 a2=0",
+            "cloud-hypervisor",
+            {(0, "status", "vmm-size")},
+        ),
+        ("hypercall a0=0x5000 a1=0x10000000000000 a2=0", "dragonball", {(0, "end", "vmm-size")}),
+        ("hypercall a0=0xfffffffffffff000 a1=1 a2=0", "dragonball", {(0, "end", "vmm-top")}),
+        ("hypercall a0=0x3fff000 a1=2 a2=0", "qemu-11", {(0, "end", "vmm-place")}),
+        ("hypercall a0=0x4000000 a1=1 a2=0", "libkrun", {(0, "end", "vmm-place")}),
+        (
+            "hypercall a0=0x5000 a1=1 a2=0x20",
+            "openvmm",
+            {(0, "answer", "vmm-bits"), (0, "status", "vmm-bits")},
+        ),
+        (ON, "openvmm", {(0, "end", "blocked"), (0, "ready", "blocked")}),
         (
             "hypercall nr=0x10000000c a0=0x5000 a1=1 mode=compat32",
             "map-gpa-range:6.12",
