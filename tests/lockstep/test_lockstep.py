@@ -10,6 +10,7 @@ import pytest
 
 from guestemu.abi.errors import InputError
 from guestemu.cli.main import main
+from guestemu.host.permission import named_by_user
 from guestemu.host.registry import hosts
 from guestemu.lockstep.check import LockstepCheck
 from guestemu.lockstep.known import KNOWN
@@ -22,10 +23,17 @@ MERGED = "map-gpa-range"
 ON = "wrmsr msr=0x4b564d08 value=1\n"
 
 
+def chosen(name):
+    if isinstance(name, tuple):
+        return HostChoice(*name)
+    spec, plugin = named_by_user(name)
+    return HostChoice(spec, plugin=plugin)
+
+
 def diverge(ops, *names, guest="snippet:2020"):
     """(op, other host, aspect, key) of every divergence from the first host."""
     program = parse_text(f"guestemu-program 1\nguest {guest}\n---\n{ops}\n", "t")
-    choices = [HostChoice(*name) if isinstance(name, tuple) else HostChoice(name) for name in names]
+    choices = [chosen(name) for name in names]
     found = run_lockstep(program, choices).divergences
     return [(d.op, d.hosts[1], d.aspect, d.known) for d in found]
 
