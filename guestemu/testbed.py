@@ -26,6 +26,7 @@ from guestemu.guest.base import CallOutcome, Guest
 from guestemu.guest.registry import GuestSettings, load_guest
 from guestemu.guest_operations import guest_operations
 from guestemu.host.base import GuestFault, Host, Hypercall
+from guestemu.host.kvm.host import MergedHost
 from guestemu.host.permission import Permissions
 from guestemu.host.registry import load_host
 from guestemu.host.userspace.base import VmStopped
@@ -94,6 +95,7 @@ class Testbed:
         self._frames = guest.machine.config.frames
         self.host.reset(self._frames)
         self._tell_boot_exits()
+        guest.use_kvm(host.kernel.name if isinstance(host, MergedHost) else "")
         self.recorder = ExitRecorder(host, guest)
         guest.machine.hooks.handler = self.recorder
         self._machine = guest.machine
@@ -128,6 +130,7 @@ class Testbed:
         self.guest = guest
         self.host = host
         self._machine = guest.machine
+        guest.use_kvm(host.kernel.name if isinstance(host, MergedHost) else "")
         self.recorder = ExitRecorder(host, guest)
         guest.machine.hooks.handler = self.recorder
         self._do = self._dispatch()

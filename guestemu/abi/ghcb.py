@@ -31,7 +31,8 @@ MSR_HV_FT_RESP: Final = 0x081
 MSR_TERM_REQ: Final = 0x100
 
 MSR_PREF_GPA_NONE: Final = 0xF_FFFF_FFFF_FFFF
-MSR_PSC_ERROR: Final = 0xFFFF_FFFF
+MSR_PSC_ERROR: Final = 0x8000_0000
+"""KVM's error word is bit 63 with the response code (N1)."""
 
 HV_FT_SNP: Final = 1 << 0
 HV_FT_SNP_AP_CREATION: Final = 1 << 1

@@ -2,8 +2,8 @@
 """Every operation ends: none uses up its budget, shuts the vCPU down or leaves RAM.
 
 An exception that the guest's own handler cannot fix is not judged: programs may unmap pages. Nor is
-a guest that asks for its end after the host refused it something: it must not go on (N20); nor a
-KVM_RUN that an ordered answer makes fail (T27).
+a guest that asks for its end, or a KVM_RUN that fails, after the host refused it something: it must
+not go on (N20, T27).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ProgressCheck:
                 f"basic blocks and {len(view.exits)} exits"
             )
             return (Violation(self.name, view.index, message, "A14, M8"),)
-        if isinstance(end, Terminated) and any(record.ret for record in view.exits):
+        if isinstance(end, Terminated | RunFailed) and any(record.ret for record in view.exits):
             return ()
         if isinstance(end, RunFailed) and view.injected[1]:
             return ()

@@ -79,6 +79,8 @@ class Guest(ABC):
     """Where GPA 0 is mapped."""
     dma_frames: range
     """Frames that the guest's page allocator gives to dma_alloc_coherent."""
+    kvm: str = ""
+    """The kernel of the KVM below (`use_kvm`)."""
     boot_exits: Sequence[BootExit] = ()
     """What the guest told its host before the state that `reset` returns to."""
 
@@ -169,6 +171,11 @@ class Guest(ABC):
     def location(self, rip: int) -> str:
         """Where in the guest's code `rip` is, for people."""
         return f"{rip:#x}"
+
+    def use_kvm(self, kernel: str) -> None:
+        """The KVM below the guest is that of `kernel` ("7.2"); "": of no particular one. Matters
+        for what SEV-ES and SNP guests ask of KVM itself."""
+        self.kvm = kernel
 
     def close(self) -> None:
         """The caller needs the guest no more."""

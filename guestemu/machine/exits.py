@@ -135,7 +135,7 @@ class Terminated(Shutdown, frozen=True):
 
 
 class RunFailed(Shutdown, frozen=True):
-    """KVM_RUN returned an error to user space, which stopped the VM."""
+    """KVM_RUN returned an error to user space, which stops the VM: the vCPU stands still."""
 
 
 class BudgetExhausted(msgspec.Struct, frozen=True):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The Guest-Hypervisor Communication Block: its MSR protocol, its page, its page-state buffer.
+"""The Guest-Hypervisor Communication Block: its MSR protocol and its page.
 
 Under SEV-ES the hypervisor sees no register of the guest. The guest writes a request into MSR
 0xC0010130 (one word), or the GPA of a shared page there and the request into that page, and
@@ -11,13 +11,10 @@ arch/x86/include/asm/svm.h (Linux 6.12); fact A31.
 
 from __future__ import annotations
 
-import struct
 from typing import Final
 
-import msgspec
-
 from guestemu.abi import ghcb as abi
-from guestemu.abi.addresses import PAGE_SIZE, U32_MASK, Gpa
+from guestemu.abi.addresses import U32_MASK, Gpa
 from guestemu.machine.memory import GuestRam
 
 CPL: Final = 0x0CB
@@ -39,8 +36,6 @@ GENERAL: Final = {"rax": RAX, "rbx": RBX, "rcx": RCX, "rdx": RDX, "rsi": RSI}
 """Offsets of the registers that KVM takes from a GHCB."""
 
 _BITMAP_BYTES: Final = 16
-_HEADER: Final = struct.Struct("<HHI")
-_PAGES_2M: Final = 512
 
 
 class GhcbPage:
@@ -135,53 +130,3 @@ def psc_answer(error: int) -> int:
 def termination(value: int) -> tuple[int, int]:
     """(reason set, reason) of a termination request: [15:12] and [23:16]."""
     return value >> 12 & 0xF, value >> 16 & 0xFF
-
-
-# The page-state buffer ---------------------------------------------------------------------------
-
-
-class PscEntry(msgspec.Struct, frozen=True):
-    """One entry: `done` 4 KiB pages of it are changed already, `gfn` is its first frame."""
-
-    done: int
-    gfn: int
-    operation: int
-    is_2m: bool
-
-    @property
-    def pages(self) -> int:
-        """Its size in 4 KiB pages."""
-        return _PAGES_2M if self.is_2m else 1
-
-
-class PscBuffer(msgspec.Struct, frozen=True):
-    """struct snp_psc_desc: first and last entry to process, and all entries up to the last."""
-
-    first: int
-    last: int
-    entries: tuple[PscEntry, ...]
-
-
-def read_psc_buffer(ram: GuestRam, gpa: Gpa) -> PscBuffer | None:
-    """Reads the buffer once (the guest may change it meanwhile, M29). `entries` is empty where the
-    header is beyond the maximum; None where the buffer is not in RAM."""
-    if gpa + _HEADER.size + 8 * abi.PSC_MAX_COUNT > ram.frames * PAGE_SIZE:
-        return None
-    first, last, _ = _HEADER.unpack(ram.read(gpa, _HEADER.size, private=False))
-    if last >= abi.PSC_MAX_COUNT:
-        return PscBuffer(first, last, ())
-    words = struct.unpack(
-        f"<{last + 1}Q", ram.read(Gpa(gpa + _HEADER.size), 8 * (last + 1), private=False)
-    )
-    return PscBuffer(first, last, tuple(_entry(word) for word in words))
-
-
-def _entry(word: int) -> PscEntry:
-    return PscEntry(word & 0xFFF, frame_of(word), word >> 52 & 0xF, bool(word >> 56 & 1))
-
-
-def note_progress(ram: GuestRam, gpa: Gpa, index: int, entry: PscEntry) -> None:
-    """Tells the guest that entry `index` is changed: its page count, and the next entry to do."""
-    word = entry.pages | entry.gfn << 12 | entry.operation << 52 | int(entry.is_2m) << 56
-    ram.write(Gpa(gpa + _HEADER.size + 8 * index), word.to_bytes(8, "little"), private=False)
-    ram.write(gpa, (index + 1).to_bytes(2, "little"), private=False)

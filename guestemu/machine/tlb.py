@@ -14,7 +14,7 @@ from typing import Final
 
 from unicorn import unicorn_const as uc_const
 
-from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, U64_MASK, Gpa, Gva
+from guestemu.abi.addresses import PAGE_SHIFT, U64_MASK, Gpa, Gva
 from guestemu.abi.x86 import (
     CR0_PG,
     CR0_WP,
@@ -33,9 +33,9 @@ from guestemu.machine.paging import LEAF_SIZES, walk
 from guestemu.machine.view_bit import ViewBit
 from guestemu.machine.view_gates import ViewGates
 
-_READ: Final = uc_const.UC_PROT_READ
-_WRITE: Final = uc_const.UC_PROT_WRITE
-_EXEC: Final = uc_const.UC_PROT_EXEC
+_READ: Final[int] = uc_const.UC_PROT_READ
+_WRITE: Final[int] = uc_const.UC_PROT_WRITE
+_EXEC: Final[int] = uc_const.UC_PROT_EXEC
 _LOWER_HALF: Final = 1 << 47
 
 FAULT_PRESENT: Final = 1 << 0
@@ -85,12 +85,10 @@ class TlbWalker:
         is_fetch = access == uc_const.UC_MEM_FETCH
         is_user = read(REGISTERS["cs"]) & 3 == 3
         root = Gpa(read(REGISTERS["cr3"]) & ~0xFFF & ~self._bit.mask)
-        gates = self.gates
-        tables: list[Gpa] | None = None if gates is None else []
+        tables: list[Gpa] | None = None if self.gates is None else []
         leaf = walk(self._ram, self._bit.mask, root, Gva(gva), tables)
-        for table in tables or ():
-            if gates is not None and not gates.passes(table >> PAGE_SHIFT, True, "walk"):
-                return self._refuse("walk", gva, table, True)
+        if tables and not self._may_walk(gva, tables):
+            return False
         code = (
             (FAULT_WRITE if is_write else 0)
             | (FAULT_USER if is_user else 0)
@@ -113,20 +111,36 @@ class TlbWalker:
         gpa = base | gva & (size - 1) & ~0xFFF
         is_private = self._bit.is_private(leaf.entry)
         perms = _READ | (_WRITE if writable else 0) | (0 if leaf.entry & PTE_NX else _EXEC)
-        gfn = gpa >> PAGE_SHIFT
-        if gates is not None and gfn < gates.frames:
+        if self.gates is not None and gpa >> PAGE_SHIFT < self.gates.frames:
             kind = "write" if is_write else "fetch" if is_fetch else "read"
-            seen = is_private or (is_fetch and gates.fetches_private)
-            if not gates.passes(gfn, seen, kind):
-                return self._refuse(kind, gva, gpa | gva & PAGE_MASK, seen)
-            if not gates.passes(gfn, is_private, "write"):
-                perms &= ~_WRITE
-            if not gates.passes(gfn, is_private or gates.fetches_private, "fetch"):
-                perms &= ~_EXEC
+            passed = self._pass(self.gates, kind, gva, gpa, is_private)
+            if not passed:
+                return False
+            perms &= passed
         entry.paddr = self._ram.bit.select(gpa, is_private)
         entry.perms = perms
         self.fault = None
         return True
+
+    def _may_walk(self, gva: int, tables: list[Gpa]) -> bool:
+        """Whether the page walk reaches the private view of every table it read."""
+        gates = self.gates
+        for table in tables:
+            if gates is not None and not gates.passes(table >> PAGE_SHIFT, True, "walk"):
+                return self._refuse("walk", gva, table, True)
+        return True
+
+    def _pass(self, gates: ViewGates, kind: str, gva: int, gpa: int, is_private: bool) -> int:
+        """The rights that the gates leave to a translation, 0 for an access that they refuse."""
+        gfn = gpa >> PAGE_SHIFT
+        fetched = is_private or gates.fetches_private
+        seen = fetched if kind == "fetch" else is_private
+        if not gates.passes(gfn, seen, kind):
+            self._refuse(kind, gva, gpa, seen)
+            return 0
+        can_write = gates.passes(gfn, is_private, "write")
+        can_fetch = gates.passes(gfn, fetched, "fetch")
+        return _READ | (_WRITE if can_write else 0) | (_EXEC if can_fetch else 0)
 
     def _refuse(self, kind: str, gva: int, gpa: int, is_private: bool) -> bool:
         self.fault = None

@@ -4,10 +4,11 @@
 Words of a run, the first that fits: `host-failed` (a user's host raised, gave no answer, or did not
 return), `vm-stopped` (the host's user space ended the VM),
 `no-progress` (an operation used up its budget), `shutdown` (triple fault), `violation` (a check
-failed), `terminated` (the guest asked for its end), `oops` (the guest's exception handler gave up),
-`ok`. Words of an operation: `vm-stopped`, `no-progress`, `terminated`, `shutdown`, `oops`,
-`exception` (a raw instruction raised one), `unbacked` (an access outside RAM), `stopped` (anything
-else that kept a function from returning), `ok`.
+failed), `terminated` (the guest asked for its end), `run-failed` (KVM_RUN returned an error and the
+vCPU stands still), `oops` (the guest's exception handler gave up), `ok`. Words of an operation:
+`vm-stopped`, `no-progress`, `terminated`, `run-failed`, `shutdown`, `oops`, `exception` (a raw
+instruction raised one), `unbacked` (an access outside RAM), `stopped` (anything else that kept a
+function from returning), `ok`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ from typing import Final
 
 from guestemu.abi.addresses import to_signed
 from guestemu.guest.base import CallOutcome, GuestOops
-from guestemu.machine.exits import BudgetExhausted, ExceptionExit, Shutdown, Terminated, Unbacked
+from guestemu.machine.exits import (
+    BudgetExhausted,
+    ExceptionExit,
+    RunFailed,
+    Shutdown,
+    Terminated,
+    Unbacked,
+)
 from guestemu.program.ops import (
     HOST_SPECS,
     MIGRATION_SPECS,
@@ -35,11 +43,13 @@ OOPS: Final = "oops"
 NO_PROGRESS: Final = "no-progress"
 SHUTDOWN: Final = "shutdown"
 TERMINATED: Final = "terminated"
+RUN_FAILED: Final = "run-failed"
 VM_STOPPED: Final = "vm-stopped"
 
 _ENDS: Final[tuple[tuple[type[object], str], ...]] = (
     (BudgetExhausted, NO_PROGRESS),
     (Terminated, TERMINATED),
+    (RunFailed, RUN_FAILED),
     (Shutdown, SHUTDOWN),
     (GuestOops, OOPS),
     (ExceptionExit, "exception"),
@@ -88,16 +98,17 @@ def run_word(run: Run) -> str:
             return word
     if run.outcome.violations:
         return VIOLATION
-    if TERMINATED in words:
-        return TERMINATED
+    for word in (TERMINATED, RUN_FAILED):
+        if word in words:
+            return word
     return OOPS if OOPS in words else OK
 
 
 def is_finding(word: str) -> bool:
     """Whether a run that ended in `word` is to be looked at. An oops alone is not: programs may
-    unmap pages and touch them. Nor is the end of a guest whose host refused it something: the
-    check `progress` judges any other."""
-    return word not in {OK, OOPS, TERMINATED}
+    unmap pages and touch them. Nor is the end of a guest whose host refused it something, or that
+    it cannot enter again: the check `progress` judges any other."""
+    return word not in {OK, OOPS, TERMINATED, RUN_FAILED}
 
 
 def value_of(op: Op, outcome: CallOutcome) -> int | None:

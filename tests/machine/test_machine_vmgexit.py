@@ -18,141 +18,29 @@ from bare_machine import (
     Bare,
     mov,
 )
+from ghcb_guest import ALWAYS, ES, GHCB, LEAF_GFN, SNP, Guest, cpuid, entry
 
 from guestemu.abi import ghcb as abi
 from guestemu.abi.addresses import PAGE_SIZE, Gpa
 from guestemu.abi.msrs import MSR_AMD64_SEV_ES_GHCB, MSR_KVM_MIGRATION_CONTROL
 from guestemu.guest.linux.ccblob import SETUP_CC_BLOB, launch_pages
-from guestemu.guest.linux.es import SevEs, attach_sev
+from guestemu.guest.linux.es import attach_sev
 from guestemu.guest.linux.rmp import ASSIGNED, VALIDATED
 from guestemu.guest.linux.rmp import SHARED as HYPERVISOR
-from guestemu.guest.linux.sev_events import GhcbRequest, MsrRequest, PageStateChange, Validation
+from guestemu.guest.linux.sev_events import GhcbRequest, MsrRequest, Validation
 from guestemu.machine import ghcb
-from guestemu.machine.cpuid import CpuidLeaf
 from guestemu.machine.exits import (
     ExceptionExit,
-    Exit,
     Halt,
     Hypercall,
     MapGpaRange,
+    RunFailed,
     Shutdown,
     Terminated,
     Vmgexit,
 )
 from guestemu.machine.machine import Machine, MachineConfig
-
-ES, SNP = 3, 7
-GHCB = DATA + 3 * PAGE_SIZE
-BUFFER = GHCB + ghcb.SHARED_BUFFER
-LEAF_GFN = (DATA >> 12) + 512
-ALWAYS = (ghcb.EXIT_CODE, ghcb.EXIT_INFO_1, ghcb.EXIT_INFO_2)
-
-
-def cpuid(function: int, subfunction: int) -> CpuidLeaf:
-    return CpuidLeaf(function, subfunction, 0x33, 0x44)
-
-
-class Guest:
-    """A bare machine under SEV-ES or SNP; its GHCB is registered."""
-
-    def __init__(self, status: int) -> None:
-        self.bare = Bare(MachineConfig(frames=FRAMES, sev_status=status))
-        self.machine = self.bare.machine
-        found = attach_sev(self.machine, cpuid)
-        assert found is not None
-        self.sev: SevEs = found
-        self.host = Answers()
-        self.machine.hooks.handler = self.host
-        self.machine.ram.write(Gpa(GHCB), bytes(PAGE_SIZE), private=False)
-        if status == SNP:
-            self.msr(GHCB | abi.MSR_REG_GPA_REQ)
-        self.machine.checkpoint()
-
-    def msr(self, value: int) -> int:
-        """A VMGEXIT with `value` in the GHCB MSR; what the MSR holds then."""
-        self.machine.msrs.platform[MSR_AMD64_SEV_ES_GHCB] = value
-        assert isinstance(self.vmgexit(), Halt)
-        return self.machine.msrs.platform[MSR_AMD64_SEV_ES_GHCB]
-
-    def vmgexit(self) -> Exit:
-        return self.bare.run(abi.VMGEXIT + HLT)
-
-    def request(
-        self,
-        code: int,
-        info_1: int = 0,
-        info_2: int = 0,
-        cpl: int | None = 0,
-        without: tuple[int, ...] = (),
-        private: bool = False,
-        **registers: int,
-    ) -> tuple[int, int]:
-        """A VMGEXIT with this page; both exit infos of the answer."""
-        page = bytearray(PAGE_SIZE)
-        fields = {
-            ghcb.EXIT_CODE: code,
-            ghcb.EXIT_INFO_1: info_1,
-            ghcb.EXIT_INFO_2: info_2,
-            **{
-                ghcb.SCRATCH if n == "scratch" else ghcb.GENERAL[n]: v for n, v in registers.items()
-            },
-        }
-        for offset, value in fields.items():
-            struct.pack_into("<Q", page, offset, value)
-        given = {*fields} - {*without}
-        if cpl is not None:
-            page[ghcb.CPL] = cpl
-            given.add(ghcb.CPL)
-        for offset in given:
-            page[ghcb.VALID_BITMAP + offset // 64] |= 1 << offset // 8 % 8
-        page[ghcb.SHARED_BUFFER :] = self.machine.ram.read(
-            Gpa(BUFFER), PAGE_SIZE - ghcb.SHARED_BUFFER, private=False
-        )
-        self.machine.ram.write(Gpa(GHCB), bytes(page), private=private)
-        self.machine.msrs.platform[MSR_AMD64_SEV_ES_GHCB] = GHCB
-        assert isinstance(self.vmgexit(), Halt)
-        return self.field(ghcb.EXIT_INFO_1), self.field(ghcb.EXIT_INFO_2)
-
-    def page(self) -> bytes:
-        return self.machine.ram.read(Gpa(GHCB), PAGE_SIZE, private=False)
-
-    def field(self, offset: int) -> int:
-        return int.from_bytes(self.page()[offset : offset + 8], "little")
-
-    def given(self, offset: int) -> bool:
-        return bool(self.page()[ghcb.VALID_BITMAP + offset // 64] >> offset // 8 % 8 & 1)
-
-    # SNP
-
-    def states(self, gfn: int, pages: int = 1) -> set[int]:
-        assert self.sev.snp is not None
-        return {self.sev.snp.rmp.state(gfn + page) for page in range(pages)}
-
-    def psc(self, *entries: int, first: int = 0, last: int | None = None) -> tuple[int, int]:
-        end = len(entries) - 1 if last is None else last
-        data = struct.pack(f"<HHI{len(entries)}Q", first, end, 0, *entries)
-        self.machine.ram.write(Gpa(BUFFER), data, private=False)
-        return self.request(abi.EXIT_PSC, scratch=BUFFER)
-
-    def pvalidate(self, address: int, is_2m: bool, validate: bool) -> Exit:
-        code = mov(0, address) + mov(1, int(is_2m)) + mov(2, int(validate)) + abi.PVALIDATE + HLT
-        return self.bare.run(code)
-
-    @property
-    def carry(self) -> int:
-        return self.bare.register("rflags") & 1
-
-    @property
-    def changes(self) -> list[tuple[int, int, int, int]]:
-        return [
-            (event.gfn, event.pages, event.attributes, event.result)
-            for event in self.sev.events
-            if isinstance(event, PageStateChange)
-        ]
-
-
-def entry(gfn: int, operation: int, is_2m: bool = False, done: int = 0) -> int:
-    return done | gfn << 12 | operation << 52 | int(is_2m) << 56
+from guestemu.machine.snp_psc import psc_kernel
 
 
 @pytest.fixture
@@ -263,17 +151,22 @@ def test_page_states_are_not_for_plain_es(es: Guest) -> None:
 
 
 @pytest.mark.parametrize("address", [FRAMES * PAGE_SIZE, 1 << 40, 0])
-def test_a_ghcb_outside_of_ram_ends_the_vm(es: Guest, address: int) -> None:
-    es.machine.msrs.platform[MSR_AMD64_SEV_ES_GHCB] = address
-    end = es.vmgexit()
-    assert isinstance(end, Shutdown)
-    assert f"{address:#x}" in end.reason
+def test_a_ghcb_that_cannot_be_mapped_is_not_answered(es: Guest, address: int) -> None:
+    """N11."""
+    before = es.page()
+    assert es.msr(address) == address
+    assert es.page() == before
+    assert es.host.calls == []
 
 
 def test_an_snp_guest_registers_its_ghcb_first(snp: Guest) -> None:
+    """N5: 6.12's KVM_RUN fails, 7.2 tells the guest."""
+    snp.sev.kernel = psc_kernel("7.2")
     snp.msr(GHCB + PAGE_SIZE | abi.MSR_REG_GPA_REQ)
     answer = snp.request(abi.EXIT_VMMCALL, rax=12)
     assert answer == (abi.RESP_MALFORMED_INPUT, abi.GhcbError.NOT_REGISTERED)
+    snp.sev.kernel = psc_kernel("6.12")
+    assert isinstance(snp.vmgexit(), RunFailed)
     snp.machine.rollback()
     assert snp.request(abi.EXIT_VMMCALL, rax=12) == (0, 0)
 
@@ -332,8 +225,6 @@ def test_ghcb_addresses(snp: Guest) -> None:
     [
         (2 << 16 | 1 << 12 | abi.MSR_TERM_REQ, "set 1, reason 2 (PVALIDATE failed)"),
         (0x77 << 16 | 5 << 12 | abi.MSR_TERM_REQ, "set 5, reason 119 (unknown reason)"),
-        (0x5000 | abi.MSR_REG_GPA_REQ, "unknown GHCB MSR request 0x5012"),
-        (0x3, "unknown GHCB MSR request 0x3"),
     ],
 )
 def test_requests_that_end_an_es_vm(es: Guest, request_word: int, words: str) -> None:
@@ -342,6 +233,12 @@ def test_requests_that_end_an_es_vm(es: Guest, request_word: int, words: str) ->
     assert isinstance(end, Shutdown)
     assert words in end.reason
     assert end.rip == CODE
+
+
+@pytest.mark.parametrize("request_word", [0x5000 | abi.MSR_REG_GPA_REQ, 0x3, 0x014, 0xFFF])
+def test_an_unknown_msr_request_stays_as_it_is(es: Guest, request_word: int) -> None:
+    """N11; an SNP request of a guest without SNP is one of them."""
+    assert es.msr(request_word) == request_word
 
 
 def test_termination_through_the_page(es: Guest) -> None:
@@ -381,7 +278,7 @@ def test_a_change_by_msr_is_one_page(snp: Guest) -> None:
 
 
 def test_a_refused_or_unknown_change_by_msr_is_an_error(snp: Guest) -> None:
-    error = abi.MSR_PSC_ERROR << 32 | abi.MSR_PSC_RESP
+    error = 1 << 63 | 0x15  # KVM's word (N1)
     assert snp.msr(3 << 52 | 0x205 << 12 | abi.MSR_PSC_REQ) == error
     snp.machine.hooks.handler = Wanting(22)
     assert snp.msr(2 << 52 | 0x205 << 12 | abi.MSR_PSC_REQ) == error
@@ -419,13 +316,6 @@ def test_large_entries_are_a_request_of_their_size(snp: Guest) -> None:
     assert snp.states(LEAF_GFN + 1024, 510) == {VALIDATED}
 
 
-def test_kvm_counts_from_the_first_frame_of_a_begun_entry(snp: Guest) -> None:
-    begun = entry(LEAF_GFN, abi.PSC_OP_SHARED, is_2m=True, done=510)
-    snp.psc(begun, entry(LEAF_GFN + 2, abi.PSC_OP_SHARED))
-    assert snp.changes == [(LEAF_GFN + 510, 3, 1, 0)]
-    assert snp.states(LEAF_GFN + 2) == {VALIDATED}
-
-
 def test_done_entries_and_unknown_operations_are_passed_over(snp: Guest) -> None:
     answer = snp.psc(
         entry(0x210, abi.PSC_OP_SHARED, done=1),
@@ -436,31 +326,12 @@ def test_done_entries_and_unknown_operations_are_passed_over(snp: Guest) -> None
     assert snp.changes == [(0x211, 1, 0, 0)]
 
 
-@pytest.mark.parametrize(
-    ("entries", "last", "error"),
-    [
-        ([entry(0x210, 2)], 253, abi.PSC_ERROR_INVALID_HDR),
-        ([entry(0x210, 2, done=2)], 0, abi.PSC_ERROR_INVALID_ENTRY),
-        ([entry(0x201, 2, is_2m=True)], 0, abi.PSC_ERROR_INVALID_ENTRY),
-        ([entry(0x200, 2, is_2m=True, done=513)], 0, abi.PSC_ERROR_INVALID_ENTRY),
-    ],
-)
-def test_buffers_that_are_refused(snp: Guest, entries: list[int], last: int, error: int) -> None:
-    assert snp.psc(*entries, last=last) == (0, error)
-    assert snp.changes == []
-
-
 def test_a_refusal_stops_the_buffer(snp: Guest) -> None:
     snp.machine.hooks.handler = Wanting(2**64 - 22)
     answer = snp.psc(entry(0x210, abi.PSC_OP_SHARED), entry(0x220, abi.PSC_OP_SHARED))
     assert answer == (0, abi.PSC_ERROR_GENERIC)
     assert len(snp.changes) == 1
     assert snp.page()[ghcb.SHARED_BUFFER : ghcb.SHARED_BUFFER + 2] == b"\0\0"
-
-
-def test_a_buffer_outside_of_ram_is_an_invalid_scratch_area(snp: Guest) -> None:
-    answer = snp.request(abi.EXIT_PSC, scratch=FRAMES * PAGE_SIZE)
-    assert answer == (abi.RESP_MALFORMED_INPUT, abi.GhcbError.INVALID_SCRATCH_AREA)
 
 
 # PVALIDATE and RMPADJUST --------------------------------------------------------------------------

@@ -32,12 +32,28 @@ from guestemu.guest.linux.sev_events import GhcbRequest, MsrRequest, SevEvents, 
 from guestemu.guest.linux.snp import Snp
 from guestemu.machine import ghcb
 from guestemu.machine.cpuid import CpuidLeaf
-from guestemu.machine.exits import ExitHandler, GuestFault, Hypercall, Shutdown, Terminated, Vmgexit
+from guestemu.machine.exits import (
+    ExitHandler,
+    GuestFault,
+    Hypercall,
+    RunFailed,
+    Shutdown,
+    Terminated,
+    Vmgexit,
+)
 from guestemu.machine.ghcb import GhcbPage
 from guestemu.machine.machine import Machine
+from guestemu.machine.snp_psc import OLDEST_FIXED, Malformed, PscKernel, RunFails, psc_kernel
 from guestemu.machine.vcpu import Vcpu
 
 _SYNCED: Final = ("rax", "rbx", "rcx", "rdx")
+_ALWAYS_NEEDED: Final = (ghcb.EXIT_CODE, ghcb.EXIT_INFO_1, ghcb.EXIT_INFO_2)
+_NEEDED: Final = {
+    abi.EXIT_VMMCALL: (ghcb.RAX, ghcb.CPL),
+    abi.EXIT_CPUID: (ghcb.RAX, ghcb.RCX),
+    abi.EXIT_MSR: (ghcb.RCX,),
+    abi.EXIT_PSC: (ghcb.SCRATCH,),
+}
 _NOWHERE: Final = -1
 _STATUSES: Final = frozenset(
     {
@@ -47,14 +63,6 @@ _STATUSES: Final = frozenset(
         SEV_STATUS_SEV | SEV_STATUS_SEV_ES | SEV_STATUS_SEV_SNP,
     }
 )
-
-
-class Malformed(Exception):
-    """A request that the hypervisor refuses, with the reason that the guest is told."""
-
-    def __init__(self, reason: abi.GhcbError) -> None:
-        super().__init__(reason.name)
-        self.reason = reason
 
 
 class GhcbVcpu:
@@ -121,6 +129,7 @@ class SevEs:
         self._cpuid = cpuid
         self._msrs = machine.msrs
         self._registered = _NOWHERE
+        self.kernel = psc_kernel(OLDEST_FIXED)
         self._base = (_NOWHERE, 0)
         self._msrs.platform[MSR_AMD64_SEV_ES_GHCB] = 0
         machine.devices.append(self)
@@ -133,6 +142,17 @@ class SevEs:
             abi.EXIT_PSC: self._psc,
             abi.EXIT_HV_FEATURES: self._hv_features,
         }
+
+    @property
+    def kernel(self) -> PscKernel:
+        """The KVM below the guest."""
+        return self._kernel
+
+    @kernel.setter
+    def kernel(self, kernel: PscKernel) -> None:
+        self._kernel = kernel
+        if self.snp is not None:
+            self.snp.psc.kernel = kernel
 
     # State ------------------------------------------------------------------------------------
 
@@ -158,8 +178,13 @@ class SevEs:
     # VMGEXIT ----------------------------------------------------------------------------------
 
     def _vmgexit(self, vcpu: Vcpu) -> Vmgexit | Shutdown | None:
-        request = self._msrs.platform[MSR_AMD64_SEV_ES_GHCB]
         rip = vcpu.read_register("rip")
+        try:
+            return self._exit(self._msrs.platform[MSR_AMD64_SEV_ES_GHCB], rip)
+        except RunFails as failed:
+            return RunFailed(f"KVM_RUN fails: {failed}", rip)
+
+    def _exit(self, request: int, rip: int) -> Vmgexit | Shutdown | None:
         if request & abi.MSR_INFO_MASK:
             answer = self._msr_protocol(request, rip)
             if isinstance(answer, Shutdown):
@@ -168,10 +193,13 @@ class SevEs:
             self.events.append(MsrRequest(request, answer, self._table_writes))
             return None
         if not request or request + PAGE_SIZE > self._machine.ram.frames * PAGE_SIZE:
-            return Shutdown(f"VMGEXIT with a GHCB at {request:#x}, which is not in RAM", rip)
+            return None  # not mapped: the guest resumes, and nothing is written (N11)
         handler = self._machine.hooks.handler
         if handler is None:
             return Vmgexit(rip)
+        is_strange = self.snp is not None and request != self._registered
+        if is_strange and not self.kernel.refuses_unregistered:
+            raise RunFails(f"the GHCB at {request:#x} is not registered: -EINVAL")
         page = GhcbPage(self._machine.ram, Gpa(request))
         if page.is_valid(ghcb.EXIT_CODE) and page.value(ghcb.EXIT_CODE) == abi.EXIT_TERM_REQUEST:
             info = page.value(ghcb.EXIT_INFO_1)
@@ -203,19 +231,12 @@ class SevEs:
             raise Malformed(abi.GhcbError.NOT_REGISTERED)
         if page.usage:
             raise Malformed(abi.GhcbError.INVALID_USAGE)
-        needed = [ghcb.EXIT_CODE, ghcb.EXIT_INFO_1, ghcb.EXIT_INFO_2]
-        if code == abi.EXIT_VMMCALL:
-            needed += [ghcb.RAX, ghcb.CPL]
-        elif code == abi.EXIT_CPUID:
-            needed += [ghcb.RAX, ghcb.RCX]
-        elif code == abi.EXIT_MSR:
-            needed += [ghcb.RCX]
-            if page.value(ghcb.EXIT_INFO_1):
-                needed += [ghcb.RAX, ghcb.RDX]
-        elif code == abi.EXIT_PSC:
-            needed += [ghcb.SCRATCH]
-        elif code not in self._exits:
+        is_ours = code in self._exits
+        if not is_ours or (code == abi.EXIT_PSC and not self.snp and self.kernel.event_first):
             raise Malformed(abi.GhcbError.INVALID_EVENT)
+        needed = [*_ALWAYS_NEEDED, *_NEEDED.get(code, ())]
+        if code == abi.EXIT_MSR and page.value(ghcb.EXIT_INFO_1):
+            needed += [ghcb.RAX, ghcb.RDX]
         if not all(page.is_valid(offset) for offset in needed):
             raise Malformed(abi.GhcbError.MISSING_INPUT)
         if code == abi.EXIT_PSC and self.snp is None:
@@ -257,11 +278,10 @@ class SevEs:
         return abi.RESP_NO_ACTION, 0
 
     def _psc(self, page: GhcbPage, vcpu: GhcbVcpu, _handler: ExitHandler) -> tuple[int, int]:
-        scratch = page.value(ghcb.SCRATCH)
-        limit = self._machine.ram.frames * PAGE_SIZE
-        if self.snp is None or scratch >= limit:
-            raise Malformed(abi.GhcbError.INVALID_SCRATCH_AREA)
-        return abi.RESP_NO_ACTION, self.snp.change_by_buffer(Gpa(scratch), vcpu)
+        if self.snp is None:
+            raise Malformed(abi.GhcbError.MISSING_INPUT)
+        scratch, info_2 = page.value(ghcb.SCRATCH), page.value(ghcb.EXIT_INFO_2)
+        return abi.RESP_NO_ACTION, self.snp.change_by_buffer(page.gpa, scratch, info_2, vcpu)
 
     def _hv_features(
         self, _page: GhcbPage, _vcpu: GhcbVcpu, _handler: ExitHandler
@@ -294,7 +314,7 @@ class SevEs:
                 return request & ~PAGE_MASK | abi.MSR_REG_GPA_RESP
             if info == abi.MSR_PSC_REQ:
                 return self.snp.change_by_msr(request, GhcbVcpu(None))
-        return Shutdown(f"VMGEXIT with an unknown GHCB MSR request {request:#x}", rip)
+        return request  # unknown: the register stays as it is (N11)
 
     @property
     def _table_writes(self) -> int:

@@ -23,6 +23,7 @@ from guestemu.machine.callbacks import CodeHook
 from guestemu.machine.engine import HOOK_CODE, REGISTERS
 from guestemu.machine.leafmap import LeafMap, Window
 from guestemu.machine.paging import walk
+from guestemu.machine.snp_psc import psc_kernel
 
 _BOOL: Final = 0xFF
 _SCRATCH_BELOW_STACK: Final = 0x800
@@ -90,6 +91,12 @@ class LinuxGuest(Guest):
             self._counter = CodeHook(on_instruction)
             self.machine.engine.add_hook(HOOK_CODE, self._counter)
             self.machine.engine.flush_blocks()
+
+    def use_kvm(self, kernel: str) -> None:
+        """See `Guest`. A KVM that is too old for SNP is taken for 6.12's."""
+        super().use_kvm(kernel)
+        if self.platform.sev is not None:
+            self.platform.sev.kernel = psc_kernel(kernel)
 
     def location(self, rip: int) -> str:
         """Kernel function and offset; where a call used up its budget, the function that loops."""
