@@ -4,10 +4,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+CONSTRAINTS := constraints.txt
+# The build's own packages are installed apart from ours; older pips read the first name for them,
+# newer ones the second.
+PIP_INSTALL := PIP_CONSTRAINT=$(CONSTRAINTS) PIP_BUILD_CONSTRAINT=$(CONSTRAINTS) \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	-e '.[fuzz,cluster,analysis,dev]'
 
-.PHONY: install native demo test soak sanitize kernels lint types snippets clean
+.PHONY: install update native demo test soak sanitize kernels lint docs types snippets clean
 
 install: $(STAMP)
 
@@ -16,10 +20,14 @@ install: $(STAMP)
 NATIVE := $(wildcard guestemu/machine/native/*.[ch] guestemu/campaign/*/*.[ch]) \
 	guestemu/native/build.py
 
-$(STAMP): pyproject.toml hatch_build.py $(NATIVE)
+$(STAMP): pyproject.toml $(CONSTRAINTS) hatch_build.py $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) || GUESTEMU_NATIVE=off $(PIP_INSTALL)
 	touch $@
+
+# Renews the versions that `make install` takes.
+update: install
+	$(BIN)/python .ci/constraints.py
 
 # Compiles it again in place, in seconds.
 native: install
@@ -43,11 +51,15 @@ sanitize: install
 	$(BIN)/python tests/native/sanitize.py
 
 lint: install
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+# Links between documents lead somewhere, and their commands exist.
+docs: install
+	$(BIN)/python -m pytest -q tests/docs
 
 types: install
-	$(BIN)/mypy
+	$(BIN)/python -m mypy
 
 # Rebuilds the committed code of guests from assembly (needs binutils).
 snippets: install
