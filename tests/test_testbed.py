@@ -220,7 +220,7 @@ def test_what_a_host_raises_ends_the_run_and_the_testbed_lives_on() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"guest": "snippet:4.2"}, r"guest 'snippet:4\.2'.*use one of"),
+        ({"guest": "snippet:4.2"}, r"guest 'snippet:4\.2'.*did you mean snippet:6\.12\?"),
         ({"memory": 16}, r"memory 16M.*32M to 8192M"),
         ({"memory": 33}, r"steps of 2M"),
         ({"vcpus": 9}, r"vcpus 9.*1 to 8"),

@@ -44,7 +44,7 @@ CITATION: Final = re.compile(
 """How code, docs and corpora cite a fact (U32 and U64 are names of masks)."""
 
 
-class Fact(msgspec.Struct, frozen=True):
+class CitedFact(msgspec.Struct, frozen=True):
     """One fact: its `id`, `text` (Markdown without the anchor), the `sheet` and `section` it stands
     in, and what that section says about its `provenance` (may be empty)."""
 
@@ -72,9 +72,9 @@ class Fact(msgspec.Struct, frozen=True):
 
 
 @cache
-def facts() -> Mapping[str, Fact]:
+def facts() -> Mapping[str, CitedFact]:
     """All facts by id, in the order of the sheets."""
-    found: dict[str, Fact] = {}
+    found: dict[str, CitedFact] = {}
     for path in sorted(shipped_path("facts").glob("*.md")):
         for fact in _read_sheet(path.name, path.read_text(encoding="utf-8")):
             found[fact.id] = fact
@@ -93,7 +93,7 @@ def canonical_id(text: str) -> str:
     return text
 
 
-def find_fact(text: str) -> Fact:
+def find_fact(text: str) -> CitedFact:
     """The fact that `text` cites, upper or lower case.
 
     Raises:
@@ -110,7 +110,7 @@ def find_fact(text: str) -> Fact:
     return known[key]
 
 
-def members(prefix: str) -> tuple[Fact, ...]:
+def members(prefix: str) -> tuple[CitedFact, ...]:
     """The facts of a family cited as one: "K3" stands for K3-a, K3-b and so on."""
     return tuple(fact for key, fact in facts().items() if key.startswith(f"{prefix}-"))
 
@@ -150,9 +150,9 @@ def _first_stop(text: str) -> int:
     return len(text)
 
 
-def _read_sheet(sheet: str, text: str) -> list[Fact]:
+def _read_sheet(sheet: str, text: str) -> list[CitedFact]:
     """The facts of one sheet."""
-    found: list[Fact] = []
+    found: list[CitedFact] = []
     section, provenance = "", ""
     header: list[str] = []
     body: list[str] | None = None
@@ -161,7 +161,7 @@ def _read_sheet(sheet: str, text: str) -> list[Fact]:
     def close() -> None:
         nonlocal body
         if body is not None:
-            found.append(Fact(key, "\n".join(body).strip(), sheet, section, provenance))
+            found.append(CitedFact(key, "\n".join(body).strip(), sheet, section, provenance))
         body = None
 
     for line in text.splitlines():
@@ -179,7 +179,7 @@ def _read_sheet(sheet: str, text: str) -> list[Fact]:
                 body.append(line)
         elif anchor and line.startswith("|"):
             close()
-            found.append(Fact(anchor[1], _row(header, shown), sheet, section, provenance))
+            found.append(CitedFact(anchor[1], _row(header, shown), sheet, section, provenance))
         elif anchor:
             close()
             key, body = anchor[1], [re.sub(r"^(?:- |\d\. )", "", shown)]

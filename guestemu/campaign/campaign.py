@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -33,6 +34,9 @@ from guestemu.program.validity import header_problem
 
 MAX_JOBS: Final = 256
 _SEED_STEP: Final = 1_000_003
+_NAMED_FIELDS: Final = ("guest", "host", "sev", "cbit", "memory", "vcpus")
+_LONGEST_NAME: Final = 120
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9.+_]+")
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -132,7 +136,7 @@ def prepare(options: Options, most_jobs: int = MAX_JOBS) -> Campaign:
     in_python = "only the atheris engine has it"
     if engine.name == AtherisEngine.name:
         in_python = why_not(executor)
-    root = options.workdir or Path("guestemu-work") / target.name
+    root = options.workdir or _default_root(target, header, options.faults)
     record = msgspec.structs.replace(
         CampaignRecord.of(target.name, header, options.faults, op_table(kinds)),
         runs_in=f"Python (no fast path: {in_python})" if in_python else "machine code",
@@ -160,6 +164,21 @@ def prepare(options: Options, most_jobs: int = MAX_JOBS) -> Campaign:
     )
     configs = _share_out(first, options.execs)
     return Campaign(target, engine.name, store, configs, notes)
+
+
+def _default_root(target: Target, header: Header, faults: bool) -> Path:
+    """guestemu-work/TARGET, followed by what differs from the target's own configuration: campaigns
+    on two hosts, or on two guests, each have a directory."""
+    words = [target.name]
+    for field in _NAMED_FIELDS:
+        chosen = getattr(header, field)
+        if chosen != getattr(target.header, field):
+            is_name = isinstance(chosen, str)
+            words.append(chosen.rpartition("/")[2] if is_name else f"{field}{chosen}")
+    if faults:
+        words.append("faults")
+    name = _UNSAFE.sub("-", "+".join(words)).strip("-")
+    return Path("guestemu-work") / name[:_LONGEST_NAME]
 
 
 def _convert(store: Store, kinds: frozenset[OpKind], header: Header) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.errors import InputError
+from guestemu.abi.names import nearest
 from guestemu.campaign.migration_ops import LAWFUL_ORDER, MAX_OPS, check_order
 from guestemu.checks.lost import LOST_STRICT
 from guestemu.lockstep.check import DEFAULT_HOSTS
@@ -198,5 +199,5 @@ def find_target(name: str) -> Target:
         check_order(order)
         return msgspec.structs.replace(target, name=name, order=order)
     if target is None:
-        raise InputError(f"target {name!r}: no such target; use one of {', '.join(TARGETS)}")
+        raise InputError(f"target {name!r}: no such target; {nearest(base, TARGETS)}")
     return target

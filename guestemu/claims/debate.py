@@ -14,6 +14,7 @@ from collections.abc import Iterable
 import msgspec
 
 from guestemu.abi.errors import InputError
+from guestemu.abi.names import nearest
 from guestemu.claims import (
     coherent_memory,
     failure_policies,
@@ -82,8 +83,8 @@ def find_claims(idents: Iterable[str]) -> tuple[Claim, ...]:
     wanted = list(idents)
     for ident in wanted:
         if ident.lower() not in claims:
-            known = " ".join(claim.ident for claim in claims.values())
-            raise InputError(f"claims: no claim {ident!r}; there are {known}")
+            known = [claim.ident for claim in claims.values()]
+            raise InputError(f"claims: no claim {ident!r}; {nearest(ident, known)}")
     chosen = {ident.lower() for ident in wanted} or set(claims)
     return tuple(claim for name, claim in claims.items() if name in chosen)
 

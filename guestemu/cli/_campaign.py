@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
+from guestemu.abi.names import command_line
+from guestemu.cli import _names as names
 from guestemu.cli import console
+from guestemu.cli._duration import parse_duration
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
 
 if TYPE_CHECKING:
@@ -16,10 +19,22 @@ if TYPE_CHECKING:
     from guestemu.campaign.figures import Figures
 
 TargetName: TypeAlias = Annotated[
-    str, typer.Argument(metavar="TARGET", help="One of `guestemu targets`.")
+    str,
+    typer.Argument(
+        metavar="TARGET",
+        help="One of `guestemu targets`.",
+        show_default=False,
+        autocompletion=names.targets,
+    ),
 ]
 Seconds: TypeAlias = Annotated[
-    float | None, typer.Option("--time", metavar="S", help="End after S seconds.")
+    float | None,
+    typer.Option(
+        "--time",
+        metavar="DURATION",
+        help="End after this time: 90, 90s, 10m, 1h.",
+        parser=parse_duration,
+    ),
 ]
 Executions: TypeAlias = Annotated[
     int | None, typer.Option("--execs", metavar="N", help="End after N executions.")
@@ -31,6 +46,7 @@ EngineName: TypeAlias = Annotated[
         "--engine",
         metavar="NAME",
         help="atheris (default where it is installed), hypothesis, random or exhaustive.",
+        autocompletion=names.engines,
     ),
 ]
 Bounds: TypeAlias = Annotated[
@@ -47,7 +63,8 @@ WorkDir: TypeAlias = Annotated[
     typer.Option(
         "--workdir",
         metavar="DIR",
-        help="Where corpus, findings and figures go (default guestemu-work/TARGET).",
+        help="Where corpus, findings and figures go (default guestemu-work/TARGET, with host and "
+        "guest in its name if they are given).",
     ),
 ]
 Resume: TypeAlias = Annotated[
@@ -62,10 +79,10 @@ Seed: TypeAlias = Annotated[
         help="Random numbers; with --execs and --engine random all is repeatable.",
     ),
 ]
-Seeds: TypeAlias = Annotated[
+Inputs: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
-        "--seeds",
+        "--inputs",
         metavar="WHAT",
         help="First inputs: `flows` (what the modelled kernels do; the default), `none`, or a "
         "program or directory of programs, such as corpora/conversion; repeatable.",
@@ -132,6 +149,7 @@ def tell(campaign: Campaign, figures: Figures) -> None:
         console.emit(console.paint(f"not reproducible: {line}", "yellow"))
     if not figures.findings:
         console.emit(console.paint("nothing found", "green"))
+        _tell_next(campaign, figures)
         return
     console.emit()
     console.emit_table(
@@ -146,6 +164,19 @@ def tell(campaign: Campaign, figures: Figures) -> None:
             for found in figures.findings
         ),
     )
+    _tell_next(campaign, figures)
+
+
+def _tell_next(campaign: Campaign, figures: Figures) -> None:
+    """Names the command that leads on."""
+    root = campaign.store.root
+    if figures.findings:
+        console.note(f"next: {command_line('triage', root)}")
+    elif not figures.is_exhausted:
+        page = f"{campaign.target.name.partition(':')[0]}.html"
+        console.note(
+            f"next: {command_line('report', root, '-o', page)}; --resume goes on searching"
+        )
 
 
 def end(figures: Figures) -> int:

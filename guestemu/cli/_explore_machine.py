@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Final
 
 from guestemu.abi.errors import InputError
+from guestemu.abi.names import command_line
 from guestemu.cli import console
 from guestemu.cli._step_progress import StepProgress
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_INTERRUPTED, EXIT_OK
@@ -108,5 +109,5 @@ def write(
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"--prog {path}: {error.strerror}; name a file to write") from None
-    console.note(f"wrote {path}; guestemu run {path} shows the loss")
+    console.note(f"wrote {path}; {command_line('run', path)} shows the loss")
     return show_witness(scenario, rank, by_defined, as_json)

@@ -8,13 +8,20 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from guestemu.cli import _names as names
+
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 ProgramPath: TypeAlias = Annotated[
     Path, typer.Argument(metavar="PROGRAM.prog", help="The program to run.", show_default=False)
 ]
 GuestName: TypeAlias = Annotated[
     str | None,
-    typer.Option("--guest", metavar="GUEST", help="Run this guest; `guestemu guests` lists them."),
+    typer.Option(
+        "--guest",
+        metavar="GUEST",
+        help="Run this guest; `guestemu guests` lists them.",
+        autocompletion=names.guests,
+    ),
 ]
 HostName: TypeAlias = Annotated[
     str | None,
@@ -23,6 +30,7 @@ HostName: TypeAlias = Annotated[
         metavar="HOST",
         help="Run on this host, one of `guestemu hosts` or FILE.py:CLASS; A,B,... with `run` "
         "compares several.",
+        autocompletion=names.hosts,
     ),
 ]
 Plugins: TypeAlias = Annotated[

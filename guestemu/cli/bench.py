@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -12,6 +12,9 @@ from guestemu.cli import console
 
 if TYPE_CHECKING:
     from guestemu.bench.figure import Figure
+
+GROUP: Final = "Study"
+ORDER: Final = 40
 
 
 def command(
@@ -23,12 +26,16 @@ def command(
     show_list: Annotated[bool, typer.Option("--list", help="List the figures and end.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Measures guestemu beside its C floor and its peers, in the same run.
+    """Measure speed beside a floor in C and beside peers.
 
     RATIO says how many times the floor's time is taken. Floors in C need a C compiler (cc, gcc or
     clang), campaigns need atheris; without them their cells stay empty.
 
-    Examples: `guestemu bench`, `guestemu bench --only execution --only hypercall-loop --json`.
+    For example:
+
+      guestemu bench
+
+      guestemu bench --only execution --only hypercall-loop --json
     """
     from guestemu.bench import suite
 

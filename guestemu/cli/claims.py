@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from guestemu.abi.errors import InputError, MissingError
+from guestemu.cli import _names as names
 from guestemu.cli import console
 from guestemu.cli._options import AsJson
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_INTERRUPTED, EXIT_OK
@@ -19,11 +20,18 @@ if TYPE_CHECKING:
     from guestemu.claims.claim import Claim, Lab
     from guestemu.claims.debate import Decided
 
+GROUP: Final = "Study"
+ORDER: Final = 10
+
 
 def command(
     idents: Annotated[
         list[str] | None,
-        typer.Argument(metavar="ID", help="Claims such as C2 or C3b; all by default."),
+        typer.Argument(
+            metavar="ID",
+            help="Claims such as C2 or C3b; all by default.",
+            autocompletion=names.claims,
+        ),
     ] = None,
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the page docs/claims.md.")
@@ -34,7 +42,7 @@ def command(
     ] = None,
     as_json: AsJson = False,
 ) -> int:
-    """Test what was claimed about SEV live migration on the mailing lists.
+    """Test what was claimed about SEV live migration.
 
     Each claim has an experiment; its verdict (confirmed, refuted, true only if ...) is computed
     from what was measured. Without an ID all are tested and listed; with IDs the evidence, a

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from guestemu.conform.recording import Recording
     from guestemu.conform.run import Tally
 
+GROUP: Final = "Regression"
+ORDER: Final = 20
+
 SHOWN: Final = 30
 
 
@@ -48,7 +51,7 @@ def command(
     ] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Compare the KVM model, and the guest's CPU, with a recording of a real KVM.
+    """Compare the KVM model with a recording of a real KVM.
 
     Every recorded guest step (vmmcall, vmcall, rdmsr, wrmsr) is executed by guest instructions in
     its mode and privilege level; the ioctls of the recording go to the model. A step agrees if what
@@ -56,9 +59,13 @@ def command(
 
     Exit status 1: a step disagrees.
 
-    Examples: guestemu conform linux-6.1.jsonl;
-    guestemu conform linux-6.12.jsonl --kernel 6.1 --json;
-    guestemu conform linux-6.12.jsonl --repaired
+    For example:
+
+      guestemu conform linux-6.1.jsonl
+
+      guestemu conform linux-6.12.jsonl --kernel 6.1 --json
+
+      guestemu conform linux-6.12.jsonl --repaired
     """
     from guestemu.conform.kernel_choice import choose_kernel, without_defects
     from guestemu.conform.reader import read_recording

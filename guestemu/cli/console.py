@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Where verbs write: results to stdout, everything else to stderr.
 
-With `--json` a verb calls `emit_json` once and `emit` never. Progress and notes go to stderr
-through `notes()`; live displays only when `is_live()`. Colour needs a terminal and no NO_COLOR.
+With `--json` a verb calls `emit_json` once and `emit` never; the object says in `schema` which verb
+printed it and which shape it has (docs/json.md). Progress and notes go to stderr through `notes()`;
+live displays only when `is_live()`. Colour needs a terminal and no NO_COLOR.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import io
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -18,8 +20,32 @@ import msgspec
 if TYPE_CHECKING:
     from rich.console import Console
 
+_PROGRAM: Final = "guestemu"
+_SHAPES_VERSION: Final = 1
+"""Of all JSON objects; rises when a key goes or changes its meaning."""
+
 _STYLES: Final = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
 _COLUMN_GAP: Final = 2
+
+
+class _Output(msgspec.Struct):
+    """What the present command prints: its verb, and whether its object is out."""
+
+    verb: str = ""
+    has_object: bool = False
+
+
+_output: ContextVar[_Output] = ContextVar("output")
+
+
+def begin(verb: str) -> None:
+    """A command begins; `verb` is "kernel.boot" for `guestemu kernel boot`."""
+    _output.set(_Output(verb))
+
+
+def has_object() -> bool:
+    """Whether the present command has printed its JSON object."""
+    return _output.get(_Output()).has_object
 
 
 def prepare_streams() -> None:
@@ -34,9 +60,16 @@ def emit(text: str = "") -> None:
     print(text)
 
 
-def emit_json(value: object) -> None:
-    """`value` (records, mappings, numbers …) as one JSON object on one line of stdout."""
-    print(msgspec.json.encode(value).decode())
+def emit_json(value: object, shape: str = "") -> None:
+    """`value` (a record or a mapping) as one JSON object on one line of stdout.
+
+    `shape` tells the shapes of one verb apart: "lockstep" gives the schema guestemu.run.lockstep/1.
+    """
+    output = _output.get(_Output())
+    name = ".".join(part for part in (_PROGRAM, output.verb, shape) if part)
+    fields: dict[str, object] = msgspec.to_builtins(value, str_keys=True)
+    print(msgspec.json.encode({"schema": f"{name}/{_SHAPES_VERSION}", **fields}).decode())
+    output.has_object = True
 
 
 def emit_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

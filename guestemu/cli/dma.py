@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from guestemu.cli._dma_run import Request
     from guestemu.dma.report import DmaReport
 
+GROUP: Final = "Kernels and hosts"
+ORDER: Final = 30
+
 DEFAULT_MEMORY: Final = 256
 
 Source: TypeAlias = Annotated[
@@ -89,7 +92,7 @@ def command(
     list_patterns: ListPatterns = False,
     as_json: AsJson = False,
 ) -> int:
-    """Replay the DMA allocations of a trace or a driver pattern through a guest.
+    """Replay DMA allocations of a trace or a driver pattern.
 
     Every allocation that may sleep is decrypted, cleared, and at its free encrypted again by the
     guest's own code; the checks compare its page tables with what the host was told. Allocations

@@ -3,15 +3,20 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from guestemu.cli import console
 from guestemu.cli._options import AsJson
 from guestemu.cli.errors import EXIT_MISSING, EXIT_OK
+
+GROUP: Final = "Start"
+ORDER: Final = 30
 
 _STYLES = {"ok": "green", "optional": "yellow", "missing": "red"}
 
 
 def command(as_json: AsJson = False) -> int:
-    """Check what guestemu needs and what it can use, and say how to get what is not there.
+    """Check what this machine has and lacks.
 
     Exit status 3: something needed is missing. Optional parts never change the status.
     """

@@ -21,6 +21,7 @@ import traceback
 from typing import Final, Protocol, runtime_checkable
 
 from guestemu.abi.errors import HostFailedError, InputError, MissingError
+from guestemu.cli import console
 
 EXIT_OK: Final = 0
 EXIT_FINDINGS: Final = 1
@@ -92,10 +93,17 @@ def describe(error: BaseException) -> tuple[int, str]:
     )
 
 
-def report(error: BaseException) -> int:
-    """Says on stderr what `error` means, in one line, and returns the exit status."""
+def report(error: BaseException, as_json: bool = False) -> int:
+    """Prints what `error` means on stderr, in one line, and returns the exit status.
+
+    With `as_json` also as an object on stdout, unless the verb has printed its own already.
+    """
     status, line = describe(error)
     if os.environ.get(TRACEBACK_VARIABLE) == "1":
         traceback.print_exception(error)
-    print(f"guestemu: {one_line(line)}", file=sys.stderr)
+    message = one_line(line)
+    if as_json and not console.has_object():
+        console.begin("")
+        console.emit_json({"status": status, "message": message}, "error")
+    print(f"guestemu: {message}", file=sys.stderr)
     return status

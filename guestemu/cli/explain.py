@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
+from guestemu.cli import _names as names
 from guestemu.cli import console
 from guestemu.cli._options import AsJson
+
+GROUP: Final = "Start"
+ORDER: Final = 60
 
 _MOST_PLACES = 12
 
@@ -17,7 +21,10 @@ def command(
     words: Annotated[
         list[str],
         typer.Argument(
-            metavar="ID", help="Such as K3-c, 'H.4 item 1', an op, a check.", show_default=False
+            metavar="ID",
+            help="Such as K3-c, 'H.4 item 1', an op, a check.",
+            show_default=False,
+            autocompletion=names.ids,
         ),
     ],
     as_json: AsJson = False,

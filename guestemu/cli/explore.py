@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from guestemu.explore.model import Scenario
     from guestemu.explore.programs import LinkKind
 
+GROUP: Final = "Migration"
+ORDER: Final = 10
+
 DEFAULT_PASSES: Final = 2
 DEFAULT_DEPTH: Final = 3
 MAX_PASSES: Final = 1000
@@ -113,7 +116,7 @@ def command(
     cluster: Cluster = None,
     as_json: AsJson = False,
 ) -> int:
-    """Explore all interleavings of a page conversion with the passes of a live migration.
+    """Explore interleavings of a conversion and a migration.
 
     One page on a small model: the guest's script is merged in every way with the steps of the live
     passes and STOP; a final pass follows, the rest of the script runs at the destination. Counted

@@ -3,9 +3,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from guestemu.cli import _campaign as ask
 from guestemu.cli import console
 from guestemu.cli._options import AsJson, CBit, Cluster, GuestName, HostName, Memory
+
+GROUP: Final = "Search"
+ORDER: Final = 10
+RENAMED: Final = {"--seeds": "--inputs"}
 
 
 def command(
@@ -18,7 +24,7 @@ def command(
     workdir: ask.WorkDir = None,
     resume: ask.Resume = False,
     seed: ask.Seed = 0,
-    seeds: ask.Seeds = None,
+    inputs: ask.Inputs = None,
     faults: ask.InjectFaults = False,
     host: HostName = None,
     guest: GuestName = None,
@@ -27,23 +33,24 @@ def command(
     cluster: Cluster = None,
     as_json: AsJson = False,
 ) -> int:
-    """Look for programs that break a rule, until --time, --execs or Ctrl-C.
+    """Search for programs that break a rule.
 
-    Each finding is minimised and saved as WORKDIR/findings/KEY.prog, which `guestemu run` runs.
+    The campaign ends after --time, after --execs or at Ctrl-C; --resume goes on with it. Each
+    finding is minimised and saved as WORKDIR/findings/KEY.prog, which `guestemu run` runs.
 
     Exit status 0: nothing found; 1: findings.
 
     For example:
 
-      guestemu fuzz hypercall --time 60
+      guestemu fuzz hypercall --time 10m
 
       guestemu fuzz conversion --host my_host.py:MyHost --execs 100000 --engine random --seed 1
 
-      guestemu fuzz conversion --guest linux:6.1 --memory 6144 --jobs 2 --time 600
+      guestemu fuzz conversion --guest linux:6.1 --memory 6144 --jobs 2 --time 1h
 
       guestemu fuzz msr --engine exhaustive --bounds 2,3
 
-      guestemu fuzz hypercall --cluster tcp://192.0.2.1:8786 --time 3600
+      guestemu fuzz hypercall --cluster tcp://192.0.2.1:8786 --time 8h
     """
     from guestemu.campaign.campaign import Options, prepare
     from guestemu.campaign.screen import Screen
@@ -51,7 +58,7 @@ def command(
 
     options = Options(
         *(target, seconds, execs, jobs, engine, workdir, resume, seed, host, guest, cbit, memory),
-        *(faults, bounds, tuple(seeds or (FLOWS_WORD,))),
+        *(faults, bounds, tuple(inputs or (FLOWS_WORD,))),
     )
     if cluster is not None:
         from guestemu.cli._cluster import fuzz

@@ -3,12 +3,21 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from guestemu.cli import console
 from guestemu.cli._options import AsJson
 
+GROUP: Final = "Lists"
+ORDER: Final = 20
+
 
 def command(as_json: AsJson = False) -> None:
-    """List the guests for --guest and for program headers; models are for `guestemu dma` only."""
+    """List the guests.
+
+    The names are for --guest and for program headers; those that start with model: are for
+    `guestemu dma` only.
+    """
     from guestemu.dma.model import models
     from guestemu.guest.registry import guests
 

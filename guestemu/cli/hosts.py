@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from guestemu.cli import console
 from guestemu.cli._options import AsJson
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
+
+GROUP: Final = "Regression"
+ORDER: Final = 30
 
 
 def command(
@@ -21,11 +24,12 @@ def command(
     ] = None,
     as_json: AsJson = False,
 ) -> int:
-    """List the hosts for --host and for program headers, or check one.
+    """List the hosts, or check one of your own.
 
-    A host may be given as NAME, as NAME:KERNEL, or as FILE.py:CLASS, a class with the interface of
-    guestemu.host.base.Host. Repairs are the defects that a header's `switches` turn off. With
-    --check exit status 1 says that a check of the suite failed.
+    The names are for --host and for program headers. A host may be given as NAME, as NAME:KERNEL,
+    or as FILE.py:CLASS, a class with the interface of guestemu.host.base.Host. Repairs are the
+    defects that a header's `switches` turn off. With --check, exit status 1 means that a check of
+    the suite failed.
 
     For example:
 

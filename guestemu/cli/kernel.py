@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias
+from typing import Annotated, Final, TypeAlias
 
 import typer
 
+from guestemu.cli import _names as names
 from guestemu.cli import console
 from guestemu.cli._options import AsJson
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
 
+GROUP: Final = "Kernels and hosts"
+ORDER: Final = 10
+
 app = typer.Typer(
-    help="Fetch, describe and boot real kernels, and call their functions.",
+    help="Fetch, describe, boot and call real kernels.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -25,6 +29,7 @@ Image: TypeAlias = Annotated[
         help="A .deb, vmlinuz, bzImage or vmlinux, or a fetched series such as 6.1; "
         "default: the newest fetched.",
         show_default=False,
+        autocompletion=names.images,
     ),
 ]
 MemoryMib: TypeAlias = Annotated[

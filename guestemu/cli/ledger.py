@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from guestemu.ledger.failures import Failure
     from guestemu.ledger.flows import Flow
     from guestemu.ledger.policies import Policy
+
+GROUP: Final = "Study"
+ORDER: Final = 20
 
 
 def command(
@@ -48,7 +51,7 @@ def command(
     ] = None,
     as_json: AsJson = False,
 ) -> int:
-    """Inject every failure at every step of every flow, under every policy, and migrate.
+    """Inject each failure under each policy, then migrate.
 
     Failures: host answers (-ENOSYS, -EINVAL, -EBUSY, garbage), #GP on MIGRATION_CONTROL, lookup,
     change of an entry, split, a hole, an entry without PRESENT. Policies: what the guest does with

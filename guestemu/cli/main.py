@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The `guestemu` command: finds the verb, imports its module, runs it, answers with its status.
 
-Each verb is a module of this package named like it (`_` for `-`), with either `command`, a function
-with typer's annotations whose docstring is the help, or `app`, a `typer.Typer` for a verb with
-verbs of its own. A module that starts with `_` is no verb. Only the verb on the command line is
-imported, all of them for `--help`; so a verb module imports its tools inside its function. A verb
-returns None or an exit status (`errors.EXIT_FINDINGS`) and raises `InputError`, `MissingError` …
-for the rest: `errors.report` turns every exception into one line and a status.
+Each verb is a module of this package named like it (`_` for `-`), and registers itself there:
+
+- `command`, a function with typer's annotations, whose docstring is the help and whose first line,
+  at most 60 characters, stands in `guestemu --help`; or `app`, a `typer.Typer` of a verb with verbs
+  of its own. A package is such a verb, too: each of its modules has a `command`.
+- `GROUP`, one of `_help.GROUPS`, and `ORDER`, its place in the group.
+- `RENAMED`, optional: old spellings of options that still work, such as {"--seeds": "--inputs"}.
+
+A module that starts with `_` is not a verb. Only the verb on the command line is imported, all of
+them for `--help`; so a verb module imports its tools inside its function. A verb returns None or an
+exit status (`errors.EXIT_FINDINGS`) and raises `InputError`, `MissingError` … for the rest:
+`errors.report` turns every exception into one line and a status, and with `--json` into an object.
 """
 
 from __future__ import annotations
@@ -15,40 +21,37 @@ import importlib
 import os
 import pkgutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from types import ModuleType
 from typing import Annotated, Final
 
 import typer
-import typer.core
 import typer.main
 
 from guestemu import __version__
 from guestemu.abi.errors import InputError
-from guestemu.cli import console, errors
+from guestemu.cli import _help, console, errors
 
 _PROGRAM: Final = "guestemu"
+_ABOUT: Final = "Run, fuzz and replay page-encryption conversions without SEV hardware."
 _PACKAGE: Final = "guestemu.cli"
 _STDOUT: Final = 1
 _FRAME: Final = frozenset({"main", "console", "errors"})
-_ORDER: Final = (
-    *("run", "fuzz", "status", "report", "replay", "minimize", "triage", "merge", "show"),
-    *("explore", "claims", "zoo", "ledger", "conform", "kernel", "dma", "bench"),
-    *("targets", "hosts", "guests", "doctor"),
-)
-"""In `--help`; verbs not named here follow in alphabetical order."""
+_HELP: Final = frozenset({"--help", "-h"})
+_WITHOUT_VERB: Final = frozenset({"--version", "--install-completion", "--show-completion"})
+_COMPLETES: Final = "_GUESTEMU_COMPLETE"
+"""Set by the shell while it completes a command line."""
 
 
 def find_verbs(package: str = _PACKAGE) -> dict[str, str]:
-    """The verbs that exist, in the order of `--help`, with the names of their modules."""
+    """The verbs that exist, by name, with the names of their modules."""
     path = importlib.import_module(package).__path__
-    modules = {
+    return {
         module.name.replace("_", "-"): f"{package}.{module.name}"
         for module in pkgutil.iter_modules(path)
         if not module.name.startswith("_") and module.name not in _FRAME
     }
-    order = {verb: position for position, verb in enumerate(_ORDER)}
-    return dict(sorted(modules.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
 
 
 def _show_version(value: bool) -> None:
@@ -60,39 +63,62 @@ def _show_version(value: bool) -> None:
 def _root(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
-    """Run, fuzz and replay AMD SEV page-encryption conversations without SEV hardware."""
+    """Run, fuzz and replay page-encryption conversions without SEV hardware."""
 
 
-def _build(verbs: dict[str, str]) -> typer.Typer:
-    """A typer application of `verbs`, whose modules it imports."""
+def _register(app: typer.Typer, verb: str, name: str) -> ModuleType:
+    """Adds the verb that the module called `name` defines; the module."""
+    module = importlib.import_module(name)
+    group: object = getattr(module, "app", None)
+    command: object = getattr(module, "command", None)
+    if hasattr(module, "__path__"):
+        below = typer.Typer(help=module.__doc__, no_args_is_help=True, rich_markup_mode=None)
+        for inner, inner_name in find_verbs(name).items():
+            _register(below, inner, inner_name)
+        app.add_typer(below, name=verb)
+    elif isinstance(group, typer.Typer):
+        app.add_typer(group, name=verb)
+    elif callable(command):
+        app.command(verb)(command)
+    else:
+        raise TypeError(f"module {name} has neither `command` nor `app`")
+    return module
+
+
+def _build(verbs: Mapping[str, str]) -> tuple[typer.Typer, dict[str, ModuleType]]:
+    """A typer application of `verbs`, and their modules, which it imports."""
     app = typer.Typer(
-        add_completion=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)
-    for verb, name in verbs.items():
-        module = importlib.import_module(name)
-        group: object = getattr(module, "app", None)
-        command: object = getattr(module, "command", None)
-        if isinstance(group, typer.Typer):
-            app.add_typer(group, name=verb)
-        elif callable(command):
-            app.command(verb)(command)
-        else:
-            raise TypeError(f"module {name} has neither `command` nor `app`")
-    return app
+    return app, {verb: _register(app, verb, name) for verb, name in verbs.items()}
 
 
-def _wanted(arguments: Sequence[str], verbs: dict[str, str]) -> dict[str, str]:
+def _overview(verbs: Mapping[str, str]) -> None:
+    """Prints `guestemu --help`."""
+    app, modules = _build(verbs)
+    command = typer.main.get_command(app)
+    below: Mapping[str, object] = getattr(command, "commands", {})
+    rows = [
+        _help.verb_of(verb, module, getattr(below.get(verb), "help", ""))
+        for verb, module in modules.items()
+    ]
+    for line in _help.overview(_PROGRAM, _ABOUT, rows):
+        console.emit(line)
+
+
+def _wanted(arguments: Sequence[str], verbs: Mapping[str, str]) -> dict[str, str]:
     """The verbs whose modules this command line needs. Raises `InputError` for an unknown verb."""
+    if _COMPLETES in os.environ:
+        return dict(verbs)
     verb = next((word for word in arguments if not word.startswith("-")), None)
-    if verb is None:
-        return {} if "--version" in arguments else verbs
+    if verb is None or arguments[0] in _WITHOUT_VERB:
+        return {}
     if verb in verbs:
         return {verb: verbs[verb]}
     close = get_close_matches(verb, verbs, 1)
@@ -100,13 +126,45 @@ def _wanted(arguments: Sequence[str], verbs: dict[str, str]) -> dict[str, str]:
     raise InputError(f"no command {verb!r}; {remedy}")
 
 
+def _with_new_names(arguments: Sequence[str], modules: Mapping[str, ModuleType]) -> list[str]:
+    """`arguments` with the old spellings of options replaced, up to a `--`."""
+    renamed: dict[str, str] = {}
+    for module in modules.values():
+        renamed |= getattr(module, "RENAMED", {})
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    found = []
+    for word in arguments[:end]:
+        name, equals, value = word.partition("=")
+        found.append(f"{renamed.get(name, name)}{equals}{value}")
+    return [*found, *arguments[end:]]
+
+
+def _words(command: object, arguments: Sequence[str]) -> str:
+    """The verb and those below it that `arguments` name: "kernel.boot"."""
+    found = []
+    for word in arguments:
+        below: object = getattr(command, "commands", None)
+        if not isinstance(below, Mapping):
+            break
+        if word in below:
+            command = below[word]
+            found.append(word)
+    return ".".join(found)
+
+
 def _run(arguments: Sequence[str], package: str) -> int:
     """The status of the verb on the command line."""
-    verbs = _wanted(arguments, find_verbs(package))
-    command = typer.main.get_command(_build(verbs))
-    if isinstance(command, typer.core.TyperGroup):  # which lists its groups behind its commands
-        command.commands = {verb: command.commands[verb] for verb in verbs}
-    result: object = command.main(args=list(arguments), prog_name=_PROGRAM, standalone_mode=False)
+    verbs = find_verbs(package)
+    if _COMPLETES not in os.environ and (not arguments or arguments[0] in _HELP):
+        _overview(verbs)
+        return errors.EXIT_OK
+    app, modules = _build(_wanted(arguments, verbs))
+    command = typer.main.get_command(app)
+    _help.keep_all_examples(command)
+    console.begin(_words(command, arguments))
+    result: object = command.main(
+        args=_with_new_names(arguments, modules), prog_name=_PROGRAM, standalone_mode=False
+    )
     if result == errors.EXIT_INTERRUPTED:
         raise KeyboardInterrupt  # typer has made a status of it
     return result if isinstance(result, int) else errors.EXIT_OK
@@ -134,7 +192,9 @@ def main(argv: Sequence[str] | None = None, package: str = _PACKAGE) -> int:
     `package` holds the verbs. Never raises, apart from the SystemExit a verb asks for itself.
     """
     console.prepare_streams()
-    arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in arguments
+    console.begin("")
     try:
         status = _run(arguments, package)
         sys.stdout.flush()
@@ -143,8 +203,8 @@ def main(argv: Sequence[str] | None = None, package: str = _PACKAGE) -> int:
             raise
         status = errors.EXIT_BROKEN_PIPE
     except (KeyboardInterrupt, typer.Abort):
-        status = errors.report(KeyboardInterrupt())
+        status = errors.report(KeyboardInterrupt(), as_json)
     except Exception as error:
-        status = errors.report(error)
+        status = errors.report(error, as_json)
     _settle_stdout()
     return status

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from guestemu.cli import console
 from guestemu.cli._options import AsJson, Plugins
+
+GROUP: Final = "Search"
+ORDER: Final = 50
 
 
 def command(
@@ -27,7 +30,7 @@ def command(
     plugins: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
-    """Keep of a corpus the shortest inputs that cover all of it.
+    """Reduce a corpus to the inputs that its coverage needs.
 
     Every input of WORKDIR and MORE runs once on WORKDIR's target, guest and host. The corpus of
     WORKDIR becomes what is needed, unless -o names another directory. Nothing is changed before

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from guestemu.cli import console
 from guestemu.cli._options import AsJson, GuestName, HostName, Plugins, ProgramPath
+
+GROUP: Final = "Search"
+ORDER: Final = 40
 
 
 def command(
@@ -29,7 +32,7 @@ def command(
     plugins: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a program as small as it gets while it shows the same finding.
+    """Make a program as small as its finding allows.
 
     The smallest program stands for the defect: whatever program led to it, the result and its key
     are the same. What a host does wrong is shown by raw hypercalls and MSR accesses where these

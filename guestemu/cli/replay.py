@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from guestemu.replay.suite import Result
 
+GROUP: Final = "Regression"
+ORDER: Final = 10
+
 _FILES_PER_JOB: Final = 32
 """A worker takes longer to start than to replay this many programs."""
 
@@ -47,7 +50,7 @@ def command(
     cluster: Cluster = None,
     as_json: AsJson = False,
 ) -> int:
-    """Run programs and compare each outcome with the one recorded in its file.
+    """Run programs and compare with their recorded outcomes.
 
     A program that expects nothing passes if its outcome is ok. Exit status 0: all as expected; 1:
     some are not; 2: a file is no valid program (the others are judged all the same).

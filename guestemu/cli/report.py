@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from guestemu.cli import console
 from guestemu.cli._options import AsJson
+
+GROUP: Final = "Search"
+ORDER: Final = 60
 
 
 def command(
@@ -22,7 +25,7 @@ def command(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Write one self-contained HTML page about a campaign, running or not.
+    """Write a campaign as one HTML page.
 
     Rate, corpus, coverage and findings over time, coverage by kind, and each finding's program with
     its explanation. The page has no script and fetches nothing.

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from guestemu.trace.events import Event
     from guestemu.trace.run import Run
 
+GROUP: Final = "Start"
+ORDER: Final = 40
+
 _STYLES = {"ok": "green", "oops": "yellow"}
 
 
@@ -48,7 +51,7 @@ def command(
     limit: Limit = None,
     as_json: AsJson = False,
 ) -> int:
-    """Run one program as its header says and tell what every operation did.
+    """Run one program and print what each operation did.
 
     Exit status 0: nothing wrong; 1: a check failed or the run did not get to its end. With several
     hosts in --host the program runs on each; 1 says also that the others differ from the first.

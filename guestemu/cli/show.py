@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from guestemu.trace.calltree import TreeLine
     from guestemu.trace.run import Run
     from guestemu.trace.shown import ShownOp
+
+GROUP: Final = "Start"
+ORDER: Final = 50
 
 
 def command(
@@ -46,10 +49,10 @@ def command(
     plugins: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
-    """Explain a program: each operation, what it did, and the guest functions that did it.
+    """Explain a program down to the guest's code.
 
-    Calls are indented under their caller; page-table stores, TLB flushes, hypercalls and MSR
-    accesses are marked with *.
+    For each operation: what it did, and the guest functions that did it. Calls are indented under
+    their caller; page-table stores, TLB flushes, hypercalls and MSR accesses are marked with *.
 
     For example:
 

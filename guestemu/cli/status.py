@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -14,6 +14,9 @@ from guestemu.cli._options import AsJson
 if TYPE_CHECKING:
     from guestemu.campaign.readings import Reading
 
+GROUP: Final = "Search"
+ORDER: Final = 20
+
 
 def command(
     workdirs: Annotated[
@@ -22,9 +25,10 @@ def command(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Show how campaigns are doing, from what they write into their work directories.
+    """Show the progress of campaigns.
 
-    The exit status is 0 whatever they found. Figures of a running campaign are up to 2 s old.
+    The figures come from the work directories; those of a running campaign are up to 2 s old. The
+    exit status is 0 whatever the campaigns found.
 
     For example:
 

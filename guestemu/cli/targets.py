@@ -3,12 +3,20 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from guestemu.cli import console
 from guestemu.cli._options import AsJson
 
+GROUP: Final = "Lists"
+ORDER: Final = 10
+
 
 def command(as_json: AsJson = False) -> None:
-    """List the targets of `guestemu fuzz`."""
+    """List what can be fuzzed.
+
+    The names are for `guestemu fuzz`.
+    """
     from guestemu.campaign.targets import TARGETS
 
     found = [{"name": target.name, "summary": target.summary} for target in TARGETS.values()]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -14,6 +14,9 @@ from guestemu.cli.errors import EXIT_FINDINGS, EXIT_INPUT, EXIT_OK
 
 if TYPE_CHECKING:
     from guestemu.findings.triage import Triaged
+
+GROUP: Final = "Search"
+ORDER: Final = 30
 
 
 def command(
@@ -28,7 +31,7 @@ def command(
     plugins: Plugins = None,
     as_json: AsJson = False,
 ) -> int:
-    """Group the findings of campaigns by cause, and explain each.
+    """Group findings by cause, and explain each.
 
     Every finding's program runs again on the host as it is now, so a defect that was mended shows
     as gone. Beside each program go KEY.md (what was expected, by which fact, what happened, the

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 
 import msgspec
 import typer
 
+from guestemu.cli import _names as names
 from guestemu.cli import console
+from guestemu.cli._duration import parse_duration
 from guestemu.cli._options import AsJson
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
 
@@ -17,15 +19,24 @@ if TYPE_CHECKING:
     from guestemu.zoo.bug import ZooBug
     from guestemu.zoo.cell import Cell, CellResult
 
+GROUP: Final = "Study"
+ORDER: Final = 30
+RENAMED: Final = {"--seeds": "--campaigns"}
+
 app = typer.Typer(
-    help="Known bugs, planted one at a time, and the campaigns that must find them.",
+    help="Plant known bugs, and measure how campaigns find them.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
 Ids: TypeAlias = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[ID]...", help="Bugs such as M6; default: all.", show_default=False),
+    typer.Argument(
+        metavar="[ID]...",
+        help="Bugs such as M6; default: all.",
+        show_default=False,
+        autocompletion=names.bugs,
+    ),
 ]
 Repaired: TypeAlias = Annotated[
     bool, typer.Option("--repaired", help="The configurations without a bug instead.")
@@ -95,7 +106,8 @@ def run(
     ids: Ids = None,
     repaired: Repaired = False,
     seeds: Annotated[
-        int, typer.Option("--seeds", metavar="N", min=1, help="Campaigns of each, seeds 1 to N.")
+        int,
+        typer.Option("--campaigns", metavar="N", min=1, help="Campaigns of each, seeds 1 to N."),
     ] = 5,
     execs: Annotated[
         int | None,
@@ -103,7 +115,12 @@ def run(
     ] = None,
     seconds: Annotated[
         float | None,
-        typer.Option("--time", metavar="S", help="Budget of a campaign in seconds."),
+        typer.Option(
+            "--time",
+            metavar="DURATION",
+            help="Budget of a campaign: 90, 90s, 10m, 1h.",
+            parser=parse_duration,
+        ),
     ] = None,
     engine: Annotated[
         str, typer.Option("--engine", metavar="NAME", help="atheris or random.")
@@ -137,11 +154,11 @@ def run(
 
     For example:
 
-      guestemu zoo run M6 M31 --seeds 1
+      guestemu zoo run M6 M31 --campaigns 1
 
       guestemu zoo run --results zoo.jsonl --jobs 2
 
-      guestemu zoo run --repaired --time 600 --seeds 1
+      guestemu zoo run --repaired --time 10m --campaigns 1
     """
     from guestemu.campaign.engines import choose_engine
     from guestemu.zoo.catalogue import find_bugs

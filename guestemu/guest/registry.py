@@ -12,6 +12,7 @@ from guestemu.abi.addresses import PAGE_SHIFT
 from guestemu.abi.caches import CacheModel
 from guestemu.abi.errors import InputError
 from guestemu.abi.msrs import SEV_STATUS_SEV
+from guestemu.abi.names import nearest
 from guestemu.guest.base import Guest
 from guestemu.guest.snippet.elf import GENERATIONS
 from guestemu.guest.snippet.guest import SnippetGuest
@@ -74,8 +75,10 @@ def load_guest(settings: GuestSettings) -> Guest:
     if kind == "linux":
         return _load_linux(generation, settings)
     if kind != "snippet" or generation not in GENERATIONS:
-        names = ", ".join([*(f"snippet:{name}" for name in GENERATIONS), "linux:IMAGE"])
-        raise InputError(f"guest {settings.guest!r}: no such guest; use one of {names}")
+        names = [*(f"snippet:{name}" for name in GENERATIONS), "linux:IMAGE"]
+        raise InputError(
+            f"guest {settings.guest!r}: no such guest; {nearest(settings.guest, names)}"
+        )
     if settings.sev != "sev":
         raise InputError(
             f"sev {settings.sev}: snippet guests run as plain SEV; write `sev sev` in the header"

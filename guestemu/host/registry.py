@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from guestemu.abi.errors import InputError
+from guestemu.abi.names import nearest
 from guestemu.host.base import Host
 from guestemu.host.firmware.host import SevFirmwareHost
 from guestemu.host.kvm.bitmap_v1 import BitmapV1Host
@@ -105,8 +106,8 @@ def load_host(spec: str, switches: Iterable[str] = (), plugin: str = "") -> Host
     name, _, kernel = spec.partition(":")
     host = _by_name().get(name)
     if host is None:
-        known = ", ".join(_by_name())
-        raise InputError(f"host {name!r}: no such host; use one of {known}, or FILE.py:CLASS")
+        remedy = nearest(name, _by_name())
+        raise InputError(f"host {name!r}: no such host, and not FILE.py:CLASS; {remedy}")
     if issubclass(host, MergedHost):
         if ":" in spec and not kernel:
             raise InputError(f"host {spec!r}: no kernel after ':'; use one of {', '.join(KERNELS)}")

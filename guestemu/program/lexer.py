@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import Final
 
 import msgspec
 
 from guestemu.abi.addresses import U64_MASK
 from guestemu.abi.errors import InputError
+from guestemu.abi.names import nearest as nearest
 
 _WORD: Final = re.compile(
     r'[ \t\r]*(?:(?P<comment>#)|(?P<quoted>"(?:[^"\\]|\\.)*")(?=[ \t\r]|$)|(?P<bare>[!$-~][!#-~]*))'
@@ -27,7 +26,6 @@ _BARE: Final = re.compile(r"[!$-~][!#-~]*")
 _NUMBER: Final = re.compile(
     r"(?P<minus>-?)(?:0[xX](?P<hex>[0-9a-fA-F]{1,16})|(?P<dec>[0-9]{1,20}))"
 )
-_KNOWN_SHOWN: Final = 240
 _SHOWN: Final = 40
 _NEGATIVE_SHOWN: Final = 4096
 
@@ -53,18 +51,6 @@ class Place(msgspec.Struct, frozen=True):
 def shown(text: str) -> str:
     """`text` for a message: quoted, ASCII, on one line, cut to 40 characters."""
     return ascii(text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "...")
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """A remedy for an unknown `word`: the nearest of `known`, or those of them that fit a line."""
-    known = sorted(known)
-    close = get_close_matches(word[:_SHOWN], known, 1)
-    if close:
-        return f"did you mean {close[0]}?"
-    text = ", ".join(known)
-    if len(text) > _KNOWN_SHOWN:
-        text = text[:_KNOWN_SHOWN].rpartition(",")[0] + f", ... ({len(known)} in all)"
-    return f"known: {text}"
 
 
 def split_words(line: str, place: Place) -> list[Word]:

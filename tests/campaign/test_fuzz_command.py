@@ -93,23 +93,33 @@ def test_directory_in_use_needs_resume_and_resume_goes_on(tmp_path):
     first = fuzz_json("msr", "--execs", "400", *host, *RANDOM, cwd=tmp_path, status=1)
     refused = fuzz("msr", "--execs", "400", *host, *RANDOM, cwd=tmp_path)
     assert refused.returncode == 2
-    assert "guestemu-work/msr: not empty" in refused.stderr
+    assert "guestemu-work/msr+planted_hosts.py-ReservedBits: not empty" in refused.stderr
     assert "--resume" in refused.stderr
     second = fuzz_json("msr", "--execs", "400", "--resume", *host, *RANDOM, cwd=tmp_path, status=1)
     assert second["corpus_size"] >= first["corpus_size"]
     assert second["findings"][0]["count"] > first["findings"][0]["count"]
-    other = fuzz("msr", "--resume", "--execs", "400", *RANDOM, cwd=tmp_path)
+    workdir = ("--workdir", "guestemu-work/msr+planted_hosts.py-ReservedBits")
+    other = fuzz("msr", "--resume", "--execs", "400", *workdir, *RANDOM, cwd=tmp_path)
     assert other.returncode == 2
     assert "that campaign has host" in other.stderr
+
+
+def test_each_host_and_guest_has_its_directory(tmp_path):
+    for options in ((), ("--host", "qemu-v4"), ("--guest", "snippet:5.17"), ("--faults",)):
+        done = fuzz("conversion", "--execs", "1", *options, *RANDOM, cwd=tmp_path)
+        assert done.returncode in (0, 1), done.stderr
+    assert {path.name for path in (tmp_path / "guestemu-work").iterdir()} == {
+        *("conversion", "conversion+qemu-v4", "conversion+snippet-5.17", "conversion+faults"),
+    }
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("syn",), "target 'syn': no such target; use one of hypercall, msr, conversion"),
-        (("msr", "--engine", "afl"), "use one of atheris, random"),
+        (("syn",), "target 'syn': no such target; did you mean sync?"),
+        (("msr", "--engine", "afl"), "use one of atheris, exhaustive"),
         (("msr", "--execs", "0"), "--execs 0: give a positive number"),
-        (("msr", "--time", "0"), "--time 0: give a positive number"),
+        (("msr", "--time", "0"), "'--time': '0': give a duration such as"),
         (("msr", "--jobs", "0"), "--jobs 0"),
         (("msr", "--host", "nothing"), "host 'nothing': no such host"),
         (("msr", "--guest", "snippet:9"), "snippet:9"),

@@ -69,7 +69,7 @@ def test_evidence_and_witness_are_printed_for_a_claim_that_is_named(capsys: Capt
 
 def test_an_unknown_claim_is_bad_input(capsys: Captured) -> None:
     assert main(["claims", "C99"]) == 2
-    assert "no claim 'C99'; there are C1 C2" in capsys.readouterr().err
+    assert "no claim 'C99'; did you mean C9?" in capsys.readouterr().err
 
 
 def test_two_forms_at_once_are_bad_usage(capsys: Captured) -> None:

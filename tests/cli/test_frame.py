@@ -23,6 +23,8 @@ from typing import Annotated
 import typer
 from guestemu.cli import console
 
+RENAMED = {"--rows": "--lines"}
+
 def command(
     words: Annotated[list[str], typer.Argument(help="What to say.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
@@ -30,7 +32,11 @@ def command(
 ) -> None:
     """Says words.
 
-    Example: guestemu echo hello
+    For example:
+
+      guestemu echo hello --lines 3 and a command line that is longer than any help column is
+
+      guestemu echo twice
     """
     console.note("working")
     for _ in range(lines):
@@ -41,12 +47,17 @@ def command(
 ''',
     "fail": '''
 import typer
+from typing import Annotated
 from guestemu.abi import errors as abi
+from guestemu.cli import console
 from guestemu.abi.errors import InputError, MissingError, PluginError
 from guestemu.cli.errors import EXIT_FINDINGS
 
-def command(how: str) -> int:
+def command(how: str, as_json: Annotated[bool, typer.Option("--json")] = False) -> int:
     """Fails."""
+    if how == "late":
+        console.emit_json({"how": how})
+        raise KeyboardInterrupt
     if how == "findings":
         return EXIT_FINDINGS
     if how == "exit":
@@ -65,7 +76,9 @@ def command(how: str) -> int:
         "engine": abi.EngineError("emu_start returned 21"),
     }[how]
 ''',
-    "status": 'def command() -> None:\n    """Shows nothing."""\n',
+    "status": 'GROUP = "Search"\ndef command() -> None:\n    """Shows nothing."""\n',
+    "stop": 'GROUP = "Start"\nORDER = 2\ndef command() -> None:\n    """Stops."""\n',
+    "go": 'GROUP = "Start"\nORDER = 1\ndef command() -> None:\n    """Goes."""\n',
     "big_group": '''
 import typer
 app = typer.Typer(help="A verb with verbs of its own.")
@@ -89,6 +102,13 @@ def verbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     directory = tmp_path / PACKAGE
     directory.mkdir()
     (directory / "__init__.py").touch()
+    package = directory / "package"
+    package.mkdir()
+    (package / "__init__.py").write_text('"""A verb that is a package."""\n')
+    (package / "one.py").write_text(
+        "from guestemu.cli import console\n"
+        'def command() -> None:\n    """Is one."""\n    console.emit_json({"one": 1}, "small")\n'
+    )
     for name, source in VERBS.items():
         (directory / f"{name}.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
@@ -122,7 +142,49 @@ def test_a_result_goes_to_stdout_and_a_note_to_stderr(capsys: pytest.CaptureFixt
 @pytest.mark.usefixtures("verbs")
 def test_json_is_exactly_one_object(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["echo", "--json", "é"], PACKAGE) == 0
-    assert json.loads(capsys.readouterr().out) == {"words": ["é"], "count": 1}
+    out = capsys.readouterr().out
+    assert json.loads(out) == {"schema": "guestemu.echo/1", "words": ["é"], "count": 1}
+
+
+@pytest.mark.usefixtures("verbs")
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["fail", "input"], 2, "a.prog:3: no op 'x'; did you mean y?"),
+        (["fail", "missing"], 3, "atheris is not installed; pip install guestemu[fuzz]"),
+        (["fail", "interrupt"], 130, "interrupted"),
+        (
+            ["fail", "--zzz"],
+            2,
+            "fail: No such option: --zzz; guestemu fail --help shows what there is",
+        ),
+        (["nothing"], 2, "no command 'nothing'; guestemu --help lists them"),
+    ],
+)
+def test_an_error_is_an_object_under_json(
+    arguments: list[str], status: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--json"], PACKAGE) == status
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert found == {"schema": "guestemu.error/1", "status": status, "message": message}
+    assert err == f"guestemu: {message}\n"
+
+
+@pytest.mark.usefixtures("verbs")
+def test_an_error_behind_the_object_prints_no_second(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fail", "late", "--json"], PACKAGE) == 130
+    assert json.loads(capsys.readouterr().out) == {"schema": "guestemu.fail/1", "how": "late"}
+
+
+@pytest.mark.usefixtures("verbs")
+def test_an_old_spelling_still_works(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["echo", "x", "--rows", "2"], PACKAGE) == 0
+    assert main(["echo", "x", "--rows=2"], PACKAGE) == 0
+    assert main(["echo", "--", "--rows"], PACKAGE) == 0
+    assert capsys.readouterr().out == "x\nx\nx\nx\n--rows\n"
+    assert main(["echo", "--help"], PACKAGE) == 0
+    assert "--rows" not in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("verbs")
@@ -139,9 +201,13 @@ def test_help_lists_the_verbs_in_their_order(
 ) -> None:
     assert main(arguments, PACKAGE) == 0
     out = capsys.readouterr().out
-    positions = [out.index(f"\n  {verb} ") for verb in ("status", "big-group", "echo", "fail")]
+    order = ("go", "stop", "status", "big-group", "echo", "fail", "package")
+    positions = [out.index(f"\n  {verb} ") for verb in order]
     assert positions == sorted(positions)
-    assert "Says words." in out
+    assert "\nStart:\n  go " in out
+    assert "\nSearch:\n  status " in out
+    assert "\nMore:\n  big-group " in out
+    assert "  echo       Says words\n" in out
     assert "helper" not in out
     assert "main" not in out
 
@@ -149,13 +215,63 @@ def test_help_lists_the_verbs_in_their_order(
 @pytest.mark.usefixtures("verbs")
 def test_a_verb_has_its_own_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["echo", "--help"], PACKAGE) == 0
-    assert "Example: guestemu echo hello" in capsys.readouterr().out
+    line = "guestemu echo hello --lines 3 and a command line that is longer than any help column is"
+    out = capsys.readouterr().out
+    assert f"    {line}\n    guestemu echo twice\n" in out, "examples are not wrapped"
 
 
 @pytest.mark.usefixtures("verbs")
 def test_a_verb_may_have_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["big-group", "list"], PACKAGE) == 0
     assert capsys.readouterr().out == "listed\n"
+
+
+@pytest.mark.usefixtures("verbs")
+def test_a_package_is_a_verb_of_its_modules(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["package", "one"], PACKAGE) == 0
+    assert json.loads(capsys.readouterr().out)["schema"] == "guestemu.package.one.small/1"
+    assert main(["package", "--help"], PACKAGE) == 0
+    out = capsys.readouterr().out
+    assert "A verb that is a package." in out
+    assert "one  Is one." in out
+
+
+def complete(words: str) -> list[str]:
+    """What a bash completes `words` to."""
+    result = subprocess.run(
+        [sys.executable, "-m", "guestemu"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={
+            **os.environ,
+            "_GUESTEMU_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split(" ")) - 1),
+        },
+    )
+    return result.stdout.split()
+
+
+def test_the_shell_completes_verbs_options_and_names() -> None:
+    assert complete("guestemu mi") == ["minimize"]
+    assert complete("guestemu kernel bo") == ["boot"]
+    assert "--engine" in complete("guestemu fuzz --eng")
+    assert complete("guestemu fuzz conv") == ["conversion"]
+    assert "map-gpa-range" in complete("guestemu run --host map")
+    assert "snippet:6.12" in complete("guestemu run --guest snippet:6.1")
+    assert complete("guestemu claims C3") == ["C3", "C3b", "C30", "C31"]
+
+
+def test_summaries_fit() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "guestemu", "--help"], capture_output=True, text=True, check=True
+    )
+    rows = [line[2:].split("  ", 1) for line in result.stdout.splitlines() if line[:2] == "  "]
+    listed = {row[0].strip(): row[1].strip() for row in rows if not row[0].startswith("-")}
+    assert set(listed) == set(find_verbs())
+    assert {verb: text for verb, text in listed.items() if not 0 < len(text) <= 60} == {}
+    assert "More:" not in result.stdout, "each verb names its group"
 
 
 def test_version_needs_no_verb(capsys: pytest.CaptureFixture[str]) -> None:

@@ -181,10 +181,10 @@ def test_the_trace_file_has_the_run_and_every_event(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--host", "xen"], "host 'xen': no such host; use one of map-gpa-range, "),
+        (["--host", "xen"], "host 'xen': no such host, and not FILE.py:CLASS; use one of "),
         (["--host", "map-gpa-range:2.6"], "kernel '2.6': no KVM model of it"),
         (["--host", "nowhere.py:Host"], "nowhere.py: no such file"),
-        (["--guest", "windows"], "guest 'windows': no such guest; use one of snippet:5.10"),
+        (["--guest", "windows"], "guest 'windows': no such guest; use one of linux:IMAGE"),
         (["--guest", "snippet:9.9"], "guest 'snippet:9.9': no such guest"),
         (["--sev", "vbs"], "--sev vbs: use one of sev, es, snp"),
         (["--sev", "es"], "sev es: snippet guests run as plain SEV"),

@@ -23,7 +23,7 @@ def test_kernel_of_a_spec():
 @pytest.mark.parametrize(
     ("spec", "switches", "message"),
     [
-        ("nothing", (), r"'nothing': no such host; use one of map-gpa-range,.*FILE\.py:CLASS"),
+        ("nothing", (), r"'nothing': no such host, and not FILE\.py:CLASS; use one of bitmap-v1,"),
         ("map-gpa-range:4.19", (), r"'4\.19'.*use one of 5\.15"),
         ("map-gpa-range:", (), "no kernel after ':'"),
         ("bitmap-v6:6.1", (), "has no choice of kernels; write bitmap-v6"),

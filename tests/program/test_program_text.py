@@ -169,7 +169,7 @@ ERRORS = [
     (BODY + "unmap Q[1]", "p:3: no region Q; regions are D, L, V, G"),
     (BODY + "unmap V[64]", "p:3: page 64 of region V; use 0 to 63"),
     (BODY + "unmap G[0]", "p:3: region G needs memory of at least 4096 MiB"),
-    (BODY + "unmap D[0] pages=1", "p:3: this op has no 'pages'; known: vcpu"),
+    (BODY + "unmap D[0] pages=1", "p:3: this op has no 'pages'; use one of vcpu"),
     (BODY + "rdmsr msr=1 msr=2", "p:3: msr is given twice; keep one"),
     (BODY + "rdmsr 0x10", "p:3: '0x10' is no name=value"),
     (BODY + "rdmsr msr=0x1ffffffff", "p:3: msr=0x1ffffffff is out of range; use 0 to"),

@@ -15,6 +15,7 @@ from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 
 from guestemu.abi.errors import InputError
+from guestemu.abi.names import nearest
 from guestemu.guest.linux.btf import Btf
 from guestemu.guest.linux.image import load_image
 from guestemu.guest.linux.kallsyms import read_kallsyms
@@ -69,7 +70,9 @@ class Kernel(msgspec.Struct, frozen=True):
         """The virtual address of a symbol; `InputError` if this kernel lacks it."""
         address = self.symbols.get(symbol)
         if address is None:
-            raise InputError(f"{self.name} ({self.version}): no symbol {symbol}")
+            alike = [name for name in self.symbols if name[:3] == symbol[:3]]
+            remedy = f"; {nearest(symbol, alike)}" if alike else ""
+            raise InputError(f"{self.name} ({self.version}): no symbol {symbol}{remedy}")
         return address
 
     def symbol_at(self, address: int) -> str:

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The overview that `guestemu --help` prints, and examples that no terminal wraps."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final, Protocol, runtime_checkable
+
+import msgspec
+
+GROUPS: Final = (
+    *("Start", "Search", "Regression", "Kernels and hosts", "Migration", "Study", "Lists"),
+    "More",
+)
+"""The groups of verbs, in the order of `--help`. A verb's module names its own as `GROUP`; one
+that names none stands in the last."""
+
+_OPTIONS: Final = (
+    ("--version", "Print the version."),
+    ("--install-completion", "Install completion for this shell."),
+    ("--show-completion", "Print the completion script."),
+    ("-h, --help", "Print this help; after a command, its own."),
+)
+_UNWRAPPED: Final = "\b"
+_INDENT: Final = "  "
+
+
+class Verb(msgspec.Struct, frozen=True, order=True):
+    """One line of the overview; `order` is its place in the group."""
+
+    group: str
+    order: int
+    name: str
+    summary: str
+
+
+def verb_of(name: str, module: object, about: str | None) -> Verb:
+    """The verb that `module` defines; `about` is its help."""
+    group = getattr(module, "GROUP", GROUPS[-1])
+    if group not in GROUPS:
+        raise TypeError(f"verb {name}: GROUP {group!r} is none of {', '.join(GROUPS)}")
+    order: int = getattr(module, "ORDER", 99)
+    return Verb(group, order, name, summary_of(about))
+
+
+def summary_of(about: str | None) -> str:
+    """The first line of a docstring, without its full stop."""
+    return inspect.cleandoc(about or "").split("\n", 1)[0].rstrip(".")
+
+
+def overview(program: str, about: str, verbs: Iterable[Verb]) -> Iterator[str]:
+    """The lines of the overview."""
+    listed = sorted(verbs, key=lambda verb: (GROUPS.index(verb.group), verb.order, verb.name))
+    width = max((len(verb.name) for verb in listed), default=0)
+    yield f"Usage: {program} COMMAND [OPTIONS] ..."
+    yield ""
+    yield about
+    group = ""
+    for verb in listed:
+        if verb.group != group:
+            group = verb.group
+            yield ""
+            yield f"{group}:"
+        yield f"{_INDENT}{verb.name:<{width}}  {verb.summary}".rstrip()
+    yield ""
+    yield "Options:"
+    width = max(len(names) for names, _ in _OPTIONS)
+    for names, what in _OPTIONS:
+        yield f"{_INDENT}{names:<{width}}  {what}"
+
+
+def keep_examples(about: str) -> str:
+    """`about` with every indented paragraph marked as not to be wrapped; neighbours are joined."""
+    joined: list[str] = []
+    for paragraph in about.split("\n\n"):
+        if not paragraph.startswith(_INDENT):
+            joined.append(paragraph)
+        elif joined and joined[-1].startswith(_UNWRAPPED):
+            joined[-1] += f"\n{paragraph}"
+        else:
+            joined.append(f"{_UNWRAPPED}\n{paragraph}")
+    return "\n\n".join(joined)
+
+
+@runtime_checkable
+class Documented(Protocol):
+    """A command of typer, in any of its versions."""
+
+    help: str | None
+
+
+def keep_all_examples(command: object) -> None:
+    """`keep_examples` on a command and on those below it."""
+    if isinstance(command, Documented) and isinstance(command.help, str):
+        command.help = keep_examples(inspect.cleandoc(command.help))
+    below: object = getattr(command, "commands", None)
+    if isinstance(below, Mapping):
+        for one in below.values():
+            keep_all_examples(one)
