@@ -24,6 +24,7 @@ class ExitRecorder:
         self.records: list[ExitRecord] = []
         self._answer = host.hypercall
         self._host = host
+        self._map_gpa_range = host.map_gpa_range
         self._ram = guest.machine.ram
         self.kvm = KVM_7_2
         self.has_event: Callable[[], bool] | None = None
@@ -51,7 +52,7 @@ class ExitRecorder:
         writes = self._ram.table_write_count
         value: int | None = None
         try:
-            value = self._host.map_gpa_range(call)
+            value = self._map_gpa_range(call)
         finally:
             self.records.append(
                 ExitRecord(
@@ -70,8 +71,7 @@ class ExitRecorder:
 
         def ask(call: MapGpaRange) -> int:
             answer = self.map_gpa_range(call)
-            first = call.gpa >> PAGE_SHIFT
-            sept.follow(first, self._host.private_map()[first : first + call.pages])
+            sept.follow(call.gpa >> PAGE_SHIFT, call.pages, self._host.private_map())
             return answer
 
         return tdx_map_gpa(self.kvm, gpa, size, bit, ask, vcpu, self.has_event)

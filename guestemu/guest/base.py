@@ -18,6 +18,7 @@ from bitarray import bitarray
 from guestemu.abi.addresses import Gpa, Gva
 from guestemu.abi.regions import Instruction, Region
 from guestemu.abi.x86 import Mode
+from guestemu.guest.td import Td
 from guestemu.machine.exits import Exit
 from guestemu.machine.leafmap import LeafMap
 from guestemu.machine.machine import Machine
@@ -81,6 +82,8 @@ class Guest(ABC):
     """Frames that the guest's page allocator gives to dma_alloc_coherent."""
     kvm: str = ""
     """The kernel of the KVM below (`use_kvm`)."""
+    td: Td | None = None
+    """A TD's module and page states."""
     boot_exits: Sequence[BootExit] = ()
     """What the guest told its host before the state that `reset` returns to."""
 

@@ -79,9 +79,10 @@ def load_guest(settings: GuestSettings) -> Guest:
         raise InputError(
             f"guest {settings.guest!r}: no such guest; {nearest(settings.guest, names)}"
         )
-    if settings.sev != "sev":
+    if settings.sev not in {"sev", "tdx"}:
         raise InputError(
-            f"sev {settings.sev}: snippet guests run as plain SEV; write `sev sev` in the header"
+            f"sev {settings.sev}: snippet guests run as plain SEV or TDX; write `sev sev` or "
+            "`sev tdx` in the header"
         )
     if settings.cbit not in range(32, 52):
         raise InputError(f"cbit {settings.cbit}: take a bit from 32 to 51 (39 is the fast one)")
@@ -93,6 +94,7 @@ def load_guest(settings: GuestSettings) -> Guest:
         coherent=settings.coherent,
         cache=settings.cache,
         cache_seed=settings.cache_seed,
+        tdx=settings.sev == "tdx",
     )
     if settings.key is not None:
         config = msgspec.structs.replace(config, key=settings.key)

@@ -19,9 +19,17 @@ from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, U32_MASK, U
 from guestemu.abi.hypercalls import MAP_GPA_RANGE_DECRYPTED, MAP_GPA_RANGE_ENCRYPTED
 from guestemu.abi.tdx import Leaf, MapGpaAnswer, Vmcall
 from guestemu.abi.x86 import VECTOR_DF
-from guestemu.guest.td_events import Accept, MapGpaCall, TdEvents, new_td_events
+from guestemu.guest.td_events import (
+    Accept,
+    MapGpaCall,
+    SeptViolation,
+    TdEvents,
+    new_td_events,
+)
 from guestemu.machine.cpuid import CpuidLeaf
+from guestemu.machine.engine import RegisterBatch
 from guestemu.machine.exits import (
+    ExitHandler,
     GuestFault,
     Halt,
     Hypercall,
@@ -29,18 +37,26 @@ from guestemu.machine.exits import (
     RunFailed,
     Shutdown,
     VcpuAccess,
+    ViewFault,
 )
 from guestemu.machine.machine import Machine
-from guestemu.machine.sept import SecureEpt
+from guestemu.machine.sept import AccessEnd, AccessKind, SecureEpt
 from guestemu.machine.vcpu import Vcpu
 from guestemu.machine.view_bit import ViewBit
 
 _EXPOSABLE: Final = (
     "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15".split()  # by encoding
 )
+# Plain names: an enum member costs an attribute lookup for each call.
+_VP_VMCALL: Final = int(Leaf.VP_VMCALL)
+_PAGE_ACCEPT: Final = int(Leaf.MEM_PAGE_ACCEPT)
+_MAP_GPA: Final = int(Vmcall.MAP_GPA)
+_ZEROES: Final = bytes(PAGE_SIZE)
 _FATAL_TEXT: Final = ("r14", "r15", "rbx", "rdi", "rsi", "r8", "r9", "rdx")
+_INPUTS: Final = ("rax", "rcx", "r10", "r11", "r12", "r13")
 _TDCALL_LENGTH: Final = 4
 _VMCALL_LENGTH: Final = 3
+_QUALIFICATIONS: Final = {AccessKind.READ: 1, AccessKind.WRITE: 2, AccessKind.FETCH: 4}
 
 
 class VirtualException(NamedTuple):
@@ -58,18 +74,23 @@ class TdVcpu:
     """What the hypervisor can reach of a TD's vCPU (a `VcpuAccess`): the registers that RCX of
     TDG.VP.VMCALL exposes. Others read 0 and swallow writes."""
 
-    def __init__(self, vcpu: Vcpu) -> None:
+    __slots__ = ("_mask", "_vcpu")
+
+    def __init__(self, vcpu: Vcpu, mask: int) -> None:
+        """`mask` is RCX: a bit for each exposed register, by its encoding."""
         self._vcpu = vcpu
-        mask = vcpu.read_register("rcx")
-        self._exposed = {name for bit, name in enumerate(_EXPOSABLE) if mask >> bit & 1}
+        self._mask = mask
+
+    def _exposes(self, name: str) -> bool:
+        return name in _EXPOSABLE and bool(self._mask >> _EXPOSABLE.index(name) & 1)
 
     def read_register(self, name: str) -> int:
         """An exposed register."""
-        return self._vcpu.read_register(name) if name in self._exposed else 0
+        return self._vcpu.read_register(name) if self._exposes(name) else 0
 
     def write_register(self, name: str, value: int) -> None:
         """Sets an exposed register."""
-        if name in self._exposed:
+        if self._exposes(name):
             self._vcpu.write_register(name, value)
 
     @property
@@ -128,6 +149,10 @@ class Td:
         self._machine = machine
         self._cpuid = cpuid
         self._ve: VirtualException | None = None
+        self._in = RegisterBatch(machine.engine, _INPUTS)
+        self._map_gpa_out = RegisterBatch(machine.engine, ("rax", "r10", "r11"))
+        self._accept_out = RegisterBatch(machine.engine, ("rax", "rcx", "rdx"))
+        self._handlers: tuple[ExitHandler | None, MapGpaHandler | None] = (None, None)
         machine.devices.append(self.sept)
         machine.devices.append(self)
         machine.hooks.vmcall_fault = self._vmcall
@@ -135,12 +160,10 @@ class Td:
         self._module: dict[int, Callable[[Vcpu], int]] = {
             Leaf.VP_INFO: self._vp_info,
             Leaf.VP_VEINFO_GET: self._veinfo_get,
-            Leaf.MEM_PAGE_ACCEPT: self._page_accept,
             Leaf.VM_RD: self._vm_field,
             Leaf.VM_WR: self._vm_field,
         }
         self._vmcalls: dict[int, Callable[[Vcpu], Shutdown | Halt | None]] = {
-            Vmcall.MAP_GPA: self._map_gpa,
             Vmcall.REPORT_FATAL_ERROR: self._fatal_error,
             Vmcall.HLT: self._hlt,
             Vmcall.CPUID: self._cpuid_exit,
@@ -164,24 +187,25 @@ class Td:
     # TDCALL -----------------------------------------------------------------------------------
 
     def _tdcall(self, vcpu: Vcpu) -> Shutdown | Halt | None:
-        leaf = vcpu.read_register("rax") & 0xFFFF
+        rax, rcx, r10, r11, r12, r13 = self._in.read().tolist()
+        leaf = rax & 0xFFFF
         self.leaves[leaf] = self.leaves.get(leaf, 0) + 1
-        if leaf == Leaf.VP_VMCALL:
+        if leaf == _VP_VMCALL:
+            if r11 == _MAP_GPA and not r10:
+                return self._map_gpa(r12, r13, TdVcpu(vcpu, rcx))
             vcpu.write_register("rax", tdx.SUCCESS)
-            if vcpu.read_register("r10"):
+            if r10:
                 self._hypercall(vcpu)
                 return None
-            call = self._vmcalls.get(vcpu.read_register("r11"))
+            call = self._vmcalls.get(r11)
             if call is not None:
                 return call(vcpu)
             vcpu.write_register("r10", tdx.VMCALL_SUBFUNC_UNSUPPORTED)
             return None
+        if leaf == _PAGE_ACCEPT:
+            return self._page_accept(rcx)
         function = self._module.get(leaf)
-        try:
-            status = tdx.OPERAND_INVALID if function is None else function(vcpu)
-        except _Stopped as stopped:
-            return stopped.end
-        vcpu.write_register("rax", status)
+        vcpu.write_register("rax", tdx.OPERAND_INVALID if function is None else function(vcpu))
         return None
 
     def _vp_info(self, vcpu: Vcpu) -> int:
@@ -198,39 +222,109 @@ class Td:
         vcpu.write_register("r8", 0)
         return tdx.SUCCESS
 
-    def _page_accept(self, vcpu: Vcpu) -> int:
-        rcx = vcpu.read_register("rcx")
+    def _page_accept(self, rcx: int) -> Shutdown | None:
         gpa, level = rcx & ~PAGE_MASK, rcx & 7
         writes = self._machine.ram.table_write_count
         ordered = self.accept_error(gpa, level) if self.accept_error is not None else None
-        if ordered:
-            result, exits = ordered, 0
-        elif gpa & PAGE_SIZE * (1 << 9 * level) - 1 or gpa >> PAGE_SHIFT >= self.sept.frames:
-            result, exits = tdx.OPERAND_INVALID | 1, 0
-        else:
-            result, exits = self._accept(vcpu, gpa, level, writes)
-        vcpu.write_register("rcx", 0)
-        vcpu.write_register("rdx", 0)
-        self.events.append(Accept(gpa, level, result, exits, writes))
-        return result
-
-    def _accept(self, vcpu: Vcpu, gpa: int, level: int, writes: int) -> tuple[int, int]:
-        """The completion code, and the EPT violations to the host before it."""
-        sept = self.sept
+        exits = 0
         gfn = gpa >> PAGE_SHIFT
-        result = sept.accept(gfn, level)
-        if result is None:
-            if not self.converts:
-                self.events.append(Accept(gpa, level, tdx.OPERAND_BUSY, 1, writes))
-                state = sept.describe(gfn)
-                reason = f"KVM_EXIT_MEMORY_FAULT: ACCEPT of a {state} page at {gpa:#x}"
-                raise _Stopped(Shutdown(reason, vcpu.read_register("rip")))
+        if ordered:
+            result = ordered
+        elif gfn & (1 << 9 * level) - 1 or gfn >= self.sept.frames:
+            result = tdx.OPERAND_INVALID | 1
+        else:
+            found = self.sept.accept(gfn, level)
+            if found is None:  # an EPT violation to the host; then the call starts again
+                exits = 1
+                state = self.sept.describe(gfn)
+                if not self.converts:
+                    reason = f"{AccessEnd.MEMORY_FAULT.value}: ACCEPT of {gpa:#x}, which is {state}"
+                    return Shutdown(reason, self._machine.current.read_register("rip"))
+                self.sept.block(gfn, is_blocked=False)
+                self.sept.make_private(gfn, 1)
+                found = self.sept.accept(gfn, level)
+            result = tdx.OPERAND_BUSY if found is None else found
+            if result == tdx.SUCCESS:
+                self._machine.ram.write(Gpa(gpa), _ZEROES)
+        out = self._accept_out
+        out.values[0] = result
+        out.values[1] = out.values[2] = 0
+        out.write()
+        self.events.append(Accept(gpa, level, result, exits, writes))
+        return None
+
+    # Accesses ---------------------------------------------------------------------------------
+
+    def guard(self) -> None:
+        """From now on the CPU stops before an access that the page's state does not allow (T12)."""
+        gates = self._machine.gate_views()
+        gates.on_fault = self._on_view_fault
+        self.sept.enforce(gates)
+
+    def watch(self) -> None:
+        """From now on loads and stores that the page's state does not allow are seen, at no cost
+        for others. A conversion by user space comes before the access, as it should; an access that
+        ends the VM is seen in time, yet the rest of its basic block still runs, and instruction
+        fetches are not watched (`guard` is exact, and slower)."""
+        ram = self._machine.ram
+        ram.on_watched = self._on_watched
+        self.sept.watch(ram)
+
+    def _on_watched(self, gfn: int, private: bool, is_write: bool) -> None:
+        kind = "write" if is_write else "read"
+        if self.sept.access(gfn, private, AccessKind(kind)) is AccessEnd.WORKS:
+            return
+        hooks = self._machine.hooks
+        rip = self._machine.current.read_register("rip")
+        try:
+            end = self._on_view_fault(ViewFault(kind, 0, gfn << PAGE_SHIFT, private, rip))
+        except GuestFault:
+            end = Shutdown(f"{AccessEnd.VE.value}: {kind} of {gfn << PAGE_SHIFT:#x}", rip)
+        if end is not None:
+            hooks.pending = end
+            hooks.engine.stop()
+
+    def _on_view_fault(self, fault: ViewFault) -> Shutdown | None:
+        """None to make the access again; `GuestFault` for #VE."""
+        sept = self.sept
+        gfn = fault.gpa >> PAGE_SHIFT
+        kind = AccessKind.READ if fault.kind == "walk" else AccessKind(fault.kind)
+        state = sept.describe(gfn)
+        end = sept.access(gfn, fault.is_private, kind)
+        converts = end is AccessEnd.MEMORY_FAULT and self.converts
+        self.events.append(
+            SeptViolation(
+                gpa=fault.gpa,
+                private=fault.is_private,
+                kind=kind,
+                state=state,
+                end=end,
+                converted=converts,
+                rip=fault.rip,
+                table_writes=self._machine.ram.table_write_count,
+            )
+        )
+        alias = "private" if fault.is_private else "shared"
+        access = f"{kind.value} of {alias} {fault.gpa:#x}, which is {state}"
+        if end is AccessEnd.WRITE_BLOCKED:
             sept.block(gfn, is_blocked=False)
-            sept.make_private(gfn, 1)
-            return self._accept(vcpu, gpa, level, writes)[0], 1
-        if result == tdx.SUCCESS:
-            self._machine.ram.write(Gpa(gpa), bytes(PAGE_SIZE))
-        return result, 0
+            return None
+        if end is AccessEnd.VE:
+            raise self.raise_ve(
+                VirtualException(
+                    tdx.EXIT_REASON_EPT_VIOLATION,
+                    qualification=_QUALIFICATIONS[kind],
+                    gla=fault.gva,
+                    gpa=self._machine.bit.select(fault.gpa, fault.is_private),
+                )
+            )
+        if converts:
+            if fault.is_private:
+                sept.make_private(gfn, 1)
+                return self._on_view_fault(fault)
+            sept.make_shared(gfn, 1)
+            return None
+        return Shutdown(f"{end.value}: {access}", fault.rip)
 
     # #VE --------------------------------------------------------------------------------------
 
@@ -258,6 +352,10 @@ class Td:
             vcpu.write_register(name, value)
         return tdx.SUCCESS
 
+    @staticmethod
+    def _visible(vcpu: Vcpu) -> TdVcpu:
+        return TdVcpu(vcpu, vcpu.read_register("rcx"))
+
     # TDG.VP.VMCALL ----------------------------------------------------------------------------
 
     def _hypercall(self, vcpu: Vcpu) -> None:
@@ -267,33 +365,40 @@ class Td:
         value = 0
         if handler is not None:
             a0, a1, a2, a3 = args
-            call = Hypercall(number, a0, a1, a2, a3, 0, True, TdVcpu(vcpu), True)
+            call = Hypercall(number, a0, a1, a2, a3, 0, True, self._visible(vcpu), True)
             value = handler.hypercall(call)
         vcpu.write_register("r10", value & U64_MASK)
 
-    def _map_gpa(self, vcpu: Vcpu) -> Shutdown | None:
-        gpa, size = vcpu.read_register("r12"), vcpu.read_register("r13")
+    def _map_gpa(self, gpa: int, size: int, vcpu: TdVcpu) -> Shutdown | None:
         bit = self._machine.bit
-        private = bit.is_private(gpa)
         writes = self._machine.ram.table_write_count
-        handler: object = self._machine.hooks.handler
-        answer: MapGpaAnswer | RunFailed
-        if isinstance(handler, MapGpaHandler):
-            answer = handler.tdx_map_gpa(gpa, size, bit, TdVcpu(vcpu), self.sept)
+        handler = self._machine.hooks.handler
+        if self._handlers[0] is not handler:
+            whole: object = handler
+            self._handlers = (handler, whole if isinstance(whole, MapGpaHandler) else None)
+        kvm = self._handlers[1]
+        if kvm is not None:
+            answer = kvm.tdx_map_gpa(gpa, size, bit, vcpu, self.sept)
         else:
-            answer = self._map_plainly(gpa & ~bit.mask, size, private, TdVcpu(vcpu))
+            answer = self._map_plainly(gpa, size, vcpu)
         if isinstance(answer, RunFailed):
-            return RunFailed(answer.reason, vcpu.read_register("rip"))
+            return RunFailed(answer.reason, self._machine.current.read_register("rip"))
         status, next_gpa = answer
-        vcpu.write_register("r10", status)
-        vcpu.write_register("r11", next_gpa & U64_MASK)
-        self.events.append(
-            MapGpaCall(gpa & ~bit.mask, size, private, status, next_gpa & ~bit.mask, writes)
-        )
+        out = self._map_gpa_out
+        values = out.values
+        values[0] = tdx.SUCCESS
+        values[1] = status
+        values[2] = next_gpa & U64_MASK
+        out.write()
+        plain, private = gpa & ~bit.mask, bit.is_private(gpa)
+        self.events.append(MapGpaCall(plain, size, private, status, next_gpa & ~bit.mask, writes))
         return None
 
-    def _map_plainly(self, gpa: int, size: int, private: bool, vcpu: VcpuAccess) -> MapGpaAnswer:
+    def _map_plainly(self, gpa: int, size: int, vcpu: VcpuAccess) -> MapGpaAnswer:
         """MapGPA under a handler that answers whole ranges."""
+        bit = self._machine.bit
+        private = bit.is_private(gpa)
+        gpa &= ~bit.mask
         pages = size >> PAGE_SHIFT
         if gpa & PAGE_MASK or size & PAGE_MASK:
             return MapGpaAnswer(tdx.VMCALL_ALIGN_ERROR)
@@ -339,7 +444,7 @@ class Td:
             if msrs.holds(index):
                 value = msrs.read(index)
             elif handler is not None:
-                value = handler.rdmsr(index, TdVcpu(vcpu))
+                value = handler.rdmsr(index, self._visible(vcpu))
         except GuestFault:
             status = tdx.VMCALL_INVALID_OPERAND
         vcpu.write_register("r10", status)
@@ -353,7 +458,7 @@ class Td:
             if msrs.holds(index):
                 msrs.write(index, value)
             elif handler is not None:
-                handler.wrmsr(index, value, TdVcpu(vcpu))
+                handler.wrmsr(index, value, self._visible(vcpu))
         except GuestFault:
             status = tdx.VMCALL_INVALID_OPERAND
         vcpu.write_register("r10", status)
@@ -377,11 +482,3 @@ class Td:
         if not vcpu.read_register("r13"):
             size = vcpu.read_register("r12")
             vcpu.write_register("r11", (1 << 8 * min(size, 8)) - 1)
-
-
-class _Stopped(Exception):
-    """A TDCALL that does not return to the guest."""
-
-    def __init__(self, end: Shutdown) -> None:
-        super().__init__(end.reason)
-        self.end = end

@@ -41,6 +41,7 @@ from guestemu.machine.memory_watch import (
     FLAG_DIRTY,
     FLAG_STALE,
     FLAG_TABLE,
+    FLAG_WATCHED,
     MemoryWatch,
 )
 from guestemu.machine.native import HostCode
@@ -50,6 +51,8 @@ from guestemu.machine.view_bit import ViewBit
 _MAP_NORESERVE: Final = getattr(mmap, "MAP_NORESERVE", 0x4000)
 _LOG_CAPACITY: Final = 1 << 16
 _ZERO_PAGE: Final = bytes(PAGE_SIZE)
+_WATCH: Final = bytes(flags | FLAG_WATCHED for flags in range(256))
+_IGNORE: Final = bytes(flags & ~FLAG_WATCHED for flags in range(256))
 
 
 def _anonymous(size: int) -> mmap.mmap:
@@ -117,6 +120,9 @@ class GuestRam:
         self.is_plain = False
         """Nobody watches accesses yet (`adopt` ends that): each view is just its buffer."""
         self.watched: set[int] = set()
+        self.on_watched: Callable[[int, bool, bool], None] | None = None
+        """Called before a load or store of a page's view that `watch_views` named, with frame,
+        whether the view is private, whether it is a store."""
         self._slow = MemoryHook(self._on_access)
         self.watch.slow = ctypes.cast(self._slow, ctypes.c_void_p)
         self._base: dict[int, bytes] = {}
@@ -174,6 +180,10 @@ class GuestRam:
         if gfn >= self.frames:
             return
         is_private = self.bit.is_private(address)
+        if self.on_watched is not None:
+            index = gfn + (self._private_at if is_private else self._shared_at)
+            if self.flags[index] & FLAG_WATCHED:
+                self.on_watched(gfn, is_private, is_write)
         if (address & PAGE_MASK) + size > PAGE_SIZE:
             self.has_crossing |= is_write
             if gfn + 1 < self.frames:
@@ -251,6 +261,18 @@ class GuestRam:
     def table_write_count(self) -> int:
         """Stores into page-table pages since the last `table_writes()`."""
         return int(self.watch.log_count) + len(self._spilled)
+
+    def watch_views(self, gfn: int, pages: int, *, private: bool, shared: bool) -> None:
+        """Whether accesses of the CPU to one view of `pages` frames go to `on_watched` first. Costs
+        nothing for the views that do not. The caller restores this after a rollback."""
+        flags = self.flags
+        for start, is_watched in ((self._private_at, private), (self._shared_at, shared)):
+            change = _WATCH if is_watched else _IGNORE
+            if pages == 1:
+                flags[start + gfn] = change[flags[start + gfn]]
+            else:
+                end = start + min(gfn + pages, self.frames)
+                flags[start + gfn : end] = flags[start + gfn : end].translate(change)
 
     def mark_table(self, gfn: int) -> None:
         """From now on stores into the private view of frame `gfn` are logged."""

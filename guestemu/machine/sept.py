@@ -19,13 +19,15 @@ kvm_mmu_faultin_pfn() of KVM (fact T12).
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
-from itertools import compress
+from collections.abc import Iterable, Iterator
+from itertools import compress, groupby
 from typing import Final
 
 from bitarray import bitarray
 
 from guestemu.abi import tdx
+from guestemu.machine.memory import GuestRam
+from guestemu.machine.view_gates import CLOSED, FETCH, OPEN, READ, WRITE, ViewGates
 
 ACCEPTED: Final = 0
 PENDING: Final = 1
@@ -34,8 +36,21 @@ BLOCKED: Final = 4
 """A flag beside ACCEPTED or PENDING."""
 
 _NAMES: Final = ("accepted", "pending", "shared")
+_ONE_PENDING: Final = bytes([PENDING])
+_ONE_SHARED: Final = bytes([SHARED])
+_ONE_ACCEPTED: Final = bytes([ACCEPTED])
 _TO_PENDING: Final = bytes(PENDING if state == SHARED else state for state in range(256))
 _IS_SHARED: Final = bytes(state == SHARED for state in range(256))
+
+
+_RIGHTS: Final = {
+    ACCEPTED: (OPEN, CLOSED),
+    ACCEPTED | BLOCKED: (READ | FETCH, CLOSED),
+    PENDING: (CLOSED, CLOSED),
+    PENDING | BLOCKED: (CLOSED, CLOSED),
+    SHARED: (CLOSED, READ | WRITE),
+}
+"""Rights of the private and of the shared alias."""
 
 
 class AccessKind(enum.Enum):
@@ -71,6 +86,9 @@ class SecureEpt:
         self._states = bytearray(frames)
         self._base = bytes(frames)
         self._is_changed = False
+        self._gates: ViewGates | None = None
+        self._ram: GuestRam | None = None
+        self._changed: list[tuple[int, int]] = []
 
     @property
     def frames(self) -> int:
@@ -107,8 +125,14 @@ class SecureEpt:
         KVM adds the page at its next fault or ACCEPT, a difference that the guest cannot see."""
         self._set(gfn, self._states[gfn : gfn + pages].translate(_TO_PENDING))
 
-    def follow(self, gfn: int, private: bitarray) -> None:
-        """Frames from `gfn` on become what `private` says, one bit each; those that are it stay."""
+    def follow(self, gfn: int, pages: int, record: bitarray) -> None:
+        """Frames become what the host's `record` says, by gfn, 1 = private; those that are stay."""
+        if pages == 1 and gfn < len(self._states):
+            is_shared = self._states[gfn] == SHARED
+            if is_shared == record[gfn]:
+                self._set(gfn, _ONE_PENDING if is_shared else _ONE_SHARED)
+            return
+        private = record[gfn : gfn + pages]
         if private.all():
             self.make_private(gfn, len(private))
         elif not private.any():
@@ -138,7 +162,7 @@ class SecureEpt:
             return tdx.PAGE_ALREADY_ACCEPTED
         if self._states[gfn] != PENDING:
             return None
-        self._set(gfn, bytes([ACCEPTED]))
+        self._set(gfn, _ONE_ACCEPTED)
         return tdx.SUCCESS
 
     def access(self, gfn: int, private: bool, kind: AccessKind) -> AccessEnd:
@@ -160,9 +184,34 @@ class SecureEpt:
 
     # State ------------------------------------------------------------------------------------
 
+    def enforce(self, gates: ViewGates) -> None:
+        """From now on the rights of `gates` are those of the states."""
+        self._gates = gates
+        self._set(0, bytes(self._states))
+
+    def watch(self, ram: GuestRam) -> None:
+        """From now on `ram` watches the views that the states close, wholly or to stores."""
+        self._ram = ram
+        self._set(0, bytes(self._states))
+
     def _set(self, gfn: int, states: bytes | bytearray) -> None:
         self._states[gfn : gfn + len(states)] = states
         self._is_changed = True
+        if self._ram is not None or self._gates is not None:
+            self._changed.append((gfn, len(states)))
+            self._apply(gfn, states)
+
+    def _apply(self, gfn: int, states: bytes | bytearray) -> None:
+        gates, ram = self._gates, self._ram
+        runs = ((states[0], len(states)),) if len(states) == 1 else _runs(states)
+        for state, pages in runs:
+            private, shared = _RIGHTS[state]
+            if ram is not None:
+                closed = shared == CLOSED
+                ram.watch_views(gfn, pages, private=private != OPEN, shared=closed)
+            if gates is not None:
+                gates.set(gfn, pages, private=private, shared=shared)
+            gfn += pages
 
     def dump(self) -> bytes:
         """All states, one byte each."""
@@ -176,9 +225,19 @@ class SecureEpt:
         """See `Device`."""
         self._base = bytes(self._states)
         self._is_changed = False
+        self._changed.clear()
 
     def rollback(self) -> None:
         """See `Device`."""
         if self._is_changed:
             self._states[:] = self._base
             self._is_changed = False
+            for gfn, pages in self._changed:
+                self._apply(gfn, self._base[gfn : gfn + pages])
+            self._changed.clear()
+
+
+def _runs(states: bytes | bytearray) -> Iterator[tuple[int, int]]:
+    """Each run of one state, and its length."""
+    for state, run in groupby(states):
+        yield state, len(list(run))

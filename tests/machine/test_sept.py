@@ -93,7 +93,7 @@ def test_accept_of_a_blocked_page_goes_to_the_host() -> None:
 
 def test_states_follow_a_hosts_record() -> None:
     table = sept()
-    table.follow(0, bitarray("01010101"))
+    table.follow(0, FRAMES, bitarray("01010101"))
     assert [table.state(gfn) for gfn in range(FRAMES)] == [
         SHARED,
         PENDING,

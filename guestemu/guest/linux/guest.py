@@ -41,6 +41,7 @@ class LinuxGuest(Guest):
         self.kernel = kernel
         self.console = booted.console
         self.platform = booted.platform
+        self.td = booted.platform.td
         self.boot_exits = joined(prepared.boot_exits)
         self.name = f"linux:{kernel.version}"
         self.generation = "6.12" if _version(kernel.version) >= (6, 7) else "6.1"
@@ -60,6 +61,8 @@ class LinuxGuest(Guest):
         self._install_fault_hooks()
         self._stubs = RawStubs(self.machine, self._switch)
         self.machine.watch_memory(prepared.shared_current)
+        if self.td is not None:
+            self.td.watch()
         alias = self.regions[Region.V]
         self.leaf_map = LeafMap(
             self.machine.ram,

@@ -7,7 +7,9 @@
 # is not reported. Knobs: STATUS_IS_INT = 0 for 6.1 (prepare void, finish bool: failure is -EIO),
 # 1 for 6.12 (int, failure warns and is returned; mem_enc_lock is taken for read).
 # INFO_prepare_status and INFO_finish_status are what the platform's callbacks add: 0 as AMD's
-# always do, or a negative errno of another platform.
+# always do, or a negative errno of another platform. With IS_TDX the callbacks are a TD's (T17):
+# caches and TLB are flushed before a decryption only, "prepare" of an encryption and "finish" of a
+# decryption tell the host.
 
 	# rdi = VA, esi = pages (int) -> eax = 0 or a negative errno.
 	function set_memory_encrypted
@@ -42,11 +44,26 @@ set_memory_enc_dec:
 	xor	esi, esi
 	cmp	qword ptr [info + INFO_coherent], 0
 	sete	sil
+	.ifdef	IS_TDX
+	test	r13d, r13d
+	jnz	2f
+	mov	esi, 1
+	.endif
 	call	cpa_flush
+2:
 	.if	STATUS_IS_INT
 	mov	ebx, [info + INFO_prepare_status]
 	test	ebx, ebx
 	jnz	5f
+	.endif
+	.ifdef	IS_TDX
+	test	r13d, r13d
+	jz	3f
+	call	tdx_change_request
+	mov	ebx, eax
+	test	ebx, ebx
+	jnz	5f
+3:
 	.endif
 	mov	edi, 1
 	call	change_page_attr_set_clr
@@ -55,10 +72,20 @@ set_memory_enc_dec:
 	call	cpa_flush
 	test	ebx, ebx
 	jnz	6f
+	.ifdef	IS_TDX
+	test	r13d, r13d
+	jnz	4f
+	call	tdx_change_request
+	mov	ebx, eax
+	test	ebx, ebx
+	jnz	5f
+4:
+	.else
 	mov	rdi, [rbp + CPA_VADDR]
 	mov	esi, r12d
 	mov	edx, r13d
 	call	notify_pages
+	.endif
 	mov	ebx, [info + INFO_finish_status]
 	test	ebx, ebx
 	jz	6f
@@ -81,4 +108,13 @@ set_memory_enc_dec:
 	.if	STATUS_IS_INT
 7:	mov	eax, -EBUSY
 	jmp	8b
+	.endif
+
+	.ifdef	IS_TDX
+	# rbp = request, r12d = pages, r13d = encrypt -> eax = 0 or -EIO.
+	function tdx_change_request
+	mov	rdi, [rbp + CPA_VADDR]
+	movsxd	rsi, r12d
+	mov	edx, r13d
+	jmp	tdx_enc_status_changed
 	.endif

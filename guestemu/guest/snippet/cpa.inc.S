@@ -26,7 +26,11 @@
 	xor	eax, eax
 	mov	rcx, [info + INFO_cbit_mask]
 	test	edx, edx
+	.ifdef	IS_TDX
+	cmovnz	rax, rcx		# the bit is cleared to encrypt
+	.else
 	cmovz	rax, rcx
+	.endif
 	mov	[rbp + CPA_MASK_CLR], rax
 	xor	rax, rcx
 	mov	[rbp + CPA_MASK_SET], rax

@@ -26,6 +26,11 @@ from guestemu.abi.errors import InputError
 GENERATIONS: Final = ("5.10", "2020", "5.17", "6.1", "6.12")
 """Kernel generations in order of age (facts A10, A1-A9, A11-A16, A.3 first and last column)."""
 
+TDX_GENERATION: Final = "6.12"
+"""The generation that also runs as a TD, as 6.12 to 7.3 do (T17)."""
+
+TDX_IMAGE: Final = f"{TDX_GENERATION}-tdx"
+
 VECTORS: Final = 32
 UD2_SIZE: Final = 2
 
@@ -80,11 +85,12 @@ class SnippetImage(msgspec.Struct, frozen=True):
 
 @functools.cache
 def load_snippet(generation: str) -> SnippetImage:
-    """The code of `generation`, one of `GENERATIONS`; `InputError` for any other name.
+    """The code of `generation`, one of `GENERATIONS` or `TDX_IMAGE`; `InputError` for any other
+    name.
 
     Read once in a process: parsing takes a fifth of the time in which a testbed is made.
     """
-    if generation not in GENERATIONS:
+    if generation not in {*GENERATIONS, TDX_IMAGE}:
         raise InputError(
             f"snippet generation {generation!r}: unknown, take one of {', '.join(GENERATIONS)}"
         )

@@ -14,14 +14,24 @@ from typing import Final
 from bitarray import bitarray
 
 from guestemu.abi.addresses import PAGE_SIZE, PMD_SIZE, PUD_SIZE, Gpa, Gva, to_signed
-from guestemu.abi.cpuid import KVM_FEATURE_HC_MAP_GPA_RANGE, KVM_FEATURE_MIGRATION_CONTROL
+from guestemu.abi.cpuid import (
+    KVM_FEATURE_HC_MAP_GPA_RANGE,
+    KVM_FEATURE_MIGRATION_CONTROL,
+    KVM_FEATURE_NOP_IO_DELAY,
+)
 from guestemu.abi.errno import ENOSYS
 from guestemu.abi.errors import InputError
 from guestemu.abi.regions import REGIONS, Instruction, Region
 from guestemu.abi.x86 import PTE_PRESENT, PTE_PSE, Mode
 from guestemu.guest.base import CallOutcome, Guest, GuestOops, PlacedRegion, RawRegisters
 from guestemu.guest.dma.emulated import GuestDma
-from guestemu.guest.snippet.elf import UD2_SIZE, SnippetImage, load_snippet
+from guestemu.guest.snippet.elf import (
+    TDX_GENERATION,
+    TDX_IMAGE,
+    UD2_SIZE,
+    SnippetImage,
+    load_snippet,
+)
 from guestemu.guest.snippet.info import E820_RAM, NEVER, InfoBlock
 from guestemu.guest.snippet.memory_map import (
     BSS_DECRYPTED,
@@ -37,6 +47,8 @@ from guestemu.guest.snippet.memory_map import (
     build_page_tables,
 )
 from guestemu.guest.stubs import RawStubs
+from guestemu.guest.td import Td
+from guestemu.machine.cpuid import CpuidLeaf
 from guestemu.machine.exits import Halt, Trap
 from guestemu.machine.launch import Entry
 from guestemu.machine.leafmap import LeafMap, Window
@@ -55,6 +67,8 @@ _KVM_FEATURES: Final = (
     | 1 << KVM_FEATURE_HC_MAP_GPA_RANGE
     | 1 << KVM_FEATURE_MIGRATION_CONTROL
 )
+_TD_KVM_FEATURES: Final = 1 << KVM_FEATURE_NOP_IO_DELAY
+_NO_CPUID: Final = CpuidLeaf(0, 0, 0, 0)
 _WRMSR: Final = b"\x0f\x30"
 _MAX_WARNINGS: Final = 64
 _KERNEL: Final = (Mode.LONG64, 0)
@@ -65,7 +79,8 @@ _NO_STATE: Final = (Mode.LONG64, -1)
 class SnippetGuest(Guest):
     """A snippet of one kernel generation ("5.10", "2020", "5.17", "6.1", "6.12").
 
-    `config` gives memory, C-bit and vCPUs; `budget` bounds each operation in basic blocks; `image`
+    `config` gives memory, view bit and vCPUs, and makes it a TD ("6.12" only); `budget` bounds each
+    operation in basic blocks; `image`
     is other code than the generation's own, with its symbols.
     Raises `InputError` for a configuration that a snippet cannot have.
     """
@@ -77,13 +92,15 @@ class SnippetGuest(Guest):
         budget: int = 1_000_000,
         image: SnippetImage | None = None,
     ) -> None:
-        image = image or load_snippet(generation)
-        _check(config)
+        _check(config, generation)
+        image = image or load_snippet(TDX_IMAGE if config.tdx else generation)
         self.name = f"snippet:{generation}"
         self.generation = generation
         self.budget = budget
         self.direct_map = Gva(DIRECT_MAP)
         self.machine = Machine(config)
+        if config.tdx:
+            self.td = Td(self.machine, lambda _leaf, _sub: _NO_CPUID)
         self._symbols = image.symbols
         self._dma: GuestDma | None = None
         self._place_regions()
@@ -108,6 +125,8 @@ class SnippetGuest(Guest):
         self._oops_rip = self._symbols["guest_oops"] + 1
         self._warnings = image.warnings
         self._state = _KERNEL
+        if self.td is not None:
+            self.td.watch()
         self.machine.checkpoint()
 
     # Boot -------------------------------------------------------------------------------------
@@ -162,7 +181,7 @@ class SnippetGuest(Guest):
             "scratch_target": SCRATCH + PAGE_SIZE,
             "coherent": int(machine.config.coherent),
             "notify_enabled": 1,
-            "kvm_features": _KVM_FEATURES,
+            "kvm_features": _TD_KVM_FEATURES if machine.config.tdx else _KVM_FEATURES,
             "bss_decrypted_start": DIRECT_MAP + BSS_DECRYPTED,
             "bss_decrypted_end": DIRECT_MAP + BSS_DECRYPTED + PMD_SIZE,
         }
@@ -368,7 +387,7 @@ def _stack_slot(vcpu: int) -> int:
     return STACKS + STACK_SIZE * (vcpu + 1) - 8
 
 
-def _check(config: MachineConfig) -> None:
+def _check(config: MachineConfig, generation: str) -> None:
     mib = config.frames * PAGE_SIZE >> 20
     if not MIN_MEMORY <= mib <= MAX_MEMORY or config.frames * PAGE_SIZE % PMD_SIZE:
         raise InputError(
@@ -376,5 +395,9 @@ def _check(config: MachineConfig) -> None:
         )
     if not 1 <= config.vcpus <= MAX_VCPUS:
         raise InputError(f"vcpus {config.vcpus}: a snippet guest takes 1 to {MAX_VCPUS}")
+    if config.tdx and generation != TDX_GENERATION:
+        raise InputError(
+            f"sev tdx: snippet:{generation} has no code for a TD; take snippet:{TDX_GENERATION}"
+        )
     if config.cbit is None:
         raise InputError("a snippet guest needs a C-bit")

@@ -31,7 +31,11 @@
 	mov	rdx, [info + INFO_cbit_mask]
 	or	rcx, rdx
 	test	esi, esi
+	.ifdef	IS_TDX
+	jz	1f			# the bit is set in a shared entry
+	.else
 	jnz	1f
+	.endif
 	xor	rcx, rdx
 1:	site	pte
 	mov	[rax], rcx

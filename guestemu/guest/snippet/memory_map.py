@@ -40,7 +40,8 @@ def build_page_tables(machine: Machine) -> tuple[PageTables, Gpa]:
         is_low = gpa < layout.LOW_PAGES * PAGE_SIZE
         flags = PTE_RW | (PTE_USER if is_low else 0)
         tables.map(Gva(gpa), Gpa(gpa), flags=flags)
-    _map_directly(tables, machine.config.frames * PAGE_SIZE)
+    # .bss..decrypted of a TD is private (T32).
+    _map_directly(tables, machine.config.frames * PAGE_SIZE, has_shared=not machine.config.tdx)
     for page in range(REGIONS[Region.V].pages):
         offset = page * PAGE_SIZE
         tables.map(Gva(VMAP + offset), Gpa(REGION_D + offset))
@@ -49,7 +50,7 @@ def build_page_tables(machine: Machine) -> tuple[PageTables, Gpa]:
     return tables, next(pool)
 
 
-def _map_directly(tables: PageTables, size: int) -> None:
+def _map_directly(tables: PageTables, size: int, has_shared: bool) -> None:
     gpa = 0
     while gpa < size:
         if gpa < BSS_DECRYPTED or REGION_D <= gpa < REGION_L:
@@ -58,5 +59,6 @@ def _map_directly(tables: PageTables, size: int) -> None:
             leaf = PMD_SIZE
         else:
             leaf = PUD_SIZE
-        tables.map(Gva(DIRECT_MAP + gpa), Gpa(gpa), leaf, private=gpa != BSS_DECRYPTED)
+        is_private = gpa != BSS_DECRYPTED or not has_shared
+        tables.map(Gva(DIRECT_MAP + gpa), Gpa(gpa), leaf, is_private)
         gpa += leaf

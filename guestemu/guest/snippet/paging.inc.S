@@ -23,6 +23,13 @@
 	and	r9, r8
 	.endm
 
+	# The bit of the private view, for an entry that names a table.
+	.macro	or_private reg
+	.ifndef	IS_TDX
+	or	\reg, [info + INFO_cbit_mask]
+	.endif
+	.endm
+
 	# Behind lookup_address (edx = level 1-3, rcx = entry): r8 = entry, \reg = bytes of the leaf.
 	.macro	leaf_size reg
 	mov	r8, rcx
@@ -143,7 +150,7 @@
 	dec	ecx
 	jnz	1b
 	or	rax, PTE_KERNEL
-	or	rax, [info + INFO_cbit_mask]
+	or_private rax
 	site	pte
 	mov	[rsi], rax
 	xor	eax, eax

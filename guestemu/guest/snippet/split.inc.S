@@ -45,7 +45,7 @@
 	dec	ecx
 	jnz	5b
 	or	r10, PTE_KERNEL
-	or	r10, [info + INFO_cbit_mask]
+	or_private r10
 	site	pte
 	mov	[rsi], r10
 	xor	eax, eax

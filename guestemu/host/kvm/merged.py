@@ -156,9 +156,10 @@ class MergedKvm:
         run = self.run
         request = run.hypercall
         request.nr = KVM_HC_MAP_GPA_RANGE
-        request.args[0] = call.gpa
-        request.args[1] = call.pages
-        request.args[2] = call.attributes
+        args = request.args
+        args[0] = call.gpa
+        args[1] = call.pages
+        args[2] = call.attributes
         request.ret = 0
         request.longmode = KVM_EXIT_HYPERCALL_LONG_MODE
         request.pad = 0

@@ -24,6 +24,8 @@ from guestemu.machine.view_bit import ViewBit
 
 EAGAIN: Final = 11
 EINVAL: Final = 22
+_CHUNK: Final = tdx.MAP_GPA_CHUNK
+_DONE: Final = MapGpaAnswer(tdx.VMCALL_SUCCESS)
 
 
 class TdxKvm(msgspec.Struct, frozen=True):
@@ -64,18 +66,19 @@ def tdx_map_gpa(
     refusal = _check(kvm, gpa, size, bit)
     if refusal:
         return MapGpaAnswer(refusal, gpa)
-    private = bit.is_private(gpa)
-    attributes = MAP_GPA_RANGE_ENCRYPTED if private else MAP_GPA_RANGE_DECRYPTED
+    view = gpa & bit.mask
+    attributes = MAP_GPA_RANGE_ENCRYPTED if view == bit.private else MAP_GPA_RANGE_DECRYPTED
     at, end = gpa, gpa + size
     while True:
-        chunk = min(end - at, tdx.MAP_GPA_CHUNK)
-        plain = at & ~bit.mask
-        answer = ask(MapGpaRange(plain, chunk >> PAGE_SHIFT, attributes, "mapgpa", vcpu)) & U64_MASK
-        if answer:
-            return _refused(kvm, answer, at)
+        chunk = end - at
+        if chunk > _CHUNK:
+            chunk = _CHUNK
+        answer = ask(MapGpaRange(at ^ view, chunk >> PAGE_SHIFT, attributes, "mapgpa", vcpu))
+        if answer & U64_MASK:
+            return _refused(kvm, answer & U64_MASK, at)
         at += chunk
         if at >= end:
-            return MapGpaAnswer(tdx.VMCALL_SUCCESS)
+            return _DONE
         if has_event is not None and has_event():
             return MapGpaAnswer(tdx.VMCALL_RETRY, at)
 
