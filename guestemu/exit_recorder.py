@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Notes every answered exit of an operation on its way from the vCPU to the host and back."""
+"""Notes what happens during an operation: every answered exit, and what the machine emits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from collections.abc import Callable
 from guestemu.abi.addresses import PAGE_SHIFT
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
 from guestemu.abi.tdx import MapGpaAnswer
-from guestemu.checks.base import ExitRecord
+from guestemu.events.base import Event
+from guestemu.events.exits import (
+    AnsweredExit,
+    HypercallExit,
+    MapGpaRangeExit,
+    RdmsrExit,
+    WrmsrExit,
+)
 from guestemu.guest.base import Guest
 from guestemu.host.base import GuestFault, Host, Hypercall, MapGpaRange, VcpuAccess
 from guestemu.host.kvm.tdx_map_gpa import KVM_7_2, tdx_map_gpa
@@ -18,10 +25,15 @@ from guestemu.machine.view_bit import ViewBit
 
 
 class ExitRecorder:
-    """Stands between vCPU and host: passes every exit on and notes the answer."""
+    """Stands between vCPU and host: passes every exit on and notes the answer.
+
+    `records` are the answered exits, `emitted` the machine's other events, each with the number of
+    exits before it.
+    """
 
     def __init__(self, host: Host, guest: Guest) -> None:
-        self.records: list[ExitRecord] = []
+        self.records: list[AnsweredExit] = []
+        self.emitted: list[tuple[int, Event]] = []
         self._answer = host.hypercall
         self._host = host
         self._map_gpa_range = host.map_gpa_range
@@ -30,6 +42,20 @@ class ExitRecorder:
         self.has_event: Callable[[], bool] | None = None
         """For a TD: whether an event is pending between two chunks of a MapGPA (T28)."""
 
+    def emit(self, event: Event) -> None:
+        """Notes something other than an exit."""
+        self.emitted.append((len(self.records), event))
+
+    def all_events(self) -> list[Event]:
+        """Exits and other events in the order of time."""
+        events: list[Event] = []
+        done = 0
+        for number, event in self.emitted:
+            events += self.records[done:number]
+            events.append(event)
+            done = number
+        return events + self.records[done:]
+
     def hypercall(self, call: Hypercall) -> int:
         """See `ExitHandler`."""
         args = (call.a0, call.a1, call.a2, call.a3)
@@ -37,17 +63,13 @@ class ExitRecorder:
         try:
             value = self._answer(call)
         except GuestFault:
-            self.records.append(
-                ExitRecord("hypercall", call.nr, args, None, writes, call.cpl, call.is_64bit)
-            )
+            self.records.append(HypercallExit(call.nr, args, None, writes, call.cpl, call.is_64bit))
             raise
-        self.records.append(
-            ExitRecord("hypercall", call.nr, args, value, writes, call.cpl, call.is_64bit)
-        )
+        self.records.append(HypercallExit(call.nr, args, value, writes, call.cpl, call.is_64bit))
         return value
 
     def map_gpa_range(self, call: MapGpaRange) -> int:
-        """See `ExitHandler`. Recorded as the hypercall that user space sees."""
+        """See `ExitHandler`."""
         args = (call.gpa, call.pages, call.attributes, 0)
         writes = self._ram.table_write_count
         value: int | None = None
@@ -55,9 +77,7 @@ class ExitRecorder:
             value = self._map_gpa_range(call)
         finally:
             self.records.append(
-                ExitRecord(
-                    "hypercall", KVM_HC_MAP_GPA_RANGE, args, value, writes, origin=call.origin
-                )
+                MapGpaRangeExit(KVM_HC_MAP_GPA_RANGE, args, value, writes, origin=call.origin)
             )
         return value
 
@@ -82,7 +102,7 @@ class ExitRecorder:
         try:
             value = self._host.rdmsr(index, vcpu)
         finally:
-            self.records.append(ExitRecord("rdmsr", index, (), value, self._ram.table_write_count))
+            self.records.append(RdmsrExit(index, (), value, self._ram.table_write_count))
         return value
 
     def wrmsr(self, index: int, value: int, vcpu: VcpuAccess) -> None:
@@ -92,6 +112,4 @@ class ExitRecorder:
             self._host.wrmsr(index, value, vcpu)
             taken = value
         finally:
-            self.records.append(
-                ExitRecord("wrmsr", index, (value,), taken, self._ram.table_write_count)
-            )
+            self.records.append(WrmsrExit(index, (value,), taken, self._ram.table_write_count))

@@ -7,7 +7,7 @@ the same state (`reset`), so a program's outcome depends on nothing but the prog
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -17,10 +17,13 @@ from bitarray import bitarray
 from guestemu.abi.addresses import PAGE_SHIFT, Gfn, Gva, to_signed
 from guestemu.abi.errors import HostFailedError, InputError
 from guestemu.checks import standard_checks
-from guestemu.checks.base import CONVERSION_KINDS, Check, ExitRecord, OpView, Violation
+from guestemu.checks.base import CONVERSION_KINDS, Check, OpView, Violation
 from guestemu.checks.cache import CacheCheck
 from guestemu.checks.results import answers_left
 from guestemu.dma_slots import DmaSlots
+from guestemu.events.base import Event
+from guestemu.events.exits import AnsweredExit, exits_of
+from guestemu.events.memory import LeafChange
 from guestemu.exit_recorder import ExitRecorder
 from guestemu.guest.base import CallOutcome, Guest
 from guestemu.guest.registry import GuestSettings, load_guest
@@ -32,7 +35,6 @@ from guestemu.host.registry import load_host
 from guestemu.host.userspace.base import VmStopped
 from guestemu.host_operations import host_operations
 from guestemu.machine.cache import CachedRam
-from guestemu.machine.leafmap import Flip
 from guestemu.memory_operations import memory_operations
 from guestemu.migration_operations import DESTINATION_KEY, MakePair, MigrationOperations
 from guestemu.program.ops import Op, OpKind, Region
@@ -49,13 +51,21 @@ _BY_SIZE: Final = frozenset({OpKind.EARLY_SET_MEMORY_ENCRYPTED, OpKind.EARLY_SET
 
 
 class OpResult(msgspec.Struct, frozen=True):
-    """What one operation did: its outcome, the exits that were answered, the leaves that changed,
-    and for each change the number of exits before it."""
+    """What one operation did: its outcome, and everything that happened, in the order of time."""
 
     op: Op
     outcome: CallOutcome
-    exits: tuple[ExitRecord, ...]
-    flips: tuple[tuple[int, Flip], ...]
+    events: tuple[Event, ...]
+
+    @property
+    def exits(self) -> tuple[AnsweredExit, ...]:
+        """The exits that were answered."""
+        return tuple(exits_of(self.events))
+
+    @property
+    def flips(self) -> tuple[LeafChange, ...]:
+        """The leaves that changed."""
+        return tuple(event for event in self.events if isinstance(event, LeafChange))
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -208,13 +218,13 @@ class Testbed:
         if op.vcpu != self._machine.current.index:
             self.guest.activate(op.vcpu)
         view.outcome = outcome = self._do[kind](op)
-        flips = self._collect_flips(view)
+        self._collect(view)
         if self._has_faults:
             self._end_faults(op, view)
         if kind in _DMA:
             view.free_frames = self.guest.free_frames()
         if results is not None:
-            results.append(OpResult(op, outcome, tuple(view.exits), flips))
+            results.append(OpResult(op, outcome, tuple(view.events)))
         for after in self._after[kind]:
             found = after(view)
             if found:
@@ -257,26 +267,29 @@ class Testbed:
         op = Op(kind, (0, 0))
         view = self._begin(index, op, None)
         outcome = call()
-        flips = self._collect_flips(view)
+        self._collect(view)
         view.frames = frames(outcome)
         is_done = outcome.value is not None and outcome.value >= 0
         view.outcome = _NOTHING if is_done else outcome
         view.free_frames = free
         violations = tuple(found for check in self.checks for found in check.after(view))
-        return OpResult(op, outcome, tuple(view.exits), flips), violations
+        return OpResult(op, outcome, tuple(view.events)), violations
 
     def _begin(self, index: int, op: Op, frames: tuple[int, int] | None) -> OpView:
         """The view of an operation that is about to start; its exits go into a fresh list."""
         host = self.host
         leaf_map = self.guest.leaf_map
-        self.recorder.records = []
+        recorder = self.recorder
+        recorder.records = []
+        if recorder.emitted:
+            recorder.emitted = []
         return OpView(  # by position: names would cost half a microsecond for every operation
             index,
             op,
             _NOTHING,
             self.guest,
             host,
-            self.recorder.records,
+            recorder.records,
             [],
             host.private_map().copy(),
             leaf_map.private.copy(),
@@ -289,27 +302,37 @@ class Testbed:
             None,
         )
 
-    def _collect_flips(self, view: OpView) -> tuple[tuple[int, Flip], ...]:
+    def _collect(self, view: OpView) -> None:
+        """Puts everything that happened in the order of time. The log of page-table stores says
+        which leaves changed; an event that counted those stores stands behind the changes."""
+        events: Sequence[Event] = view.exits
+        if self.recorder.emitted:
+            events = self.recorder.all_events()
         writes = self._machine.ram.table_writes()
         if not writes:
-            return ()
+            view.events = events
+            return
         update = self.guest.leaf_map.update
-        flips: list[tuple[int, Flip]] = []
+        flips = view.flips
+        ordered: list[Event] = []
         total = len(writes)
         done = 0
-        for number, record in enumerate(view.exits):
-            count = record.table_writes
+        for place, event in enumerate(events):
+            count: int = getattr(event, "table_writes", 0)
             if count > done:
-                part = writes if count == total and not done else writes[done:count]
-                flips += [(number, flip) for flip in update(part)]
+                found = update(writes if count == total and not done else writes[done:count])
+                flips += found
+                ordered += found
                 done = count
                 if done == total:
+                    ordered += events[place:]
                     break
-        else:
-            number = len(view.exits)
-            flips += [(number, flip) for flip in update(writes[done:])]
-        view.flips += [flip for _, flip in flips]
-        return tuple(flips)
+            ordered.append(event)
+        if done < total:
+            found = update(writes[done:])
+            flips += found
+            ordered += found
+        view.events = ordered
 
     def _end_faults(self, op: Op, view: OpView) -> None:
         value, count = self._answers

@@ -13,6 +13,7 @@ from guestemu.abi.addresses import PAGE_SHIFT
 from guestemu.abi.errors import InputError
 from guestemu.abi.regions import Instruction
 from guestemu.abi.x86 import Mode
+from guestemu.events.base import kind_of
 from guestemu.guest.snippet.guest import SnippetGuest
 from guestemu.host.base import Host, Hypercall
 from guestemu.host.registry import load_host
@@ -131,10 +132,11 @@ def test_a_conversion_reports_exits_and_flips_in_order() -> None:
         (12, gpa, 1, 0),
         (12, gpa + 4096, 1, 0),
     ]
-    assert [(number, flip.gfn, flip.private) for number, flip in result.flips] == [
-        (0, gpa >> 12, False),
-        (0, (gpa >> 12) + 1, False),
+    assert [(flip.gfn, flip.private) for flip in result.flips] == [
+        (gpa >> 12, False),
+        ((gpa >> 12) + 1, False),
     ]
+    assert [kind_of(event) for event in result.events] == ["flip", "flip", "hypercall", "hypercall"]
     assert outcome.is_ok
 
 

@@ -14,7 +14,8 @@ from typing import Final
 from guestemu.abi.addresses import PAGE_SHIFT, U64_MASK
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
 from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
-from guestemu.checks.base import ExitRecord, OpView
+from guestemu.checks.base import OpView
+from guestemu.events.exits import AnsweredExit, HypercallExit, WrmsrExit
 
 _WORD: Final = 63
 _NEAR: Final = {0: 1, 1: 2, _WORD: 3}
@@ -24,7 +25,7 @@ _RANGE, _LENGTH, _NUMBER, _TOLD, _DIFFERENCE, _MSR, _WORK = range(7)
 _FAR: Final = 2
 
 
-def _of_range(record: ExitRecord, frames: int) -> int:
+def _of_range(record: AnsweredExit, frames: int) -> int:
     """Where a notified range begins and ends: against words of a bitmap, RAM and 64 bits."""
     first = record.args[0] >> PAGE_SHIFT
     end = first + record.args[1]
@@ -41,20 +42,20 @@ def _of_range(record: ExitRecord, frames: int) -> int:
     )
 
 
-def _of_exit(record: ExitRecord, frames: int) -> tuple[int, int]:
-    if record.kind == "hypercall":
+def _of_exit(record: AnsweredExit, frames: int) -> tuple[int, int]:
+    if isinstance(record, HypercallExit):
         if record.nr != KVM_HC_MAP_GPA_RANGE:
             return hash((_NUMBER, record.nr.bit_length())), 0
         return _of_range(record, frames), hash((_LENGTH, record.args[1].bit_length()))
     distance = record.nr - MSR_KVM_MIGRATION_CONTROL
     value = record.args[0] if record.args else 0
     near = distance if -_FAR < distance < _FAR else _FAR
-    return hash((_MSR, record.kind == "wrmsr", near, value.bit_length(), value & 1)), 0
+    return hash((_MSR, isinstance(record, WrmsrExit), near, value.bit_length(), value & 1)), 0
 
 
 def _of_conversion(view: OpView, asked: int) -> tuple[int, int]:
     """Pages told to the host against pages asked for, and the blocks that it took."""
-    told = sum([record.args[1] for record in view.exits if record.kind == "hypercall"])
+    told = sum([record.args[1] for record in view.exits if isinstance(record, HypercallExit)])
     missing = asked - told
     left = view.guest.machine.hooks.watch.left
     used = max(view.guest.budget - left, 0)

@@ -8,50 +8,22 @@ changes anything, and a violation is a value, not an exception.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final, Protocol
 
 import msgspec
 from bitarray import bitarray
 
 from guestemu.abi.regions import Region
+from guestemu.events.base import Event
+from guestemu.events.exits import AnsweredExit
+from guestemu.events.memory import LeafChange
+from guestemu.events.operations import Violation
 from guestemu.guest.base import CallOutcome, Guest
 from guestemu.host.base import Host
-from guestemu.machine.leafmap import Flip
 from guestemu.program.ops import Op, OpKind
 
-
-class Violation(msgspec.Struct, frozen=True):
-    """A property that does not hold.
-
-    `check` names it, `op` is the index of the operation after which it was seen, `message` says
-    what was expected and what there is, `fact` the item of the reference that demands it.
-    """
-
-    check: str
-    op: int
-    message: str
-    fact: str = ""
-
-
-class ExitRecord(msgspec.Struct, frozen=True, gc=False):
-    """One answered exit of an operation.
-
-    `kind` is "hypercall", "rdmsr" or "wrmsr"; `nr` the hypercall or MSR number; `args` a0 to a3, or
-    (value,) of a WRMSR; `ret` RAX or the MSR's value, None where the guest got an exception.
-    `table_writes` is the number of page-table stores of the operation before this exit.
-    `origin` is empty for an instruction of the guest; an SNP guest's page-state change is a
-    "hypercall" with number 12 that KVM made of it, and `origin` is that of `MapGpaRange`.
-    """
-
-    kind: str
-    nr: int
-    args: tuple[int, ...]
-    ret: int | None
-    table_writes: int
-    cpl: int = 0
-    is_64bit: bool = True
-    origin: str = ""
+__all__ = ["CONVERSION_KINDS", "Check", "OpView", "Violation"]
 
 
 class OpView(msgspec.Struct):
@@ -60,7 +32,8 @@ class OpView(msgspec.Struct):
     The `*_before` maps are copies from before the operation; the maps after it are the guest's and
     the host's own. `frames` is the range (first frame, count) that a conversion was asked for;
     `injected` the answer that user space was told to give and how often; `free_frames` the frames
-    in the page allocator (after DMA operations only).
+    in the page allocator (after DMA operations only). `events` is everything that happened, in the
+    order of time; `exits` and `flips` (changes of leaves) are parts of it.
     """
 
     index: int
@@ -68,8 +41,8 @@ class OpView(msgspec.Struct):
     outcome: CallOutcome
     guest: Guest
     host: Host
-    exits: list[ExitRecord]
-    flips: list[Flip]
+    exits: list[AnsweredExit]
+    flips: list[LeafChange]
     host_before: bitarray
     private_before: bitarray
     moved_before: int
@@ -79,6 +52,7 @@ class OpView(msgspec.Struct):
     ready_before: bool
     injected: tuple[int, int]
     free_frames: bitarray | None
+    events: Sequence[Event] = ()
 
 
 CONVERSION_KINDS: Final = frozenset(

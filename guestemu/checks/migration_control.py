@@ -12,10 +12,11 @@ from collections.abc import Iterable
 from typing import Final
 
 from guestemu.abi.msrs import KVM_MIGRATION_READY, MSR_KVM_MIGRATION_CONTROL
-from guestemu.checks.base import ExitRecord, OpView, Violation
+from guestemu.checks.base import OpView, Violation
+from guestemu.events.base import kind_of
+from guestemu.events.exits import AnsweredExit, HypercallExit, RdmsrExit
 from guestemu.program.ops import OpKind
 
-_HYPERCALL: Final = "hypercall"
 _FAIL_MSR: Final = OpKind.FAIL_MSR
 _RAW: Final = frozenset({OpKind.RDMSR, OpKind.WRMSR})
 
@@ -43,11 +44,11 @@ class MigrationControlCheck:
         host = view.host
         if not exits or not host.contract_state or not host.serves_migration_control:
             return ()
-        if exits[-1].kind == _HYPERCALL and len(exits) == 1:
+        if isinstance(exits[-1], HypercallExit) and len(exits) == 1:
             return ()
         latch = int(view.ready_before)
         for record in exits:
-            if record.kind == _HYPERCALL or record.nr != MSR_KVM_MIGRATION_CONTROL:
+            if isinstance(record, HypercallExit) or record.nr != MSR_KVM_MIGRATION_CONTROL:
                 continue
             latch, problem, fact = self._judge(view, record, latch)
             if problem:
@@ -58,20 +59,22 @@ class MigrationControlCheck:
             return (Violation(self.name, view.index, message, "K5-c, K5-e"),)
         return ()
 
-    def _judge(self, view: OpView, record: ExitRecord, latch: int) -> tuple[int, str, str]:
+    def _judge(self, view: OpView, record: AnsweredExit, latch: int) -> tuple[int, str, str]:
         """The latch after `record`, and what was wrong (or empty) by which fact."""
         ret = record.ret
         if view.op.cpl and view.op.kind in _RAW:
-            problem = "" if ret is None else f"{record.kind} at CPL {view.op.cpl} was carried out"
+            problem = (
+                "" if ret is None else f"{kind_of(record)} at CPL {view.op.cpl} was carried out"
+            )
             return latch, problem, "K5-b"
         if self._failing:
             self._failing -= 1
             return (
                 latch,
-                "" if ret is None else f"{record.kind} went through a user space error",
+                "" if ret is None else f"{kind_of(record)} went through a user space error",
                 "",
             )
-        if record.kind == "rdmsr":
+        if isinstance(record, RdmsrExit):
             problem = "" if ret == latch else f"rdmsr gave {ret}, the last value written is {latch}"
             return latch, problem, "K5-c, K5-e"
         value = record.args[0]

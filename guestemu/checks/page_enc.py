@@ -17,7 +17,8 @@ from bitarray import bitarray
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, U32_MASK, U64_MASK, to_signed
 from guestemu.abi.errno import EINVAL, ENOMEM
 from guestemu.abi.hypercalls import KVM_EPERM, KVM_HC_PAGE_ENC_STATUS, KVM_HC_PAGE_ENC_STATUS_2019
-from guestemu.checks.base import ExitRecord, OpView, Violation
+from guestemu.checks.base import OpView, Violation
+from guestemu.events.exits import AnsweredExit, HypercallExit
 from guestemu.program.ops import OpKind
 
 NUMBERS: Final[Mapping[str, int]] = {
@@ -33,19 +34,19 @@ _ACCEPTED: Final = frozenset({0, 1, -1})
 """Results after which the range counts as recorded: v10 answers 1 and -1 for success (K2-d)."""
 
 
-def _call_of(record: ExitRecord, number: int) -> tuple[int, int, int] | None:
+def _call_of(record: AnsweredExit, number: int) -> tuple[int, int, int] | None:
     """GPA, pages and enc of a status hypercall in the width of the caller's mode."""
     mask = U64_MASK if record.is_64bit else U32_MASK
-    if record.kind != "hypercall" or record.nr & mask != number or record.ret is None:
+    if not isinstance(record, HypercallExit) or record.nr & mask != number or record.ret is None:
         return None
     return record.args[0] & mask, record.args[1] & mask, record.args[2] & mask
 
 
-def _result_of(record: ExitRecord) -> int:
+def _result_of(record: AnsweredExit) -> int:
     return to_signed(record.ret or 0, 64 if record.is_64bit else 32)
 
 
-def _allowed(record: ExitRecord, call: tuple[int, int, int], frames: int) -> frozenset[int]:
+def _allowed(record: AnsweredExit, call: tuple[int, int, int], frames: int) -> frozenset[int]:
     """The results that the patch sets meant `call` to have, with `frames` frames of RAM."""
     gpa, pages, _ = call
     gfn = gpa >> PAGE_SHIFT
@@ -102,7 +103,7 @@ class PageEncRecordCheck:
         return record_violation(view, expected, "K1-b, K2-a")
 
 
-def _apply(record: ExitRecord, number: int, expected: bitarray) -> None:
+def _apply(record: AnsweredExit, number: int, expected: bitarray) -> None:
     """What an answered status hypercall changes in a map of RAM."""
     call = _call_of(record, number)
     if call is None or record.cpl or _result_of(record) not in _ACCEPTED:

@@ -10,19 +10,17 @@ are no conversions: after those the check `status` compares the same and says mo
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
 
 from bitarray import bitarray
 
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, U32_MASK, U64_MASK
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
-from guestemu.checks.base import ExitRecord, OpView, Violation
+from guestemu.checks.base import OpView, Violation
+from guestemu.events.exits import HypercallExit
 from guestemu.program.ops import OpKind
 
-_HYPERCALL: Final = "hypercall"
 
-
-def _reaches_user_space(record: ExitRecord) -> tuple[int, int] | None:
+def _reaches_user_space(record: HypercallExit) -> tuple[int, int] | None:
     """First frame and page count of a notification that K3-c lets through to user space."""
     mask = U64_MASK if record.is_64bit else U32_MASK
     gpa, pages = record.args[0] & mask, record.args[1] & mask
@@ -59,7 +57,7 @@ class RecordCheck:
         expected: bitarray | None = None
         left = view.injected[1]
         for record in view.exits:
-            if record.kind != _HYPERCALL:
+            if not isinstance(record, HypercallExit):
                 continue
             place = _reaches_user_space(record)
             if place is None:

@@ -23,7 +23,8 @@ from guestemu.abi.hypercalls import (
     KVM_HC_SEND_IPI,
     KVM_HC_VAPIC_POLL_IRQ,
 )
-from guestemu.checks.base import ExitRecord, OpView, Violation
+from guestemu.checks.base import OpView, Violation
+from guestemu.events.exits import AnsweredExit, HypercallExit
 from guestemu.program.ops import OpKind
 
 CONTRACT: Final = "map-gpa-range"
@@ -60,7 +61,7 @@ class Reference:
         """Ordered answers that no exit has used up yet."""
         return self._left
 
-    def answer(self, record: ExitRecord) -> int | None:
+    def answer(self, record: HypercallExit) -> int | None:
         """The RAX for a hypercall; None where the contract leaves it open."""
         nr, a0, a1 = record.nr, record.args[0], record.args[1]
         mask = U64_MASK
@@ -89,12 +90,12 @@ class Reference:
         return 0 if gfn + pages <= self._frames else None
 
 
-def answers_left(injected: int, count: int, records: Iterable[ExitRecord]) -> int:
+def answers_left(injected: int, count: int, records: Iterable[AnsweredExit]) -> int:
     """How many of `count` ordered answers are left after `records`: only an exit that reaches user
     space uses one up (K3-c step 7)."""
     reference = Reference(injected, count)
     for record in records:
-        if record.kind == "hypercall":
+        if isinstance(record, HypercallExit):
             reference.answer(record)
     return reference.left
 
@@ -126,7 +127,7 @@ class ResultCheck:
         reference = Reference(*view.injected, frames=len(view.host_before))
         for record in view.exits:
             ret = record.ret
-            if ret is None or record.kind != "hypercall":
+            if ret is None or not isinstance(record, HypercallExit):
                 continue
             expected = reference.answer(record)
             if expected is not None and ret & U64_MASK != expected:

@@ -26,7 +26,7 @@ from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from guestemu.trace.events import Event
+    from guestemu.events.lines import Line
     from guestemu.trace.run import Run
 
 GROUP: Final = "Start"
@@ -99,13 +99,13 @@ def _check_trace(path: Path | None) -> None:
         raise InputError(f"--trace {path}: traces are JSON lines; name the file OUT.jsonl")
 
 
-def run_object(run: Run, events: Sequence[Event]) -> dict[str, object]:
+def run_object(run: Run, events: Sequence[Line]) -> dict[str, object]:
     """What `--json` says about one run."""
     from collections import Counter
 
-    from guestemu.trace.derive import signed_answer
+    from guestemu.events.exits import HypercallExit
+    from guestemu.events.lines import answer_of
     from guestemu.trace.digest import trace_hash
-    from guestemu.trace.events import kind_of
     from guestemu.trace.words import run_word
 
     return {
@@ -114,19 +114,20 @@ def run_object(run: Run, events: Sequence[Event]) -> dict[str, object]:
             {"check": v.check, "op": v.op, "message": v.message, "fact": v.fact}
             for v in run.outcome.violations
         ],
-        "events": dict(sorted(Counter(map(kind_of, events)).items())),
+        "events": dict(sorted(Counter(str(line["event"]) for line in events).items())),
         "hypercalls": [
-            {"op": op, "nr": r.nr, "args": r.args, "ret": signed_answer(r)}
+            {"op": op, "nr": r.nr, "args": r.args, "ret": answer_of(r)}
             for op, result in enumerate(run.outcome.results)
             for r in result.exits
-            if r.kind == "hypercall"
+            if isinstance(r, HypercallExit)
         ],
         "trace_hash": trace_hash(events),
         "stopped": run.stop,
     }
 
 
-def _tell(run: Run, events: Sequence[Event]) -> None:
+def _tell(run: Run, events: Sequence[Line]) -> None:
+    from guestemu.events.exits import HypercallExit
     from guestemu.program.op_text import format_op
     from guestemu.trace.digest import trace_hash
     from guestemu.trace.summary import tell_op
@@ -149,7 +150,9 @@ def _tell(run: Run, events: Sequence[Event]) -> None:
                 console.emit(f"       {line}")
     word = run_word(run)
     hypercalls = sum(
-        record.kind == "hypercall" for result in run.outcome.results for record in result.exits
+        isinstance(record, HypercallExit)
+        for result in run.outcome.results
+        for record in result.exits
     )
     count = len(run.outcome.violations)
     console.emit(

@@ -20,7 +20,6 @@ from bitarray import bitarray
 from guestemu.abi.addresses import PAGE_SHIFT, Gfn, Gva
 from guestemu.abi.errno import EIO
 from guestemu.abi.errors import InputError
-from guestemu.checks.base import ExitRecord
 from guestemu.checks.base import Violation as CheckViolation
 from guestemu.checks.free import FreePagesCheck
 from guestemu.dma.analysis import Analysis, Analyst
@@ -32,6 +31,7 @@ from guestemu.dma.live import Accountant
 from guestemu.dma.observer import Observer, Observers
 from guestemu.dma.report import MachineCounts, PoolCounts, Violation
 from guestemu.dma.run import NO_OPTIONS, DmaRun, RunOptions
+from guestemu.events.exits import AnsweredExit, HypercallExit
 from guestemu.guest.base import CallOutcome
 from guestemu.guest.dma.coherent import CoherentAllocator, CoherentDma
 from guestemu.guest.dma.emulated import TrackedAllocator
@@ -133,7 +133,7 @@ class WatchedConversions:
 
     def count(self, result: OpResult) -> None:
         """Adds the flips and exits of one call."""
-        for _, flip in result.flips:
+        for flip in result.flips:
             if flip.is_alias:
                 continue
             if flip.private:
@@ -141,7 +141,7 @@ class WatchedConversions:
             else:
                 self.decrypted += flip.changed
             self.peak_shared = max(self.peak_shared, self.decrypted - self.encrypted)
-        self.hypercalls += sum(1 for record in result.exits if record.kind == "hypercall")
+        self.hypercalls += sum(1 for record in result.exits if isinstance(record, HypercallExit))
 
     def judged(
         self,
@@ -182,7 +182,7 @@ class WatchedConversions:
 def ranges_of(result: OpResult) -> list[tuple[int, int]]:
     """The ranges (first frame, pages) of neighbouring frames whose C-bit a call changed."""
     ranges: list[tuple[int, int]] = []
-    flips = sorted((flip.gfn, flip.pages) for _, flip in result.flips if not flip.is_alias)
+    flips = sorted((flip.gfn, flip.pages) for flip in result.flips if not flip.is_alias)
     for gfn, pages in flips:
         if ranges and sum(ranges[-1]) == gfn:
             ranges[-1] = (ranges[-1][0], ranges[-1][1] + pages)
@@ -198,12 +198,12 @@ def conversion_of(
     gfn, pages = frames
     flips = [
         flip
-        for _, flip in result.flips
+        for flip in result.flips
         if not flip.is_alias and gfn <= flip.gfn + flip.pages - 1 and flip.gfn < gfn + pages
     ]
     small = middle = large = 0
     for record in result.exits:
-        if record.kind == "hypercall" and _is_about(record.args[0] >> PAGE_SHIFT, record, frames):
+        if isinstance(record, HypercallExit) and _is_about(record, frames):
             size = record.args[1]
             small += size < LEAF_PAGES
             middle += LEAF_PAGES <= size < GIB_PAGES
@@ -212,7 +212,8 @@ def conversion_of(
     return Conversion(gfn, pages, private, changed, len(flips), small, middle, large, splits)
 
 
-def _is_about(first: int, record: ExitRecord, frames: tuple[int, int]) -> bool:
+def _is_about(record: AnsweredExit, frames: tuple[int, int]) -> bool:
+    first = record.args[0] >> PAGE_SHIFT
     return first < sum(frames) and frames[0] < first + record.args[1]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from guestemu.checks.base import ExitRecord
+from guestemu.events.exits import AnsweredExit, HypercallExit, WrmsrExit
 from guestemu.findings.probe import Look, Probe
 from guestemu.program.ops import HOST_SPECS, SPECS, Op, OpKind, canonical_op
 from guestemu.program.program import Program
@@ -25,15 +25,15 @@ _HOST: Final = "for the host"
 _GUEST_ONLY: Final = frozenset({"frames", "progress", "free-pages"})
 
 
-def _raw_op(record: ExitRecord) -> Op:
-    if record.kind == "hypercall":
+def _raw_op(record: AnsweredExit) -> Op:
+    if isinstance(record, HypercallExit):
         return Op(OpKind.HYPERCALL, (record.nr, *record.args))
-    if record.kind == "wrmsr":
+    if isinstance(record, WrmsrExit):
         return Op(OpKind.WRMSR, (record.nr, record.args[0]))
     return Op(OpKind.RDMSR, (record.nr,))
 
 
-def _lowered(op: Op, exits: tuple[ExitRecord, ...]) -> Iterator[Op]:
+def _lowered(op: Op, exits: tuple[AnsweredExit, ...]) -> Iterator[Op]:
     if op.kind in _ORDERS:
         yield op
     elif op.kind not in _RAW:

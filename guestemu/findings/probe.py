@@ -22,7 +22,8 @@ from guestemu.abi.errors import GuestemuError
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
 from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
 from guestemu.abi.x86 import Mode
-from guestemu.checks.base import ExitRecord, OpView, Violation
+from guestemu.checks.base import OpView, Violation
+from guestemu.events.exits import AnsweredExit
 from guestemu.findings.hostcode import HostCode, Spots, TracedExits
 from guestemu.findings.symptom import (
     ACCEPTED,
@@ -69,7 +70,7 @@ class Look(msgspec.Struct, frozen=True):
     the end."""
 
     sightings: tuple[Sighting, ...]
-    exits: tuple[tuple[ExitRecord, ...], ...]
+    exits: tuple[tuple[AnsweredExit, ...], ...]
     private: bitarray
     is_ready: bool
 
@@ -130,7 +131,7 @@ class Probe:
         cleared: list[tuple[str, Spots]] = []
         violations: list[Violation] = []
         sightings: list[Sighting] = []
-        exits: list[tuple[ExitRecord, ...]] = []
+        exits: list[tuple[AnsweredExit, ...]] = []
         code = self.code
 
         def observe(view: OpView) -> None:
@@ -171,7 +172,7 @@ class Probe:
         return Look(tuple(sightings), tuple(exits), private, is_ready), tuple(cleared)
 
     def _by_half(
-        self, ops: tuple[Op, ...], sighting: Sighting, exits: Sequence[Sequence[ExitRecord]]
+        self, ops: tuple[Op, ...], sighting: Sighting, exits: Sequence[Sequence[AnsweredExit]]
     ) -> Sighting:
         """`sighting` named by the register whose upper half is to blame, if one is: outside 64-bit
         code upper halves count for nothing (K3-c), so what is gone without them, or has suspicious

@@ -19,8 +19,10 @@ from bitarray import bitarray
 
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, U32_MASK, U64_MASK
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
-from guestemu.checks.base import ExitRecord, OpView, Violation
+from guestemu.checks.base import OpView, Violation
 from guestemu.checks.results import CONTRACT
+from guestemu.events.base import kind_of
+from guestemu.events.exits import AnsweredExit, HypercallExit, WrmsrExit
 from guestemu.program.ops import OpKind
 
 ACCEPTED: Final = "accepted"
@@ -64,7 +66,7 @@ def plain_message(violation: Violation) -> str:
     return _NUMBER.sub(_number_class, message)
 
 
-def rule_of(record: ExitRecord) -> str:
+def rule_of(record: AnsweredExit) -> str:
     """The rule of the merged contract that decides this hypercall (K3-c)."""
     mask = U64_MASK if record.is_64bit else U32_MASK
     nr, gpa, pages = record.nr & mask, record.args[0] & mask, record.args[1] & mask
@@ -79,13 +81,13 @@ def rule_of(record: ExitRecord) -> str:
     return ACCEPTED if (gpa >> PAGE_SHIFT) + pages <= U64_MASK else "wrap"
 
 
-def _range_of(record: ExitRecord, frames: int) -> tuple[int, int]:
+def _range_of(record: AnsweredExit, frames: int) -> tuple[int, int]:
     mask = U64_MASK if record.is_64bit else U32_MASK
     first = (record.args[0] & mask) >> PAGE_SHIFT
     return min(first, frames), min(first + (record.args[1] & mask), frames)
 
 
-def _record_symptom(view: OpView, record: ExitRecord) -> Symptom:
+def _record_symptom(view: OpView, record: AnsweredExit) -> Symptom:
     """Which part of the range the record has wrong: all, its end, its start, its middle, others."""
     after = view.host.private_map()
     first, end = _range_of(record, len(after))
@@ -130,9 +132,12 @@ def symptom_of(view: OpView, violation: Violation) -> Symptom:
     return Symptom(f"{violation.check}: {_STATUS.sub('S', message)}")
 
 
-def situation_of(exits: Sequence[ExitRecord]) -> str:
+def situation_of(exits: Sequence[AnsweredExit]) -> str:
     """The rule that decides an operation's exits, if it is one for all of them, or `MIXED`."""
-    found = {rule_of(record) if record.kind == "hypercall" else record.kind for record in exits}
+    found = {
+        rule_of(record) if isinstance(record, HypercallExit) else kind_of(record)
+        for record in exits
+    }
     return found.pop() if len(found) == 1 else MIXED
 
 
@@ -145,12 +150,12 @@ def is_convincing(view: OpView) -> bool:
     changed = view.host_before ^ view.host.private_map()
     is_same = view.ready_before == view.host.migration_ready
     for record in view.exits:
-        if record.kind == "hypercall" and record.ret == 0:
+        if isinstance(record, HypercallExit) and record.ret == 0:
             first, end = _range_of(record, len(changed) + 1)
             if first == end or end > len(changed) or not changed[first:end].all():
                 return False
         elif record.ret is not None and (
-            not record.ret if record.kind == "rdmsr" else record.kind == "wrmsr" and is_same
+            is_same if isinstance(record, WrmsrExit) else not record.ret
         ):
             return False
     return True

@@ -10,13 +10,13 @@ import msgspec
 
 from guestemu.abi.addresses import PAGE_SHIFT, to_signed
 from guestemu.abi.errors import InputError
+from guestemu.events.memory import LeafChange
 from guestemu.guest.base import GuestOops
 from guestemu.guest.linux.guest import LinuxGuest
 from guestemu.guest.linux.recorder import BootRecorder
 from guestemu.kernel.arguments import Argument, resolve
 from guestemu.kernel.calltree import CallTracer, TracedExits, TreeLine
 from guestemu.machine.exits import BudgetExhausted
-from guestemu.machine.leafmap import Flip
 
 MAX_ARGUMENTS: Final = 6
 
@@ -128,7 +128,7 @@ def call_function(
     )
 
 
-def _leaf(flip: Flip) -> ChangedLeaf:
+def _leaf(flip: LeafChange) -> ChangedLeaf:
     return ChangedLeaf(int(flip.gva), flip.gfn << PAGE_SHIFT, flip.pages, flip.private)
 
 

@@ -15,9 +15,9 @@ import msgspec
 
 from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa, Gva
 from guestemu.abi.x86 import PTE_ADDRESS_MASK
+from guestemu.events.memory import LeafChange
 from guestemu.guest.base import Guest
 from guestemu.machine.cache import peek
-from guestemu.machine.leafmap import Flip
 from guestemu.machine.memory import GuestRam
 from guestemu.machine.paging import translate
 
@@ -68,7 +68,7 @@ class WrittenPages:
         """The page at `gva`, which the guest means to be at `gpa`, was filled with `value`."""
         self._pages[gva] = _Page(gpa >> PAGE_SHIFT, value, True)
 
-    def flip(self, flips: Iterable[Flip]) -> None:
+    def flip(self, flips: Iterable[LeafChange]) -> None:
         """Pages that changed their C-bit: their content is undefined until it is written again."""
         for flip in flips:
             for page in self._pages.values():

@@ -81,7 +81,7 @@ class Scene:
             return CallOutcome(None)
         self.bed.step(len(self._results), op, self._results, self.violations)
         result = self._results[-1]
-        self.written.flip(flip for _, flip in result.flips)
+        self.written.flip(result.flips)
         return self._keep(result.outcome)
 
     def _keep(self, outcome: CallOutcome) -> CallOutcome:

@@ -12,7 +12,8 @@ import msgspec
 from bitarray import bitarray
 
 from guestemu.abi.addresses import PAGE_SHIFT, U32_MASK, U64_MASK
-from guestemu.checks.base import ExitRecord
+from guestemu.events.exits import AnsweredExit, HypercallExit, WrmsrExit
+from guestemu.events.lines import answer_of
 from guestemu.guest.base import CallOutcome, GuestOops
 from guestemu.host.base import Host
 from guestemu.host.kvm.historic import HistoricHost
@@ -20,7 +21,6 @@ from guestemu.host.kvm.host import MergedHost
 from guestemu.host.kvm.kernels import KvmKernel
 from guestemu.machine.exits import ExceptionExit
 from guestemu.program.ops import Op
-from guestemu.trace.derive import signed_answer
 from guestemu.trace.words import op_word, value_of
 
 PLUGIN = "plugin"
@@ -91,7 +91,7 @@ class Side(msgspec.Struct, frozen=True):
 
     traits: Traits
     op: Op
-    exits: tuple[ExitRecord, ...]
+    exits: tuple[AnsweredExit, ...]
     outcome: CallOutcome
     before: bitarray
     after: bitarray
@@ -103,7 +103,9 @@ class Side(msgspec.Struct, frozen=True):
     @property
     def answers(self) -> tuple[int | None, ...]:
         """RAX of every hypercall, signed; None where the guest got an exception."""
-        return tuple(signed_answer(record) for record in self.exits if record.kind == "hypercall")
+        return tuple(
+            answer_of(record) for record in self.exits if isinstance(record, HypercallExit)
+        )
 
     @property
     def end(self) -> str:
@@ -124,23 +126,25 @@ class Side(msgspec.Struct, frozen=True):
         return [
             _call_of(record)
             for record in self.exits
-            if record.kind == "hypercall" and record.cpl == 0
+            if isinstance(record, HypercallExit) and record.cpl == 0
         ]
 
     def msr_writes(self) -> list[tuple[int, int]]:
         """(index, value) of its WRMSR exits."""
-        return [(record.nr, record.args[0]) for record in self.exits if record.kind == "wrmsr"]
+        return [
+            (record.nr, record.args[0]) for record in self.exits if isinstance(record, WrmsrExit)
+        ]
 
     def msrs(self) -> list[int]:
         """The indices of its MSR exits."""
-        return [record.nr for record in self.exits if record.kind != "hypercall"]
+        return [record.nr for record in self.exits if not isinstance(record, HypercallExit)]
 
 
-def _call_of(record: ExitRecord) -> StatusCall:
+def _call_of(record: AnsweredExit) -> StatusCall:
     mask = U64_MASK if record.is_64bit else U32_MASK
     gpa, pages, status = (argument & mask for argument in record.args[:3])
     nr = record.nr & mask
-    ret = signed_answer(record)
+    ret = answer_of(record)
     if ret is not None and not record.is_64bit and ret >> 31 & 1:
         ret -= 1 << 32
     return StatusCall(nr, gpa, pages, status, ret, nr != record.nr)

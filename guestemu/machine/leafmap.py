@@ -18,6 +18,7 @@ from bitarray import bitarray
 
 from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa, Gva
 from guestemu.abi.x86 import PTE_ADDRESS_MASK, PTE_PRESENT, PTE_PSE
+from guestemu.events.memory import LeafChange
 from guestemu.machine.memory import GuestRam
 from guestemu.machine.view_bit import ViewBit
 
@@ -33,20 +34,6 @@ class Window(msgspec.Struct, frozen=True):
     gva: Gva
     gfn: int
     pages: int
-
-
-class Flip(msgspec.Struct, frozen=True):
-    """A leaf whose view changed: `pages` of 4 KiB from `gva`, now private or shared.
-
-    `changed` counts the pages whose bit differed; `is_alias` tells the windows apart.
-    """
-
-    gva: Gva
-    gfn: int
-    pages: int
-    private: bool
-    changed: int
-    is_alias: bool
 
 
 class LeafMap:
@@ -132,9 +119,9 @@ class LeafMap:
         if len(self._tables) != len(self._base_tables):
             self._tables = dict(self._base_tables)
 
-    def update(self, writes: list[tuple[int, int]]) -> list[Flip]:
+    def update(self, writes: list[tuple[int, int]]) -> list[LeafChange]:
         """Replays stores (physical address, value) and returns the leaves whose view changed."""
-        flips: list[Flip] = []
+        flips: list[LeafChange] = []
         tables = self._tables
         mask = self._offset_mask
         self._is_changed = True
@@ -151,7 +138,7 @@ class LeafMap:
                 self._entry(level, base | (gpa >> 3 & 0x1FF) << shift, value, flips)
         return flips
 
-    def _leaf_in_place(self, va: int, entry: int, flips: list[Flip]) -> None:
+    def _leaf_in_place(self, va: int, entry: int, flips: list[LeafChange]) -> None:
         """`_entry` for the common case, a 4 KiB leaf of the direct map that stays where it is."""
         direct = self._direct
         page = va - self._direct_start >> PAGE_SHIFT
@@ -168,9 +155,9 @@ class LeafMap:
         bits = self.private
         if bits[page] != private:
             bits[page] = private
-            flips.append(Flip(Gva(direct.gva + page * PAGE_SIZE), gfn, 1, private, 1, False))
+            flips.append(LeafChange(Gva(direct.gva + page * PAGE_SIZE), gfn, 1, private, 1, False))
 
-    def reread(self, entry_gpa: Gpa) -> list[Flip]:
+    def reread(self, entry_gpa: Gpa) -> list[LeafChange]:
         """After a host-side edit of one entry."""
         return self.update([(entry_gpa, self._ram.read_u64(entry_gpa))])
 
@@ -178,7 +165,7 @@ class LeafMap:
         """Whether frame `gfn` is a page-table page that is linked."""
         return gfn in self._tables
 
-    def replace_table(self, gfn: int, before: bytes) -> list[Flip]:
+    def replace_table(self, gfn: int, before: bytes) -> list[LeafChange]:
         """After a host-side change of the whole table page `gfn`; its 4096 bytes were `before`."""
         start = gfn * PAGE_SIZE
         now = self._ram.private[start : start + PAGE_SIZE].cast("Q").tolist()
@@ -191,7 +178,7 @@ class LeafMap:
             ]
         )
 
-    def _entry(self, level: int, va: int, entry: int, flips: list[Flip]) -> None:
+    def _entry(self, level: int, va: int, entry: int, flips: list[LeafChange]) -> None:
         if level > 1 and entry & PTE_PRESENT and not (level < 4 and entry & PTE_PSE):
             gfn = (entry & PTE_ADDRESS_MASK & ~self._mask) >> PAGE_SHIFT
             if gfn < self._ram.frames:
@@ -216,7 +203,7 @@ class LeafMap:
         page: int,
         pages: int,
         entry: int,
-        flips: list[Flip],
+        flips: list[LeafChange],
     ) -> None:
         gva = Gva(window.gva + page * PAGE_SIZE)
         if entry == 0:
@@ -238,9 +225,9 @@ class LeafMap:
             changed = end - page - bits.count(private, page, end)
             bits[page:end] = private
         if changed:
-            flips.append(Flip(gva, window.gfn + page, end - page, private, changed, is_alias))
+            flips.append(LeafChange(gva, window.gfn + page, end - page, private, changed, is_alias))
 
-    def _link(self, gfn: int, level: int, base: int, flips: list[Flip]) -> None:
+    def _link(self, gfn: int, level: int, base: int, flips: list[LeafChange]) -> None:
         self._tables[gfn] = (level, base)
         self._ram.mark_table(gfn)
         start = gfn * PAGE_SIZE

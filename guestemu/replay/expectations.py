@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.addresses import U64_MASK
+from guestemu.events.exits import HypercallExit
 from guestemu.guest.base import GuestOops
 from guestemu.machine.exits import ExceptionExit
 from guestemu.program.expectation_text import format_expectation
@@ -99,7 +100,7 @@ def _violation(run: Run, line: Expectation) -> str | None:
 
 def _hypercalls(run: Run, line: Expectation) -> str | None:
     records = (record for result in run.outcome.results for record in result.exits)
-    found = sum(record.kind == "hypercall" for record in records)
+    found = sum(isinstance(record, HypercallExit) for record in records)
     return None if found == int(line.value) else f"hypercalls {found}"
 
 

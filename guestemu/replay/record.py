@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from guestemu.abi.errors import InputError
+from guestemu.events.exits import HypercallExit
 from guestemu.program.expectation_text import KEYWORD, format_expectation
 from guestemu.program.ops import OpKind
 from guestemu.program.program import Expectation
@@ -29,7 +30,7 @@ def _lines(run: Run, with_hash: bool) -> Iterator[Expectation]:
     for check, op in found:
         yield Expectation("violation", check, op)
     records = [record for result in run.outcome.results for record in result.exits]
-    yield Expectation("hypercalls", str(sum(r.kind == "hypercall" for r in records)))
+    yield Expectation("hypercalls", str(sum(isinstance(r, HypercallExit) for r in records)))
     for index, result in enumerate(run.outcome.results):
         value = value_of(result.op, result.outcome)
         if value is not None:

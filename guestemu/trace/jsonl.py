@@ -10,9 +10,9 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.errors import InputError
+from guestemu.events.lines import Line
 from guestemu.program.program import Header
 from guestemu.trace.digest import trace_hash
-from guestemu.trace.events import Event
 
 FORMAT: Final = 1
 """The version of the format: a reader that knows another one must not read on."""
@@ -27,7 +27,7 @@ class RunLine(msgspec.Struct, frozen=True, tag="run", tag_field="event"):
     trace_hash: str
 
 
-def write_jsonl(path: Path, header: Header, events: Sequence[Event]) -> None:
+def write_jsonl(path: Path, header: Header, events: Sequence[Line]) -> None:
     """Writes a trace file. Raises `InputError` when `path` cannot be written."""
     encode = msgspec.json.Encoder().encode
     fields = msgspec.to_builtins(header)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT
 from guestemu.abi.regions import REGIONS, Region
+from guestemu.events.base import Event
 from guestemu.guest.base import PlacedRegion
 
 
@@ -36,6 +37,11 @@ class Places:
                 if REGIONS[region].alias is not None and 0 <= first < placed.pages:
                     return _range(region, first, pages)
         return self.frame(gfn, pages)
+
+    def event(self, event: Event) -> str:
+        """Where an event happened that has `gfn`, perhaps with `pages`, `gva` and `is_alias`."""
+        gva, gfn = getattr(event, "gva", 0), getattr(event, "gfn", 0)
+        return self.page(gva, gfn, getattr(event, "pages", 1), getattr(event, "is_alias", False))
 
     def address(self, gpa: int) -> str | None:
         """A GPA as "D[3]" or "D[3]+0x10"; None outside every region."""

@@ -11,12 +11,15 @@ import msgspec
 from guestemu.abi.facts import cite
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
 from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
-from guestemu.checks.base import ExitRecord, Violation
+from guestemu.events.base import Event, kind_of
+from guestemu.events.exits import AnsweredExit, HypercallExit, MapGpaRangeExit, RdmsrExit, WrmsrExit
+from guestemu.events.lines import answer_of
+from guestemu.events.memory import LeafChange
+from guestemu.events.operations import Violation
+from guestemu.events.text import describe
 from guestemu.guest.base import CallOutcome, GuestOops
 from guestemu.machine.exits import ExceptionExit
-from guestemu.machine.leafmap import Flip
 from guestemu.testbed import HOST_FAILED, OpResult
-from guestemu.trace.derive import signed_answer
 from guestemu.trace.explain import explain
 from guestemu.trace.places import Places
 from guestemu.trace.run import TIME_UP, Run
@@ -51,7 +54,7 @@ def tell_op(run: Run, index: int) -> Told:
     result = run.outcome.results[index]
     lines = [
         *_cut(_flip_lines(result, run.places), "groups of pages"),
-        *_cut([tell_exit(record, run.places) for record in result.exits], "exits"),
+        *_cut(list(_event_lines(result.events, run.places)), "exits"),
         *(f"WARN {name}" for name in result.outcome.warnings),
         *_end_lines(result),
     ]
@@ -66,16 +69,26 @@ def tell_violation(violation: Violation) -> tuple[str, ...]:
     return (first, *((meaning,) if meaning else ()), *((f"Rule: {facts}",) if facts else ()))
 
 
-def tell_exit(record: ExitRecord, places: Places) -> str:
-    """One exit and its answer."""
-    ret = signed_answer(record)
+def _event_lines(events: Iterable[Event], places: Places) -> Iterator[str]:
+    """All but the changes of leaves, which are told together."""
+    for event in events:
+        if not isinstance(event, LeafChange):
+            told = tell_exit(event, places) if isinstance(event, AnsweredExit) else None
+            yield describe(event, places.event) if told is None else told
+
+
+def tell_exit(record: AnsweredExit, places: Places) -> str | None:
+    """One exit and its answer; None for a kind that has no words of its own."""
+    ret = answer_of(record)
     answer = "an exception" if ret is None else f"{ret:#x}" if ret > 0xFFFF else f"{ret}"
-    if record.kind != "hypercall":
+    if isinstance(record, RdmsrExit | WrmsrExit):
         name = " MIGRATION_CONTROL" if record.nr == MSR_KVM_MIGRATION_CONTROL else ""
         value = f" = {record.args[0]:#x}" if record.args else ""
         if ret is not None and record.args:
             answer = "taken"
-        return f"{record.kind} {record.nr:#x}{name}{value} -> {answer}"
+        return f"{kind_of(record)} {record.nr:#x}{name}{value} -> {answer}"
+    if not isinstance(record, HypercallExit):
+        return None
     where = "" if record.cpl == 0 else f" at CPL {record.cpl}"
     if not record.is_64bit:
         where += " in 32-bit code"
@@ -86,7 +99,9 @@ def tell_exit(record: ExitRecord, places: Places) -> str:
         place = places.address(gpa)
         name = f" ({place})" if place else ""
         arguments = f"gpa={gpa:#x}{name} pages={pages} {_attributes(attributes)}"
-    what = _ORIGINS.get(record.origin, f"hypercall {record.nr}")
+    what = f"hypercall {record.nr}"
+    if isinstance(record, MapGpaRangeExit):
+        what = _ORIGINS.get(record.origin, record.origin)
     return f"{what} {arguments}{where} -> {answer}"
 
 
@@ -99,16 +114,16 @@ def _attributes(value: int) -> str:
 
 def _flip_lines(result: OpResult, places: Places) -> list[str]:
     lines = []
-    for flip in _merged(flip for _, flip in result.flips):
+    for flip in _merged(result.flips):
         where = places.page(flip.gva, flip.gfn, flip.pages, flip.is_alias)
         status = "private" if flip.private else "shared"
         lines.append(f"{where} now {status} ({flip.pages} page{'s' if flip.pages > 1 else ''})")
     return lines
 
 
-def _merged(flips: Iterable[Flip]) -> Iterator[Flip]:
+def _merged(flips: Iterable[LeafChange]) -> Iterator[LeafChange]:
     """Neighbouring flips of one direction as one."""
-    last: Flip | None = None
+    last: LeafChange | None = None
     for flip in flips:
         if (
             last is not None

@@ -13,7 +13,8 @@ from typing import Final
 
 from guestemu.abi.addresses import PAGE_SHIFT
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
-from guestemu.checks.base import Check, ExitRecord, OpView, Violation
+from guestemu.checks.base import Check, OpView, Violation
+from guestemu.events.exits import AnsweredExit
 from guestemu.exit_recorder import ExitRecorder
 from guestemu.guest.base import Guest
 from guestemu.host.base import Host, Hypercall, MapGpaRange
@@ -37,12 +38,12 @@ class EarlyStoreRecorder(ExitRecorder):
         super().__init__(host, guest)
 
     @property
-    def records(self) -> list[ExitRecord]:
+    def records(self) -> list[AnsweredExit]:
         """The exits of the operation that runs."""
         return self._records
 
     @records.setter
-    def records(self, records: list[ExitRecord]) -> None:
+    def records(self, records: list[AnsweredExit]) -> None:
         """An operation begins."""
         self._records = records
         self._before = bytes(self._flags)

@@ -13,9 +13,10 @@ from guestemu.abi.addresses import PAGE_SHIFT, Gpa
 from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
 from guestemu.abi.regions import Region
 from guestemu.abi.x86 import PTE_PRESENT, PTE_RW
-from guestemu.checks.base import ExitRecord, OpView, Violation
+from guestemu.checks.base import OpView, Violation
 from guestemu.checks.progress import ProgressCheck
 from guestemu.checks.results import Reference, ResultCheck
+from guestemu.events.exits import HypercallExit
 from guestemu.guest.snippet.guest import SnippetGuest
 from guestemu.host.base import Host, Hypercall
 from guestemu.host.registry import load_host
@@ -295,8 +296,8 @@ def test_an_access_beyond_ram_is_reported_by_a_whole_run() -> None:
     assert [v.check for v in outcome.violations] == ["progress"]
 
 
-def record(nr: int, a0: int, a1: int, cpl: int = 0, is_64bit: bool = True) -> ExitRecord:
-    return ExitRecord("hypercall", nr, (a0, a1, 0, 0), 0, 0, cpl, is_64bit)
+def record(nr: int, a0: int, a1: int, cpl: int = 0, is_64bit: bool = True) -> HypercallExit:
+    return HypercallExit(nr, (a0, a1, 0, 0), 0, 0, cpl, is_64bit)
 
 
 EINVAL, EPERM, ENOSYS = 2**64 - 22, 2**64 - 1, 2**64 - 1000
@@ -322,7 +323,7 @@ U32 = 2**32 - 1
     ],
 )
 def test_the_reference_of_the_map_gpa_range_call(
-    exit_record: ExitRecord, expected: int | None
+    exit_record: HypercallExit, expected: int | None
 ) -> None:
     """K3-c; privilege before arguments (M74), RAX and arguments truncated together (M73)."""
     assert Reference(0, 0).answer(exit_record) == expected

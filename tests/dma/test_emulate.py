@@ -216,7 +216,7 @@ def test_convert_is_judged_by_the_checks(testbed: Testbed) -> None:
     result, violations = testbed.convert(3, gfn, 2, private=False)
     assert (result.outcome.value, violations) == (0, ())
     assert [record.args[:2] for record in result.exits] == [(gfn << 12, 1), (gfn + 1 << 12, 1)]
-    assert [flip.changed for _, flip in result.flips] == [1, 1]
+    assert [flip.changed for flip in result.flips] == [1, 1]
     free = ~testbed.guest.leaf_map.private
     _, violations = testbed.convert(4, gfn, 1, private=True, free=free)
     found: list[Violation] = list(violations)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from guestemu.events.base import kind_of
+from guestemu.events.exits import HypercallExit
 from guestemu.guest.base import GuestOops
 from guestemu.machine.exits import BudgetExhausted
 from guestemu.program.op_text import format_op
@@ -56,19 +58,17 @@ def _line(result: OpResult, places: Places) -> tuple[object, ...]:
     )
     exits = [
         (
-            record.kind,
+            kind_of(record),
             record.nr,
-            places.address(record.args[0]) if record.kind == "hypercall" else record.args,
+            places.address(record.args[0]) if isinstance(record, HypercallExit) else record.args,
             record.args[1:3],
             record.ret,
         )
         for record in result.exits
     ]
-    flips = [
-        (before, places.page(flip.gva, flip.gfn, flip.pages, flip.is_alias), flip.private)
-        for before, flip in result.flips
-    ]
-    return _value(result), end, bool(outcome.warnings), exits, flips
+    flips = [(places.event(flip), flip.private) for flip in result.flips]
+    order = [kind_of(event) for event in result.events]
+    return _value(result), end, bool(outcome.warnings), exits, flips, order
 
 
 def _value(result: OpResult) -> object:

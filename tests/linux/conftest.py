@@ -15,6 +15,7 @@ import pytest
 
 from guestemu.abi.errors import GuestemuError
 from guestemu.abi.regions import Region
+from guestemu.events.memory import LeafChange
 from guestemu.guest.linux import load
 from guestemu.guest.linux.guest import LinuxGuest
 from guestemu.guest.linux.images import (
@@ -27,7 +28,6 @@ from guestemu.guest.linux.load import LOADER, LinuxLoader, linux_config
 from guestemu.guest.linux.recorder import BootRecorder
 from guestemu.kernel.apt import SERIES, Archive
 from guestemu.kernel.sources import SUITES
-from guestemu.machine.leafmap import Flip
 
 BUDGET = 10_000_000
 LARGE_MEMORY = 4096
@@ -96,7 +96,7 @@ class Bench:
         self.recorder.exits.clear()
         return calls
 
-    def flips(self) -> list[Flip]:
+    def flips(self) -> list[LeafChange]:
         """C-bit changes since the last call."""
         return self.guest.leaf_map.update(self.guest.machine.ram.table_writes())
 

@@ -18,6 +18,7 @@ from guestemu.abi.hypercalls import MAP_GPA_RANGE_PAGE_SZ_2M
 from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
 from guestemu.abi.regions import Instruction, Region
 from guestemu.abi.x86 import Mode
+from guestemu.events.exits import MapGpaRangeExit
 from guestemu.guest.base import RawRegisters
 from guestemu.guest.linux.boot import DEFAULT_COMMAND_LINE, boot_kernel, build_machine, describe_end
 from guestemu.guest.linux.es import SevEs
@@ -375,6 +376,7 @@ def test_an_ordered_answer_reaches_the_guest(series: str, answer: int) -> None:
     assert run_word(run) == "terminated"
     assert run.outcome.violations == ()
     (record,) = run.outcome.results[1].exits
+    assert isinstance(record, MapGpaRangeExit)
     assert (record.ret, record.origin) == (answer & 2**64 - 1, "psc-buffer")
 
 

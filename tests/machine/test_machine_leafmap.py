@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from guestemu.abi.addresses import PAGE_SIZE, PMD_SIZE, Gpa, Gva
 from guestemu.abi.x86 import PTE_PRESENT, PTE_PSE, PTE_RW
-from guestemu.machine.leafmap import Flip, LeafMap, Window
+from guestemu.events.memory import LeafChange
+from guestemu.machine.leafmap import LeafMap, Window
 from guestemu.machine.memory import GuestRam
 from guestemu.program.ops import REGIONS, Op, OpKind, Region
 from guestemu.program.program import Header
@@ -179,8 +180,8 @@ def test_a_flip_names_the_leaf_and_how_much_changed(bare: Bare) -> None:
         bare, [(small.entry_gpa, small.entry & ~cbit), (large.entry_gpa, large.entry & ~cbit)]
     )
     assert leaf_map.update(writes) == [
-        Flip(Gva(PRIVATE + DATA + PAGE_SIZE), (DATA >> 12) + 1, 1, False, 1, False),
-        Flip(Gva(PRIVATE + DATA + PMD_SIZE), (DATA + PMD_SIZE) >> 12, 512, False, 512, False),
+        LeafChange(Gva(PRIVATE + DATA + PAGE_SIZE), (DATA >> 12) + 1, 1, False, 1, False),
+        LeafChange(Gva(PRIVATE + DATA + PMD_SIZE), (DATA + PMD_SIZE) >> 12, 512, False, 512, False),
     ]
     assert leaf_map.private.count(0) == 513
     assert leaf_map.update(writes) == [], "the same stores again change nothing"

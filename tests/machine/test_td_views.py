@@ -10,8 +10,9 @@ from test_machine_views import accesses, code_of
 
 from guestemu.abi.addresses import PAGE_SIZE, Gpa, Gva
 from guestemu.abi.x86 import PTE_ADDRESS_MASK
+from guestemu.events.memory import LeafChange
 from guestemu.machine.exits import Halt
-from guestemu.machine.leafmap import Flip, LeafMap, Window
+from guestemu.machine.leafmap import LeafMap, Window
 from guestemu.machine.machine import MachineConfig
 from guestemu.machine.view_bit import sev_bit, tdx_bit
 
@@ -80,7 +81,7 @@ def test_the_leaf_map_reads_the_bit_as_shared(bare: Bare) -> None:
     bare.machine.ram.write_u64(leaf.entry_gpa, bare.machine.bit.select(leaf.entry, private=False))
     gfn = DATA // PAGE_SIZE
     assert leaf_map.reread(leaf.entry_gpa) == [
-        Flip(Gva(PRIVATE + DATA), gfn, 1, private=False, changed=1, is_alias=False)
+        LeafChange(Gva(PRIVATE + DATA), gfn, 1, private=False, changed=1, is_alias=False)
     ]
     assert not leaf_map.private[gfn]
     bare.machine.rollback()

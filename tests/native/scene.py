@@ -14,11 +14,12 @@ from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE
 from guestemu.abi.regions import Region
 from guestemu.campaign.fastpath.records import ExitRecord as NativeExit
 from guestemu.campaign.fastpath.records import FastRecord, OpRecord, RegionRecord
-from guestemu.checks.base import CONVERSION_KINDS, ExitRecord, OpView, Violation
+from guestemu.checks.base import CONVERSION_KINDS, OpView, Violation
 from guestemu.checks.conversion import ConversionCheck, MappingCheck
 from guestemu.checks.migration_control import MigrationControlCheck
 from guestemu.checks.record import RecordCheck
 from guestemu.checks.results import CONTRACT, ResultCheck
+from guestemu.events.exits import HypercallExit
 from guestemu.guest.base import CallOutcome
 from guestemu.program.ops import Op, OpKind
 from guestemu.testbed import Testbed
@@ -80,7 +81,7 @@ class Scene:
             guest=SimpleNamespace(leaf_map=leaf_map),
             host=host,
             exits=[
-                ExitRecord("hypercall", nr, (*arguments, 0), ret, 0, cpl, is_64bit)
+                HypercallExit(nr, (*arguments, 0), ret, 0, cpl, is_64bit)
                 for nr, *arguments, ret, cpl, is_64bit in self.exits
             ],
             flips=[],
