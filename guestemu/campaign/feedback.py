@@ -23,6 +23,7 @@ from bitarray import bitarray
 from bitarray.util import any_and
 
 from guestemu.abi.addresses import U32_MASK
+from guestemu.campaign.features import feature
 from guestemu.campaign.near_misses import near_misses
 from guestemu.checks.base import OpView
 from guestemu.machine.exits import (
@@ -148,23 +149,21 @@ class Feedback:
         answer = exits[-1].ret if exits else None
         end = outcome.end
         area = self.area
-        step = hash(
-            (
-                kind,
-                value_class(value) if value else value == 0,
-                value_class(answer) if answer else answer == 0,
-                0 if end is None else _END_CLASSES.get(type(end), _OTHER_END),
-                state,
-                min(len(exits), _MANY_EXITS),
-                differs,
-                op.mode << 2 | op.cpl,
-                len(outcome.warnings),
-            )
+        step = feature(
+            kind,
+            value_class(value) if value else value == 0,
+            value_class(answer) if answer else answer == 0,
+            0 if end is None else _END_CLASSES.get(type(end), _OTHER_END),
+            state,
+            min(len(exits), _MANY_EXITS),
+            differs,
+            op.mode << 2 | op.cpl,
+            len(outcome.warnings),
         )
         area[GUEST_COUNTERS + (step & _MODEL_MASK)] = 1
         previous = self._previous if view.index else 0  # libFuzzer tells nobody where a run begins
         lasting = state & U32_MASK
-        pair = hash((previous, kind, lasting, differs, host.migration_ready))
+        pair = feature(previous, kind, lasting, differs, host.migration_ready)
         area[GUEST_COUNTERS + (pair & _MODEL_MASK)] = 1
         for near in near_misses(view, differs):
             area[_NEAR + (near & _NEAR_MASK)] = 1

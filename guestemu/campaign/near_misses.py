@@ -14,6 +14,7 @@ from typing import Final
 from guestemu.abi.addresses import PAGE_SHIFT, U64_MASK
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
 from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
+from guestemu.campaign.features import feature
 from guestemu.checks.base import OpView
 from guestemu.events.exits import AnsweredExit, HypercallExit, WrmsrExit
 
@@ -30,27 +31,26 @@ def _of_range(record: AnsweredExit, frames: int) -> int:
     first = record.args[0] >> PAGE_SHIFT
     end = first + record.args[1]
     beyond = end - frames
-    return hash(
-        (
-            _RANGE,
-            _NEAR.get(first & _WORD, 0),
-            _NEAR.get(end & _WORD, 0),
-            beyond if -_FAR < beyond < _FAR else -_FAR if beyond < 0 else _FAR,
-            end > U64_MASK,
-            record.args[0] & 1,
-        )
+    return feature(
+        _RANGE,
+        _NEAR.get(first & _WORD, 0),
+        _NEAR.get(end & _WORD, 0),
+        beyond if -_FAR < beyond < _FAR else -_FAR if beyond < 0 else _FAR,
+        end > U64_MASK,
+        record.args[0] & 1,
     )
 
 
 def _of_exit(record: AnsweredExit, frames: int) -> tuple[int, int]:
     if isinstance(record, HypercallExit):
         if record.nr != KVM_HC_MAP_GPA_RANGE:
-            return hash((_NUMBER, record.nr.bit_length())), 0
-        return _of_range(record, frames), hash((_LENGTH, record.args[1].bit_length()))
+            return feature(_NUMBER, record.nr.bit_length()), 0
+        return _of_range(record, frames), feature(_LENGTH, record.args[1].bit_length())
     distance = record.nr - MSR_KVM_MIGRATION_CONTROL
     value = record.args[0] if record.args else 0
     near = distance if -_FAR < distance < _FAR else _FAR
-    return hash((_MSR, isinstance(record, WrmsrExit), near, value.bit_length(), value & 1)), 0
+    is_write = isinstance(record, WrmsrExit)
+    return feature(_MSR, is_write, near, value.bit_length(), value & 1), 0
 
 
 def _of_conversion(view: OpView, asked: int) -> tuple[int, int]:
@@ -60,13 +60,13 @@ def _of_conversion(view: OpView, asked: int) -> tuple[int, int]:
     left = view.guest.machine.hooks.watch.left
     used = max(view.guest.budget - left, 0)
     return (
-        hash((_TOLD, missing > 0, abs(missing).bit_length(), told == 0)),
-        hash((_WORK, used.bit_length())),
+        feature(_TOLD, missing > 0, abs(missing).bit_length(), told == 0),
+        feature(_WORK, used.bit_length()),
     )
 
 
 def near_misses(view: OpView, differs: bool) -> tuple[int, ...]:
-    """Hashes that name what the operation came close to; `differs`: host and page tables do."""
+    """Features that name what the operation came close to; `differs`: host and page tables do."""
     exits = view.exits
     frames = view.frames
     found: tuple[int, ...] = ()
@@ -79,5 +79,5 @@ def near_misses(view: OpView, differs: bool) -> tuple[int, ...]:
         found += _of_conversion(view, frames[1])
     if differs and not exits:
         count = (view.host.private_map() ^ view.guest.leaf_map.private).count()
-        found += (hash((_DIFFERENCE, count.bit_length())),)
+        found += (feature(_DIFFERENCE, count.bit_length()),)
     return found

@@ -23,6 +23,7 @@ from guestemu.campaign.session import LENGTH_SIZE, Plan, Session, SessionOver
 from guestemu.campaign.targets import find_target
 from guestemu.host.base import Hypercall
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
+from guestemu.host.permission import named_by_user
 from guestemu.program.binary import RECORD_SIZE, encode_op, encode_ops
 from guestemu.program.ops import Op, OpKind, Region
 
@@ -40,7 +41,8 @@ def fail(error: BaseException) -> None:
 
 def make(name: str, host: str = "map-gpa-range", guest: str = "snippet:6.1", **plan) -> Session:
     target = find_target(name)
-    header = msgspec.structs.replace(target.header, host=host, guest=guest)
+    spec, plugin = named_by_user(host)
+    header = msgspec.structs.replace(target.header, host=spec, guest=guest, plugin=plugin)
     return Session(Plan(target, header, **plan))
 
 

@@ -73,7 +73,7 @@ COMMANDS: Final[Mapping[str, str]] = {
 """Command lines without --json, by the name of the golden file."""
 
 CAMPAIGN: Final[Mapping[str, str]] = {
-    "fuzz": "fuzz hypercall --engine random --execs 300 --seed 3 --host bitmap-v3 --workdir WORK",
+    "fuzz": "fuzz hypercall --engine random --execs 300 --seed 4 --host bitmap-v3 --workdir WORK",
     "status": "status WORK",
     "triage": "triage WORK --no-write",
     "merge": "merge WORK -o WORK/small",

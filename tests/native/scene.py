@@ -70,6 +70,7 @@ class Scene:
             contract=CONTRACT if self.has_contract else "",
             contract_state=self.has_contract,
             migration_ready=self.ready,
+            serves_migration_control=True,
             private_map=lambda: self.host,
         )
         leaf_map = SimpleNamespace(private=self.tables, alias=self.alias, moved=[])

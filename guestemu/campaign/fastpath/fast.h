@@ -172,6 +172,7 @@ struct fast {
 bool fast_decode(struct fast *f, const u8 *data, size_t size);
 /* `was_ready`: whether the host allowed migration before the operation. */
 bool fast_judge(struct fast *f, const struct op *op, i64 value, u64 was_ready);
+u64 fast_feature(const i64 *items, u64 count);
 void fast_count(struct fast *f, const struct op *op, u64 index, i64 value);
 
 /* Calls a Python function without arguments; true if it returned True. */

@@ -6,22 +6,20 @@
 enum { NEAR_RANGE, NEAR_LENGTH, NEAR_NUMBER, NEAR_TOLD, NEAR_DIFFERENCE, NEAR_MSR, NEAR_WORK };
 enum { MANY_EXITS = 4, WORD = 63, FAR = 2, KIND_SHIFT = 8, MODE_SHIFT = 2 };
 
-/* hash() of a tuple of small ints in CPython 3.8 and later (xxHash-like; Objects/tupleobject.c). */
-static u64 hash(const i64 *items, u64 count)
+/* The number of a feature (campaign/features.py). */
+u64 fast_feature(const i64 *items, u64 count)
 {
-	const u64 p1 = 11400714785074694791ull, p2 = 14029467366897019727ull;
-	const u64 p5 = 2870177450012600261ull;
-	u64 sum = p5;
+	u64 state = 0x9e3779b97f4a7c15ull ^ count;
 
 	for (u64 i = 0; i < count; i++) {
-		sum += (u64)(items[i] == -1 ? -2 : items[i]) * p2;
-		sum = (sum << 31 | sum >> 33) * p1;
+		state = (state ^ (u64)items[i]) * 0xd6e8feb86659fd93ull;
+		state ^= state >> 32;
 	}
-	sum += count ^ (p5 ^ 3527539ull);
-	return sum == ~0ull ? 1546275796 : sum;
+	return state;
 }
 
-#define HASH(...) hash((const i64[]){ __VA_ARGS__ }, sizeof((i64[]){ __VA_ARGS__ }) / sizeof(i64))
+#define FEATURE(...) \
+	fast_feature((const i64[]){ __VA_ARGS__ }, sizeof((i64[]){ __VA_ARGS__ }) / sizeof(i64))
 
 static int bits_of(u64 value)
 {
@@ -70,15 +68,15 @@ static void near_exit(struct fast *f, const struct exit *exit)
 	i64 beyond = FAR;
 
 	if (exit->nr != MAP_GPA_RANGE) {
-		near(f, HASH(NEAR_NUMBER, bits_of(exit->nr)));
+		near(f, FEATURE(NEAR_NUMBER, bits_of(exit->nr)));
 		near(f, 0);
 		return;
 	}
 	if (end < (u128)f->frames + FAR)
 		beyond = end + FAR > f->frames ? (i64)((u64)end - f->frames) : -FAR;
-	near(f, HASH(NEAR_RANGE, border(first), border((u64)end), beyond, end > (u128)~0ull,
+	near(f, FEATURE(NEAR_RANGE, border(first), border((u64)end), beyond, end > (u128)~0ull,
 		     exit->args[0] & 1));
-	near(f, HASH(NEAR_LENGTH, bits_of(exit->args[1])));
+	near(f, FEATURE(NEAR_LENGTH, bits_of(exit->args[1])));
 }
 
 static void near_conversion(struct fast *f, u64 asked)
@@ -89,8 +87,8 @@ static void near_conversion(struct fast *f, u64 asked)
 	for (u64 i = 0; i < f->exit_count; i++)
 		told += f->exits[i].args[1];
 	missing = told > asked ? told - asked : asked - told;
-	near(f, HASH(NEAR_TOLD, asked > told, bits_of(missing), told == 0));
-	near(f, HASH(NEAR_WORK, bits_of(used > 0 ? used : 0)));
+	near(f, FEATURE(NEAR_TOLD, asked > told, bits_of(missing), told == 0));
+	near(f, FEATURE(NEAR_WORK, bits_of(used > 0 ? used : 0)));
 }
 
 static u64 differences(const struct fast *f)
@@ -112,11 +110,11 @@ void fast_count(struct fast *f, const struct op *op, u64 index, i64 value)
 	bool is_signed = op->kind != HYPERCALL && op->kind != READ;
 	u64 first, count, step;
 
-	step = HASH(op->kind, class_of(value, is_signed), last ? class_of(last->ret, false) : 0, 0,
+	step = FEATURE(op->kind, class_of(value, is_signed), last ? class_of(last->ret, false) : 0, 0,
 		    state, f->exit_count < MANY_EXITS ? f->exit_count : MANY_EXITS, differs,
 		    op->mode << MODE_SHIFT | op->cpl, 0);
 	f->area[f->model_offset + (step & f->model_mask)] = 1;
-	step = HASH(index ? f->previous : 0, op->kind, state, differs, fast_ready(f));
+	step = FEATURE(index ? f->previous : 0, op->kind, state, differs, fast_ready(f));
 	f->area[f->model_offset + (step & f->model_mask)] = 1;
 	f->previous = op->kind << KIND_SHIFT | state;
 	if (last)
@@ -126,5 +124,5 @@ void fast_count(struct fast *f, const struct op *op, u64 index, i64 value)
 	if (fast_range(f, op, &first, &count))
 		near_conversion(f, count);
 	if (differs && !last)
-		near(f, HASH(NEAR_DIFFERENCE, bits_of(differences(f))));
+		near(f, FEATURE(NEAR_DIFFERENCE, bits_of(differences(f))));
 }
