@@ -66,6 +66,10 @@ RULES = {
         notified(-KVM_EINVAL, gpa=0x5000, pages=U64),
         notified(0, gpa=0x5000, pages=U64),
     ),
+    "answer: of a range that leaves RAM user space decides": (
+        notified(-KVM_EINVAL, gpa=(FRAMES - 1) << 12, pages=2),
+        notified(-KVM_EINVAL, gpa=(FRAMES - 1) << 12, pages=1),
+    ),
     "record: set to what bit 4 says": (
         notified(0, gpa=0x6000, word=0x10, recorded=[(6, 1)]),
         notified(0, gpa=0x7000, word=0x10, recorded=[(7, 0)]),
