@@ -34,7 +34,7 @@ native: install
 	$(BIN)/python -m guestemu.native
 
 demo: install
-	$(BIN)/python -m guestemu.demo
+	$(BIN)/guestemu demo
 
 test: install
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not soak"

@@ -15,6 +15,9 @@ from guestemu.abi.errors import MissingError
 _PACKAGE: Final = Path(__file__).parents[1]
 CHECKOUT_PLACES: Final = {
     "facts": "docs/facts",
+    "host-project": "examples/host-project",
+    "demo/forgotten-error.prog": "examples/demo/forgotten-error.prog",
+    "demo/my_host.py": "examples/my_host.py",
 }
 """Name in guestemu/data and place in a checkout."""
 

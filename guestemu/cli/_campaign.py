@@ -169,9 +169,12 @@ def tell(campaign: Campaign, figures: Figures) -> None:
 
 def _tell_next(campaign: Campaign, figures: Figures) -> None:
     """Names the command that leads on."""
+    from guestemu.host.permission import option_words
+
     root = campaign.store.root
     if figures.findings:
-        console.note(f"next: {command_line('triage', root)}")
+        allowed = option_words(campaign.configs[0].header.plugin)
+        console.note(f"next: {command_line('triage', root, *allowed)}")
     elif not figures.is_exhausted:
         page = f"{campaign.target.name.partition(':')[0]}.html"
         console.note(

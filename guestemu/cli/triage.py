@@ -61,6 +61,8 @@ def command(
 
 
 def _tell(found: list[Triaged]) -> None:
+    from guestemu.abi.facts import cite
+    from guestemu.abi.names import plural
     from guestemu.campaign.screen import duration
 
     if not found:
@@ -69,11 +71,14 @@ def _tell(found: list[Triaged]) -> None:
         state = "" if entry.state == "shown" else f" ({entry.state})"
         style = "green" if entry.state == "gone" else "red"
         console.emit(console.paint(f"{entry.key}{state}", style))
-        console.emit(f"  met {entry.count:,} times, first after {duration(entry.first_seen_s)}")
+        console.emit(
+            f"  met {plural(entry.count, 'time')}, first after {duration(entry.first_seen_s)}"
+        )
         if entry.message:
-            fact = f" ({entry.fact})" if entry.fact else ""
-            console.emit(f"  {entry.message}{fact}")
+            console.emit(f"  {entry.message}")
+        if entry.fact:
+            console.emit(f"  Rule: {cite(entry.fact)}")
         for place in entry.places:
-            console.emit(f"  {place}")
+            console.emit(f"  {place.removeprefix(f'{Path.cwd()}/')}")
         for command in entry.commands:
             console.emit(f"  {command}")

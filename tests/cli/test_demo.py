@@ -1,107 +1,77 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The demonstration, act by act."""
+"""`guestemu demo` and `guestemu init`: what a new user runs first."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from guestemu import demo
-from guestemu.abi.errors import InputError
-from guestemu.cli.main import find_verbs
-from guestemu.demo import Act, acts, main, perform, play, tell_campaign
+from guestemu.cli import _demo
+from guestemu.cli.main import main
+from guestemu.program.text import load_program
 
-FOUND = {
-    "executions": 1000,
-    "execs_per_second": 99.6,
-    "findings": [
-        {"key": "status:k", "check": "status", "program": "p", "first_seen_s": 1.26, "count": 3}
-    ],
-    "corpus_size": 4,
-}
+ROOT = Path(__file__).parents[2]
+PROGRAM = ROOT / "examples" / "demo" / "forgotten-error.prog"
 
 
-def test_the_first_act_replays_the_recorded_trace(capfd: pytest.CaptureFixture[str]) -> None:
-    assert perform(1, acts(1, Path("w"))[0])
-    out = capfd.readouterr().out
-    assert out.startswith("\nAct 1: A real kernel's DMA allocations, on a guest\n")
-    assert f"$ guestemu dma {demo.TRACE}\n" in out
-    assert "machine: violations" in out
+def test_act_1_loses_the_page_only_if_the_host_forgets() -> None:
+    program = load_program(PROGRAM)
+    forgotten = _demo.migrated_bytes(program)
+    assert forgotten.written == b"A" * 16
+    assert forgotten.arrived != forgotten.written
+    noted = _demo.migrated_bytes(msgspec.structs.replace(program, ops=program.ops[1:]))
+    assert noted.arrived == noted.written == b"A" * 16
 
 
-def test_an_unexpected_status_fails_the_act(capfd: pytest.CaptureFixture[str]) -> None:
-    act = Act("t", "a", ("dma", "missing.trace"))
-    assert not perform(1, act)
-    assert perform(1, msgspec.structs.replace(act, expected=frozenset({2})))
-    assert "missing.trace" in capfd.readouterr().err
-
-
-def test_findings_of_the_campaign_are_told_and_no_failure(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    tell_campaign(json.dumps(FOUND).encode())
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "1000 programs ran, 100 per second; 1 findings"
-    assert lines[1] == "  status: status:k (after 1.3 s, 3 times)"
-    assert "no failure here" in lines[-1]
-    assert 1 in acts(1, Path("w"))[1].expected
-
-
-def test_the_campaign_runs_for_its_time_in_a_new_directory(
+def test_act_1_shows_the_bytes_and_the_violation(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    act = acts(1, tmp_path / "fuzz")[1]
-    assert act.arguments[:4] == ("fuzz", "conversion", "--time", "1")
-    assert perform(2, act)
-    assert "programs ran" in capfd.readouterr().out
-    assert list((tmp_path / "fuzz").iterdir())
+    shutil.copyfile(PROGRAM, tmp_path / PROGRAM.name)
+    assert _demo.first_act(tmp_path)
+    out = capfd.readouterr().out
+    assert "the guest wrote                    41 41 41" in out
+    assert "AAAAAAAAAAAAAAAA" in out
+    assert "! violation of status: host: frame 0x400 is private, expected shared" in out
 
 
-def test_output_that_is_no_campaign_is_refused() -> None:
-    with pytest.raises(InputError, match="run it by hand"):
-        tell_campaign(b"oops")
-
-
-@pytest.mark.parametrize(("good", "status"), [((True, True), 0), ((True, False), 1)])
-def test_all_acts_must_go_well(
-    good: tuple[bool, ...], status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_act_2_names_the_line_with_the_bug(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demo, "_ROOT", tmp_path)
-    for name in (demo.TRACE, demo.CORPORA):
-        (tmp_path / name).mkdir(parents=True)
-    monkeypatch.setattr(demo, "acts", lambda *_: tuple(Act(str(g), "", ()) for g in good))
-    monkeypatch.setattr(demo, "perform", lambda _number, act: act.title == "True")
-    assert play(1) == status
+    shutil.copyfile(ROOT / "examples" / "my_host.py", tmp_path / "my_host.py")
+    assert _demo.second_act(tmp_path, ("--execs", "1500", "--engine", "random", "--seed", "1"))
+    out = capfd.readouterr().out
+    assert "record-hypercall-" in out
+    assert "my_host.py:16: call = msgspec.structs.replace(call, a1=call.a1 - 1)" in out
 
 
-def test_outside_of_a_checkout_it_says_so(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_act_3_is_left_out_where_there_is_no_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demo, "_ROOT", tmp_path)
-    assert main([]) == 2
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert _demo.third_act(tmp_path, may_fetch=False)
+    assert "Left out: there is no kernel image here. `guestemu kernel fetch`" in (
+        capfd.readouterr().out
+    )
+
+
+def test_init_makes_the_example_project(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "my host"]) == 0
     out, err = capsys.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
-    assert f"{demo.TRACE} is not there; run `make demo` in a checkout" in err
+    assert "my host/.github/workflows/guestemu.yml" in out.splitlines()
+    assert "next: cd 'my host'; guestemu hosts --check vmm_host.py:VmmHost" in err
+    monkeypatch.chdir(tmp_path / "my host")
+    assert main(["replay", "programs", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["passed"] == 4
 
 
-def test_no_time_to_fuzz_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--time", "0"]) == 2
-    assert "--time 0: give at least 1 second" in capsys.readouterr().err
-
-
-def test_ctrl_c_in_an_act_ends_the_demonstration(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupted(_seconds: int) -> int:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(demo, "play", interrupted)
-    assert main([]) == 130
-    assert capsys.readouterr().err == "guestemu: interrupted\n"
-
-
-def test_every_act_is_a_verb() -> None:
-    assert {act.arguments[0] for act in acts(1, Path("w"))} <= find_verbs().keys()
+def test_init_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine").write_text("")
+    assert main(["init", str(tmp_path)]) == 2
+    assert "not empty; name a new directory" in capsys.readouterr().err
