@@ -37,10 +37,16 @@ class ExitRecorder:
         self._answer = host.hypercall
         self._host = host
         self._map_gpa_range = host.map_gpa_range
+        self._machine = guest.machine
         self._ram = guest.machine.ram
         self.kvm = KVM_7_2
         self.has_event: Callable[[], bool] | None = None
         """For a TD: whether an event is pending between two chunks of a MapGPA (T28)."""
+
+    def attach(self) -> None:
+        """From now on the guest's exits and events come here."""
+        self._machine.hooks.handler = self
+        self._machine.log.listener = self.emit
 
     def emit(self, event: Event) -> None:
         """Notes something other than an exit."""

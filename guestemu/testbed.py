@@ -107,7 +107,7 @@ class Testbed:
         self._tell_boot_exits()
         guest.use_kvm(host.kernel.name if isinstance(host, MergedHost) else "")
         self.recorder = ExitRecorder(host, guest)
-        guest.machine.hooks.handler = self.recorder
+        self.recorder.attach()
         self._machine = guest.machine
         self._has_faults = False
         self._fault_split = False
@@ -142,7 +142,7 @@ class Testbed:
         self._machine = guest.machine
         guest.use_kvm(host.kernel.name if isinstance(host, MergedHost) else "")
         self.recorder = ExitRecorder(host, guest)
-        guest.machine.hooks.handler = self.recorder
+        self.recorder.attach()
         self._do = self._dispatch()
         if self._answers[1]:
             host.inject_answer(*self._answers)
@@ -162,7 +162,7 @@ class Testbed:
         self.host.restore(self._frames)
         if self.guest.boot_exits:
             self._tell_boot_exits()
-            self.guest.machine.hooks.handler = self.recorder
+            self.recorder.attach()
         self._slots.clear()
         self._answers = (0, 0)
         self._fault_split = False
@@ -308,6 +308,7 @@ class Testbed:
         events: Sequence[Event] = view.exits
         if self.recorder.emitted:
             events = self.recorder.all_events()
+            view.emitted = self.recorder.emitted
         writes = self._machine.ram.table_writes()
         if not writes:
             view.events = events

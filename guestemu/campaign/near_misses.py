@@ -10,19 +10,21 @@ first program for each, and mutates on from there.
 from __future__ import annotations
 
 from typing import Final
+from zlib import crc32
 
 from guestemu.abi.addresses import PAGE_SHIFT, U64_MASK
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
 from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
 from guestemu.campaign.features import feature
 from guestemu.checks.base import OpView
-from guestemu.events.exits import AnsweredExit, HypercallExit, WrmsrExit
+from guestemu.events.base import TABLE_WRITES, Event, kind_of
+from guestemu.events.exits import AnsweredExit, HypercallExit, RdmsrExit, WrmsrExit
 
 _WORD: Final = 63
 _NEAR: Final = {0: 1, 1: 2, _WORD: 3}
 """At a border of 64 frames, one behind it, one before it."""
 
-_RANGE, _LENGTH, _NUMBER, _TOLD, _DIFFERENCE, _MSR, _WORK = range(7)
+_RANGE, _LENGTH, _NUMBER, _TOLD, _DIFFERENCE, _MSR, _WORK, _EMITTED, _OTHER_EXIT = range(9)
 _FAR: Final = 2
 
 
@@ -46,11 +48,25 @@ def _of_exit(record: AnsweredExit, frames: int) -> tuple[int, int]:
         if record.nr != KVM_HC_MAP_GPA_RANGE:
             return feature(_NUMBER, record.nr.bit_length()), 0
         return _of_range(record, frames), feature(_LENGTH, record.args[1].bit_length())
+    if not isinstance(record, RdmsrExit | WrmsrExit):
+        return feature(_OTHER_EXIT, _of_event(record)), 0
     distance = record.nr - MSR_KVM_MIGRATION_CONTROL
     value = record.args[0] if record.args else 0
     near = distance if -_FAR < distance < _FAR else _FAR
     is_write = isinstance(record, WrmsrExit)
     return feature(_MSR, is_write, near, value.bit_length(), value & 1), 0
+
+
+def _of_event(event: Event) -> int:
+    """Which kind of event, with its truths, words, and numbers by their length."""
+    values = (getattr(event, name) for name in event.__struct_fields__ if name not in TABLE_WRITES)
+    return feature(crc32(kind_of(event).encode()), *map(_class_of, values))
+
+
+def _class_of(value: object) -> int:
+    if isinstance(value, int):
+        return value.bit_length()
+    return crc32(str(value).encode())
 
 
 def _of_conversion(view: OpView, asked: int) -> tuple[int, int]:
@@ -80,4 +96,6 @@ def near_misses(view: OpView, differs: bool) -> tuple[int, ...]:
     if differs and not exits:
         count = (view.host.private_map() ^ view.guest.leaf_map.private).count()
         found += (feature(_DIFFERENCE, count.bit_length()),)
+    if view.emitted:
+        found += tuple({feature(_EMITTED, _of_event(event)) for _, event in view.emitted})
     return found

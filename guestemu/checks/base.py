@@ -33,7 +33,8 @@ class OpView(msgspec.Struct):
     the host's own. `frames` is the range (first frame, count) that a conversion was asked for;
     `injected` the answer that user space was told to give and how often; `free_frames` the frames
     in the page allocator (after DMA operations only). `events` is everything that happened, in the
-    order of time; `exits` and `flips` (changes of leaves) are parts of it.
+    order of time. Parts of it are `exits`, `flips` (changes of leaves) and `emitted`, the machine's
+    other events (page states, requests through a GHCB), each with the number of exits before it.
     """
 
     index: int
@@ -53,6 +54,7 @@ class OpView(msgspec.Struct):
     injected: tuple[int, int]
     free_frames: bitarray | None
     events: Sequence[Event] = ()
+    emitted: Sequence[tuple[int, Event]] = ()
 
 
 CONVERSION_KINDS: Final = frozenset(

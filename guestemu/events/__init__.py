@@ -11,5 +11,6 @@ What *is* (page tables, page states, the host's record) is no event: read it fro
 host.
 
 `exits` holds what a guest leaves for and how it was answered, `memory` what happens to pages,
-`operations` what a program's operations do, `lines` the JSON form, `text` the form for people.
+`operations` what a program's operations do, `snp` and `tdx` what only
+those guests do, `lines` the JSON form, `text` the form for people.
 """

@@ -9,7 +9,11 @@ from typing import ClassVar, Final
 
 import msgspec
 
-_VOCABULARY: Final = ("exits", "memory", "operations")
+_VOCABULARY: Final = ("exits", "memory", "operations", "snp", "tdx")
+
+TABLE_WRITES: Final = frozenset({"table_writes"})
+"""The field by which an event is put in order with changes of leaves: the number of stores into
+page tables before it since their log was read last (`GuestRam.table_writes`)."""
 
 
 class Event(msgspec.Struct, frozen=True, tag_field="event"):

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
-from guestemu.events.base import Event
+from guestemu.events.base import TABLE_WRITES, Event
 
 
 class AnsweredExit(Event, frozen=True):
@@ -19,7 +19,7 @@ class AnsweredExit(Event, frozen=True):
     vCPU stood.
     """
 
-    unhashed: ClassVar[frozenset[str]] = frozenset({"table_writes"})
+    unhashed: ClassVar[frozenset[str]] = TABLE_WRITES
 
     nr: int
     args: tuple[int, ...]

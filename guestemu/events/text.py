@@ -5,11 +5,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from guestemu.events.base import Event, kind_of
+from guestemu.events.base import TABLE_WRITES, Event, kind_of
 from guestemu.events.lines import PLACE, Where
 
-_ORDER: Final = frozenset({"table_writes"})
-"""Says when it happened, not what."""
 _SMALL: Final = 10
 
 
@@ -22,7 +20,7 @@ def describe(event: Event, where: Where) -> str:
     words += [
         f"{name}={_value(getattr(event, name))}"
         for name in names
-        if name not in PLACE and name not in _ORDER
+        if name not in PLACE and name not in TABLE_WRITES
     ]
     return " ".join(words)
 

@@ -19,13 +19,8 @@ from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, U32_MASK, U
 from guestemu.abi.hypercalls import MAP_GPA_RANGE_DECRYPTED, MAP_GPA_RANGE_ENCRYPTED
 from guestemu.abi.tdx import Leaf, MapGpaAnswer, Vmcall
 from guestemu.abi.x86 import VECTOR_DF
-from guestemu.guest.td_events import (
-    Accept,
-    MapGpaCall,
-    SeptViolation,
-    TdEvents,
-    new_td_events,
-)
+from guestemu.events.log import EventLog
+from guestemu.events.tdx import Accept, MapGpaCall, SeptViolation
 from guestemu.machine.cpuid import CpuidLeaf
 from guestemu.machine.engine import RegisterBatch
 from guestemu.machine.exits import (
@@ -140,7 +135,7 @@ class Td:
         self.sept = SecureEpt(
             machine.config.frames, has_ve=not attributes & tdx.ATTR_SEPT_VE_DISABLE
         )
-        self.events: TdEvents = new_td_events()
+        self.events: EventLog = machine.log
         self.attributes = attributes
         self.accept_error: Callable[[int, int], int | None] | None = None
         self.converts = True
@@ -296,9 +291,9 @@ class Td:
             SeptViolation(
                 gpa=fault.gpa,
                 private=fault.is_private,
-                kind=kind,
+                kind=kind.value,
                 state=state,
-                end=end,
+                end=end.value,
                 converted=converts,
                 rip=fault.rip,
                 table_writes=self._machine.ram.table_write_count,

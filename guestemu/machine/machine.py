@@ -16,6 +16,7 @@ from guestemu.abi.addresses import Gpa
 from guestemu.abi.caches import CacheModel
 from guestemu.abi.errors import InputError
 from guestemu.abi.msrs import SEV_STATUS_SEV
+from guestemu.events.log import EventLog
 from guestemu.machine import layout
 from guestemu.machine.cache import CachedRam
 from guestemu.machine.cache_instructions import CacheInstructions
@@ -122,6 +123,7 @@ class Machine:
         self.vcpus = [Vcpu(self, index) for index in range(config.vcpus)]
         self.current = self.vcpus[0]
         self.devices: list[Device] = []
+        self.log = EventLog()
         self.gates: ViewGates | None = None
         self.modes: ModeTable
 

@@ -103,5 +103,5 @@ def watch_early_stores(testbed: Testbed) -> None:
     """Puts the recorder and its check into a testbed."""
     recorder = EarlyStoreRecorder(testbed.host, testbed.guest)
     testbed.recorder = recorder
-    testbed.guest.machine.hooks.handler = recorder
+    recorder.attach()
     testbed.checks = (*testbed.checks, EarlyStoreCheck(recorder))

@@ -8,10 +8,12 @@ from pathlib import Path
 from types import UnionType
 from typing import ClassVar, Union, get_args, get_origin, get_type_hints
 
+import msgspec
 import pytest
 
 from guestemu.abi.addresses import Gva
 from guestemu.abi.errors import InputError
+from guestemu.campaign.near_misses import near_misses
 from guestemu.cli.main import main
 from guestemu.events.base import Event, event_kinds, kind_of
 from guestemu.events.exits import HypercallExit, WrmsrExit
@@ -19,6 +21,7 @@ from guestemu.events.lines import Line, lines_of, read_lines
 from guestemu.events.memory import LeafChange
 from guestemu.events.text import describe
 from guestemu.program.text import parse_text
+from guestemu.testbed import build_testbed
 from guestemu.trace.derive import events_of
 from guestemu.trace.run import run_program
 
@@ -135,6 +138,41 @@ def test_an_added_kind_is_in_traces_and_texts_without_more(
     assert "test-accepted D[3] pages=1 level=2" in capsys.readouterr().out
     assert main(["run", str(path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["events"]["test-accepted"] == 2
+
+
+TD = """guestemu-program 1
+guest snippet:6.12
+sev tdx
+---
+set_memory_decrypted D[3] pages=1
+set_memory_encrypted D[3] pages=1
+"""
+
+
+def test_page_states_of_a_td_are_in_the_stream_between_exits_and_leaves() -> None:
+    kinds = [line["event"] for line in events_of(run_program(parse_text(TD, "td.prog")))]
+    assert kinds == [
+        *("op-begin", "flip", "exit", "answer", "mapgpa", "op-end"),
+        *("op-begin", "exit", "answer", "mapgpa", "accept", "flip", "op-end"),
+    ]
+
+
+@pytest.mark.usefixtures("with_an_added_kind")
+def test_an_added_kind_is_covered() -> None:
+    text = "guestemu-program 1\n---\nhypercall nr=12 a0=D[3] a1=1\n"
+    program = parse_text(text, "a.prog")
+    bed = build_testbed(program.header)
+    seen: list[tuple[int, ...]] = []
+    bed.observe = lambda view: seen.append(near_misses(view, False))
+    bed.run(program.ops)
+    bed.observe = lambda view: seen.append(
+        near_misses(msgspec.structs.replace(view, emitted=()), False)
+    )
+    bed.run(program.ops)
+    bed.close()
+    with_it, without = seen
+    assert with_it[: len(without)] == without
+    assert len(with_it) == len(without) + 1
 
 
 def test_a_text_has_every_field_but_the_order() -> None:

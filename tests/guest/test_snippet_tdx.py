@@ -10,9 +10,9 @@ from guestemu.abi.errors import InputError
 from guestemu.abi.regions import Instruction, Region
 from guestemu.abi.tdx import OPERAND_BUSY, VECTOR_VE
 from guestemu.abi.x86 import VECTOR_UD, Mode
+from guestemu.events.tdx import Accept, MapGpaCall, SeptViolation
 from guestemu.guest.base import CallOutcome, RawRegisters
 from guestemu.guest.td import Td
-from guestemu.guest.td_events import Accept, MapGpaCall, SeptViolation
 from guestemu.machine.exits import ExceptionExit, RunFailed, Shutdown
 from guestemu.machine.sept import ACCEPTED, PENDING, SHARED, AccessEnd
 from guestemu.program.program import Header, SevKind
@@ -149,7 +149,11 @@ def test_a_shared_access_to_an_accepted_page_loses_it(either: Bed) -> None:
     assert either.states(1) == [SHARED]
     (event,) = either.td.events
     assert isinstance(event, SeptViolation)
-    assert (event.state, event.end, event.converted) == ("accepted", AccessEnd.MEMORY_FAULT, True)
+    assert (event.state, event.end, event.converted) == (
+        "accepted",
+        AccessEnd.MEMORY_FAULT.value,
+        True,
+    )
     either.guest.touch_cbit(either.gva, private=True)
     end = either.guest.load(either.gva).end
     assert isinstance(end, Shutdown)

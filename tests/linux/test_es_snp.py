@@ -19,6 +19,13 @@ from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
 from guestemu.abi.regions import Instruction, Region
 from guestemu.abi.x86 import Mode
 from guestemu.events.exits import MapGpaRangeExit
+from guestemu.events.snp import (
+    GhcbRequest,
+    PageStateChange,
+    PermissionChange,
+    SevEvent,
+    Validation,
+)
 from guestemu.guest.base import RawRegisters
 from guestemu.guest.linux.boot import DEFAULT_COMMAND_LINE, boot_kernel, build_machine, describe_end
 from guestemu.guest.linux.es import SevEs
@@ -29,13 +36,6 @@ from guestemu.guest.linux.platform import Console
 from guestemu.guest.linux.prepare import Prepared, prepare
 from guestemu.guest.linux.recorder import BootRecorder, joined
 from guestemu.guest.linux.rmp import ASSIGNED, SHARED, VALIDATED
-from guestemu.guest.linux.sev_events import (
-    GhcbRequest,
-    PageStateChange,
-    PermissionChange,
-    SevEvent,
-    Validation,
-)
 from guestemu.guest.linux.snapshot import load_snapshot, save_snapshot
 from guestemu.machine.exits import ExceptionExit, Hypercall, MapGpaRange, Shutdown, VcpuAccess
 from guestemu.program.text import parse_text

@@ -11,12 +11,12 @@ import pytest
 from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa
 from guestemu.abi.regions import Region
 from guestemu.abi.tdx import FIELD_CONFIG_FLAGS, FIELD_NOTIFY_ENABLES, Leaf
+from guestemu.events.tdx import Accept, MapGpaCall
 from guestemu.guest.linux.boot import boot_kernel
 from guestemu.guest.linux.guest import LinuxGuest
 from guestemu.guest.linux.load import LOADER, linux_config
 from guestemu.guest.linux.recorder import BootRecorder
 from guestemu.guest.td import Td
-from guestemu.guest.td_events import Accept, MapGpaCall
 from guestemu.machine.exits import Trap
 from guestemu.machine.sept import ACCEPTED, SHARED
 

@@ -10,8 +10,8 @@ from bare_machine import DATA, FRAMES, HLT, Answers, Bare, mov
 from guestemu.abi import ghcb as abi
 from guestemu.abi.addresses import PAGE_SIZE, Gpa
 from guestemu.abi.msrs import MSR_AMD64_SEV_ES_GHCB
+from guestemu.events.snp import PageStateChange
 from guestemu.guest.linux.es import SevEs, attach_sev
-from guestemu.guest.linux.sev_events import PageStateChange
 from guestemu.machine import ghcb
 from guestemu.machine.cpuid import CpuidLeaf
 from guestemu.machine.exits import Exit, Halt

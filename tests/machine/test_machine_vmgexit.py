@@ -23,11 +23,11 @@ from ghcb_guest import ALWAYS, ES, GHCB, LEAF_GFN, SNP, Guest, cpuid, entry
 from guestemu.abi import ghcb as abi
 from guestemu.abi.addresses import PAGE_SIZE, Gpa
 from guestemu.abi.msrs import MSR_AMD64_SEV_ES_GHCB, MSR_KVM_MIGRATION_CONTROL
+from guestemu.events.snp import GhcbRequest, MsrRequest, Validation
 from guestemu.guest.linux.ccblob import SETUP_CC_BLOB, launch_pages
 from guestemu.guest.linux.es import attach_sev
 from guestemu.guest.linux.rmp import ASSIGNED, VALIDATED
 from guestemu.guest.linux.rmp import SHARED as HYPERVISOR
-from guestemu.guest.linux.sev_events import GhcbRequest, MsrRequest, Validation
 from guestemu.machine import ghcb
 from guestemu.machine.exits import (
     ExceptionExit,

@@ -28,7 +28,8 @@ from guestemu.abi.msrs import (
     SEV_STATUS_SEV_ES,
     SEV_STATUS_SEV_SNP,
 )
-from guestemu.guest.linux.sev_events import GhcbRequest, MsrRequest, SevEvents, new_events
+from guestemu.events.log import EventLog
+from guestemu.events.snp import GhcbRequest, MsrRequest
 from guestemu.guest.linux.snp import Snp
 from guestemu.machine import ghcb
 from guestemu.machine.cpuid import CpuidLeaf
@@ -120,7 +121,7 @@ class SevEs:
         self,
         machine: Machine,
         cpuid: Callable[[int, int], CpuidLeaf],
-        events: SevEvents,
+        events: EventLog,
         snp: Snp | None = None,
     ) -> None:
         self.snp = snp
@@ -333,7 +334,7 @@ def attach_sev(machine: Machine, cpuid: Callable[[int, int], CpuidLeaf]) -> SevE
         )
     if not status & SEV_STATUS_SEV_ES:
         return None
-    events = new_events()
+    events = machine.log
     snp = Snp(machine, events) if status & SEV_STATUS_SEV_SNP else None
     return SevEs(machine, cpuid, events, snp)
 

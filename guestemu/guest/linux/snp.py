@@ -12,13 +12,9 @@ from guestemu.abi import ghcb as abi
 from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, U32_MASK, Gpa, Gva
 from guestemu.abi.hypercalls import MAP_GPA_RANGE_ENCRYPTED
 from guestemu.abi.x86 import PTE_ADDRESS_MASK, RFLAGS_CF, VECTOR_PF
+from guestemu.events.log import EventLog
+from guestemu.events.snp import PageStateChange, PermissionChange, Validation
 from guestemu.guest.linux.rmp import Rmp
-from guestemu.guest.linux.sev_events import (
-    PageStateChange,
-    PermissionChange,
-    SevEvents,
-    Validation,
-)
 from guestemu.machine.exits import GuestFault, MapGpaRange, VcpuAccess
 from guestemu.machine.machine import Machine
 from guestemu.machine.paging import translate
@@ -37,7 +33,7 @@ class Snp:
     guest terminates itself. With `forgives_double` CF stays clear, so that the guest goes on.
     """
 
-    def __init__(self, machine: Machine, events: SevEvents) -> None:
+    def __init__(self, machine: Machine, events: EventLog) -> None:
         self.rmp = Rmp(machine.config.frames)
         self.psc = SnpPsc(machine.ram)
         self.events = events

@@ -1,31 +1,27 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a SEV-ES or SNP guest did beside its hypercalls, as typed records in order.
-
-`table_writes` of each record is the number of stores into page tables before it since the log of
-those was read last (`GuestRam.table_writes`): so the order of a conversion's steps can be told.
-"""
+"""What an SEV-ES or SNP guest does beside its hypercalls: GHCB exchanges and page states."""
 
 from __future__ import annotations
 
-from collections import deque
-from typing import Final, TypeAlias
+from typing import ClassVar
 
-import msgspec
-
-KEPT: Final = 4096
-"""A guest that runs for hours keeps its last events only."""
+from guestemu.events.base import TABLE_WRITES, Event
 
 
-class MsrRequest(msgspec.Struct, frozen=True):
+class MsrRequest(Event, frozen=True, tag="ghcb-msr"):
     """One exchange of the GHCB MSR protocol: what the guest wrote and what it then reads."""
+
+    unhashed: ClassVar[frozenset[str]] = TABLE_WRITES
 
     request: int
     answer: int
     table_writes: int
 
 
-class GhcbRequest(msgspec.Struct, frozen=True):
+class GhcbRequest(Event, frozen=True, tag="ghcb"):
     """One exchange through a GHCB page: exit code with its two parameters, and the two answers."""
+
+    unhashed: ClassVar[frozenset[str]] = TABLE_WRITES
 
     code: int
     info_1: int
@@ -35,12 +31,14 @@ class GhcbRequest(msgspec.Struct, frozen=True):
     table_writes: int
 
 
-class PageStateChange(msgspec.Struct, frozen=True):
+class PageStateChange(Event, frozen=True, tag="page-state"):
     """Frames that the guest wants private or shared, and what came of it.
 
     `attributes` are those of KVM_HC_MAP_GPA_RANGE, with which KVM hands the request to user space
     (K4-a); `result` is 0 or the answer that refused it.
     """
+
+    unhashed: ClassVar[frozenset[str]] = TABLE_WRITES
 
     gfn: int
     pages: int
@@ -50,12 +48,14 @@ class PageStateChange(msgspec.Struct, frozen=True):
     table_writes: int
 
 
-class Validation(msgspec.Struct, frozen=True):
+class Validation(Event, frozen=True, tag="pvalidate"):
     """PVALIDATE: frames that the guest accepts (`validate`) or gives back.
 
     `is_double`: it changed nothing (CF=1); `is_implicit`: the hypervisor had to assign the page
     first, as the guest had not asked for it; `result` is EAX.
     """
+
+    unhashed: ClassVar[frozenset[str]] = TABLE_WRITES
 
     gfn: int
     pages: int
@@ -66,18 +66,11 @@ class Validation(msgspec.Struct, frozen=True):
     table_writes: int
 
 
-class PermissionChange(msgspec.Struct, frozen=True):
+class PermissionChange(Event, frozen=True, tag="rmpadjust"):
     """RMPADJUST: permissions of a less privileged VMPL, not modelled further."""
+
+    unhashed: ClassVar[frozenset[str]] = TABLE_WRITES
 
     gfn: int
     attributes: int
     table_writes: int
-
-
-SevEvent: TypeAlias = MsrRequest | GhcbRequest | PageStateChange | Validation | PermissionChange
-SevEvents: TypeAlias = deque[SevEvent]
-
-
-def new_events() -> SevEvents:
-    """An empty log of the last `KEPT` events."""
-    return deque(maxlen=KEPT)
