@@ -28,8 +28,11 @@ PTE_ADDRESS_MASK: Final = 0x000F_FFFF_FFFF_F000
 
 RFLAGS_FIXED: Final = 1 << 1
 RFLAGS_CF: Final = 1 << 0
+RFLAGS_ARITHMETIC: Final = 0x8D5
+"""CF, PF, AF, ZF, SF and OF."""
 RFLAGS_TF: Final = 1 << 8
 RFLAGS_IF: Final = 1 << 9
+RFLAGS_DF: Final = 1 << 10
 RFLAGS_IOPL3: Final = 3 << 12
 RFLAGS_NT: Final = 1 << 14
 RFLAGS_RF: Final = 1 << 16

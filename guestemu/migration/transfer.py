@@ -2,9 +2,11 @@
 """What of a machine travels beside its pages, and how a destination takes it.
 
 A vCPU travels as the emulator's saved context. It holds all that a running guest depends on:
-general and control registers, lazy flags, hidden parts of segments, EFER and the SYSCALL MSRs, SSE
-and x87 state. Register by register would lose the hidden parts. What is not in a context is here:
-the MSRs that the machine answers itself, and `StatePart`s (a platform's clock, say).
+general and control registers, hidden parts of segments, EFER and the SYSCALL MSRs, SSE and x87
+state. Register by register would lose the hidden parts. The arithmetic flags are in it as bits of
+RFLAGS: the emulator keeps the operands that they follow from, and leaves old ones behind, which are
+no state of a CPU. What is not in a context is here: the MSRs that the machine answers itself, and
+`StatePart`s (a platform's clock, say).
 
 Not carried, on purpose, and made good by `restore_state`: the TLB (a context restore leaves it, and
 a stale C-bit in it would store into the wrong view), translated blocks where code pages moved, and
@@ -16,6 +18,7 @@ A context fits the same build of the emulator only; a state says which build mad
 from __future__ import annotations
 
 import functools
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Protocol
@@ -23,9 +26,11 @@ from typing import Final, Protocol
 import msgspec
 import unicorn
 
-from guestemu.abi.errors import InputError
+from guestemu.abi.errors import EngineError, InputError
+from guestemu.abi.x86 import RFLAGS_ARITHMETIC, RFLAGS_DF
 from guestemu.machine.engine import Engine
 from guestemu.machine.machine import Machine
+from guestemu.machine.vcpu import Vcpu
 
 _CONTEXT_HEADER: Final = 40
 """Bytes of `struct uc_context` in front of the CPU (include/uc_priv.h, Unicorn 2.1): sizes and
@@ -33,6 +38,12 @@ pointers that belong to the process."""
 
 _CONTEXT_TAIL: Final = 8
 """Bytes at its end: `retaddr`, an address in the process's translated code (i386/cpu.h)."""
+
+_FLAGS_AT: Final = _CONTEXT_HEADER + 136
+_FLAGS: Final = struct.Struct("<QQQQI")
+"""CPUX86State: eflags without the arithmetic flags, cc_dst, cc_src, cc_src2, cc_op."""
+_CC_OP_EFLAGS: Final = 1
+"""The arithmetic flags are the bits of cc_src."""
 
 _CPU: Final = slice(_CONTEXT_HEADER, -_CONTEXT_TAIL)
 
@@ -73,9 +84,7 @@ def emulator_build() -> str:
 def capture_state(machine: Machine, parts: Mapping[str, StatePart] = _NO_PARTS) -> MachineState:
     """The state of `machine`, which stands between two instructions. Changes nothing."""
     current = machine.current.index
-    contexts = tuple(
-        bytes(machine.activate(index).save().bytes[_CPU]) for index in range(len(machine.vcpus))
-    )
+    contexts = tuple(_plain_flags(machine.activate(index)) for index in range(len(machine.vcpus)))
     machine.activate(current)
     return MachineState(
         emulator_build(),
@@ -84,6 +93,19 @@ def capture_state(machine: Machine, parts: Mapping[str, StatePart] = _NO_PARTS) 
         dict(machine.msrs.platform),
         {name: part.capture() for name, part in parts.items()},
     )
+
+
+def _plain_flags(vcpu: Vcpu) -> bytes:
+    """The context of `vcpu` with its arithmetic flags worked out."""
+    data = bytearray(vcpu.save().bytes)
+    flags = vcpu.read_register("rflags")
+    hidden = RFLAGS_ARITHMETIC | RFLAGS_DF
+    others = _FLAGS.unpack_from(data, _FLAGS_AT)[0] & ~hidden
+    if others != flags & ~hidden:
+        raise EngineError("this build of libunicorn orders its context otherwise; use 2.1.x")
+    arithmetic = flags & RFLAGS_ARITHMETIC
+    _FLAGS.pack_into(data, _FLAGS_AT, others, 0, arithmetic, 0, _CC_OP_EFLAGS)
+    return bytes(data[_CPU])
 
 
 def restore_state(

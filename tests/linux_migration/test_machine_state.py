@@ -18,6 +18,7 @@ from guestemu.migration.transfer import (
     encode_state,
     restore_state,
 )
+from tests.machine.bare_machine import HLT, Bare
 
 SETTINGS = GuestSettings("snippet:6.1", 39, 64, 2, 100_000, True)
 
@@ -68,6 +69,32 @@ def test_capturing_changes_nothing(pair) -> None:
     assert capture_state(machine) == first
     assert machine.current.index == 1
     assert machine.current.read_register("rbx") == 77
+
+
+ADD = b"\x48\x01\xd8"
+ADC = b"\x48\x11\xd8"
+STC = b"\xf9"
+CLEAR = b"\x31\xc0"
+NEXT_BLOCK = b"\xeb\x00"
+
+
+def test_what_the_emulator_keeps_of_an_old_carry_is_no_state_of_the_cpu() -> None:
+    """Both arithmetic instructions are overwritten, registers and flags are equal."""
+    states = []
+    for instruction in (ADC, ADD):
+        bare = Bare()
+        bare.run(STC + instruction + NEXT_BLOCK + CLEAR + HLT)
+        states.append(capture_state(bare.machine))
+    assert states[0] == states[1]
+
+
+@pytest.mark.parametrize("rflags", [0x2, 0x8D7, 0x46, 0x283, 0x602, 0x202])
+def test_every_arithmetic_flag_travels(rflags: int) -> None:
+    source, destination = Bare().machine, Bare().machine
+    source.current.write_register("rflags", rflags)
+    restore_state(destination, capture_state(source))
+    assert destination.current.read_register("rflags") == rflags
+    assert source.current.read_register("rflags") == rflags
 
 
 def test_a_restored_machine_runs(pair) -> None:
