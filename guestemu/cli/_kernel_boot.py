@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from guestemu.cli import console
+from guestemu.cli.errors import one_line
 
 if TYPE_CHECKING:
     from guestemu.guest.linux.kernel import Kernel
@@ -40,7 +41,8 @@ class BootHypercall(msgspec.Struct, frozen=True):
 
 class BootReport(msgspec.Struct, frozen=True):
     """A boot that arrived. `active` is what the kernel says is active, None before it says so;
-    `migration_control` every value written to the MSR."""
+    `migration_control` every value written to the MSR, `console` what the kernel printed: its log,
+    as a kernel with PREEMPT_RT has no console before its threads run."""
 
     version: str
     reached: str
@@ -56,9 +58,15 @@ def boot_image(request: BootRequest, show_console: bool, to_stderr: bool) -> Boo
     """Boots. Raises `InputError` where the image, the memory or the way to `until` fails."""
     from guestemu.abi.errors import InputError
     from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
-    from guestemu.guest.linux.boot import DEFAULT_COMMAND_LINE, boot_kernel, describe_end
+    from guestemu.guest.linux.boot import (
+        DEFAULT_COMMAND_LINE,
+        boot_kernel,
+        describe_end,
+        last_lines,
+    )
     from guestemu.guest.linux.load import linux_config
     from guestemu.guest.linux.platform import Console
+    from guestemu.guest.linux.printk import KernelLog
     from guestemu.guest.linux.recorder import BootRecorder
     from guestemu.machine.exits import Trap
 
@@ -78,8 +86,11 @@ def boot_image(request: BootRequest, show_console: bool, to_stderr: bool) -> Boo
     )
     ending = describe_end(booted, request.until)
     if not isinstance(booted.end, Trap):
-        raise InputError(f"{kernel.name}: {ending} before it reached {request.until}")
-    text = booted.console.text
+        for line in () if show_console else last_lines(booted):
+            console.note(f"| {one_line(line)}")
+        raise InputError(f"{kernel.name}: did not reach {request.until}: {ending}")
+    log = KernelLog(kernel, booted.machine.ram)
+    text = "\n".join(record.text for record in log.records()) or booted.console.text
     active = _ACTIVE.search(text)
     return BootReport(
         version=kernel.version,

@@ -90,7 +90,6 @@ def call_function(
     arguments = tuple(resolve(text, guest) for text in texts)
     guest.leaf_map.update(guest.machine.ram.table_writes())
     recorder.exits.clear()
-    printed = len(guest.console.text)
     outcome = guest.call(function, *(argument.value for argument in arguments))
     flips = guest.leaf_map.update(guest.machine.ram.table_writes())
     exits = tuple(recorder.exits)
@@ -107,7 +106,7 @@ def call_function(
         elif prototype.result_size:
             value = outcome.value & (1 << 8 * prototype.result_size) - 1
             returned = to_signed(value, 8 * prototype.result_size) if prototype.is_signed else value
-    console = tuple(guest.console.text[printed:].splitlines())
+    console = tuple(guest.calls.lines)
     instructions, tree = _again(guest, function, texts, answer, depth)
     return CallReport(
         function=function,

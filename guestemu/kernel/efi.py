@@ -109,7 +109,6 @@ def efi_opt_in(guest: LinuxGuest, variable: Variable) -> OptIn:
     vcpu.write_memory(flags, struct.pack("<Q", guest.calls.read_u64(flags) | bits))
     vcpu.write_memory(pointer, struct.pack("<Q", kernel.address(GET_VARIABLE)))
     firmware = _Firmware(guest, variable)
-    printed = len(guest.console.text)
     try:
         guest.call(OPT_IN)
     finally:
@@ -122,5 +121,5 @@ def efi_opt_in(guest: LinuxGuest, variable: Variable) -> OptIn:
             for kind, number, args in recorder.exits
             if kind == "wrmsr" and number == MSR_KVM_MIGRATION_CONTROL
         ),
-        tuple(guest.console.text[printed:].splitlines()),
+        tuple(guest.calls.lines),
     )

@@ -31,6 +31,7 @@ from guestemu.guest.linux.bootparams import MemoryRange, make_boot_params, pc_me
 from guestemu.guest.linux.ccblob import launch_pages
 from guestemu.guest.linux.kernel import KERNEL_MAP, Kernel
 from guestemu.guest.linux.platform import Console, Platform
+from guestemu.guest.linux.printk import KernelLog
 from guestemu.machine import layout
 from guestemu.machine.exits import BudgetExhausted, Exit, ExitHandler, Shutdown, Trap
 from guestemu.machine.machine import Machine, MachineConfig
@@ -70,6 +71,8 @@ private memory, which the host cannot write (T33)."""
 
 BOOT_BUDGET: Final = 400_000_000
 MIN_MEMORY: Final = 96
+LAST_LINES: Final = 12
+"""Of a kernel that does not boot."""
 
 
 class MemoryBefore(msgspec.Struct, frozen=True):
@@ -207,13 +210,42 @@ def boot_kernel(
     return BootedKernel(kernel, machine, platform, console, end, time.perf_counter() - start)
 
 
+def last_lines(booted: BootedKernel, count: int = LAST_LINES) -> list[str]:
+    """The last lines that the kernel printed: to its log, else to its console."""
+    log = KernelLog(booted.kernel, booted.machine.ram)
+    lines = [line for record in log.records() for line in record.text.splitlines()]
+    return (lines or booted.console.text.splitlines())[-count:]
+
+
+def lacking(kernel: Kernel, sev_status: int) -> tuple[str, ...]:
+    """What a kernel would need for this kind of guest and does not have, by its functions: the
+    option that brings it."""
+    has = kernel.symbols.keys()
+    rules = (
+        ("sme_enable" in has, "CONFIG_AMD_MEM_ENCRYPT=y"),
+        ("kvm_guest_init" in has, "CONFIG_KVM_GUEST=y"),
+        (
+            not sev_status & SEV_STATUS_SEV_SNP or "snp_init" in has,
+            "SEV-SNP guest code (5.19 and later, with CONFIG_AMD_MEM_ENCRYPT=y)",
+        ),
+    )
+    return tuple(text for is_there, text in rules if not is_there)
+
+
 def describe_end(booted: BootedKernel, until: str) -> str:
-    """One line that says how a boot ended."""
-    where = booted.kernel.symbol_at(booted.rip)
+    """One line that says how a boot ended; of one that failed also what the kernel lacks, if that
+    is plain, and what it said last."""
     if isinstance(booted.end, Trap):
         return f"reached {until}"
+    where = booted.kernel.symbol_at(booted.rip)
     if isinstance(booted.end, BudgetExhausted):
-        return f"budget used up in {where}"
-    if isinstance(booted.end, Shutdown):
-        return booted.end.reason
-    return f"ended in {where}: {booted.end}"
+        text = f"budget used up in {where}"
+    elif isinstance(booted.end, Shutdown):
+        text = booted.end.reason
+    else:
+        text = f"ended in {where}: {booted.end}"
+    missing = lacking(booted.kernel, booted.machine.config.sev_status)
+    if missing:
+        text += f"; the kernel lacks {', '.join(missing)}"
+    last = last_lines(booted, 1)
+    return text + (f"; its last line: {last[0].strip()}" if last else "; it printed nothing")

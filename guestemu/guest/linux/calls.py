@@ -18,6 +18,7 @@ from guestemu.guest.base import CallOutcome
 from guestemu.guest.linux.boot import STOP_AT, BootedKernel, describe_end
 from guestemu.guest.linux.loops import looping_function
 from guestemu.guest.linux.oops import OopsStops
+from guestemu.guest.linux.printk import KernelLog, warnings_of
 from guestemu.guest.linux.symbols import SymbolIndex
 from guestemu.machine.engine import REGISTERS, Context
 from guestemu.machine.exits import BudgetExhausted, Trap
@@ -28,7 +29,7 @@ _ARGUMENTS: Final = ("rdi", "rsi", "rdx", "rcx", "r8", "r9")
 
 class KernelCalls:
     """Calls into one booted kernel; `budget` bounds each call in basic blocks, `stack` is RSP at
-    its stop.
+    its stop, `lines` what the kernel printed in the last call.
 
     Raises `InputError` where the kernel did not arrive at its stop.
     """
@@ -43,10 +44,12 @@ class KernelCalls:
         self._engine = booted.machine.engine
         self._vcpu = booted.machine.current
         self._console = booted.console
-        self._console_seen = len(booted.console.text)
+        self._log = KernelLog(booted.kernel, booted.machine.ram)
+        self._seen = self._start = self._place_in_log()
         self._stop = self.kernel.address(STOP_AT)
         self._index: SymbolIndex | None = None
         self._loop: tuple[int, str] = (0, "")
+        self.lines: list[str] = []
         self._oops = OopsStops(self.kernel)
         for address in self._oops.addresses:
             booted.platform.hook_stop(address)
@@ -66,7 +69,8 @@ class KernelCalls:
         for name, value in zip(_ARGUMENTS, arguments, strict=False):
             engine.write(REGISTERS[name], value & 0xFFFF_FFFF_FFFF_FFFF)
         end = self._vcpu.run(address, self.budget)
-        warnings = self._take_warnings()
+        self.lines = self.take_lines()
+        warnings = warnings_of(self.lines)
         if type(end) is Trap and end.rip == self._stop:
             return CallOutcome(self._vcpu.read_register("rax"), None, warnings)
         if type(end) is Trap and end.rip in self._oops.addresses:
@@ -109,12 +113,31 @@ class KernelCalls:
             return f"{where}, looping in {function}"
         return where
 
-    def _take_warnings(self) -> tuple[str, ...]:
-        text = self._console.text
-        new, self._console_seen = text[self._console_seen :], len(text)
-        return tuple(
-            line.partition("WARNING: ")[2] for line in new.splitlines() if "WARNING: " in line
-        )
+    def _place_in_log(self) -> tuple[int, int]:
+        """How far the log is: its mark and its last number; of the console, where there is no
+        readable log, its length."""
+        if not self._log.is_readable:
+            return len(self._console.text), -1
+        records = self._log.records()
+        return self._log.mark(), records[-1].number if records else -1
+
+    def take_lines(self) -> list[str]:
+        """What the kernel has printed since the last call of this method."""
+        mark, last = self._seen
+        if not self._log.is_readable:
+            text = self._console.text
+            self._seen = len(text), -1
+            return text[mark:].splitlines()
+        new = self._log.mark()
+        if new == mark:
+            return []
+        records = self._log.records(last) if new > mark else self._log.records()
+        self._seen = new, records[-1].number if records else last
+        return [line for record in records for line in record.text.splitlines()]
+
+    def forget_lines(self) -> None:
+        """The guest was put back: what it printed since is not part of its log any more."""
+        self._seen = self._start
 
     def read_u64(self, address: int) -> int:
         """A 64-bit word at a kernel virtual address; `InputError` where nothing is mapped."""

@@ -136,6 +136,7 @@ class LinuxGuest(Guest):
     def reset(self) -> None:
         """Back to the state after boot."""
         self.machine.rollback()
+        self.calls.forget_lines()
         self.leaf_map.rollback()
         self._dma = None
         self._split_failures = None
