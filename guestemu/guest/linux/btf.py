@@ -27,6 +27,9 @@ _SIGNED: Final = 1
 _KIND_MASK: Final = 0x7F
 _COUNT_MASK: Final = 0xFFFFFF
 _MAX_DEPTH: Final = 64
+_MAX_NAME: Final = 512
+_MAX_TYPES: Final = 1 << 20
+"""BTF_MAX_TYPE is 0xFFFFF, BTF_MAX_NAME_OFFSET 0xFFFFFF (include/uapi/linux/btf.h)."""
 
 _EXTRA_FIXED: Final = {_INT: 4, _ARRAY: 12, _VAR: 4, _DECL_TAG: 4}
 _EXTRA_EACH: Final = {
@@ -114,6 +117,8 @@ class Btf:
                 self._records.setdefault(self._string(name), len(self._positions))
             elif kind == _FUNC:
                 self._functions[self._string(name)] = _size
+            if len(self._positions) > _MAX_TYPES:
+                raise self._damaged()
             self._positions.append(position)
             position += _TYPE.size + _EXTRA_FIXED.get(kind, 0)
             position += _EXTRA_EACH.get(kind, 0) * (info & _COUNT_MASK)
@@ -124,7 +129,7 @@ class Btf:
         return InputError(f"{self._name}: its .BTF section is damaged")
 
     def _string(self, offset: int) -> str:
-        end = self._strings.find(b"\0", offset)
+        end = self._strings.find(b"\0", offset, offset + _MAX_NAME)
         if end < 0:
             raise self._damaged()
         return self._strings[offset:end].decode("ascii", "replace")
@@ -155,6 +160,8 @@ class Btf:
         kind, count, flag, _size, at = self._type(number)
         if kind not in {_STRUCT, _UNION} or number in seen:
             return None
+        if len(seen) > _MAX_DEPTH**2:
+            raise self._damaged()
         seen.add(number)
         for index in range(count):
             name, target, offset = _MEMBER.unpack_from(self._types, at + _MEMBER.size * index)

@@ -7,15 +7,19 @@ and payload_length). Every allocated section of that ELF is what runs; no debug 
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import hashlib
 import io
 import lzma
+import os
+import stat
 import struct
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final, Protocol
 
 import lz4.block
 import msgspec
@@ -34,8 +38,15 @@ _SETUP_SECTORS_AT: Final = 0x1F1
 _PAYLOAD_AT: Final = 0x248
 _SECTOR: Final = 512
 _LZ4_BLOCK: Final = 8 << 20
-_MAX_ELF: Final = 1 << 30
-"""No kernel is that large; a payload that claims more is refused."""
+_MAX_FILE: Final = 1 << 30
+_MAX_ELF: Final = 256 << 20
+"""No kernel without debugging information unpacks to more."""
+_MAX_RATIO: Final = 24
+_LEAST_UNPACKED: Final = 32 << 20
+"""A package unpacks to six times its size at most; one that unpacks to more than `_MAX_RATIO` times
+is not read on."""
+_MAX_DICTIONARY: Final = 256 << 20
+_CHUNK: Final = 1 << 20
 
 
 class KernelImage(msgspec.Struct, frozen=True):
@@ -49,11 +60,7 @@ class KernelImage(msgspec.Struct, frozen=True):
 def load_image(path: Path) -> KernelImage:
     """Reads the kernel in `path`. Raises `InputError` that names the file and what is wrong."""
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    try:
-        elf = _unwrap(data)
+        elf = _unwrap(_read(path))
     except _Broken as broken:
         raise InputError(f"{path}: {broken}") from None
     return KernelImage(path.name, elf, hashlib.sha256(elf).hexdigest())
@@ -63,17 +70,33 @@ def package_file(path: Path, names: tuple[str, ...]) -> bytes | None:
     """The first file of the Debian package `path` whose base name is one of `names`, or starts with
     one that ends in "-"; None if there is none or `path` is no package. Raises `InputError` for a
     damaged package."""
-    data = path.read_bytes()
-    if not data.startswith(_AR_MAGIC):
-        return None
     try:
-        return _find_in_package(data, names)
+        data = _read(path)
+        return _find_in_package(data, names) if data.startswith(_AR_MAGIC) else None
     except _Broken as broken:
         raise InputError(f"{path}: {broken}") from None
 
 
 class _Broken(Exception):
     """What is wrong with the file, without its name."""
+
+
+def _read(path: Path) -> bytes:
+    """A file of a size that an image has; a device or a pipe is none. Raises `_Broken`."""
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise _Broken("is no file; pass a Debian package, a bzImage or an ELF file")
+            if status.st_size > _MAX_FILE:
+                raise _Broken(f"is larger than {_MAX_FILE >> 20} MiB; no kernel image is")
+            return file.read(status.st_size)
+    except OSError as error:
+        raise _Broken(f"cannot be read: {error.strerror}") from None
+
+
+def _open_at_once(name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_NONBLOCK)  # a pipe without a writer
 
 
 def _unwrap(data: bytes) -> bytes:
@@ -117,20 +140,66 @@ def _find_in_package(data: bytes, names: tuple[str, ...]) -> bytes | None:
     for name, member in _members(data):
         if not name.startswith("data.tar"):
             continue
-        if name.endswith(".zst"):
-            member = _unzstd(member)
         try:
-            with tarfile.open(fileobj=io.BytesIO(member)) as archive:
-                for entry in archive:
-                    base = entry.name.rpartition("/")[2]
-                    if entry.isfile() and (base in names or base.startswith(prefixes)):
-                        stream = archive.extractfile(entry)
-                        if stream is not None:
-                            return stream.read()
-        except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, OSError) as error:
+            return _find_in_archive(_Unpacked(name, member), names, prefixes)
+        except (
+            *(tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, zstandard.ZstdError),
+            *(OSError, OverflowError, UnicodeError),
+        ) as error:
             raise _Broken(f"its {name} cannot be unpacked ({error}); fetch it again") from None
-        return None
     raise _Broken("the package holds no data.tar; fetch it again")
+
+
+def _find_in_archive(
+    unpacked: _Unpacked, names: tuple[str, ...], prefixes: tuple[str, ...]
+) -> bytes | None:
+    with tarfile.open(fileobj=unpacked, mode="r|") as archive:
+        for entry in archive:
+            base = entry.name.rpartition("/")[2]
+            if not entry.isfile() or not (base in names or base.startswith(prefixes)):
+                continue
+            if entry.size > _MAX_ELF or entry.issparse():
+                raise tarfile.ReadError(f"{entry.name} claims {entry.size} bytes")
+            stream = archive.extractfile(entry)
+            if stream is not None:
+                return stream.read()
+    return None
+
+
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+_STREAMS: Final[dict[str, Callable[[BinaryIO], _Readable]]] = {
+    "zst": zstandard.ZstdDecompressor().stream_reader,
+    "xz": lzma.open,
+    "lzma": lzma.open,
+    "gz": gzip.open,
+    "bz2": bz2.open,
+}
+
+
+class _Unpacked(io.RawIOBase):
+    """The unpacked bytes of a package's member, as they are read: never more than a package has."""
+
+    def __init__(self, name: str, member: bytes) -> None:
+        super().__init__()
+        self._left = max(_LEAST_UNPACKED, _MAX_RATIO * len(member))
+        open_it = _STREAMS.get(name.rpartition(".")[2])
+        source = io.BytesIO(member)
+        self._stream: _Readable = source if open_it is None else open_it(source)
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """As of any stream. Raises EOFError behind what a package of this size may unpack to."""
+        data = self._stream.read(_CHUNK if size < 0 else size)
+        self._left -= len(data)
+        if self._left < 0:
+            raise EOFError("it unpacks to more than a package does")
+        return data
 
 
 def _payload_of_bzimage(data: bytes) -> bytes:
@@ -166,7 +235,7 @@ def _unlz4(payload: bytes) -> bytes:
     """The LZ4 legacy frame that the kernel's build uses; the last word is the unpacked size."""
     (size,) = struct.unpack("<I", payload[-4:])
     if size > _MAX_ELF:
-        raise EOFError(f"claims {size} bytes")
+        raise EOFError(f"it claims {size} bytes")
     out = bytearray()
     position = 4
     while len(out) < size:
@@ -182,15 +251,22 @@ def _unlz4(payload: bytes) -> bytes:
 
 def _unzstd(payload: bytes) -> bytes:
     with zstandard.ZstdDecompressor().stream_reader(payload, read_across_frames=False) as reader:
-        return reader.read(_MAX_ELF)
+        return _not_more(reader.read(_MAX_ELF + 1))  # one call: behind the frame is something else
 
 
 def _unxz(payload: bytes) -> bytes:
-    return lzma.LZMADecompressor().decompress(payload, _MAX_ELF)
+    unpacker = lzma.LZMADecompressor(memlimit=_MAX_DICTIONARY)
+    return _not_more(unpacker.decompress(payload, _MAX_ELF + 1))
 
 
 def _gunzip(payload: bytes) -> bytes:
-    return zlib.decompressobj(31).decompress(payload, _MAX_ELF)
+    return _not_more(zlib.decompressobj(31).decompress(payload, _MAX_ELF + 1))
+
+
+def _not_more(data: bytes) -> bytes:
+    if len(data) > _MAX_ELF:
+        raise EOFError(f"it unpacks to more than {_MAX_ELF >> 20} MiB")
+    return data
 
 
 _UNPACKERS: Final[dict[bytes, Callable[[bytes], bytes]]] = {

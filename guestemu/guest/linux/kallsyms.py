@@ -35,11 +35,28 @@ _PER_MARKER: Final = 256
 _KERNEL_START: Final = 0xFFFF_FFFF_8000_0000
 _BIG_NAME: Final = 0x80
 _MIN_SYMBOLS: Final = 1 << 10
-_MAX_SYMBOLS: Final = 1 << 21
+_MAX_SYMBOLS: Final = 1 << 20
 _MIN_NAME: Final = 2
 _MAX_NAMES: Final = 16 << 20
 _ALIGNMENTS: Final = (8, 4)
 _U64: Final = 0xFFFF_FFFF_FFFF_FFFF
+_PER_TABLE: Final = 1 << 14
+_MAX_STEPS: Final = 1 << 22
+"""Names, about, that a search looks at. A kernel has one token table, and few words in front of it
+that could be num_syms; a file that was made to have thousands is not searched to its end."""
+_MAX_NAME: Final = 1024
+"""KSYM_NAME_LEN is 512."""
+
+
+class _Effort:
+    """Counts what a search may still look at; `spend` says whether it may go on."""
+
+    def __init__(self) -> None:
+        self._left = _MAX_STEPS
+
+    def spend(self, steps: int) -> bool:
+        self._left -= steps
+        return self._left >= 0
 
 
 def read_kallsyms(data: bytes, address: int, name: str) -> dict[str, int]:
@@ -49,9 +66,10 @@ def read_kallsyms(data: bytes, address: int, name: str) -> dict[str, int]:
     Raises `InputError` where the tables are not found.
     """
     position = -1
-    while (position := data.find(_DIGITS, position + 1)) >= 0:
+    effort = _Effort()
+    while (position := data.find(_DIGITS, position + 1)) >= 0 and effort.spend(_PER_TABLE):
         for table_start, index_end, texts in _token_tables(data, position):
-            found = _read_at(data, address, table_start, index_end, texts)
+            found = _read_at(data, address, table_start, index_end, texts, effort)
             if found is not None:
                 return found
     raise InputError(
@@ -61,9 +79,14 @@ def read_kallsyms(data: bytes, address: int, name: str) -> dict[str, int]:
 
 
 def _read_at(
-    data: bytes, address: int, table_start: int, index_end: int, texts: list[bytes]
+    data: bytes,
+    address: int,
+    table_start: int,
+    index_end: int,
+    texts: list[bytes],
+    effort: _Effort,
 ) -> dict[str, int] | None:
-    for names_start, count, alignment in _candidate_names(data, table_start, texts):
+    for names_start, count, alignment in _candidate_names(data, table_start, texts, effort):
         addresses = _addresses(data, address, (names_start - alignment, index_end), count)
         if addresses is not None:
             symbols: dict[str, int] = {}
@@ -115,7 +138,7 @@ def _token_tables(data: bytes, digits: int) -> Iterator[tuple[int, int, list[byt
 
 
 def _candidate_names(
-    data: bytes, table_start: int, texts: list[bytes]
+    data: bytes, table_start: int, texts: list[bytes], effort: _Effort
 ) -> Iterator[tuple[int, int, int]]:
     """Start, number and alignment of names wherever a count, as many names and their markers
     follow, up to the token table at `table_start`; the nearest first."""
@@ -131,7 +154,7 @@ def _candidate_names(
             if (count_at | table_start) % alignment or start + _MIN_NAME * count > table_start:
                 continue
             if texts[data[start + 1]][:1].isalpha() and any(
-                _has_names(data, start, count, markers, alignment)
+                _has_names(data, start, count, markers, alignment, effort)
                 for markers in _marker_places(table_start, count, alignment)
             ):
                 yield start, count, alignment
@@ -145,12 +168,18 @@ def _marker_places(table_start: int, count: int, alignment: int) -> tuple[int, i
     return last, last - _align(3 * count, alignment)
 
 
-def _has_names(data: bytes, start: int, count: int, markers: int, alignment: int) -> bool:
+def _has_names(
+    data: bytes, start: int, count: int, markers: int, alignment: int, effort: _Effort
+) -> bool:
     """Whether `count` names start at `start` and end where their `markers` are."""
     if markers < start or data[markers : markers + 4] != bytes(4):
         return False
+    if not effort.spend(_PER_MARKER):
+        return False
     second = _skip_names(data, start, _PER_MARKER, markers)
     if second is None or not data.startswith(struct.pack("<I", second - start), markers + 4):
+        return False
+    if not effort.spend(count):
         return False
     end = _skip_names(data, start, count, markers)
     return end is not None and _align(end, alignment) == markers
@@ -187,7 +216,7 @@ def _decode_names(data: bytes, start: int, count: int, texts: list[bytes]) -> li
     end = start
     for _ in range(count):
         position, end = _name_at(data, end)
-        text = b"".join([texts[token] for token in data[position:end]])
+        text = b"".join([texts[token] for token in data[position:end]])[:_MAX_NAME]
         names.append(text[1:].decode("ascii", "replace"))
     return names
 

@@ -6,7 +6,9 @@ from __future__ import annotations
 import functools
 import io
 import re
+import struct
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +28,14 @@ KERNEL_MAP: Final = 0xFFFF_FFFF_8000_0000
 
 _SITES: Final = frozenset({"rdmsr", "wrmsr", "rdtsc", "hlt", "pvalidate", "rmpadjust"})
 _VERSION: Final = re.compile(rb"Linux version (\S+) ")
+_MAX_PARTS: Final = 4096
+_MAX_ADDRESS: Final = 2 << 30
+"""KERNEL_IMAGE_SIZE is 1 GiB (arch/x86/include/asm/page_64_types.h), and it starts at 16 MiB."""
+_DAMAGE: Final = (
+    *(ELFError, struct.error, ValueError, KeyError, IndexError, TypeError, AttributeError),
+    *(OverflowError, RecursionError),
+)
+"""What pyelftools raises for a damaged file; it is not made for those."""
 _SHF_ALLOC: Final = 2
 _SHF_EXECINSTR: Final = 4
 
@@ -84,6 +94,33 @@ class Kernel(msgspec.Struct, frozen=True):
         return f"{best}+{address - where:#x}" if best else f"{address:#x}"
 
 
+def check_shape(elf: ELFFile, size: int) -> None:
+    """Raises ELFError for an ELF file of `size` bytes that no linker makes: more parts than a
+    kernel has, parts outside of the file or over each other, more memory than a kernel may take."""
+    if elf.num_segments() > _MAX_PARTS or elf.num_sections() > _MAX_PARTS:
+        raise ELFError(f"it has more than {_MAX_PARTS} segments or sections")
+    memory: list[tuple[int, int]] = []
+    for part in elf.iter_segments("PT_LOAD"):
+        start, length, taken = part["p_offset"], part["p_filesz"], part["p_memsz"]
+        if start + length > size or length > taken:
+            raise ELFError("a segment lies outside of the file")
+        memory.append((part["p_paddr"], part["p_paddr"] + taken))
+    memory.sort()
+    if any(end > start for (_, end), (start, _) in pairwise(memory)):
+        raise ELFError("its segments overlap")
+    if memory and memory[-1][1] > _MAX_ADDRESS:
+        raise ELFError(f"it is loaded up to {memory[-1][1]:#x}, kernels below {_MAX_ADDRESS:#x}")
+    total = 0
+    for section in elf.iter_sections():
+        if section["sh_type"] in {"SHT_NULL", "SHT_NOBITS"}:
+            continue
+        if section["sh_offset"] + section["sh_size"] > size:
+            raise ELFError("a section lies outside of the file")
+        total += section["sh_size"]
+    if total > size:
+        raise ELFError("its sections overlap")
+
+
 def load_kernel(path: Path, progress: Callable[[str], None] | None = None) -> Kernel:
     """Reads and analyses the kernel in `path` (about two seconds). `progress` is told each step.
 
@@ -94,6 +131,7 @@ def load_kernel(path: Path, progress: Callable[[str], None] | None = None) -> Ke
     image = load_image(path)
     try:
         elf = ELFFile(io.BytesIO(image.elf))
+        check_shape(elf, len(image.elf))
         segments = tuple(
             LoadSegment(int(part["p_paddr"]), bytes(part.data()), int(part["p_memsz"]))
             for part in elf.iter_segments("PT_LOAD")
@@ -105,13 +143,17 @@ def load_kernel(path: Path, progress: Callable[[str], None] | None = None) -> Ke
         }
         entry = int(elf["e_entry"])
         machine = elf["e_machine"]
-    except ELFError as error:
-        raise InputError(f"{path}: its kernel is a damaged ELF file: {error}") from None
+    except _DAMAGE as error:
+        text = str(error) or type(error).__name__
+        raise InputError(f"{path}: its kernel is a damaged ELF file: {text}") from None
     if machine != "EM_X86_64":
         raise InputError(f"{path}: a kernel for {machine}, not for x86-64")
     for needed, config in ((".rodata", "CONFIG_KALLSYMS_ALL"), (".BTF", "CONFIG_DEBUG_INFO_BTF")):
         if needed not in sections:
             raise InputError(f"{path}: the kernel has no {needed} section; it needs {config}=y")
+    for name in (".rodata", ".BTF"):
+        if sections[name]["sh_type"] != "SHT_PROGBITS" or sections[name].compressed:
+            raise InputError(f"{path}: its kernel is a damaged ELF file: {name} has no plain bytes")
     rodata = bytes(sections[".rodata"].data())
     say("symbols")
     symbols = read_kallsyms(rodata, int(sections[".rodata"]["sh_addr"]), image.name)
@@ -121,7 +163,8 @@ def load_kernel(path: Path, progress: Callable[[str], None] | None = None) -> Ke
     starts = sorted(set(symbols.values()))
     sites: list[Site] = []
     for section in sections.values():
-        if section["sh_flags"] & _SHF_EXECINSTR and section["sh_flags"] & _SHF_ALLOC:
+        is_code = section["sh_flags"] & _SHF_EXECINSTR and section["sh_flags"] & _SHF_ALLOC
+        if is_code and section["sh_type"] == "SHT_PROGBITS" and not section.compressed:
             sites += find_sites(bytes(section.data()), int(section["sh_addr"]), starts, _SITES)
     version = _VERSION.search(rodata)
     return Kernel(
