@@ -20,7 +20,7 @@ from guestemu.host.base import GuestFault, Host, Hypercall, MapGpaRange, VcpuAcc
 from guestemu.host.userspace.base import VmStopped
 
 _T = TypeVar("_T")
-_MAY_FAULT: Final = frozenset({"rdmsr", "wrmsr"})
+_MSR_ACCESSES: Final = frozenset({"rdmsr", "wrmsr"})
 _SHOWN: Final = 60
 
 
@@ -63,11 +63,21 @@ def _shown(value: object) -> str:
         return f"a {type(value).__name__}"
 
 
+def _may_fault(name: str, arguments: tuple[object, ...]) -> bool:
+    """Whether KVM itself gives the guest an exception there: for MSRs, for a hypercall outside of
+    CPL 0 and for a VMCALL, which it patches first. A VMMCALL of a kernel is answered by a value."""
+    if name in _MSR_ACCESSES:
+        return True
+    return name == "hypercall" and any(
+        isinstance(one, Hypercall) and (one.cpl or one.is_vmcall) for one in arguments
+    )
+
+
 class PluginHost(Host):
     """A user's host behind a guard.
 
-    `VmStopped` passes, `GuestFault` of an MSR access too; any other exception and any value of the
-    wrong type or range becomes a `HostFailedError` with the plug-in's file and line.
+    `VmStopped` passes, and `GuestFault` where KVM gives the guest one; any other exception and any
+    value of the wrong type or range becomes a `HostFailedError` with the plug-in's file and line.
     """
 
     name: ClassVar[str] = "plugin"
@@ -89,7 +99,7 @@ class PluginHost(Host):
         except (VmStopped, HostFailedError, KeyboardInterrupt):
             raise
         except BaseException as error:
-            if isinstance(error, GuestFault) and name in _MAY_FAULT:
+            if isinstance(error, GuestFault) and _may_fault(name, arguments):
                 raise
             raise self._failed(name, error) from error
 
@@ -97,7 +107,10 @@ class PluginHost(Host):
         where = f"{place_of(self._path, error)}: {type(self._plugin).__name__}.{name}"
         if isinstance(error, TimeUp):
             return HostFailedError(f"{where} did not return: {error}")
-        remedy = "a host may raise only GuestFault, for an MSR that it does not have"
+        remedy = (
+            "a host may raise only GuestFault, for an MSR that it does not have, or for a VMCALL "
+            "or a hypercall from user mode"
+        )
         return HostFailedError(f"{where} raised {describe(error)}; {remedy}")
 
     def _place_of(self, name: str) -> str:

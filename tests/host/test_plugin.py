@@ -99,6 +99,15 @@ def test_good_plugin_answers(tmp_path):
         host.inject_answer(0, 1)
 
 
+def test_a_hypercall_from_user_mode_may_fault(tmp_path):
+    host = load(write(tmp_path, a=("return 0", "raise GuestFault(13)"), b=("or call.cpl", "")))
+    host.reset(64)
+    with pytest.raises(GuestFault):
+        host.hypercall(StandInVcpu(cpl=3).hypercall(12, 0x1000, 1, 0))
+    with pytest.raises(HostFailedError):
+        call(host)
+
+
 def test_plugin_does_not_need_the_base_class(tmp_path):
     spec = write(tmp_path, a=("class Mine(Host):", "class Mine:"))
     host = load(spec)
