@@ -11,12 +11,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
+import zstandard
 
 from guestemu.abi.addresses import PAGE_SIZE
 from guestemu.abi.regions import Region
 from guestemu.guest.linux import load
-from guestemu.guest.linux.cache import prune
+from guestemu.guest.linux.cache import prune, read_sealed, write_sealed
 from guestemu.guest.linux.load import LinuxLoader, linux_config
 from guestemu.guest.linux.recorder import BootRecorder
 
@@ -132,6 +134,33 @@ def test_a_truncated_guest_is_no_guest(image_of, cache, monkeypatch, keep):
     refuse_to_boot(monkeypatch)
     with pytest.raises(AssertionError, match="booted"):
         guest_of(LinuxLoader(), image_of("6.1"))
+
+
+def test_well_formed_files_with_other_content_are_not_restored(image_of, cache, monkeypatch):
+    """Another CPU context in a file that is whole: restored raw, it would end the process."""
+    (path,) = cache.glob("*.guest")
+    sealed = path.read_bytes()
+    seal, packed = sealed[:32], sealed[32:]
+    body = msgspec.msgpack.decode(zstandard.decompress(packed))
+    body["context"] = bytes(len(body["context"]))
+    other = zstandard.compress(msgspec.msgpack.encode(body))
+    refuse_to_boot(monkeypatch)
+    for content in (other, seal + other):
+        path.write_bytes(content)
+        with pytest.raises(AssertionError, match="booted"):
+            guest_of(LinuxLoader(), image_of("6.1"))
+
+
+def test_a_file_is_good_under_its_own_name_only(tmp_path):
+    write_sealed(tmp_path / "a", b"content")
+    assert read_sealed(tmp_path / "a") == b"content"
+    (tmp_path / "b").write_bytes((tmp_path / "a").read_bytes())
+    assert read_sealed(tmp_path / "b") is None
+    (tmp_path / "a").chmod(0o666)
+    assert read_sealed(tmp_path / "a") is None
+    os.mkfifo(tmp_path / "c")
+    assert read_sealed(tmp_path / "c") is None
+    assert read_sealed(tmp_path / "d") is None
 
 
 def test_other_configurations_and_code_are_other_files(image_of, cache, monkeypatch):

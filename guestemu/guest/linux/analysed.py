@@ -2,7 +2,7 @@
 """An analysed kernel in two files: what is always needed, and the segments, for boots only.
 
 Analysing takes about two seconds, reading it back a tenth of one. Both files are MessagePack in
-Zstandard with a checksum.
+Zstandard, sealed with a checksum (cache.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import msgspec
 import zstandard
 
 from guestemu.guest.linux.btf import Btf, BtfIndex
-from guestemu.guest.linux.cache import write_file
+from guestemu.guest.linux.cache import read_sealed, write_sealed
 from guestemu.guest.linux.kernel import Kernel, LoadSegment, Segments
 from guestemu.guest.linux.sites import Site
 
@@ -53,8 +53,8 @@ def save_analysis(path: Path, kernel: Kernel) -> None:
         strings,
         kernel.btf.index,
     )
-    write_file(path.with_name(path.name + SEGMENTS_SUFFIX), _pack(kernel.segments.parts))
-    write_file(path, _pack(analysis))
+    write_sealed(path.with_name(path.name + SEGMENTS_SUFFIX), _pack(kernel.segments.parts))
+    write_sealed(path, _pack(analysis))
 
 
 def load_analysis(path: Path, name: str, again: Callable[[], Kernel]) -> Kernel | None:
@@ -88,8 +88,11 @@ def _pack(value: object) -> bytes:
 
 
 def _read(path: Path, kind: type[_T]) -> _T | None:
+    packed = read_sealed(path)
+    if packed is None:
+        return None
     try:
-        data = zstandard.ZstdDecompressor().decompress(path.read_bytes())
+        data = zstandard.ZstdDecompressor().decompress(packed)
         return msgspec.msgpack.decode(data, type=kind)
     except (OSError, zstandard.ZstdError, msgspec.MsgspecError, MemoryError):
         return None

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import hmac
 import os
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +29,7 @@ MAX_FILES: Final = 48
 SWITCH: Final = "GUESTEMU_NO_CACHE"
 """Environment variable; set to 1 every kernel is analysed and booted anew, and nothing is kept."""
 
+_SEAL_SIZE: Final = 32
 _MADE_BY: Final = ("abi", "machine", "guest/linux")
 
 
@@ -71,6 +74,40 @@ def write_file(path: Path, data: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_sealed(path: Path, data: bytes) -> None:
+    """`write_file` with a checksum in front: over all of `data` and the file's name, which is the
+    hash of what it was made from. Raises OSError."""
+    write_file(path, _seal(path, data) + data)
+
+
+def read_sealed(path: Path) -> bytes | None:
+    """What `write_sealed` wrote to this name; None for anything else, such as the file of another
+    image under this name, or a file that is not the user's own."""
+    try:
+        with open(path, "rb", opener=_open_own) as file:
+            content = file.read()
+    except OSError:
+        return None
+    seal, data = content[:_SEAL_SIZE], content[_SEAL_SIZE:]
+    return data if hmac.compare_digest(seal, _seal(path, data)) else None
+
+
+def _seal(path: Path, data: bytes) -> bytes:
+    key = hashlib.sha256(path.name.encode()).digest()
+    return hashlib.blake2b(data, key=key, digest_size=_SEAL_SIZE).digest()
+
+
+def _open_own(name: str, flags: int) -> int:
+    """Opens a regular file of this user or of root, which others cannot write. Raises OSError."""
+    descriptor = os.open(name, flags | os.O_NONBLOCK)
+    status = os.fstat(descriptor)
+    is_own = status.st_uid in (os.geteuid(), 0) and not status.st_mode & stat.S_IWOTH
+    if stat.S_ISREG(status.st_mode) and is_own:
+        return descriptor
+    os.close(descriptor)
+    raise PermissionError(f"{name}: not a file of the user's own")
 
 
 def mark_used(path: Path) -> None:

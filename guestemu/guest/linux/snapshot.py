@@ -22,7 +22,7 @@ from guestemu.abi.addresses import PAGE_SIZE
 from guestemu.abi.regions import Region
 from guestemu.guest.base import PlacedRegion
 from guestemu.guest.linux.boot import STOP_AT, BootedKernel, build_machine
-from guestemu.guest.linux.cache import write_file
+from guestemu.guest.linux.cache import read_sealed, write_sealed
 from guestemu.guest.linux.es import EsState
 from guestemu.guest.linux.kernel import Kernel
 from guestemu.guest.linux.platform import Console
@@ -95,7 +95,7 @@ def save_snapshot(path: Path, prepared: Prepared, command_line: str) -> int:
     )
     compressor = zstandard.ZstdCompressor(level=_LEVEL, threads=-1, write_checksum=True)
     data = compressor.compress(msgspec.msgpack.encode(body))
-    write_file(path, data)
+    write_sealed(path, data)
     return len(data)
 
 
@@ -111,13 +111,29 @@ def _pages(machine: Machine, view: memoryview, wanted: Callable[[int], bool]) ->
     return pages
 
 
+def _check_places(path: Path, body: _Body, frames: int) -> None:
+    """Raises `SnapshotMismatch` for pages and frames that the machine does not have."""
+    pages = [*body.private.items(), *body.shared.items()]
+    numbers = [*body.shared_frames, *body.shared_current, *(gfn for gfn, _ in pages)]
+    if any(len(page) != PAGE_SIZE for _, page in pages) or not all(
+        0 <= gfn < frames for gfn in numbers
+    ):
+        raise SnapshotMismatch(f"{path}: has pages that the machine has not")
+    if any(number not in set(Region) for number in body.regions):
+        raise SnapshotMismatch(f"{path}: has a region that does not exist")
+
+
 def load_snapshot(path: Path, kernel: Kernel, config: MachineConfig, command_line: str) -> Prepared:
     """A machine as `save_snapshot` left it. Raises `SnapshotMismatch` with the reason."""
+    packed = read_sealed(path)
+    if packed is None:
+        raise SnapshotMismatch(f"{path}: its checksum is wrong, or it was written for another name")
     try:
-        data = zstandard.ZstdDecompressor().decompress(path.read_bytes())
+        data = zstandard.ZstdDecompressor().decompress(packed)
         body = msgspec.msgpack.decode(data, type=_Body)
     except (OSError, zstandard.ZstdError, msgspec.MsgspecError, MemoryError) as error:
         raise SnapshotMismatch(f"{path}: {error}") from None
+    _check_places(path, body, config.frames)
     console = Console()
     expected = _header(kernel, config, command_line, body.header.context_size)
     if body.header != expected:
