@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`guestemu outcomes table`: every answer of MapGPA and ACCEPT on TDX guests."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from guestemu.cli import _names as names
+from guestemu.cli import console
+from guestemu.cli._options import AsJson
+from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
+
+
+def command(
+    guests: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--guest",
+            metavar="GUEST",
+            help="snippet:6.12 or linux:IMAGE; repeatable.  [default: the snippet and the fetched "
+            "kernels]",
+            show_default=False,
+            autocompletion=names.guests,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Run 67 conversions of a TDX guest against scripted answers.
+
+    The guest is reset before each row. Prints value, page-table entries and page states for each
+    answer of MapGPA and each failure of ACCEPT, and where guests differ.
+
+    Exit status 1 where guests differ, 0 where all agree.
+
+    For example:
+
+      guestemu outcomes table --guest snippet:6.12
+
+      guestemu outcomes table --guest snippet:6.12 --guest linux:7.3 --json
+    """
+    from guestemu.cli._step_progress import StepProgress
+    from guestemu.outcomes.guests import chosen_guests, outcome_guest
+    from guestemu.outcomes.page import conversion_table
+    from guestemu.outcomes.td_rows import ROWS
+    from guestemu.outcomes.td_table import run_table
+
+    chosen = chosen_guests(guests)
+    tables = {}
+    with StepProgress(len(chosen) * len(ROWS)) as progress:
+        for name in chosen:
+            tables[name] = run_table(outcome_guest(name, "tdx"), done=progress.advance)
+    if as_json:
+        console.emit_json({"tables": tables})
+    else:
+        console.emit(conversion_table(tables).rstrip())
+    first = tables[chosen[0]]
+    return EXIT_OK if all(table == first for table in tables.values()) else EXIT_FINDINGS
