@@ -43,12 +43,12 @@ set_memory_enc_dec:
 	call	cpa_init
 	xor	esi, esi
 	cmp	qword ptr [info + INFO_coherent], 0
-	sete	sil
 	.ifdef	IS_TDX
 	test	r13d, r13d
 	jnz	2f
-	mov	esi, 1
+	cmp	esi, esi		# a TD flushes caches whatever CPUID says
 	.endif
+	sete	sil
 	call	cpa_flush
 2:
 	.if	STATUS_IS_INT
@@ -59,7 +59,10 @@ set_memory_enc_dec:
 	.ifdef	IS_TDX
 	test	r13d, r13d
 	jz	3f
-	call	tdx_change_request
+	mov	rdi, [rbp + CPA_VADDR]
+	movsxd	rsi, r12d
+	mov	edx, r13d
+	call	tdx_enc_status_changed
 	mov	ebx, eax
 	test	ebx, ebx
 	jnz	5f
@@ -72,20 +75,10 @@ set_memory_enc_dec:
 	call	cpa_flush
 	test	ebx, ebx
 	jnz	6f
-	.ifdef	IS_TDX
-	test	r13d, r13d
-	jnz	4f
-	call	tdx_change_request
-	mov	ebx, eax
-	test	ebx, ebx
-	jnz	5f
-4:
-	.else
 	mov	rdi, [rbp + CPA_VADDR]
 	mov	esi, r12d
 	mov	edx, r13d
 	call	notify_pages
-	.endif
 	mov	ebx, [info + INFO_finish_status]
 	test	ebx, ebx
 	jz	6f
@@ -108,13 +101,4 @@ set_memory_enc_dec:
 	.if	STATUS_IS_INT
 7:	mov	eax, -EBUSY
 	jmp	8b
-	.endif
-
-	.ifdef	IS_TDX
-	# rbp = request, r12d = pages, r13d = encrypt -> eax = 0 or -EIO.
-	function tdx_change_request
-	mov	rdi, [rbp + CPA_VADDR]
-	movsxd	rsi, r12d
-	mov	edx, r13d
-	jmp	tdx_enc_status_changed
 	.endif

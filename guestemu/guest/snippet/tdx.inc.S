@@ -113,3 +113,14 @@
 	ret
 4:	xor	eax, eax
 	ret
+
+	# tdx_enc_status_change_finish: rdi = VA, esi = pages, edx = to private. A decryption tells the
+	# host now; the status goes to INFO_finish_status, where the caller reads it.
+	function notify_pages
+	xor	eax, eax
+	test	edx, edx
+	jnz	1f
+	movsxd	rsi, esi
+	call	tdx_enc_status_changed
+1:	mov	[info + INFO_finish_status], eax
+	ret
