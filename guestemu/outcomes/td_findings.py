@@ -22,12 +22,12 @@ from guestemu.abi.hypercalls import KVM_EINVAL
 from guestemu.abi.regions import Region
 from guestemu.abi.tdx import VMCALL_INVALID_OPERAND
 from guestemu.abi.x86 import PTE_ADDRESS_MASK
+from guestemu.events.tdx import MapGpaCall
 from guestemu.guest.linux.boot import TDX_KVM_FEATURES, boot_kernel, describe_end
 from guestemu.guest.linux.guest import LinuxGuest
 from guestemu.guest.linux.load import LOADER, linux_config
 from guestemu.guest.linux.recorder import BootRecorder
 from guestemu.guest.td import Td
-from guestemu.guest.td_events import MapGpaCall
 from guestemu.machine.exits import Halt, Trap
 from guestemu.machine.paging import walk
 from guestemu.outcomes.answers import Answer, ScriptedKvm

@@ -15,9 +15,9 @@ import msgspec
 from guestemu.abi.addresses import PAGE_SHIFT
 from guestemu.abi.errors import InputError
 from guestemu.abi.regions import Region
+from guestemu.events.tdx import Accept, SeptViolation
 from guestemu.guest.base import Guest
 from guestemu.guest.td import Td
-from guestemu.guest.td_events import Accept, SeptViolation
 from guestemu.machine.sept import ACCEPTED, PENDING, SHARED
 from guestemu.outcomes.answers import ScriptedKvm
 from guestemu.outcomes.td_rows import ROWS, AcceptPlan, Row
