@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from guestemu.abi.hypercalls import hypercall_text
 from guestemu.cli import console
 from guestemu.cli.errors import one_line
 
@@ -129,8 +130,7 @@ def tell(report: BootReport) -> None:
     console.emit(f"{report.version}: reached {report.reached} in {report.seconds} s")
     console.emit(f"memory encryption: {report.active or 'not announced yet'}")
     for call in report.hypercalls[:_MAX_LINES]:
-        args = ", ".join(f"{value:#x}" for value in call.args[:3])
-        console.emit(f"hypercall {call.nr}({args})")
+        console.emit(hypercall_text(call.nr, call.args))
     if len(report.hypercalls) > _MAX_LINES:
         more = len(report.hypercalls) - _MAX_LINES
         console.emit(f"and {more} more hypercalls; --json lists them")

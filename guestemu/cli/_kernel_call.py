@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from guestemu.abi.hypercalls import answer_text, hypercall_text
 from guestemu.cli import console
 
 if TYPE_CHECKING:
@@ -48,8 +49,7 @@ def tell(report: CallReport) -> None:
         console.emit(f"  {leaf.gva:#x} (GPA {leaf.gpa:#x}), {pages}: {what}")
     _more(len(report.ptes), "changed leaves")
     for call in report.hypercalls[:_MAX_LINES]:
-        args = ", ".join(f"{value:#x}" for value in call.args[:3])
-        console.emit(f"  hypercall {call.nr}({args}) = {call.ret}")
+        console.emit(f"  {hypercall_text(call.nr, call.args)} -> {answer_text(call.ret)}")
     _more(len(report.hypercalls), "hypercalls")
     for write in report.msrs:
         console.emit(f"  WRMSR {write.msr:#x} = {write.value:#x}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from guestemu.abi.hypercalls import answer_text, hypercall_text
 from guestemu.cli import console
 
 if TYPE_CHECKING:
@@ -62,8 +63,7 @@ def tell(report: KexecReport) -> None:
     written = ", ".join(f"{value:#x}" for value in report.msr) or "not written"
     console.emit(f"  MIGRATION_CONTROL: {written}")
     for call in report.refused[:_MAX_LINES]:
-        args = ", ".join(f"{value:#x}" for value in call.args[:3])
-        console.emit(f"  hypercall {call.nr}({args}) = {call.ret}")
+        console.emit(f"  {hypercall_text(call.nr, call.args)} -> {answer_text(call.ret)}")
     for what, runs in (("stale", report.stale), ("missing", report.missing)):
         for first, pages in runs[:_MAX_LINES]:
             console.emit(f"  {what}: {pages} pages from GPA {first << 12:#x} on, {_MEANING[what]}")

@@ -93,6 +93,12 @@ def _by_name() -> Mapping[str, type[MergedHost] | type[HistoricHost]]:
     return {host.name: host for host in _CLASSES}
 
 
+def contract_of(spec: str) -> str:
+    """The `Host.contract` of the host that `spec` names; a user's own has the merged one."""
+    host = _by_name().get(spec.partition(":")[0])
+    return Host.contract if host is None else host.contract
+
+
 def load_host(spec: str, switches: Iterable[str] = (), plugin: str = "") -> Host:
     """A new host for `spec`, with the named defects repaired; not yet `reset`.
 

@@ -9,8 +9,14 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.facts import cite
-from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
+from guestemu.abi.hypercalls import (
+    answer_text,
+    attributes_text,
+    hypercall_text,
+    page_enc_text,
+)
 from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
+from guestemu.checks.page_enc import NUMBERS
 from guestemu.events.base import Event, kind_of
 from guestemu.events.exits import AnsweredExit, HypercallExit, MapGpaRangeExit, RdmsrExit, WrmsrExit
 from guestemu.events.lines import answer_of
@@ -18,6 +24,7 @@ from guestemu.events.memory import LeafChange
 from guestemu.events.operations import Violation
 from guestemu.events.text import describe
 from guestemu.guest.base import CallOutcome, GuestOops
+from guestemu.host.registry import contract_of
 from guestemu.machine.exits import ExceptionExit
 from guestemu.testbed import HOST_FAILED, OpResult
 from guestemu.trace.explain import explain
@@ -32,7 +39,6 @@ _ORIGINS: Final = {
     "psc-msr": "page-state change (MSR protocol)",
     "psc-buffer": "page-state change",
 }
-_SIZES: Final = {0: "4K", 1: "2M", 2: "1G"}
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -52,9 +58,10 @@ def tell_op(run: Run, index: int) -> Told:
             return Told(("did not end",), found)
         return Told((f"VM stopped: {text}" if text != "not run" else text,), found)
     result = run.outcome.results[index]
+    contract = contract_of(run.program.header.host)
     lines = [
         *_cut(_flip_lines(result, run.places), "groups of pages"),
-        *_cut(list(_event_lines(result.events, run.places)), "exits"),
+        *_cut(list(_event_lines(result.events, run.places, contract)), "exits"),
         *(f"WARN {name}" for name in result.outcome.warnings),
         *_end_lines(result),
     ]
@@ -69,19 +76,22 @@ def tell_violation(violation: Violation) -> tuple[str, ...]:
     return (first, *((meaning,) if meaning else ()), *((f"Rule: {facts}",) if facts else ()))
 
 
-def _event_lines(events: Iterable[Event], places: Places) -> Iterator[str]:
+def _event_lines(events: Iterable[Event], places: Places, contract: str) -> Iterator[str]:
     """All but the changes of leaves, which are told together."""
     for event in events:
         if not isinstance(event, LeafChange):
-            told = tell_exit(event, places) if isinstance(event, AnsweredExit) else None
+            told = tell_exit(event, places, contract) if isinstance(event, AnsweredExit) else None
             yield describe(event, places.event) if told is None else told
 
 
-def tell_exit(record: AnsweredExit, places: Places) -> str | None:
-    """One exit and its answer; None for a kind that has no words of its own."""
+def tell_exit(record: AnsweredExit, places: Places, contract: str = "") -> str | None:
+    """One exit and its answer; None for a kind that has no words of its own.
+
+    `contract` is the host's: hypercalls 11 and 12 mean something else to hosts from before 5.14.
+    """
     ret = answer_of(record)
-    answer = "an exception" if ret is None else f"{ret:#x}" if ret > 0xFFFF else f"{ret}"
     if isinstance(record, RdmsrExit | WrmsrExit):
+        answer = "an exception" if ret is None else f"{ret:#x}" if ret > 0xFFFF else f"{ret}"
         name = " MIGRATION_CONTROL" if record.nr == MSR_KVM_MIGRATION_CONTROL else ""
         value = f" = {record.args[0]:#x}" if record.args else ""
         if ret is not None and record.args:
@@ -92,24 +102,17 @@ def tell_exit(record: AnsweredExit, places: Places) -> str | None:
     where = "" if record.cpl == 0 else f" at CPL {record.cpl}"
     if not record.is_64bit:
         where += " in 32-bit code"
-    gpa, pages, attributes = record.args[:3]
-    if record.nr != KVM_HC_MAP_GPA_RANGE:
-        arguments = " ".join(map(hex, record.args))
-    else:
-        place = places.address(gpa)
-        name = f" ({place})" if place else ""
-        arguments = f"gpa={gpa:#x}{name} pages={pages} {_attributes(attributes)}"
-    what = f"hypercall {record.nr}"
+    place = places.address(record.args[0]) or ""
     if isinstance(record, MapGpaRangeExit):
+        gpa, pages, attributes = record.args[:3]
+        name = f" ({place})" if place else ""
         what = _ORIGINS.get(record.origin, record.origin)
-    return f"{what} {arguments}{where} -> {answer}"
-
-
-def _attributes(value: int) -> str:
-    status = "private" if value & MAP_GPA_RANGE_ENCRYPTED else "shared"
-    size = _SIZES.get(value & 0xF)
-    known = value & ~0x1F == 0 and size is not None
-    return f"{status},{size}" if known else f"attributes={value:#x}"
+        what += f" gpa={gpa:#x}{name} pages={pages} {attributes_text(attributes)}"
+    elif record.nr == NUMBERS.get(contract):
+        what = page_enc_text(record.nr, record.args, place)
+    else:
+        what = hypercall_text(record.nr, record.args, place)
+    return f"{what}{where} -> {'an exception' if ret is None else answer_text(ret)}"
 
 
 def _flip_lines(result: OpResult, places: Places) -> list[str]:

@@ -108,9 +108,9 @@ def test_showing_does_not_change_the_run(tmp_path: Path, capsys: Captured) -> No
     assert shown[2]["value"] == -12
     exits = [step for op in shown for step in op["steps"] if step.startswith("hypercall")]
     assert exits[:3] == [
-        "hypercall 12 gpa=0x0 pages=160 private,4K -> 0",
-        "hypercall 12 gpa=0x100000 pages=16128 private,4K -> 0",
-        "hypercall 12 gpa=0x200000 pages=512 shared,4K -> 0",
+        "KVM_HC_MAP_GPA_RANGE gpa=0x0 pages=160 private,4K -> 0",
+        "KVM_HC_MAP_GPA_RANGE gpa=0x100000 pages=16128 private,4K -> 0",
+        "KVM_HC_MAP_GPA_RANGE gpa=0x200000 pages=512 shared,4K -> 0",
     ]
     assert ran["hypercalls"][2]["args"][:3] == [0x200000, 512, 0]
 
