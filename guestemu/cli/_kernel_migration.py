@@ -88,7 +88,9 @@ def kernel_migration(
     packet of the page; orders of D (dirty log fetched), E (status copied) and S (page sent) are
     judged by them.
 
-    Exit status 1: something was different or lost (of --tuples: by an order that is right).
+    Exit status 1: a migrated guest was different, or lost_defined is not 0 (of --tuples: an order
+    that is right lost something). lost_strict alone is not a finding: nothing in those bytes is
+    defined.
 
     For example:
 

@@ -200,7 +200,7 @@ def call(
 ) -> int:
     """Call a function of a booted kernel and tell what it returned and did.
 
-    Exit status 1 where the kernel warned or stopped at an oops.
+    Exit status 1 where the kernel warned, stopped at an oops or did not return.
 
     For example:
 

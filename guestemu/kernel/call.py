@@ -10,6 +10,7 @@ import msgspec
 
 from guestemu.abi.addresses import PAGE_SHIFT, to_signed
 from guestemu.abi.errors import InputError
+from guestemu.abi.names import plural
 from guestemu.events.memory import LeafChange
 from guestemu.guest.base import GuestOops
 from guestemu.guest.linux.guest import LinuxGuest
@@ -46,7 +47,8 @@ class ChangedLeaf(msgspec.Struct, frozen=True):
 
 
 class CallReport(msgspec.Struct, frozen=True):
-    """What a call did. `returned` is the value by the function's C type (None: void, or an oops);
+    """What a call did. `returned` is the value by the function's C type (None: void, or an
+    `oops`, which says why it did not return);
     `arguments` hold the memory that they stand for in the run that is told; `console` are the lines
     that the kernel printed, `tree` who called whom if that was asked for."""
 
@@ -70,8 +72,8 @@ def call_function(
     `depth` above 0 asks for the tree of calls, down to so many levels.
 
     The call is made twice from the same state, the second time to count instructions: counting
-    makes every instruction a hook. Raises `InputError` for arguments that do not fit, a function
-    that is not there, and a call that uses up its budget.
+    makes every instruction a hook. A call that uses up its budget is made once and reported as
+    `oops`. Raises `InputError` for arguments that do not fit and a function that is not there.
     """
     prototype = guest.kernel.btf.prototype(function)
     guest.kernel.address(function)
@@ -94,11 +96,6 @@ def call_function(
     flips = guest.leaf_map.update(guest.machine.ram.table_writes())
     exits = tuple(recorder.exits)
     end = outcome.end
-    if isinstance(end, BudgetExhausted):
-        raise InputError(
-            f"{function}: budget of {guest.budget} basic blocks used up at "
-            f"{guest.location(end.rip)} after {len(exits)} exits; raise --budget if it is no loop"
-        )
     returned = None
     if outcome.value is not None:
         if prototype is None or not prototype.parameters:
@@ -107,7 +104,9 @@ def call_function(
             value = outcome.value & (1 << 8 * prototype.result_size) - 1
             returned = to_signed(value, 8 * prototype.result_size) if prototype.is_signed else value
     console = tuple(guest.calls.lines)
-    instructions, tree = _again(guest, function, texts, answer, depth)
+    instructions, tree = 0, tuple[TreeLine, ...]()
+    if not isinstance(end, BudgetExhausted):
+        instructions, tree = _again(guest, function, texts, answer, depth)
     return CallReport(
         function=function,
         arguments=arguments,
@@ -121,7 +120,7 @@ def call_function(
         ptes=tuple(_leaf(flip) for flip in flips),
         warnings=outcome.warnings,
         instructions=instructions,
-        oops=None if end is None else _describe(guest, end),
+        oops=None if end is None else _describe(guest, end, len(exits)),
         console=console,
         tree=tree,
     )
@@ -131,7 +130,12 @@ def _leaf(flip: LeafChange) -> ChangedLeaf:
     return ChangedLeaf(int(flip.gva), flip.gfn << PAGE_SHIFT, flip.pages, flip.private)
 
 
-def _describe(guest: LinuxGuest, end: object) -> str:
+def _describe(guest: LinuxGuest, end: object, exits: int) -> str:
+    if isinstance(end, BudgetExhausted):
+        return (
+            f"did not return: {guest.budget} basic blocks used up in {guest.location(end.rip)} "
+            f"after {plural(exits, 'exit')}; a larger --budget shows whether it is a loop"
+        )
     if isinstance(end, GuestOops):
         where = guest.location(end.rip)
         address = f", address {end.cr2:#x}" if end.cr2 else ""

@@ -97,7 +97,10 @@ def test_steps_for_people(good: str, capsys: Captured) -> None:
     assert lines[0] == "snippet:6.1 on map-gpa-range, C-bit 39, 64 MiB, 1 vCPU"
     assert "D[3..4] now shared (2 pages)" in lines
     assert "KVM_HC_MAP_GPA_RANGE gpa=0x403000 (D[3]) pages=1 shared,4K -> 0" in lines
-    assert "KVM_HC_MAP_GPA_RANGE gpa=0x403001 (D[3]+0x1) pages=1 private,4K -> -22 (-KVM_EINVAL)" in lines
+    assert (
+        "KVM_HC_MAP_GPA_RANGE gpa=0x403001 (D[3]+0x1) pages=1 private,4K -> -22 (-KVM_EINVAL)"
+        in lines
+    )
     assert lines[-1].startswith("ok: 0 violations, 3 hypercalls, trace ")
 
 

@@ -119,3 +119,12 @@ def test_programs_run_on_a_kernel_by_name(series, image_of, capsys):
     assert status == 1
     assert found["outcome"] == "no-progress"
     assert "looping in enc_dec_hypercall" in found["violations"][0]["message"]
+
+
+def test_a_call_that_does_not_return_is_a_finding(run):
+    """A hole at the first page is filled with frame 0, which the notifier never leaves (A14)."""
+    hole = "0xffffc9003f000000"
+    found, status = run("call", "set_memory_decrypted", hole, "1", "--budget", "2000000")
+    assert status == 1
+    assert found["returned"] is None
+    assert found["oops"].startswith("did not return: 2000000 basic blocks used up in ")
