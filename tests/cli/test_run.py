@@ -210,21 +210,14 @@ def test_a_smaller_memory_has_no_region_g(tmp_path: Path, capsys: Captured) -> N
     assert refused(capsys, "--memory", "64", path).startswith("op 0 (read G[0] offset=0): region G")
 
 
-@pytest.mark.parametrize(
-    ("init", "hypercall", "line", "what"),
-    [
-        ("raise ValueError('no key')", "return 0", 4, "ValueError: no key"),
-        ("pass", "return 1 // 0", 6, "ZeroDivisionError"),
-        ("pass", "return 'yes'", None, "hypercall"),
-    ],
-)
-def test_a_plugin_that_fails_is_named_with_its_line(
-    init: str, hypercall: str, line: int | None, what: str, tmp_path: Path, capsys: Captured
+def test_a_plugin_that_cannot_be_made_is_named_with_its_line(
+    tmp_path: Path, capsys: Captured
 ) -> None:
-    plugin = write(tmp_path, PLUGIN.format(init=init, hypercall=hypercall), "mine.py")
+    text = PLUGIN.format(init="raise ValueError('no key')", hypercall="return 0")
+    plugin = write(tmp_path, text, "mine.py")
     message = refused(capsys, "--host", f"{plugin}:Broken", write(tmp_path, GOOD))
-    assert message.startswith(plugin if line is None else f"{plugin}:{line}: ")
-    assert what in message
+    assert message.startswith(f"{plugin}:4: ")
+    assert "ValueError: no key" in message
 
 
 def test_corrupt_programs_are_refused_or_run(tmp_path: Path, capsys: Captured) -> None:

@@ -19,7 +19,7 @@ def show(tmp_path: Path, capsys: Captured, ops: str, *arguments: str) -> list[di
     path.write_text(f"guestemu-program 1\n---\n{ops}\n")
     assert main(["show", "--json", *arguments, str(path)]) == 0
     found: dict[str, list[dict[str, object]]] = json.loads(capsys.readouterr().out)
-    assert set(found) == {"ops"}
+    assert set(found) == {"schema", "ops"}
     return found["ops"]
 
 
@@ -106,7 +106,7 @@ def test_showing_does_not_change_the_run(tmp_path: Path, capsys: Captured) -> No
     ran = json.loads(capsys.readouterr().out)
     assert [op["violations"] for op in shown] == [[], [], [], []]
     assert shown[2]["value"] == -12
-    exits = [step for op in shown for step in op["steps"] if step.startswith("hypercall")]
+    exits = [step for op in shown for step in op["steps"] if step.startswith("KVM_HC")]
     assert exits[:3] == [
         "KVM_HC_MAP_GPA_RANGE gpa=0x0 pages=160 private,4K -> 0",
         "KVM_HC_MAP_GPA_RANGE gpa=0x100000 pages=16128 private,4K -> 0",

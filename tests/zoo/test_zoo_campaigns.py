@@ -240,7 +240,11 @@ def test_list_and_run_on_the_command_line(tmp_path: Path, capsys: pytest.Capture
     (bug,) = json.loads(capsys.readouterr().out)["bugs"]
     assert (bug["id"], bug["found"]) == ("M74", True)
     assert main(["zoo", "run", "M74", "--execs", "500", "--repaired", *common]) == 0
-    assert json.loads(capsys.readouterr().out) == {"bugs": [], "false_positives": 0}
+    assert json.loads(capsys.readouterr().out) == {
+        "schema": "guestemu.zoo.run/1",
+        "bugs": [],
+        "false_positives": 0,
+    }
     assert len(read_results(Path(file))) == 2
     assert main(["zoo", "table", file, "-o", str(tmp_path / "zoo.md")]) == 0
     assert "| M74 | results | 1/1 |" in (tmp_path / "zoo.md").read_text()
