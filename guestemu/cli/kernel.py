@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, TypeAlias
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 
 import typer
 
@@ -11,6 +13,9 @@ from guestemu.cli import _names as names
 from guestemu.cli import console
 from guestemu.cli._options import AsJson
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
+
+if TYPE_CHECKING:
+    from guestemu.kernel.cells import Cell
 
 GROUP: Final = "Kernels and hosts"
 ORDER: Final = 10
@@ -306,3 +311,83 @@ def kexec(
     else:
         tell(report)
     return EXIT_FINDINGS if report.stale or report.missing else EXIT_OK
+
+
+Kernels: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KERNEL]...", help="Series such as 6.12-rt, or images; default: all fetched ones."
+    ),
+]
+Only: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--only", metavar="ROW", help="This row only (repeatable).", show_default=False),
+]
+Update: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--update",
+        metavar="FILE.md",
+        help="Put the table into this page, in place of the one that is there.",
+        show_default=False,
+    ),
+]
+
+
+@app.command()
+def defects(
+    kernels: Kernels = None, only: Only = None, update: Update = None, as_json: AsJson = False
+) -> int:
+    """Measure which known defects kernels have: one small experiment for each, by running it.
+
+    The defects are those of docs/findings.md. Exit status 0 where none is seen, 1 where one is, so
+    `git bisect run` can look for the change that brought or mended it (an image that cannot be
+    tested ends with 2 or 3).
+
+    For example:
+
+      guestemu kernel defects 6.1 6.12 7.3
+
+      guestemu kernel defects ./bzImage --only 2gib-overflow
+
+      guestemu kernel defects --json
+    """
+    from guestemu.cli import _kernel_cells
+    from guestemu.kernel.defects import SEEN
+
+    cells = list(_kernel_cells.defects(kernels or [], only or []))
+    return _give(cells, "kernel defects", update, as_json, SEEN)
+
+
+@app.command()
+def matrix(
+    kernels: Kernels = None, only: Only = None, update: Update = None, as_json: AsJson = False
+) -> int:
+    """Try every verb that takes a kernel on kernels: what works with which one.
+
+    Exit status 1 where a verb fails.
+
+    For example:
+
+      guestemu kernel matrix 7.3 --json
+
+      guestemu kernel matrix --update docs/kernels.md
+    """
+    from guestemu.cli import _kernel_cells
+    from guestemu.kernel.cells import FAILED
+
+    cells = list(_kernel_cells.matrix(kernels or [], only or []))
+    return _give(cells, "kernel matrix", update, as_json, FAILED)
+
+
+def _give(cells: Sequence[Cell], command: str, update: Path | None, as_json: bool, bad: str) -> int:
+    from guestemu.cli import _kernel_cells
+    from guestemu.kernel.cells import FAILED
+
+    if update is not None:
+        _kernel_cells.write_table(update, f"guestemu {command}", cells)
+    if as_json:
+        console.emit_json({"rows": cells})
+    else:
+        _kernel_cells.tell(cells)
+    return EXIT_FINDINGS if {cell.outcome for cell in cells} & {bad, FAILED} else EXIT_OK

@@ -65,6 +65,14 @@ class KernelDma:
         self._buffers[gpa] = (outcome.value, size)
         return CallOutcome(gpa, None, outcome.warnings)
 
+    def alloc_pages(self, size: int, gfp: int) -> CallOutcome:
+        """dma_alloc_pages() of `size` bytes; the value is what the kernel returned, a struct page
+        or 0."""
+        bidirectional = 0
+        return self._calls.call(
+            "dma_alloc_pages", self.device, size, self._handle, bidirectional, gfp
+        )
+
     def free(self, gpa: Gpa) -> CallOutcome:
         """dma_free_attrs() of the buffer at `gpa`; 0 also for one that is not allocated."""
         buffer = self._buffers.pop(gpa, None)

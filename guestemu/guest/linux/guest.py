@@ -53,7 +53,7 @@ class LinuxGuest(Guest):
         self.instructions = 0
         self._counter: object = None
         self._frame_mask = self.calls.read_u64(kernel.address("physical_mask")) & ~PAGE_MASK
-        self._booted = booted
+        self.booted = booted
         self._dma: KernelDma | None = None
         self.root = page_table_root(booted)
         self.direct_map = Gva(self.calls.read_u64(kernel.address("page_offset_base")))
@@ -233,7 +233,7 @@ class LinuxGuest(Guest):
 
     def _coherent(self) -> KernelDma:
         if self._dma is None:
-            self._dma = KernelDma(self._booted, self.calls)
+            self._dma = KernelDma(self.booted, self.calls)
         return self._dma
 
     def fail_split(self, after: int) -> None:

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What `guestemu kernel defects` and `guestemu kernel matrix` do: kernels times experiments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from guestemu.cli import console
+
+if TYPE_CHECKING:
+    from guestemu.guest.linux.guest import LinuxGuest
+    from guestemu.kernel.cells import Cell, Verdict
+
+
+def images_of(names: Sequence[str]) -> list[tuple[str, Path]]:
+    """The kernels of `names` (series or paths), or every fetched one: the newest of each series and
+    flavour, oldest series first. Raises `InputError`, `MissingError`."""
+    from guestemu.guest.linux.images import (
+        DEFAULT_FLAVOUR,
+        FLAVOURS,
+        fetched_images,
+        find_image,
+        version_key,
+    )
+
+    if names:
+        return [(name, find_image(name)) for name in names]
+    found: dict[tuple[str, str], Path] = {}
+    for image in fetched_images():
+        found.setdefault((image.series, image.flavour), image.path)
+    if not found:
+        find_image("")
+    order = sorted(found, key=lambda key: (version_key(key[0]), FLAVOURS.index(key[1])))
+    return [
+        (series if flavour == DEFAULT_FLAVOUR else f"{series}-{flavour}", found[series, flavour])
+        for series, flavour in order
+    ]
+
+
+def defects(names: Sequence[str], only: Sequence[str]) -> Iterator[Cell]:
+    """Measures every defect (of `only`, if there are some) on every kernel."""
+    from guestemu.kernel.defects import DEFECTS, measure
+
+    wanted = _choose([defect.name for defect in DEFECTS], only)
+    for name, image in images_of(names):
+        for defect in DEFECTS:
+            if defect.name in wanted:
+                experiment = partial(_on_guest, image, partial(measure, defect=defect))
+                yield _cell(name, image, defect.name, experiment)
+
+
+def matrix(names: Sequence[str], only: Sequence[str]) -> Iterator[Cell]:
+    """Tries every verb (of `only`, if there are some) on every kernel."""
+    from guestemu.kernel.matrix import VERBS
+
+    wanted = _choose([verb.name for verb in VERBS], only)
+    for name, image in images_of(names):
+        for verb in VERBS:
+            if verb.name in wanted:
+                yield _cell(name, image, verb.name, partial(verb.measure, image))
+
+
+def _choose(names: Sequence[str], only: Sequence[str]) -> Sequence[str]:
+    from guestemu.abi.errors import InputError
+
+    for name in only:
+        if name not in names:
+            raise InputError(f"--only {name}: there is {', '.join(names)}")
+    return only or names
+
+
+def _on_guest(image: Path, experiment: Callable[[LinuxGuest], Verdict]) -> Verdict:
+    from guestemu.kernel.matrix import guest_of
+
+    return experiment(guest_of(image))
+
+
+def _cell(name: str, image: Path, row: str, experiment: Callable[[], Verdict]) -> Cell:
+    from guestemu.kernel.cells import Cell, judge
+    from guestemu.kernel.matrix import release
+
+    console.note(f"{name}: {row}")
+    verdict = judge(experiment)
+    return Cell(name, release(image), row, verdict.outcome, verdict.detail)
+
+
+def tell(cells: Sequence[Cell]) -> None:
+    """For people: a line for each cell."""
+    columns = ("kernel", "row", "outcome", "detail")
+    console.emit_table(
+        columns, [(cell.kernel, cell.row, cell.outcome, cell.detail) for cell in cells]
+    )
+
+
+def write_table(path: Path, command: str, cells: Sequence[Cell]) -> None:
+    """Puts the table of `cells` into a Markdown page. Raises `InputError`."""
+    from guestemu.kernel.cells import markdown, update
+
+    rows = list(dict.fromkeys(cell.row for cell in cells))
+    update(path, command, markdown(cells, rows))
