@@ -83,6 +83,8 @@ PSC_ERROR_INVALID_ENTRY: Final = 1 << 32 | 2
 
 RMP_OK: Final = 0
 RMP_FAIL_INPUT: Final = 1
+RMP_FAIL_PERMISSION: Final = 2
+RMP_FAIL_OVERLAP: Final = 4
 RMP_FAIL_SIZE_MISMATCH: Final = 6
 
 VMGEXIT: Final = b"\xf3\x0f\x01\xd9"

@@ -74,3 +74,15 @@ class PermissionChange(Event, frozen=True, tag="rmpadjust"):
     gfn: int
     attributes: int
     table_writes: int
+
+
+class MemoryFault(Event, frozen=True, tag="memory-fault"):
+    """KVM_EXIT_MEMORY_FAULT: an access of the other kind than the frame's attribute; user space
+    converts the frame to `is_private` (`result` 0) or stops the VM."""
+
+    unhashed: ClassVar[frozenset[str]] = TABLE_WRITES
+
+    gfn: int
+    is_private: bool
+    result: int
+    table_writes: int

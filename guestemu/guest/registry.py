@@ -11,7 +11,7 @@ import msgspec
 from guestemu.abi.addresses import PAGE_SHIFT
 from guestemu.abi.caches import CacheModel
 from guestemu.abi.errors import InputError
-from guestemu.abi.msrs import SEV_STATUS_SEV
+from guestemu.abi.msrs import SEV_STATUS_SEV, SEV_STATUS_SEV_ES, SEV_STATUS_SEV_SNP
 from guestemu.abi.names import nearest
 from guestemu.guest.base import Guest
 from guestemu.guest.snippet.elf import GENERATIONS
@@ -24,6 +24,13 @@ _SUMMARIES = {
     "5.17": "as merged in 5.16: KVM_HC_MAP_GPA_RANGE, notifies whatever happened",
     "6.1": "x86_platform callbacks (5.19 to about 6.5): a failed change is not notified",
     "6.12": "as 6.1 with mem_enc_lock and errors from both callbacks (6.12 on)",
+}
+
+
+_SNIPPET_STATUS = {
+    "sev": SEV_STATUS_SEV,
+    "snp": SEV_STATUS_SEV | SEV_STATUS_SEV_ES | SEV_STATUS_SEV_SNP,
+    "tdx": SEV_STATUS_SEV,
 }
 
 
@@ -79,10 +86,10 @@ def load_guest(settings: GuestSettings) -> Guest:
         raise InputError(
             f"guest {settings.guest!r}: no such guest; {nearest(settings.guest, names)}"
         )
-    if settings.sev not in {"sev", "tdx"}:
+    if settings.sev not in _SNIPPET_STATUS:
         raise InputError(
-            f"sev {settings.sev}: snippet guests run as plain SEV or TDX; write `sev sev` or "
-            "`sev tdx` in the header"
+            f"sev {settings.sev}: snippet guests run as plain SEV, SNP or TDX; write `sev sev`, "
+            "`sev snp` or `sev tdx` in the header"
         )
     if settings.cbit not in range(32, 52):
         raise InputError(f"cbit {settings.cbit}: take a bit from 32 to 51 (39 is the fast one)")
@@ -90,7 +97,7 @@ def load_guest(settings: GuestSettings) -> Guest:
         frames=settings.memory << 20 >> PAGE_SHIFT,
         cbit=settings.cbit,
         vcpus=settings.vcpus,
-        sev_status=SEV_STATUS_SEV,
+        sev_status=_SNIPPET_STATUS[settings.sev],
         coherent=settings.coherent,
         cache=settings.cache,
         cache_seed=settings.cache_seed,

@@ -23,7 +23,7 @@ from guestemu.abi.errors import InputError, MissingError
 from guestemu.machine.layout import MODES
 
 PACKAGE: Final = Path(__file__).resolve().parent.parent
-SNIPPETS: Final = ("5.10", "2020", "5.17", "6.1", "6.12", "6.12-tdx")
+SNIPPETS: Final = ("5.10", "2020", "5.17", "6.1", "6.12", "6.12-tdx", "6.12-snp")
 
 _AS_FLAGS: Final = ("--64", "-mx86-used-note=no", "--fatal-warnings", "--strip-local-absolute")
 _LD_FLAGS: Final = (

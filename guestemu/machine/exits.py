@@ -65,7 +65,9 @@ class MapGpaRange(msgspec.Struct, frozen=True, gc=False):
     KVM_EXIT_HYPERCALL with number 12 (KVM_HC_MAP_GPA_RANGE), without a hypercall of the guest.
 
     `gpa` in bytes, `pages` of 4 KiB, `attributes` as KVM_HC_MAP_GPA_RANGE defines them. `origin` is
-    the request's way: "psc-msr" or "psc-buffer" (page-state change of an SNP guest), "mapgpa" (TD).
+    the request's way: "psc-msr" or "psc-buffer" (page-state change of an SNP guest), "mapgpa"
+    (TD), or "memory-fault": KVM_EXIT_MEMORY_FAULT, where answer 0 says that user space converts the
+    range.
     """
 
     gpa: int

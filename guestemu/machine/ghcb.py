@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Final
 
 from guestemu.abi import ghcb as abi
-from guestemu.abi.addresses import U32_MASK, Gpa
+from guestemu.abi.addresses import PAGE_SIZE, U32_MASK, Gpa
 from guestemu.machine.memory import GuestRam
 
 CPL: Final = 0x0CB
@@ -39,7 +39,8 @@ _BITMAP_BYTES: Final = 16
 
 
 class GhcbPage:
-    """One GHCB in guest memory, read and written through the shared view (C=0).
+    """One GHCB in guest memory, in the shared view (C=0), as KVM handles it: copied once when the
+    guest exits (sev_es_sync_from_ghcb), written when it is answered (`store`).
 
     A field counts as given only if its bit in the valid bitmap is set: one bit for each 8 bytes of
     the save area. `gpa` is page-aligned and within RAM.
@@ -48,49 +49,45 @@ class GhcbPage:
     def __init__(self, ram: GuestRam, gpa: Gpa) -> None:
         self.gpa = gpa
         self._ram = ram
+        self._data = bytearray(ram.read(gpa, PAGE_SIZE, private=False))
 
     def is_valid(self, offset: int) -> bool:
         """Whether the guest marked the field at `offset` (bytes) as given."""
         bit = offset // 8
-        byte = self._read(VALID_BITMAP + bit // 8, 1)[0]
-        return bool(byte >> bit % 8 & 1)
+        return bool(self._data[VALID_BITMAP + bit // 8] >> bit % 8 & 1)
 
     def value(self, offset: int) -> int:
         """The 64-bit field at `offset`, given or not."""
-        return int.from_bytes(self._read(offset, 8), "little")
+        return int.from_bytes(self._data[offset : offset + 8], "little")
 
     def given(self, offset: int) -> int:
-        """The field at `offset`; 0 where it is not marked as given, as KVM reads it
-        (sev_es_sync_from_ghcb)."""
+        """The field at `offset`; 0 where it is not marked as given, as KVM reads it."""
         return self.value(offset) if self.is_valid(offset) else 0
 
     @property
     def cpl(self) -> int:
         """Privilege level of the request."""
-        return self._read(CPL, 1)[0]
+        return self._data[CPL]
 
     @property
     def usage(self) -> int:
         """0 for the layout of the specification; nothing else is defined."""
-        return int.from_bytes(self._read(USAGE, 4), "little")
+        return int.from_bytes(self._data[USAGE : USAGE + 4], "little")
 
     def clear_valid(self) -> None:
         """Forgets what was given: the answer's own bits follow."""
-        self._write(VALID_BITMAP, bytes(_BITMAP_BYTES))
+        self._data[VALID_BITMAP : VALID_BITMAP + _BITMAP_BYTES] = bytes(_BITMAP_BYTES)
 
     def set(self, offset: int, value: int) -> None:
-        """Stores a 64-bit field and marks it as given."""
-        self._write(offset, value.to_bytes(8, "little"))
+        """Sets a 64-bit field and marks it as given."""
+        self._data[offset : offset + 8] = value.to_bytes(8, "little")
         bit = offset // 8
-        position = VALID_BITMAP + bit // 8
-        byte = self._read(position, 1)[0] | 1 << bit % 8
-        self._write(position, bytes([byte]))
+        self._data[VALID_BITMAP + bit // 8] |= 1 << bit % 8
 
-    def _read(self, offset: int, size: int) -> bytes:
-        return self._ram.read(Gpa(self.gpa + offset), size, private=False)
-
-    def _write(self, offset: int, data: bytes) -> None:
-        self._ram.write(Gpa(self.gpa + offset), data, private=False)
+    def store(self) -> None:
+        """Writes the answer's fields and the bitmap to guest memory."""
+        answer = bytes(self._data[RAX : VALID_BITMAP + _BITMAP_BYTES])
+        self._ram.write(Gpa(self.gpa + RAX), answer, private=False)
 
 
 # The MSR protocol --------------------------------------------------------------------------------

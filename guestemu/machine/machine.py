@@ -105,7 +105,7 @@ class Machine:
         if config.tdx:
             mirrored = 0  # without paging an address is private by itself
         self.ram = _make_ram(self.engine, config, make_bit(inner), mirrored)
-        self.tlb = TlbWalker(self.engine, self.ram, self.bit) if uses_walker else None
+        self.tlb = TlbWalker(self.engine, self.ram, self.bit, self.code) if uses_walker else None
         self.hooks = CpuHooks(self.engine, code, 1 << inner)
         self.ram.is_plain = config.defer_memory_hooks
         if not config.defer_memory_hooks:
@@ -151,7 +151,7 @@ class Machine:
         if self.gates is None:
             self.gates = ViewGates(self.engine, self.config.frames, not self.config.tdx)
             if self.tlb is None:
-                self.tlb = TlbWalker(self.engine, self.ram, self.bit)
+                self.tlb = TlbWalker(self.engine, self.ram, self.bit, self.code)
             self.tlb.gates = self.gates
             self.devices.append(self.gates)
             self.engine.flush_tlb()

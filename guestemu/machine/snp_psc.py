@@ -267,7 +267,7 @@ class SnpPsc:
         if not self.exits_enabled:
             return abi.PSC_ERROR_GENERIC
         limit = abi.PSC_MAX_COUNT if kernel.trusts_length else (buffer.length - _HEADER) // 8
-        current, end = buffer.read(0, 2), buffer.read(2, 2)
+        current, end = _indices(buffer)
         for _round in range(_MAX_ROUNDS):
             if end >= limit:
                 return abi.PSC_ERROR_INVALID_HDR
@@ -276,7 +276,7 @@ class SnpPsc:
                 return ~result
             current = result
             if not kernel.reads_header_once:
-                current, end = buffer.read(0, 2), buffer.read(2, 2)
+                current, end = _indices(buffer)
         raise RunFails(f"the guest has KVM make more than {_MAX_ROUNDS} exits of one request")
 
     def _one_range(self, buffer: _Scratch, index: int, end: int, ask: AskUserSpace) -> int:
@@ -337,6 +337,12 @@ class SnpPsc:
 
     def _has(self, defect: PscDefect) -> bool:
         return defect not in self.repaired
+
+
+def _indices(buffer: _Scratch) -> tuple[int, int]:
+    """cur_entry and end_entry of the header."""
+    word = buffer.read(0, 4)
+    return word & 0xFFFF, word >> 16
 
 
 def _entry(buffer: _Scratch, index: int) -> PscEntry:

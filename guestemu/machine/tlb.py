@@ -6,10 +6,12 @@ The emulator is compiled with 40 physical address bits: a C-bit or shared bit at
 reserved bit to its walker. With its TLB in "virtual" mode every miss comes here. The walk reads the
 literal bit (47, 51) from the entries and returns physical addresses with the internal one instead.
 Not as faithful as the CPU's own walk: no accessed and dirty bits, and the caller raises #PF itself.
+Translations that are granted are made in machine code where there is some (native/hooks.c).
 """
 
 from __future__ import annotations
 
+import ctypes
 from typing import Final
 
 from unicorn import unicorn_const as uc_const
@@ -26,9 +28,10 @@ from guestemu.abi.x86 import (
     VECTOR_PF,
 )
 from guestemu.machine.callbacks import TlbEntry, TlbHook
-from guestemu.machine.engine import HOOK_TLB_FILL, REGISTERS, Engine
+from guestemu.machine.engine import HOOK_TLB_FILL, REGISTERS, Engine, RegisterBatch
 from guestemu.machine.exits import ViewFault
 from guestemu.machine.memory import GuestRam
+from guestemu.machine.native import HostCode
 from guestemu.machine.paging import LEAF_SIZES, walk
 from guestemu.machine.view_bit import ViewBit
 from guestemu.machine.view_gates import ViewGates
@@ -44,6 +47,27 @@ FAULT_USER: Final = 1 << 2
 FAULT_FETCH: Final = 1 << 4
 
 
+class _TlbWatch(ctypes.Structure):
+    """The record that the native hook works on; layout as in native/hooks.c."""
+
+    _fields_ = (
+        ("slow", ctypes.c_void_p),
+        ("read_batch", ctypes.c_uint64),
+        ("ids", ctypes.c_uint64),
+        ("values", ctypes.c_uint64),
+        ("count", ctypes.c_uint64),
+        ("registers", ctypes.c_uint64),
+        ("private_view", ctypes.c_uint64),
+        ("frames", ctypes.c_uint64),
+        ("bit", ctypes.c_uint64),
+        ("private_bit", ctypes.c_uint64),
+        ("ram_bit", ctypes.c_uint64),
+        ("ram_private_bit", ctypes.c_uint64),
+        ("rights", ctypes.c_uint64),
+        ("fetches_private", ctypes.c_uint64),
+    )
+
+
 class TlbWalker:
     """Fills the emulator's TLB from guest page tables with a literal view `bit`.
 
@@ -52,16 +76,51 @@ class TlbWalker:
     the fault of an access to a view that `gates` keep closed.
     """
 
-    def __init__(self, engine: Engine, ram: GuestRam, bit: ViewBit) -> None:
+    def __init__(self, engine: Engine, ram: GuestRam, bit: ViewBit, code: HostCode) -> None:
         self._engine = engine
         self._ram = ram
         self._bit = bit
         self.fault: tuple[int, int, int] | None = None
-        self.gates: ViewGates | None = None
+        self._gates: ViewGates | None = None
         self.closed: ViewFault | None = None
         self.errors: list[BaseException] = []
         engine.use_virtual_tlb()
-        engine.add_hook(HOOK_TLB_FILL, TlbHook(self._on_fill))
+        self._slow = TlbHook(self._on_fill)
+        self._registers = RegisterBatch(engine, ("cr0", "cr3", "cs"))
+        self._watch = _TlbWatch()
+        if code.available and type(ram) is GuestRam:
+            self._fill_watch()
+            engine.add_native_hook(HOOK_TLB_FILL, code.tlb_hook, self._watch)
+        else:
+            engine.add_hook(HOOK_TLB_FILL, self._slow)
+
+    def _fill_watch(self) -> None:
+        watch = self._watch
+        watch.slow = ctypes.cast(self._slow, ctypes.c_void_p)
+        watch.read_batch = self._engine.function("uc_reg_read_batch")
+        watch.ids, watch.values, watch.count = self._registers.addresses
+        watch.registers = self._registers.values_address
+        watch.private_view = self._ram.watch.private
+        watch.frames = self._ram.frames
+        watch.bit, watch.private_bit = self._bit.mask, self._bit.private
+        watch.ram_bit, watch.ram_private_bit = self._ram.bit.mask, self._ram.bit.private
+
+    @property
+    def gates(self) -> ViewGates | None:
+        """Which views are closed, if any can be."""
+        return self._gates
+
+    @gates.setter
+    def gates(self, gates: ViewGates) -> None:
+        self._gates = gates
+        self._watch.rights = gates.rights_address
+        self._watch.fetches_private = gates.fetches_private
+
+    def take_refusal(self) -> tuple[int, int, int] | ViewFault | None:
+        """`closed` or `fault` of the access that ended a run, once."""
+        refusal = self.closed or self.fault
+        self.closed = self.fault = None
+        return refusal
 
     def _on_fill(self, _uc: object, gva: int, access: int, entry: object, _user: object) -> bool:
         try:

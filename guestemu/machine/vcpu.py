@@ -152,10 +152,11 @@ class Vcpu:
         if self._hooks.watch.left < 0:
             return BudgetExhausted(rip)
         tlb = self.machine.tlb
-        if code == ERR_EXCEPTION and tlb is not None and tlb.closed is not None:
-            return self._closed(tlb.closed)
-        if code == ERR_EXCEPTION and tlb is not None and tlb.fault is not None:
-            vector, error_code, address = tlb.fault
+        refusal = tlb.take_refusal() if code == ERR_EXCEPTION and tlb is not None else None
+        if isinstance(refusal, ViewFault):
+            return self._closed(refusal)
+        if refusal is not None:
+            vector, error_code, address = refusal
             if vector == VECTOR_PF:
                 self._engine.write(REGISTERS["cr2"], address)
             return self._raise(vector, error_code)

@@ -17,6 +17,7 @@ A machine without gates pays nothing. Gates are put in after a boot, at any time
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -70,10 +71,23 @@ class ViewGates:
             return
         count = end - gfn
         rights, other = self.rights, self.frames + gfn
-        rights[gfn:end] = bytes([shared]) * count
-        rights[other : other + count] = bytes([private]) * count
+        if count == 1:
+            lost = (rights[gfn] & ~shared) | (rights[other] & ~private)
+            rights[gfn], rights[other] = shared, private
+        else:
+            lost = 0
+            for start, right in ((gfn, shared), (other, private)):
+                for old in set(rights[start : start + count]):
+                    lost |= old & ~right
+                rights[start : start + count] = bytes([right]) * count
         self._is_changed = True
-        self._engine.flush_tlb()
+        if lost:  # a translation with more rights than before is made at the next miss
+            self._engine.flush_tlb()
+
+    @property
+    def rights_address(self) -> int:
+        """The host address of `rights`."""
+        return ctypes.addressof(ctypes.c_char.from_buffer(self.rights))
 
     def passes(self, gfn: int, private: bool, kind: str) -> bool:
         """Whether an access of `kind` ("read", "write", "fetch", "walk") reaches the view."""

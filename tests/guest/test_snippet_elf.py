@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 from guestemu.abi.errors import InputError
-from guestemu.guest.snippet.elf import GENERATIONS, TDX_IMAGE, load_snippet, parse_snippet
+from guestemu.guest.snippet.elf import (
+    GENERATIONS,
+    SNP_IMAGE,
+    TDX_IMAGE,
+    load_snippet,
+    parse_snippet,
+)
 from guestemu.guest.snippet.info import E820_ENTRIES, INFO_SIZE, OFFSETS, InfoBlock
 from guestemu.machine.assemble import SNIPPETS, SOURCES, Source, build
 
@@ -97,7 +103,7 @@ def test_each_generation_has_its_own_warnings() -> None:
 
 
 def test_every_generation_has_a_source() -> None:
-    assert (*GENERATIONS, TDX_IMAGE) == SNIPPETS
+    assert (*GENERATIONS, TDX_IMAGE, SNP_IMAGE) == SNIPPETS
 
 
 def test_unknown_names_are_refused_with_the_choice() -> None:

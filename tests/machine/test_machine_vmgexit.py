@@ -12,6 +12,7 @@ from bare_machine import (
     FRAMES,
     HLT,
     PRIVATE,
+    SHARED,
     VMCALL,
     VMMCALL,
     Answers,
@@ -26,8 +27,6 @@ from guestemu.abi.msrs import MSR_AMD64_SEV_ES_GHCB, MSR_KVM_MIGRATION_CONTROL
 from guestemu.events.snp import GhcbRequest, MsrRequest, Validation
 from guestemu.guest.linux.ccblob import SETUP_CC_BLOB, launch_pages
 from guestemu.guest.linux.es import attach_sev
-from guestemu.guest.linux.rmp import ASSIGNED, VALIDATED
-from guestemu.guest.linux.rmp import SHARED as HYPERVISOR
 from guestemu.machine import ghcb
 from guestemu.machine.exits import (
     ExceptionExit,
@@ -40,6 +39,8 @@ from guestemu.machine.exits import (
     Vmgexit,
 )
 from guestemu.machine.machine import Machine, MachineConfig
+from guestemu.machine.rmp import ASSIGNED, VALIDATED
+from guestemu.machine.rmp import SHARED as HYPERVISOR
 from guestemu.machine.snp_psc import psc_kernel
 
 
@@ -369,20 +370,23 @@ def test_accepting_a_shared_page_has_it_assigned_first(snp: Guest) -> None:
     assert snp.states(DATA >> 12) == {VALIDATED}
 
 
-def test_a_large_page_has_to_be_of_one_kind(snp: Guest) -> None:
+def test_a_large_page_with_small_entries_is_a_size_mismatch(snp: Guest) -> None:
+    """So that Linux goes on page by page: guest_memfd has no large pages (N19, N36)."""
     address = PRIVATE + (LEAF_GFN << 12)
     snp.pvalidate(address, True, False)
-    assert (snp.bare.register("rax"), snp.carry) == (0, 0)
-    assert snp.states(LEAF_GFN, 512) == {ASSIGNED}
-    assert snp.states(LEAF_GFN + 512) == {VALIDATED}
-    snp.msr(2 << 52 | LEAF_GFN + 7 << 12 | abi.MSR_PSC_REQ)
-    snp.pvalidate(address, True, True)
     assert snp.bare.register("rax") == abi.RMP_FAIL_SIZE_MISMATCH
-    assert snp.states(LEAF_GFN) == {ASSIGNED}
+    assert snp.states(LEAF_GFN, 512) == {VALIDATED}
     snp.pvalidate(address + PAGE_SIZE, True, True)
     assert (snp.bare.register("rax"), snp.carry) == (abi.RMP_FAIL_INPUT, 0)
     failed = [event for event in snp.sev.events if isinstance(event, Validation) and event.result]
     assert [event.is_double for event in failed] == [False, False]
+
+
+def test_a_shared_mapping_is_a_page_fault_with_the_reserved_bit(snp: Guest) -> None:
+    """N31: no result code."""
+    end = snp.pvalidate(SHARED + DATA, False, True)
+    assert isinstance(end, ExceptionExit)
+    assert (end.vector, end.error_code, end.cr2) == (14, 9, SHARED + DATA)
 
 
 def test_an_unmapped_address_faults(snp: Guest) -> None:
@@ -392,7 +396,7 @@ def test_an_unmapped_address_faults(snp: Guest) -> None:
 
 
 def test_rmpadjust_succeeds(snp: Guest) -> None:
-    snp.bare.run(mov(0, PRIVATE + DATA) + mov(2, 0x101) + abi.RMPADJUST + HLT)
+    snp.bare.run(mov(0, PRIVATE + DATA) + mov(1, 0) + mov(2, 0x101) + abi.RMPADJUST + HLT)
     assert snp.bare.register("rax") == 0
     assert (snp.sev.events[-1].gfn, snp.sev.events[-1].attributes) == (DATA >> 12, 0x101)
 

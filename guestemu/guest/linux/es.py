@@ -30,6 +30,7 @@ from guestemu.abi.msrs import (
 )
 from guestemu.events.log import EventLog
 from guestemu.events.snp import GhcbRequest, MsrRequest
+from guestemu.guest.linux.ghcb_vcpu import GhcbVcpu
 from guestemu.guest.linux.snp import Snp
 from guestemu.machine import ghcb
 from guestemu.machine.cpuid import CpuidLeaf
@@ -64,47 +65,6 @@ _STATUSES: Final = frozenset(
         SEV_STATUS_SEV | SEV_STATUS_SEV_ES | SEV_STATUS_SEV_SNP,
     }
 )
-
-
-class GhcbVcpu:
-    """What KVM can reach of a SEV-ES vCPU (a `VcpuAccess`): the registers that the GHCB gave.
-
-    Others read 0. Writes reach the guest for RAX to RDX only; RIP is in the encrypted save area.
-    """
-
-    def __init__(self, page: GhcbPage | None) -> None:
-        """`page` is None for the MSR protocol, which shows no register."""
-        offsets = ghcb.GENERAL if page is not None else {}
-        self._registers = {
-            name: page.given(offset) if page is not None else 0 for name, offset in offsets.items()
-        }
-        self._cpl = page.cpl if page is not None and page.is_valid(ghcb.CPL) else 0
-
-    def read_register(self, name: str) -> int:
-        """See `VcpuAccess`."""
-        return self._registers.get(name, 0)
-
-    def write_register(self, name: str, value: int) -> None:
-        """See `VcpuAccess`."""
-        if name in self._registers:
-            self._registers[name] = value
-
-    @property
-    def cpl(self) -> int:
-        """See `VcpuAccess`."""
-        return self._cpl
-
-    @property
-    def is_64bit(self) -> bool:
-        """True: KVM takes a guest with protected state for a 64-bit one."""
-        return True
-
-    def read_code(self, size: int) -> bytes:
-        """Nothing: the code is encrypted."""
-        return b""
-
-    def patch_code(self, code: bytes) -> None:
-        """Nothing: the code is encrypted."""
 
 
 class EsState(msgspec.Struct, frozen=True):
@@ -165,7 +125,12 @@ class SevEs:
         """As `save` gave it, for a machine of the same configuration."""
         self._registered = state.registered
         if self.snp is not None:
-            self.snp.rmp.load(state.rmp)
+            self.snp.load(state.rmp)
+
+    def register_ghcb(self, gpa: Gpa) -> None:
+        """What a guest does by the MSR protocol: registers its GHCB and points the MSR to it."""
+        self._registered = gpa
+        self._msrs.platform[MSR_AMD64_SEV_ES_GHCB] = gpa
 
     def checkpoint(self) -> None:
         """See `Device`."""
@@ -224,6 +189,7 @@ class SevEs:
             page.set(ghcb.GENERAL[name], vcpu.read_register(name))
         page.set(ghcb.EXIT_INFO_1, answer[0])
         page.set(ghcb.EXIT_INFO_2, answer[1])
+        page.store()
         self.events.append(GhcbRequest(code, info_1, info_2, *answer, self._table_writes))
 
     def _validate(self, page: GhcbPage, code: int) -> None:

@@ -61,6 +61,9 @@ class LinuxGuest(Guest):
         self._install_fault_hooks()
         self._stubs = RawStubs(self.machine, self._switch)
         self.machine.watch_memory(prepared.shared_current)
+        sev = self.platform.sev
+        if sev is not None and sev.snp is not None:
+            sev.snp.enforce()
         if self.td is not None:
             self.td.watch()
         alias = self.regions[Region.V]

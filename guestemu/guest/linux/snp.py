@@ -1,47 +1,112 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""SEV-SNP under a guest: page-state changes, PVALIDATE and RMPADJUST.
+"""SEV-SNP under a guest: page-state changes, PVALIDATE, RMPADJUST, and accesses that fault.
 
-The hypervisor's side of a change is `SnpPsc`; the instructions follow the APM, volume 3.
+Three facts say what a guest frame is, and only the guest's request ties them together (N15): the
+attribute that user space gives it (KVM_SET_MEMORY_ATTRIBUTES), the frame behind it, and that
+frame's RMP entry. An answer of 0 to a page-state change sets the attribute, and takes the frame
+back where it becomes shared; KVM assigns a private one at the next fault. An access whose kind is
+not the attribute's is KVM_EXIT_MEMORY_FAULT: user space is asked by a `MapGpaRange` of the origin
+"memory-fault", converts the page on answer 0, and stops the VM on any other (N16).
+
+KVM's half of a request is `SnpPsc`, the hardware `Rmp`. Views of pages that the RMP keeps from the
+guest are closed (`enforce`): the CPU stops before the access and gets #VC 0x404, or KVM an #NPF.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import groupby
 from typing import Final
 
 from guestemu.abi import ghcb as abi
 from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, U32_MASK, Gpa, Gva
 from guestemu.abi.hypercalls import MAP_GPA_RANGE_ENCRYPTED
-from guestemu.abi.x86 import PTE_ADDRESS_MASK, RFLAGS_CF, VECTOR_PF
+from guestemu.abi.x86 import PTE_ADDRESS_MASK, RFLAGS_CF, VECTOR_GP, VECTOR_PF, VECTOR_VC
 from guestemu.events.log import EventLog
-from guestemu.events.snp import PageStateChange, PermissionChange, Validation
-from guestemu.guest.linux.rmp import Rmp
-from guestemu.machine.exits import GuestFault, MapGpaRange, VcpuAccess
+from guestemu.events.snp import MemoryFault, PageStateChange, PermissionChange, Validation
+from guestemu.guest.linux.ghcb_vcpu import GhcbVcpu
+from guestemu.machine.exits import (
+    Exit,
+    GuestFault,
+    MapGpaRange,
+    RunFailed,
+    Shutdown,
+    VcpuAccess,
+    ViewFault,
+)
 from guestemu.machine.machine import Machine
-from guestemu.machine.paging import translate
+from guestemu.machine.paging import LEAF_SIZES, walk
+from guestemu.machine.rmp import (
+    NPF_ENCRYPTED,
+    PAGES_2M,
+    PF_PRESENT_RESERVED,
+    SHARED,
+    VALIDATED,
+    Outcome,
+    Rmp,
+    What,
+)
 from guestemu.machine.snp_psc import AskUserSpace, SnpPsc
 from guestemu.machine.vcpu import Vcpu
+from guestemu.machine.view_gates import CLOSED, OPEN, READ_ONLY, ViewGates
 
-_PAGES_2M: Final = 512
 _BY_MSR: Final = "psc-msr"
 _BY_BUFFER: Final = "psc-buffer"
+_BY_FAULT: Final = "memory-fault"
+_MAX_FAULTS: Final = 8
+"""#NPFs of one instruction after which it stands still: KVM makes the same mapping again."""
+
+_RIGHTS: Final = {SHARED: (CLOSED, OPEN), VALIDATED: (OPEN, READ_ONLY)}
+_NO_RIGHTS: Final = (CLOSED, READ_ONLY)
 
 
 class Snp:
-    """SNP for one machine; installs PVALIDATE and RMPADJUST. `rmp` is the state, `events` the log.
+    """SNP for one machine; installs PVALIDATE and RMPADJUST. A `Device`.
 
-    A PVALIDATE that changes nothing is in the log as `is_double` and sets CF, on which a Linux
-    guest terminates itself. With `forgives_double` CF stays clear, so that the guest goes on.
+    `rmp` is the hardware's state, `attributes` user space's: a byte for each frame, 1 = private;
+    `events` is the log. A PVALIDATE that changes nothing is in the log as `is_double` and sets CF,
+    on which a Linux guest terminates itself. With `forgives_double` CF stays clear.
     """
 
     def __init__(self, machine: Machine, events: EventLog) -> None:
-        self.rmp = Rmp(machine.config.frames)
+        frames = machine.config.frames
+        self.rmp = Rmp(frames)
         self.psc = SnpPsc(machine.ram)
+        self.attributes = bytearray(b"\1") * frames
         self.events = events
         self.forgives_double = False
         self._machine = machine
-        machine.devices.append(self.rmp)
+        self._gates: ViewGates | None = None
+        self._memory_faults = 0
+        self._stash: dict[int, bytes] = {}
+        self._base = (bytes(self.attributes), dict(self._stash))
+        machine.devices += [self.rmp, self]
         machine.hooks.instructions[abi.PVALIDATE] = self._pvalidate
         machine.hooks.instructions[abi.RMPADJUST] = self._rmpadjust
+
+    def enforce(self) -> None:
+        """From now on accesses are checked; the page tables and the RMP have to agree."""
+        self._gates = gates = self._machine.gate_views()
+        gates.on_fault = self._view_fault
+        self.rmp.changed = self._update_gates
+        self._update_gates(0, self.rmp.frames)
+
+    def load(self, states: bytes) -> None:
+        """Page states as `Rmp.dump` gave them; user space's attributes are the same."""
+        self.rmp.load(states)
+        frames = range(self.rmp.frames)
+        self.attributes[:] = bytes(self.rmp.state(gfn) != SHARED for gfn in frames)
+
+    def checkpoint(self) -> None:
+        """See `Device`."""
+        self._base = (bytes(self.attributes), dict(self._stash))
+
+    def rollback(self) -> None:
+        """See `Device`."""
+        attributes, stash = self._base
+        if self.attributes != attributes:
+            self.attributes[:] = attributes
+        self._stash = dict(stash)
 
     # Page-state changes -----------------------------------------------------------------------
 
@@ -61,10 +126,8 @@ class Snp:
                 result = handler.map_gpa_range(MapGpaRange(gpa, pages, attributes, origin, vcpu))
             gfn = gpa >> PAGE_SHIFT
             is_private = bool(attributes & MAP_GPA_RANGE_ENCRYPTED)
-            if not result and is_private:
-                self.rmp.assign(gfn, pages)
-            elif not result:
-                self.rmp.release(gfn, pages)
+            if not result:
+                self.convert(gfn, pages, is_private)
             self.events.append(
                 PageStateChange(gfn, pages, attributes, is_private, result, self._table_writes)
             )
@@ -72,45 +135,179 @@ class Snp:
 
         return ask
 
+    def convert(self, gfn: int, pages: int, private: bool) -> None:
+        """User space converts frames: the attribute, and the private frames given back to the
+        hypervisor. Frames beyond RAM are left out."""
+        end = min(gfn + pages, self.rmp.frames)
+        if gfn >= end:
+            return
+        self.attributes[gfn:end] = bytes([private]) * (end - gfn)
+        if not private:
+            self.rmp.release(gfn, end - gfn)
+
+    # Faults -----------------------------------------------------------------------------------
+
+    def _update_gates(self, gfn: int, pages: int) -> None:
+        gates = self._gates
+        if gates is None:
+            return
+        state = self.rmp.state
+        first = gfn
+        for value, run in groupby(map(state, range(gfn, gfn + pages))):
+            count = sum(1 for _ in run)
+            private, shared = _RIGHTS.get(value, _NO_RIGHTS)
+            gates.set(first, count, private=private, shared=shared)
+            first += count
+
+    def _view_fault(self, fault: ViewFault) -> Exit | None:
+        gfn = fault.gpa >> PAGE_SHIFT
+        outcome = self.rmp.access(gfn, fault.kind, fault.is_private)
+        vcpu = self._machine.current
+        if outcome.what is What.VC:
+            vcpu.write_register("cr2", fault.gva)
+            raise GuestFault(VECTOR_VC, outcome.code)
+        if outcome.what is What.NPF:
+            return self._nested_fault(gfn, outcome.code, fault.rip)
+        self._update_gates(gfn, 1)
+        return None
+
+    def _nested_fault(self, gfn: int, code: int, rip: int) -> Shutdown | None:
+        """npf_interception(): None to execute the instruction again, or the end of KVM_RUN."""
+        private = bool(code & NPF_ENCRYPTED)
+        rmp = self.rmp
+        if self.attributes[gfn] != private:
+            return self._memory_fault(gfn, private, rip)
+        entry = rmp.entry(rmp.system_frame(gfn))
+        if private and rmp.state(gfn) == SHARED:
+            rmp.assign(gfn, 1)
+            return None
+        if private and entry.is_2m:
+            rmp.psmash(rmp.system_frame(gfn))
+            rmp.small_mappings.discard(gfn // PAGES_2M)
+            return None
+        text = f"#NPF {code:#x} at frame {gfn:#x} again and again: {rmp.describe(gfn)}"
+        return RunFailed(f"the vCPU stands still: {text}", rip)
+
+    def _memory_fault(self, gfn: int, private: bool, rip: int) -> Shutdown | None:
+        """KVM_EXIT_MEMORY_FAULT: user space converts the page, or stops the VM."""
+        attributes = MAP_GPA_RANGE_ENCRYPTED if private else 0
+        handler = self._machine.hooks.handler
+        result = 0
+        if handler is not None:
+            result = handler.map_gpa_range(
+                MapGpaRange(gfn << PAGE_SHIFT, 1, attributes, _BY_FAULT, GhcbVcpu(None))
+            )
+        self._memory_faults += 1
+        self.events.append(MemoryFault(gfn, private, result, self._table_writes))
+        if result:
+            word = "private" if private else "shared"
+            return RunFailed(
+                f"KVM_RUN fails with -EFAULT: user space refused the memory fault at frame "
+                f"{gfn:#x} ({word})",
+                rip,
+            )
+        self.convert(gfn, 1, private)
+        if not private:  # other memory is behind it now
+            self._machine.ram.write(Gpa(gfn << PAGE_SHIFT), bytes(PAGE_SIZE), private=False)
+        return None
+
+    # What a hostile hypervisor can do ------------------------------------------------------------
+
+    def remap(self, gfn: int, sfn: int) -> None:
+        """Puts system frame `sfn` with its content behind guest frame `gfn`, and nothing else."""
+        rmp, ram = self.rmp, self._machine.ram
+        old = rmp.system_frame(gfn)
+        if old == sfn:
+            return
+        gpa = Gpa(gfn << PAGE_SHIFT)
+        self._stash[old] = ram.read(gpa, PAGE_SIZE)
+        content = self._stash.get(sfn, bytes(PAGE_SIZE))
+        for other in rmp.guest_frames(sfn):
+            content = ram.read(Gpa(other << PAGE_SHIFT), PAGE_SIZE)
+        rmp.map(gfn, sfn)
+        ram.write(gpa, content)
+        self._machine.engine.flush_tlb()
+
     # Instructions -----------------------------------------------------------------------------
 
-    def _pvalidate(self, vcpu: Vcpu) -> None:
-        gfn = self._frame(vcpu, vcpu.read_register("rax"))
-        is_2m = bool(vcpu.read_register("rcx") & U32_MASK)
+    def _pvalidate(self, vcpu: Vcpu) -> Shutdown | None:
+        if vcpu.cpl:
+            raise GuestFault(VECTOR_GP, 0)
+        size = vcpu.read_register("rcx") & U32_MASK
         validate = bool(vcpu.read_register("rdx") & 1)
-        pages = _PAGES_2M if is_2m else 1
-        rmp = self.rmp
-        result, changed, was_shared = abi.RMP_OK, True, False
-        if gfn % pages or gfn + pages > rmp.frames:
-            result = abi.RMP_FAIL_INPUT
-        elif not rmp.is_uniform(gfn, pages):
-            result = abi.RMP_FAIL_SIZE_MISMATCH
+        gfn = self._frame(vcpu, vcpu.read_register("rax"))
+        pages = PAGES_2M if size else 1
+        faults = self._memory_faults
+        if size > 1:
+            outcome = Outcome(What.RESULT, abi.RMP_FAIL_INPUT)
         else:
-            found = rmp.validate(gfn, pages, validate)
-            changed, was_shared = found.changed, found.was_shared
-        vcpu.write_register("rax", result)
+            ended, outcome = self._repeat(
+                vcpu, gfn, lambda: self.rmp.pvalidate(gfn, bool(size), validate)
+            )
+            if ended is not None:
+                return ended
+        is_implicit = self._memory_faults > faults
+        vcpu.write_register("rax", outcome.code)
         rflags = vcpu.read_register("rflags") & ~RFLAGS_CF
-        sets_carry = not changed and not self.forgives_double
+        sets_carry = outcome.carry and not self.forgives_double
         vcpu.write_register("rflags", rflags | RFLAGS_CF if sets_carry else rflags)
         self.events.append(
-            Validation(gfn, pages, validate, not changed, was_shared, result, self._table_writes)
+            Validation(
+                gfn, pages, validate, outcome.carry, is_implicit, outcome.code, self._table_writes
+            )
         )
+        return None
 
-    def _rmpadjust(self, vcpu: Vcpu) -> None:
+    def _rmpadjust(self, vcpu: Vcpu) -> Shutdown | None:
+        if vcpu.cpl:
+            raise GuestFault(VECTOR_GP, 0)
         gfn = self._frame(vcpu, vcpu.read_register("rax"))
+        is_2m = bool(vcpu.read_register("rcx") & U32_MASK)
         attributes = vcpu.read_register("rdx")
-        vcpu.write_register("rax", abi.RMP_OK)
+        ended, outcome = self._repeat(vcpu, gfn, lambda: self.rmp.rmpadjust(gfn, is_2m, attributes))
+        if ended is not None:
+            return ended
+        vcpu.write_register("rax", outcome.code)
         self.events.append(PermissionChange(gfn, attributes, self._table_writes))
+        return None
+
+    def _repeat(
+        self, vcpu: Vcpu, gfn: int, instruction: Callable[[], Outcome]
+    ) -> tuple[Shutdown | None, Outcome]:
+        """Executes an instruction until it gives a result: KVM answers each #NPF, and #VC or #GP
+        are raised."""
+        rip = vcpu.read_register("rip")
+        for _fault in range(_MAX_FAULTS):
+            outcome = instruction()
+            if outcome.what is What.RESULT:
+                return None, outcome
+            if outcome.what is What.VC:
+                raise GuestFault(VECTOR_VC, outcome.code)
+            if outcome.what is not What.NPF:
+                raise GuestFault(VECTOR_GP, 0)
+            ended = self._nested_fault(gfn, outcome.code, rip)
+            if ended is not None:
+                return ended, outcome
+        return RunFailed("the vCPU stands still: the same #NPF again and again", rip), outcome
 
     def _frame(self, vcpu: Vcpu, address: int) -> int:
-        """The frame at a virtual address; #PF where there is none."""
+        """The frame at a virtual address; #PF where none is mapped, with the reserved bit where the
+        leaf has no C-bit (N31)."""
         machine = self._machine
         root = Gpa(vcpu.read_register("cr3") & PTE_ADDRESS_MASK & ~machine.pte_cbit)
-        found = translate(machine.ram, machine.bit, root, Gva(address & ~(PAGE_SIZE - 1)))
-        if found is None or found[0] >> PAGE_SHIFT >= self.rmp.frames:
-            vcpu.write_register("cr2", address)
-            raise GuestFault(VECTOR_PF, 0)
-        return found[0] >> PAGE_SHIFT
+        gva = Gva(address & ~(PAGE_SIZE - 1))
+        leaf = walk(machine.ram, machine.pte_cbit, root, gva)
+        if leaf.is_present and leaf.level in LEAF_SIZES:
+            size = LEAF_SIZES[leaf.level]
+            base = leaf.entry & PTE_ADDRESS_MASK & ~machine.pte_cbit & ~(size - 1)
+            gfn = (base | gva & size - 1) >> PAGE_SHIFT
+            if gfn < self.rmp.frames:
+                if not leaf.entry & machine.pte_cbit:
+                    vcpu.write_register("cr2", address)
+                    raise GuestFault(VECTOR_PF, PF_PRESENT_RESERVED)
+                return gfn
+        vcpu.write_register("cr2", address)
+        raise GuestFault(VECTOR_PF, 0)
 
     @property
     def _table_writes(self) -> int:

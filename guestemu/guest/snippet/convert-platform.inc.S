@@ -9,7 +9,8 @@
 # INFO_prepare_status and INFO_finish_status are what the platform's callbacks add: 0 as AMD's
 # always do, or a negative errno of another platform. With IS_TDX the callbacks are a TD's (T17):
 # caches and TLB are flushed before a decryption only, "prepare" of an encryption and "finish" of a
-# decryption tell the host.
+# decryption tell the host. With IS_SNP they change page states (N17): "prepare"
+# of a decryption, before the entries, "finish" of an encryption, after them.
 
 	# rdi = VA, esi = pages (int) -> eax = 0 or a negative errno.
 	function set_memory_encrypted
@@ -68,6 +69,15 @@ set_memory_enc_dec:
 	jnz	5f
 3:
 	.endif
+	.ifdef	IS_SNP
+	test	r13d, r13d
+	jnz	3f
+	mov	rdi, [rbp + CPA_VADDR]
+	movsxd	rsi, r12d
+	mov	edx, PSC_SHARED
+	call	snp_set_pages_state
+3:
+	.endif
 	mov	edi, 1
 	call	change_page_attr_set_clr
 	mov	ebx, eax
@@ -75,6 +85,15 @@ set_memory_enc_dec:
 	call	cpa_flush
 	test	ebx, ebx
 	jnz	6f
+	.ifdef	IS_SNP
+	test	r13d, r13d
+	jz	4f
+	mov	rdi, [rbp + CPA_VADDR]
+	movsxd	rsi, r12d
+	mov	edx, PSC_PRIVATE
+	call	snp_set_pages_state
+4:
+	.endif
 	mov	rdi, [rbp + CPA_VADDR]
 	mov	esi, r12d
 	mov	edx, r13d

@@ -118,6 +118,11 @@ early_set_memory_enc_dec:
 	.if	EARLY_KEEPS_FRAME_ZERO
 	jz	9f
 	.endif
+	.ifdef	IS_SNP
+	mov	rcx, rax			# its address in the direct map, for one page only (N18)
+	add	rcx, [info + INFO_page_offset_base]
+	push	rcx
+	.endif
 	push	rdi
 	push	r8
 	push	rsi
@@ -128,10 +133,27 @@ early_set_memory_enc_dec:
 	pop	rdi
 	pop	rsi
 	call	early_copy_in_place
+	.ifdef	IS_SNP
+	mov	rdi, [rsp + 16]
+	mov	edx, PSC_SHARED
+	test	r13d, r13d
+	jnz	2f
+	call	early_set_page_state
+2:
+	.endif
 	pop	r8
 	pop	rdi
 	site	pte
 	mov	[rdi], r8
+	.ifdef	IS_SNP
+	pop	rdi
+	test	r13d, r13d
+	jz	9f
+	site	flush
+	invlpg	[rdi]
+	mov	edx, PSC_PRIVATE
+	jmp	early_set_page_state
+	.endif
 9:	ret
 
 	# rdi = GPA, rsi = bytes, r13d = encrypt: each page through the buffer, from the mapping with

@@ -31,6 +31,11 @@ TDX_GENERATION: Final = "6.12"
 
 TDX_IMAGE: Final = f"{TDX_GENERATION}-tdx"
 
+SNP_GENERATION: Final = "6.12"
+"""The generation that also runs as an SNP guest, as 6.12 to 7.3 do (N17)."""
+
+SNP_IMAGE: Final = f"{SNP_GENERATION}-snp"
+
 VECTORS: Final = 32
 UD2_SIZE: Final = 2
 
@@ -85,12 +90,13 @@ class SnippetImage(msgspec.Struct, frozen=True):
 
 @functools.cache
 def load_snippet(generation: str) -> SnippetImage:
-    """The code of `generation`, one of `GENERATIONS` or `TDX_IMAGE`; `InputError` for any other
-    name.
+    """The code of `generation`, one of `GENERATIONS`, `TDX_IMAGE` or `SNP_IMAGE`.
+
+    Raises `InputError` for any other name.
 
     Read once in a process: parsing takes a fifth of the time in which a testbed is made.
     """
-    if generation not in {*GENERATIONS, TDX_IMAGE}:
+    if generation not in {*GENERATIONS, TDX_IMAGE, SNP_IMAGE}:
         raise InputError(
             f"snippet generation {generation!r}: unknown, take one of {', '.join(GENERATIONS)}"
         )

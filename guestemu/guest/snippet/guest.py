@@ -21,11 +21,16 @@ from guestemu.abi.cpuid import (
 )
 from guestemu.abi.errno import ENOSYS
 from guestemu.abi.errors import InputError
+from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
+from guestemu.abi.msrs import SEV_STATUS_SEV_SNP
 from guestemu.abi.regions import REGIONS, Instruction, Region
 from guestemu.abi.x86 import PTE_PRESENT, PTE_PSE, Mode
 from guestemu.guest.base import CallOutcome, Guest, GuestOops, PlacedRegion, RawRegisters
 from guestemu.guest.dma.emulated import GuestDma
+from guestemu.guest.linux.es import SevEs, attach_sev
 from guestemu.guest.snippet.elf import (
+    SNP_GENERATION,
+    SNP_IMAGE,
     TDX_GENERATION,
     TDX_IMAGE,
     UD2_SIZE,
@@ -54,6 +59,7 @@ from guestemu.machine.launch import Entry
 from guestemu.machine.leafmap import LeafMap, Window
 from guestemu.machine.machine import Machine, MachineConfig
 from guestemu.machine.modes import build_tables
+from guestemu.machine.snp_psc import psc_kernel
 
 MAX_VCPUS: Final = 8
 MIN_MEMORY: Final = 32
@@ -93,7 +99,7 @@ class SnippetGuest(Guest):
         image: SnippetImage | None = None,
     ) -> None:
         _check(config, generation)
-        image = image or load_snippet(TDX_IMAGE if config.tdx else generation)
+        image = image or load_snippet(_image_of(generation, config))
         self.name = f"snippet:{generation}"
         self.generation = generation
         self.budget = budget
@@ -101,6 +107,7 @@ class SnippetGuest(Guest):
         self.machine = Machine(config)
         if config.tdx:
             self.td = Td(self.machine, lambda _leaf, _sub: _NO_CPUID)
+        self.sev = attach_sev(self.machine, lambda _leaf, _sub: _NO_CPUID)
         self._symbols = image.symbols
         self._dma: GuestDma | None = None
         self._place_regions()
@@ -127,6 +134,8 @@ class SnippetGuest(Guest):
         self._state = _KERNEL
         if self.td is not None:
             self.td.watch()
+        if self.sev is not None:
+            self._begin_snp(self.sev)
         self.machine.checkpoint()
 
     # Boot -------------------------------------------------------------------------------------
@@ -167,6 +176,7 @@ class SnippetGuest(Guest):
         machine = self.machine
         size = machine.config.frames * PAGE_SIZE
         vmap = self.regions[Region.V]
+        is_snp = bool(machine.config.sev_status & SEV_STATUS_SEV_SNP)
         fields = {
             "page_offset_base": DIRECT_MAP,
             "cbit_mask": machine.pte_cbit,
@@ -180,8 +190,8 @@ class SnippetGuest(Guest):
             "scratch_source": SCRATCH,
             "scratch_target": SCRATCH + PAGE_SIZE,
             "coherent": int(machine.config.coherent),
-            "notify_enabled": 1,
-            "kvm_features": _TD_KVM_FEATURES if machine.config.tdx else _KVM_FEATURES,
+            "notify_enabled": int(not is_snp),
+            "kvm_features": _features(machine.config),
             "bss_decrypted_start": DIRECT_MAP + BSS_DECRYPTED,
             "bss_decrypted_end": DIRECT_MAP + BSS_DECRYPTED + PMD_SIZE,
         }
@@ -189,7 +199,27 @@ class SnippetGuest(Guest):
             self.info.write(name, value)
         self.info.write_e820(((0, 0xA0000, E820_RAM), (0x100000, size - 0x100000, E820_RAM)))
 
+    def _begin_snp(self, sev: SevEs) -> None:
+        """What early boot of an SNP guest leaves: .bss..decrypted is shared in the RMP and for the
+        host, which page-state changes told (N18), and its first page is the GHCB."""
+        frame, pages = BSS_DECRYPTED // PAGE_SIZE, PMD_SIZE // PAGE_SIZE
+        write = self.machine.ram.write_u64
+        write(Gpa(self._symbols["snp_ghcb"]), DIRECT_MAP + BSS_DECRYPTED)
+        write(Gpa(self._symbols["snp_ghcb_gpa"]), BSS_DECRYPTED)
+        self.machine.ram.write(Gpa(BSS_DECRYPTED), bytes(PAGE_SIZE), private=False)
+        sev.register_ghcb(Gpa(BSS_DECRYPTED))
+        if sev.snp is not None:
+            sev.snp.convert(frame, pages, private=False)
+            sev.snp.enforce()
+        self.boot_exits = (("hypercall", KVM_HC_MAP_GPA_RANGE, (BSS_DECRYPTED, pages, 0, 0)),)
+
     # Running ----------------------------------------------------------------------------------
+
+    def use_kvm(self, kernel: str) -> None:
+        """See `Guest`."""
+        super().use_kvm(kernel)
+        if self.sev is not None:
+            self.sev.kernel = psc_kernel(kernel)
 
     def reset(self) -> None:
         """Back to the state after boot."""
@@ -387,6 +417,19 @@ def _stack_slot(vcpu: int) -> int:
     return STACKS + STACK_SIZE * (vcpu + 1) - 8
 
 
+def _image_of(generation: str, config: MachineConfig) -> str:
+    if config.tdx:
+        return TDX_IMAGE
+    return SNP_IMAGE if config.sev_status & SEV_STATUS_SEV_SNP else generation
+
+
+def _features(config: MachineConfig) -> int:
+    """EAX of CPUID 0x40000001; a guest that cannot be migrated is offered no notifications."""
+    if config.tdx:
+        return _TD_KVM_FEATURES
+    return 0 if config.sev_status & SEV_STATUS_SEV_SNP else _KVM_FEATURES
+
+
 def _check(config: MachineConfig, generation: str) -> None:
     mib = config.frames * PAGE_SIZE >> 20
     if not MIN_MEMORY <= mib <= MAX_MEMORY or config.frames * PAGE_SIZE % PMD_SIZE:
@@ -395,6 +438,10 @@ def _check(config: MachineConfig, generation: str) -> None:
         )
     if not 1 <= config.vcpus <= MAX_VCPUS:
         raise InputError(f"vcpus {config.vcpus}: a snippet guest takes 1 to {MAX_VCPUS}")
+    if config.sev_status & SEV_STATUS_SEV_SNP and generation != SNP_GENERATION:
+        raise InputError(
+            f"sev snp: snippet:{generation} has no code for SNP; take snippet:{SNP_GENERATION}"
+        )
     if config.tdx and generation != TDX_GENERATION:
         raise InputError(
             f"sev tdx: snippet:{generation} has no code for a TD; take snippet:{TDX_GENERATION}"

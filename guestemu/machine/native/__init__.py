@@ -55,6 +55,7 @@ class HostCode:
         self.invalid_hook = _address(library, "invalid_hook")
         self.launch = _address(library, "launch")
         self.rollback = _address(library, "rollback")
+        self.tlb_hook = _address(library, "tlb_hook")
 
 
 def _address(library: ctypes.PyDLL | None, name: str) -> int:

@@ -174,3 +174,82 @@ EXPORT u32 rollback(struct memory_watch *watch)
 	watch->log_count = 0;
 	return seen;
 }
+
+enum { UC_MEM_FETCH = 18 };
+enum { RIGHT_READ = 1, RIGHT_WRITE = 2, RIGHT_EXEC = 4 };
+
+struct tlb_entry {
+	u64 paddr;
+	u32 perms;
+};
+
+struct tlb_watch {
+	bool (*slow)(void *uc, u64 gva, int type, struct tlb_entry *entry, void *watch);
+	int (*read_batch)(void *uc, const int *ids, void *values, int count);
+	const int *ids;
+	void *values;
+	u64 count;
+	const u64 *registers; /* CR0, CR3, CS */
+	const u8 *private_view;
+	u64 frames;
+	u64 bit, private_bit;	      /* of page-table entries: the mask, and its value in a private one */
+	u64 ram_bit, ram_private_bit; /* of physical addresses */
+	const u8 *rights;	      /* NULL: no view is closed */
+	u64 fetches_private;
+};
+
+/* Every access that is granted; what is refused, Python finds out again and says why. */
+EXPORT bool tlb_hook(void *uc, u64 gva, int type, struct tlb_entry *result,
+		     struct tlb_watch *watch)
+{
+	const u64 cr0_pg = 1u << 31, cr0_wp = 1 << 16, address_mask = 0x000ffffffffff000;
+	bool is_write = type == UC_MEM_WRITE, is_fetch = type == UC_MEM_FETCH;
+	u64 cr0, entry = 0, table, size, gpa, gfn;
+	bool is_user, is_private, writable;
+	const u8 *rights = watch->rights;
+	u32 perms;
+	int level;
+
+	watch->read_batch(uc, watch->ids, watch->values, watch->count);
+	cr0 = watch->registers[0];
+	if (!(cr0 & cr0_pg) || gva + (1ull << 47) >= 1ull << 48)
+		goto slow;
+	table = watch->registers[1] & address_mask & ~watch->bit;
+	for (level = 4;; level--) {
+		u64 at = table + 8 * (gva >> (PAGE_SHIFT + 9 * (level - 1)) & 511);
+
+		gfn = at >> PAGE_SHIFT;
+		if (gfn >= watch->frames || (rights && !(rights[watch->frames + gfn] & RIGHT_READ)))
+			goto slow;
+		entry = *(const u64 *)(watch->private_view + at);
+		if (!(entry & 1))
+			goto slow;
+		if (level == 1 || (level < 4 && entry & 1 << 7))
+			break;
+		table = entry & address_mask & ~watch->bit;
+	}
+	is_user = (watch->registers[2] & 3) == 3;
+	writable = entry & 2 || (!is_user && !(cr0 & cr0_wp));
+	if ((is_write && !writable) || (is_user && !(entry & 4)) || (is_fetch && entry >> 63))
+		goto slow;
+	size = 1ull << (PAGE_SHIFT + 9 * (level - 1));
+	gpa = (entry & address_mask & ~watch->bit & ~(size - 1)) | (gva & (size - 1) & ~(u64)(PAGE - 1));
+	gfn = gpa >> PAGE_SHIFT;
+	is_private = (entry & watch->bit) == watch->private_bit;
+	perms = RIGHT_READ | (writable ? RIGHT_WRITE : 0) | (entry >> 63 ? 0 : RIGHT_EXEC);
+	if (rights && gfn < watch->frames) {
+		u8 seen = rights[is_private ? watch->frames + gfn : gfn];
+		u8 fetched = watch->fetches_private ? rights[watch->frames + gfn] : seen;
+		u8 wanted = is_write ? RIGHT_WRITE : is_fetch ? RIGHT_EXEC : RIGHT_READ;
+
+		if (!((is_fetch ? fetched : seen) & wanted))
+			goto slow;
+		perms &= RIGHT_READ | (seen & RIGHT_WRITE) | (fetched & RIGHT_EXEC);
+	}
+	result->paddr = (gpa & ~watch->ram_bit) |
+			(is_private ? watch->ram_private_bit : watch->ram_bit ^ watch->ram_private_bit);
+	result->perms = perms;
+	return true;
+slow:
+	return watch->slow(uc, gva, type, result, watch);
+}

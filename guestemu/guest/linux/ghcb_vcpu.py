@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What KVM sees of a vCPU whose state is encrypted."""
+
+from __future__ import annotations
+
+from guestemu.machine import ghcb
+from guestemu.machine.ghcb import GhcbPage
+
+
+class GhcbVcpu:
+    """What KVM can reach of a SEV-ES vCPU (a `VcpuAccess`): the registers that the GHCB gave.
+
+    Others read 0. Writes reach the guest for RAX to RDX only; RIP is in the encrypted save area.
+    """
+
+    def __init__(self, page: GhcbPage | None) -> None:
+        """`page` is None for the MSR protocol, which shows no register."""
+        offsets = ghcb.GENERAL if page is not None else {}
+        self._registers = {
+            name: page.given(offset) if page is not None else 0 for name, offset in offsets.items()
+        }
+        self._cpl = page.cpl if page is not None and page.is_valid(ghcb.CPL) else 0
+
+    def read_register(self, name: str) -> int:
+        """See `VcpuAccess`."""
+        return self._registers.get(name, 0)
+
+    def write_register(self, name: str, value: int) -> None:
+        """See `VcpuAccess`."""
+        if name in self._registers:
+            self._registers[name] = value
+
+    @property
+    def cpl(self) -> int:
+        """See `VcpuAccess`."""
+        return self._cpl
+
+    @property
+    def is_64bit(self) -> bool:
+        """True: KVM takes a guest with protected state for a 64-bit one."""
+        return True
+
+    def read_code(self, size: int) -> bytes:
+        """Nothing: the code is encrypted."""
+        return b""
+
+    def patch_code(self, code: bytes) -> None:
+        """Nothing: the code is encrypted."""
