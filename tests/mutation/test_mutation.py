@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Changes of the judging code are noticed by its tests (`python tests/mutation/mutation.py`)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import mutation
+import pytest
+from mutants import c_mutants, python_mutants
+
+PYTHON = '''
+LIMITS = {1, 2}
+"""A sentence with 3 words and an `or`."""
+
+
+def judge(view: int) -> bool:
+    if view is None or not view.value:
+        return False
+    for record in view.records:
+        if record.size + 1 > 4:
+            continue
+    return view.ok
+'''
+
+C = """/* 1 == 2 */
+#define LIMIT 7
+static bool judge(struct fast *f, u64 value)
+{
+	if (value == 0 && !f->ready)
+		return true;
+	return value + 1 <= f->limit;
+}
+"""
+
+
+def test_mutants_of_python() -> None:
+    names = [mutant.name for mutant in python_mutants(PYTHON)]
+    assert names == [
+        "module: {1, 2} => {2}",
+        "module: {1, 2} => {1}",
+        "module: 1 => 2",
+        "module: 2 => 3",
+        "judge: view is None or not view.value => view is None and (not view.value)",
+        "judge: view is None => view is not None",
+        "judge: not view.value => view.value",
+        "judge: False => True",
+        "judge: record.size + 1 > 4 => record.size + 1 >= 4",
+        "judge: record.size + 1 => record.size - 1",
+        "judge: 1 => 2",
+        "judge: 4 => 5",
+        "judge: continue => pass",
+    ]
+
+
+def test_every_mutant_of_python_is_another_module() -> None:
+    mutants = list(python_mutants(PYTHON))
+    assert len({mutant.source for mutant in mutants}) == len(mutants)
+    for mutant in mutants:
+        compile(mutant.source, "mutant", "exec")
+
+
+def test_mutants_of_c() -> None:
+    mutants = list(c_mutants(C))
+    assert {mutant.name.partition(":")[0] for mutant in mutants} == {"judge"}
+    changed = {mutant.name.partition(" => ")[2] for mutant in mutants}
+    assert changed == {
+        "if (value != 0 && !f->ready)",
+        "if (value == 0 || !f->ready)",
+        "if (value == 0 && f->ready)",
+        "if (value == 1 && !f->ready)",
+        "return false;",
+        "return value - 1 <= f->limit;",
+        "return value + 1 < f->limit;",
+        "return value + 2 <= f->limit;",
+    }
+
+
+def test_judges_and_their_tests_are_there() -> None:
+    for part, tests in mutation.JUDGES.items():
+        assert (mutation.PACKAGE / part).is_file()
+        assert all((mutation.ROOT / test).is_file() for test in tests)
+    for part, reasons in mutation.explained().items():
+        names = {mutant.name for mutant in mutation.mutants_of(part)}
+        assert reasons.keys() <= names, f"{part}: that code is gone, take the reason out"
+        assert all(len(reason) > 20 for reason in reasons.values())
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("part", mutation.JUDGES)
+def test_no_mutant_survives_that_is_not_explained(part: str) -> None:
+    script = Path(mutation.__file__)
+    done = subprocess.run(
+        [sys.executable, str(script), part], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
