@@ -5,16 +5,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from guestemu.abi.hypercalls import hypercall_text
 from guestemu.cli import console
 from guestemu.cli.errors import one_line
-
-if TYPE_CHECKING:
-    from guestemu.guest.linux.kernel import Kernel
 
 _MAX_LINES = 16
 _ACTIVE = re.compile(r"Memory Encryption Features active: (.*)")
@@ -65,14 +61,15 @@ def boot_image(request: BootRequest, show_console: bool, to_stderr: bool) -> Boo
         describe_end,
         last_lines,
     )
-    from guestemu.guest.linux.load import linux_config
+    from guestemu.guest.linux.images import find_image
+    from guestemu.guest.linux.load import LOADER, linux_config
     from guestemu.guest.linux.platform import Console
     from guestemu.guest.linux.printk import KernelLog
     from guestemu.guest.linux.recorder import BootRecorder
     from guestemu.machine.exits import Trap
 
     config = linux_config(request.memory, request.cbit, request.sev)
-    kernel = load_with_progress(request.image)
+    kernel = LOADER.kernel(find_image(request.image))
     recorder = BootRecorder()
     say = console.note if to_stderr else console.emit
     lines: Callable[[str], None] | None = say if show_console else None
@@ -111,18 +108,6 @@ def boot_image(request: BootRequest, show_console: bool, to_stderr: bool) -> Boo
         ),
         console=text,
     )
-
-
-def load_with_progress(image: str) -> Kernel:
-    """The analysed kernel that `image` names; on a terminal one sees that it takes a while."""
-    from guestemu.guest.linux.images import find_image
-    from guestemu.guest.linux.load import LOADER
-
-    path = find_image(image)
-    if not console.is_live():
-        return LOADER.kernel(path)
-    with console.notes().status(path.name):
-        return LOADER.kernel(path)
 
 
 def tell(report: BootReport) -> None:

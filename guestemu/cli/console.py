@@ -11,11 +11,14 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+
+from guestemu.cli._busy import Busy
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,6 +36,7 @@ class _Output(msgspec.Struct):
 
     verb: str = ""
     has_object: bool = False
+    busy: Busy | None = None
 
 
 _output: ContextVar[_Output] = ContextVar("output")
@@ -41,6 +45,25 @@ _output: ContextVar[_Output] = ContextVar("output")
 def begin(verb: str) -> None:
     """A command begins; `verb` is "kernel.boot" for `guestemu kernel boot`."""
     _output.set(_Output(verb))
+
+
+@contextmanager
+def busy(text: str) -> Iterator[None]:
+    """While entered, a terminal shows `text` and the seconds gone, from two seconds on and until
+    the command prints something."""
+    output = _output.get(_Output())
+    if not is_live():
+        yield
+        return
+    with Busy(text) as output.busy:
+        yield
+
+
+def _break_in() -> None:
+    """The command prints something now."""
+    output = _output.get(None)
+    if output is not None and output.busy is not None:
+        output.busy.stop()
 
 
 def has_object() -> bool:
@@ -57,6 +80,7 @@ def prepare_streams() -> None:
 
 def emit(text: str = "") -> None:
     """One line of result on stdout."""
+    _break_in()
     print(text)
 
 
@@ -65,6 +89,7 @@ def emit_json(value: object, shape: str = "") -> None:
 
     `shape` tells the shapes of one verb apart: "lockstep" gives the schema guestemu.run.lockstep/1.
     """
+    _break_in()
     output = _output.get(_Output())
     name = ".".join(part for part in (_PROGRAM, output.verb, shape) if part)
     fields: dict[str, object] = msgspec.to_builtins(value, str_keys=True)
@@ -90,7 +115,8 @@ def paint(text: str, style: str) -> str:
 
 
 def note(text: str) -> None:
-    """One line for the user on stderr that is no result."""
+    """One line for the user on stderr that is not a result."""
+    _break_in()
     print(text, file=sys.stderr)
 
 
@@ -98,6 +124,7 @@ def notes() -> Console:
     """A rich console on stderr for progress and live displays (rich respects NO_COLOR)."""
     from rich.console import Console
 
+    _break_in()
     return Console(stderr=True, highlight=False)
 
 

@@ -161,10 +161,12 @@ def _run(arguments: Sequence[str], package: str) -> int:
     app, modules = _build(_wanted(arguments, verbs))
     command = typer.main.get_command(app)
     _help.keep_all_examples(command)
-    console.begin(_words(command, arguments))
-    result: object = command.main(
-        args=_with_new_names(arguments, modules), prog_name=_PROGRAM, standalone_mode=False
-    )
+    words = _words(command, arguments)
+    console.begin(words)
+    with console.busy(f"{_PROGRAM} {words.replace('.', ' ')}"):
+        result: object = command.main(
+            args=_with_new_names(arguments, modules), prog_name=_PROGRAM, standalone_mode=False
+        )
     if result == errors.EXIT_INTERRUPTED:
         raise KeyboardInterrupt  # typer has made a status of it
     return result if isinstance(result, int) else errors.EXIT_OK
