@@ -16,6 +16,7 @@ inputs that libFuzzer writes: `repair` puts them right.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterable
@@ -80,9 +81,10 @@ class CampaignRecord(msgspec.Struct, frozen=True):
         )
 
 
-def _failure(path: Path, error: OSError) -> InputError:
+def _failure(path: Path, error: OSError, option: str = "--workdir") -> InputError:
     reason = error.strerror or str(error)
-    return InputError(f"{path}: {reason}; make room there or name another place with --workdir")
+    remedy = "make its directory" if error.errno == errno.ENOENT else "make room there"
+    return InputError(f"{path}: {reason}; {remedy}, or name another place with {option}")
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -96,12 +98,12 @@ def replace_file(path: Path, data: bytes) -> None:
         raise
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """`replace_file`, but raises `InputError` naming the file."""
+def write_atomically(path: Path, data: bytes, option: str = "--workdir") -> None:
+    """`replace_file`, but raises `InputError` naming the file and the `option` that chose it."""
     try:
         replace_file(path, data)
     except OSError as error:
-        raise _failure(path, error) from error
+        raise _failure(path, error, option) from error
 
 
 class Store:

@@ -13,6 +13,8 @@ from typing import Final
 
 import msgspec
 
+from guestemu.cli._cache import cached, root
+
 _NEEDED: Final = (
     "bitarray",
     "capstone",
@@ -56,6 +58,7 @@ def examine() -> tuple[Finding, ...]:
         *(_optional_package(name, remedy) for name, remedy in _OPTIONAL.items()),
         *_tools(),
         _perf(),
+        _cache(),
     )
 
 
@@ -138,6 +141,13 @@ def _tools() -> Iterator[Finding]:
         yield Finding("C compiler", "optional", "none", _TOOLS[compilers])
     else:
         yield Finding("C compiler", "ok", found)
+
+
+def _cache() -> Finding:
+    entries = cached()
+    size = sum(entry.bytes for entry in entries) / 2**20
+    detail = f"{size:,.0f} MiB in {root()}"
+    return Finding("cache", "ok", detail, "guestemu cache shows it" if entries else "")
 
 
 def _perf() -> Finding:

@@ -59,7 +59,7 @@ def command(
         smallest, comment_of(chosen, str(program), run_command(place, loaded.header))
     )
     if output is not None:
-        write_atomically(output, text.encode())
+        write_atomically(output, text.encode(), "-o")
     if as_json:
         console.emit_json(
             {

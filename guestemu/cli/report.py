@@ -40,7 +40,7 @@ def command(
     from guestemu.cli.status import campaign_object
 
     reading = read_campaign(workdir)
-    write_atomically(output, report_page(reading).encode())
+    write_atomically(output, report_page(reading).encode(), "-o")
     if as_json:
         console.emit_json({"output": str(output), **campaign_object(reading)})
     else:
