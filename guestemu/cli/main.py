@@ -209,4 +209,5 @@ def main(argv: Sequence[str] | None = None, package: str = _PACKAGE) -> int:
     except Exception as error:
         status = errors.report(error, as_json)
     _settle_stdout()
+    console.begin("")
     return status
