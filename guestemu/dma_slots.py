@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Final
 
 from guestemu.abi.addresses import Gpa
 from guestemu.guest.base import CallOutcome, Guest
-from guestemu.program.ops import Op, OpKind
+from guestemu.program.ops import Op
 
 _NOTHING: Final = CallOutcome(0)
 
@@ -24,13 +23,6 @@ class DmaSlots:
     def clear(self) -> None:
         """All slots are empty."""
         self._buffers = {}
-
-    def operations(self, guest: Guest) -> Mapping[OpKind, Callable[[Op], CallOutcome]]:
-        """What each kind of operation does on `guest`."""
-        return {
-            OpKind.DMA_ALLOC: lambda op: self.alloc(guest, op),
-            OpKind.DMA_FREE: lambda op: self.free(guest, op),
-        }
 
     def alloc(self, guest: Guest, op: Op) -> CallOutcome:
         """Into a slot; one that is in use keeps its buffer."""

@@ -4,50 +4,119 @@ entries of its page tables changed behind its back."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 from guestemu.abi.addresses import U64_MASK, Gva
-from guestemu.guest.base import CallOutcome, Guest, RawRegisters
+from guestemu.guest.base import CallOutcome, RawRegisters
+from guestemu.operations import OpContext, operation
 from guestemu.program.ops import Op, OpKind
 
 
-def guest_operations(guest: Guest) -> Mapping[OpKind, Callable[[Op], CallOutcome]]:
-    """What each kind of operation does on `guest`."""
+def _gva(scene: OpContext, op: Op, offset: int = 0) -> Gva:
+    return Gva(scene.guest.gva(op.region, op.page) + offset)
 
-    def gva(op: Op, offset: int = 0) -> Gva:
-        return Gva(guest.gva(op.region, op.page) + offset)
 
-    def hypercall(op: Op) -> CallOutcome:
-        nr, a0, a1, a2, a3 = op.arguments
-        if op.has_page:
-            a0 = a0 + guest.gpa(op.region, op.page) & U64_MASK
-        registers = RawRegisters(nr, a0, a1, a2, a3)
-        return guest.raw_hypercall(op.instruction, registers, op.mode, op.cpl)
+@operation(OpKind.HYPERCALL)
+def hypercall(scene: OpContext, op: Op) -> CallOutcome:
+    """VMMCALL or VMCALL with the op's registers; a page operand is added to a0."""
+    guest = scene.guest
+    nr, a0, a1, a2, a3 = op.arguments
+    if op.has_page:
+        a0 = a0 + guest.gpa(op.region, op.page) & U64_MASK
+    registers = RawRegisters(nr, a0, a1, a2, a3)
+    return guest.raw_hypercall(op.instruction, registers, op.mode, op.cpl)
 
-    return {
-        OpKind.HYPERCALL: hypercall,
-        OpKind.WRMSR: lambda op: guest.raw_wrmsr(op.arguments[0], op.arguments[1], op.mode, op.cpl),
-        OpKind.RDMSR: lambda op: guest.raw_rdmsr(op.arguments[0], op.mode, op.cpl),
-        OpKind.SET_MEMORY_ENCRYPTED: lambda op: guest.set_memory_encrypted(
-            gva(op, op.arguments[1]), op.arguments[0]
-        ),
-        OpKind.SET_MEMORY_DECRYPTED: lambda op: guest.set_memory_decrypted(
-            gva(op, op.arguments[1]), op.arguments[0]
-        ),
-        OpKind.EARLY_SET_MEMORY_ENCRYPTED: lambda op: guest.early_set_memory_encrypted(
-            gva(op, op.arguments[1]), op.arguments[0]
-        ),
-        OpKind.EARLY_SET_MEMORY_DECRYPTED: lambda op: guest.early_set_memory_decrypted(
-            gva(op, op.arguments[1]), op.arguments[0]
-        ),
-        OpKind.WRITE: lambda op: guest.memset(
-            gva(op, op.arguments[1]), op.arguments[0], op.arguments[2]
-        ),
-        OpKind.READ: lambda op: guest.load(gva(op, op.arguments[0])),
-        OpKind.CPU_OFFLINE: lambda op: guest.kvm_guest_cpu_offline(),
-        OpKind.INIT_PLATFORM: lambda op: guest.kvm_init_platform(bool(op.arguments[0])),
-        OpKind.UNMAP: lambda op: CallOutcome(int(guest.edit_entry(gva(op), True))),
-        OpKind.CLEAR_PRESENT: lambda op: CallOutcome(int(guest.edit_entry(gva(op), False))),
-        OpKind.STOP_CONVERSION: lambda op: guest.set_memory_enc_stop_conversion(),
-        OpKind.TOUCH_CBIT: lambda op: guest.touch_cbit(gva(op), bool(op.arguments[0])),
-    }
+
+@operation(OpKind.WRMSR)
+def wrmsr(scene: OpContext, op: Op) -> CallOutcome:
+    """WRMSR."""
+    return scene.guest.raw_wrmsr(op.arguments[0], op.arguments[1], op.mode, op.cpl)
+
+
+@operation(OpKind.RDMSR)
+def rdmsr(scene: OpContext, op: Op) -> CallOutcome:
+    """RDMSR."""
+    return scene.guest.raw_rdmsr(op.arguments[0], op.mode, op.cpl)
+
+
+@operation(OpKind.SET_MEMORY_ENCRYPTED)
+def set_memory_encrypted(scene: OpContext, op: Op) -> CallOutcome:
+    """The kernel's function of the page's address plus an offset."""
+    return scene.guest.set_memory_encrypted(_gva(scene, op, op.arguments[1]), op.arguments[0])
+
+
+@operation(OpKind.SET_MEMORY_DECRYPTED)
+def set_memory_decrypted(scene: OpContext, op: Op) -> CallOutcome:
+    """The kernel's function of the page's address plus an offset."""
+    return scene.guest.set_memory_decrypted(_gva(scene, op, op.arguments[1]), op.arguments[0])
+
+
+@operation(OpKind.EARLY_SET_MEMORY_ENCRYPTED)
+def early_set_memory_encrypted(scene: OpContext, op: Op) -> CallOutcome:
+    """The kernel's function of the page's address plus an offset."""
+    return scene.guest.early_set_memory_encrypted(_gva(scene, op, op.arguments[1]), op.arguments[0])
+
+
+@operation(OpKind.EARLY_SET_MEMORY_DECRYPTED)
+def early_set_memory_decrypted(scene: OpContext, op: Op) -> CallOutcome:
+    """The kernel's function of the page's address plus an offset."""
+    return scene.guest.early_set_memory_decrypted(_gva(scene, op, op.arguments[1]), op.arguments[0])
+
+
+@operation(OpKind.WRITE)
+def write(scene: OpContext, op: Op) -> CallOutcome:
+    """memset() through the page's mapping."""
+    value, offset, size = op.arguments
+    return scene.guest.memset(_gva(scene, op, offset), value, size)
+
+
+@operation(OpKind.READ)
+def read(scene: OpContext, op: Op) -> CallOutcome:
+    """A load of 8 bytes through the page's mapping."""
+    return scene.guest.load(_gva(scene, op, op.arguments[0]))
+
+
+@operation(OpKind.CPU_OFFLINE)
+def cpu_offline(scene: OpContext, _op: Op) -> CallOutcome:
+    """The kernel's kvm_guest_cpu_offline()."""
+    return scene.guest.kvm_guest_cpu_offline()
+
+
+@operation(OpKind.INIT_PLATFORM)
+def init_platform(scene: OpContext, op: Op) -> CallOutcome:
+    """The kernel's kvm_init_platform()."""
+    return scene.guest.kvm_init_platform(bool(op.arguments[0]))
+
+
+@operation(OpKind.UNMAP)
+def unmap(scene: OpContext, op: Op) -> CallOutcome:
+    """The page's 4 KiB entry becomes a hole."""
+    return CallOutcome(int(scene.guest.edit_entry(_gva(scene, op), True)))
+
+
+@operation(OpKind.CLEAR_PRESENT)
+def clear_present(scene: OpContext, op: Op) -> CallOutcome:
+    """The page's 4 KiB entry loses PRESENT and keeps its frame."""
+    return CallOutcome(int(scene.guest.edit_entry(_gva(scene, op), False)))
+
+
+@operation(OpKind.STOP_CONVERSION)
+def stop_conversion(scene: OpContext, _op: Op) -> CallOutcome:
+    """The kernel's set_memory_enc_stop_conversion()."""
+    return scene.guest.set_memory_enc_stop_conversion()
+
+
+@operation(OpKind.TOUCH_CBIT)
+def touch_cbit(scene: OpContext, op: Op) -> CallOutcome:
+    """The C-bit of the page's entry changes, and the host does not hear of it."""
+    return scene.guest.touch_cbit(_gva(scene, op), bool(op.arguments[0]))
+
+
+@operation(OpKind.DMA_ALLOC)
+def dma_alloc(scene: OpContext, op: Op) -> CallOutcome:
+    """dma_alloc_coherent() into a slot."""
+    return scene.slots.alloc(scene.guest, op)
+
+
+@operation(OpKind.DMA_FREE)
+def dma_free(scene: OpContext, op: Op) -> CallOutcome:
+    """dma_free_coherent() of what the slot holds."""
+    return scene.slots.free(scene.guest, op)

@@ -4,41 +4,45 @@ out, a VMM that reads and writes through its own mapping (facts E32, C30)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Final
 
 from guestemu.abi.addresses import PAGE_SIZE, Gpa
 from guestemu.abi.errno import ENOTTY
-from guestemu.guest.base import CallOutcome, Guest
+from guestemu.guest.base import CallOutcome
 from guestemu.machine.cache import CachedRam
+from guestemu.operations import OpContext, operation
 from guestemu.program.ops import Op, OpKind
 
 _WORD: Final = 8
 
 
-def memory_operations(guest: Guest) -> Mapping[OpKind, Callable[[Op], CallOutcome]]:
-    """What each kind of operation does on `guest`."""
-    ram = guest.machine.ram
+@operation(OpKind.EVICT)
+def evict(scene: OpContext, op: Op) -> CallOutcome:
+    """Cache lines of one view leave for memory; -ENOTTY on a machine without a cache model."""
+    ram = scene.guest.machine.ram
+    if not isinstance(ram, CachedRam):
+        return CallOutcome(-ENOTTY)
+    pages, private = op.arguments
+    gpa = scene.guest.gpa(op.region, op.page)
+    size = min(pages * PAGE_SIZE, ram.frames * PAGE_SIZE - gpa)
+    return CallOutcome(ram.flush_lines(gpa, size, bool(private)) if size else 0)
 
-    def evict(op: Op) -> CallOutcome:
-        if not isinstance(ram, CachedRam):
-            return CallOutcome(-ENOTTY)
-        pages, private = op.arguments
-        gpa = guest.gpa(op.region, op.page)
-        size = min(pages * PAGE_SIZE, ram.frames * PAGE_SIZE - gpa)
-        return CallOutcome(ram.flush_lines(gpa, size, bool(private)) if size else 0)
 
-    def read(op: Op) -> CallOutcome:
-        offset = min(op.arguments[0], PAGE_SIZE - _WORD)
-        gpa = Gpa(guest.gpa(op.region, op.page) + offset)
-        return CallOutcome(int.from_bytes(ram.read(gpa, _WORD, private=False), "little"))
+@operation(OpKind.HOST_READ)
+def host_read(scene: OpContext, op: Op) -> CallOutcome:
+    """The VMM reads 8 bytes through its own mapping."""
+    offset = min(op.arguments[0], PAGE_SIZE - _WORD)
+    gpa = Gpa(scene.guest.gpa(op.region, op.page) + offset)
+    data = scene.guest.machine.ram.read(gpa, _WORD, private=False)
+    return CallOutcome(int.from_bytes(data, "little"))
 
-    def write(op: Op) -> CallOutcome:
-        value, offset, size = op.arguments
-        gpa = Gpa(guest.gpa(op.region, op.page) + offset)
-        data = bytes([value]) * min(size, PAGE_SIZE - offset)
-        if data:
-            ram.write(gpa, data, private=False)
-        return CallOutcome(0)
 
-    return {OpKind.EVICT: evict, OpKind.HOST_READ: read, OpKind.HOST_WRITE: write}
+@operation(OpKind.HOST_WRITE)
+def host_write(scene: OpContext, op: Op) -> CallOutcome:
+    """The VMM writes through its own mapping, within the page."""
+    value, offset, size = op.arguments
+    gpa = Gpa(scene.guest.gpa(op.region, op.page) + offset)
+    data = bytes([value]) * min(size, PAGE_SIZE - offset)
+    if data:
+        scene.guest.machine.ram.write(gpa, data, private=False)
+    return CallOutcome(0)

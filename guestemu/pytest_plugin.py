@@ -41,6 +41,9 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
         return None
     if (file_path.parents[1] / _CAMPAIGN).exists():
         return None
+    from guestemu.parts import load_parts
+
+    load_parts()
     collector: ProgramFile = ProgramFile.from_parent(parent, path=file_path)
     return collector
 

@@ -27,16 +27,14 @@ from guestemu.events.memory import LeafChange
 from guestemu.exit_recorder import ExitRecorder
 from guestemu.guest.base import CallOutcome, Guest
 from guestemu.guest.registry import GuestSettings, load_guest
-from guestemu.guest_operations import guest_operations
 from guestemu.host.base import GuestFault, Host, Hypercall
 from guestemu.host.kvm.host import MergedHost
 from guestemu.host.permission import Permissions
 from guestemu.host.registry import load_host
 from guestemu.host.userspace.base import VmStopped
-from guestemu.host_operations import host_operations
 from guestemu.machine.cache import CachedRam
-from guestemu.memory_operations import memory_operations
 from guestemu.migration_operations import DESTINATION_KEY, MakePair, MigrationOperations
+from guestemu.operations import operations_of
 from guestemu.program.ops import Op, OpKind, Region
 from guestemu.program.program import Header, Program
 
@@ -112,7 +110,7 @@ class Testbed:
         self._has_faults = False
         self._fault_split = False
         self._answers = (0, 0)
-        self._slots = DmaSlots()
+        self.slots = DmaSlots()
         self._migration = MigrationOperations(self, destination)
         self._do: Mapping[OpKind, Callable[[Op], CallOutcome]] = self._dispatch()
 
@@ -163,7 +161,7 @@ class Testbed:
         if self.guest.boot_exits:
             self._tell_boot_exits()
             self.recorder.attach()
-        self._slots.clear()
+        self.slots.clear()
         self._answers = (0, 0)
         self._fault_split = False
         self._has_faults = False
@@ -360,11 +358,8 @@ class Testbed:
 
     def _dispatch(self) -> Mapping[OpKind, Callable[[Op], CallOutcome]]:
         return {
-            **host_operations(self.host),
+            **operations_of(self),
             **self._migration.operations(),
-            **guest_operations(self.guest),
-            **memory_operations(self.guest),
-            **self._slots.operations(self.guest),
             OpKind.ANSWER: self._answer,
             OpKind.FAIL_SPLIT: self._fail_split,
             OpKind.FAIL_MSR: self._fail_msr,

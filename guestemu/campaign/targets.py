@@ -176,8 +176,17 @@ _TARGETS: Final = (
     ),
 )
 
-TARGETS: Final[Mapping[str, Target]] = {target.name: target for target in _TARGETS}
+_BY_NAME: Final = {target.name: target for target in _TARGETS}
+TARGETS: Final[Mapping[str, Target]] = _BY_NAME
 """Every target by name, in the order of `guestemu targets`."""
+
+
+def register_target(target: Target) -> None:
+    """Adds a target of another package. Raises `InputError` for a name that is taken."""
+    if target.name in _BY_NAME:
+        raise InputError(f"target {target.name!r}: the name is taken; choose another")
+    _BY_NAME[target.name] = target
+
 
 _THROUGH_HANDLERS: Final = msgspec.structs.replace(
     TARGETS["migration"],

@@ -27,6 +27,7 @@ from guestemu.campaign.engines import ENGINES
 from guestemu.campaign.session import LENGTH_SIZE, Plan, Report, Session
 from guestemu.campaign.store import Store
 from guestemu.campaign.targets import find_target
+from guestemu.parts import load_parts
 from guestemu.program.binary import RECORD_SIZE
 from guestemu.program.program import Header
 
@@ -135,6 +136,7 @@ def work(config: WorkerConfig) -> NoReturn:
         os._exit(0 if error is None else STATUS_FAILED)
 
     try:
+        load_parts()
         store = Store(Path(config.workdir))
         plan = Plan(
             target=find_target(config.target),

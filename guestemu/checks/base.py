@@ -8,8 +8,9 @@ changes anything, and a violation is a value, not an exception.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Final, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar, Final, Protocol
 
 import msgspec
 from bitarray import bitarray
@@ -23,7 +24,15 @@ from guestemu.guest.base import CallOutcome, Guest
 from guestemu.host.base import Host
 from guestemu.program.ops import Op, OpKind
 
-__all__ = ["CONVERSION_KINDS", "Check", "OpView", "Violation"]
+__all__ = [
+    "CONVERSION_KINDS",
+    "PAGE_ENC_CONTRACTS",
+    "Check",
+    "OpView",
+    "Oracle",
+    "Violation",
+    "explanations",
+]
 
 
 class OpView(msgspec.Struct):
@@ -68,6 +77,10 @@ CONVERSION_KINDS: Final = frozenset(
 """The operations that convert a range of their own (`OpView.frames`)."""
 
 
+PAGE_ENC_CONTRACTS: Final = frozenset({"page-enc-status", "page-enc-status-2019"})
+"""The contracts (`Host.contract`) of KVM_HC_PAGE_ENC_STATUS, which was never merged."""
+
+
 class Check(Protocol):
     """One property."""
 
@@ -79,3 +92,37 @@ class Check(Protocol):
 
     def after(self, view: OpView) -> Iterable[Violation]:
         """The violations that the operation caused."""
+
+
+class Oracle(ABC):
+    """Base of checks: what is said about one beside its judgement, all in its own module.
+
+    The first sentence of the class's docstring is the property; each violation names the facts that
+    demand it.
+    """
+
+    name: str
+    kinds: frozenset[OpKind] | None = None
+
+    explanations: ClassVar[Mapping[str, str]] = {}
+    """What a violation means for the guest, in a sentence, by the violation's name."""
+
+    @classmethod
+    def applies(cls, host: Host) -> bool:
+        """Whether it can say something about runs on `host`; others are not asked, to save time."""
+        return True
+
+    @abstractmethod
+    def after(self, view: OpView) -> Iterable[Violation]:
+        """See `Check`."""
+
+
+def explanations() -> Mapping[str, str]:
+    """The explanations of every check that was imported, by the violation's name."""
+    found: dict[str, str] = {}
+    pending = Oracle.__subclasses__()
+    while pending:
+        kind = pending.pop()
+        found.update(kind.explanations)
+        pending += kind.__subclasses__()
+    return found

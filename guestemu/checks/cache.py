@@ -21,7 +21,7 @@ from typing import Final
 
 from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa
 from guestemu.abi.regions import Region
-from guestemu.checks.base import OpView, Violation
+from guestemu.checks.base import OpView, Oracle, Violation
 from guestemu.machine.cache import CachedRam
 from guestemu.program.ops import Op, OpKind
 
@@ -47,7 +47,7 @@ class _Written:
         self.defined[first:last] = bytes(last - first)
 
 
-class CacheCheck:
+class CacheCheck(Oracle):
     """See the module's docstring. Its ledger starts anew with the first operation of a run."""
 
     name = CACHE_LOSS

@@ -7,12 +7,13 @@ conversion that failed is not judged here (facts A19: the generations fail in op
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
 
 from bitarray import bitarray
 
 from guestemu.abi.regions import Region
-from guestemu.checks.base import CONVERSION_KINDS, OpView, Violation
+from guestemu.checks.base import CONVERSION_KINDS, OpView, Oracle, Violation
 from guestemu.program.ops import OpKind
 
 _FACT = "H.4 item 1"
@@ -29,11 +30,17 @@ def _first_difference(found: bitarray, expected: bitarray) -> tuple[int, int]:
     return difference.index(1), difference.count()
 
 
-class ConversionCheck:
+class ConversionCheck(Oracle):
     """Host status = PTE C-bit = what was asked for, for every page of the range."""
 
     name = "status"
     kinds: frozenset[OpKind] | None = CONVERSION_KINDS
+    explanations: ClassVar[Mapping[str, str]] = {
+        "status": (
+            "The host migrates a page by its own record: a private page that it takes for "
+            "shared (or the reverse) arrives as garbage."
+        ),
+    }
 
     def after(self, view: OpView) -> Iterable[Violation]:
         """See the module's docstring."""
@@ -83,11 +90,17 @@ class ConversionCheck:
         )
 
 
-class MappingCheck:
+class MappingCheck(Oracle):
     """A conversion leaves every page mapped to the frame it had (A26c, M71)."""
 
     name = "frames"
     kinds: frozenset[OpKind] | None = CONVERSION_KINDS
+    explanations: ClassVar[Mapping[str, str]] = {
+        "frames": (
+            "A page of the range now maps another frame; a caller that clears its buffer "
+            "overwrites foreign memory."
+        ),
+    }
 
     def after(self, view: OpView) -> Iterable[Violation]:
         """See the class."""

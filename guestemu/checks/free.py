@@ -3,19 +3,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import ClassVar
 
 from bitarray import bitarray
 
-from guestemu.checks.base import OpView, Violation
+from guestemu.checks.base import OpView, Oracle, Violation
 from guestemu.program.ops import OpKind
 
 
-class FreePagesCheck:
+class FreePagesCheck(Oracle):
     """Frames in the guest's page allocator are private, in the page tables and for the host."""
 
     name = "free-pages"
     kinds: frozenset[OpKind] | None = frozenset({OpKind.DMA_ALLOC, OpKind.DMA_FREE})
+    explanations: ClassVar[Mapping[str, str]] = {
+        "free-pages": (
+            "The next owner of the page believes it is private and the host can read it."
+        ),
+    }
 
     def after(self, view: OpView) -> Iterable[Violation]:
         """See the class."""

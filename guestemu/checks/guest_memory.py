@@ -15,18 +15,24 @@ from typing import Final
 from bitarray import bitarray
 
 from guestemu.abi.addresses import PAGE_SHIFT
-from guestemu.checks.base import OpView, Violation
+from guestemu.checks.base import OpView, Oracle, Violation
+from guestemu.host.base import Host
 from guestemu.host.kvm.guest_memory import GuestMemory, HasGuestMemory
 from guestemu.program.ops import OpKind
 
 _CONVERSION: Final = "KVM_SET_MEMORY_ATTRIBUTES"
 
 
-class GuestMemoryCheck:
+class GuestMemoryCheck(Oracle):
     """One violation for each kind of disagreement in the frames that an operation converted."""
 
     name = "guest-memory"
     kinds: frozenset[OpKind] | None = None
+
+    @classmethod
+    def applies(cls, host: Host) -> bool:
+        """Hosts with guest_memfd."""
+        return isinstance(host, HasGuestMemory)
 
     def __init__(self) -> None:
         self._seen = 0

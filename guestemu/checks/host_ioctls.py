@@ -13,8 +13,9 @@ from typing import Final
 
 from bitarray import bitarray
 
-from guestemu.checks.base import OpView, Violation
+from guestemu.checks.base import PAGE_ENC_CONTRACTS, OpView, Oracle, Violation
 from guestemu.checks.page_enc import record_violation
+from guestemu.host.base import Host
 from guestemu.program.ops import HOST_SPECS, OpKind
 
 _WORD: Final = 64
@@ -66,11 +67,16 @@ _EFFECTS: Final[Mapping[OpKind, Callable[[tuple[int, ...], bitarray], None]]] = 
 change the record while it runs."""
 
 
-class HostIoctlCheck:
+class HostIoctlCheck(Oracle):
     """Judges host operations by the record before and after them. A refused one changes nothing."""
 
     name = "record"
     kinds: frozenset[OpKind] | None = None
+
+    @classmethod
+    def applies(cls, host: Host) -> bool:
+        """Hosts of the patch sets."""
+        return host.contract in PAGE_ENC_CONTRACTS
 
     def after(self, view: OpView) -> Iterable[Violation]:
         """See the class."""

@@ -11,13 +11,13 @@ here; whether a loss by `lost_strict` alone is a loss is what the debate was abo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa, Gva
 from guestemu.abi.x86 import PTE_ADDRESS_MASK
-from guestemu.checks.base import OpView, Violation
+from guestemu.checks.base import OpView, Oracle, Violation
 from guestemu.guest.base import Guest
 from guestemu.machine.cache import peek
 from guestemu.machine.paging import translate
@@ -38,11 +38,20 @@ class _Written:
     defined: bytearray
 
 
-class LostCheck:
+class LostCheck(Oracle):
     """The ledger of one migration. The migration's operations put it in place and remove it."""
 
     name = "lost"
     kinds: frozenset[OpKind] | None = None
+    explanations: ClassVar[Mapping[str, str]] = {
+        LOST_STRICT: (
+            "The destination does not hold what the guest wrote last: its bytes were of "
+            "another status than the one by which they were sent last."
+        ),
+        LOST_DEFINED: (
+            "No change of the C-bit came after that write, so the guest may rely on it."
+        ),
+    }
 
     def __init__(self) -> None:
         self._pages: dict[int, _Written] = {}

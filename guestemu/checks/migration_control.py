@@ -8,20 +8,21 @@ with `contract_state` that serve the MSR.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import ClassVar, Final
 
 from guestemu.abi.msrs import KVM_MIGRATION_READY, MSR_KVM_MIGRATION_CONTROL
-from guestemu.checks.base import OpView, Violation
+from guestemu.checks.base import PAGE_ENC_CONTRACTS, OpView, Oracle, Violation
 from guestemu.events.base import kind_of
 from guestemu.events.exits import AnsweredExit, HypercallExit, RdmsrExit
+from guestemu.host.base import Host
 from guestemu.program.ops import OpKind
 
 _FAIL_MSR: Final = OpKind.FAIL_MSR
 _RAW: Final = frozenset({OpKind.RDMSR, OpKind.WRMSR})
 
 
-class MigrationControlCheck:
+class MigrationControlCheck(Oracle):
     """Every access does what the latch demands; the host's readiness is the latch.
 
     Remembers ordered failures (`fail_msr`) from one operation of a program to the next.
@@ -29,6 +30,14 @@ class MigrationControlCheck:
 
     name = "migration-control"
     kinds: frozenset[OpKind] | None = None
+    explanations: ClassVar[Mapping[str, str]] = {
+        "migration-control": ("The host's idea of the guest's consent is not the guest's."),
+    }
+
+    @classmethod
+    def applies(cls, host: Host) -> bool:
+        """Hosts that are held to no patch set of KVM_HC_PAGE_ENC_STATUS."""
+        return host.contract not in PAGE_ENC_CONTRACTS
 
     def __init__(self) -> None:
         self._failing = 0

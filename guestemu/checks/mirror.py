@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
-from guestemu.checks.base import OpView, Violation
+from guestemu.checks.base import OpView, Oracle, Violation
+from guestemu.host.base import Host
 from guestemu.host.mirror.operations import HasMirrorWorld
 from guestemu.program.ops import MIRROR_SPECS, OpKind
 
@@ -31,11 +32,16 @@ OVERWRITTEN: Final = "mirror_overwritten"
 CONTEXT: Final = "mirror_context"
 
 
-class MirrorCheck:
+class MirrorCheck(Oracle):
     """See the module's docstring."""
 
     name = "mirror"
     kinds: frozenset[OpKind] | None = frozenset(MIRROR_SPECS)
+
+    @classmethod
+    def applies(cls, host: Host) -> bool:
+        """Hosts with mirror VMs."""
+        return isinstance(host, HasMirrorWorld)
 
     def after(self, view: OpView) -> Iterable[Violation]:
         """See the class."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from guestemu.checks.base import OpView, Violation
+from guestemu.checks.base import OpView, Oracle, Violation
 from guestemu.migration.wire import Delivery
 from guestemu.program.ops import OpKind
 
@@ -16,7 +16,7 @@ PACKET_REORDERED: Final = "packet_reordered"
 PACKET_MOVED: Final = "packet_moved"
 
 
-class PacketCheck:
+class PacketCheck(Oracle):
     """Reads `deliveries` of one migration, which grows; each kind of violation is told once."""
 
     name = "packets"

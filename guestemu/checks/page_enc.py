@@ -17,8 +17,9 @@ from bitarray import bitarray
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, U32_MASK, U64_MASK, to_signed
 from guestemu.abi.errno import EINVAL, ENOMEM
 from guestemu.abi.hypercalls import KVM_EPERM, KVM_HC_PAGE_ENC_STATUS, KVM_HC_PAGE_ENC_STATUS_2019
-from guestemu.checks.base import OpView, Violation
+from guestemu.checks.base import OpView, Oracle, Violation
 from guestemu.events.exits import AnsweredExit, HypercallExit
+from guestemu.host.base import Host
 from guestemu.program.ops import OpKind
 
 NUMBERS: Final[Mapping[str, int]] = {
@@ -59,11 +60,16 @@ def _allowed(record: AnsweredExit, call: tuple[int, int, int], frames: int) -> f
     return _OK if gfn + pages <= frames else _BEYOND
 
 
-class PageEncResultCheck:
+class PageEncResultCheck(Oracle):
     """The answer of every status hypercall is one that the patch sets meant to give."""
 
     name = "results"
     kinds: frozenset[OpKind] | None = None
+
+    @classmethod
+    def applies(cls, host: Host) -> bool:
+        """Hosts of the patch sets."""
+        return host.contract in NUMBERS
 
     def after(self, view: OpView) -> Iterable[Violation]:
         """See the class."""
@@ -86,11 +92,16 @@ class PageEncResultCheck:
         return ()
 
 
-class PageEncRecordCheck:
+class PageEncRecordCheck(Oracle):
     """What was answered as done is in the record, and nothing else is (conversions: `status`)."""
 
     name = "record"
     kinds: frozenset[OpKind] | None = None
+
+    @classmethod
+    def applies(cls, host: Host) -> bool:
+        """Hosts of the patch sets."""
+        return host.contract in NUMBERS
 
     def after(self, view: OpView) -> Iterable[Violation]:
         """See the class."""

@@ -8,18 +8,22 @@ not go on (N20, T27).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
 
-from guestemu.checks.base import OpView, Violation
+from guestemu.checks.base import OpView, Oracle, Violation
 from guestemu.machine.exits import BudgetExhausted, RunFailed, Shutdown, Terminated, Unbacked
 from guestemu.program.ops import OpKind
 
 
-class ProgressCheck:
+class ProgressCheck(Oracle):
     """No endless loop, no triple fault, no access beyond RAM (A14, M8)."""
 
     name = "progress"
     kinds: frozenset[OpKind] | None = None
+    explanations: ClassVar[Mapping[str, str]] = {
+        "progress": ("The CPU does not come out of this operation."),
+    }
 
     def after(self, view: OpView) -> Iterable[Violation]:
         """See the class."""

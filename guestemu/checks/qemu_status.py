@@ -17,7 +17,8 @@ from bitarray import bitarray
 
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, Gpa, RamAddr
 from guestemu.abi.errno import EIO
-from guestemu.checks.base import OpView, Violation
+from guestemu.checks.base import OpView, Oracle, Violation
+from guestemu.host.base import Host
 from guestemu.host.qemu.operations import HasQemuWorld
 from guestemu.program.ops import OpKind
 
@@ -31,7 +32,7 @@ _STEPS: Final = 4
 _KINDS: Final = 6
 
 
-class QemuStatusCheck:
+class QemuStatusCheck(Oracle):
     """See the module's docstring. Remembers the record at the last sync."""
 
     name = "qemu-status"
@@ -46,6 +47,11 @@ class QemuStatusCheck:
             OpKind.QEMU_RECORD,
         }
     )
+
+    @classmethod
+    def applies(cls, host: Host) -> bool:
+        """Hosts with a migrating QEMU."""
+        return isinstance(host, HasQemuWorld)
 
     def __init__(self) -> None:
         self._synced: dict[str, bitarray] = {}

@@ -6,20 +6,23 @@ Judged when a kernel flow (not a raw WRMSR of the program) makes the host's latc
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import ClassVar, Final
 
-from guestemu.checks.base import OpView, Violation
+from guestemu.checks.base import OpView, Oracle, Violation
 from guestemu.program.ops import OpKind
 
 _INIT_PLATFORM: Final = OpKind.INIT_PLATFORM
 
 
-class ReadyCheck:
+class ReadyCheck(Oracle):
     """READY only after the boot-time notifications (A40, H.4 item 6)."""
 
     name = "ready"
     kinds: frozenset[OpKind] | None = frozenset({_INIT_PLATFORM})
+    explanations: ClassVar[Mapping[str, str]] = {
+        "ready": ("A migration may start now and would move pages with the wrong status."),
+    }
 
     def after(self, view: OpView) -> Iterable[Violation]:
         """See the class."""

@@ -9,14 +9,16 @@ are no conversions: after those the check `status` compares the same and says mo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
 
 from bitarray import bitarray
 
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, U32_MASK, U64_MASK
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
-from guestemu.checks.base import OpView, Violation
+from guestemu.checks.base import PAGE_ENC_CONTRACTS, OpView, Oracle, Violation
 from guestemu.events.exits import HypercallExit
+from guestemu.host.base import Host
 from guestemu.program.ops import OpKind
 
 
@@ -30,7 +32,7 @@ def _reaches_user_space(record: HypercallExit) -> tuple[int, int] | None:
     return (first, pages) if first + pages <= U64_MASK else None
 
 
-class RecordCheck:
+class RecordCheck(Oracle):
     """Applies every notification of the operation to the host's map from before it, and compares.
 
     Ordered answers (`OpView.injected`) record nothing. Frames beyond RAM have no bit.
@@ -38,6 +40,17 @@ class RecordCheck:
 
     name = "record"
     kinds: frozenset[OpKind] | None = None
+    explanations: ClassVar[Mapping[str, str]] = {
+        "record": (
+            "The host's record is not what it was told: the page will be migrated with the "
+            "wrong status."
+        ),
+    }
+
+    @classmethod
+    def applies(cls, host: Host) -> bool:
+        """Hosts that are held to no patch set of KVM_HC_PAGE_ENC_STATUS."""
+        return host.contract not in PAGE_ENC_CONTRACTS
 
     def after(self, view: OpView) -> Iterable[Violation]:
         """See the class."""

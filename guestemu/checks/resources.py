@@ -8,19 +8,28 @@ a violation. Source: K1-c, K1-d, K1-f, K2-a, K2-e, C24, H.4 item 3.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
 
-from guestemu.checks.base import OpView, Violation
+from guestemu.checks.base import OpView, Oracle, Violation
 from guestemu.host.base import Host
 from guestemu.host.kvm.findings import ReportsFindings, ResourceFinding
 from guestemu.program.ops import OpKind
 
 
-class ResourceCheck:
+class ResourceCheck(Oracle):
     """One violation for each finding that the operation added; its message has the bytes."""
 
     name = "resources"
     kinds: frozenset[OpKind] | None = None
+    explanations: ClassVar[Mapping[str, str]] = {
+        "resources": ("A guest can do this to its host at will."),
+    }
+
+    @classmethod
+    def applies(cls, host: Host) -> bool:
+        """Hosts that account for what a guest costs them."""
+        return isinstance(host, ReportsFindings)
 
     def __init__(self) -> None:
         self._host: Host | None = None

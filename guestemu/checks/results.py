@@ -7,8 +7,8 @@ Applies to hosts that claim the MAP_GPA_RANGE contract (`Host.contract`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import ClassVar, Final
 
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, U32_MASK, U64_MASK
 from guestemu.abi.errno import EBUSY, EIO, ENOMEM, EPERM
@@ -23,8 +23,9 @@ from guestemu.abi.hypercalls import (
     KVM_HC_SEND_IPI,
     KVM_HC_VAPIC_POLL_IRQ,
 )
-from guestemu.checks.base import OpView, Violation
+from guestemu.checks.base import PAGE_ENC_CONTRACTS, OpView, Oracle, Violation
 from guestemu.events.exits import AnsweredExit, HypercallExit
+from guestemu.host.base import Host
 from guestemu.program.ops import OpKind
 
 CONTRACT: Final = "map-gpa-range"
@@ -100,11 +101,19 @@ def answers_left(injected: int, count: int, records: Iterable[AnsweredExit]) -> 
     return reference.left
 
 
-class ResultCheck:
+class ResultCheck(Oracle):
     """Hypercall answers and return values of conversions are among those that the sources give."""
 
     name = "results"
     kinds: frozenset[OpKind] | None = None
+    explanations: ClassVar[Mapping[str, str]] = {
+        "results": ("The contract and the real KVM give another answer here."),
+    }
+
+    @classmethod
+    def applies(cls, host: Host) -> bool:
+        """Hosts that are held to no patch set of KVM_HC_PAGE_ENC_STATUS."""
+        return host.contract not in PAGE_ENC_CONTRACTS
 
     def after(self, view: OpView) -> Iterable[Violation]:
         """See the class."""

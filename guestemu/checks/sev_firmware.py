@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from guestemu.abi.addresses import PAGE_SIZE, U64_MASK
 from guestemu.abi.errno import EINVAL, ENOMEM
 from guestemu.abi.sev_firmware import KvmSevCommand
-from guestemu.checks.base import OpView, Violation
+from guestemu.checks.base import OpView, Oracle, Violation
 from guestemu.checks.sev_reference import (
     BUFFER_LIMIT,
     GUEST_BYTES,
@@ -24,6 +24,7 @@ from guestemu.checks.sev_reference import (
     Call,
     sev_answer,
 )
+from guestemu.host.base import Host
 from guestemu.host.firmware.operations import HasSevWorld
 from guestemu.program.ops import OpKind
 
@@ -35,12 +36,17 @@ _ZEROS: Final = bytes(PAGE_SIZE)
 _ID = KvmSevCommand
 
 
-class SevFirmwareCheck:
+class SevFirmwareCheck(Oracle):
     """See the module's docstring. Follows a program's guests from operation to operation; after a
     violation the firmware's own states are believed."""
 
     name = "sev-firmware"
     kinds: frozenset[OpKind] | None = None
+
+    @classmethod
+    def applies(cls, host: Host) -> bool:
+        """Hosts with the firmware."""
+        return isinstance(host, HasSevWorld)
 
     def __init__(self) -> None:
         self._states = [RUNNING, 0]

@@ -14,8 +14,9 @@ from guestemu.abi.hypercalls import MAP_GPA_RANGE_ENCRYPTED
 from guestemu.claims.claim import Claim, Lab
 from guestemu.claims.host_bench import FRAMES, MODEL, HostBench, HostChoice
 from guestemu.claims.result import ClaimResult, Evidence, Witness, decide
-from guestemu.host import ioctls
 from guestemu.host.kvm.findings import FindingKind, ReportsFindings
+from guestemu.operations import host_operations
+from guestemu.program.ops import OpKind
 
 # C23 ------------------------------------------------------------------------------------------
 
@@ -64,8 +65,9 @@ def _report_then_plug(choice: HostChoice) -> tuple[int, bool]:
     bench = HostBench(choice)
     host = bench.start()
     answer = bench.call(FRAMES << PAGE_SHIFT, 1, False)
-    ioctls.commit_slot(host, FRAMES, _PLUGGED)
-    bits = ioctls.get_bitmap(host, FRAMES, _PLUGGED, 0)
+    run = host_operations(host)
+    run[OpKind.HOST_COMMIT_SLOT](FRAMES, _PLUGGED)
+    bits = run[OpKind.HOST_GET_BITMAP](FRAMES, _PLUGGED, 0)
     return answer, bits >= 0 and not bits & 1
 
 
@@ -73,7 +75,7 @@ def _listed(choice: HostChoice) -> int:
     bench = HostBench(choice)
     host = bench.start()
     bench.call(FRAMES << PAGE_SHIFT, 1, False)
-    return ioctls.get_list(host, 4096, 0, 0)
+    return host_operations(host)[OpKind.HOST_GET_LIST](4096, 0, 0)
 
 
 # C24 ------------------------------------------------------------------------------------------
@@ -149,7 +151,7 @@ def _regions_per_call(choice: HostChoice) -> float:
     host = bench.start()
     for page in range(_NODES):
         bench.call(2 * page << PAGE_SHIFT, 1, False)
-    return ioctls.get_list(host, 1 << 16, 0, 0) / _NODES
+    return host_operations(host)[OpKind.HOST_GET_LIST](1 << 16, 0, 0) / _NODES
 
 
 # C27 ------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ import typer.main
 from guestemu import __version__
 from guestemu.abi.errors import InputError
 from guestemu.cli import _help, console, errors
+from guestemu.parts import load_parts
 
 _PROGRAM: Final = "guestemu"
 _ABOUT: Final = "Run, fuzz and replay page-encryption conversions without SEV hardware."
@@ -158,7 +159,9 @@ def _run(arguments: Sequence[str], package: str) -> int:
     if _COMPLETES not in os.environ and (not arguments or arguments[0] in _HELP):
         _overview(verbs)
         return errors.EXIT_OK
-    app, modules = _build(_wanted(arguments, verbs))
+    wanted = _wanted(arguments, verbs)
+    load_parts()
+    app, modules = _build(wanted)
     command = typer.main.get_command(app)
     _help.keep_all_examples(command)
     words = _words(command, arguments)

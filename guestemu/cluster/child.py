@@ -28,6 +28,7 @@ from guestemu.cluster.jobs import (
 )
 from guestemu.cluster.wire import identity
 from guestemu.host.permission import Permissions
+from guestemu.parts import load_parts
 from guestemu.program.text import parse_bytes
 from guestemu.replay.suite import Bench, replay_bytes
 
@@ -82,6 +83,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(_STDOUT), "wb")
     os.dup2(_STDERR, _STDOUT)  # a plug-in may print
     tasks = sys.stdin.buffer
+    load_parts()
     bench = Bench()
     while select.select([tasks], [], [], IDLE_S)[0]:
         try:

@@ -14,18 +14,9 @@ from guestemu.abi.errors import InputError
 from guestemu.abi.msrs import SEV_STATUS_SEV, SEV_STATUS_SEV_ES, SEV_STATUS_SEV_SNP
 from guestemu.abi.names import nearest
 from guestemu.guest.base import Guest
-from guestemu.guest.snippet.elf import GENERATIONS
+from guestemu.guest.snippet.generations import GENERATIONS
 from guestemu.guest.snippet.guest import SnippetGuest
 from guestemu.machine.machine import MachineConfig
-
-_SUMMARIES = {
-    "5.10": "converts and never notifies (Linux 5.10, 5.15)",
-    "2020": "the patch set of 2020: KVM_HC_PAGE_ENC_STATUS, notifies whatever happened",
-    "5.17": "as merged in 5.16: KVM_HC_MAP_GPA_RANGE, notifies whatever happened",
-    "6.1": "x86_platform callbacks (5.19 to about 6.5): a failed change is not notified",
-    "6.12": "as 6.1 with mem_enc_lock and errors from both callbacks (6.12 on)",
-}
-
 
 _SNIPPET_STATUS = {
     "sev": SEV_STATUS_SEV,
@@ -63,7 +54,7 @@ def guests() -> tuple[GuestEntry, ...]:
     """All guests that can be run here, oldest kernel first, then the fetched kernels."""
     from guestemu.guest.linux.images import fetched_images
 
-    snippets = tuple(GuestEntry(f"snippet:{name}", _SUMMARIES[name]) for name in GENERATIONS)
+    snippets = tuple(GuestEntry(f"snippet:{row.name}", row.summary) for row in GENERATIONS.values())
     images = fetched_images()
     newest = {image.series: image for image in reversed(images)}
     return snippets + tuple(

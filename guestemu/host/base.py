@@ -12,12 +12,14 @@ A user's own host is a class with this interface in a file, loaded by `--host FI
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 from bitarray import bitarray
 
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
 from guestemu.machine.exits import GuestFault, Hypercall, MapGpaRange, VcpuAccess
+from guestemu.program.ops import OpKind
 
 __all__ = ["GuestFault", "Host", "Hypercall", "MapGpaRange", "VcpuAccess"]
 
@@ -99,6 +101,13 @@ class Host(ABC):
     def state(self) -> int:
         """A small non-negative integer for coverage feedback: the path the last exit took."""
         return 0
+
+    def operations(self) -> Mapping[OpKind, Callable[..., int]]:
+        """What this host does for operations of programs that the host carries out
+        (`OpSpec.by_host`), by kind: functions of the op's arguments that return a result or a
+        negative errno. The ioctls of `host.ioctls` are found by their methods and are not here; a
+        kind that is nowhere answers -ENOTTY."""
+        return {}
 
     def inject_answer(self, value: int, count: int) -> None:
         """User space answers the next `count` hypercall exits with `value` and records nothing."""

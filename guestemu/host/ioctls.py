@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The ioctls that user space had on the never-merged generations, as optional parts of a host.
 
-A host has the ones whose Protocol it fits; calling another gives -ENOTTY, as a kernel without the
-ioctl does. Results are 0 or more, or a negative errno. User memory never exceeds what the modelled
-kernel would kmalloc for it, whatever sizes are asked for.
+A host has the ones whose Protocol it fits (`ioctls_of`). Results are 0 or more, or a negative
+errno. User memory never exceeds what the modelled kernel would kmalloc for it, whatever sizes are
+asked for.
 
 Source: K1-d, K1-g, K1-i to K1-k, K2-e, D34.
 """
@@ -11,15 +11,15 @@ Source: K1-d, K1-g, K1-i to K1-k, K2-e, D34.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final, Protocol, runtime_checkable
 
 from guestemu.abi.addresses import PAGE_SHIFT, U64_MASK
-from guestemu.abi.errno import ENOTTY
-from guestemu.host.base import Host
 from guestemu.host.kvm.findings import KMALLOC_MAX
 from guestemu.host.kvm.page_enc_bitmap import bitmap_bytes
 from guestemu.host.kvm.page_enc_ioctls import pack_argument
+from guestemu.program.ops import OpKind
 
 VALUE_BYTES: Final = 4
 """Bytes of the GET buffer that `get_bitmap` gives back."""
@@ -88,38 +88,27 @@ class TranslatesFrames(Protocol):
         """Translating `gfn` fails from now on."""
 
 
-def get_bitmap(host: Host, gfn: int, pages: int, filler: int) -> int:
+def get_bitmap(host: HasPageEncBitmap, gfn: int, pages: int, filler: int) -> int:
     """KVM_GET_PAGE_ENC_BITMAP of [gfn, gfn + pages) into a buffer of `filler` bytes, whole words.
 
     The result is a negative errno or the buffer's first 32 bits, bit 0 for `gfn`, 1 = encrypted.
     """
-    if not isinstance(host, HasPageEncBitmap):
-        return -ENOTTY
     size = min(bitmap_bytes(pages), KMALLOC_MAX)
     buffer = bytearray([filler]) * max(size, VALUE_BYTES)
     result = host.get_page_enc_bitmap(pack_argument(gfn, pages), buffer)
     return result or int.from_bytes(buffer[:VALUE_BYTES], "little")
 
 
-def set_bitmap(host: Host, gfn: int, pages: int, bits: int, null: int) -> int:
+def set_bitmap(host: HasPageEncBitmap, gfn: int, pages: int, bits: int, null: int) -> int:
     """KVM_SET_PAGE_ENC_BITMAP of [gfn, gfn + pages) from a buffer that repeats the word `bits`."""
-    if not isinstance(host, HasPageEncBitmap):
-        return -ENOTTY
     words = min(bitmap_bytes(pages), KMALLOC_MAX) // 8
     buffer = None if null else bytearray(bits.to_bytes(8, "little") * words)
     return host.set_page_enc_bitmap(pack_argument(gfn, pages), buffer)
 
 
-def reset_bitmap(host: Host) -> int:
-    """KVM_PAGE_ENC_BITMAP_RESET."""
-    return host.reset_page_enc_bitmap() if isinstance(host, ResetsPageEncBitmap) else -ENOTTY
-
-
-def get_list(host: Host, size: int, gfn: int, pages: int) -> int:
+def get_list(host: HasSharedPagesList, size: int, gfn: int, pages: int) -> int:
     """KVM_GET_SHARED_PAGES_LIST with a buffer of `size` bytes; a negative errno or the number of
     regions. With `pages` another vCPU reports [gfn, gfn + pages) shared at the unlocked moment."""
-    if not isinstance(host, HasSharedPagesList):
-        return -ENOTTY
 
     def interfere() -> None:
         host.page_enc_status(gfn << PAGE_SHIFT & U64_MASK, pages, 0)
@@ -129,13 +118,11 @@ def get_list(host: Host, size: int, gfn: int, pages: int) -> int:
     return result or count
 
 
-def set_list(host: Host, gfn: int, pages: int, count: int, null: int) -> int:
+def set_list(host: HasSharedPagesList, gfn: int, pages: int, count: int, null: int) -> int:
     """KVM_SET_SHARED_PAGES_LIST of `count` regions: [gfn, gfn + pages), then each 2 * pages on.
 
     `count` is the argument's u64; the ioctl takes its low 32 bits as a signed int.
     """
-    if not isinstance(host, HasSharedPagesList):
-        return -ENOTTY
     count &= 0xFFFF_FFFF
     count -= (count >> 31) << 32
     if null:
@@ -146,22 +133,40 @@ def set_list(host: Host, gfn: int, pages: int, count: int, null: int) -> int:
     return host.set_shared_pages_list(data, count)
 
 
-def commit_slot(host: Host, gfn: int, pages: int) -> int:
+def _commit_slot(host: object, gfn: int, pages: int) -> int:
     """KVM_SET_USER_MEMORY_REGION creating a slot; only a host with the hook takes notice."""
     if isinstance(host, CommitsMemorySlots):
         host.commit_memory_region(gfn, pages)
     return 0
 
 
-def reset_vcpu(host: Host) -> int:
+def _reset_vcpu(host: object) -> int:
     """INIT of a vCPU; only a host with the hook takes notice."""
     if isinstance(host, ResetsVcpus):
         host.reset_vcpu()
     return 0
 
 
-def poison_page(host: Host, gfn: int) -> int:
+def _poison_page(host: object, gfn: int) -> int:
     """The host's page behind `gfn` is poisoned; only a host that translates takes notice."""
     if isinstance(host, TranslatesFrames):
         host.poison_page(gfn)
     return 0
+
+
+def ioctls_of(host: object) -> Mapping[OpKind, Callable[..., int]]:
+    """The operations of this module that `host` has, by kind; each takes the op's arguments."""
+    found: dict[OpKind, Callable[..., int]] = {
+        OpKind.HOST_COMMIT_SLOT: partial(_commit_slot, host),
+        OpKind.HOST_RESET_VCPU: partial(_reset_vcpu, host),
+        OpKind.HOST_POISON_PAGE: partial(_poison_page, host),
+    }
+    if isinstance(host, HasPageEncBitmap):
+        found[OpKind.HOST_GET_BITMAP] = partial(get_bitmap, host)
+        found[OpKind.HOST_SET_BITMAP] = partial(set_bitmap, host)
+    if isinstance(host, ResetsPageEncBitmap):
+        found[OpKind.HOST_RESET_BITMAP] = host.reset_page_enc_bitmap
+    if isinstance(host, HasSharedPagesList):
+        found[OpKind.HOST_GET_LIST] = partial(get_list, host)
+        found[OpKind.HOST_SET_LIST] = partial(set_list, host)
+    return found

@@ -7,6 +7,7 @@ A spec is NAME, NAME:KERNEL (hosts of the merged generation) or FILE.py:CLASS (a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Final
 
 import msgspec
 
@@ -41,7 +42,7 @@ from guestemu.host.userspace.qemu_10_2 import Qemu102Host
 from guestemu.host.userspace.qemu_11 import Qemu11Host
 from guestemu.host.userspace.qemu_v4 import QemuV4Host
 
-_CLASSES: tuple[type[MergedHost] | type[HistoricHost], ...] = (
+_CLASSES: Final[list[type[MergedHost] | type[HistoricHost]]] = [
     MapGpaRangeHost,
     QemuV4Host,
     Qemu102Host,
@@ -63,7 +64,17 @@ _CLASSES: tuple[type[MergedHost] | type[HistoricHost], ...] = (
     BitmapV3Host,
     BitmapV2Host,
     BitmapV1Host,
-)
+]
+
+
+def register_host(host: type[MergedHost] | type[HistoricHost]) -> None:
+    """Adds a host that another package defines.
+
+    Raises `InputError` for a name that is taken.
+    """
+    if any(host.name == other.name for other in _CLASSES):
+        raise InputError(f"host {host.name!r}: the name is taken; choose another")
+    _CLASSES.append(host)
 
 
 class HostEntry(msgspec.Struct, frozen=True, gc=False):

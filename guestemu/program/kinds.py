@@ -11,6 +11,9 @@ import msgspec
 
 from guestemu.abi.addresses import PAGE_MASK, U32_MASK, U64_MASK
 
+MAX_KIND: Final = 0xFF
+"""The largest number of a kind: a record has one byte for it."""
+
 
 class OpKind(enum.IntEnum):
     """What an op does. The numbers are part of the binary format: append, never renumber."""
@@ -80,6 +83,32 @@ class OpKind(enum.IntEnum):
     LINK_REVERSE = 84
 
 
+def new_kind(name: str, number: int) -> OpKind:
+    """A member of `OpKind` that another package adds. Raises ValueError where the name or the
+    number is taken: numbers are part of the binary format."""
+    taken = {int(kind) for kind in OpKind}
+    if number in taken or name in OpKind.__members__ or not 0 <= number <= MAX_KIND:
+        raise ValueError(f"op {name} = {number}: the name or the number is taken")
+    kind = int.__new__(OpKind, number)
+    kind._name_, kind._value_ = name, number
+    OpKind._member_map_[name] = kind
+    OpKind._value2member_map_[number] = kind
+    OpKind._member_names_.append(name)
+    return kind
+
+
+class Gives(enum.Enum):
+    """What the value of an op's outcome is."""
+
+    NOTHING = "nothing"
+    RESULT = "result"
+    """A function's or an ioctl's result."""
+    RAX = "rax"
+    """A hypercall's 64-bit answer, read as a signed number."""
+    DATA = "data"
+    """What was read, unsigned."""
+
+
 class Argument(enum.Enum):
     """How an argument is written, drawn and mutated."""
 
@@ -128,7 +157,8 @@ class OpSpec(msgspec.Struct, frozen=True):
     """One kind of op.
 
     `name` is its verb in the text form; `has_page` says that it takes a page operand, `has_mode`
-    that mode and CPL matter, `is_fault` that it changes how a later op goes instead of acting.
+    that mode and CPL matter, `is_fault` that it changes how a later op goes instead of acting,
+    `by_host` that the host carries it out (`Host.operations`), `gives` what its value is.
     """
 
     name: str
@@ -138,6 +168,21 @@ class OpSpec(msgspec.Struct, frozen=True):
     has_mode: bool = False
     is_fault: bool = False
     boot_only: bool = False
+    gives: Gives = Gives.NOTHING
+    by_host: bool = False
+
+
+def with_results(specs: Mapping[OpKind, OpSpec]) -> Mapping[OpKind, OpSpec]:
+    """`specs` of operations whose value is a result."""
+    return {kind: msgspec.structs.replace(spec, gives=Gives.RESULT) for kind, spec in specs.items()}
+
+
+def carried_out_by_the_host(specs: Mapping[OpKind, OpSpec]) -> Mapping[OpKind, OpSpec]:
+    """`specs` of operations whose value is a result of the host."""
+    return {
+        kind: msgspec.structs.replace(spec, by_host=True, gives=Gives.RESULT)
+        for kind, spec in specs.items()
+    }
 
 
 def argument(name: str, sort: Argument, default: int = 0) -> ArgumentSpec:

@@ -28,7 +28,17 @@ from guestemu.program.host_specs import (
     QEMU_SPECS,
     SEV_SPECS,
 )
-from guestemu.program.kinds import ARGUMENT_MASKS, Argument, ArgumentSpec, OpKind, OpSpec
+from guestemu.program.kinds import (
+    ARGUMENT_MASKS,
+    Argument,
+    ArgumentSpec,
+    Gives,
+    OpKind,
+    OpSpec,
+    carried_out_by_the_host,
+    new_kind,
+    with_results,
+)
 from guestemu.program.kinds import argument as _a
 from guestemu.program.mirror_specs import MIRROR_SPECS
 
@@ -49,6 +59,7 @@ __all__ = [
     "SPECS",
     "Argument",
     "ArgumentSpec",
+    "Gives",
     "Instruction",
     "Op",
     "OpKind",
@@ -56,10 +67,11 @@ __all__ = [
     "Region",
     "RegionSpec",
     "canonical_op",
+    "define_op",
 ]
 
 
-SPECS: Final[Mapping[OpKind, OpSpec]] = {
+_SPECS: Final[dict[OpKind, OpSpec]] = {
     OpKind.HYPERCALL: OpSpec(
         "hypercall",
         (
@@ -72,6 +84,7 @@ SPECS: Final[Mapping[OpKind, OpSpec]] = {
         "VMMCALL or VMCALL with RAX=nr RBX=a0 RCX=a1 RDX=a2 RSI=a3; with a page operand a0 is an "
         "offset in bytes from that page's GPA",
         has_page=True,
+        gives=Gives.RAX,
         has_mode=True,
     ),
     OpKind.WRMSR: OpSpec(
@@ -80,30 +93,36 @@ SPECS: Final[Mapping[OpKind, OpSpec]] = {
         "WRMSR",
         has_mode=True,
     ),
-    OpKind.RDMSR: OpSpec("rdmsr", (_a("msr", Argument.MSR),), "RDMSR", has_mode=True),
+    OpKind.RDMSR: OpSpec(
+        "rdmsr", (_a("msr", Argument.MSR),), "RDMSR", has_mode=True, gives=Gives.DATA
+    ),
     OpKind.SET_MEMORY_ENCRYPTED: OpSpec(
         "set_memory_encrypted",
         (_a("pages", Argument.COUNT, 1), _a("offset", Argument.OFFSET)),
         "the kernel's set_memory_encrypted(address of the page + offset, pages)",
         has_page=True,
+        gives=Gives.RESULT,
     ),
     OpKind.SET_MEMORY_DECRYPTED: OpSpec(
         "set_memory_decrypted",
         (_a("pages", Argument.COUNT, 1), _a("offset", Argument.OFFSET)),
         "the kernel's set_memory_decrypted(address of the page + offset, pages)",
         has_page=True,
+        gives=Gives.RESULT,
     ),
     OpKind.EARLY_SET_MEMORY_ENCRYPTED: OpSpec(
         "early_set_memory_encrypted",
         (_a("size", Argument.SIZE, 4096), _a("offset", Argument.OFFSET)),
         "the kernel's early_set_memory_encrypted(address + offset, size in bytes)",
         has_page=True,
+        gives=Gives.RESULT,
     ),
     OpKind.EARLY_SET_MEMORY_DECRYPTED: OpSpec(
         "early_set_memory_decrypted",
         (_a("size", Argument.SIZE, 4096), _a("offset", Argument.OFFSET)),
         "the kernel's early_set_memory_decrypted(address + offset, size in bytes)",
         has_page=True,
+        gives=Gives.RESULT,
     ),
     OpKind.WRITE: OpSpec(
         "write",
@@ -120,6 +139,7 @@ SPECS: Final[Mapping[OpKind, OpSpec]] = {
         (_a("offset", Argument.OFFSET),),
         "load 8 bytes through the page's current mapping",
         has_page=True,
+        gives=Gives.DATA,
     ),
     OpKind.DMA_ALLOC: OpSpec(
         "dma_alloc",
@@ -129,9 +149,13 @@ SPECS: Final[Mapping[OpKind, OpSpec]] = {
             _a("atomic", Argument.FLAG),
         ),
         "dma_alloc_coherent(size) into a slot; atomic=1 takes it from the atomic pool",
+        gives=Gives.RESULT,
     ),
     OpKind.DMA_FREE: OpSpec(
-        "dma_free", (_a("slot", Argument.SLOT),), "dma_free_coherent of what the slot holds"
+        "dma_free",
+        (_a("slot", Argument.SLOT),),
+        "dma_free_coherent of what the slot holds",
+        gives=Gives.RESULT,
     ),
     OpKind.ANSWER: OpSpec(
         "answer",
@@ -168,7 +192,10 @@ SPECS: Final[Mapping[OpKind, OpSpec]] = {
         is_fault=True,
     ),
     OpKind.STOP_CONVERSION: OpSpec(
-        "stop_conversion", (), "set_memory_enc_stop_conversion(): take mem_enc_lock for good"
+        "stop_conversion",
+        (),
+        "set_memory_enc_stop_conversion(): take mem_enc_lock for good",
+        gives=Gives.RESULT,
     ),
     OpKind.TOUCH_CBIT: OpSpec(
         "touch_cbit",
@@ -176,16 +203,31 @@ SPECS: Final[Mapping[OpKind, OpSpec]] = {
         "flip the C-bit of the page's 4 KiB entry with INVLPG and tell nobody",
         has_page=True,
     ),
-    **HOST_SPECS,
-    **MIGRATION_SPECS,
-    **MIRROR_SPECS,
-    **SEV_SPECS,
-    **QEMU_SPECS,
+    **carried_out_by_the_host(HOST_SPECS),
+    **with_results(MIGRATION_SPECS),
+    **carried_out_by_the_host(MIRROR_SPECS),
+    **carried_out_by_the_host(SEV_SPECS),
+    **carried_out_by_the_host(QEMU_SPECS),
     **MEMORY_SPECS,
     **LINK_SPECS,
 }
 
-NAMES: Final[Mapping[str, OpKind]] = {spec.name: kind for kind, spec in SPECS.items()}
+SPECS: Final[Mapping[OpKind, OpSpec]] = _SPECS
+
+_NAMES: Final = {spec.name: kind for kind, spec in SPECS.items()}
+NAMES: Final[Mapping[str, OpKind]] = _NAMES
+
+
+def define_op(number: int, spec: OpSpec) -> OpKind:
+    """Adds an op to the table; `operations.operation` or a host's `operations` says what it does.
+
+    `number` is its byte in the binary format, for good. Raises ValueError where name or number are
+    taken.
+    """
+    kind = new_kind(spec.name.upper(), number)
+    _SPECS[kind] = spec
+    _NAMES[spec.name] = kind
+    return kind
 
 
 class Op(msgspec.Struct, frozen=True, gc=False):

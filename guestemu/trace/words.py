@@ -25,15 +25,7 @@ from guestemu.machine.exits import (
     Terminated,
     Unbacked,
 )
-from guestemu.program.ops import (
-    HOST_SPECS,
-    MIGRATION_SPECS,
-    MIRROR_SPECS,
-    QEMU_SPECS,
-    SEV_SPECS,
-    Op,
-    OpKind,
-)
+from guestemu.program.ops import SPECS, Gives, Op
 from guestemu.testbed import HOST_FAILED
 from guestemu.trace.run import TIME_UP, Run
 
@@ -55,23 +47,6 @@ _ENDS: Final[tuple[tuple[type[object], str], ...]] = (
     (ExceptionExit, "exception"),
     (Unbacked, "unbacked"),
 )
-_STATUS: Final = frozenset(
-    {
-        OpKind.SET_MEMORY_ENCRYPTED,
-        OpKind.SET_MEMORY_DECRYPTED,
-        OpKind.EARLY_SET_MEMORY_ENCRYPTED,
-        OpKind.EARLY_SET_MEMORY_DECRYPTED,
-        OpKind.DMA_ALLOC,
-        OpKind.DMA_FREE,
-        OpKind.STOP_CONVERSION,
-        *HOST_SPECS,
-        *MIGRATION_SPECS,
-        *MIRROR_SPECS,
-        *SEV_SPECS,
-        *QEMU_SPECS,
-    }
-)
-_LOADS: Final = frozenset({OpKind.READ, OpKind.RDMSR})
 
 
 def op_word(outcome: CallOutcome) -> str:
@@ -115,13 +90,12 @@ def value_of(op: Op, outcome: CallOutcome) -> int | None:
     """What the operation gave back: a hypercall's RAX and a function's result signed, a load
     unsigned; None where it gives nothing (void functions, faults) or did not return."""
     value = outcome.value
-    if value is None:
+    gives = SPECS[op.kind].gives
+    if value is None or gives is Gives.NOTHING:
         return None
-    if op.kind is OpKind.HYPERCALL:
-        return to_signed(value, 64)
-    return value if op.kind in _STATUS or op.kind in _LOADS else None
+    return to_signed(value, 64) if gives is Gives.RAX else value
 
 
 def is_load(op: Op) -> bool:
     """Whether the value of `op` is data (unsigned) rather than a result."""
-    return op.kind in _LOADS
+    return SPECS[op.kind].gives is Gives.DATA

@@ -12,7 +12,7 @@ from guestemu.abi.caches import CacheModel
 from guestemu.abi.errors import InputError
 from guestemu.checks.cache import CACHE_LOSS
 from guestemu.guest.registry import GuestSettings, load_guest
-from guestemu.guest.snippet.elf import GENERATIONS
+from guestemu.guest.snippet.generations import GENERATIONS
 from guestemu.program.ops import Op, OpKind, Region, canonical_op
 from guestemu.program.program import Header, Program
 from guestemu.program.text import format_text, parse_text

@@ -42,7 +42,7 @@ def found(rule: rules.Rule, *files: tuple[str, str]) -> int:
         ("machine", "from guestemu.guest.base import Guest"),
         ("abi", "import guestemu.machine.engine"),
         ("program", "from guestemu.host.base import Host"),
-        ("host", "from guestemu.program.ops import Op"),
+        ("host", "from guestemu.checks.base import Check"),
         ("guest", "if True:\n    from guestemu.runner import Testbed"),
         ("checks", "from guestemu import demo"),
         ("dma", "from guestemu.cli import console"),

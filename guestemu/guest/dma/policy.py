@@ -51,14 +51,20 @@ _ORDER_FREE: Final = (True, OnFailure.FREE, OnFailure.FREE, False)
 _PAGES_FREE: Final = (False, OnFailure.FREE, OnFailure.LEAK, True)
 _PAGES_LEAK: Final = (False, OnFailure.LEAK, OnFailure.LEAK, True)
 
-POLICIES: Final[Mapping[str, Policy]] = {
+_POLICIES: Final = {
     "5.10": Policy("5.10", *_ORDER_FREE, True),
     "2020": Policy("2020", *_ORDER_FREE, True),
     "5.17": Policy("5.17", *_PAGES_FREE, True),
     "6.1": Policy("6.1", *_PAGES_FREE),
     "6.12": Policy("6.12", *_PAGES_LEAK),
 }
+POLICIES: Final[Mapping[str, Policy]] = _POLICIES
 """Policies by kernel generation; 2020 is the patch set on top of code like 5.10's."""
+
+
+def add_policy(generation: str, policy: Policy) -> None:
+    """The policy of a kernel generation that another package adds."""
+    _POLICIES[generation] = policy
 
 
 def policy_named(name: str) -> Policy:

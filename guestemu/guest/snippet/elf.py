@@ -22,9 +22,7 @@ from elftools.elf.elffile import ELFFile
 
 from guestemu.abi.addresses import Gpa, Gva
 from guestemu.abi.errors import InputError
-
-GENERATIONS: Final = ("5.10", "2020", "5.17", "6.1", "6.12")
-"""Kernel generations in order of age (facts A10, A1-A9, A11-A16, A.3 first and last column)."""
+from guestemu.guest.snippet.generations import GENERATIONS
 
 TDX_GENERATION: Final = "6.12"
 """The generation that also runs as a TD, as 6.12 to 7.3 do (T17)."""
@@ -100,6 +98,9 @@ def load_snippet(generation: str) -> SnippetImage:
         raise InputError(
             f"snippet generation {generation!r}: unknown, take one of {', '.join(GENERATIONS)}"
         )
+    known = GENERATIONS.get(generation)
+    if known is not None and known.image is not None:
+        return parse_snippet(generation, known.image.read_bytes())
     image = (files("guestemu.guest.snippet") / f"snippet-{generation}.elf").read_bytes()
     return parse_snippet(generation, image)
 

@@ -37,6 +37,7 @@ from guestemu.guest.snippet.elf import (
     SnippetImage,
     load_snippet,
 )
+from guestemu.guest.snippet.generations import GENERATIONS
 from guestemu.guest.snippet.info import E820_RAM, NEVER, InfoBlock
 from guestemu.guest.snippet.memory_map import (
     BSS_DECRYPTED,
@@ -232,12 +233,12 @@ class SnippetGuest(Guest):
     @property
     def notifies_with_attributes(self) -> bool:
         """False for the patch set, whose third argument is 0 or 1."""
-        return self.generation != "2020"
+        return GENERATIONS[self.generation].has_attributes
 
     @property
     def notifies(self) -> bool:
         """False for 5.10, which converts and tells nobody (A10)."""
-        return self.generation != "5.10"
+        return GENERATIONS[self.generation].notifies
 
     def call(self, function: str, *arguments: int) -> CallOutcome:
         """Calls a function of the snippet; the value is its int result."""

@@ -6,9 +6,11 @@ The firmware's modules are imported when it is asked for: they bring a library o
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
+from guestemu.program.ops import OpKind
 
 if TYPE_CHECKING:
     from guestemu.host.firmware.world import SevWorld
@@ -48,6 +50,14 @@ class SevFirmwareHost(MapGpaRangeHost):
             self._sev = self.make_world()
             self._sev.take_offer(make_offer())
         return self._sev
+
+    def operations(self) -> Mapping[OpKind, Callable[..., int]]:
+        """See `Host`; the firmware's are `SevWorld.ioctl` and `SevWorld.region`."""
+        return {
+            **super().operations(),
+            OpKind.SEV_IOCTL: lambda *args: self.sev_world().ioctl(*args),
+            OpKind.SEV_REGION: lambda *args: self.sev_world().region(*args),
+        }
 
     @property
     def state(self) -> int:

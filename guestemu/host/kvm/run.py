@@ -19,7 +19,7 @@ HYPERCALL_ARGS: Final = 6
 _NO_ARGS: Final = (0,) * HYPERCALL_ARGS
 
 
-class HypercallExit(msgspec.Struct, gc=False):
+class RunHypercall(msgspec.Struct, gc=False):
     """`run->hypercall`: { u64 nr; u64 args[6]; u64 ret; u32 longmode; u32 pad }.
 
     Since Linux 6.4 the last two words are one u64 `flags` (K3-h); `longmode` is then its low half
@@ -63,7 +63,7 @@ class Run(msgspec.Struct):
 
     exit_reason: int = KVM_EXIT_NONE
     immediate_exit: bool = False
-    hypercall: HypercallExit = msgspec.field(default_factory=HypercallExit)
+    hypercall: RunHypercall = msgspec.field(default_factory=RunHypercall)
     msr: MsrExit = msgspec.field(default_factory=MsrExit)
 
     def restore(self) -> None:

@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from guestemu.host.firmware.host import SevFirmwareHost
+from guestemu.program.ops import OpKind
 
 if TYPE_CHECKING:
     from guestemu.host.mirror.side import Weakness
@@ -49,6 +51,24 @@ class MirrorHost(SevFirmwareHost):
 
             self._mirror = MirrorWorld(self.weaknesses())
         return self._mirror
+
+    def operations(self) -> Mapping[OpKind, Callable[..., int]]:
+        """See `Host`; those of both ends are methods of `MirrorWorld`."""
+        return {
+            **super().operations(),
+            OpKind.MIRROR_SETUP: lambda *args: self.mirror_world().set_up(*args),
+            OpKind.MIRROR_WRITE: lambda *args: self.mirror_world().write(*args),
+            OpKind.MIRROR_TELL: lambda *args: self.mirror_world().tell(*args),
+            OpKind.MIRROR_POKE: lambda *args: self.mirror_world().poke(*args),
+            OpKind.MIRROR_PLUG: lambda change: self.mirror_world().plug(change),
+            OpKind.MIRROR_LOAD: lambda *args: self.mirror_world().load(*args),
+            OpKind.MIRROR_MIGRATE: lambda *args: self.mirror_world().migrate(*args),
+            OpKind.MIRROR_SAVE: lambda *args: self.mirror_world().save(*args),
+            OpKind.MIRROR_RESTORE: lambda *args: self.mirror_world().restore(*args),
+            OpKind.MIRROR_INJECT: lambda *args: self.mirror_world().inject(*args),
+            OpKind.MIRROR_COMMAND: lambda *args: self.mirror_world().command(*args),
+            OpKind.MIRROR_CONTEXT: lambda *args: self.mirror_context(*args),
+        }
 
     @property
     def state(self) -> int:

@@ -8,11 +8,13 @@ a program asks for them.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from guestemu.host.kvm.findings import ResourceFinding
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
 from guestemu.host.qemu.patch_sets import Defect, defects_left, patch_set
+from guestemu.program.ops import OpKind
 
 if TYPE_CHECKING:
     from guestemu.host.qemu.world import QemuWorld
@@ -54,6 +56,19 @@ class QemuMigrationHost(MapGpaRangeHost):
         if self._qemu is None:
             self._qemu = self.make_world()
         return self._qemu
+
+    def operations(self) -> Mapping[OpKind, Callable[..., int]]:
+        """See `Host`; QEMU's are methods of `QemuWorld`."""
+        return {
+            **super().operations(),
+            OpKind.QEMU_STATUS: lambda *args: self.qemu_world().set_status(*args),
+            OpKind.QEMU_SYNC: lambda: self.qemu_world().sync(),
+            OpKind.QEMU_RESIZE: lambda block: self.qemu_world().resize(block),
+            OpKind.QEMU_HANDOVER: lambda: self.qemu_world().handover(),
+            OpKind.QEMU_RESET: lambda: self.qemu_world().reset(),
+            OpKind.QEMU_SEND: lambda step: self.qemu_world().send(step),
+            OpKind.QEMU_RECORD: lambda *args: self.qemu_world().feed(*args),
+        }
 
     @property
     def findings(self) -> tuple[ResourceFinding, ...]:
