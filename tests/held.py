@@ -110,9 +110,13 @@ class Hold:
         pids = [int(path.name.removeprefix("held-")) for path in self._directory.glob("held-*")]
         return [pid for pid in pids if is_alive(pid)]
 
-    def wait(self, count: int = 1) -> list[int]:
-        """The processes that wait, as soon as there are `count`."""
-        wait_for(lambda: len(self.held()) >= count, f"{count} held processes")
+    def wait(self, command: subprocess.Popen[str], count: int = 1) -> list[int]:
+        """The processes of `command` that wait, as soon as there are `count`."""
+        wait_for(
+            lambda: len(self.held()) >= count or command.poll() is not None,
+            f"{count} held processes",
+        )
+        assert command.poll() is None, command.communicate()
         return self.held()
 
     def release(self) -> None:

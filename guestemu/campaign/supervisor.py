@@ -33,6 +33,7 @@ from guestemu.campaign.worker import (
     input_path,
     read_noted_input,
 )
+from guestemu.processes import EndSignals
 
 _TICK: Final = 0.25
 _STATS_EVERY: Final = 2.0
@@ -169,22 +170,18 @@ class Supervisor:
             raise
 
     def run(self, over: threading.Event | None = None) -> Figures:
-        """Until every worker is done, or Ctrl-C or SIGTERM (then `is_interrupted` is set). With
-        `over` signals are left alone, so that it runs in any thread, and that event ends it.
+        """Until every worker is done, or Ctrl-C, SIGTERM or SIGHUP (then `is_interrupted` is
+        set). With `over` signals are left alone, so that it runs in any thread, and that event
+        ends it.
 
         Raises `InputError` or `MissingError` with the words of a worker that met one, and
         `GuestemuError` when workers cannot live.
         """
         is_interrupted = False
-        before = {
-            number: signal.signal(number, signal.default_int_handler)
-            for number in ((signal.SIGINT, signal.SIGTERM) if over is None else ())
-        }
+        signals = EndSignals() if over is None else contextlib.nullcontext()
         try:
-            while not all(worker.is_done for worker in self._workers):
-                if over is not None and over.is_set():
-                    raise KeyboardInterrupt
-                self._turn()
+            with signals:
+                self._run_until(over)
         except KeyboardInterrupt:
             is_interrupted = True
             self._ask_to_end()
@@ -193,14 +190,19 @@ class Supervisor:
             self._keep()
             raise
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
             self._kill()
         self._infrastructure += self._store.repair()
         self._tell_unsettled()
         figures = msgspec.structs.replace(self._keep(), is_interrupted=is_interrupted)
         self._clean()
         return figures
+
+    def _run_until(self, over: threading.Event | None) -> None:
+        """Until every worker is done. Raises KeyboardInterrupt when it is to end earlier."""
+        while not all(worker.is_done for worker in self._workers):
+            if over is not None and over.is_set():
+                raise KeyboardInterrupt
+            self._turn()
 
     def _keep(self) -> Figures:
         """Writes down what is known at the end, and gives it back."""

@@ -5,7 +5,7 @@
 
 CONFIG is a `WorkerConfig` as JSON. Reports go to stdout, one JSON object a line; whatever else is
 printed (libFuzzer is chatty) goes to stderr. SIGTERM asks for the last report, SIGUSR1 for the
-Python stack on stderr; when nobody reads the reports any more, the worker ends.
+Python stack on stderr; the worker dies with the thread that started it.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from guestemu.campaign.session import LENGTH_SIZE, Plan, Report, Session
 from guestemu.campaign.store import Store
 from guestemu.campaign.targets import find_target
 from guestemu.parts import load_parts
+from guestemu.processes import follow_parent
 from guestemu.program.binary import RECORD_SIZE
 from guestemu.program.program import Header
 
@@ -123,6 +124,7 @@ def _failure(error: BaseException) -> Failure:
 
 def work(config: WorkerConfig) -> NoReturn:
     """Runs the session that `config` describes; ends the process."""
+    follow_parent()
     pipe = _Pipe()
     faulthandler.register(signal.SIGUSR1)
     sessions: list[Session] = []
@@ -153,7 +155,6 @@ def work(config: WorkerConfig) -> NoReturn:
         session = Session(plan, store, pipe.report)
         sessions.append(session)
         _note_inputs(session, input_path(store, config.index))
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, lambda *_: session.stop())
         session.recover()
         ENGINES[config.engine].run(session, leave)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Ctrl-C between units of work, so that what was done stays whole and can be reported."""
+"""Ctrl-C, SIGTERM and SIGHUP between units of work, so that what was done stays whole and can be
+reported."""
 
 from __future__ import annotations
 
@@ -7,9 +8,11 @@ import signal
 from types import FrameType, TracebackType
 from typing import Self
 
+from guestemu.processes import END_SIGNALS, interrupt
+
 
 class Interrupts:
-    """While entered, Ctrl-C during a held unit of work waits for its end; a second one does not.
+    """While entered, a signal during a held unit of work waits for its end; a second one does not.
 
     Outside of `hold` … `release` (while input is awaited, say) it interrupts at once. Works in the
     main thread only.
@@ -20,7 +23,11 @@ class Interrupts:
         self._is_pending = False
 
     def __enter__(self) -> Self:
-        self._before = signal.signal(signal.SIGINT, self._handle)
+        self._before = {
+            number: signal.signal(number, self._handle)
+            for number in END_SIGNALS
+            if signal.getsignal(number) is not signal.SIG_IGN
+        }
         return self
 
     def __exit__(
@@ -29,19 +36,20 @@ class Interrupts:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        signal.signal(signal.SIGINT, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def hold(self) -> None:
         """A unit of work begins."""
         self._is_held = True
 
     def release(self) -> None:
-        """It has ended. Raises KeyboardInterrupt if Ctrl-C came in the meantime."""
+        """It has ended. Raises KeyboardInterrupt if a signal came in the meantime."""
         self._is_held = False
         if self._is_pending:
             raise KeyboardInterrupt
 
-    def _handle(self, _number: int, _frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if not self._is_held or self._is_pending:
-            raise KeyboardInterrupt
+            interrupt(number, frame)
         self._is_pending = True

@@ -33,6 +33,7 @@ from guestemu import __version__
 from guestemu.abi.errors import InputError
 from guestemu.cli import _help, console, errors
 from guestemu.parts import load_parts
+from guestemu.processes import EndSignals
 
 _PROGRAM: Final = "guestemu"
 _ABOUT: Final = "Run, fuzz and replay page-encryption conversions without SEV hardware."
@@ -200,6 +201,15 @@ def main(argv: Sequence[str] | None = None, package: str = _PACKAGE) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in arguments
     console.begin("")
+    with EndSignals() as signals:
+        status = _answer(arguments, package, as_json, signals)
+        if argv is None and status == errors.EXIT_INTERRUPTED:
+            signals.keep()  # the process ends now
+    return status
+
+
+def _answer(arguments: list[str], package: str, as_json: bool, signals: EndSignals) -> int:
+    """Runs the verb; its status, whatever it raises."""
     try:
         status = _run(arguments, package)
         sys.stdout.flush()
@@ -208,6 +218,7 @@ def main(argv: Sequence[str] | None = None, package: str = _PACKAGE) -> int:
             raise
         status = errors.EXIT_BROKEN_PIPE
     except (KeyboardInterrupt, typer.Abort):
+        signals.ignore()
         status = errors.report(KeyboardInterrupt(), as_json)
     except Exception as error:
         status = errors.report(error, as_json)

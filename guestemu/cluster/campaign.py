@@ -10,7 +10,6 @@ it found since its last exchange.
 from __future__ import annotations
 
 import contextlib
-import signal
 import time
 from collections.abc import Callable
 from typing import Final
@@ -36,6 +35,7 @@ from guestemu.cluster.exchange import Exchange
 from guestemu.cluster.shares import Share, divide, place
 from guestemu.cluster.sums import add_up
 from guestemu.cluster.wire import Start, encode
+from guestemu.processes import EndSignals
 
 EXCHANGE_S: Final = 1.0
 """Seconds between two exchanges with a node."""
@@ -84,19 +84,18 @@ class ClusterCampaign:
         self.traffic = self._exchange.traffic
 
     def run(self) -> Figures:
-        """Until every share is done, or Ctrl-C or SIGTERM (then `is_interrupted` is set). Raises
-        `InputError`, `MissingError` or `GuestemuError` with the words of a worker that met one, or
-        when no worker is left."""
+        """Until every share is done, or Ctrl-C, SIGTERM or SIGHUP (then `is_interrupted` is set).
+
+        Raises `InputError`, `MissingError` or `GuestemuError` with the words of a worker that met
+        one, or when no worker is left.
+        """
         is_interrupted = False
-        before = {
-            number: signal.signal(number, signal.default_int_handler)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
         try:
-            for share, address in zip(self._shares, self._addresses, strict=True):
-                self._begin(share, address)
-            while not all(share.is_done for share in self._shares):
-                self._turn()
+            with EndSignals():
+                for share, address in zip(self._shares, self._addresses, strict=True):
+                    self._begin(share, address)
+                while not all(share.is_done for share in self._shares):
+                    self._turn()
         except KeyboardInterrupt:
             is_interrupted = True
             self._ask_to_end()
@@ -105,8 +104,6 @@ class ClusterCampaign:
             self._keep()
             raise
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
             for share in self._shares:
                 if share.node is not None:
                     share.node.close()

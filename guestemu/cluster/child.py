@@ -7,10 +7,8 @@ with the thread of the Dask worker that started it.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
-import signal
 import sys
 from pathlib import Path
 from typing import Final
@@ -29,21 +27,14 @@ from guestemu.cluster.jobs import (
 from guestemu.cluster.wire import identity
 from guestemu.host.permission import Permissions
 from guestemu.parts import load_parts
+from guestemu.processes import follow_parent
 from guestemu.program.text import parse_bytes
 from guestemu.replay.suite import Bench, replay_bytes
 
 IDLE_S: Final = 60.0
 
-_PR_SET_PDEATHSIG: Final = 1
 _STDOUT: Final = 1
 _STDERR: Final = 2
-
-
-def _die_with_parent() -> None:
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def replay(number: int, batch: ReplayBatch, bench: Bench) -> Answer:
@@ -78,8 +69,7 @@ def work(task: Task, bench: Bench) -> Answer:
 
 def main() -> None:
     """See the module's docstring."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _die_with_parent()
+    follow_parent()
     answers = os.fdopen(os.dup(_STDOUT), "wb")
     os.dup2(_STDERR, _STDOUT)  # a plug-in may print
     tasks = sys.stdin.buffer

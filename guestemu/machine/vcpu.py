@@ -147,6 +147,12 @@ class Vcpu:
             raise EngineError(f"the emulator stepped at {rip:#x} and ended with error {code}")
         return pending
 
+    def interrupt(self, error: BaseException) -> None:
+        """Ends the run that goes on: `run` or `step` raises `error` after the present block. Called
+        inside of a hook."""
+        self._hooks.errors.append(error)
+        self._hooks.watch.left = -1
+
     def _ended(self, code: int) -> Exit | None:
         rip: int = self.machine.launcher.ended[0]
         if self._hooks.watch.left < 0:

@@ -3,21 +3,15 @@
 
 Programs with one header run in one testbed, which is reset between them: booting one takes ten
 times as long as most programs. Workers are processes of their own: a program that kills the
-emulator's library takes its worker and the batch with it. Each of the batch is then run alone; a
-second death is its own failure and not its neighbours'.
+emulator's library takes its worker with it. It is then run once more, alone; a second death is its
+own failure and not its neighbours'.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import multiprocessing.context
-import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +22,7 @@ from guestemu.host.permission import Permissions
 from guestemu.program.program import Header, Program
 from guestemu.program.text import load_program, parse_bytes
 from guestemu.replay.expectations import Mismatch, judge
+from guestemu.replay.pool import run_batches
 from guestemu.replay.record import record
 from guestemu.testbed import HOST_FAILED, Testbed, build_testbed, with_plugin
 from guestemu.trace.run import TIME_UP, Run, check_program, run_in, run_program
@@ -170,13 +165,11 @@ def replay_all(
             for path, result in _replay(batch, recording, permissions, seconds):
                 done[path] = note(result)
         return tuple(done[path] for path in paths)
-    done = {
-        path: note(result)
-        for path, result in _in_pool(parts, jobs, recording, permissions, seconds)
-    }
+    work = partial(_results, recording=recording, permissions=permissions, seconds=seconds)
+    done = {path: note(result) for path, result in run_batches(work, parts, jobs)}
     for path in paths:
         if path not in done:
-            alone = dict(_in_pool([[path]], 1, recording, permissions, seconds))
+            alone = dict(run_batches(work, [[path]], 1))
             done[path] = note(alone.get(path) or died(path))
     return tuple(done[path] for path in paths)
 
@@ -214,47 +207,13 @@ def _replay(
         bench.close()
 
 
-def _replay_batch(
+def _results(
     batch: Sequence[Path], recording: bool, permissions: Permissions, seconds: float | None
-) -> list[tuple[Path, Result]]:
-    return list(_replay(batch, recording, permissions, seconds))
+) -> Iterator[Result]:
+    for _, result in _replay(batch, recording, permissions, seconds):
+        yield result
 
 
 def died(path: Path) -> Result:
     """The result of a program that took its process with it."""
     return Result(str(path), (Mismatch("the run ends", "the process that ran it died"),))
-
-
-def _in_pool(
-    batches: Sequence[Sequence[Path]],
-    jobs: int,
-    recording: bool,
-    permissions: Permissions,
-    seconds: float | None,
-) -> Iterable[tuple[Path, Result]]:
-    """Results as they come; the files that a dead worker took with it are left out."""
-    pool = ProcessPoolExecutor(min(jobs, len(batches)), _context(), _ignore_interrupt)
-    try:
-        futures = [
-            pool.submit(_replay_batch, batch, recording, permissions, seconds) for batch in batches
-        ]
-        for future in as_completed(futures):
-            try:
-                found = future.result()
-            except BrokenProcessPool:
-                continue
-            yield from found
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _context() -> multiprocessing.context.BaseContext:
-    """Forked workers where no other thread can hold a lock: fresh ones spend longer on imports than
-    on some hundred programs."""
-    can_fork = sys.platform == "linux" and threading.active_count() == 1
-    return multiprocessing.get_context("fork" if can_fork else "spawn")
-
-
-def _ignore_interrupt() -> None:
-    """Ctrl-C is for the parent, which then shuts the workers down."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -149,6 +149,9 @@ def _instrument() -> None:
 
 def work(cell: Cell) -> NoReturn:
     """Runs `cell`, writes its result, ends the process."""
+    from guestemu.processes import follow_parent
+
+    follow_parent()
     output = os.dup(_STDOUT)
     os.dup2(_STDERR, _STDOUT)
     sessions: list[ZooSession] = []

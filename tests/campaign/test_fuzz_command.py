@@ -165,11 +165,11 @@ def test_killed_worker_is_replaced_and_is_no_finding(tmp_path):
         cwd=tmp_path,
         environment=hold.environment,
     )
-    (worker,) = hold.wait()
+    (worker,) = hold.wait(process)
     assert processes(workdir) == [worker]
     os.kill(worker, signal.SIGKILL)
     wait_for(lambda: not is_alive(worker), "the death of the worker")
-    hold.wait()  # its replacement
+    hold.wait(process)  # its replacement
     hold.release()
     status, output, errors = end_of(process)
     assert status == 0, errors

@@ -42,7 +42,7 @@ def test_a_worker_is_killed_half_way_and_the_campaign_ends_whole(cluster, tmp_pa
     )
     findings = tmp_path / "w/findings"
     wait_for(lambda: findings.is_dir() and any(findings.glob("*.prog")), "a finding")
-    cluster.hold.wait(2)  # both shares are half way
+    cluster.hold.wait(process, 2)  # both shares are half way
     cluster.workers[0].kill()
     cluster.workers[0].wait()
     cluster.hold.release()

@@ -170,6 +170,12 @@ class MirrorVcpu:
                 raise error
         return self._stopped(result)
 
+    def interrupt(self, error: BaseException) -> None:
+        """Ends the run that goes on: `run` raises `error` after the present block. Called inside of
+        a hook."""
+        self.mmu.errors.append(error)
+        self._watch.left = -1
+
     def _stopped(self, result: int) -> VcpuStop | None:
         if self._watch.left < 0:
             return VcpuStop(StopCause.TIMEOUT, self._rip, self._budget)

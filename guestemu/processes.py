@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How the processes of a command end: by Ctrl-C or SIGTERM, with their terminal or parent.
+
+A command that is ended from outside stops at once, keeps what it has, leaves no process behind and
+exits with status 130.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+from types import FrameType, TracebackType
+from typing import Any, Final, Self
+
+from guestemu.machine.interruption import defer
+
+END_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, `kill`, the end of the terminal."""
+
+_PR_SET_PDEATHSIG: Final = 1
+_STATUS: Final = 1
+
+
+def interrupt(_number: int, frame: FrameType | None) -> None:
+    """A handler of `END_SIGNALS`: raises KeyboardInterrupt, in a callback of the CPU emulator as
+    soon as the CPU has stopped."""
+    error = KeyboardInterrupt()
+    if not defer(error, frame):
+        raise error
+
+
+class EndSignals:
+    """While entered, each of `END_SIGNALS` raises KeyboardInterrupt in the main thread. A signal
+    that the process was started to ignore stays ignored. Does nothing in other threads."""
+
+    def __init__(self) -> None:
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in END_SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, interrupt)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def keep(self) -> None:
+        """Leaves the signals as they are now when this is left."""
+        self._before.clear()
+
+    def ignore(self) -> None:
+        """The command is at its end: no further signal changes that, nor its status."""
+        for number in self._before:
+            signal.signal(number, signal.SIG_IGN)
+
+
+def follow_parent() -> None:
+    """Makes this process a worker: it dies with the thread that started it, whatever ends that,
+    and leaves Ctrl-C to it."""
+    parent = os.getppid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(_STATUS)
