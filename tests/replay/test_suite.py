@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -102,16 +102,17 @@ def test_several_processes_give_the_same_results_in_the_order_of_the_files(tmp_p
     assert sorted(seen) == sorted(map(str, paths))
 
 
-def _kill_the_worker(batch: Sequence[Path], *_rest: object) -> list[tuple[Path, Result]]:
-    if any(path.name == "killer.prog" for path in batch):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return [(path, Result(str(path))) for path in batch]
+def _kill_the_worker(batch: Sequence[Path], **_rest: object) -> Iterator[Result]:
+    for path in batch:
+        if path.name == "killer.prog":
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield Result(str(path))
 
 
 def test_a_worker_that_dies_fails_its_own_program_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(suite, "_replay_batch", _kill_the_worker)
+    monkeypatch.setattr(suite, "_results", _kill_the_worker)
     names = ("a.prog", "killer.prog", "z.prog")
     a, killer, z = replay_all([tmp_path / name for name in names], jobs=2)
     assert a.passed
