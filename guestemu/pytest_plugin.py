@@ -72,6 +72,7 @@ class ProgramItem(pytest.Item):
 
     def runtest(self) -> None:
         """Raises `ProgramFailedError` with every expectation that does not hold."""
+        from guestemu.abi.text import visible
         from guestemu.host.permission import permissions
         from guestemu.replay.suite import Bench, replay_file
 
@@ -83,6 +84,7 @@ class ProgramItem(pytest.Item):
         lines = [] if result.bad is None else [result.bad]
         for mismatch in result.mismatches:
             lines += [f"expected: {mismatch.expectation}", f"found:    {mismatch.found}"]
+        lines = [visible(line) for line in lines]
         if lines:
             raise ProgramFailedError("\n".join([*lines, f"see: guestemu show {self.path}"]))
 

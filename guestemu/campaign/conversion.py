@@ -9,12 +9,14 @@ written by the new one. Where an op itself means something else, the campaign is
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
 
 from guestemu.abi.errors import InputError
+from guestemu.abi.files import read_regular
 from guestemu.campaign.journal import Entry, InputNoted, ViolationMet, journal_files, read_journals
 from guestemu.campaign.store import Store
 from guestemu.program.binary import OpDecoder, encode_ops
@@ -36,7 +38,8 @@ def bring_up_to_date(store: Store, kinds: frozenset[OpKind], vcpus: int = 1) -> 
     rewrite = reader_of(store, kinds, vcpus)
     count = sum(_convert_input(store, path, rewrite) for path in sorted(store.corpus.iterdir()))
     for path in sorted(store.infrastructure.glob("*.bin")):
-        store.replace(path, rewrite(path.read_bytes()))
+        with contextlib.suppress(OSError):
+            store.replace(path, rewrite(read_regular(path)))
     encode = msgspec.json.Encoder().encode
     for path in journal_files(store.journals):
         entries = [_convert_entry(entry, rewrite) for entry in read_journals([path])]
@@ -80,9 +83,10 @@ def _old_kinds(known: Path, table: Mapping[str, str]) -> frozenset[OpKind]:
 
 
 def _convert_input(store: Store, path: Path, rewrite: Callable[[bytes], bytes]) -> bool:
-    if path.name.startswith(".") or not path.is_file():
-        return False
-    old = path.read_bytes()
+    try:
+        old = b"" if path.name.startswith(".") else read_regular(path)
+    except OSError:
+        return False  # Store.repair says so
     new = rewrite(old)
     if new == old:
         return False

@@ -21,7 +21,10 @@ from typing import Final, TypeAlias
 
 import msgspec
 
+from guestemu.abi.files import read_regular
+
 _SUFFIX: Final = ".jsonl"
+_LARGEST: Final = 1 << 30
 
 
 class InputNoted(msgspec.Struct, frozen=True, tag="input"):
@@ -113,7 +116,7 @@ def read_journals(paths: Iterable[Path]) -> list[Entry]:
         if not path.is_file():
             continue
         try:
-            lines = path.read_bytes().split(b"\n")
+            lines = read_regular(path, _LARGEST).split(b"\n")
         except OSError:
             continue
         for line in lines:
@@ -121,7 +124,7 @@ def read_journals(paths: Iterable[Path]) -> list[Entry]:
                 continue
             try:
                 entries.append(decoder.decode(line))
-            except (msgspec.DecodeError, ValueError):
+            except (msgspec.DecodeError, ValueError, RecursionError):
                 continue
     return entries
 

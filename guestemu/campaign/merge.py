@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from guestemu.abi.errors import InputError
+from guestemu.abi.files import read_regular
 from guestemu.campaign.conversion import reader_of
 from guestemu.campaign.executor import Executor
 from guestemu.campaign.feedback import Feedback
@@ -60,7 +61,7 @@ def collect(
             if file.name.startswith(".") or file.is_dir():
                 continue
             try:
-                data = convert(file.read_bytes())
+                data = convert(read_regular(file))
             except OSError as error:
                 raise InputError(f"{file}: {error.strerror}; remove it or put it right") from error
             if data not in left_out:

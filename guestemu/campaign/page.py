@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Final
 
+from guestemu.abi.files import read_regular
 from guestemu.campaign.readings import Reading, StatsLine, ops_in_corpus, read_stats
 from guestemu.campaign.screen import duration
 from guestemu.report.charts import bar_chart, step_chart
@@ -76,7 +77,9 @@ def _findings(reading: Reading, root: Path) -> str:
     for found in reading.findings:
         path = root / "findings" / f"{found.key}.prog"
         try:
-            text = path.read_text(encoding="utf-8")
+            if path.is_symlink():
+                continue  # a page shows what is in the directory, and nothing else
+            text = read_regular(path).decode("utf-8", "backslashreplace")
         except OSError:
             continue
         body += f'<h3 id="{escape(found.key)}">{escape(found.key)}</h3><pre>{escape(text)}</pre>'

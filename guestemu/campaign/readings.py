@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.errors import InputError
+from guestemu.abi.files import read_regular
 from guestemu.campaign.findings import FindingCount
 from guestemu.campaign.store import CampaignRecord, Store
 from guestemu.campaign.targets import find_target
@@ -21,6 +22,7 @@ from guestemu.program.ops import SPECS
 from guestemu.program.validity import GIANT_MEMORY
 
 _TAIL: Final = 1 << 16
+_LARGEST_STATS: Final = 1 << 30
 
 
 class StatsLine(msgspec.Struct, frozen=True):
@@ -58,8 +60,8 @@ def read_stats(root: Path) -> list[StatsLine]:
     """Every whole line of stats.jsonl, in order; times and executions are made to count on from one
     run of the campaign to the next."""
     try:
-        lines = (root / "stats.jsonl").read_bytes().split(b"\n")
-    except FileNotFoundError:
+        lines = read_regular(root / "stats.jsonl", _LARGEST_STATS).split(b"\n")
+    except OSError:
         return []
     decoder = msgspec.json.Decoder(StatsLine)
     found: list[StatsLine] = []
@@ -67,7 +69,7 @@ def read_stats(root: Path) -> list[StatsLine]:
     for line in lines:
         try:
             entry = decoder.decode(line)
-        except (msgspec.DecodeError, msgspec.ValidationError):
+        except (msgspec.DecodeError, RecursionError):
             continue  # cut off, or of a version that counts otherwise
         if entry.seconds < last[0]:
             base = (base[0] + last[0], base[1] + last[1])
@@ -147,6 +149,6 @@ def _inputs(root: Path) -> Iterator[bytes]:
     for path in sorted((root / "corpus").iterdir()):
         if not path.name.startswith("."):
             try:
-                yield path.read_bytes()[:_TAIL]
+                yield read_regular(path)[:_TAIL]
             except OSError:  # replaced meanwhile
                 continue

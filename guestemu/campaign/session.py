@@ -157,6 +157,8 @@ class Session:
         if not self.executions & _CLOCK_MASK:
             self._look_at_clock()
         self.executions += 1
+        if len(data) > self.executor.max_size:
+            data = data[: self.executor.max_size]  # of another target, or somebody's own
         if self.deadly and data in self.deadly:
             return False
         if self.current is not None:

@@ -19,6 +19,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
@@ -26,6 +27,8 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.errors import InputError
+from guestemu.abi.files import read_regular
+from guestemu.abi.text import visible
 from guestemu.campaign.findings import FindingCount
 from guestemu.campaign.journal import (
     Entry,
@@ -45,6 +48,9 @@ from guestemu.program.text import format_text
 
 _DIRECTORIES: Final = ("corpus", "findings", "infrastructure", "journal")
 _HASH_DIGITS: Final = 40
+_KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]*(?:-[A-Za-z0-9_.]+)*")
+"""A finding's key, which is a file name."""
+
 _CRASH: Final = "crash-"
 """Start of the names of inputs that a worker died of by its own fault: never run again."""
 
@@ -176,7 +182,7 @@ class Store:
         """What the campaign fuzzes. Raises `InputError`."""
         known = self.root / "campaign.json"
         try:
-            return msgspec.json.decode(known.read_bytes(), type=CampaignRecord)
+            return msgspec.json.decode(read_regular(known), type=CampaignRecord)
         except (OSError, msgspec.DecodeError) as error:
             raise InputError(
                 f"{known}: cannot be read as a campaign's; name the work directory of one"
@@ -245,7 +251,7 @@ class Store:
                 continue
             self._saved.add(path.name)
             with contextlib.suppress(OSError):  # libFuzzer replaces inputs by shorter ones
-                inputs.append(path.read_bytes())
+                inputs.append(read_regular(path))
         return inputs
 
     # The journal ------------------------------------------------------------------------------
@@ -322,7 +328,7 @@ class Store:
             path.unlink(missing_ok=True)  # half of an input: its writer died
             return ""
         try:
-            data = path.read_bytes()
+            data = read_regular(path)
         except OSError as error:
             return f"{path}: {error.strerror}; left out, remove it or put it right"
         is_hash = len(path.name) == _HASH_DIGITS and path.name.strip("0123456789abcdef") == ""
@@ -347,11 +353,18 @@ class Store:
         """Reads findings.json; nothing when there is none."""
         path = self.root / "findings.json"
         try:
-            return msgspec.json.decode(path.read_bytes(), type=list[FindingCount])
+            counts = msgspec.json.decode(read_regular(path), type=list[FindingCount])
         except FileNotFoundError:
             return []
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, msgspec.DecodeError, RecursionError) as error:
             raise InputError(f"{path}: {error}; remove the file to count anew") from error
+        for found in counts:
+            if not _KEY.fullmatch(found.key) or found.count < 0 or found.first_seen_s < 0:
+                raise InputError(
+                    f"{path}: {visible(found.key)!r} is not the name of a finding; remove the file "
+                    "to count anew"
+                )
+        return counts
 
     def save_death(self, name: str, data: bytes, is_crash: bool) -> Path:
         """Keeps the input during which a worker died; returns its place. `is_crash`: no worker runs
@@ -365,7 +378,7 @@ class Store:
         found: set[bytes] = set()
         for path in self.infrastructure.glob(f"{_CRASH}*.bin"):
             with contextlib.suppress(OSError):
-                found.add(path.read_bytes())
+                found.add(read_regular(path))
         return frozenset(found)
 
     def add_stats(self, line: bytes) -> None:

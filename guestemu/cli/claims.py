@@ -139,7 +139,7 @@ def _show(
         console.emit_json(report(decided, skipped))
         return
     if markdown:
-        console.emit(page(decided, skipped).rstrip())
+        console.emit_text(page(decided, skipped).rstrip())
     elif with_evidence:
         for number, each in enumerate(decided):
             if number:

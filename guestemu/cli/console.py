@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from guestemu.abi.text import visible
 from guestemu.cli._busy import Busy
 
 if TYPE_CHECKING:
@@ -28,6 +30,10 @@ _SHAPES_VERSION: Final = 1
 """Of all JSON objects; rises when a key goes or changes its meaning."""
 
 _STYLES: Final = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
+_PAINTED: Final = re.compile(rf"(\x1b\[(?:{'|'.join(_STYLES.values())}|0)m)")
+_CONTROLS: Final = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""Characters that JSON leaves as they are and terminals may obey."""
+
 _COLUMN_GAP: Final = 2
 
 
@@ -79,9 +85,26 @@ def prepare_streams() -> None:
 
 
 def emit(text: str = "") -> None:
-    """One line of result on stdout."""
+    """One line of result on stdout. Whatever others put into `text`, a newline or an escape
+    sequence is shown and not sent; only what `paint` adds is."""
     _break_in()
-    print(text)
+    print(_shown(text))
+
+
+def emit_text(text: str) -> None:
+    """Several lines of result on stdout."""
+    for line in text.split("\n"):
+        emit(line)
+
+
+def _shown(text: str) -> str:
+    if text.isprintable():
+        return text
+    if not has_colour():
+        return visible(text)
+    return "".join(
+        part if index % 2 else visible(part) for index, part in enumerate(_PAINTED.split(text))
+    )
 
 
 def emit_json(value: object, shape: str = "") -> None:
@@ -93,13 +116,29 @@ def emit_json(value: object, shape: str = "") -> None:
     output = _output.get(_Output())
     name = ".".join(part for part in (_PROGRAM, output.verb, shape) if part)
     fields: dict[str, object] = msgspec.to_builtins(value, str_keys=True)
-    print(msgspec.json.encode({"schema": f"{name}/{_SHAPES_VERSION}", **fields}).decode())
+    whole = {"schema": f"{name}/{_SHAPES_VERSION}", **fields}
+    try:
+        text = msgspec.json.encode(whole).decode()
+    except UnicodeEncodeError:  # a file name that is not UTF-8
+        text = msgspec.json.encode(_without_surrogates(whole)).decode()
+    print(_CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
     output.has_object = True
+
+
+def _without_surrogates(value: object) -> object:
+    """`value`, made of builtins, with the bytes of names that are not UTF-8 as \\udcXX."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_without_surrogates(key): _without_surrogates(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_surrogates(one) for one in value]
+    return value
 
 
 def emit_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Rows under headings, in columns as wide as their widest cell, on stdout."""
-    cells = [list(columns), *([str(cell) for cell in row] for row in rows)]
+    cells = [list(columns), *([visible(str(cell)) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for index, row in enumerate(cells):
         padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
@@ -109,15 +148,20 @@ def emit_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None
 
 def paint(text: str, style: str) -> str:
     """`text` for stdout in `style` (red, green, yellow, bold, dim) if stdout shows colour."""
-    if not sys.stdout.isatty() or os.environ.get("NO_COLOR") or _is_dumb():
+    if not has_colour():
         return text
     return f"\x1b[{_STYLES[style]}m{text}\x1b[0m"
+
+
+def has_colour() -> bool:
+    """Whether stdout shows colour."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and not _is_dumb()
 
 
 def note(text: str) -> None:
     """One line for the user on stderr that is not a result."""
     _break_in()
-    print(text, file=sys.stderr)
+    print(visible(text), file=sys.stderr)
 
 
 def notes() -> Console:

@@ -21,6 +21,7 @@ import traceback
 from typing import Final, Protocol, runtime_checkable
 
 from guestemu.abi.errors import HostFailedError, InputError, MissingError
+from guestemu.abi.text import visible
 from guestemu.cli import console
 
 EXIT_OK: Final = 0
@@ -47,8 +48,7 @@ class UsageProblem(Protocol):
 
 def one_line(text: str) -> str:
     """`text` on one line: whitespace runs become one blank, other control characters escapes."""
-    joined = " ".join(text.split())
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in joined)
+    return visible(" ".join(text.split()))
 
 
 def _usage_line(problem: UsageProblem) -> str:

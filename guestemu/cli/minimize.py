@@ -77,4 +77,4 @@ def command(
         console.note(f"also shown: {others} (take one with --key)")
     console.note(f"{chosen.key}: {len(loaded.ops)} ops before, {len(chosen.ops)} after")
     if output is None:
-        console.emit(text.rstrip("\n"))
+        console.emit_text(text.rstrip("\n"))

@@ -295,7 +295,7 @@ def table(
             raise InputError(f"{path}: no such file; guestemu zoo run --results {path} makes it")
     page = zoo_page(tuple(BUGS.values()), [one for path in results for one in read_results(path)])
     if output is None:
-        console.emit(page)
+        console.emit_text(page)
     else:
         output.write_text(page)
     return EXIT_OK

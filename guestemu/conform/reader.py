@@ -9,9 +9,11 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.errors import InputError
-from guestemu.conform.recording import FailedCase, Hex, Meta, Recording, Step
+from guestemu.abi.files import read_regular
+from guestemu.conform.recording import FORMAT, FailedCase, Hex, Meta, Recording, Step
 
 _START: Final = "start"
+_LARGEST: Final = 256 << 20
 
 
 class _Probe(msgspec.Struct, frozen=True):
@@ -46,7 +48,7 @@ def read_recording(path: Path) -> Recording:
     JSON of a step, a missing or second `start` line, steps of a case out of order.
     """
     try:
-        raw = path.read_bytes().splitlines()
+        raw = read_regular(path, _LARGEST).splitlines()
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; give a recording (.jsonl)") from error
     reader = _Reader(path)
@@ -86,6 +88,10 @@ class _Reader:
 
     def _take_meta(self, number: int, meta: Meta) -> None:
         if self._meta is None:
+            if meta.format != FORMAT:
+                raise self._bad(
+                    number, f"format {meta.format}, this guestemu reads {FORMAT}; use a newer one"
+                )
             self._meta = meta
         elif meta.meta == _START:
             raise self._bad(

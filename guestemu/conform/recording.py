@@ -9,6 +9,7 @@ A recording holds cases; a case is one VM, its steps (lines with the same `id`) 
 from __future__ import annotations
 
 import enum
+from typing import Final
 
 import msgspec
 
@@ -212,10 +213,16 @@ class Step(_Line, frozen=True):
         return msgspec.structs.replace(self.out, us=None)
 
 
+FORMAT: Final = 1
+"""The version of recordings that is read."""
+
+
 class Meta(msgspec.Struct, frozen=True):
-    """The first line: which kernel was recorded. Other keys of it are not used."""
+    """The first line: which kernel was recorded, in which version of the format (recorders before
+    versions wrote none, and mean 1). Other keys of it are not used."""
 
     meta: str
+    format: int = FORMAT
     kernel: str = ""
     version: str = ""
 

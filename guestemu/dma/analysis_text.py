@@ -11,12 +11,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from guestemu.abi.text import visible
 from guestemu.dma.analysis import Analysis
 from guestemu.dma.cost import Cost
 from guestemu.dma.migration import Migration
 from guestemu.dma.policy_figures import PolicyFigures
 
 SHOWN_ROWS: Final = 20
+
+
+def shown(text: str, style: str = "") -> Text:
+    """`text`, parts of which are names in a trace, as a terminal may have it."""
+    return Text(visible(text), style=style)
 
 
 def print_analysis(console: Console, analysis: Analysis) -> None:
@@ -27,7 +33,7 @@ def print_analysis(console: Console, analysis: Analysis) -> None:
         table.add_column(heading, justify="left" if heading == "driver" else "right")
     drivers = sorted(analysis.by_driver.items(), key=lambda item: -item[1].pages_converted)
     for name, cost in drivers[:SHOWN_ROWS]:
-        table.add_row(Text(name or "(unknown)"), *_cells(cost))
+        table.add_row(shown(name or "(unknown)"), *_cells(cost))
     table.add_row("all", *_cells(analysis.total))
     console.print(table)
     spread = analysis.fragmentation
@@ -44,7 +50,7 @@ def print_analysis(console: Console, analysis: Analysis) -> None:
         f", {analysis.total.never_cleared_pages} never were",
     ]
     for line in lines:
-        console.print(Text(line), soft_wrap=True)
+        console.print(shown(line), soft_wrap=True)
 
 
 def print_policies(console: Console, policies: Mapping[str, PolicyFigures]) -> None:
@@ -73,7 +79,7 @@ def print_migrations(console: Console, migrations: Sequence[Migration]) -> None:
         table.add_column(heading, justify="left" if heading == "status" else "right")
     for done in migrations:
         if not done.has_begun:
-            console.print(Text("the migration's start lies behind the end of the trace"))
+            console.print(shown("the migration's start lies behind the end of the trace"))
             return
         table.add_row(
             done.status.value,

@@ -68,6 +68,7 @@ class PerfettoWriter:
             ) from None
         self._protos = protos
         try:
+            self._path = path
             self._file = path.open("wb")
         except OSError as error:
             raise InputError(f"--perfetto {path}: {error.strerror}; give a file name") from None
@@ -173,7 +174,11 @@ class PerfettoWriter:
             self._is_open = False
 
     def _flush(self) -> None:
-        self._file.write(self._trace.SerializeToString())
+        try:
+            self._file.write(self._trace.SerializeToString())
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
         self._trace.Clear()
 
     def add_migration(self, migration: Migration) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from guestemu.dma.events import Event
 from guestemu.dma.trace import TraceReader, TraceReport
 
 STANDARD_INPUT: Final = "-"
+_OF_OUTPUTS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EPIPE})
+"""What no read fails with: a file that is written meanwhile does."""
 _PEEKED: Final = 4096
 
 
@@ -50,7 +53,7 @@ def open_trace(path: Path) -> Iterator[EventReader]:
         with path.open("rb") as source:
             yield reader_of(source, str(path))
     except OSError as error:
-        if error.filename not in (None, str(path)):
+        if error.filename not in (None, str(path)) or error.errno in _OF_OUTPUTS:
             raise
         reason = error.strerror or "cannot be read"
         raise InputError(f"{path}: {reason}; give the text of an ftrace buffer") from None

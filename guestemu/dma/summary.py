@@ -9,10 +9,9 @@ from typing import Final
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from guestemu.dma.account import Tally
-from guestemu.dma.analysis_text import print_analysis, print_migrations, print_policies
+from guestemu.dma.analysis_text import print_analysis, print_migrations, print_policies, shown
 from guestemu.dma.report import DmaReport
 
 SHOWN_ROWS: Final = 20
@@ -71,20 +70,20 @@ def _print_input(console: Console, report: DmaReport) -> None:
     if source is None:
         return
     head = f"{source.name}: {source.lines} lines, {human_time(report.duration_ns)}"
-    console.print(Text(head), soft_wrap=True)
+    console.print(shown(head), soft_wrap=True)
     if source.ignored:
         names = ", ".join(f"{name} {count}" for name, count in sorted(source.ignored.items())[:8])
-        console.print(Text(f"events without a coherent buffer: {names}"))
+        console.print(shown(f"events without a coherent buffer: {names}"))
     if source.garbage:
-        console.print(Text(f"{source.garbage} lines could not be read", style="yellow"))
+        console.print(shown(f"{source.garbage} lines could not be read", style="yellow"))
         for line in source.garbage_lines[:SHOWN_GARBAGE]:
             text = f"  line {line.line}: {line.reason}: {line.text}"
-            console.print(Text(text), soft_wrap=True)
+            console.print(shown(text), soft_wrap=True)
         if source.garbage > SHOWN_GARBAGE:
             console.print(f"  and {source.garbage - SHOWN_GARBAGE} more")
     if source.lost_events:
         text = f"the recorder lost {source.lost_events} events: allocations or frees are missing"
-        console.print(Text(text, style="yellow"))
+        console.print(shown(text, style="yellow"))
 
 
 def _table(title: str) -> Table:
@@ -149,7 +148,7 @@ def _tallies(title: str, what: str, tallies: Mapping[str, Tally], has_driver: bo
     for heading in ("allocs", "frees", "pages", "released", "peak", "at end"):
         table.add_column(heading, justify="right")
     for name, tally in items[:SHOWN_ROWS]:
-        names = [Text(name), Text(tally.driver)] if has_driver else [Text(name)]
+        names = [shown(name), shown(tally.driver)] if has_driver else [shown(name)]
         figures = (
             tally.allocations,
             tally.frees,
@@ -182,10 +181,10 @@ def _print_anomalies(console: Console, report: DmaReport) -> None:
     if not report.anomaly_counts:
         return
     counts = ", ".join(f"{kind}: {count}" for kind, count in report.anomaly_counts.items())
-    console.print(Text(f"Anomalies ({counts})", style="bold yellow"))
+    console.print(shown(f"Anomalies ({counts})", style="bold yellow"))
     for anomaly in report.anomalies[:SHOWN_ANOMALIES]:
         text = f"  line {anomaly.line}: {anomaly.kind.value}: {anomaly.message}"
-        console.print(Text(text), soft_wrap=True)
+        console.print(shown(text), soft_wrap=True)
     if len(report.anomalies) > SHOWN_ANOMALIES:
         console.print(f"  and {sum(report.anomaly_counts.values()) - SHOWN_ANOMALIES} more")
 
@@ -193,11 +192,11 @@ def _print_anomalies(console: Console, report: DmaReport) -> None:
 def _print_violations(console: Console, report: DmaReport) -> None:
     if not report.violations:
         return
-    console.print(Text(f"Violations ({report.violation_count})", style="bold red"))
+    console.print(shown(f"Violations ({report.violation_count})", style="bold red"))
     for violation in report.violations[:SHOWN_VIOLATIONS]:
         fact = f" [{violation.fact}]" if violation.fact else ""
         text = f"  line {violation.line}: {violation.check}: {violation.message}{fact}"
-        console.print(Text(text), soft_wrap=True)
+        console.print(shown(text), soft_wrap=True)
     hidden = (report.violation_count or 0) - SHOWN_VIOLATIONS
     if hidden > 0:
         console.print(f"  and {hidden} more")

@@ -8,6 +8,7 @@ and goes wrong, and a file that is no program, are results at the first line.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -104,8 +105,13 @@ def _uri(path: Path) -> str:
     absolute = path.resolve()
     here = Path.cwd()
     if absolute.is_relative_to(here):
-        return quote(str(PurePosixPath(absolute.relative_to(here))))
+        return quote(os.fsencode(PurePosixPath(absolute.relative_to(here))))
     return absolute.as_uri()
+
+
+def _storable(text: str) -> str:
+    """`text` without what UTF-8 cannot hold: bytes of file names that are none."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _results(results: Sequence[Result], index: dict[str, int]) -> Iterator[_Result]:
@@ -127,13 +133,14 @@ def _results(results: Sequence[Result], index: dict[str, int]) -> Iterator[_Resu
             rule = BAD_INPUT if expectation == BAD_INPUT else _rule_of(expectation)
             why = _meaning(expectation) if rule == "violation" else ""
             uri = _uri(path)
-            digest = hashlib.sha256(f"{uri}\n{expectation}".encode()).hexdigest()
+            words = f"{uri}\n{_storable(expectation)}"
+            digest = hashlib.sha256(words.encode()).hexdigest()
             place = _Physical(_Artifact(uri), _Region(_line_of(lines, expectation)))
             yield _Result(
                 rule,
                 index[rule],
                 "error",
-                _Text(f"{text} {why}".strip()),
+                _Text(_storable(f"{text} {why}".strip())),
                 [_Location(place)],
                 {"expectation/v1": digest[:32]},
             )

@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.errors import GuestemuError, InputError
+from guestemu.abi.files import read_regular
 from guestemu.host.permission import Permissions
 from guestemu.program.program import Header, Program
 from guestemu.program.text import load_program, parse_bytes
@@ -177,7 +178,7 @@ def replay_all(
 def _header_lines(path: Path) -> bytes:
     """The lines of a file before its ops, without comments: alike in programs of one testbed."""
     try:
-        head = path.read_bytes().partition(b"\n---")[0]
+        head = read_regular(path).partition(b"\n---")[0]
     except OSError:
         return b""
     return b"\n".join(line for line in head.splitlines() if not line.startswith(b"#"))

@@ -101,6 +101,13 @@ def test_two_runs_in_one_file(lines, tmp_path):
         read_recording(write(tmp_path, [*lines, lines[0]]))
 
 
+def test_a_recording_says_its_format(lines, tmp_path):
+    first = json.loads(lines[0])
+    assert read_recording(write(tmp_path, [json.dumps({**first, "format": 1}), *lines[1:]])).steps
+    with pytest.raises(InputError, match=r":1: format 2, this guestemu reads 1"):
+        read_recording(write(tmp_path, [json.dumps({**first, "format": 2}), *lines[1:]]))
+
+
 def test_steps_out_of_order_with_other_cases_between(lines, tmp_path):
     with pytest.raises(InputError, match=r":4: case 3: step 0 after step 0"):
         read_recording(write(tmp_path, [lines[0], lines[1], lines[2], lines[1]]))

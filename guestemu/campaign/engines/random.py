@@ -62,7 +62,7 @@ def _import(session: Session, corpus: list[bytes]) -> None:
     """Runs what is new in the directory and keeps what is new to this process."""
     if session.store is not None:
         for data in session.store.load_inputs():
-            _try(session, data, corpus)
+            _try(session, data[: session.executor.max_size], corpus)
 
 
 def _fuzz(session: Session) -> None:

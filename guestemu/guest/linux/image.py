@@ -12,8 +12,6 @@ import gzip
 import hashlib
 import io
 import lzma
-import os
-import stat
 import struct
 import tarfile
 import zlib
@@ -26,6 +24,7 @@ import msgspec
 import zstandard
 
 from guestemu.abi.errors import InputError
+from guestemu.abi.files import read_regular
 
 _ELF_MAGIC: Final = b"\x7fELF"
 _AR_MAGIC: Final = b"!<arch>\n"
@@ -84,19 +83,9 @@ class _Broken(Exception):
 def _read(path: Path) -> bytes:
     """A file of a size that an image has; a device or a pipe is none. Raises `_Broken`."""
     try:
-        with open(path, "rb", opener=_open_at_once) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise _Broken("is no file; pass a Debian package, a bzImage or an ELF file")
-            if status.st_size > _MAX_FILE:
-                raise _Broken(f"is larger than {_MAX_FILE >> 20} MiB; no kernel image is")
-            return file.read(status.st_size)
+        return read_regular(path, _MAX_FILE)
     except OSError as error:
         raise _Broken(f"cannot be read: {error.strerror}") from None
-
-
-def _open_at_once(name: str, flags: int) -> int:
-    return os.open(name, flags | os.O_NONBLOCK)  # a pipe without a writer
 
 
 def _unwrap(data: bytes) -> bytes:
