@@ -35,14 +35,19 @@ class GuestMemoryCheck(Oracle):
         return isinstance(host, HasGuestMemory)
 
     def __init__(self) -> None:
+        self._host: Host | None = None
+        self._owner: HasGuestMemory | None = None
         self._seen = 0
 
     def after(self, view: OpView) -> Iterable[Violation]:
         """See the class. An operation whose notification was refused promises nothing."""
         host = view.host
-        if not isinstance(host, HasGuestMemory):
+        if host is not self._host:
+            self._host = host
+            self._owner = host if isinstance(host, HasGuestMemory) else None
+        if self._owner is None:
             return ()
-        memory = host.guest_memory
+        memory = self._owner.guest_memory
         if view.index == 0 or len(memory.calls) < self._seen:
             self._seen = 0
         new = memory.calls[self._seen :]

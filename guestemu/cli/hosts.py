@@ -22,19 +22,27 @@ def command(
             "--check", metavar="FILE.py:CLASS", help="Run the conformance suite on this host."
         ),
     ] = None,
+    include: Annotated[
+        bool,
+        typer.Option("--include", help="Print the directory of guestemu_host.h and stop."),
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
     """List the hosts, or check one of your own.
 
     The names are for --host and for program headers. A host may be given as NAME, as NAME:KERNEL,
-    or as FILE.py:CLASS, a class with the interface of guestemu.host.base.Host. Repairs are the
+    as FILE.py:CLASS, a class with the interface of guestemu.host.base.Host, or as FILE.so or
+    cmd:COMMAND, a VMM's exit handler behind guestemu_host.h. Repairs are the
     defects that a header's `switches` turn off. With --check, exit status 1 means that a check of
     the suite failed.
 
     For example:
 
       guestemu hosts --check my_host.py:MyHost
+      guestemu hosts --check ./my_vmm.so
     """
+    if include:
+        return _include(as_json)
     return _list(as_json) if check is None else _check(check, as_json)
 
 
@@ -51,6 +59,17 @@ def _list(as_json: bool) -> int:
             console.emit(f"    kernels: {', '.join(entry.kernels)}")
         if entry.switches:
             console.emit(f"    repairs: {', '.join(entry.switches)}")
+    return EXIT_OK
+
+
+def _include(as_json: bool) -> int:
+    from importlib.resources import files
+
+    directory = str(files("guestemu.host.native"))
+    if as_json:
+        console.emit_json({"include": directory})
+    else:
+        console.emit(directory)
     return EXIT_OK
 
 

@@ -34,6 +34,7 @@ from guestemu.findings.symptom import (
     situation_of,
     symptom_of,
 )
+from guestemu.host.native.host import NativeHost
 from guestemu.host.plugin_guard import PluginHost
 from guestemu.host.userspace.base import VmStopped
 from guestemu.program.ops import HOST_SPECS, SPECS, Op, OpKind
@@ -95,7 +96,9 @@ class Probe:
         self.ignored: frozenset[str] = frozenset()
         self.testbed = testbed
         host = testbed.host
-        is_model = type(host).__module__.startswith(_MODELS) and not isinstance(host, PluginHost)
+        is_model = type(host).__module__.startswith(_MODELS) and not isinstance(
+            host, PluginHost | NativeHost
+        )
         self.code = HostCode(is_model)
         self.runs = 0
         self.is_slow = len(testbed.checks) == 1 or not testbed.guest.name.startswith("snippet:")

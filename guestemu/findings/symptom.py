@@ -50,7 +50,7 @@ class Symptom(msgspec.Struct, frozen=True):
 
 
 def _number_class(match: re.Match[str]) -> str:
-    value = int(match[0], 0)
+    value = int(match[0], 16 if "x" in match[0] else 10)
     for bits in (32, 64):
         error = (1 << bits) - value
         if 0 < error < _ERRNO_LIMIT:

@@ -44,7 +44,7 @@ class Host(ABC):
     """Whether its record of frames and MIGRATION_CONTROL are held to that reference, too (K3-a,
     K5): so for the reference user space and users' own hosts, not for historic ones."""
 
-    serves_migration_control: ClassVar[bool] = True
+    serves_migration_control: bool = True
     """Whether its user space has a handler for MSR_KVM_MIGRATION_CONTROL; without one an access is
     #GP and the host is never ready."""
 

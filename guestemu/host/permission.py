@@ -44,9 +44,11 @@ def file_of(spec: str) -> str:
 
 
 def named_by_user(spec: str) -> tuple[str, str]:
-    """How programs will name the host that the user typed as `spec`, and the path of its code
-    (empty for a host of guestemu). An absolute path becomes relative to the working directory, or
-    the bare name of the file."""
+    """How programs will name the host that the user typed as `spec`, and the path of its code or
+    its command (empty for a host of guestemu). An absolute path becomes relative to the working
+    directory, or the bare name of the file."""
+    if spec.startswith(_COMMANDS):
+        return spec, spec
     name = file_of(spec)
     if not name:
         return spec, ""

@@ -26,6 +26,7 @@ from guestemu.host.kvm.kernels import KERNELS
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
 from guestemu.host.kvm.shared_list_v10 import SharedListV10Host
 from guestemu.host.mirror.host import MirrorHost, MirrorPrototypeHost
+from guestemu.host.native.host import is_native, load_native
 from guestemu.host.permission import is_code
 from guestemu.host.plugin import load_plugin
 from guestemu.host.qemu.host import (
@@ -118,6 +119,8 @@ def load_host(spec: str, switches: Iterable[str] = (), plugin: str = "") -> Host
     for a plug-in that cannot be loaded.
     """
     chosen = tuple(switches)
+    if is_native(spec):
+        return load_native(spec, plugin, chosen)
     if is_code(spec):
         return load_plugin(spec, plugin, chosen)
     name, _, kernel = spec.partition(":")

@@ -90,7 +90,8 @@ FASTPATH: Final = Library(
     ("fast.h",),
 )
 MUTATOR: Final = Library("mutator", "campaign/native", ("mutator.c",))
-LIBRARIES: Final = (HOOKS, FASTPATH, MUTATOR)
+SERVE: Final = Library("serve", "host/native", ("guestemu_serve.c",), ("guestemu_host.h",))
+LIBRARIES: Final = (HOOKS, FASTPATH, MUTATOR, SERVE)
 
 
 def is_off() -> bool:

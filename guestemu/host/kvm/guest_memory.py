@@ -122,6 +122,13 @@ class GuestMemory:
         """Call `number` from now on (0: the next) returns -`errno` and does nothing."""
         self._failure = (self._count + number, errno)
 
+    @property
+    def ordered_failure(self) -> tuple[int, int] | None:
+        """The calls that still succeed before the ordered failure, and its errno."""
+        if self._failure is None or self._failure[0] < self._count:
+            return None
+        return self._failure[0] - self._count, self._failure[1]
+
     def _made(self, name: str, arguments: tuple[int, ...], result: int) -> int:
         self._is_used = True
         self._count += 1

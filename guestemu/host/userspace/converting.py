@@ -184,7 +184,7 @@ class VmmHost(MergedHost):
     handler: ClassVar[type[ConvertingUserSpace]]
     default_kernel: ClassVar[str] = "7.2"
     contract_state: ClassVar[bool] = True
-    serves_migration_control: ClassVar[bool] = False
+    serves_migration_control = False
 
     def make_user_space(self, frames: int) -> tuple[UserSpace, Injection]:
         """The handler over fresh memory: one slot with guest_memfd, all private."""

@@ -110,7 +110,7 @@ class Qemu102Host(MergedHost):
     summary: ClassVar[str] = "merged ABI under QEMU 10.2: converts guest_memfd, migration blocked"
     switches: ClassVar[tuple[str, ...]] = (STALE_RET, SIZE_WRAP, SECTION, STOPS_VM)
     default_kernel: ClassVar[str] = "6.18"
-    serves_migration_control: ClassVar[bool] = False
+    serves_migration_control = False
 
     def make_user_space(self, frames: int) -> tuple[UserSpace, Injection]:
         """QEMU with all of guest_memfd private."""

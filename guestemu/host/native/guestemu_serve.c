@@ -1,0 +1,394 @@
+/* SPDX-License-Identifier: MIT */
+/* Runs an exit handler with the ABI of guestemu_host.h in a process of its own.
+ *
+ * guestemu sends fixed-width records through a pipe and gets as many replies, each followed by the
+ * calls that the handler made; wire.py has the same layouts. To run code that cannot be made a shared
+ * object, compile this file with -DGUESTEMU_SERVE_MAIN, link it with the handler, and name the
+ * program with `--host cmd:./PROGRAM`. The handler runs in a child of this process, which is forked
+ * again after it died: a death costs a millisecond. A handler that computes for longer than its time
+ * is ended by SIGVTALRM, which counts the child's own time only. Most messages are one record: a
+ * message costs one read and one write.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/time.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "guestemu_host.h"
+
+#define MAGIC 0x31484547u /* "GEH1" */
+#define MAX_SLOTS 64
+#define MAX_RECORDS 4096
+#define MAX_CALLS 4096
+#define TICK_US 50000	/* of processor time: two ticks without a record that ends are a loop */
+#define DIED 0xffffffffu /* in place of a count: the handler died of the wait status that follows */
+
+#define CLOSED 77 /* exit status of the child: the pipe was closed */
+
+enum { OP_RESET, OP_EXIT, OP_MAP };
+enum { CALL_ATTRIBUTES = 1, CALL_FALLOCATE, CALL_MADVISE, CALL_PRE_FAULT, CALL_DEVICE };
+
+struct hello {
+	uint32_t magic, abi, vcpus, slots;
+	uint64_t frames;
+};
+struct ready {
+	uint32_t magic, abi, features, has_map;
+};
+struct head {
+	uint32_t records, calls;
+};
+struct request { /* 80 bytes */
+	uint32_t op, reason, vcpu;
+	int32_t fail_at, fail_with; /* the fail_at-th call returns -fail_with; -1: none does */
+	uint32_t pad;
+	uint64_t word[7];
+};
+struct reply { /* 24 bytes */
+	uint32_t outcome, calls;
+	uint64_t answer, data;
+};
+struct call { /* 40 bytes */
+	uint32_t kind;
+	int32_t result;
+	uint64_t argument[4];
+};
+
+struct functions {
+	uint32_t (*abi)(void);
+	void *(*open)(const struct guestemu_layout *, const struct guestemu_kernel *);
+	int (*exit)(void *, struct guestemu_exit *);
+	int (*reset)(void *);
+	void (*close)(void *);
+	const uint8_t *(*private_map)(void *);
+	uint32_t (*features)(void);
+};
+
+struct server {
+	int in, out_fd;
+	const struct functions *call_into;
+	void *vm;
+	uint64_t frames;
+	struct guestemu_slot slot[MAX_SLOTS];
+	struct guestemu_layout layout;
+	struct guestemu_kernel kernel;
+	int made, fail_at, fail_with;
+	uint32_t calls;
+	struct call call[MAX_CALLS];
+	struct request request[MAX_RECORDS];
+	struct reply reply[MAX_RECORDS];
+	char out[sizeof(struct head) + MAX_RECORDS * sizeof(struct reply) +
+		 MAX_CALLS * sizeof(struct call)];
+};
+
+static volatile sig_atomic_t finished, seen = -1;
+
+/* A tick of the child's own time. */
+static void tick(int number)
+{
+	if (seen == finished) {
+		signal(number, SIG_DFL);
+		raise(number);
+	}
+	seen = finished;
+}
+
+static int transfer(int fd, void *data, size_t size, int is_write)
+{
+	char *at = data;
+
+	while (size) {
+		ssize_t done = is_write ? write(fd, at, size) : read(fd, at, size);
+
+		if (done < 0 && errno == EINTR)
+			continue;
+		if (done <= 0)
+			return -1;
+		at += done;
+		size -= (size_t)done;
+	}
+	return 0;
+}
+
+/* The kernel's half --------------------------------------------------------------------------- */
+
+static int made(struct server *s, uint32_t kind, int result, uint64_t a, uint64_t b, uint64_t c,
+		uint64_t d)
+{
+	if (s->made++ == s->fail_at)
+		result = -s->fail_with;
+	if (s->calls < MAX_CALLS)
+		s->call[s->calls++] = (struct call){ kind, result, { a, b, c, d } };
+	return result;
+}
+
+static int is_bad_range(uint64_t gpa, uint64_t size)
+{
+	return !size || gpa + size < gpa || (gpa | size) & 0xfff;
+}
+
+static int set_memory_attributes(void *token, uint64_t gpa, uint64_t size, uint64_t attributes,
+				 uint64_t flags)
+{
+	int bad = flags || attributes & ~8ull || is_bad_range(gpa, size);
+
+	return made(token, CALL_ATTRIBUTES, bad ? -EINVAL : 0, gpa, size, attributes, flags);
+}
+
+static int fallocate_hole(void *token, uint32_t slot, int mode, uint64_t offset, uint64_t length)
+{
+	struct server *s = token;
+	int result = 0;
+
+	if (slot >= s->layout.slots || !(s->slot[slot].flags & GUESTEMU_SLOT_GUEST_MEMFD))
+		result = -EINVAL;
+	else if (mode == 2 || mode & ~3)
+		result = -EOPNOTSUPP;
+	else if (!length || (offset | length) & 0xfff)
+		result = -EINVAL;
+	else if (!(mode & 2) &&
+		 (offset + length < offset ||
+		  offset + length > s->slot[slot].memfd_offset + s->slot[slot].size))
+		result = -EINVAL;
+	return made(s, CALL_FALLOCATE, result, slot, (uint64_t)mode, offset, length);
+}
+
+static int advise(void *token, uint32_t slot, uint64_t offset, uint64_t length, int advice)
+{
+	struct server *s = token;
+	int bad = slot >= s->layout.slots || offset & 0xfff || offset + length < offset ||
+		  offset + length > s->slot[slot].size;
+
+	return made(s, CALL_MADVISE, bad ? -EINVAL : 0, slot, offset, length, (uint64_t)advice);
+}
+
+static int pre_fault(void *token, uint64_t gpa, uint64_t size)
+{
+	return made(token, CALL_PRE_FAULT, is_bad_range(gpa, size) ? -EINVAL : 0, gpa, size, 0, 0);
+}
+
+static int map_for_device(void *token, uint64_t gpa, uint64_t size, int is_mapped)
+{
+	return made(token, CALL_DEVICE, 0, gpa, size, (uint64_t)!!is_mapped, 0);
+}
+
+/* The handler --------------------------------------------------------------------------------- */
+
+static int reset(struct server *s)
+{
+	const struct functions *f = s->call_into;
+
+	s->made = 0;
+	s->fail_at = -1;
+	if (s->vm && !f->reset(s->vm))
+		return 0;
+	if (s->vm)
+		f->close(s->vm);
+	s->vm = f->open(&s->layout, &s->kernel);
+	return s->vm ? 0 : -1;
+}
+
+static void run_exit(struct server *s, const struct request *q, struct reply *r)
+{
+	struct guestemu_exit e = { .exit_reason = q->reason, .vcpu = q->vcpu };
+
+	s->made = 0;
+	s->fail_at = q->fail_at;
+	s->fail_with = q->fail_with;
+	if (q->reason == GUESTEMU_EXIT_HYPERCALL) {
+		e.hypercall.nr = q->word[0];
+		memcpy(e.hypercall.args, &q->word[1], 3 * sizeof(uint64_t));
+		e.hypercall.ret = q->word[4];
+		e.hypercall.flags = q->word[5];
+	} else if (q->reason == GUESTEMU_EXIT_MEMORY_FAULT) {
+		e.memory_fault.flags = q->word[0];
+		e.memory_fault.gpa = q->word[1];
+		e.memory_fault.size = q->word[2];
+	} else {
+		e.msr.index = q->word[0];
+		e.msr.reason = q->word[1];
+		e.msr.data = q->word[2];
+	}
+	r->outcome = (uint32_t)s->call_into->exit(s->vm, &e);
+	if (q->reason == GUESTEMU_EXIT_HYPERCALL) {
+		r->answer = e.hypercall.ret;
+	} else if (q->reason != GUESTEMU_EXIT_MEMORY_FAULT) {
+		r->answer = e.msr.error;
+		r->data = e.msr.data;
+	}
+}
+
+static int one_record(struct server *s, const struct request *q, struct reply *r)
+{
+	uint32_t before = s->calls;
+
+	memset(r, 0, sizeof(*r));
+	if (q->op == OP_RESET) {
+		if (reset(s))
+			return -1;
+		s->calls = before; /* what a handler does while it opens is no answer to the guest */
+	} else if (q->op == OP_EXIT) {
+		run_exit(s, q, r);
+	}
+	r->calls = s->calls - before;
+	return 0;
+}
+
+static int send_map(struct server *s)
+{
+	const struct functions *f = s->call_into;
+	const uint8_t *map = f->private_map ? f->private_map(s->vm) : 0;
+	uint64_t size = map ? (s->frames + 7) / 8 : 0;
+
+	return transfer(s->out_fd, &size, sizeof(size), 1) ||
+	       (map && transfer(s->out_fd, (void *)(uintptr_t)map, size, 1));
+}
+
+/* Reads a message: its head and first record at once, the others behind them. */
+static int receive(struct server *s, struct head *head)
+{
+	struct {
+		struct head head;
+		struct request first;
+	} start;
+
+	if (transfer(s->in, &start, sizeof(start), 0))
+		return CLOSED;
+	*head = start.head;
+	s->request[0] = start.first;
+	if (!head->records || head->records > MAX_RECORDS)
+		return 2;
+	return transfer(s->in, &s->request[1], (head->records - 1) * sizeof(s->request[0]), 0) ?
+		       CLOSED :
+		       0;
+}
+
+/* Sends head, replies and calls in one piece. */
+static int reply(struct server *s, struct head *head)
+{
+	size_t replies = head->records * sizeof(s->reply[0]), calls = s->calls * sizeof(s->call[0]);
+	char *at = s->out;
+
+	head->calls = s->calls;
+	memcpy(at, head, sizeof(*head));
+	memcpy(at += sizeof(*head), s->reply, replies);
+	memcpy(at += replies, s->call, calls);
+	return transfer(s->out_fd, s->out, sizeof(*head) + replies + calls, 1) ? CLOSED : 0;
+}
+
+/* Answers messages until the other side closes the pipe. Runs in the child. */
+static int answer(struct server *s)
+{
+	const struct itimerval ticks = { { 0, TICK_US }, { 0, TICK_US } };
+	struct head head;
+	int error;
+
+	signal(SIGVTALRM, tick);
+	setitimer(ITIMER_VIRTUAL, &ticks, 0);
+	while (!(error = receive(s, &head))) {
+		if (s->request[0].op == OP_MAP) {
+			if (send_map(s))
+				return CLOSED;
+			continue;
+		}
+		s->calls = 0;
+		for (uint32_t i = 0; i < head.records; i++) {
+			if (one_record(s, &s->request[i], &s->reply[i]))
+				return 3;
+			finished++;
+		}
+		error = reply(s, &head);
+		if (error)
+			break;
+	}
+	return error;
+}
+
+static int serve(int in, int out, const struct functions *f)
+{
+	static struct server server;
+	struct server *s = &server;
+	struct hello hello;
+	struct ready ready = { MAGIC, f->abi(), f->features ? f->features() : 0, !!f->private_map };
+	struct rlimit none = { 0, 0 };
+
+	s->in = in;
+	s->out_fd = out;
+	s->call_into = f;
+	setrlimit(RLIMIT_CORE, &none);
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (transfer(in, &hello, sizeof(hello), 0) || hello.magic != MAGIC ||
+	    hello.slots > MAX_SLOTS ||
+	    transfer(in, s->slot, hello.slots * sizeof(s->slot[0]), 0))
+		return 2;
+	s->frames = hello.frames;
+	s->layout = (struct guestemu_layout){ GUESTEMU_HOST_ABI, hello.vcpus, hello.slots, 0,
+					      s->slot };
+	s->kernel = (struct guestemu_kernel){ s,       set_memory_attributes, fallocate_hole, advise,
+					      pre_fault, map_for_device };
+	if (transfer(out, &ready, sizeof(ready), 1) || ready.abi != GUESTEMU_HOST_ABI)
+		return 2;
+	for (;;) {
+		struct head died = { DIED, 0 };
+		pid_t child = fork();
+		int status;
+
+		if (child < 0)
+			return 2;
+		if (!child) {
+			prctl(PR_SET_PDEATHSIG, SIGKILL);
+			_exit(answer(s));
+		}
+		while (waitpid(child, &status, 0) < 0 && errno == EINTR)
+			;
+		if (WIFEXITED(status) && WEXITSTATUS(status) == CLOSED)
+			return 0;
+		died.calls = (uint32_t)status;
+		if (transfer(out, &died, sizeof(died), 1))
+			return 0;
+	}
+}
+
+#ifdef GUESTEMU_SERVE_MAIN
+#pragma weak guestemu_private
+#pragma weak guestemu_features
+
+int main(void)
+{
+	struct functions f = { guestemu_abi,   guestemu_open,  guestemu_exit,	  guestemu_reset,
+			       guestemu_close, guestemu_private, guestemu_features };
+	const char *pipes = getenv("GUESTEMU_HOST_FDS");
+	char *comma = pipes ? strchr(pipes, ',') : NULL;
+
+	return comma ? serve(atoi(pipes), atoi(comma + 1), &f) : 2;
+}
+#else
+/* Serves the shared object at `path`; returns a text that says why not, or NULL at the end. */
+__attribute__((visibility("default"))) const char *guestemu_serve(int in, int out,
+								     const char *path)
+{
+	struct functions f;
+	void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+
+	if (!library)
+		return dlerror();
+	*(void **)&f.abi = dlsym(library, "guestemu_abi");
+	*(void **)&f.open = dlsym(library, "guestemu_open");
+	*(void **)&f.exit = dlsym(library, "guestemu_exit");
+	*(void **)&f.reset = dlsym(library, "guestemu_reset");
+	*(void **)&f.close = dlsym(library, "guestemu_close");
+	*(void **)&f.private_map = dlsym(library, "guestemu_private");
+	*(void **)&f.features = dlsym(library, "guestemu_features");
+	if (!f.abi || !f.open || !f.exit || !f.reset || !f.close)
+		return "a function of guestemu_host.h is missing";
+	serve(in, out, &f);
+	return 0;
+}
+#endif

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A `Host` made of merged KVM and a native exit handler over it.
+
+KVM's half (CPL, number, alignment, wrap, widths) is guestemu's; the handler sees what reaches user
+space. Its record is what KVM's memory attributes say, unless it exports its own.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final
+
+from bitarray import bitarray
+
+from guestemu.abi.errors import HostFailedError, InputError
+from guestemu.abi.msrs import KVM_MIGRATION_READY, MSR_KVM_MIGRATION_CONTROL
+from guestemu.host.base import VcpuAccess
+from guestemu.host.kvm.guest_memory import (
+    KVM_MEMORY_EXIT_FLAG_PRIVATE,
+    GuestMemory,
+    MemoryFault,
+)
+from guestemu.host.kvm.host import MergedHost
+from guestemu.host.kvm.run import MsrExit, Run
+from guestemu.host.kvm.uapi import (
+    KVM_EXIT_HYPERCALL,
+    KVM_EXIT_MEMORY_FAULT,
+    KVM_EXIT_X86_RDMSR,
+    KVM_EXIT_X86_WRMSR,
+)
+from guestemu.host.native import wire
+from guestemu.host.native.library import Library
+from guestemu.host.native.process import COMMAND, HandlerProcess
+from guestemu.host.permission import REMEDY, file_of
+from guestemu.host.userspace.base import UserSpace, VmStopped
+from guestemu.host.userspace.injection import Injection
+
+IN_PROCESS: Final = ":in-process"
+_NO_FAILURE: Final = (wire.NO_FAILURE, 0)
+
+
+def is_native(spec: str) -> bool:
+    """Whether a host's spec names a shared object or a command."""
+    return spec.startswith(COMMAND) or file_of(spec).endswith(".so")
+
+
+def load_native(spec: str, plugin: str, switches: tuple[str, ...] = ()) -> NativeHost:
+    """The host of FILE.so, FILE.so:in-process or cmd:COMMAND.
+
+    `plugin` is the file or command as `permission` gave it. Raises `InputError` without one, for
+    switches, and for a word behind the file that is not "in-process".
+    """
+    if not plugin:
+        raise InputError(f"host {spec}: is code, and nothing here allows it; {REMEDY}")
+    if switches:
+        raise InputError(f"host {spec}: a native handler has no switches")
+    if spec.startswith(COMMAND):
+        return NativeHost(spec)
+    mode = spec.removeprefix(file_of(spec))
+    if mode not in {"", IN_PROCESS}:
+        raise InputError(f"host {spec}: {mode[1:]!r} is not known; write FILE.so{IN_PROCESS}")
+    return NativeHost(f"{plugin}{mode}")
+
+
+class NativeUserSpace(UserSpace):
+    """A native handler as the user space of one VM.
+
+    `handler` is the process or the loaded library behind `spec`; `migration_control` what the guest
+    last wrote and the handler accepted.
+    """
+
+    touches_vcpu: ClassVar[bool] = False
+
+    __slots__ = ("_is_new", "_story", "handler", "injection", "memory", "migration_control", "spec")
+
+    def __init__(self, spec: str, memory: GuestMemory) -> None:
+        self.spec = spec
+        self.memory = memory
+        self.injection = Injection()
+        self.migration_control = 0
+        self.handler: HandlerProcess | Library
+        if spec.endswith(IN_PROCESS):
+            self.handler = Library(spec.removesuffix(IN_PROCESS), memory)
+        else:
+            self.handler = HandlerProcess(spec, memory)
+        self._is_new = True
+        self._story = b""
+
+    def restore(self) -> bool:
+        """A new VM, as the handler's own reset makes it."""
+        self.memory.restore()
+        self.migration_control = 0
+        self._is_new = True
+        self._story = b""
+        return True
+
+    def _exit(self, reason: int, words: tuple[int, ...], vcpu: int) -> tuple[int, int]:
+        """Answer and data; raises `VmStopped` where the handler ends the VM."""
+        handler = self.handler
+        if isinstance(handler, Library):
+            if self._is_new:
+                handler.reset()
+            self._is_new = False
+            outcome, answer, data = handler.exit(reason, words, vcpu)
+            if outcome not in {0, wire.STOP}:
+                raise HostFailedError(f"the native handler returned outcome {outcome}")
+            is_stopped = outcome == wire.STOP
+        else:
+            failure = self.memory.ordered_failure or _NO_FAILURE
+            record = wire.exit_record(reason, words, vcpu, failure)
+            self._story += record
+            records = (wire.RESET, record) if self._is_new else (record,)
+            self._is_new = False
+            reply = handler.ask(records, self._story)[-1]
+            for call in reply.calls:
+                wrong = wire.replay_call(self.memory, call)
+                if wrong:
+                    raise HostFailedError(f"the native handler {wrong}")
+            is_stopped, answer, data = reply.is_stopped, reply.answer, reply.data
+        if is_stopped:
+            raise VmStopped(f"{self.spec} stopped the VM")
+        return answer, data
+
+    def hypercall_exit(self, run: Run, vcpu: VcpuAccess) -> None:
+        """Hands the exit to the handler; `ret` is what it leaves there."""
+        request = run.hypercall
+        if self.injection.answers:
+            request.ret = self.injection.take_answer()
+            return
+        gpa, pages, attributes = request.args[:3]
+        words = (request.nr, gpa, pages, attributes, request.ret, request.longmode)
+        request.ret, _ = self._exit(KVM_EXIT_HYPERCALL, words, 0)
+
+    def _msr_exit(self, reason: int, access: MsrExit) -> None:
+        words = (access.index, access.reason, access.data)
+        error, data = self._exit(reason, words, 0)
+        access.error = 1 if self.injection.take_msr_error() else int(bool(error))
+        if reason == KVM_EXIT_X86_RDMSR:
+            access.data = data
+        elif not access.error and access.index == MSR_KVM_MIGRATION_CONTROL:
+            self.migration_control = access.data
+
+    def rdmsr_exit(self, run: Run, vcpu: VcpuAccess) -> None:
+        """Hands the exit to the handler."""
+        self._msr_exit(KVM_EXIT_X86_RDMSR, run.msr)
+
+    def wrmsr_exit(self, run: Run, vcpu: VcpuAccess) -> None:
+        """Hands the exit to the handler."""
+        self._msr_exit(KVM_EXIT_X86_WRMSR, run.msr)
+
+    def memory_fault(self, fault: MemoryFault) -> bool:
+        """KVM_EXIT_MEMORY_FAULT: True if the handler re-enters, as it does after a conversion."""
+        flags = KVM_MEMORY_EXIT_FLAG_PRIVATE if fault.is_private else 0
+        self._exit(KVM_EXIT_MEMORY_FAULT, (flags, fault.gpa, fault.size), 0)
+        return True
+
+    def private_map(self) -> bitarray:
+        """The handler's record, or KVM's attributes."""
+        if not self.handler.has_map or self._is_new:
+            return self.memory.attributes
+        data = self.handler.read_map()
+        if len(data) != (self.memory.frames + 7) // 8:
+            return self.memory.attributes
+        bits = bitarray(endian="little")
+        bits.frombytes(data)
+        return bits[: self.memory.frames]
+
+
+class NativeHost(MergedHost):
+    """Merged KVM under the handler behind `spec`: FILE.so, FILE.so:in-process or cmd:COMMAND.
+
+    `path` is the file or the command as the user allowed it. `reset` raises `PluginError` where it
+    cannot be started.
+    """
+
+    name: ClassVar[str] = "native"
+    summary: ClassVar[str] = "a VMM's own exit handler, FILE.so or cmd:COMMAND"
+    default_kernel: ClassVar[str] = "7.2"
+    contract_state: ClassVar[bool] = True
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        super().__init__()
+
+    def make_user_space(self, frames: int) -> tuple[UserSpace, Injection]:
+        """The handler for a VM with one slot over all of RAM; started unless there is no RAM."""
+        self.user = NativeUserSpace(self._path, GuestMemory(frames))
+        if frames:
+            features = self.user.handler.start()
+            self.serves_migration_control = bool(features & wire.FEATURE_MIGRATION_CONTROL)
+        return self.user, self.user.injection
+
+    @property
+    def guest_memory(self) -> GuestMemory:
+        """The VM's memory as the handler's calls have made it."""
+        return self.user.memory
+
+    def private_map(self) -> bitarray:
+        """See `NativeUserSpace.private_map`."""
+        return self.user.private_map()
+
+    @property
+    def migration_ready(self) -> bool:
+        """Bit 0 of what the guest last wrote."""
+        return bool(self.user.migration_control & KVM_MIGRATION_READY)

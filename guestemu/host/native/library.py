@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A shared object in this process, by ctypes: the fastest way, without a wall between.
+
+A crash of the handler is a crash of guestemu. A campaign survives it, since the input is in its
+journal before it runs; `run` and `replay` do not.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from guestemu.abi.errors import PluginError
+from guestemu.host.kvm.guest_memory import GuestMemory
+from guestemu.host.kvm.uapi import KVM_EXIT_HYPERCALL
+from guestemu.host.native import wire
+
+_U64: Final = ctypes.c_uint64
+_POINTER: Final = ctypes.c_void_p
+_ATTRIBUTES: Final = ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _U64, _U64, _U64, _U64)
+_FALLOCATE: Final = ctypes.CFUNCTYPE(
+    ctypes.c_int, _POINTER, ctypes.c_uint32, ctypes.c_int, _U64, _U64
+)
+_MADVISE: Final = ctypes.CFUNCTYPE(
+    ctypes.c_int, _POINTER, ctypes.c_uint32, _U64, _U64, ctypes.c_int
+)
+_RANGE: Final = ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _U64, _U64)
+_DEVICE: Final = ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _U64, _U64, ctypes.c_int)
+_NEEDED: Final = ("abi", "open", "exit", "reset", "close")
+
+
+class _Layout(ctypes.Structure):
+    _fields_ = (
+        ("abi", ctypes.c_uint32),
+        ("vcpus", ctypes.c_uint32),
+        ("slots", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+        ("slot", _POINTER),
+    )
+
+
+class _Kernel(ctypes.Structure):
+    _fields_ = (
+        ("token", _POINTER),
+        ("set_memory_attributes", _ATTRIBUTES),
+        ("fallocate", _FALLOCATE),
+        ("madvise", _MADVISE),
+        ("pre_fault", _RANGE),
+        ("map_for_device", _DEVICE),
+    )
+
+
+class _Exit(ctypes.Structure):
+    _fields_ = (("reason", ctypes.c_uint32), ("vcpu", ctypes.c_uint32), ("words", _U64 * 9))
+
+
+class Library:
+    """One VM of the shared object at `path`, over `memory`.
+
+    `has_map` is as the header says. `start` comes before everything else.
+    """
+
+    def __init__(self, path: str, memory: GuestMemory) -> None:
+        self._path = path
+        self._memory = memory
+        self.has_map = False
+
+    def start(self, vcpus: int = 1) -> int:
+        """Loads the file and opens a VM; returns the handler's features.
+
+        Raises `PluginError` for a file that cannot be loaded or lacks a function, and where the
+        handler does not open.
+        """
+        path, memory = self._path, self._memory
+        try:
+            self._library = ctypes.CDLL(path)
+        except OSError as error:
+            raise PluginError(f"host {path}: cannot be loaded: {error}") from None
+        for name in _NEEDED:
+            if not hasattr(self._library, f"guestemu_{name}"):
+                raise PluginError(f"host {path}: guestemu_{name}() of guestemu_host.h is missing")
+        library = self._library
+        if library.guestemu_abi() != wire.ABI:
+            raise PluginError(
+                f"host {path}: has ABI {library.guestemu_abi()}, this guestemu has {wire.ABI}"
+            )
+        has_features = hasattr(library, "guestemu_features")
+        self.has_map = hasattr(library, "guestemu_private")
+        slots = memory.slots[: wire.MAX_SLOTS]
+        self._slots = ctypes.create_string_buffer(b"".join(map(wire.pack_slot, slots)))
+        self._layout = _Layout(wire.ABI, vcpus, len(slots), 0, ctypes.addressof(self._slots))
+        self._kernel = _Kernel(
+            None,
+            _ATTRIBUTES(lambda _t, *arguments: memory.set_memory_attributes(*arguments)),
+            _FALLOCATE(lambda _t, *arguments: memory.fallocate(*arguments)),
+            _MADVISE(lambda _t, *arguments: memory.madvise(*arguments)),
+            _RANGE(lambda _t, gpa, size: memory.pre_fault(gpa, size)),
+            _DEVICE(lambda _t, gpa, size, mapped: memory.map_for_device(gpa, size, bool(mapped))),
+        )
+        library.guestemu_open.restype = _POINTER
+        library.guestemu_open.argtypes = (_POINTER, _POINTER)
+        library.guestemu_exit.argtypes = (_POINTER, _POINTER)
+        library.guestemu_reset.argtypes = (_POINTER,)
+        library.guestemu_close.argtypes = (_POINTER,)
+        if self.has_map:
+            library.guestemu_private.restype = _POINTER
+            library.guestemu_private.argtypes = (_POINTER,)
+        self._run: Callable[[int, int], int] = library.guestemu_exit
+        self._exit = _Exit()
+        self._exit_at = ctypes.addressof(self._exit)
+        self._vm = self._open()
+        features: int = library.guestemu_features() if has_features else 0
+        return features
+
+    def _open(self) -> int:
+        vm: int | None = self._library.guestemu_open(
+            ctypes.addressof(self._layout), ctypes.addressof(self._kernel)
+        )
+        if not vm:
+            raise PluginError(f"host {self._path}: guestemu_open() returned NULL")
+        return vm
+
+    def reset(self) -> None:
+        """A new VM, by the handler's reset or by closing and opening it."""
+        if self._library.guestemu_reset(self._vm):
+            self._library.guestemu_close(self._vm)
+            self._vm = self._open()
+
+    def exit(self, reason: int, words: Sequence[int], vcpu: int) -> tuple[int, int, int]:
+        """Outcome, answer (`ret` or `error`) and data of an exit; `words` as in `wire`."""
+        record = self._exit
+        record.reason = reason
+        record.vcpu = vcpu
+        at = record.words
+        if reason == KVM_EXIT_HYPERCALL:
+            at[0], at[1], at[2], at[3], at[7], at[8] = words
+            outcome = self._run(self._vm, self._exit_at)
+            return outcome, at[7], 0
+        at[: len(words)] = words
+        at[3] = 0
+        outcome = self._run(self._vm, self._exit_at)
+        return outcome, at[3], at[2]
+
+    def read_map(self) -> bytes:
+        """The handler's own record, one bit for each frame."""
+        at = self._library.guestemu_private(self._vm)
+        return ctypes.string_at(at, (self._memory.frames + 7) // 8) if at else b""

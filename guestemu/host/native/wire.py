@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The records between guestemu and the process that runs a native handler (guestemu_serve.c).
+
+All are little-endian and of fixed width. A message to the process is a head and its records; the
+answer is a head, one reply for each record, and the calls that the handler made. Everything that
+comes from the process is hostile input: counts and results are tested before they are used.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from guestemu.host.kvm.guest_memory import GuestMemory, Slot
+
+DESCRIPTORS: Final = "GUESTEMU_HOST_FDS"
+"""The environment variable with the process's ends of two pipes: "READ,WRITE"."""
+
+ABI: Final = 1
+MAGIC: Final = 0x31484547
+MAX_RECORDS: Final = 4096
+MAX_CALLS: Final = 4096
+MAX_SLOTS: Final = 64
+
+FEATURE_MIGRATION_CONTROL: Final = 1
+SLOT_GUEST_MEMFD: Final = 1
+SLOT_READ_ONLY: Final = 2
+STOP: Final = 1
+DIED: Final = 0xFFFFFFFF
+"""In place of the number of replies: the handler died; the second word is its wait status."""
+
+OP_RESET: Final = 0
+OP_EXIT: Final = 1
+OP_MAP: Final = 2
+NO_FAILURE: Final = -1
+
+HELLO: Final = struct.Struct("<4IQ")
+SLOT: Final = struct.Struct("<3Q2I")
+READY: Final = struct.Struct("<4I")
+HEAD: Final = struct.Struct("<2I")
+REQUEST: Final = struct.Struct("<3I2iI7Q")
+REPLY: Final = struct.Struct("<2I2Q")
+CALL: Final = struct.Struct("<Ii4Q")
+MAP_SIZE: Final = struct.Struct("<Q")
+
+RESET: Final = REQUEST.pack(OP_RESET, 0, 0, NO_FAILURE, 0, 0, *[0] * 7)
+READ_MAP: Final = HEAD.pack(1, 0) + REQUEST.pack(OP_MAP, 0, 0, NO_FAILURE, 0, 0, *[0] * 7)
+
+CALL_ATTRIBUTES: Final = 1
+CALL_FALLOCATE: Final = 2
+CALL_MADVISE: Final = 3
+CALL_PRE_FAULT: Final = 4
+CALL_DEVICE: Final = 5
+
+
+def hello(memory: GuestMemory, vcpus: int) -> bytes:
+    """The first message: the VM's layout."""
+    slots = memory.slots[:MAX_SLOTS]
+    return HELLO.pack(MAGIC, ABI, vcpus, len(slots), memory.frames) + b"".join(
+        map(pack_slot, slots)
+    )
+
+
+def pack_slot(slot: Slot) -> bytes:
+    """`struct guestemu_slot`."""
+    flags = SLOT_GUEST_MEMFD if slot.has_guest_memfd else 0
+    flags |= SLOT_READ_ONLY if slot.is_read_only else 0
+    return SLOT.pack(slot.gpa, slot.size, slot.memfd_offset, flags, 0)
+
+
+def exit_record(reason: int, words: tuple[int, ...], vcpu: int, failure: tuple[int, int]) -> bytes:
+    """An exit with reason KVM_EXIT_*; `words` fill the record of that exit in the header's order,
+    at most seven. `failure`: the number of the call that fails and its errno, or (-1, 0)."""
+    filled = words + (0,) * (7 - len(words))
+    return REQUEST.pack(OP_EXIT, reason, vcpu, *failure, 0, *filled)
+
+
+def replay_call(memory: GuestMemory, record: bytes | memoryview) -> str:
+    """Does a call of the handler on the VM's memory; what is wrong with the record, if anything.
+
+    The process has already told the handler its result; memory must come to the same one.
+    """
+    kind, result, *arguments = CALL.unpack(record)
+    made = _do(memory, kind, arguments)
+    if made is None:
+        return f"made an unknown call {kind}"
+    if made != result:
+        return f"was told {result} by a call that returns {made}"
+    return ""
+
+
+def _do(memory: GuestMemory, kind: int, arguments: list[int]) -> int | None:
+    a, b, c, d = arguments
+    if kind == CALL_ATTRIBUTES:
+        return memory.set_memory_attributes(a, b, c, d)
+    if kind == CALL_FALLOCATE:
+        return memory.fallocate(a, b, c, d)
+    if kind == CALL_MADVISE:
+        return memory.madvise(a, b, c, d)
+    if kind == CALL_PRE_FAULT:
+        return memory.pre_fault(a, b)
+    if kind == CALL_DEVICE:
+        return memory.map_for_device(a, b, bool(c))
+    return None
