@@ -14,7 +14,7 @@ from guestemu.host.kvm.guest_memory import (
     PUNCH,
     GuestMemory,
     InPlaceFile,
-    MemoryFault,
+    MemoryFaultExit,
     Slot,
 )
 
@@ -97,9 +97,9 @@ def test_a_hole_is_cut_to_its_slot(memory: GuestMemory) -> None:
 
 def test_the_access_that_exits(memory: GuestMemory) -> None:
     assert memory.access(0x2008, True) is None
-    assert memory.access(0x2008, False) == MemoryFault(0x2000, PAGE, False)
-    assert memory.access(MIB, True) == MemoryFault(MIB, PAGE, True)
-    assert memory.access(8 * MIB, True) == MemoryFault(8 * MIB, PAGE, True)
+    assert memory.access(0x2008, False) == MemoryFaultExit(0x2000, PAGE, False)
+    assert memory.access(MIB, True) == MemoryFaultExit(MIB, PAGE, True)
+    assert memory.access(8 * MIB, True) == MemoryFaultExit(8 * MIB, PAGE, True)
     assert memory.access(8 * MIB, False) is None, "MMIO"
     assert memory.access(0x2008, False, by_attribute=True) is None
 

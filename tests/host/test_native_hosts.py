@@ -17,7 +17,7 @@ from native_builds import HEADERS, ROOT, compile_c, example, example_program
 
 from guestemu.abi.errors import HostFailedError, InputError, PluginError
 from guestemu.cli.main import main
-from guestemu.host.kvm.guest_memory import MemoryFault
+from guestemu.host.kvm.guest_memory import MemoryFaultExit
 from guestemu.host.native import wire
 from guestemu.host.native.host import NativeHost, NativeUserSpace
 from guestemu.host.native.process import HandlerProcess
@@ -89,7 +89,7 @@ def test_calls_of_the_handler_reach_the_vms_memory(built: Path, way: str) -> Non
     host.guest_memory.order_failure(0, 12)
     assert call(host, 0x3000, 2, 16) == 22, "the handler answers a failed call with EINVAL"
     assert not host.private_map()[3]
-    assert host.user.memory_fault(MemoryFault(0x3000, 0x1000, True))
+    assert host.user.memory_fault(MemoryFaultExit(0x3000, 0x1000, True))
     assert host.private_map()[3]
 
 

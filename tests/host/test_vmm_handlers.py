@@ -7,7 +7,7 @@ import pytest
 
 from guestemu.abi.errno import EINVAL, EIO
 from guestemu.abi.hypercalls import MAP_GPA_RANGE_ENCRYPTED, MAP_GPA_RANGE_PAGE_SZ_2M
-from guestemu.host.kvm.guest_memory import MemoryFault, VmmCall
+from guestemu.host.kvm.guest_memory import MemoryFaultExit, VmmCall
 from guestemu.host.registry import load_host
 from guestemu.host.standin import StandInVcpu
 from guestemu.host.userspace.base import VmStopped
@@ -112,7 +112,7 @@ def test_cloud_hypervisor_logs_a_failed_punch_and_reports_success() -> None:
 
 
 def test_cloud_hypervisor_converts_at_a_fault_without_a_punch() -> None:
-    fault = MemoryFault(0, PAGE, False)
+    fault = MemoryFaultExit(0, PAGE, False)
     for switches, keeps in ((), True), (("fault-no-punch",), False):
         host = make("cloud-hypervisor", *switches)
         assert handler(host).memory_fault(fault)
@@ -123,13 +123,13 @@ def test_cloud_hypervisor_converts_at_a_fault_without_a_punch() -> None:
 @pytest.mark.parametrize("name", ["openvmm", "dragonball"])
 def test_a_memory_fault_ends_the_vm(name: str) -> None:
     with pytest.raises(VmStopped):
-        handler(make(name)).memory_fault(MemoryFault(0, PAGE, False))
+        handler(make(name)).memory_fault(MemoryFaultExit(0, PAGE, False))
 
 
 @pytest.mark.parametrize("name", ["qemu-11", "libkrun"])
 def test_a_memory_fault_converts(name: str) -> None:
     host = make(name)
-    assert handler(host).memory_fault(MemoryFault(0, PAGE, False))
+    assert handler(host).memory_fault(MemoryFaultExit(0, PAGE, False))
     assert (shared(host), bool(host.guest_memory.private_pages[0])) == (1, False)
 
 

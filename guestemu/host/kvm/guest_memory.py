@@ -74,7 +74,7 @@ class HasGuestMemory(Protocol):
         """The VM's memory as the host's user space has made it."""
 
 
-class MemoryFault(msgspec.Struct, frozen=True):
+class MemoryFaultExit(msgspec.Struct, frozen=True):
     """KVM_EXIT_MEMORY_FAULT: KVM_RUN returned -EFAULT. `gpa` and `size` in bytes (GM6)."""
 
     gpa: int
@@ -249,7 +249,9 @@ class GuestMemory:
             if length:
                 yield number, place, start, length
 
-    def access(self, gpa: int, is_private: bool, by_attribute: bool = False) -> MemoryFault | None:
+    def access(
+        self, gpa: int, is_private: bool, by_attribute: bool = False
+    ) -> MemoryFaultExit | None:
         """The exit that a guest's access to the page at `gpa` causes; None: served, or MMIO (GM6).
 
         `by_attribute`: the VM is software-protected, where the attribute alone decides the kind.
@@ -259,11 +261,11 @@ class GuestMemory:
         place = self.slot_at(gpa)
         kind = self.is_private(gfn) if by_attribute else is_private
         if kind and (place is None or not place.has_guest_memfd):
-            return MemoryFault(page, PAGE_MASK + 1, True)
+            return MemoryFaultExit(page, PAGE_MASK + 1, True)
         if place is None:
             return None
         if kind != self.is_private(gfn):
-            return MemoryFault(page, PAGE_MASK + 1, kind)
+            return MemoryFaultExit(page, PAGE_MASK + 1, kind)
         pages = self.private_pages if kind else self.shared_pages
         if gfn < self.frames:
             pages[gfn] = True

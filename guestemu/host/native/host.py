@@ -17,7 +17,7 @@ from guestemu.host.base import VcpuAccess
 from guestemu.host.kvm.guest_memory import (
     KVM_MEMORY_EXIT_FLAG_PRIVATE,
     GuestMemory,
-    MemoryFault,
+    MemoryFaultExit,
 )
 from guestemu.host.kvm.host import MergedHost
 from guestemu.host.kvm.run import MsrExit, Run
@@ -28,7 +28,7 @@ from guestemu.host.kvm.uapi import (
     KVM_EXIT_X86_WRMSR,
 )
 from guestemu.host.native import wire
-from guestemu.host.native.library import Library
+from guestemu.host.native.library import LoadedHandler
 from guestemu.host.native.process import COMMAND, HandlerProcess
 from guestemu.host.permission import REMEDY, file_of
 from guestemu.host.userspace.base import UserSpace, VmStopped
@@ -77,9 +77,9 @@ class NativeUserSpace(UserSpace):
         self.memory = memory
         self.injection = Injection()
         self.migration_control = 0
-        self.handler: HandlerProcess | Library
+        self.handler: HandlerProcess | LoadedHandler
         if spec.endswith(IN_PROCESS):
-            self.handler = Library(spec.removesuffix(IN_PROCESS), memory)
+            self.handler = LoadedHandler(spec.removesuffix(IN_PROCESS), memory)
         else:
             self.handler = HandlerProcess(spec, memory)
         self._is_new = True
@@ -96,7 +96,7 @@ class NativeUserSpace(UserSpace):
     def _exit(self, reason: int, words: tuple[int, ...], vcpu: int) -> tuple[int, int]:
         """Answer and data; raises `VmStopped` where the handler ends the VM."""
         handler = self.handler
-        if isinstance(handler, Library):
+        if isinstance(handler, LoadedHandler):
             if self._is_new:
                 handler.reset()
             self._is_new = False
@@ -147,7 +147,7 @@ class NativeUserSpace(UserSpace):
         """Hands the exit to the handler."""
         self._msr_exit(KVM_EXIT_X86_WRMSR, run.msr)
 
-    def memory_fault(self, fault: MemoryFault) -> bool:
+    def memory_fault(self, fault: MemoryFaultExit) -> bool:
         """KVM_EXIT_MEMORY_FAULT: True if the handler re-enters, as it does after a conversion."""
         flags = KVM_MEMORY_EXIT_FLAG_PRIVATE if fault.is_private else 0
         self._exit(KVM_EXIT_MEMORY_FAULT, (flags, fault.gpa, fault.size), 0)

@@ -55,7 +55,7 @@ class _Exit(ctypes.Structure):
     _fields_ = (("reason", ctypes.c_uint32), ("vcpu", ctypes.c_uint32), ("words", _U64 * 9))
 
 
-class Library:
+class LoadedHandler:
     """One VM of the shared object at `path`, over `memory`.
 
     `has_map` is as the header says. `start` comes before everything else.

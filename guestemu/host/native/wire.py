@@ -43,8 +43,9 @@ REPLY: Final = struct.Struct("<2I2Q")
 CALL: Final = struct.Struct("<Ii4Q")
 MAP_SIZE: Final = struct.Struct("<Q")
 
-RESET: Final = REQUEST.pack(OP_RESET, 0, 0, NO_FAILURE, 0, 0, *[0] * 7)
-READ_MAP: Final = HEAD.pack(1, 0) + REQUEST.pack(OP_MAP, 0, 0, NO_FAILURE, 0, 0, *[0] * 7)
+_NO_EXIT: Final = (0, 0, NO_FAILURE, 0, 0, *[0] * 7)
+RESET: Final = REQUEST.pack(OP_RESET, *_NO_EXIT)
+READ_MAP: Final = HEAD.pack(1, 0) + REQUEST.pack(OP_MAP, *_NO_EXIT)
 
 CALL_ATTRIBUTES: Final = 1
 CALL_FALLOCATE: Final = 2

@@ -8,7 +8,7 @@ from typing import ClassVar
 from guestemu.abi.addresses import PAGE_SHIFT
 from guestemu.abi.errno import EINVAL
 from guestemu.abi.hypercalls import MAP_GPA_RANGE_ENCRYPTED
-from guestemu.host.kvm.guest_memory import MemoryFault
+from guestemu.host.kvm.guest_memory import MemoryFaultExit
 from guestemu.host.userspace.converting import (
     FAULT_NO_PUNCH,
     NO_DISCARD,
@@ -49,7 +49,7 @@ class CloudHypervisorUserSpace(ConvertingUserSpace):
         """Re-enters and leaves the answer as KVM left it."""
         return -EINVAL if OTHER_NUMBER_OK in self._repaired else 0
 
-    def memory_fault(self, fault: MemoryFault) -> bool:
+    def memory_fault(self, fault: MemoryFaultExit) -> bool:
         """Sets the attributes alone: the private page stays ("fault-no-punch")."""
         if FAULT_NO_PUNCH in self._repaired:
             return super().memory_fault(fault)

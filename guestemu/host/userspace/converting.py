@@ -25,7 +25,7 @@ from guestemu.host.kvm.guest_memory import (
     MADV_DONTNEED,
     PUNCH,
     GuestMemory,
-    MemoryFault,
+    MemoryFaultExit,
 )
 from guestemu.host.kvm.host import MergedHost
 from guestemu.host.kvm.run import Run
@@ -91,7 +91,7 @@ class ConvertingUserSpace(UserSpace):
         """The result for an exit with another hypercall's number: the VMM ends the VM."""
         return -EINVAL
 
-    def memory_fault(self, fault: MemoryFault) -> bool:
+    def memory_fault(self, fault: MemoryFaultExit) -> bool:
         """KVM_EXIT_MEMORY_FAULT: True after a conversion, so that the vCPU runs again.
 
         Here as a hypercall for the same page; raises `VmStopped` where that fails.

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from guestemu.abi.errno import EINVAL
 from guestemu.abi.hypercalls import MAP_GPA_RANGE_ENCRYPTED
-from guestemu.host.kvm.guest_memory import MemoryFault
+from guestemu.host.kvm.guest_memory import MemoryFaultExit
 from guestemu.host.userspace.converting import (
     NO_DISCARD,
     SIZE_WRAP,
@@ -34,7 +34,7 @@ class DragonballUserSpace(ConvertingUserSpace):
             return self._convert_whole(gpa, size, is_private)
         return self._set_attributes(gpa, size, is_private)
 
-    def memory_fault(self, fault: MemoryFault) -> bool:
+    def memory_fault(self, fault: MemoryFaultExit) -> bool:
         """The handler has no case for this exit: the VM ends."""
         raise self._stop(f"memory fault at {fault.gpa:#x}")
 

@@ -9,7 +9,7 @@ from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, U64_MASK
 from guestemu.abi.errno import EINVAL
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
 from guestemu.host.base import VcpuAccess
-from guestemu.host.kvm.guest_memory import MemoryFault
+from guestemu.host.kvm.guest_memory import MemoryFaultExit
 from guestemu.host.kvm.run import Run
 from guestemu.host.userspace.converting import (
     ANSWER_ONE,
@@ -62,7 +62,7 @@ class OpenVmmUserSpace(ConvertingUserSpace):
             return -EINVAL
         return self._convert_whole(gpa, size, bool(kind))
 
-    def memory_fault(self, fault: MemoryFault) -> bool:
+    def memory_fault(self, fault: MemoryFaultExit) -> bool:
         """Ends the VM."""
         raise self._stop(f"memory fault at {fault.gpa:#x}")
 
