@@ -104,6 +104,7 @@ class Testbed:
         self.host.reset(self._frames)
         self._tell_boot_exits()
         guest.use_kvm(host.kernel.name if isinstance(host, MergedHost) else "")
+        guest.use_lie(host.lie)
         self.recorder = ExitRecorder(host, guest)
         self.recorder.attach()
         self._machine = guest.machine
@@ -139,6 +140,7 @@ class Testbed:
         self.host = host
         self._machine = guest.machine
         guest.use_kvm(host.kernel.name if isinstance(host, MergedHost) else "")
+        guest.use_lie(host.lie)
         self.recorder = ExitRecorder(host, guest)
         self.recorder.attach()
         self._do = self._dispatch()

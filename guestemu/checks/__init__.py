@@ -13,6 +13,7 @@ from guestemu.checks.host_ioctls import HostIoctlCheck
 from guestemu.checks.migration_control import MigrationControlCheck
 from guestemu.checks.mirror import MirrorCheck
 from guestemu.checks.page_enc import PageEncRecordCheck, PageEncResultCheck
+from guestemu.checks.page_states import PageStateCheck
 from guestemu.checks.progress import ProgressCheck
 from guestemu.checks.qemu_status import QemuStatusCheck
 from guestemu.checks.ready import ReadyCheck
@@ -37,6 +38,7 @@ _STANDARD: Final[list[type[Oracle]]] = [
     SevFirmwareCheck,
     QemuStatusCheck,
     MirrorCheck,
+    PageStateCheck,
     ReadyCheck,
     FreePagesCheck,
 ]

@@ -80,6 +80,8 @@ class Guest(ABC):
     """Where GPA 0 is mapped."""
     dma_frames: range
     """Frames that the guest's page allocator gives to dma_alloc_coherent."""
+    lie: str = ""
+    """What the hypervisor lies about (`use_lie`)."""
     kvm: str = ""
     """The kernel of the KVM below (`use_kvm`)."""
     td: Td | None = None
@@ -179,6 +181,10 @@ class Guest(ABC):
         """The KVM below the guest is that of `kernel` ("7.2"); "": of no particular one. Matters
         for what SEV-ES and SNP guests ask of KVM itself."""
         self.kvm = kernel
+
+    def use_lie(self, name: str) -> None:
+        """The hypervisor of an SNP guest lies as `psc_lies.LIES` says, or is honest ("")."""
+        self.lie = name
 
     def close(self) -> None:
         """The caller needs the guest no more."""

@@ -48,6 +48,14 @@ class Host(ABC):
     """Whether its user space has a handler for MSR_KVM_MIGRATION_CONTROL; without one an access is
     #GP and the host is never ready."""
 
+    records_conversions: ClassVar[bool] = True
+    """Whether its record is what the guest asked for after a conversion that succeeded. Not so
+    under a hypervisor that lies."""
+
+    lie: str = ""
+    """What the hypervisor does to an SNP guest that asks for a page-state change, a name of
+    `psc_lies.LIES`; empty for an honest one."""
+
     @abstractmethod
     def reset(self, frames: int) -> None:
         """Forgets everything: a new VM with `frames` 4 KiB frames of RAM from GPA 0 on."""

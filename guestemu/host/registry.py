@@ -22,6 +22,7 @@ from guestemu.host.kvm.bitmap_v6 import BitmapV6Host
 from guestemu.host.kvm.bitmap_v8 import BitmapV8Host
 from guestemu.host.kvm.historic import HistoricHost
 from guestemu.host.kvm.host import MergedHost
+from guestemu.host.kvm.hostile_hypervisor import HostileHypervisorHost
 from guestemu.host.kvm.kernels import KERNELS
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
 from guestemu.host.kvm.shared_list_v10 import SharedListV10Host
@@ -55,6 +56,7 @@ _CLASSES: Final[list[type[MergedHost] | type[HistoricHost]]] = [
     SevFirmwareHost,
     MirrorHost,
     MirrorPrototypeHost,
+    HostileHypervisorHost,
     QemuMigrationHost,
     QemuMigration2021Host,
     QemuMigration2020Host,
@@ -91,6 +93,8 @@ class HostEntry(msgspec.Struct, frozen=True, gc=False):
 def _kernels(host: type[Host]) -> tuple[str, ...]:
     if not issubclass(host, MergedHost):
         return ()
+    if host.choices:
+        return host.choices
     return (host.default_kernel, *(name for name in KERNELS if name != host.default_kernel))
 
 
@@ -130,7 +134,8 @@ def load_host(spec: str, switches: Iterable[str] = (), plugin: str = "") -> Host
         raise InputError(f"host {name!r}: no such host, and not FILE.py:CLASS; {remedy}")
     if issubclass(host, MergedHost):
         if ":" in spec and not kernel:
-            raise InputError(f"host {spec!r}: no kernel after ':'; use one of {', '.join(KERNELS)}")
+            choices = ", ".join(host.choices or KERNELS)
+            raise InputError(f"host {spec!r}: nothing after ':'; use one of {choices}")
         return host(kernel or None, chosen)
     if ":" in spec:
         raise InputError(f"host {spec!r}: {name} has no choice of kernels; write {name}")

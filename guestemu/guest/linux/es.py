@@ -45,6 +45,7 @@ from guestemu.machine.exits import (
 )
 from guestemu.machine.ghcb import GhcbPage
 from guestemu.machine.machine import Machine
+from guestemu.machine.psc_lies import Lie, Request
 from guestemu.machine.snp_psc import OLDEST_FIXED, Malformed, PscKernel, RunFails, psc_kernel
 from guestemu.machine.vcpu import Vcpu
 
@@ -91,6 +92,8 @@ class SevEs:
         self._msrs = machine.msrs
         self._registered = _NOWHERE
         self.kernel = psc_kernel(OLDEST_FIXED)
+        self.lie: Lie | None = None
+        self._requests = 0
         self._base = (_NOWHERE, 0)
         self._msrs.platform[MSR_AMD64_SEV_ES_GHCB] = 0
         machine.devices.append(self)
@@ -138,6 +141,7 @@ class SevEs:
 
     def rollback(self) -> None:
         """See `Device`; the log of events starts anew."""
+        self._requests = 0
         self._registered, self._msrs.platform[MSR_AMD64_SEV_ES_GHCB] = self._base
         self.events.clear()
 
@@ -247,8 +251,16 @@ class SevEs:
     def _psc(self, page: GhcbPage, vcpu: GhcbVcpu, _handler: ExitHandler) -> tuple[int, int]:
         if self.snp is None:
             raise Malformed(abi.GhcbError.MISSING_INPUT)
+        snp = self.snp
         scratch, info_2 = page.value(ghcb.SCRATCH), page.value(ghcb.EXIT_INFO_2)
-        return abi.RESP_NO_ACTION, self.snp.change_by_buffer(page.gpa, scratch, info_2, vcpu)
+        self._requests += 1
+        if self.lie is None:
+            return abi.RESP_NO_ACTION, snp.change_by_buffer(page.gpa, scratch, info_2, vcpu)
+
+        def honest() -> int:
+            return snp.change_by_buffer(page.gpa, scratch, info_2, vcpu)
+
+        return self.lie.answer(Request(self._machine.ram, scratch, honest, snp, self._requests))
 
     def _hv_features(
         self, _page: GhcbPage, _vcpu: GhcbVcpu, _handler: ExitHandler

@@ -23,6 +23,8 @@ from guestemu.machine.callbacks import CodeHook
 from guestemu.machine.engine import HOOK_CODE, REGISTERS
 from guestemu.machine.leafmap import LeafMap, Window
 from guestemu.machine.paging import walk
+from guestemu.machine.psc_lies import LIES
+from guestemu.machine.rmp import Rmp
 from guestemu.machine.snp_psc import psc_kernel
 
 _BOOL: Final = 0xFF
@@ -98,11 +100,23 @@ class LinuxGuest(Guest):
             self.machine.engine.add_hook(HOOK_CODE, self._counter)
             self.machine.engine.flush_blocks()
 
+    @property
+    def rmp(self) -> Rmp | None:
+        """The reverse map table of an SNP guest."""
+        sev = self.platform.sev
+        return None if sev is None or sev.snp is None else sev.snp.rmp
+
     def use_kvm(self, kernel: str) -> None:
         """See `Guest`. A KVM that is too old for SNP is taken for 6.12's."""
         super().use_kvm(kernel)
         if self.platform.sev is not None:
             self.platform.sev.kernel = psc_kernel(kernel)
+
+    def use_lie(self, name: str) -> None:
+        """See `Guest`."""
+        super().use_lie(name)
+        if self.platform.sev is not None:
+            self.platform.sev.lie = LIES.get(name)
 
     def location(self, rip: int) -> str:
         """Kernel function and offset; where a call used up its budget, the function that loops."""

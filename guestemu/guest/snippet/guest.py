@@ -60,6 +60,8 @@ from guestemu.machine.launch import Entry
 from guestemu.machine.leafmap import LeafMap, Window
 from guestemu.machine.machine import Machine, MachineConfig
 from guestemu.machine.modes import build_tables
+from guestemu.machine.psc_lies import LIES
+from guestemu.machine.rmp import Rmp
 from guestemu.machine.snp_psc import psc_kernel
 
 MAX_VCPUS: Final = 8
@@ -216,11 +218,23 @@ class SnippetGuest(Guest):
 
     # Running ----------------------------------------------------------------------------------
 
+    @property
+    def rmp(self) -> Rmp | None:
+        """The reverse map table of an SNP guest."""
+        sev = self.sev
+        return None if sev is None or sev.snp is None else sev.snp.rmp
+
     def use_kvm(self, kernel: str) -> None:
         """See `Guest`."""
         super().use_kvm(kernel)
         if self.sev is not None:
             self.sev.kernel = psc_kernel(kernel)
+
+    def use_lie(self, name: str) -> None:
+        """See `Guest`."""
+        super().use_lie(name)
+        if self.sev is not None:
+            self.sev.lie = LIES.get(name)
 
     def reset(self) -> None:
         """Back to the state after boot."""

@@ -39,6 +39,8 @@ class MergedHost(Host):
     """
 
     default_kernel: ClassVar[str] = DEFAULT_KERNEL
+    choices: ClassVar[tuple[str, ...]] = ()
+    """What may stand behind NAME: in place of kernels."""
 
     def __init__(self, kernel: str | None = None, switches: tuple[str, ...] = ()) -> None:
         check_switches(self.name, self.switches, switches)

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A hypervisor that lies to an SNP guest: about its progress, with its answers, by its page tables.
+
+Each lie stands for one thing that a hostile host can do when its guest asks for a page-state change
+(N40 to N53), by name. `answer` is what the guest finds in SW_EXITINFO1 and 2, after the lie has
+done to the shared buffer and to the RMP what it does. A guest is right if it goes on with memory
+that only it can read, ends itself, or stands still.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol
+
+import msgspec
+
+from guestemu.abi import ghcb as abi
+from guestemu.abi.addresses import Gpa
+from guestemu.abi.x86 import VECTOR_GP, VECTOR_PF
+from guestemu.machine.memory import GuestRam
+from guestemu.machine.rmp import OWN_ASID, Rmp, RmpEntry
+
+_HEADER: Final = struct.Struct("<HHI")
+_OTHER_FRAMES: Final = 0x10 << 12
+_VICTIM: Final = 8
+"""The victim of an attack on pages is this many frames behind the first one asked for."""
+
+Answer = tuple[int, int]
+
+
+class Attacked(Protocol):
+    """The SNP guest, as far as its hypervisor reaches it."""
+
+    rmp: Rmp
+
+    def convert(self, gfn: int, pages: int, private: bool) -> None:
+        """User space converts frames."""
+
+    def remap(self, gfn: int, sfn: int) -> None:
+        """Other memory behind a frame."""
+
+
+class Request(msgspec.Struct):
+    """One page-state request in the shared buffer at `scratch`; `honest` answers it as KVM does and
+    returns SW_EXITINFO2. `number` counts requests since the last reset, from 1."""
+
+    ram: GuestRam
+    scratch: int
+    honest: Callable[[], int]
+    snp: Attacked
+    number: int
+
+    @property
+    def header(self) -> tuple[int, int]:
+        """cur_entry and end_entry."""
+        return _HEADER.unpack(self.ram.read(Gpa(self.scratch), 8, private=False))[:2]
+
+    def set_header(self, current: int, end: int, reserved: int = 0) -> None:
+        """Stores the header."""
+        self.ram.write(Gpa(self.scratch), _HEADER.pack(current, end, reserved), private=False)
+
+    def entry(self, index: int) -> int:
+        """The word of one entry."""
+        at = Gpa(self.scratch + 8 + 8 * index)
+        return int.from_bytes(self.ram.read(at, 8, private=False), "little")
+
+    def change_entries(self, change: Callable[[int], int]) -> None:
+        """Rewrites every entry up to the last."""
+        for index in range(self.header[1] + 1):
+            word = change(self.entry(index)).to_bytes(8, "little")
+            self.ram.write(Gpa(self.scratch + 8 + 8 * index), word, private=False)
+
+    @property
+    def victim(self) -> int:
+        """The frame that an attack is on."""
+        gfn = self.entry(0) >> 12 & 0xFF_FFFF_FFFF
+        return min(gfn + _VICTIM, self.snp.rmp.frames - 2)
+
+
+class Lie(msgspec.Struct, frozen=True):
+    """One lie: `text` says what the hypervisor does, `fact` where it is judged."""
+
+    name: str
+    fact: str
+    text: str
+    answer: Callable[[Request], Answer]
+
+
+def _stall(_request: Request) -> Answer:
+    return 0, 0
+
+
+def _claim(request: Request) -> Answer:
+    end = request.header[1]
+    request.set_header(end + 1, end)
+    return 0, 0
+
+
+def _shrink(request: Request) -> Answer:
+    request.set_header(1, 0)
+    return 0, 0
+
+
+def _grow(request: Request) -> Answer:
+    end = request.header[1]
+    answer = request.honest()
+    request.set_header(end + 1, end + 5)
+    return 0, answer
+
+
+def _far(request: Request) -> Answer:
+    end = request.header[1]
+    answer = request.honest()
+    request.set_header(0xFFFF, end)
+    return 0, answer
+
+
+def _backwards(request: Request) -> Answer:
+    end = request.header[1]
+    if request.number < 3:
+        request.set_header(min(3 if request.number == 1 else 1, end), end)
+        return 0, 0
+    request.set_header(0, end)
+    return 0, request.honest()
+
+
+def _reserved(request: Request) -> Answer:
+    end = request.header[1]
+    answer = request.honest()
+    request.set_header(end + 1, end, 1)
+    return 0, answer
+
+
+def _error(request: Request) -> Answer:
+    request.honest()
+    return 0, 0x1234
+
+
+def _malformed(_request: Request) -> Answer:
+    return abi.RESP_MALFORMED_INPUT, abi.GhcbError.INVALID_SCRATCH_AREA
+
+
+def _inject(vector: int) -> Callable[[Request], Answer]:
+    word = vector | abi.EVTINJ_TYPE_EXCEPTION | abi.EVTINJ_VALID
+    return lambda _request: (abi.RESP_ISSUE_EXCEPTION, word)
+
+
+def _high_bits(request: Request) -> Answer:
+    return 1 << 32, request.honest()
+
+
+def _rewrite(request: Request) -> Answer:
+    answer = request.honest()
+    request.change_entries(lambda word: (word ^ _OTHER_FRAMES) | 0xFFF)
+    return 0, answer
+
+
+def _redirect(request: Request) -> Answer:
+    request.change_entries(lambda word: word ^ _OTHER_FRAMES)
+    return 0, request.honest()
+
+
+def _take_back(request: Request) -> Answer:
+    victim = request.victim
+    answer = request.honest()
+    request.snp.convert(victim, 1, private=False)
+    return 0, answer
+
+
+def _remap(request: Request) -> Answer:
+    victim, rmp = request.victim, request.snp.rmp
+    answer = request.honest()
+    spare = rmp.frames + victim % (rmp.system_frames - rmp.frames)
+    rmp.rmpupdate(spare, RmpEntry(assigned=True, asid=OWN_ASID, gfn=victim))
+    request.snp.remap(victim, spare)
+    return 0, answer
+
+
+def _alias(request: Request) -> Answer:
+    victim = request.victim
+    answer = request.honest()
+    request.snp.remap(victim, victim + 1)
+    return 0, answer
+
+
+def _other_guest(request: Request) -> Answer:
+    victim = request.victim
+    answer = request.honest()
+    entry = RmpEntry(assigned=True, asid=OWN_ASID + 1, gfn=victim)
+    request.snp.rmp.rmpupdate(request.snp.rmp.system_frame(victim), entry)
+    return 0, answer
+
+
+_ALL: Final = (
+    Lie("stall", "N40", "success, nothing done and nothing advanced", _stall),
+    Lie("claim", "N41", "success, cur_entry behind the end, nothing done", _claim),
+    Lie("shrink", "N42", "end_entry made smaller, nothing done", _shrink),
+    Lie("grow", "N43", "done, then end_entry made larger", _grow),
+    Lie("far", "N44", "done, then cur_entry 0xffff", _far),
+    Lie("backwards", "N45", "cur_entry goes back from 3 to 1, then done", _backwards),
+    Lie("reserved", "N46", "done, then the header's reserved word set", _reserved),
+    Lie("error", "N47", "done, and SW_EXITINFO2 says otherwise", _error),
+    Lie("malformed", "N48", "SW_EXITINFO1 = 2: malformed input", _malformed),
+    Lie("inject-gp", "N48", "SW_EXITINFO1 = 1 with #GP", _inject(VECTOR_GP)),
+    Lie("inject-pf", "N48", "SW_EXITINFO1 = 1 with #PF", _inject(VECTOR_PF)),
+    Lie("high-bits", "N49", "done, SW_EXITINFO1 bit 32 set", _high_bits),
+    Lie("rewrite", "N49", "done, then gfn and cur_page of the shared copy rewritten", _rewrite),
+    Lie("redirect", "N50", "other frames changed than asked", _redirect),
+    Lie("take-back", "N51", "done, and a validated page taken back", _take_back),
+    Lie("remap", "N51", "done, and other memory put behind a validated page", _remap),
+    Lie("alias", "N52", "done, and a frame put behind a second guest frame", _alias),
+    Lie("other-guest", "N52", "done, and a frame given to another guest", _other_guest),
+)
+
+LIES: Final[Mapping[str, Lie]] = {lie.name: lie for lie in _ALL}
+"""Every lie by its name."""

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Real SNP kernels under a hypervisor that lies (N40 to N52): each goes on, ends itself or stands
+still, and no page has two validated frames."""
+
+from __future__ import annotations
+
+import pytest
+
+from guestemu.abi.errors import MissingError
+from guestemu.guest.linux.images import find_image
+from guestemu.machine.psc_lies import LIES
+from guestemu.program.text import parse_text
+from guestemu.trace.run import run_program
+from guestemu.trace.words import run_word
+
+ENDS = {
+    "stall": "no-progress",
+    **dict.fromkeys(("claim", "shrink", "far", "backwards", "high-bits", "rewrite"), "ok"),
+    "redirect": "ok",
+    **dict.fromkeys(("grow", "reserved", "error", "malformed", "inject-gp"), "terminated"),
+    "inject-pf": "terminated",
+    **dict.fromkeys(("take-back", "remap"), "terminated"),
+    **dict.fromkeys(("alias", "other-guest"), "run-failed"),
+}
+
+
+@pytest.mark.parametrize("series", ["6.1", "6.12"])
+def test_what_a_kernel_makes_of_each_lie(series: str) -> None:
+    try:
+        find_image(series)
+    except MissingError:
+        pytest.skip(f"no {series} kernel; run `guestemu kernel fetch {series}`")
+    assert set(ENDS) == set(LIES)
+    found, violations = {}, {}
+    for lie in LIES:
+        budget = 2_000 if lie == "stall" else 300_000
+        text = (
+            f"guestemu-program 1\nguest linux:{series}\nsev snp\nmemory 128\nbudget {budget}\n"
+            f"host hostile-hypervisor:{lie}\n---\n"
+            "set_memory_decrypted D[3] pages=4\nread D[11]\n"
+        )
+        run = run_program(parse_text(text, lie))
+        found[lie] = run_word(run)
+        violations[lie] = [violation.message for violation in run.outcome.violations]
+    assert found == ENDS
+    assert not any(violations.values()), violations
