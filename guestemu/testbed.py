@@ -22,7 +22,7 @@ from guestemu.checks.cache import CacheCheck
 from guestemu.checks.results import answers_left
 from guestemu.dma_slots import DmaSlots
 from guestemu.events.base import Event
-from guestemu.events.exits import AnsweredExit, exits_of
+from guestemu.events.exits import AnsweredExit, HypercallExit, exits_of
 from guestemu.events.memory import LeafChange
 from guestemu.exit_recorder import ExitRecorder
 from guestemu.guest.base import CallOutcome, Guest
@@ -172,13 +172,13 @@ class Testbed:
         """The host hears what the guest said while it booted, so that both agree at the start."""
         host = self.host
         vcpu = self.guest.machine.current
-        for kind, number, args in self.guest.boot_exits:
+        for told in self.guest.boot_exits:
             try:
-                if kind == "hypercall":
-                    a0, a1, a2, a3 = args
-                    host.hypercall(Hypercall(number, a0, a1, a2, a3, 0, True, vcpu))
+                if isinstance(told, HypercallExit):
+                    a0, a1, a2, a3 = told.args
+                    host.hypercall(Hypercall(told.nr, a0, a1, a2, a3, 0, True, vcpu))
                 else:
-                    host.wrmsr(number, args[0], vcpu)
+                    host.wrmsr(told.nr, told.args[0], vcpu)
             except GuestFault:
                 continue  # a host without this MSR: the kernel's exception table goes on, too (A47)
 

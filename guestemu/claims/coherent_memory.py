@@ -28,6 +28,7 @@ from guestemu.dma.model import ModelRun
 from guestemu.dma.patterns import parse_patterns, pattern_events
 from guestemu.dma.report import DmaReport
 from guestemu.dma.source import reader_of
+from guestemu.events.exits import HypercallExit
 from guestemu.guest.linux.kernel import KERNEL_MAP
 
 SNIPPETS: Final = ("snippet:5.10", "snippet:6.1", "snippet:6.12")
@@ -257,14 +258,16 @@ def boot_order(name: str) -> BootOrder:
     later = 0
     shared: set[int] = set()
     levels: list[int] = []
-    for number, (kind, what, args) in enumerate(kernel.guest.boot_exits):
-        shares = kind == "hypercall" and not args[2] & MAP_GPA_RANGE_ENCRYPTED
+    for number, exit_ in enumerate(kernel.guest.boot_exits):
+        args = exit_.args
+        is_call = isinstance(exit_, HypercallExit)
+        shares = is_call and not args[2] & MAP_GPA_RANGE_ENCRYPTED
         if shares and args[0] >> PAGE_SHIFT == section:
             told = number
-        if kind == "wrmsr" and what == MSR_KVM_MIGRATION_CONTROL and args[0] & 1:
+        if not is_call and exit_.nr == MSR_KVM_MIGRATION_CONTROL and args[0] & 1:
             ready = number
         later += shares and ready is not None
-        levels.append(_report(shared, args) if kind == "hypercall" else len(shared))
+        levels.append(_report(shared, args) if is_call else len(shared))
     kernel.call("mem_encrypt_free_decrypted_mem")
     freed = kernel.hypercalls
     returned = sum(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
+from guestemu.events.exits import HypercallExit, WrmsrExit
 from guestemu.guest.base import CallOutcome
 from guestemu.guest.linux.guest import LinuxGuest
 from guestemu.guest.linux.images import fetched_images, find_image
@@ -54,12 +55,12 @@ class CalledKernel:
     def migration_control(self) -> tuple[int, ...]:
         """What the last call wrote to MIGRATION_CONTROL."""
         return tuple(
-            args[0]
-            for kind, number, args in self.recorder.exits
-            if kind == "wrmsr" and number == MSR_KVM_MIGRATION_CONTROL
+            told.args[0]
+            for told in self.recorder.exits
+            if isinstance(told, WrmsrExit) and told.nr == MSR_KVM_MIGRATION_CONTROL
         )
 
     @property
     def hypercalls(self) -> tuple[tuple[int, ...], ...]:
         """Arguments of the hypercalls of the last call."""
-        return tuple(args for kind, _, args in self.recorder.exits if kind == "hypercall")
+        return tuple(told.args for told in self.recorder.exits if isinstance(told, HypercallExit))

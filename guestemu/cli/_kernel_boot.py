@@ -55,6 +55,7 @@ def boot_image(request: BootRequest, show_console: bool, to_stderr: bool) -> Boo
     """Boots. Raises `InputError` where the image, the memory or the way to `until` fails."""
     from guestemu.abi.errors import InputError
     from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
+    from guestemu.events.exits import HypercallExit, WrmsrExit
     from guestemu.guest.linux.boot import (
         DEFAULT_COMMAND_LINE,
         boot_kernel,
@@ -97,14 +98,14 @@ def boot_image(request: BootRequest, show_console: bool, to_stderr: bool) -> Boo
         sev=request.sev,
         active=active[1].strip() if active else None,
         hypercalls=tuple(
-            BootHypercall(number, args)
-            for kind, number, args in recorder.exits
-            if kind == "hypercall"
+            BootHypercall(told.nr, told.args)
+            for told in recorder.exits
+            if isinstance(told, HypercallExit)
         ),
         migration_control=tuple(
-            args[0]
-            for kind, number, args in recorder.exits
-            if kind == "wrmsr" and number == MSR_KVM_MIGRATION_CONTROL
+            told.args[0]
+            for told in recorder.exits
+            if isinstance(told, WrmsrExit) and told.nr == MSR_KVM_MIGRATION_CONTROL
         ),
         console=text,
     )

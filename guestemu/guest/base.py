@@ -18,13 +18,14 @@ from bitarray import bitarray
 from guestemu.abi.addresses import Gpa, Gva
 from guestemu.abi.regions import Instruction, Region
 from guestemu.abi.x86 import Mode
+from guestemu.events.exits import HypercallExit, MapGpaRangeExit, WrmsrExit
 from guestemu.guest.td import Td
 from guestemu.machine.exits import Exit
 from guestemu.machine.leafmap import LeafMap
 from guestemu.machine.machine import Machine
 
-BootExit: TypeAlias = tuple[str, int, tuple[int, ...]]
-"""One exit of a guest's boot: "hypercall" or "wrmsr", its number, a0 to a3 or the value."""
+BootExit: TypeAlias = HypercallExit | MapGpaRangeExit | WrmsrExit
+"""One exit of a guest's boot that a host hears of."""
 
 
 class GuestOops(msgspec.Struct, frozen=True):

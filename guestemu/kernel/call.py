@@ -11,6 +11,7 @@ import msgspec
 from guestemu.abi.addresses import PAGE_SHIFT, to_signed
 from guestemu.abi.errors import InputError
 from guestemu.abi.names import plural
+from guestemu.events.exits import HypercallExit, WrmsrExit
 from guestemu.events.memory import LeafChange
 from guestemu.guest.base import GuestOops
 from guestemu.guest.linux.guest import LinuxGuest
@@ -112,11 +113,11 @@ def call_function(
         arguments=arguments,
         returned=returned,
         hypercalls=tuple(
-            CalledExit(number, args, to_signed(answer, 64))
-            for kind, number, args in exits
-            if kind == "hypercall"
+            CalledExit(one.nr, one.args, to_signed(answer, 64))
+            for one in exits
+            if isinstance(one, HypercallExit)
         ),
-        msrs=tuple(CalledMsr(number, args[0]) for kind, number, args in exits if kind == "wrmsr"),
+        msrs=tuple(CalledMsr(one.nr, one.args[0]) for one in exits if isinstance(one, WrmsrExit)),
         ptes=tuple(_leaf(flip) for flip in flips),
         warnings=outcome.warnings,
         instructions=instructions,

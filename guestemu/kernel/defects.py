@@ -18,6 +18,7 @@ from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
 from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
 from guestemu.abi.regions import Region
 from guestemu.abi.x86 import PTE_ADDRESS_MASK
+from guestemu.events.exits import HypercallExit, WrmsrExit
 from guestemu.guest.linux.dma import GFP_NOWAIT_BITS, KernelDma
 from guestemu.guest.linux.guest import LinuxGuest
 from guestemu.guest.linux.recorder import BootRecorder
@@ -64,23 +65,23 @@ class _Bench:
     def told(self) -> int:
         """Pages that the host was told of since the last call."""
         pages = sum(
-            args[1]
-            for kind, number, args in self._recorder.exits
-            if kind == "hypercall" and number == KVM_HC_MAP_GPA_RANGE
+            told.args[1]
+            for told in self._recorder.exits
+            if isinstance(told, HypercallExit) and told.nr == KVM_HC_MAP_GPA_RANGE
         )
         self._recorder.exits.clear()
         return pages
 
     def hypercalls(self) -> int:
         """Hypercalls so far."""
-        return sum(kind == "hypercall" for kind, _number, _args in self._recorder.exits)
+        return sum(isinstance(told, HypercallExit) for told in self._recorder.exits)
 
     def migration_control(self) -> list[int]:
         """What was written to the MSR since the last call."""
         values = [
-            args[0]
-            for kind, number, args in self._recorder.exits
-            if kind == "wrmsr" and number == MSR_KVM_MIGRATION_CONTROL
+            told.args[0]
+            for told in self._recorder.exits
+            if isinstance(told, WrmsrExit) and told.nr == MSR_KVM_MIGRATION_CONTROL
         ]
         self._recorder.exits.clear()
         return values

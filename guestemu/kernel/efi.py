@@ -16,6 +16,7 @@ import msgspec
 
 from guestemu.abi.addresses import Gva
 from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
+from guestemu.events.exits import WrmsrExit
 from guestemu.guest.linux.guest import LinuxGuest
 from guestemu.guest.linux.recorder import BootRecorder
 from guestemu.machine.callbacks import CodeHook
@@ -117,9 +118,9 @@ def efi_opt_in(guest: LinuxGuest, variable: Variable) -> OptIn:
         variable.value,
         tuple(firmware.asked),
         tuple(
-            args[0]
-            for kind, number, args in recorder.exits
-            if kind == "wrmsr" and number == MSR_KVM_MIGRATION_CONTROL
+            told.args[0]
+            for told in recorder.exits
+            if isinstance(told, WrmsrExit) and told.nr == MSR_KVM_MIGRATION_CONTROL
         ),
         tuple(guest.calls.lines),
     )

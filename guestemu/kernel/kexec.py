@@ -20,6 +20,7 @@ from guestemu.abi.errors import InputError
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
 from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
 from guestemu.abi.regions import Region
+from guestemu.events.exits import HypercallExit
 from guestemu.guest.linux.boot import (
     LOADER_END,
     STOP_AT,
@@ -210,13 +211,13 @@ def _start(old: LinuxGuest, host: Host) -> None:
     old.reset()
     host.reset(old.machine.config.frames)
     vcpu = old.machine.current
-    for kind, number, args in old.boot_exits:
+    for told in old.boot_exits:
         try:
-            if kind == "hypercall":
-                a0, a1, a2, a3 = args
-                host.hypercall(Hypercall(number, a0, a1, a2, a3, 0, True, vcpu))
+            if isinstance(told, HypercallExit):
+                a0, a1, a2, a3 = told.args
+                host.hypercall(Hypercall(told.nr, a0, a1, a2, a3, 0, True, vcpu))
             else:
-                host.wrmsr(number, args[0], vcpu)
+                host.wrmsr(told.nr, told.args[0], vcpu)
         except GuestFault:
             continue  # a host without this MSR; the kernel's exception table goes on, too (A47)
 

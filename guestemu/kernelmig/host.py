@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from guestemu.abi.addresses import PAGE_SHIFT
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
+from guestemu.events.exits import HypercallExit
 from guestemu.guest.base import BootExit
 from guestemu.guest.linux.recorder import BootRecorder
 from guestemu.machine.exits import Hypercall, MapGpaRange
@@ -23,9 +24,9 @@ class StatusHost(BootRecorder):
     def __init__(self, frames: int, boot_exits: Iterable[BootExit] = ()) -> None:
         super().__init__()
         self.shared = bytearray(frames)
-        for kind, number, arguments in boot_exits:
-            if kind == "hypercall":
-                self._note(number, *arguments[:3])
+        for told in boot_exits:
+            if isinstance(told, HypercallExit):
+                self._note(told.nr, *told.args[:3])
 
     def hypercall(self, call: Hypercall) -> int:
         """See `ExitHandler`."""

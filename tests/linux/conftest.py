@@ -15,6 +15,7 @@ import pytest
 
 from guestemu.abi.errors import GuestemuError
 from guestemu.abi.regions import Region
+from guestemu.events.exits import HypercallExit
 from guestemu.events.memory import LeafChange
 from guestemu.guest.linux import load
 from guestemu.guest.linux.guest import LinuxGuest
@@ -89,9 +90,9 @@ class Bench:
         """(page in the region, pages, attributes) of every MAP_GPA_RANGE since the last call."""
         first = int(self.guest.gpa(region, 0))
         calls = [
-            (args[0] - first >> 12, args[1], args[2])
-            for kind, number, args in self.recorder.exits
-            if kind == "hypercall" and number == 12
+            (told.args[0] - first >> 12, told.args[1], told.args[2])
+            for told in self.recorder.exits
+            if isinstance(told, HypercallExit) and told.nr == 12
         ]
         self.recorder.exits.clear()
         return calls

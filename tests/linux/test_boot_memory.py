@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE
+from guestemu.events.exits import HypercallExit
 from guestemu.guest.linux.boot import DEFAULT_COMMAND_LINE, STOP_AT, boot_kernel, describe_end
 from guestemu.guest.linux.load import LOADER, linux_config
 from guestemu.guest.linux.recorder import BootRecorder
@@ -18,7 +19,7 @@ PMD = 2 << 20
 
 def notified(recorder):
     """(GPA, pages, attributes) of the page-status hypercalls so far."""
-    return [args[:3] for kind, number, args in recorder.exits if kind == "hypercall"]
+    return [told.args[:3] for told in recorder.exits if isinstance(told, HypercallExit)]
 
 
 def runs(calls):

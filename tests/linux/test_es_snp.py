@@ -19,7 +19,7 @@ from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
 from guestemu.abi.regions import Instruction, Region
 from guestemu.abi.x86 import Mode
 from guestemu.events.base import Event
-from guestemu.events.exits import MapGpaRangeExit
+from guestemu.events.exits import HypercallExit, MapGpaRangeExit, WrmsrExit
 from guestemu.events.snp import (
     GhcbRequest,
     PageStateChange,
@@ -183,10 +183,10 @@ def test_the_kernel_finds_its_features(kind: str, es_booted: Scene, snp_booted: 
 
 
 def test_an_es_boot_tells_the_host_through_the_ghcb(es_booted: Scene) -> None:
-    calls = [(nr, args[2]) for kind, nr, args in es_booted.exits if kind == "hypercall"]
+    calls = [(one.nr, one.args[2]) for one in es_booted.exits if isinstance(one, HypercallExit)]
     assert {nr for nr, _ in calls} == {12}
     assert {attributes for _, attributes in calls} == {0x10, 0}
-    assert ("wrmsr", MSR_KVM_MIGRATION_CONTROL, (1,)) in es_booted.exits
+    assert WrmsrExit(MSR_KVM_MIGRATION_CONTROL, (1,), 1, 0) in es_booted.exits
     assert len(through_ghcb(es_booted)) == len(calls)
 
 
@@ -194,8 +194,8 @@ def test_an_snp_boot_tells_the_host_by_page_state_changes_only(
     series: str, snp_booted: Scene
 ) -> None:
     """N18, N22: page by page by MSR, one by buffer, no VMMCALL; 6.1 builds 4 KiB entries (N3)."""
-    assert {kind for kind, _, _ in snp_booted.exits} == {"hypercall"}
-    sizes = Counter(args[1:3] for _, _, args in snp_booted.exits)
+    assert {type(one) for one in snp_booted.exits} == {MapGpaRangeExit}
+    sizes = Counter(one.args[1:3] for one in snp_booted.exits)
     assert sizes[1, 0] > 512  # .bss..decrypted and per-CPU pages
     assert max(sizes) == ((253, 0) if series == "6.1" else (1024, 1))
     assert through_ghcb(snp_booted) == []

@@ -6,6 +6,8 @@ from __future__ import annotations
 from guestemu.abi.addresses import Gva
 from guestemu.abi.regions import Region
 from guestemu.abi.x86 import PTE_PRESENT
+from guestemu.events.base import kind_of
+from guestemu.events.exits import HypercallExit, WrmsrExit
 from guestemu.guest.linux.recorder import BootRecorder
 from guestemu.machine.callbacks import CodeHook
 from guestemu.machine.engine import HOOK_CODE
@@ -158,7 +160,7 @@ def test_the_last_page_of_ram_and_the_next_map_the_same_frame(kernel):
     frames = guest.machine.config.frames
     last = Gva(guest.direct_map + (frames - 1 << 12))
     assert guest.set_memory_decrypted(last, 2).value == 0
-    gpas = [args[0] for kind, number, args in kernel.recorder.exits if number == 12]
+    gpas = [told.args[0] for told in kernel.recorder.exits if told.nr == 12]
     assert gpas == [frames - 1 << 12, frames - 1 << 12]
     frame = leaf(kernel, last).entry >> 12 & 0xFFFFF
     assert leaf(kernel, last + 4096).entry >> 12 & 0xFFFFF == frame == frames - 1
@@ -233,21 +235,21 @@ def test_the_steps_come_in_this_order(kernel):
 
 
 def test_going_off_line_disables_migration_and_nothing_enables_it_again(kernel):
-    assert ("wrmsr", 0x4B564D08, (1,)) in kernel.guest.boot_exits
+    assert WrmsrExit(0x4B564D08, (1,), 1, 0) in kernel.guest.boot_exits
     assert kernel.guest.call("kvm_cpu_down_prepare", 0).value == 0
-    assert kernel.recorder.exits == [("wrmsr", 0x4B564D08, (0,))]
+    assert kernel.recorder.exits == [WrmsrExit(0x4B564D08, (0,), 0, 0)]
     assert kernel.guest.call("kvm_cpu_online", 0).value == 0
-    assert kernel.recorder.exits == [("wrmsr", 0x4B564D08, (0,))]
+    assert kernel.recorder.exits == [WrmsrExit(0x4B564D08, (0,), 0, 0)]
 
 
 def test_boot_tells_ram_private_then_bss_shared_then_ready(kernel):
     boot = kernel.guest.boot_exits
     first = boot[:4]
-    assert [kind for kind, _, _ in first] == ["hypercall"] * 3 + ["wrmsr"]
-    assert [args[2] for _, _, args in first[:3]] == [PRIVATE, PRIVATE, SHARED]
-    assert first[2][2][1] == 512
-    assert first[3][1:] == (0x4B564D08, (1,))
-    assert all(args[2] == SHARED for kind, _, args in boot[4:] if kind == "hypercall")
+    assert [kind_of(told) for told in first] == ["hypercall"] * 3 + ["wrmsr"]
+    assert [told.args[2] for told in first[:3]] == [PRIVATE, PRIVATE, SHARED]
+    assert first[2].args[1] == 512
+    assert (first[3].nr, first[3].args) == (0x4B564D08, (1,))
+    assert all(told.args[2] == SHARED for told in boot[4:] if isinstance(told, HypercallExit))
 
 
 def test_a_store_to_a_hole_is_an_oops_with_its_address(kernel):

@@ -145,7 +145,7 @@ def test_host_and_page_tables_agree_when_a_program_starts(pair):
     _, linux = pair
     linux.reset()
     difference = linux.host.private_map() ^ linux.guest.leaf_map.private
-    [bss] = [args for _, _, args in linux.guest.boot_exits if args[1:3] == (512, 0)][:1]
+    [bss] = [told.args for told in linux.guest.boot_exits if told.args[1:3] == (512, 0)][:1]
     expected = range(bss[0] >> 12, (bss[0] >> 12) + 512)
     assert set(difference.search(1)) == set(expected)
     assert linux.host.migration_ready

@@ -11,6 +11,7 @@ import pytest
 from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa
 from guestemu.abi.regions import Region
 from guestemu.abi.tdx import FIELD_CONFIG_FLAGS, FIELD_NOTIFY_ENABLES, Leaf
+from guestemu.events.exits import MapGpaRangeExit
 from guestemu.events.tdx import Accept, MapGpaCall
 from guestemu.guest.linux.boot import boot_kernel
 from guestemu.guest.linux.guest import LinuxGuest
@@ -73,8 +74,10 @@ def test_an_unmodified_kernel_boots_as_a_tdx_guest(
     assert td.leaves == {**asked, Leaf.VP_VMCALL: 1}
     assert td.fields[Leaf.VM_WR, FIELD_NOTIFY_ENABLES] == 1
     assert td.fields[Leaf.VM_RD, FIELD_CONFIG_FLAGS] == 1
-    ((kind, number, (gpa, pages, attributes, _)),) = recorder.exits
-    assert (kind, number, pages, attributes) == ("hypercall", 12, SWIOTLB_PAGES, 0)
+    (told,) = recorder.exits
+    assert isinstance(told, MapGpaRangeExit)
+    gpa, pages, attributes, _ = told.args
+    assert (told.origin, told.nr, pages, attributes) == ("mapgpa", 12, SWIOTLB_PAGES, 0)
     first = gpa >> PAGE_SHIFT
     assert td.sept.shared() == list(range(first, first + SWIOTLB_PAGES))
     booted.machine.close()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from guestemu.guest.base import BootExit
 from guestemu.guest.linux.load import LOADER, linux_config
 from guestemu.kernelmig.run import CBIT, MEMORY_MIB
 from guestemu.kernelmig.station import Station, touched_frames
@@ -26,7 +27,7 @@ class Arrived(msgspec.Struct):
 
     end: int
     cpu: bytes
-    exits: list[tuple[str, int, tuple[int, ...]]]
+    exits: list[BootExit]
     shared: bytes
     pages: dict[int, bytes]
 

@@ -71,7 +71,7 @@ def test_it_converts_pages_afterwards(experiment_of) -> None:
     assert experiment.difference(ended, departure) is None
     assert content == experiment.page_at_end
     calls = [
-        record for record in experiment.destination.host.exits if KVM_HC_MAP_GPA_RANGE in record
+        record for record in experiment.destination.host.exits if record.nr == KVM_HC_MAP_GPA_RANGE
     ]
     assert len(calls) >= 5
 

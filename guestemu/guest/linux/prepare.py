@@ -16,7 +16,7 @@ import msgspec
 from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Gpa, Gva
 from guestemu.abi.errors import InputError
 from guestemu.abi.regions import REGIONS, Region
-from guestemu.guest.base import PlacedRegion
+from guestemu.guest.base import BootExit, PlacedRegion
 from guestemu.guest.linux.boot import BootedKernel
 from guestemu.guest.linux.calls import KernelCalls
 from guestemu.guest.linux.giant import reserve_giant
@@ -31,9 +31,6 @@ _VM_MAP: Final = 0x4
 _PAGE_KERNEL: Final = 0x8000_0000_0000_0163
 GET_FREE_PAGES: Final = ("__get_free_pages", "get_free_pages_noprof")
 _SETUP_BUDGET: Final = 100_000_000
-
-BootExit = tuple[str, int, tuple[int, ...]]
-"""One exit of a boot: "hypercall" or "wrmsr", its number, its arguments."""
 
 
 class Prepared(msgspec.Struct):

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
+
 from guestemu.abi.addresses import PAGE_SHIFT, U64_MASK
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
 from guestemu.abi.msrs import MSR_KVM_CUSTOM_FIRST, MSR_KVM_CUSTOM_LAST
+from guestemu.events.exits import HypercallExit, MapGpaRangeExit, WrmsrExit
 from guestemu.guest.base import BootExit
 from guestemu.machine.exits import GuestFault, Hypercall, MapGpaRange, VcpuAccess
 
@@ -20,12 +23,15 @@ def joined(exits: Iterable[BootExit]) -> list[BootExit]:
     """`exits` with neighbouring ranges of one kind as one: an SNP boot converts .bss..decrypted
     page by page, in 512 exits."""
     result: list[BootExit] = []
-    notification = ("hypercall", KVM_HC_MAP_GPA_RANGE)
     for exit_ in exits:
-        if result and exit_[:2] == result[-1][:2] == notification:
-            gpa, pages, *kind = result[-1][2]
-            if exit_[2][0] == gpa + (pages << PAGE_SHIFT) and list(exit_[2][2:]) == kind:
-                result[-1] = (*notification, (gpa, pages + exit_[2][1], *kind))
+        last = result[-1] if result else None
+        if isinstance(last, HypercallExit) and isinstance(exit_, HypercallExit):
+            gpa, pages, *kind = last.args
+            start, more, *other = exit_.args
+            is_range = last.nr == exit_.nr == KVM_HC_MAP_GPA_RANGE
+            if is_range and start == gpa + (pages << PAGE_SHIFT) and other == kind:
+                args = (gpa, pages + more, *kind)
+                result[-1] = msgspec.structs.replace(last, args=args)
                 continue
         result.append(exit_)
     return result
@@ -35,8 +41,7 @@ class BootRecorder:
     """An `ExitHandler` that answers hypercalls with `answer` (a 64-bit RAX) and accepts every MSR
     of KVM's range; others fault.
 
-    `exits` are the hypercalls and MSR writes so far, in order; a page-state change is the hypercall
-    that user space sees.
+    `exits` are the hypercalls, page-state changes and MSR writes so far, in order.
     """
 
     def __init__(self, answer: int = 0) -> None:
@@ -45,13 +50,16 @@ class BootRecorder:
 
     def hypercall(self, call: Hypercall) -> int:
         """See `ExitHandler`."""
-        self.exits.append(("hypercall", call.nr, (call.a0, call.a1, call.a2, call.a3)))
+        args = (call.a0, call.a1, call.a2, call.a3)
+        self.exits.append(HypercallExit(call.nr, args, self.answer, 0, call.cpl, call.is_64bit))
         return self.answer
 
     def map_gpa_range(self, call: MapGpaRange) -> int:
         """See `ExitHandler`."""
-        arguments = (call.gpa, call.pages, call.attributes, 0)
-        self.exits.append(("hypercall", KVM_HC_MAP_GPA_RANGE, arguments))
+        args = (call.gpa, call.pages, call.attributes, 0)
+        self.exits.append(
+            MapGpaRangeExit(KVM_HC_MAP_GPA_RANGE, args, self.answer, 0, origin=call.origin)
+        )
         return self.answer
 
     def rdmsr(self, index: int, vcpu: VcpuAccess) -> int:
@@ -62,7 +70,7 @@ class BootRecorder:
     def wrmsr(self, index: int, value: int, vcpu: VcpuAccess) -> None:
         """See `ExitHandler`."""
         self._check(index)
-        self.exits.append(("wrmsr", index, (value,)))
+        self.exits.append(WrmsrExit(index, (value,), value, 0))
 
     @staticmethod
     def _check(index: int) -> None:

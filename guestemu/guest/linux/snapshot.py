@@ -20,13 +20,15 @@ import zstandard
 
 from guestemu.abi.addresses import PAGE_SIZE
 from guestemu.abi.regions import Region
-from guestemu.guest.base import PlacedRegion
+from guestemu.events.base import kind_of
+from guestemu.events.exits import HypercallExit, MapGpaRangeExit, WrmsrExit
+from guestemu.guest.base import BootExit, PlacedRegion
 from guestemu.guest.linux.boot import STOP_AT, BootedKernel, build_machine
 from guestemu.guest.linux.cache import read_sealed, write_sealed
 from guestemu.guest.linux.es import EsState
 from guestemu.guest.linux.kernel import Kernel
 from guestemu.guest.linux.platform import Console
-from guestemu.guest.linux.prepare import BootExit, Prepared
+from guestemu.guest.linux.prepare import Prepared
 from guestemu.machine.engine import Context
 from guestemu.machine.exits import Trap
 from guestemu.machine.machine import Machine, MachineConfig
@@ -60,7 +62,7 @@ class _Body(msgspec.Struct, frozen=True):
     shared: dict[int, bytes]
     shared_frames: list[int]
     shared_current: list[int]
-    boot_exits: list[BootExit]
+    boot_exits: list[tuple[str, int, tuple[int, ...]]]
     sev: EsState | None
     sept: bytes
 
@@ -89,7 +91,7 @@ def save_snapshot(path: Path, prepared: Prepared, command_line: str) -> int:
         shared=_pages(machine, machine.ram.shared, lambda gfn: gfn in shared),
         shared_frames=prepared.shared_frames,
         shared_current=prepared.shared_current,
-        boot_exits=prepared.boot_exits,
+        boot_exits=[(_kept_kind(one), one.nr, one.args) for one in prepared.boot_exits],
         sev=booted.platform.sev.save() if booted.platform.sev is not None else None,
         sept=booted.platform.td.sept.dump() if booted.platform.td is not None else b"",
     )
@@ -161,4 +163,22 @@ def load_snapshot(path: Path, kernel: Kernel, config: MachineConfig, command_lin
     stop = Trap(machine.current.read_register("rip"))
     booted = BootedKernel(kernel, machine, platform, console, stop, 0.0)
     regions = {Region(number): placed for number, placed in body.regions.items()}
-    return Prepared(booted, regions, body.shared_frames, body.shared_current, body.boot_exits)
+    boot_exits = [_boot_exit(*one) for one in body.boot_exits]
+    return Prepared(booted, regions, body.shared_frames, body.shared_current, boot_exits)
+
+
+def _kept_kind(exit_: BootExit) -> str:
+    """How a snapshot names the exit: its kind, and the way of a page-state change."""
+    if isinstance(exit_, MapGpaRangeExit):
+        return f"{kind_of(exit_)} {exit_.origin}"
+    return kind_of(exit_)
+
+
+def _boot_exit(kind: str, nr: int, args: tuple[int, ...]) -> BootExit:
+    """The exit that `_kept_kind` named."""
+    name, _, origin = kind.partition(" ")
+    if name == kind_of(WrmsrExit):
+        return WrmsrExit(nr, args, args[0], 0)
+    if origin:
+        return MapGpaRangeExit(nr, args, 0, 0, origin=origin)
+    return HypercallExit(nr, args, 0, 0)

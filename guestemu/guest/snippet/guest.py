@@ -25,6 +25,7 @@ from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
 from guestemu.abi.msrs import SEV_STATUS_SEV_SNP
 from guestemu.abi.regions import REGIONS, Instruction, Region
 from guestemu.abi.x86 import PTE_PRESENT, PTE_PSE, Mode
+from guestemu.events.exits import MapGpaRangeExit
 from guestemu.guest.base import CallOutcome, Guest, GuestOops, PlacedRegion, RawRegisters
 from guestemu.guest.dma.emulated import GuestDma
 from guestemu.guest.linux.es import SevEs, attach_sev
@@ -214,7 +215,8 @@ class SnippetGuest(Guest):
         if sev.snp is not None:
             sev.snp.convert(frame, pages, private=False)
             sev.snp.enforce()
-        self.boot_exits = (("hypercall", KVM_HC_MAP_GPA_RANGE, (BSS_DECRYPTED, pages, 0, 0)),)
+        told = (BSS_DECRYPTED, pages, 0, 0)
+        self.boot_exits = (MapGpaRangeExit(KVM_HC_MAP_GPA_RANGE, told, 0, 0, origin="psc-msr"),)
 
     # Running ----------------------------------------------------------------------------------
 
