@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Final
@@ -19,6 +19,7 @@ _ROOT: Final = Path(__file__).parents[2]
 _SEARCHED: Final = ("guestemu", "docs", "corpora", "examples", "README.md")
 _SUFFIXES: Final = frozenset({".py", ".md", ".prog", ".c", ".h", ".s", ".S"})
 _KEY: Final = re.compile(r"([a-z][a-z0-9_-]*)-[0-9a-f]{6,}$")
+"""Of a finding: check-digest or check-operation-digest."""
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,7 +45,7 @@ def explanation(text: str) -> Explanation:
     if name in ops:
         return Explanation(id=name, kind="op", text=ops[name], source="docs/program-format.md")
     key = _KEY.fullmatch(name)
-    check = key[1] if key and key[1] in checks else name
+    check = _check_of(key[1], checks) if key else name
     if check in checks:
         property_, source = checks[check]
         return Explanation(id=text, kind="check", text=property_, source=source)
@@ -60,6 +61,12 @@ def explanation(text: str) -> Explanation:
         raise InputError(f"nothing is called {text!r}{remedy}") from None
     used = tuple(_citations(fact.id))
     return Explanation(id=fact.id, kind="fact", text=fact.text, source=fact.source, used=used)
+
+
+def _check_of(words: str, checks: Iterable[str]) -> str:
+    """The check whose name `words` starts with, the longest of them; `words` without one."""
+    fitting = [name for name in checks if words == name or words.startswith(f"{name}-")]
+    return max(fitting, key=len, default=words)
 
 
 def _ops() -> dict[str, str]:

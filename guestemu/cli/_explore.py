@@ -103,7 +103,7 @@ def show_witness(scenario: Scenario, rank: int, by_defined: bool, as_json: bool)
     space = _space(scenario)
     shown = report(unrank(space, rank, by_defined), with_steps=True)
     if as_json:
-        console.emit_json(_cell_report(space, shown))
+        console.emit_json(_cell_report(space, shown), "cell")
         return EXIT_FINDINGS
     console.emit(shown.interleaving)
     console.emit()
@@ -132,7 +132,7 @@ def list_witnesses(scenario: Scenario, by_defined: bool, as_json: bool) -> int:
         raise InputError(f"--list: {count} losing interleavings; --witness K shows one of them")
     if as_json:
         shown = [report(witness) for witness in witnesses(space, by_defined)]
-        console.emit_json(_cell_report(space, *shown))
+        console.emit_json(_cell_report(space, *shown), "cell")
     else:
         for witness in witnesses(space, by_defined):
             console.emit(f"{witness.rank}  {format_witness(witness)}")
@@ -177,7 +177,7 @@ def show_random(scenario: Scenario, runs: int, depth: int, seed: int, as_json: b
         random = RandomReport(
             scenario.order.name, scenario.script.name, scenario.passes, result, first
         )
-        console.emit_json(random)
+        console.emit_json(random, "random")
     else:
         _print_random(result, first)
     if result.is_interrupted:

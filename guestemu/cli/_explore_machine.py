@@ -51,7 +51,7 @@ def confirm(
     with _judge(cluster) as judge, StepProgress(2 * count) as progress:
         found = run(spaces, most, seed, link, progress.advance, judge)
     if as_json:
-        console.emit_json(found)
+        console.emit_json(found, "confirm")
     else:
         _tell(found)
     if found.is_interrupted:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from guestemu.abi.hypercalls import answer_text, hypercall_text
+from guestemu.abi.names import plural
 from guestemu.cli import console
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def tell(report: CallReport) -> None:
     console.emit(f"{report.function}({given}): {report.oops or value}")
     for leaf in report.ptes[:_MAX_LINES]:
         what = "private" if leaf.private else "shared"
-        pages = f"{leaf.pages} page{'' if leaf.pages == 1 else 's'}"
+        pages = plural(leaf.pages, "page")
         console.emit(f"  {leaf.gva:#x} (GPA {leaf.gpa:#x}), {pages}: {what}")
     _more(len(report.ptes), "changed leaves")
     for call in report.hypercalls[:_MAX_LINES]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from guestemu.abi.names import plural
 from guestemu.cli import console
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
 
@@ -29,7 +30,7 @@ def command(program: Program, hosts: str, trace: Path | None, as_json: bool) -> 
         raise InputError(f"--trace {trace}: a trace is of one run; name one host")
     found = run_lockstep(program, choices_of(hosts, program.header))
     if as_json:
-        console.emit_json(_object(found))
+        console.emit_json(_object(found), "lockstep")
     else:
         _tell(found)
     findings = any(is_finding(run_word(run)) for run in found.runs)
@@ -79,7 +80,7 @@ def _tell(found: LockstepRun) -> None:
     unexplained = sum(not divergence.is_explained for divergence in found.divergences)
     style = "red" if unexplained else "yellow" if total else "green"
     word = console.paint("diverged" if total else "ok", style)
-    console.emit(f"{word}: {total} divergences, {unexplained} of them unexplained")
+    console.emit(f"{word}: {plural(total, 'divergence')}, {unexplained} of them unexplained")
 
 
 def _run_line(run: Run) -> str:

@@ -116,7 +116,7 @@ def _threats(programs: Path | None, why: bool, as_json: bool) -> int:
     if programs is not None:
         _write(programs, {f"{cell.handlers} {cell.threat}": cell.program for cell in found})
     if as_json:
-        console.emit_json({"threats": found, "interrupted": interrupted})
+        console.emit_json({"threats": found, "interrupted": interrupted}, "threats")
     else:
         _tell_threats(found, why)
     if interrupted:

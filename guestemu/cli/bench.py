@@ -44,7 +44,7 @@ def command(
     if show_list:
         entries = suite.entries()
         if json:
-            console.emit_json({"benchmarks": entries})
+            console.emit_json({"benchmarks": entries}, "list")
         else:
             console.emit_table(("NAME", "MEASURES"), ((e.name, e.summary) for e in entries))
         return

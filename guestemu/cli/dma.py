@@ -185,7 +185,7 @@ def _list(as_json: bool) -> None:
             for name, driver in DRIVERS.items()
         ]
         scenarios = [scenario.value for scenario in Scenario]
-        console.emit_json({"patterns": patterns, "scenarios": scenarios})
+        console.emit_json({"patterns": patterns, "scenarios": scenarios}, "patterns")
         return
     rows = []
     for name, driver in DRIVERS.items():

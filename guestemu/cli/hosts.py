@@ -80,7 +80,7 @@ def _check(spec: str, as_json: bool) -> int:
 
     failures = check_host(load_host(spec, plugin=named_by_user(spec)[1]))
     if as_json:
-        console.emit_json({"host": spec, "checks": sorted(CHECKS), "failures": failures})
+        console.emit_json({"host": spec, "checks": sorted(CHECKS), "failures": failures}, "check")
     else:
         for failure in failures:
             console.emit(console.paint(f"FAILED {failure.check}", "red") + f": {failure.message}")

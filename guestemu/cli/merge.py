@@ -8,6 +8,7 @@ from typing import Annotated, Final
 
 import typer
 
+from guestemu.abi.names import plural
 from guestemu.cli import console
 from guestemu.cli._options import AsJson, Plugins
 
@@ -89,7 +90,7 @@ def command(
         )
         return
     console.emit(
-        f"{place}: {len(merged.inputs)} inputs kept, {merged.dropped} dropped; they cover "
-        f"{merged.guest_blocks} guest blocks, {merged.model_states} model states, "
+        f"{place}: {plural(len(merged.inputs), 'input')} kept, {merged.dropped} dropped; "
+        f"covered: {merged.guest_blocks} guest blocks, {merged.model_states} model states, "
         f"{merged.near_misses} near misses"
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from guestemu.abi.names import plural
 from guestemu.cli import console
 from guestemu.cli._options import AsJson, Cluster, Limit, Plugins
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_INPUT, EXIT_INTERNAL, EXIT_OK
@@ -152,8 +153,8 @@ def _tell(results: Sequence[Result], seconds: float, recording: bool) -> None:
         console.note(f"guestemu: {result.bad}")
     passed = sum(result.passed for result in results)
     verb = "recorded" if recording else "as expected"
-    counts = [f"{len(results)} programs", f"{passed} {verb}"]
+    counts = [plural(len(results), "program"), f"{passed} {verb}"]
     counts += [f"{len(failed)} failed"] if failed else []
     counts += [f"{len(bad)} cannot be run"] if bad else []
-    counts += [f"{sum(r.is_new for r in results)} files changed"] if recording else []
+    counts += [f"{plural(sum(r.is_new for r in results), 'file')} changed"] if recording else []
     console.emit(f"{', '.join(counts)}, {seconds:.1f} s")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from guestemu.abi.names import plural
 from guestemu.cli import console
 from guestemu.cli._options import (
     AsJson,
@@ -156,10 +157,6 @@ def _tell(run: Run, events: Sequence[Line]) -> None:
     )
     count = len(run.outcome.violations)
     console.emit(
-        f"{console.paint(word, _STYLES.get(word, 'red'))}: {_plural(count, 'violation')}, "
-        f"{_plural(hypercalls, 'hypercall')}, trace {trace_hash(events)[:16]}"
+        f"{console.paint(word, _STYLES.get(word, 'red'))}: {plural(count, 'violation')}, "
+        f"{plural(hypercalls, 'hypercall')}, trace {trace_hash(events)[:16]}"
     )
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -82,7 +82,8 @@ def list_bugs(ids: Ids = None, repaired: Repaired = False, as_json: AsJson = Fal
                         }
                         for twin in twins
                     ]
-                }
+                },
+                "repaired",
             )
         else:
             console.emit_table(

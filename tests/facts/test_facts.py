@@ -134,6 +134,8 @@ def test_explain_prints_a_fact_with_source_and_places(capsys: pytest.CaptureFixt
         (["set_memory_decrypted"], "op", "set_memory_decrypted"),
         (["free-pages"], "check", "the host can read it"),
         (["status-5d2f1a90"], "check", "arrives as garbage"),
+        (["record-hypercall-554c437a"], "check", "not what it was told"),
+        (["free-pages-dma_free-554c437a"], "check", "the host can read it"),
         (["lost_strict"], "check", "another status"),
         (["K3"], "fact", "K3-m: "),
     ],
