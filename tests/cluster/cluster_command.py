@@ -21,3 +21,16 @@ def guestemu(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         timeout=120,
         check=False,
     )
+
+
+def listening(pid: int) -> set[str]:
+    """The addresses on which the process or its children accept connections."""
+    import psutil
+
+    parent = psutil.Process(pid)
+    return {
+        one.laddr.ip
+        for each in (parent, *parent.children(recursive=True))
+        for one in each.net_connections("inet")
+        if one.status == psutil.CONN_LISTEN
+    }

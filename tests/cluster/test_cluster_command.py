@@ -11,8 +11,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from cluster_command import PLANTED, guestemu
-from held import HOSTS, end_of, start, wait_for
+from cluster_command import PLANTED, guestemu, listening
+from held import HOSTS, children, end_of, is_alive, start, wait_for
 
 HAS_DASK = importlib.util.find_spec("distributed") is not None
 needs_dask = pytest.mark.skipif(not HAS_DASK, reason="the extra `cluster` is not installed")
@@ -22,14 +22,13 @@ HELD = f"{HOSTS}:HeldReservedBits"
 EXECS = 2000
 
 
-def workers_below(word: str) -> list[int]:
-    """Processes of campaigns whose command line has `word` in it."""
+def campaign_workers(pid: int) -> list[int]:
+    """Worker processes of campaigns below `pid`."""
     found = []
-    for entry in Path("/proc").iterdir():
+    for child in children(pid):
         with contextlib.suppress(OSError):
-            line = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
-            if b"guestemu.campaign.worker" in line and word.encode() in line:
-                found.append(int(entry.name))
+            if b"guestemu.campaign.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.append(child)
     return found
 
 
@@ -95,14 +94,16 @@ def test_ctrl_c_on_a_local_cluster_keeps_what_was_found_and_leaves_no_process(tm
     )
     findings = tmp_path / "w/findings"
     wait_for(lambda: findings.is_dir() and any(findings.glob("*.prog")), "a finding")
-    assert workers_below(HOST)
+    wait_for(lambda: campaign_workers(process.pid), "a worker")
+    below = children(process.pid)
+    assert listening(process.pid) == {"127.0.0.1"}
     os.killpg(process.pid, signal.SIGINT)
     status, output, errors = end_of(process)
     assert status == 130
     assert "migration-control-wrmsr" in output
     assert errors.strip().splitlines()[-1] == "guestemu: interrupted"
     assert (tmp_path / "w/findings.json").stat().st_size > 10
-    wait_for(lambda: not workers_below(HOST), "the end of the workers")
+    wait_for(lambda: not any(map(is_alive, below)), "the end of the workers")
 
 
 @needs_dask
