@@ -74,13 +74,13 @@ def draw(tmp_path: Path) -> Callable[[str], Drawn]:
             [*command, f"--screenshot={shot}", source.as_uri()],
             check=True,
             capture_output=True,
-            timeout=120,
+            timeout=held.DEADLINE_S,
         )
         dump = subprocess.run(
             [*command, "--dump-dom", source.as_uri()],
             check=True,
             capture_output=True,
-            timeout=120,
+            timeout=held.DEADLINE_S,
         )
         return Drawn(*_pixels(shot.read_bytes()), dump.stdout.decode())
 

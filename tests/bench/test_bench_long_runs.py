@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from held import DEADLINE_S
 
 from guestemu.bench import fuzzing, long_runs
 
@@ -37,6 +38,7 @@ def test_memory_is_early_and_late(monkeypatch: pytest.MonkeyPatch) -> None:
     assert long_runs.measure_memory(1000).value is None
 
 
+@pytest.mark.soak
 @pytest.mark.atheris
 def test_memory_of_a_real_campaign() -> None:
     pytest.importorskip("atheris")
@@ -44,7 +46,7 @@ def test_memory_of_a_real_campaign() -> None:
         [sys.executable, "-m", "guestemu.bench.growth", "hypercall", "4000"],
         capture_output=True,
         check=False,
-        timeout=60,
+        timeout=DEADLINE_S,
     )
     assert done.returncode == 0, done.stderr
     early, late = map(float, done.stdout.split())

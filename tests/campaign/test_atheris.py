@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from fuzz_command import PLANTED, fuzz_json
+from held import DEADLINE_S
 
 from guestemu.campaign.targets import TARGETS
 
@@ -25,7 +26,7 @@ def run_entry(target: str, *arguments: str, cwd: Path) -> subprocess.CompletedPr
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=DEADLINE_S,
         check=False,
     )
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from held import DEADLINE_S
+
 TESTS = Path(__file__).parents[1]
 PLANTED = TESTS / "quality" / "planted_hosts.py"
 CRASHING = TESTS / "campaign" / "crashing_host.py"
@@ -18,7 +20,7 @@ def guestemu(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=DEADLINE_S,
         check=False,
     )
 

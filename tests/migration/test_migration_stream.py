@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from held import DEADLINE_S
 from migration_world import host_for, snippet
 
 from guestemu.abi.errors import InputError
@@ -56,7 +57,7 @@ def test_two_processes_share_nothing_but_the_stream(kind: str) -> None:
     assert 0 < source.steps.send(live=False) < 10
     channel.put(source.finish())
     channel.flush()
-    found = json.loads(process.communicate(timeout=60)[0])
+    found = json.loads(process.communicate(timeout=DEADLINE_S)[0])
     assert process.returncode == 0
     assert len(recorder.records) == told
     assert found["pid"] != os.getpid()

@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from held import DEADLINE_S
 
 from guestemu import native
 from guestemu.machine import assemble
@@ -140,7 +141,7 @@ def guestemu(*arguments: str, **environment: str) -> subprocess.CompletedProcess
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=DEADLINE_S,
         check=False,
     )
 
@@ -206,7 +207,7 @@ def run_wheel(wheel: Path, tmp_path: Path, command: str) -> str:
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=DEADLINE_S,
     )
     return done.stdout
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from held import DEADLINE_S
 
 from guestemu.guest.snippet import elf
 
@@ -174,7 +175,7 @@ def guestemu(site: Path, *arguments: str, status: int = 0) -> str:
         text=True,
         cwd=site,
         env={**os.environ, "PYTHONPATH": search_path(site)},
-        timeout=120,
+        timeout=DEADLINE_S,
         check=False,
     )
     assert done.returncode == status, (done.stdout, done.stderr)
@@ -252,7 +253,7 @@ def test_a_package_that_cannot_be_imported_is_named(tmp_path: Path) -> None:
             **os.environ,
             "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
         },
-        timeout=60,
+        timeout=DEADLINE_S,
         check=False,
     )
     assert done.returncode == 2
