@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Final
 
 from guestemu.abi.addresses import PAGE_SHIFT
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
@@ -18,10 +18,14 @@ from guestemu.events.exits import (
 )
 from guestemu.guest.base import Guest
 from guestemu.host.base import GuestFault, Host, Hypercall, MapGpaRange, VcpuAccess
+from guestemu.host.kvm.host import MergedHost
 from guestemu.host.kvm.tdx_map_gpa import KVM_7_2, tdx_map_gpa
 from guestemu.machine.exits import RunFailed
 from guestemu.machine.sept import SecureEpt
 from guestemu.machine.view_bit import ViewBit
+
+_CHUNKS_PER_TICK: Final = 512
+"""1 GiB: a MapGPA of any size ends."""
 
 
 class ExitRecorder:
@@ -39,9 +43,9 @@ class ExitRecorder:
         self._map_gpa_range = host.map_gpa_range
         self._machine = guest.machine
         self._ram = guest.machine.ram
-        self.kvm = KVM_7_2
-        self.has_event: Callable[[], bool] | None = None
-        """For a TD: whether an event is pending between two chunks of a MapGPA (T28)."""
+        self.kvm = host.tdx_kvm if isinstance(host, MergedHost) else KVM_7_2
+        self._td = guest.td
+        self._chunks = 0
 
     def attach(self) -> None:
         """From now on the guest's exits and events come here."""
@@ -100,7 +104,16 @@ class ExitRecorder:
             sept.follow(call.gpa >> PAGE_SHIFT, call.pages, self._host.private_map())
             return answer
 
-        return tdx_map_gpa(self.kvm, gpa, size, bit, ask, vcpu, self.has_event)
+        self._chunks = 0
+        return tdx_map_gpa(self.kvm, gpa, size, bit, ask, vcpu, self._has_event)
+
+    def _has_event(self) -> bool:
+        """One was ordered, or the timer has ticked, as it does in a long call."""
+        self._chunks += 1
+        if self._td is not None and self._td.pending_events:
+            self._td.pending_events -= 1
+            return True
+        return self._chunks % _CHUNKS_PER_TICK == 0
 
     def rdmsr(self, index: int, vcpu: VcpuAccess) -> int:
         """See `ExitHandler`."""

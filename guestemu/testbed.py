@@ -35,7 +35,7 @@ from guestemu.host.userspace.base import VmStopped
 from guestemu.machine.cache import CachedRam
 from guestemu.migration_operations import DESTINATION_KEY, MakePair, MigrationOperations
 from guestemu.operations import operations_of
-from guestemu.program.ops import Op, OpKind, Region
+from guestemu.program.ops import SPECS, Op, OpKind, Region
 from guestemu.program.program import Header, Program
 
 HOST_FAILED: Final = "host-failed"
@@ -44,6 +44,7 @@ by not returning."""
 
 _NOTHING: Final = CallOutcome(0)
 _TO_PRIVATE: Final = frozenset({OpKind.SET_MEMORY_ENCRYPTED, OpKind.EARLY_SET_MEMORY_ENCRYPTED})
+_TD_FAULTS: Final = frozenset({OpKind.PENDING_EVENT, OpKind.FAIL_ACCEPT})
 _DMA: Final = frozenset({OpKind.DMA_ALLOC, OpKind.DMA_FREE})
 _BY_SIZE: Final = frozenset({OpKind.EARLY_SET_MEMORY_ENCRYPTED, OpKind.EARLY_SET_MEMORY_DECRYPTED})
 
@@ -219,7 +220,8 @@ class Testbed:
             self.guest.activate(op.vcpu)
         view.outcome = outcome = self._do[kind](op)
         self._collect(view)
-        if self._has_faults:
+        if self._has_faults or kind in _TD_FAULTS:
+            self._has_faults = True
             self._end_faults(op, view)
         if kind in _DMA:
             view.free_frames = self.guest.free_frames()
@@ -339,6 +341,10 @@ class Testbed:
         value, count = self._answers
         if count and op.kind is not OpKind.ANSWER:
             self._answers = (value, answers_left(value, count, view.exits))
+        td = self.guest.td
+        if td is not None and not SPECS[op.kind].is_fault:
+            td.accept_error = None
+            td.pending_events = 0
         if self._fault_split and op.kind is not OpKind.FAIL_SPLIT:
             self._fault_split = False
             self.guest.clear_faults()

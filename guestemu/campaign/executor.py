@@ -10,6 +10,7 @@ from guestemu.campaign.feedback import Feedback
 from guestemu.campaign.migration_ops import Limit, migration_limiter
 from guestemu.campaign.ranges import limit_ops
 from guestemu.campaign.targets import Target
+from guestemu.campaign.td_ranges import limit_td_ops
 from guestemu.checks.base import Violation
 from guestemu.host.base import Host
 from guestemu.host.userspace.base import VmStopped
@@ -25,6 +26,8 @@ def _limiter(target: Target, lawful: bool) -> Limit | None:
     """What a target's programs are made to keep to, if anything."""
     if target.order:
         return migration_limiter(target.order, OpKind.MIGRATE_HANDLER in target.kinds)
+    if target.limits and OpKind.MAP_GPA in target.kinds:
+        return lambda ops: limit_td_ops(ops, lawful)
     return (lambda ops: limit_ops(ops, lawful)) if target.limits else None
 
 

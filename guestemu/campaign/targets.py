@@ -28,7 +28,7 @@ from guestemu.program.ops import (
     SEV_SPECS,
     OpKind,
 )
-from guestemu.program.program import Header
+from guestemu.program.program import Header, SevKind
 
 _BUDGET: Final = 200_000
 """Basic blocks an op may take: several times what the longest conversion needs."""
@@ -105,6 +105,24 @@ _TARGETS: Final = (
         ),
         max_ops=6,
         limits=True,
+    ),
+    Target(
+        name="mapgpa",
+        summary="a TD's conversions, and the calls of a hostile one: MapGPA, ACCEPT, between KVM's "
+        "chunks and retries",
+        kinds=frozenset(
+            {
+                OpKind.SET_MEMORY_ENCRYPTED,
+                OpKind.SET_MEMORY_DECRYPTED,
+                OpKind.MAP_GPA,
+                OpKind.PAGE_ACCEPT,
+                OpKind.PENDING_EVENT,
+            }
+        ),
+        fault_kinds=frozenset({OpKind.ANSWER, OpKind.FAIL_ACCEPT}),
+        max_ops=6,
+        limits=True,
+        header=Header(guest="snippet:6.12", sev=SevKind.TDX, budget=_BUDGET),
     ),
     Target(
         name="firmware",

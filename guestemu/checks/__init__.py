@@ -21,6 +21,7 @@ from guestemu.checks.record import RecordCheck
 from guestemu.checks.resources import ResourceCheck
 from guestemu.checks.results import ResultCheck
 from guestemu.checks.sev_firmware import SevFirmwareCheck
+from guestemu.checks.td import TdCheck
 from guestemu.host.base import Host
 
 _STANDARD: Final[list[type[Oracle]]] = [
@@ -30,6 +31,7 @@ _STANDARD: Final[list[type[Oracle]]] = [
     ResultCheck,
     RecordCheck,
     MigrationControlCheck,
+    TdCheck,
     PageEncResultCheck,
     PageEncRecordCheck,
     HostIoctlCheck,

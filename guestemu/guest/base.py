@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import msgspec
 from bitarray import bitarray
@@ -23,6 +23,9 @@ from guestemu.guest.td import Td
 from guestemu.machine.exits import Exit
 from guestemu.machine.leafmap import LeafMap
 from guestemu.machine.machine import Machine
+
+if TYPE_CHECKING:
+    from guestemu.guest.td_stub import TdStub
 
 BootExit: TypeAlias = HypercallExit | MapGpaRangeExit | WrmsrExit
 """One exit of a guest's boot that a host hears of."""
@@ -87,6 +90,8 @@ class Guest(ABC):
     """The kernel of the KVM below (`use_kvm`)."""
     td: Td | None = None
     """A TD's module and page states."""
+    td_stub: TdStub | None = None
+    """A TD's calls made by hand."""
     boot_exits: Sequence[BootExit] = ()
     """What the guest told its host before the state that `reset` returns to."""
 

@@ -122,7 +122,8 @@ class Td:
     the log, `cpuid` answers TDG.VP.VMCALL<CPUID>.
 
     `attributes` are the TD's (VP.INFO). `accept_error` may order a completion code for an ACCEPT by
-    GPA and level (None: what the state says). `converts`: user space converts a page on
+    GPA and level (None: what the state says); after each of the next `pending_events` chunks of a
+    MapGPA KVM finds an event pending. `converts`: user space converts a page on
     KVM_EXIT_MEMORY_FAULT, as QEMU does; otherwise the run ends there.
     """
 
@@ -138,6 +139,7 @@ class Td:
         self.events: EventLog = machine.log
         self.attributes = attributes
         self.accept_error: Callable[[int, int], int | None] | None = None
+        self.pending_events = 0
         self.converts = True
         self.leaves: dict[int, int] = {}
         self.fields: dict[tuple[Leaf, int], int] = {}
@@ -177,6 +179,8 @@ class Td:
     def rollback(self) -> None:
         """See `Device`; the log of events starts anew, and nothing is ordered."""
         self.events.clear()
+        self.accept_error = None
+        self.pending_events = 0
         self._ve = None
 
     # TDCALL -----------------------------------------------------------------------------------

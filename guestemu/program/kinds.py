@@ -81,6 +81,10 @@ class OpKind(enum.IntEnum):
     HOST_WRITE = 82
     LINK_REPLAY = 83
     LINK_REVERSE = 84
+    MAP_GPA = 90
+    PAGE_ACCEPT = 91
+    PENDING_EVENT = 92
+    FAIL_ACCEPT = 93
 
 
 def new_kind(name: str, number: int) -> OpKind:

@@ -41,6 +41,7 @@ from guestemu.program.kinds import (
 )
 from guestemu.program.kinds import argument as _a
 from guestemu.program.mirror_specs import MIRROR_SPECS
+from guestemu.program.td_specs import TD_SPECS
 
 MAX_ARGUMENTS: Final = 5
 
@@ -57,6 +58,7 @@ __all__ = [
     "REGIONS",
     "SEV_SPECS",
     "SPECS",
+    "TD_SPECS",
     "Argument",
     "ArgumentSpec",
     "Gives",
@@ -210,6 +212,7 @@ _SPECS: Final[dict[OpKind, OpSpec]] = {
     **carried_out_by_the_host(QEMU_SPECS),
     **MEMORY_SPECS,
     **LINK_SPECS,
+    **TD_SPECS,
 }
 
 SPECS: Final[Mapping[OpKind, OpSpec]] = _SPECS

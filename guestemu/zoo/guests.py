@@ -12,6 +12,7 @@ from guestemu.guest.dma.policy import Policy
 from guestemu.guest.registry import GuestSettings
 from guestemu.guest.snippet.guest import SnippetGuest
 from guestemu.machine.machine import MachineConfig
+from guestemu.program.program import SevKind
 from guestemu.zoo.variants import GENERATION, load_variant
 
 GuestFactory = Callable[[GuestSettings], Guest]
@@ -26,6 +27,7 @@ def _machine_config(settings: GuestSettings) -> MachineConfig:
         coherent=settings.coherent,
         cache=settings.cache,
         cache_seed=settings.cache_seed,
+        tdx=settings.sev == SevKind.TDX.value,
     )
 
 

@@ -17,6 +17,7 @@ import msgspec
 from guestemu.abi.addresses import PAGE_SIZE
 from guestemu.abi.errors import InputError
 from guestemu.campaign.ranges import limit_ops
+from guestemu.campaign.td_ranges import limit_td_ops
 from guestemu.program.ops import MIRROR_SPECS, REGIONS, Op, OpKind, Region
 
 Limiter = Callable[[tuple[Op, ...]], tuple[Op, ...]]
@@ -64,6 +65,11 @@ def _lawful(ops: tuple[Op, ...]) -> tuple[Op, ...]:
 def _moved(op: Op, region: Region, arguments: tuple[int, ...]) -> Op:
     page = op.page if op.page < REGIONS[region].pages else op.page % REGIONS[region].pages
     return msgspec.structs.replace(op, region=region, arguments=arguments, page=page)
+
+
+def _td_ops(ops: tuple[Op, ...]) -> tuple[Op, ...]:
+    """As `guestemu fuzz mapgpa`."""
+    return limit_td_ops(ops, lawful=True)
 
 
 def _without_alias(ops: tuple[Op, ...]) -> tuple[Op, ...]:
@@ -230,6 +236,13 @@ _TARGETS: Final = (
         _SETS | _ACCESSES | {OpKind.EVICT},
         6,
         _few_pages,
+    ),
+    ZooTarget(
+        "mapgpa",
+        "a TD's conversions under retries, pending events and refusals",
+        _SETS | {OpKind.PENDING_EVENT, OpKind.ANSWER},
+        4,
+        _td_ops,
     ),
     ZooTarget(
         "early",

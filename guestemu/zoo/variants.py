@@ -22,7 +22,7 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.errors import InputError
-from guestemu.guest.snippet.elf import SnippetImage, parse_snippet
+from guestemu.guest.snippet.elf import TDX_IMAGE, SnippetImage, parse_snippet
 from guestemu.machine.assemble import PACKAGE, PLACED, Source, build, build_all
 
 GENERATION: Final = "6.12"
@@ -122,6 +122,46 @@ _SPECULATION: Final = Edit(
 )
 """A load of the first page after the first flush, as a speculative fill of the TLB would be."""
 
+_RETRY: Final = "	cmp	r10, TDVMCALL_STATUS_RETRY\n	jne	4f\n"
+_PROGRESS: Final = "3:	mov	[rsp + TDX_NEXT], r11\n"
+_SIZE_OF_CALL: Final = "	sub	r13, r12\n"
+_ENDS: Final = "	mov	rdi, [rsp + TDX_FIRST]\n	mov	rsi, [rsp + TDX_LAST]\n"
+_TWICE: Final = "	call	tdx_accept_memory\n" + _ENDS
+_ACCEPT: Final = "	call	tdx_accept_memory\n	jmp	9f\n"
+
+TD_VARIANTS: Final[Mapping[str, tuple[Edit, ...]]] = {
+    "t14": (Edit("tdx.inc.S", _ACCEPT, _TWICE + _ACCEPT),),
+    "t16": (
+        Edit(
+            "convert-platform.inc.S",
+            "	test	r13d, r13d\n	jz	3f\n",
+            "	jmp	3f\n",
+        ),
+        Edit(
+            "tdx.inc.S",
+            "	test	edx, edx\n	jnz	1f\n	movsxd	rsi, esi\n",
+            "	movsxd	rsi, esi\n",
+        ),
+    ),
+    "t17a": (Edit("tdx.inc.S", _RETRY, _RETRY + "	xor	r10d, r10d\n	jmp	4f\n"),),
+    "t17b": (
+        Edit(
+            "tdx.inc.S",
+            _PROGRESS + "	mov	qword ptr [rsp + TDX_TRIES], 0\n",
+            _PROGRESS + "	inc	qword ptr [rsp + TDX_TRIES]\n",
+        ),
+    ),
+    "t18": (
+        Edit(
+            "tdx.inc.S",
+            _SIZE_OF_CALL,
+            _SIZE_OF_CALL
+            + "	cmp	r13, 0x200000\n	jbe	76f\n	mov	r13d, 0x200000\n76:\n",
+        ),
+    ),
+}
+"""Edits of the code of a TD, which is clean as it is; a bug's variant has its id."""
+
 VARIANTS: Final[Mapping[str, tuple[Edit, ...]]] = {
     "clean": CLEAN,
     "status-as-asked": _clean_without(_ACTUAL_STATUS),
@@ -209,8 +249,9 @@ VARIANTS: Final[Mapping[str, tuple[Edit, ...]]] = {
 
 def load_variant(name: str) -> SnippetImage:
     """The committed machine code of a variant. Raises `InputError` for one that does not exist."""
-    if name not in VARIANTS:
-        raise InputError(f"zoo variant {name!r}: unknown, take one of {', '.join(VARIANTS)}")
+    known = {**VARIANTS, **TD_VARIANTS}
+    if name not in known:
+        raise InputError(f"zoo variant {name!r}: unknown, take one of {', '.join(known)}")
     image = (files("guestemu.zoo") / "snippets" / f"{name}.elf").read_bytes()
     return parse_snippet(GENERATION, image)
 
@@ -236,10 +277,12 @@ def build_variant(name: str, output: Path) -> None:
         directory = Path(scratch)
         for path in (*_SNIPPETS.glob("*.S"), *_SNIPPETS.glob("*.ld")):
             shutil.copy(path, directory)
-        _apply(VARIANTS[name], directory, name)
+        is_td = name in TD_VARIANTS
+        _apply(TD_VARIANTS[name] if is_td else VARIANTS[name], directory, name)
         # An absolute path stays itself under `PACKAGE`.
         place = (*PLACED, "--script=snippet.ld")
-        source = Source(str(directory / f"snippet-{GENERATION}.S"), place)
+        unit = TDX_IMAGE if is_td else GENERATION
+        source = Source(str(directory / f"snippet-{unit}.S"), place)
         build(source, output)
 
 
@@ -248,7 +291,7 @@ def main() -> int:
     _OUTPUT.mkdir(exist_ok=True)
     return build_all(
         (f"zoo/snippets/{name}.elf", partial(build_variant, name, _OUTPUT / f"{name}.elf"))
-        for name in VARIANTS
+        for name in (*VARIANTS, *TD_VARIANTS)
     )
 
 

@@ -91,6 +91,8 @@ def why_not(executor: Executor) -> str:
         return f"target {executor.target.name} has checks of its own"
     if testbed.host.contract in NUMBERS:
         return f"host {testbed.host.name} has another contract"
+    if guest.td is not None:
+        return "the guest is a TD"
     if machine.devices or machine.hooks.reflects_vmmcall:
         return "the guest's hypercalls go through a GHCB"
     return ""

@@ -19,6 +19,7 @@ from guestemu.guest.linux.dma import KernelDma
 from guestemu.guest.linux.prepare import Prepared, page_table_root
 from guestemu.guest.linux.recorder import joined
 from guestemu.guest.stubs import RawStubs
+from guestemu.guest.td_stub import TdStub
 from guestemu.machine.callbacks import CodeHook
 from guestemu.machine.engine import HOOK_CODE, REGISTERS
 from guestemu.machine.leafmap import LeafMap, Window
@@ -67,6 +68,7 @@ class LinuxGuest(Guest):
         if sev is not None and sev.snp is not None:
             sev.snp.enforce()
         if self.td is not None:
+            self.td_stub = TdStub(self.machine, self._switch)
             self.td.watch()
         alias = self.regions[Region.V]
         self.leaf_map = LeafMap(

@@ -55,6 +55,7 @@ from guestemu.guest.snippet.memory_map import (
 )
 from guestemu.guest.stubs import RawStubs
 from guestemu.guest.td import Td
+from guestemu.guest.td_stub import TdStub
 from guestemu.machine.cpuid import CpuidLeaf
 from guestemu.machine.exits import Halt, Trap
 from guestemu.machine.launch import Entry
@@ -137,6 +138,7 @@ class SnippetGuest(Guest):
         self._warnings = image.warnings
         self._state = _KERNEL
         if self.td is not None:
+            self.td_stub = TdStub(self.machine, self._switch)
             self.td.watch()
         if self.sev is not None:
             self._begin_snp(self.sev)

@@ -14,6 +14,7 @@ from guestemu.host.kvm.kernels import DEFAULT_KERNEL, KvmKernel, find_kernel
 from guestemu.host.kvm.merged import MergedKvm, Path
 from guestemu.host.kvm.msr_filter import deny_migration_control
 from guestemu.host.kvm.settings import VmSettings
+from guestemu.host.kvm.tdx_map_gpa import KVM_6_16, KVM_7_2, TdxKvm
 from guestemu.host.kvm.uapi import KVM_EXIT_HYPERCALL_VALID_MASK, KVM_MSR_EXIT_REASON_FILTER
 from guestemu.host.userspace.base import UserSpace
 from guestemu.host.userspace.injection import Injection
@@ -80,6 +81,11 @@ class MergedHost(Host):
     def map_gpa_range(self, call: MapGpaRange) -> int:
         """The exit goes straight to user space: KVM's checks were others."""
         return self.kvm.map_gpa_range(call)
+
+    @property
+    def tdx_kvm(self) -> TdxKvm:
+        """Which KVM carries out a TD's MapGPA: that of 6.18, or of 7.2 for every other kernel."""
+        return KVM_6_16 if self.kernel.name == "6.18" else KVM_7_2
 
     def rdmsr(self, index: int, vcpu: VcpuAccess) -> int:
         """See `MsrAccess.read`."""

@@ -35,12 +35,18 @@ class TdxKvm(msgspec.Struct, frozen=True):
     (commit 3e2dec1ede0a, in 7.2); without it every answer but 0 is "invalid operand".
     `runs_again`: the VMM calls KVM_RUN again after its failure. The failure has used up the
     completion, so the guest reads success for the rest of the range (T29); else the VM stops.
-    `address_bits`: MAXPHYADDR.
+    `is_cut`: the VMM takes the vCPU's state after the first chunk, as a migration does, and another
+    host goes on with it; `checks_wants_to_run`: then KVM answers retry, as it should, instead of
+    leaving R10 as it was, success (T29). `drops_bit`: R11 of a retry lacks the shared bit (no KVM
+    does that). `address_bits`: MAXPHYADDR.
     """
 
     name: str
     knows_retry: bool = True
     runs_again: bool = False
+    is_cut: bool = False
+    checks_wants_to_run: bool = False
+    drops_bit: bool = False
     address_bits: int = 46
 
 
@@ -79,8 +85,14 @@ def tdx_map_gpa(
         at += chunk
         if at >= end:
             return _DONE
-        if has_event is not None and has_event():
-            return MapGpaAnswer(tdx.VMCALL_RETRY, at)
+        if kvm.is_cut and not kvm.checks_wants_to_run:
+            return _DONE
+        if kvm.is_cut or (has_event is not None and has_event()):
+            return _retry(kvm, at, view)
+
+
+def _retry(kvm: TdxKvm, at: int, view: int) -> MapGpaAnswer:
+    return MapGpaAnswer(tdx.VMCALL_RETRY, at & ~view if kvm.drops_bit else at)
 
 
 def _check(kvm: TdxKvm, gpa: int, size: int, bit: ViewBit) -> int:

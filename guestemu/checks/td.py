@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A TD's conversion: the order of its steps, the page states that it leaves, why it may fail.
+
+Source: __set_memory_enc_pgtable(), tdx_enc_status_changed() (Linux 6.12 to 7.3); T16, T17, T18.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import ClassVar, Final
+
+from guestemu.abi import tdx
+from guestemu.abi.errno import EAGAIN, EIO
+from guestemu.checks.base import OpView, Oracle, Violation
+from guestemu.checks.page_enc import NUMBERS
+from guestemu.events.exits import MapGpaRangeExit
+from guestemu.events.tdx import Accept, MapGpaCall
+from guestemu.guest.td import Td
+from guestemu.host.base import Host
+from guestemu.machine.sept import ACCEPTED, SHARED
+from guestemu.program.ops import OpKind, Region
+
+_MAX_STALLS: Final = 3
+
+
+class TdCheck(Oracle):
+    """Judges set_memory_encrypted() and set_memory_decrypted() of a TD.
+
+    * No entry is private while its page is not accepted: MapGPA and ACCEPT come before the entries
+      of an encryption change, and after those of a decryption (load_unaligned_zeropad, T16).
+    * After a conversion that returned 0 every page of the range is accepted or shared.
+    * -EIO has a reason: an answer other than 0, three retries without progress, a failed ACCEPT, or
+      pages that were not all in the other state before.
+    """
+
+    name = "td"
+    kinds: frozenset[OpKind] | None = frozenset(
+        {OpKind.SET_MEMORY_ENCRYPTED, OpKind.SET_MEMORY_DECRYPTED}
+    )
+
+    explanations: ClassVar[Mapping[str, str]] = {
+        "td": (
+            "Page tables and Secure EPT differ: an access to the page ends the VM or loses what it "
+            "held."
+        ),
+    }
+
+    @classmethod
+    def applies(cls, host: Host) -> bool:
+        """Hosts of the merged ABI."""
+        return host.contract not in NUMBERS
+
+    def after(self, view: OpView) -> Iterable[Violation]:
+        """See the class."""
+        td = view.guest.td
+        if td is None or view.frames is None:
+            return ()
+        messages = [*self._order(view)]
+        if view.outcome.value == 0:
+            messages += self._states(view, td)
+        elif view.outcome.value == -EIO and self._is_unprovoked(view):
+            messages.append("-EIO, and nothing was refused: the range keeps its shared entries")
+        return [Violation(self.name, view.index, message, "T16, T17") for message in messages]
+
+    def _order(self, view: OpView) -> Iterable[str]:
+        steps = [event for _, event in view.emitted if isinstance(event, MapGpaCall | Accept)]
+        if view.wants_private and any(step.table_writes for step in steps):
+            yield "a private entry before its page was accepted"
+        if not view.wants_private and view.flips and steps and not steps[0].table_writes:
+            yield "the host converted pages that are still mapped private"
+
+    def _states(self, view: OpView, td: Td) -> Iterable[str]:
+        first, count = view.frames or (0, 0)
+        wanted = ACCEPTED if view.wants_private else SHARED
+        wrong = [
+            gfn
+            for gfn in range(first, min(first + count, td.sept.frames))
+            if td.sept.state(gfn) != wanted
+        ]
+        if wrong:
+            word = "accepted" if view.wants_private else "shared"
+            yield (
+                f"frame {wrong[0]:#x} is {td.sept.describe(wrong[0])}, expected {word} "
+                f"({len(wrong)} of {count} pages)"
+            )
+
+    def _is_unprovoked(self, view: OpView) -> bool:
+        first, count = view.frames or (0, 0)
+        before = view.host_before[first : first + count]
+        if not count or len(before) != count or view.region is Region.V:
+            return False
+        if before.count(not view.wants_private) != count:
+            return False
+        stalls, at = 0, -1
+        for exit_ in view.exits:
+            if not isinstance(exit_, MapGpaRangeExit):
+                continue
+            if exit_.ret == EAGAIN:
+                stalls = stalls + 1 if exit_.args[0] == at else 1
+                at = exit_.args[0]
+                if stalls >= _MAX_STALLS:
+                    return False
+            elif exit_.ret:
+                return False
+        return not any(
+            isinstance(event, Accept) and not event.level and event.result == tdx.OPERAND_BUSY
+            for _, event in view.emitted
+        )
