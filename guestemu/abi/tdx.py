@@ -17,7 +17,7 @@ CPUID_TDX_SIGNATURE: Final = b"IntelTDX    "
 """Twelve bytes: EBX, EDX, ECX."""
 
 
-class Leaf(enum.IntEnum):
+class TdcallLeaf(enum.IntEnum):
     """TDCALL leaves that a Linux guest uses, by number in RAX."""
 
     VP_VMCALL = 0

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Final, NamedTuple, Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
+
+import msgspec
 
 from guestemu.abi import tdx
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, U32_MASK, U64_MASK, Gpa
 from guestemu.abi.hypercalls import MAP_GPA_RANGE_DECRYPTED, MAP_GPA_RANGE_ENCRYPTED
-from guestemu.abi.tdx import Leaf, MapGpaAnswer, Vmcall
+from guestemu.abi.tdx import MapGpaAnswer, TdcallLeaf, Vmcall
 from guestemu.abi.x86 import VECTOR_DF
 from guestemu.events.log import EventLog
 from guestemu.events.tdx import Accept, MapGpaCall, SeptViolation
@@ -43,8 +45,8 @@ _EXPOSABLE: Final = (
     "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15".split()  # by encoding
 )
 # Plain names: an enum member costs an attribute lookup for each call.
-_VP_VMCALL: Final = int(Leaf.VP_VMCALL)
-_PAGE_ACCEPT: Final = int(Leaf.MEM_PAGE_ACCEPT)
+_VP_VMCALL: Final = int(TdcallLeaf.VP_VMCALL)
+_PAGE_ACCEPT: Final = int(TdcallLeaf.MEM_PAGE_ACCEPT)
 _MAP_GPA: Final = int(Vmcall.MAP_GPA)
 _ZEROES: Final = bytes(PAGE_SIZE)
 _FATAL_TEXT: Final = ("r14", "r15", "rbx", "rdi", "rsi", "r8", "r9", "rdx")
@@ -54,7 +56,7 @@ _VMCALL_LENGTH: Final = 3
 _QUALIFICATIONS: Final = {AccessKind.READ: 1, AccessKind.WRITE: 2, AccessKind.FETCH: 4}
 
 
-class VirtualException(NamedTuple):
+class VirtualException(msgspec.Struct, frozen=True, kw_only=True):
     """What TDG.VP.VEINFO.GET returns: exit reason, qualification, addresses, instruction."""
 
     reason: int
@@ -142,7 +144,7 @@ class Td:
         self.pending_events = 0
         self.converts = True
         self.leaves: dict[int, int] = {}
-        self.fields: dict[tuple[Leaf, int], int] = {}
+        self.fields: dict[tuple[TdcallLeaf, int], int] = {}
         self._machine = machine
         self._cpuid = cpuid
         self._ve: VirtualException | None = None
@@ -155,10 +157,10 @@ class Td:
         machine.hooks.vmcall_fault = self._vmcall
         machine.hooks.instructions[tdx.TDCALL] = self._tdcall
         self._module: dict[int, Callable[[Vcpu], int]] = {
-            Leaf.VP_INFO: self._vp_info,
-            Leaf.VP_VEINFO_GET: self._veinfo_get,
-            Leaf.VM_RD: self._vm_field,
-            Leaf.VM_WR: self._vm_field,
+            TdcallLeaf.VP_INFO: self._vp_info,
+            TdcallLeaf.VP_VEINFO_GET: self._veinfo_get,
+            TdcallLeaf.VM_RD: self._vm_field,
+            TdcallLeaf.VM_WR: self._vm_field,
         }
         self._vmcalls: dict[int, Callable[[Vcpu], Shutdown | Halt | None]] = {
             Vmcall.REPORT_FATAL_ERROR: self._fatal_error,
@@ -215,7 +217,7 @@ class Td:
         return tdx.SUCCESS
 
     def _vm_field(self, vcpu: Vcpu) -> int:
-        leaf = Leaf(vcpu.read_register("rax") & 0xFFFF)
+        leaf = TdcallLeaf(vcpu.read_register("rax") & 0xFFFF)
         key = (leaf, vcpu.read_register("rdx"))
         self.fields[key] = self.fields.get(key, 0) + 1
         vcpu.write_register("r8", 0)
@@ -311,7 +313,7 @@ class Td:
         if end is AccessEnd.VE:
             raise self.raise_ve(
                 VirtualException(
-                    tdx.EXIT_REASON_EPT_VIOLATION,
+                    reason=tdx.EXIT_REASON_EPT_VIOLATION,
                     qualification=_QUALIFICATIONS[kind],
                     gla=fault.gva,
                     gpa=self._machine.bit.select(fault.gpa, fault.is_private),
@@ -335,7 +337,7 @@ class Td:
         return GuestFault(tdx.VECTOR_VE, None)
 
     def _vmcall(self) -> GuestFault:
-        return self.raise_ve(VirtualException(tdx.EXIT_REASON_VMCALL, length=_VMCALL_LENGTH))
+        return self.raise_ve(VirtualException(reason=tdx.EXIT_REASON_VMCALL, length=_VMCALL_LENGTH))
 
     def _veinfo_get(self, vcpu: Vcpu) -> int:
         found, self._ve = self._ve, None
@@ -364,7 +366,17 @@ class Td:
         value = 0
         if handler is not None:
             a0, a1, a2, a3 = args
-            call = Hypercall(number, a0, a1, a2, a3, 0, True, self._visible(vcpu), True)
+            call = Hypercall(
+                nr=number,
+                a0=a0,
+                a1=a1,
+                a2=a2,
+                a3=a3,
+                cpl=0,
+                is_64bit=True,
+                vcpu=self._visible(vcpu),
+                is_vmcall=True,
+            )
             value = handler.hypercall(call)
         vcpu.write_register("r10", value & U64_MASK)
 

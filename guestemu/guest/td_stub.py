@@ -8,7 +8,7 @@ from typing import Final
 
 from guestemu.abi import tdx
 from guestemu.abi.addresses import Gpa, to_signed
-from guestemu.abi.tdx import Leaf, Vmcall
+from guestemu.abi.tdx import TdcallLeaf, Vmcall
 from guestemu.abi.x86 import Mode
 from guestemu.guest.base import CallOutcome
 from guestemu.machine import layout
@@ -35,12 +35,12 @@ class TdStub:
     def map_gpa(self, gpa: int, size: int, private: bool, budget: int) -> CallOutcome:
         """MapGPA; the value is R10."""
         start = self._machine.bit.select(0, private) | gpa
-        registers = (Leaf.VP_VMCALL, _EXPOSED, 0, Vmcall.MAP_GPA, start, size)
+        registers = (TdcallLeaf.VP_VMCALL, _EXPOSED, 0, Vmcall.MAP_GPA, start, size)
         return self._run(registers, "r10", budget)
 
     def page_accept(self, rcx: int, budget: int) -> CallOutcome:
         """ACCEPT with `rcx`; the value is RAX."""
-        return self._run((Leaf.MEM_PAGE_ACCEPT, rcx, 0, 0, 0, 0), "rax", budget)
+        return self._run((TdcallLeaf.MEM_PAGE_ACCEPT, rcx, 0, 0, 0, 0), "rax", budget)
 
     def _run(self, registers: tuple[int, ...], result: str, budget: int) -> CallOutcome:
         self._switch(_STATE)

@@ -25,7 +25,7 @@ class At(enum.Enum):
     INVERTED = "start with the bit inverted"
 
 
-class Answer(msgspec.Struct, frozen=True):
+class MapGpaReply(msgspec.Struct, frozen=True):
     """One answer to MapGPA: R10, R11 (an offset in bytes from the start of the whole range, or an
     `At`), and the pages that the host converts from the start of the call on (None: what the answer
     says)."""
@@ -41,7 +41,9 @@ class ScriptedKvm(BootRecorder):
     `event_every_chunk`: an event is pending after every chunk of 2 MiB. `calls` are the MapGPAs as
     (address, bytes)."""
 
-    def __init__(self, answers: Sequence[Answer] = (), event_every_chunk: bool = False) -> None:
+    def __init__(
+        self, answers: Sequence[MapGpaReply] = (), event_every_chunk: bool = False
+    ) -> None:
         super().__init__()
         self.calls: list[tuple[int, int]] = []
         self._left = list(answers)
@@ -59,7 +61,9 @@ class ScriptedKvm(BootRecorder):
                 convert(call.gpa >> PAGE_SHIFT, call.pages)
                 return 0
 
-            return tdx_map_gpa(KVM_7_2, gpa, size, bit, ask, vcpu, lambda: self._has_event)
+            return tdx_map_gpa(
+                KVM_7_2, gpa, size, bit, ask, vcpu=vcpu, has_event=lambda: self._has_event
+            )
         answer = self._left.pop(0)
         first = self.calls[0][0]
         next_gpa = (

@@ -30,7 +30,7 @@ from guestemu.guest.linux.recorder import BootRecorder
 from guestemu.guest.td import Td
 from guestemu.machine.exits import Halt, Trap
 from guestemu.machine.paging import walk
-from guestemu.outcomes.answers import Answer, ScriptedKvm
+from guestemu.outcomes.answers import MapGpaReply, ScriptedKvm
 
 MEMORY: Final = 128
 BIT: Final = 39
@@ -40,7 +40,7 @@ _AREA_PAGES: Final = 3
 _CONSOLE: Final = ("PANIC", "RIP:", "Failed to decrypt", "Memory Encryption Features")
 
 
-class FindingResult(msgspec.Struct, frozen=True):
+class FindingResult(msgspec.Struct, frozen=True, kw_only=True):
     """One finding on one kernel. `holds`: the kernel behaves as `title` says."""
 
     name: str
@@ -51,7 +51,7 @@ class FindingResult(msgspec.Struct, frozen=True):
     lines: tuple[str, ...]
 
 
-class Finding(msgspec.Struct, frozen=True):
+class TdFinding(msgspec.Struct, frozen=True):
     """A finding by name; `show` returns whether it holds, and the lines that show it."""
 
     name: str
@@ -60,11 +60,18 @@ class Finding(msgspec.Struct, frozen=True):
     show: Callable[[Path], tuple[bool, list[str]]]
 
 
-def run_finding(finding: Finding, image: Path) -> FindingResult:
+def run_finding(finding: TdFinding, image: Path) -> FindingResult:
     """Shows `finding` on the kernel in `image`."""
     holds, lines = finding.show(image)
     version = LOADER.kernel(image).version
-    return FindingResult(finding.name, finding.title, finding.facts, version, holds, tuple(lines))
+    return FindingResult(
+        name=finding.name,
+        title=finding.title,
+        facts=finding.facts,
+        kernel=version,
+        holds=holds,
+        lines=tuple(lines),
+    )
 
 
 @contextmanager
@@ -126,7 +133,7 @@ def refused_decryption(image: Path) -> tuple[bool, list[str]]:
     with _guest(image) as (guest, td):
         gva, gfn = guest.gva(Region.D, 8), guest.gpa(Region.D, 8) >> PAGE_SHIFT
         hooks = guest.machine.hooks
-        hooks.handler = ScriptedKvm((Answer(VMCALL_INVALID_OPERAND, pages=0),))
+        hooks.handler = ScriptedKvm((MapGpaReply(VMCALL_INVALID_OPERAND, pages=0),))
         values = [guest.set_memory_decrypted(gva, 1).value]
         hooks.handler = ScriptedKvm()
         values.append(guest.set_memory_encrypted(gva, 1).value)
@@ -173,7 +180,7 @@ def cut_conversion(image: Path) -> tuple[bool, list[str]]:
     success for the rest of the range (T29)."""
     with _guest(image) as (guest, td):
         gva, gfn = guest.gva(Region.L, 0), guest.gpa(Region.L, 0) >> PAGE_SHIFT
-        guest.machine.hooks.handler = ScriptedKvm((Answer(0, 0, 512),))
+        guest.machine.hooks.handler = ScriptedKvm((MapGpaReply(0, 0, 512),))
         outcome = guest.set_memory_decrypted(gva, 1024)
         guest.leaf_map.update(guest.machine.ram.table_writes())
         shared = 1024 - guest.leaf_map.private[gfn : gfn + 1024].count()
@@ -190,31 +197,31 @@ def cut_conversion(image: Path) -> tuple[bool, list[str]]:
 
 
 FINDINGS: Final = (
-    Finding(
+    TdFinding(
         "vmmcall",
         "MIGRATION_CONTROL advertised to a TD makes it execute VMMCALL, which is #UD",
         "T32",
         migration_control,
     ),
-    Finding(
+    TdFinding(
         "refused-decryption",
         "a refused decryption cannot be undone",
         "T20",
         refused_decryption,
     ),
-    Finding(
+    TdFinding(
         "vmalloc",
         "a vmalloc range is reported by a wrong address and leaves its direct map shared",
         "T21",
         vmalloc_range,
     ),
-    Finding(
+    TdFinding(
         "swiotlb",
         "a refused conversion of swiotlb leaves it in use",
         "T23",
         refused_swiotlb,
     ),
-    Finding(
+    TdFinding(
         "cut",
         "a conversion that KVM cut in pieces is reported as whole",
         "T29",

@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from guestemu.abi import tdx
-from guestemu.outcomes.answers import Answer, At
+from guestemu.outcomes.answers import At, MapGpaReply
 
 MANY: Final = 1024
 """Pages of the rows that take more than one chunk."""
@@ -22,26 +22,26 @@ class AcceptPlan(msgspec.Struct, frozen=True):
     page: int | None = None
 
 
-class Row(msgspec.Struct, frozen=True):
+class TdRow(msgspec.Struct, frozen=True, kw_only=True):
     """One conversion of `pages`; `to_private` is set_memory_encrypted of shared pages."""
 
     to_private: bool
     pages: int
     title: str
-    answers: tuple[Answer, ...] = ()
+    answers: tuple[MapGpaReply, ...] = ()
     event_every_chunk: bool = False
     accept: AcceptPlan | None = None
 
 
-_SAME: Final = Answer(tdx.VMCALL_RETRY)
+_SAME: Final = MapGpaReply(tdx.VMCALL_RETRY)
 _PAGE: Final = 0x1000
 
 
-def _retry(at: int | At, pages: int | None = None) -> Answer:
-    return Answer(tdx.VMCALL_RETRY, at, pages)
+def _retry(at: int | At, pages: int | None = None) -> MapGpaReply:
+    return MapGpaReply(tdx.VMCALL_RETRY, at, pages)
 
 
-def _steps(stalls: int) -> tuple[Answer, ...]:
+def _steps(stalls: int) -> tuple[MapGpaReply, ...]:
     """Eight pages, one for each retry with progress, `stalls` without before each."""
     return tuple(
         answer for page in range(1, 8) for answer in (*(_SAME,) * stalls, _retry(_PAGE * page))
@@ -60,7 +60,7 @@ _STATUSES: Final = (
     ("-1", -1),
 )
 
-_MAP_GPA: Final[tuple[tuple[int, str, tuple[Answer, ...]], ...]] = (
+_MAP_GPA: Final[tuple[tuple[int, str, tuple[MapGpaReply, ...]], ...]] = (
     (1, "0", ()),
     (1, "retry, R11 = start, once", (_SAME,)),
     (1, "retry, R11 = start, twice", (_SAME,) * 2),
@@ -70,14 +70,18 @@ _MAP_GPA: Final[tuple[tuple[int, str, tuple[Answer, ...]], ...]] = (
     (1, "retry, R11 = end, page not converted", (_retry(_PAGE, 0),)),
     (1, "retry, R11 = start, bit inverted", (_retry(At.INVERTED, 0),)),
     (1, "retry, R11 = start + 1", (_retry(1, 0),)),
-    (1, "retry, R11 = start + 1, then 0", (_retry(1, 0), Answer(tdx.VMCALL_SUCCESS, 0, 1))),
-    *((1, name, (Answer(status, pages=0),)) for name, status in _STATUSES),
-    (1, "invalid operand, but converted", (Answer(tdx.VMCALL_INVALID_OPERAND, pages=1),)),
-    (1, "0, but nothing converted", (Answer(tdx.VMCALL_SUCCESS, pages=0),)),
+    (1, "retry, R11 = start + 1, then 0", (_retry(1, 0), MapGpaReply(tdx.VMCALL_SUCCESS, 0, 1))),
+    *((1, name, (MapGpaReply(status, pages=0),)) for name, status in _STATUSES),
+    (1, "invalid operand, but converted", (MapGpaReply(tdx.VMCALL_INVALID_OPERAND, pages=1),)),
+    (1, "0, but nothing converted", (MapGpaReply(tdx.VMCALL_SUCCESS, pages=0),)),
     (8, "retry with progress by a page, 7 times", _steps(0)),
     (8, "the same, 2 stalls before each", _steps(2)),
     (8, "a page, then 3 stalls", (_retry(_PAGE), *(_SAME,) * 3)),
-    (8, "2 pages, then invalid operand", (_retry(2 * _PAGE), Answer(tdx.VMCALL_INVALID_OPERAND))),
+    (
+        8,
+        "2 pages, then invalid operand",
+        (_retry(2 * _PAGE), MapGpaReply(tdx.VMCALL_INVALID_OPERAND)),
+    ),
     (8, "progress of 2 pages claimed, 1 done", (_retry(2 * _PAGE, 1),)),
     (0, "no pages", ()),
     (MANY, "0, in chunks of 2 MiB", ()),
@@ -98,15 +102,26 @@ ROWS: Final = (
         row
         for to_private in (False, True)
         for row in (
-            *(Row(to_private, pages, title, answers) for pages, title, answers in _MAP_GPA),
-            Row(to_private, MANY, "an event after every chunk", event_every_chunk=True),
-            Row(
-                to_private,
-                MANY,
-                "0, but only the first 2 MiB done",
-                (Answer(tdx.VMCALL_SUCCESS, pages=512),),
+            *(
+                TdRow(to_private=to_private, pages=pages, title=title, answers=answers)
+                for pages, title, answers in _MAP_GPA
+            ),
+            TdRow(
+                to_private=to_private,
+                pages=MANY,
+                title="an event after every chunk",
+                event_every_chunk=True,
+            ),
+            TdRow(
+                to_private=to_private,
+                pages=MANY,
+                title="0, but only the first 2 MiB done",
+                answers=(MapGpaReply(tdx.VMCALL_SUCCESS, pages=512),),
             ),
         )
     ),
-    *(Row(True, pages, title, accept=plan) for pages, title, plan in _ACCEPT),
+    *(
+        TdRow(to_private=True, pages=pages, title=title, accept=plan)
+        for pages, title, plan in _ACCEPT
+    ),
 )

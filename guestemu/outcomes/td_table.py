@@ -20,14 +20,14 @@ from guestemu.guest.base import Guest
 from guestemu.guest.td import Td
 from guestemu.machine.sept import ACCEPTED, PENDING, SHARED
 from guestemu.outcomes.answers import ScriptedKvm
-from guestemu.outcomes.td_rows import ROWS, AcceptPlan, Row
+from guestemu.outcomes.td_rows import ROWS, AcceptPlan, TdRow
 
 _WORDS: Final = {ACCEPTED: "a", PENDING: "p", SHARED: "s"}
 _FIRST: Final = 8
 """Pages before it in region D are left alone."""
 
 
-class RowResult(msgspec.Struct, frozen=True):
+class RowResult(msgspec.Struct, frozen=True, kw_only=True):
     """What a row left. `value` is what the function returned, or how it ended; `entries` (P, S) and
     `states` (accepted, pending, shared) by page, in runs; `next_store` what a store of 8 bytes to
     the middle of the range then comes to."""
@@ -45,7 +45,7 @@ class RowResult(msgspec.Struct, frozen=True):
 
 
 def run_table(
-    guest: Guest, rows: Iterable[Row] = ROWS, done: Callable[[], None] | None = None
+    guest: Guest, rows: Iterable[TdRow] = ROWS, done: Callable[[], None] | None = None
 ) -> list[RowResult]:
     """The rows on `guest`, which is a TD; `done` is called after each. Raises `InputError` for
     another guest."""
@@ -66,7 +66,7 @@ def run_table(
     return results
 
 
-def _run(guest: Guest, td: Td, row: Row) -> RowResult:
+def _run(guest: Guest, td: Td, row: TdRow) -> RowResult:
     guest.reset()
     td.accept_error = None
     region, page = (Region.L, 0) if row.pages > 1 << 9 else (Region.D, _FIRST)

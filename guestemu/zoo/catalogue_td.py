@@ -35,12 +35,21 @@ class _PlainRetryHost(MapGpaRangeHost):
     @property
     def tdx_kvm(self) -> TdxKvm:
         """See the class."""
-        return TdxKvm("mutation", drops_bit=True)
+        return TdxKvm(name="mutation", drops_bit=True)
 
 
 def _guest_bug(bug_id: str, title: str, facts: str, check: str) -> ZooBug:
     planted = Configuration(f"TD with {bug_id}", _HEADER, guest=variant_guest(bug_id.lower()))
-    return ZooBug(bug_id, title, facts, "mutation", _TARGET, check, planted, _CLEAN)
+    return ZooBug(
+        id=bug_id,
+        title=title,
+        facts=facts,
+        where="mutation",
+        target=_TARGET,
+        check=check,
+        planted=planted,
+        repaired=_CLEAN,
+    )
 
 
 def _cut(switches: tuple[str, ...]) -> Configuration:
@@ -55,23 +64,23 @@ TD_BUGS: Final = (
     _guest_bug("T17b", "retries with progress count as stalls", "T17, T28", "td"),
     _guest_bug("T18", "MapGPA covers the first 2 MiB of a range only", "T17, T18", "status"),
     ZooBug(
-        "T28",
-        "KVM returns the next GPA of a retry without the shared bit",
-        "T17, T28",
-        "mutation",
-        _TARGET,
-        "td",
-        Configuration("TD over tdx-plain-retry", _HEADER, host=_PlainRetryHost),
-        _CLEAN,
+        id="T28",
+        title="KVM returns the next GPA of a retry without the shared bit",
+        facts="T17, T28",
+        where="mutation",
+        target=_TARGET,
+        check="td",
+        planted=Configuration("TD over tdx-plain-retry", _HEADER, host=_PlainRetryHost),
+        repaired=_CLEAN,
     ),
     ZooBug(
-        "T29",
-        "a migration between two chunks makes the guest read success for the rest",
-        "T29",
-        "KVM up to 7.3",
-        _TARGET,
-        "status",
-        _cut(()),
-        _cut((WANTS_TO_RUN,)),
+        id="T29",
+        title="a migration between two chunks makes the guest read success for the rest",
+        facts="T29",
+        where="KVM up to 7.3",
+        target=_TARGET,
+        check="status",
+        planted=_cut(()),
+        repaired=_cut((WANTS_TO_RUN,)),
     ),
 )

@@ -67,9 +67,17 @@ _ACTUAL_STATUS: Final = Edit(
 )
 """Each leaf is reported as it is, not as it was asked for (A19)."""
 
+_SNP_FINISH: Final = (
+    "	.ifdef	IS_SNP\n	test	r13d, r13d\n	jz	4f\n	mov	rdi, [rbp + CPA_VADDR]\n"
+    "	movsxd	rsi, r12d\n	mov	edx, PSC_PRIVATE\n	call	snp_set_pages_state\n4:\n	.endif\n"
+)
+"""Of an SNP guest: not assembled here."""
+
 _FAILURE_NOTIFIED: Final = Edit(
     "convert-platform.inc.S",
-    "	test	ebx, ebx\n	jnz	6f\n	mov	rdi, [rbp + CPA_VADDR]\n	mov	esi, r12d\n"
+    "	test	ebx, ebx\n	jnz	6f\n"
+    + _SNP_FINISH
+    + "	mov	rdi, [rbp + CPA_VADDR]\n	mov	esi, r12d\n"
     "	mov	edx, r13d\n	call	notify_pages\n	mov	ebx, [info + INFO_finish_status]\n",
     "	mov	rdi, [rbp + CPA_VADDR]\n	mov	esi, r12d\n	mov	edx, r13d\n	call	notify_pages\n"
     "	test	ebx, ebx\n	jnz	6f\n	mov	ebx, [info + INFO_finish_status]\n",

@@ -114,7 +114,7 @@ def test_no_event_is_looked_for_after_the_last_chunk() -> None:
 
 
 def test_a_vmm_that_runs_again_reports_success_for_the_rest() -> None:
-    kvm = TdxKvm("7.2, runs again", runs_again=True)
+    kvm = TdxKvm(name="7.2, runs again", runs_again=True)
     answer, seen = map_gpa(SHARED, 4 * MIB, (0, 1000), kvm)
     assert answer == MapGpaAnswer(tdx.VMCALL_SUCCESS)
     assert len(seen) == 2

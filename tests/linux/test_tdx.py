@@ -10,7 +10,7 @@ import pytest
 
 from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa
 from guestemu.abi.regions import Region
-from guestemu.abi.tdx import FIELD_CONFIG_FLAGS, FIELD_NOTIFY_ENABLES, Leaf
+from guestemu.abi.tdx import FIELD_CONFIG_FLAGS, FIELD_NOTIFY_ENABLES, TdcallLeaf
 from guestemu.events.exits import MapGpaRangeExit
 from guestemu.events.tdx import Accept, MapGpaCall
 from guestemu.guest.linux.boot import boot_kernel
@@ -70,10 +70,10 @@ def test_an_unmodified_kernel_boots_as_a_tdx_guest(
     assert "unchecked MSR access" not in text
     td = booted.platform.td
     assert td is not None
-    asked = dict.fromkeys((Leaf.VP_INFO, Leaf.VM_RD, Leaf.VM_WR), questions)
-    assert td.leaves == {**asked, Leaf.VP_VMCALL: 1}
-    assert td.fields[Leaf.VM_WR, FIELD_NOTIFY_ENABLES] == 1
-    assert td.fields[Leaf.VM_RD, FIELD_CONFIG_FLAGS] == 1
+    asked = dict.fromkeys((TdcallLeaf.VP_INFO, TdcallLeaf.VM_RD, TdcallLeaf.VM_WR), questions)
+    assert td.leaves == {**asked, TdcallLeaf.VP_VMCALL: 1}
+    assert td.fields[TdcallLeaf.VM_WR, FIELD_NOTIFY_ENABLES] == 1
+    assert td.fields[TdcallLeaf.VM_RD, FIELD_CONFIG_FLAGS] == 1
     (told,) = recorder.exits
     assert isinstance(told, MapGpaRangeExit)
     gpa, pages, attributes, _ = told.args

@@ -27,4 +27,4 @@ class TdxCutHost(MapGpaRangeHost):
     @property
     def tdx_kvm(self) -> TdxKvm:
         """KVM 7.3 with the migration in the middle."""
-        return TdxKvm("7.3", is_cut=True, checks_wants_to_run=WANTS_TO_RUN in self.repaired)
+        return TdxKvm(name="7.3", is_cut=True, checks_wants_to_run=WANTS_TO_RUN in self.repaired)

@@ -28,7 +28,7 @@ _CHUNK: Final = tdx.MAP_GPA_CHUNK
 _DONE: Final = MapGpaAnswer(tdx.VMCALL_SUCCESS)
 
 
-class TdxKvm(msgspec.Struct, frozen=True):
+class TdxKvm(msgspec.Struct, frozen=True, kw_only=True):
     """One KVM with TDX, and what its VMM does when KVM_RUN fails.
 
     `knows_retry`: answers EAGAIN and EINVAL have meanings of their own and all others fail KVM_RUN
@@ -50,8 +50,8 @@ class TdxKvm(msgspec.Struct, frozen=True):
     address_bits: int = 46
 
 
-KVM_6_16: Final = TdxKvm("6.16", knows_retry=False)
-KVM_7_2: Final = TdxKvm("7.2")
+KVM_6_16: Final = TdxKvm(name="6.16", knows_retry=False)
+KVM_7_2: Final = TdxKvm(name="7.2")
 
 
 def tdx_map_gpa(
