@@ -25,7 +25,7 @@ class Figures(msgspec.Struct, frozen=True):
     """A campaign so far. Seconds since its start (of this run, when it was resumed); executions,
     ops and rates are of this run, findings of all. `space` is the number of programs of an
     exhaustive campaign, `is_exhausted` says that all of them ran; `lengths[n]` counts the programs
-    of n ops."""
+    of n ops. `distinct_programs` adds up what each worker ran for the first time."""
 
     seconds: float
     executions: int
@@ -44,12 +44,14 @@ class Figures(msgspec.Struct, frozen=True):
     space: int | None = None
     is_exhausted: bool = False
     lengths: list[int] = []
+    distinct_programs: int = 0
 
     def line(self) -> dict[str, object]:
         """What a line of stats.jsonl holds."""
         return {
             "seconds": self.seconds,
             "executions": self.executions,
+            "distinct_programs": self.distinct_programs,
             "execs_per_second": self.execs_per_second,
             "corpus_size": self.corpus_size,
             "guest_blocks": self.guest_blocks,

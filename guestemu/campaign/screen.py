@@ -33,7 +33,8 @@ def status_line(figures: Figures) -> str:
     found = len(figures.findings)
     return (
         f"{duration(figures.seconds)}: {figures.executions:,} executions, "
-        f"{figures.execs_per_second:,.0f}/s, corpus {figures.corpus_size}, "
+        f"{figures.execs_per_second:,.0f}/s, {figures.distinct_programs:,} distinct programs, "
+        f"corpus {figures.corpus_size}, "
         f"{figures.guest_blocks} guest blocks, {figures.model_states} model states, "
         f"{found} finding{'' if found == 1 else 's'}"
     )
@@ -90,6 +91,7 @@ class Screen:
         table = Table.grid(padding=(0, 3))
         since_new = max(figures.seconds - figures.last_new_s, 0.0)
         rows = (
+            ("programs", f"{figures.distinct_programs:,}", "", ""),
             ("time", duration(figures.seconds), "corpus", f"{figures.corpus_size:,}"),
             ("executions", f"{figures.executions:,}", "guest blocks", f"{figures.guest_blocks:,}"),
             (

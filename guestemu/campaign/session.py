@@ -22,6 +22,7 @@ from guestemu.campaign.executor import Executor
 from guestemu.campaign.feedback import Feedback
 from guestemu.campaign.filing import Filing, Shelf
 from guestemu.campaign.findings import FindingCount
+from guestemu.campaign.programs import IN_A_ROW, ProgramSet
 from guestemu.campaign.store import Store
 from guestemu.campaign.targets import Target
 from guestemu.checks.base import Violation
@@ -58,7 +59,8 @@ class Plan(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, frozen=True):
     """Figures of one session so far; times in seconds since its start; `lengths[n]` counts the
     programs of n ops; `space` is the number of programs that the engine means to run in all
-    sessions (exhaustive only), `is_exhausted` that this session has run its share."""
+    sessions (exhaustive only), `is_exhausted` that this session has run its share; `distinct` of
+    the executions ran a program that had not run before."""
 
     executions: int
     seconds: float
@@ -73,6 +75,7 @@ class Report(msgspec.Struct, frozen=True):
     near_misses: int = 0
     space: int | None = None
     is_exhausted: bool = False
+    distinct: int = 0
 
 
 def add_lengths(parts: Iterable[Sequence[int]]) -> list[int]:
@@ -125,6 +128,13 @@ class Session:
         else:
             self.executor = build(self.feedback)
         self.executions = 0
+        self.distinct = 0
+        """Executions whose program had not run before, as far as `ProgramSet` remembers."""
+        self.skips_known = False
+        """Inputs that decode to a program which already ran are no executions (set by engines that
+        do not need to see an input twice)."""
+        self._programs = ProgramSet()
+        self._skipped = 0
         self.current: mmap.mmap | None = None
         self.violations: list[Violation] = []
         """Those of the last input."""
@@ -149,22 +159,28 @@ class Session:
         self._is_stopped = True
 
     def execute(self, data: bytes) -> bool:
-        """Runs one input; whether it covered something new. Raises `SessionOver` instead of
-        running when the session is over. The caller clears the counters before, if libFuzzer does
-        not."""
+        """Runs one input (see `skips_known`); whether it covered something new. Raises
+        `SessionOver` instead of running when the session is over. The caller clears the counters
+        before, if libFuzzer does not."""
         if self._is_stopped or self.executions == self._limit:
             raise SessionOver
         if not self.executions & _CLOCK_MASK:
             self._look_at_clock()
+        executor = self.executor
+        ops = executor.decode(data)
+        is_new = self._programs.add(ops)
+        if not is_new and self.skips_known and self._skipped < IN_A_ROW:
+            self._skipped += 1
+            return False
+        self._skipped = 0
         self.executions += 1
         if len(data) > self.executor.max_size:
             data = data[: self.executor.max_size]  # of another target, or somebody's own
         if self.deadly and data in self.deadly:
             return False
+        self.distinct += is_new
         if self.current is not None:
             self._note_current(data)
-        executor = self.executor
-        ops = executor.decode(data)
         self.lengths[len(ops)] += 1
         self.violations = violations = executor.run(ops)
         if violations and any(found.check == ProgressCheck.name for found in violations):
@@ -251,6 +267,7 @@ class Session:
             near_misses=self.feedback.near_misses,
             space=self.space,
             is_exhausted=self.is_exhausted,
+            distinct=self.distinct,
         )
 
     def _elapsed(self) -> float:

@@ -239,6 +239,7 @@ class Supervisor:
             corpus_size=self._store.corpus_size(),
             guest_blocks=max((report.guest_blocks for report in reports), default=0),
             model_states=max((report.model_states for report in reports), default=0),
+            distinct_programs=sum(report.distinct for report in reports),
             near_misses=max((report.near_misses for report in reports), default=0),
             space=next((report.space for report in reports if report.space is not None), None),
             is_exhausted=all(

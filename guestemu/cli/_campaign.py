@@ -104,6 +104,7 @@ def campaign_object(campaign: Campaign, figures: Figures) -> dict[str, object]:
         "target": campaign.target.name,
         "engine": campaign.engine,
         "executions": figures.executions,
+        "distinct_programs": figures.distinct_programs,
         "execs_per_second": figures.execs_per_second,
         "seconds": figures.seconds,
         "findings": [

@@ -37,6 +37,7 @@ def add_up(
         unstable=list(unstable),
         infrastructure=[*infrastructure, *told],
         workers=workers,
+        distinct_programs=sum(part.distinct_programs for part in parts),
         near_misses=max((part.near_misses for part in parts), default=0),
         space=next((part.space for part in parts if part.space is not None), None),
         is_exhausted=is_exhausted,

@@ -174,6 +174,7 @@ class CpuHooks:
         self._out_values = self._out.values
         self.watch = BlockWatch()
         self._counters_owner: object = self.counters
+        self._counted = memoryview(self.counters)
         self.watch.counters = ctypes.addressof(
             (ctypes.c_char * COUNTER_SIZE).from_buffer(self.counters)
         )
@@ -250,6 +251,8 @@ class CpuHooks:
         """Counts blocks at host `address` (a power of two of bytes, `mask` = size - 1), which is
         memory of `owner`: kept, as a guest may outlive whoever counted."""
         self._counters_owner = owner
+        counters = (ctypes.c_uint8 * (mask + 1)).from_address(address)
+        self._counted = memoryview(counters).cast("B")
         self.watch.counters = address
         self.watch.mask = mask
 
@@ -395,8 +398,8 @@ class CpuHooks:
         return (1 << 8 * size) - 1
 
     def _on_block(self, _uc: object, address: int, _size: int, _user: object) -> None:
-        index = (address ^ address >> 4) & (COUNTER_SIZE - 1)
-        self.counters[index] = self.counters[index] % 255 + 1
+        index = (address ^ address >> 4) & self.watch.mask
+        self._counted[index] = self._counted[index] % 255 + 1
         self.watch.left -= 1
         if self.watch.left < 0:
             self.engine.stop()

@@ -244,6 +244,22 @@ def test_the_session_counts_what_it_did_not_run():
     assert not session.feedback.take()
 
 
+def test_a_program_runs_once():
+    session = make("hypercall", execs=5)
+    session.skips_known = True
+    over: list[BaseException] = []
+    fast = open_on(session, over.append)
+    one, two = encode_op(NOTIFY), encode_ops((NOTIFY, NOTIFY))
+    for data in (one, two, one + b"x", two + bytes(47), one):
+        fast.library.test_one_input(data)
+    assert fast.record.executions == fast.record.distinct == 2
+    for _ in range(200):
+        fast.library.test_one_input(one)
+    assert isinstance(over[0], SessionOver)
+    assert session.executions == 5
+    assert session.distinct == 2
+
+
 def test_an_input_that_killed_a_worker_does_not_run():
     session = make("hypercall")
     session.deadly = frozenset({encode_op(NOTIFY)})

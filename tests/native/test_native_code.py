@@ -152,9 +152,10 @@ def test_switched_off_everything_runs_in_python_and_says_so(tmp_path: Path) -> N
     assert found["state"] == "optional"
     assert found["detail"].startswith("GUESTEMU_NATIVE=off; Python runs in place of machine code")
     work = str(tmp_path / "work")
-    fuzz = ("fuzz", "hypercall", "--execs", "50", "--workdir", work)
+    fuzz = ("fuzz", "hypercall", "--execs", "50", "--workdir", work, "--json")
     done = guestemu(*fuzz, GUESTEMU_NATIVE="off")
     assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["coverage"]["guest_blocks"] > 0
     first, second, *_ = done.stderr.splitlines()
     assert first.startswith("no fast path: ")
     assert "hypercall programs take 10 times the time" in second

@@ -67,6 +67,7 @@ class AtherisEngine:
         def stop(error: BaseException) -> None:
             leave(None if isinstance(error, SessionOver) else error)
 
+        session.skips_known = True
         fast_path = open_fast_path(session, stop)
         fuzz(_arguments(session), test_one_input, session, fast_path)
 

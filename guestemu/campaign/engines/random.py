@@ -38,6 +38,7 @@ class RandomEngine:
 
     def run(self, session: Session, leave: Leave) -> None:
         """See `Engine.run`."""
+        session.skips_known = True
         try:
             _fuzz(session)
         except SessionOver:

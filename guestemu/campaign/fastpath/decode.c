@@ -84,6 +84,8 @@ static bool decode_one(const struct fast *f, const u8 *record, struct op *op)
 		op->arguments[i] = posture & POSTURE_RAW ? little(at) & plan->masks[i] :
 							   plan->palettes[i][*at];
 	}
+	for (u64 i = plan->argument_count; i < ARGUMENTS; i++)
+		op->arguments[i] = 0;
 	__builtin_memcpy(&page, record + 4, sizeof(page));
 	op->region = place->region;
 	op->page = page < place->pages ? page : place->palette[page & 0xff];

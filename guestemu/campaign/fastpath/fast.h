@@ -110,7 +110,9 @@ struct fast {
 	void *truth;
 	void *execute, *tick, *news, *reset, *answer, *look;
 	/* bookkeeping of the session */
-	u64 attention, executions;
+	u64 attention, executions, distinct, skipped;
+	u64 *programs;
+	u64 programs_mask;
 	u64 *lengths;
 	u8 *current;
 	const struct input *deadly;

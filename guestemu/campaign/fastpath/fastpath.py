@@ -68,6 +68,8 @@ _FUNCTIONS: Final = {
 }
 _STOP: Final = "set_memory_enc_stop_conversion"
 _HERE, _NO_FUNCTION = 1, 2
+PROGRAMS: Final = 1 << 21
+"""Programs that the machine code remembers having run."""
 _LEVELS: Final = 4
 _VMMCALL_LENGTH: Final = 3
 _PUT_SAID: Final = struct.Struct("4Q").pack_into
@@ -146,6 +148,8 @@ class FastPath:
     def _fill_session(self) -> None:
         record, session = self.record, self._session
         feedback = session.feedback
+        record.programs = self._tables.zeroes(PROGRAMS) if session.skips_known else 0
+        record.programs_mask = PROGRAMS - 1
         record.lengths = session.lengths.buffer_info()[0]
         if session.current is not None:
             record.current = self._tables.keep(ctypes.c_char.from_buffer(session.current))
@@ -277,7 +281,9 @@ class FastPath:
         """Tells the session how many executions it has not seen."""
         record = self.record
         self._session.executions += record.executions
+        self._session.distinct += record.distinct
         record.executions = 0
+        record.distinct = 0
         record.attention = 0
 
     def _execute(self) -> None:

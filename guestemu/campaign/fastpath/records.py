@@ -99,7 +99,8 @@ class FastRecord(ctypes.Structure):
     _fields_ = (
         *_words("data size"),
         *_words("call release clear_error truth execute tick news reset answer look"),
-        *_words("attention executions lengths current deadly deadly_count"),
+        *_words("attention executions distinct skipped programs programs_mask"),
+        *_words("lengths current deadly deadly_count"),
         *_words("area unseen area_words model_offset model_mask near_offset near_mask"),
         *_words("max_size vcpus limits is_lawful plans places"),
         ("regions", RegionRecord * REGIONS),

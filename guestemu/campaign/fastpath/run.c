@@ -7,6 +7,7 @@
 enum { LAUNCH_RIP = 8, STACK = 5, KERNEL_STACK = 4, NO_STATE = -1 };
 enum { ENDED_RIP, ENDED_RAX };
 enum { FLAG_TABLE = 4, ENOSYS = 38 };
+enum { PLACES = 4, IN_A_ROW = 32 };
 
 static struct fast *active;
 
@@ -174,10 +175,9 @@ static bool step(struct fast *f, u64 index)
 	return true;
 }
 
+/* Runs the ops that were decoded from `data`. */
 static bool run(struct fast *f, const u8 *data, size_t size)
 {
-	if (!fast_decode(f, data, size))
-		return false;
 	if (f->current) {
 		u32 length = size;
 
@@ -214,7 +214,7 @@ EXPORT void fast_use(struct fast *f)
 /* For tests: one execution here, or false. */
 EXPORT bool fast_run(const u8 *data, size_t size)
 {
-	bool is_done = run(active, data, size);
+	bool is_done = fast_decode(active, data, size) && run(active, data, size);
 
 	active->is_foreign |= !is_done;
 	return is_done;
@@ -228,18 +228,55 @@ static bool is_deadly(const struct fast *f, const u8 *data, size_t size)
 	return false;
 }
 
+/*
+ * Adds the decoded program to those that ran; false if it is one of them (campaign/programs.py). The
+ * table forgets: a program has four places, and takes the last one where all are full.
+ */
+static bool add_program(struct fast *f)
+{
+	u64 digest = f->ops_count, *place = f->programs;
+
+	if (!place)
+		return true;
+	for (u64 i = 0; i < f->ops_count; i++)
+		digest = digest * 31 +
+			 fast_feature((const i64 *)&f->ops[i], sizeof(struct op) / sizeof(i64));
+	digest |= 1; /* 0 is an empty place */
+	place += digest >> 32 & f->programs_mask & ~(PLACES - 1ull);
+	for (u64 i = 0; i < PLACES; i++) {
+		if (place[i] == digest)
+			return false;
+		if (!place[i]) {
+			place[i] = digest;
+			return true;
+		}
+	}
+	place[digest >> 1 & (PLACES - 1)] = digest;
+	return true;
+}
+
 /* LLVMFuzzerTestOneInput. */
 EXPORT int fast_one(const u8 *data, size_t size)
 {
 	struct fast *f = active;
+	bool is_program, is_first;
 
 	f->data = data;
 	f->size = size;
 	if (!f->attention)
 		fast_python(f, f->tick);
-	if (f->attention && !is_deadly(f, data, size) && run(f, data, size)) {
+	is_program = f->attention && !is_deadly(f, data, size) && fast_decode(f, data, size);
+	is_first = is_program && add_program(f);
+	if (is_program && !is_first && f->skipped < IN_A_ROW) {
+		f->skipped++;
+		f->attention--;
+		return 0;
+	}
+	f->skipped = 0;
+	if (is_program && run(f, data, size)) {
 		f->attention--;
 		f->executions++;
+		f->distinct += is_first;
 		f->lengths[f->ops_count]++;
 		if (is_new(f))
 			fast_python(f, f->news);

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 from array import array
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -42,6 +43,11 @@ class Tables:
         """Keeps ctypes memory; its host address."""
         self._keep.append(owner)
         return ctypes.addressof(owner)
+
+    def zeroes(self, count: int) -> int:
+        """The host address of `count` 64-bit words that are 0; free until they are used."""
+        area = mmap.mmap(-1, 8 * count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return self.keep(ctypes.c_char.from_buffer(area))
 
     def words(self, values: Sequence[int]) -> int:
         """The host address of `values` as 64-bit words; equal ones are stored once."""
