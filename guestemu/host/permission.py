@@ -126,7 +126,7 @@ def _of_project(start: Path) -> Iterator[Path]:
             continue
         try:
             tools = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {})
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        except (OSError, ValueError, RecursionError):
             continue  # a broken file allows nothing; the tools that own it say what is wrong
         if not isinstance(tools, dict) or _TABLE not in tools:
             continue

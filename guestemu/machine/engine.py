@@ -15,6 +15,7 @@ every argument object made once, hooks as raw C function pointers. Rules that it
 from __future__ import annotations
 
 import ctypes
+import mmap
 import weakref
 from collections.abc import Sequence
 from typing import Final
@@ -72,6 +73,12 @@ REGISTERS: Final = {
     ).split()
 }
 """Register numbers of the library by name."""
+
+_CODE_BUFFER: Final = 1 << 30
+"""Bytes that the library reserves for translated code; it touches few of them."""
+
+_MAP_NORESERVE: Final = 0x4000
+"""Linux, x86; Python 3.11 has no name for it."""
 
 _XMM: Final = tuple(getattr(x86_const, f"UC_X86_REG_XMM{i}") for i in range(16))
 
@@ -157,6 +164,15 @@ class Context:
         self._restore(self._engine.handle, self._handle)
 
 
+def _check_room() -> None:
+    """Raises MemoryError where the library could not reserve its buffer for translated code: it
+    would end the process with status 1."""
+    try:
+        mmap.mmap(-1, _CODE_BUFFER, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE).close()
+    except OSError as error:
+        raise MemoryError("no room for the emulator's buffer of translated code") from error
+
+
 class Engine:
     """One emulated x86-64 CPU with its physical address space."""
 
@@ -169,6 +185,7 @@ class Engine:
         return str(uclib._name)
 
     def __init__(self) -> None:
+        _check_room()
         self.library = ctypes.PyDLL(self.library_path())
         self.library.uc_context_size.restype = ctypes.c_size_t
         self.handle = ctypes.c_void_p()
