@@ -22,11 +22,15 @@ import time
 from collections import Counter
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import ModuleType
 
+import typer
+import typer.main
 from inputs import API, READERS, Reader
 from mutations import mutated
 
 from guestemu.abi.errors import InputError
+from guestemu.cli import main as frame
 from guestemu.cli.main import main
 
 HANG_S = 120
@@ -47,6 +51,26 @@ class Screen(io.StringIO):
 
     def reconfigure(self, **_how: object) -> None:
         """Nothing to do."""
+
+
+def build_once() -> None:
+    """Keeps the parser of each verb: making it takes ten times as long as most inputs."""
+    build, get_command = frame._build, typer.main.get_command
+    apps: dict[tuple[str, ...], tuple[typer.Typer, dict[str, ModuleType]]] = {}
+    commands: dict[int, object] = {}
+
+    def kept_app(verbs: dict[str, str]) -> tuple[typer.Typer, dict[str, ModuleType]]:
+        if tuple(verbs) not in apps:
+            apps[tuple(verbs)] = build(verbs)
+        return apps[tuple(verbs)]
+
+    def kept_command(app: typer.Typer) -> object:
+        if id(app) not in commands:
+            commands[id(app)] = get_command(app)
+        return commands[id(app)]
+
+    frame._build = kept_app  # type: ignore[assignment]
+    typer.main.get_command = kept_command  # type: ignore[assignment]
 
 
 def run(words: list[str]) -> tuple[int, str, str]:
@@ -151,6 +175,7 @@ def work(name: str, seed: int, first: int, count: int, directory: Path) -> list[
 
 
 if __name__ == "__main__":
+    build_once()
     reader_name, *numbers, where = sys.argv[1:]
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -76,7 +76,7 @@ def attack(name: str, count: int, directory: Path, seed: int = SEED) -> dict[str
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_few_inputs_of_each_reader(name: str, tmp_path: Path) -> None:
-    found = attack(name, 4 if name in SLOW else 12, tmp_path)
+    found = attack(name, 4 if name in SLOW else 10, tmp_path)
     assert found["faults"] == []
 
 
