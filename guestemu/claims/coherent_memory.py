@@ -208,7 +208,7 @@ def lifetimes(_lab: Lab) -> ClaimResult:
         witnesses=(
             Witness(
                 "rings and queues of a probe, then rounds of I/O; the page has the histogram",
-                "guestemu dma nvme:scenario=io,rounds=9 --report io.html",
+                "guestemu dma nvme:scenario=io,rounds=9 --html io.html",
             ),
         ),
         remark=(

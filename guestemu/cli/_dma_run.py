@@ -90,13 +90,13 @@ def _replay(
 
 
 def _open_page(path: Path) -> TextIO:
-    """Before the run, so that a wrong name does not cost one."""
+    """Opened first, so that a bad path fails early."""
     from guestemu.abi.errors import InputError
 
     try:
         return path.open("w", encoding="utf-8")
     except OSError as error:
-        raise InputError(f"--report {path}: {error.strerror}; give a file name") from None
+        raise InputError(f"--html {path}: {error.strerror}; give a file name") from None
 
 
 def _parquet(request: Request, files: ExitStack) -> tuple[Observer, ...]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 GROUP: Final = "Kernels and hosts"
 ORDER: Final = 30
+RENAMED: Final = {"--report": "--html"}
 
 DEFAULT_MEMORY: Final = 256
 
@@ -59,7 +60,7 @@ Migrate: TypeAlias = Annotated[
     ),
 ]
 ReportPath: TypeAlias = Annotated[
-    Path | None, typer.Option("--report", metavar="OUT.html", help="Write a page with plots.")
+    Path | None, typer.Option("--html", metavar="OUT.html", help="Write a page with plots.")
 ]
 Parquet: TypeAlias = Annotated[
     Path | None,
@@ -107,7 +108,7 @@ def command(
 
       guestemu dma nvme:queues=4,scenario=unbind --guest snippet:6.12 --migrate at=0.5
 
-      trace-cmd report | guestemu dma - --guest model:6.1 --policy all --report dma.html
+      trace-cmd report | guestemu dma - --guest model:6.1 --policy all --html dma.html
     """
     from guestemu.cli._dma_run import Request
 

@@ -19,6 +19,14 @@ STANDARD_INPUT: Final = "-"
 _OF_OUTPUTS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EPIPE})
 """What no read fails with: a file that is written meanwhile does."""
 _PEEKED: Final = 4096
+_BINARY: Final = {
+    b"\x1f\x8b": "compressed by gzip; read it with `zcat FILE | guestemu dma -`",
+    b"\xfd7zXZ": "compressed by xz; read it with `xzcat FILE | guestemu dma -`",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd; read it with `zstdcat FILE | guestemu dma -`",
+    b"BZh": "compressed by bzip2; read it with `bzcat FILE | guestemu dma -`",
+    b"PERFILE2": "a binary perf file; convert it with `perf script -i FILE > FILE.txt`",
+}
+"""First bytes of files that are not text, and what to do with them."""
 
 
 class EventReader(Protocol):
@@ -35,8 +43,15 @@ class EventReader(Protocol):
 
 
 def reader_of(source: io.BufferedReader, name: str) -> EventReader:
-    """A reader of `source`, which must be at its start; `name` stands in messages."""
-    first = source.peek(_PEEKED).split(b"\n", 1)[0]
+    """A reader of `source`, which must be at its start; `name` stands in messages.
+
+    Raises `InputError` for a file that is compressed or binary.
+    """
+    start = source.peek(_PEEKED)
+    for magic, remedy in _BINARY.items():
+        if start.startswith(magic):
+            raise InputError(f"{name}: {remedy}")
+    first = start.split(b"\n", 1)[0]
     return CsvReader(source, name) if is_csv(first) else TraceReader(source, name)
 
 

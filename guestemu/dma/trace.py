@@ -22,6 +22,7 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.errors import InputError
+from guestemu.abi.names import plural
 from guestemu.dma.events import Alloc, Event, Free, Mark
 from guestemu.dma.kprobes import KprobePairs, Unusable, is_probe
 from guestemu.dma.lines import MAX_LINE_BYTES, ByteSource, numbered_lines
@@ -60,6 +61,7 @@ _NOISE: Final = re.compile(rb"(?:cpus=\d+|version = \d+|CPU \d+ is empty)\s*")
 _NULL: Final = re.compile(rb"(?:0x)?0+|\(null\)|\(nil\)")
 _SCALE: Final = tuple(int(10 ** (9 - digits)) for digits in range(10))
 _MARK_EVENTS: Final = frozenset({b"tracing_mark_write", b"print", b"ftrace:print"})
+_STREAMING: Final = re.compile(r"dma_(?:map|unmap|sync)_")
 _DMA_EVENTS: Final = frozenset({"dma_alloc", "dma_free", "dma_alloc_pages", "dma_free_pages"})
 
 
@@ -164,6 +166,13 @@ class TraceReader:
             if event is not None:
                 yield event
         if not self._dma_events:
+            maps = sum(n for name, n in self._ignored.items() if _STREAMING.match(name))
+            if maps:
+                raise InputError(
+                    f"{self._name}: {plural(maps, 'streaming mapping')} (dma_map_*, dma_unmap_*), "
+                    f"no dma_alloc, no dma_free; a SEV guest bounces those through swiotlb and "
+                    f"converts nothing for them; record `-e dma:dma_alloc -e dma:dma_free`"
+                )
             raise InputError(
                 f"{self._name}: no dma_alloc or dma_free event in {self._lines} lines; record with "
                 f"`trace-cmd record -e dma` (Linux 6.12 or later) or probe dma_alloc_attrs and "

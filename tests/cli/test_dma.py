@@ -269,7 +269,7 @@ def test_policies_are_compared_in_one_command(capsys: pytest.CaptureFixture[str]
     [
         (("--policy", "nonsense"), "no such policy"),
         (("--policy", "all", "--guest", "linux:x"), "linux:x"),
-        (("--report", "/"), "--report /: "),
+        (("--report", "/"), "--html /: "),
         (("--perfetto", "/"), "--perfetto /: "),
     ],
 )
