@@ -106,7 +106,7 @@ def migration_limiter(order: str, by_handler: bool = False) -> Limit:
     """What makes ops a migration by `order`; applied to its own result it changes nothing.
 
     With `by_handler` private pages go through migration handlers, else by what MIGRATE_START says.
-    Raises `InputError` for an order that is none.
+    Raises `InputError` for an invalid order.
     """
     check_order(order)
     steps = [STEPS[letter] for letter in order]

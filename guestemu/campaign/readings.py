@@ -109,7 +109,7 @@ def _last_new(lines: list[StatsLine]) -> float:
 
 
 def read_campaign(root: Path) -> Reading:
-    """Reads the directory of a campaign. Raises `InputError` for one that is none."""
+    """Reads the directory of a campaign. Raises `InputError` if it is not one."""
     if not root.is_dir():
         raise InputError(f"{root}: no such directory; name the work directory of a campaign")
     store = Store(root)

@@ -77,7 +77,7 @@ def all_claims() -> tuple[Claim, ...]:
 def find_claims(idents: Iterable[str]) -> tuple[Claim, ...]:
     """The claims named, in the debate's order; all if none is named.
 
-    Raises `InputError` for a name that is none.
+    Raises `InputError` for an unknown name.
     """
     claims = {claim.ident.lower(): claim for claim in all_claims()}
     wanted = list(idents)

@@ -96,7 +96,7 @@ def write(
     scenario: Scenario, rank: int, by_defined: bool, link: LinkKind, path: Path, as_json: bool
 ) -> int:
     """Writes losing interleaving `rank` as a program, and shows it. Raises `InputError` where there
-    is none, or the file cannot be written."""
+    is no such interleaving, or the file cannot be written."""
     from guestemu.cli._explore import show_witness
     from guestemu.explore.count import Space
     from guestemu.explore.programs import witness_comment, witness_program

@@ -36,7 +36,7 @@ def mirror(
         bool,
         typer.Option("--threats", help="Instead: attacks, who notices them, and what is lost."),
     ] = False,
-    why: Annotated[bool, typer.Option("--why", help="Tell the reason of each cell.")] = False,
+    why: Annotated[bool, typer.Option("--why", help="Print the reason of each cell.")] = False,
     as_json: AsJson = False,
 ) -> int:
     """What becomes of each kind of page under each address proposal for migration handlers.
@@ -49,9 +49,9 @@ def mirror(
 
     With --threats the rows are attacks of a VMM, of the network or of the guest itself, the columns
     handlers: packets bound to page and order, packets that are not, and the prototype's handler.
-    Each cell says who notices (handler, VMM, nobody), with * where something is lost.
+    Each cell names who notices (handler, VMM or nobody); * marks a loss.
 
-    Exit status 1: some page was corrupted, or lost and nobody noticed.
+    Exit status 1: a page was corrupted, or lost unnoticed.
 
     For example:
 

@@ -46,11 +46,11 @@ def command(
 
     Each claim has an experiment; its verdict (confirmed, refuted, true only if ...) is computed
     from what was measured. Without an ID all are tested and listed; with IDs the evidence, a
-    witness and the command that shows it are printed, too. Claims about real kernels run on those
+    witness and the command that shows it are also printed. Claims about real kernels run on those
     that `guestemu kernel fetch` has fetched, and take some seconds for each.
 
     Exit status 1: the outcome of an experiment fits no verdict; 3: a claim asked for by its ID
-    needs a kernel and there is none.
+    needs a kernel and none was fetched.
 
     For example:
 
@@ -107,7 +107,7 @@ def _run(claims: Sequence[Claim], lab: Lab) -> list[Decided]:
 
 
 def _make_directory(path: Path) -> None:
-    """Before the run, so that a wrong name does not cost one."""
+    """Made first, so that a bad path fails early."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

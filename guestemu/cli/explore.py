@@ -52,7 +52,10 @@ def command(
         ),
     ] = None,
     table: Annotated[
-        bool, typer.Option("--table", help="All orders and scripts (so without either, too).")
+        bool,
+        typer.Option(
+            "--table", help="All orders and scripts (the default without --order and --script)."
+        ),
     ] = False,
     passes: Annotated[
         int, typer.Option(min=1, max=MAX_PASSES, help="Live passes before STOP.")
@@ -62,7 +65,7 @@ def command(
         typer.Option(
             metavar="RULE",
             help="Change a rule of the model, such as pte-sets-dirty; repeatable; "
-            "a name that is none lists them.",
+            "an unknown name lists them.",
         ),
     ] = None,
     reduce: Annotated[

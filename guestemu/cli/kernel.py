@@ -78,7 +78,7 @@ def fetch(
 
     They are kept in $XDG_CACHE_HOME/guestemu/kernels; `linux:6.1` then names the newest of its
     series wherever a guest is asked for. A download that broke off is continued. The lists of other
-    suites are kept below that cache, too, and come from the addresses that this machine's apt is
+    suites are also kept below that cache, and come from the addresses that this machine's apt is
     configured for; nothing on the system is changed, and no root is needed.
 
     For example:
@@ -203,7 +203,7 @@ def call(
     ] = 6,
     as_json: AsJson = False,
 ) -> int:
-    """Call a function of a booted kernel and tell what it returned and did.
+    """Call a function of a booted kernel; print what it returned and did.
 
     Exit status 1 where the kernel warned, stopped at an oops or did not return.
 

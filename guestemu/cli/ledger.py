@@ -58,7 +58,7 @@ def command(
     the error, as proposed in May 2021, and upstream's. Each run ends with a migration; `lost`
     counts the pages that are wrong at the destination, `noticed_by` says who can know.
 
-    Exit status 0 whatever is lost; 3 if a real kernel was asked for and there is none.
+    Exit status 0 whatever is lost; 3 if a real kernel was asked for and none was fetched.
 
     For example:
 
@@ -94,7 +94,7 @@ def command(
 
 
 def _check_writable(path: Path) -> None:
-    """A run of minutes shall not end at a bad path."""
+    """Checked first, so that a bad path fails early."""
     if not path.parent.is_dir():
         raise InputError(f"--html {path}: no such directory; make it first")
 

@@ -5,7 +5,7 @@ Each verb is a module of this package named like it (`_` for `-`), and registers
 
 - `command`, a function with typer's annotations, whose docstring is the help and whose first line,
   at most 60 characters, stands in `guestemu --help`; or `app`, a `typer.Typer` of a verb with verbs
-  of its own. A package is such a verb, too: each of its modules has a `command`.
+  of its own; or the module is a package, and each of its modules is a verb below it.
 - `GROUP`, one of `_help.GROUPS`, and `ORDER`, its place in the group.
 - `RENAMED`, optional: old spellings of options that still work, such as {"--seeds": "--inputs"}.
 

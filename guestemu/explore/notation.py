@@ -122,7 +122,7 @@ def _host_step(word: str, place: int) -> HostStep:
 def parse_rules(names: Iterable[str]) -> Rules:
     """Rules with the switches `names` on, each a field of `Rules` with - for _.
 
-    Raises `InputError` for a name that is no switch.
+    Raises `InputError` for an unknown rule.
     """
     fields = {field.replace("_", "-"): field for field in Rules.__struct_fields__}
     chosen: dict[str, bool] = {}

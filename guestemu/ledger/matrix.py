@@ -20,7 +20,7 @@ some between."""
 
 
 def find_failures(names: tuple[str, ...]) -> tuple[Failure, ...]:
-    """The failures of these names, all for none. Raises `InputError` for one that is none."""
+    """Failures by name; all of them if `names` is empty. `InputError` for an unknown name."""
     by_name = {failure.name: failure for failure in FAILURES}
     for name in names:
         if name not in by_name:
