@@ -26,7 +26,7 @@ _UNWRAPPED: Final = "\b"
 _INDENT: Final = "  "
 
 
-class Verb(msgspec.Struct, frozen=True, order=True):
+class VerbLine(msgspec.Struct, frozen=True, order=True):
     """One line of the overview; `order` is its place in the group."""
 
     group: str
@@ -35,13 +35,13 @@ class Verb(msgspec.Struct, frozen=True, order=True):
     summary: str
 
 
-def verb_of(name: str, module: object, about: str | None) -> Verb:
+def verb_of(name: str, module: object, about: str | None) -> VerbLine:
     """The verb that `module` defines; `about` is its help."""
     group = getattr(module, "GROUP", GROUPS[-1])
     if group not in GROUPS:
         raise TypeError(f"verb {name}: GROUP {group!r} is none of {', '.join(GROUPS)}")
     order: int = getattr(module, "ORDER", 99)
-    return Verb(group, order, name, summary_of(about))
+    return VerbLine(group, order, name, summary_of(about))
 
 
 def summary_of(about: str | None) -> str:
@@ -49,7 +49,7 @@ def summary_of(about: str | None) -> str:
     return inspect.cleandoc(about or "").split("\n", 1)[0].rstrip(".")
 
 
-def overview(program: str, about: str, verbs: Iterable[Verb]) -> Iterator[str]:
+def overview(program: str, about: str, verbs: Iterable[VerbLine]) -> Iterator[str]:
     """The lines of the overview."""
     listed = sorted(verbs, key=lambda verb: (GROUPS.index(verb.group), verb.order, verb.name))
     width = max((len(verb.name) for verb in listed), default=0)

@@ -12,7 +12,7 @@ from guestemu.dma.lifetimes import Lifetimes
 from guestemu.dma.migration import Migration
 from guestemu.dma.policy_figures import PolicyFigures
 from guestemu.dma.replay import Replay
-from guestemu.dma.trace import GarbageLine, TraceReport
+from guestemu.dma.trace import CallSite, GarbageLine, TraceReport
 
 
 class Violation(msgspec.Struct, frozen=True):
@@ -59,6 +59,7 @@ class InputCounts(msgspec.Struct, frozen=True):
     garbage_lines: tuple[GarbageLine, ...]
     lost_events: int
     ignored: dict[str, int]
+    call_sites: tuple[CallSite, ...] = ()
 
 
 class RequestedCounts(msgspec.Struct, frozen=True):
@@ -198,6 +199,7 @@ def _input(trace: TraceReport) -> InputCounts:
         garbage_lines=trace.garbage_lines,
         lost_events=trace.lost_events,
         ignored=trace.ignored,
+        call_sites=trace.call_sites,
     )
 
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from rich.box import SIMPLE_HEAD
@@ -13,6 +13,7 @@ from rich.table import Table
 from guestemu.dma.account import Tally
 from guestemu.dma.analysis_text import print_analysis, print_migrations, print_policies, shown
 from guestemu.dma.report import DmaReport
+from guestemu.dma.trace import CallSite
 
 SHOWN_ROWS: Final = 20
 SHOWN_ANOMALIES: Final = 10
@@ -28,6 +29,8 @@ def print_summary(console: Console, report: DmaReport) -> None:
         _print_input(console, report)
     console.print(_totals(report))
     console.print(_tallies("Devices", "device", report.by_device, has_driver=True))
+    if report.input is not None and report.input.call_sites:
+        console.print(_call_sites(report.input.call_sites))
     if report.by_phase:
         console.print(_tallies("Phases", "phase", report.by_phase, has_driver=False))
     console.print(_lifetimes(report))
@@ -39,6 +42,16 @@ def print_summary(console: Console, report: DmaReport) -> None:
         print_migrations(console, report.migrations)
     _print_anomalies(console, report)
     _print_violations(console, report)
+
+
+def _call_sites(sites: Sequence[CallSite]) -> Table:
+    table = Table(title="Call sites", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("function")
+    table.add_column("allocs", justify="right")
+    table.add_column("KiB", justify="right")
+    for one in sites[:SHOWN_ROWS]:
+        table.add_row(one.site, str(one.allocations), f"{one.bytes / 1024:.1f}")
+    return table
 
 
 def human_time(nanoseconds: int | None) -> str:

@@ -52,7 +52,18 @@ _PERF_DMA: Final = re.compile(_PERF_HEAD + _FIELDS)
 _BODY: Final = rb"([\w:]{1,100}): ?(.*?)\s*"
 _EVENT: Final = re.compile(_HEAD + _BODY, re.DOTALL)
 _PERF_EVENT: Final = re.compile(_PERF_HEAD + _BODY, re.DOTALL)
-_CALLER: Final = re.compile(rb"\s+[0-9a-f]{8,16} \S.{0,400}")
+_FRAME: Final = re.compile(
+    rb"\s*=> (?:[0-9a-f]{8,16} )?(\S{1,200}).{0,400}|\s+[0-9a-f]{8,16} (\S{1,200}).{0,400}"
+)
+"""A line of a call chain: `=> function` of ftrace, address and function of `perf script`."""
+
+_STACK_HEAD: Final = re.compile(rb".{0,200}<stack trace>\s*|\s*=> ?\s*")
+_DMA_CORE: Final = re.compile(
+    rb"(?:__)?(?:dmam?_|trace_|ftrace_|perf_trace_|stack_trace|__traceiter|do_trace_)|0xffff"
+)
+"""Functions of a call chain that are not the driver's."""
+
+MAX_SITES: Final = 4096
 _MARK: Final = re.compile(rb"\s*(?:tracing_mark_write: +)?MARK (.{1,200})", re.DOTALL)
 _PCI: Final = re.compile(rb"# PCI (\S{1,100}) (\S{1,100})(?: .*)?\s*")
 _ENTRIES: Final = re.compile(rb"# entries-in-buffer/entries-written: (\d{1,18})/(\d{1,18})\s.*")
@@ -73,13 +84,22 @@ class GarbageLine(msgspec.Struct, frozen=True):
     text: str
 
 
+class CallSite(msgspec.Struct, frozen=True):
+    """A driver's function from which buffers were allocated: how many, of how many bytes in all."""
+
+    site: str
+    allocations: int
+    bytes: int
+
+
 class TraceReport(msgspec.Struct, frozen=True):
     """What a reader saw besides the events it gave out.
 
     `ignored` counts by name the events that cause no conversion or have no coherent buffer (mapping
     events, dma_alloc_sgt …). `lost_events` are those the recorder says it dropped: with any, frees
     and allocations are missing. `drivers` maps device names to drivers (`# PCI` lines), `hardware`
-    holds the words of the `# HW` line.
+    holds the words of the `# HW` line. `call_sites` come from the trace's call chains, most bytes
+    first; empty without any.
     """
 
     name: str
@@ -92,6 +112,7 @@ class TraceReport(msgspec.Struct, frozen=True):
     lost_events: int
     drivers: dict[str, str]
     hardware: tuple[str, ...]
+    call_sites: tuple[CallSite, ...] = ()
 
 
 @lru_cache(maxsize=4096)
@@ -129,6 +150,8 @@ class TraceReader:
         self._drivers: dict[str, str] = {}
         self._hardware: tuple[str, ...] = ()
         self._pairs = KprobePairs()
+        self._open_bytes: int | None = None
+        self._sites: dict[str, CallSite] = {}
 
     def read(self, size: int, /) -> bytes:
         """The next bytes of the source, counted in `bytes_read`; for the line splitter."""
@@ -149,6 +172,7 @@ class TraceReader:
             lost_events=self._lost + self._pairs.pending,
             drivers=dict(self._drivers),
             hardware=self._hardware,
+            call_sites=tuple(sorted(self._sites.values(), key=lambda one: -one.bytes)),
         )
 
     def __iter__(self) -> Iterator[Event]:
@@ -164,6 +188,7 @@ class TraceReader:
                 match = _DMA.fullmatch(line) or _PERF_DMA.fullmatch(line)
             event = self._other(number, line) if match is None else self._dma(number, match)
             if event is not None:
+                self._open_bytes = event.size if isinstance(event, Alloc) else None
                 yield event
         if not self._dma_events:
             maps = sum(n for name, n in self._ignored.items() if _STREAMING.match(name))
@@ -238,8 +263,22 @@ class TraceReader:
         lost = _LOST.fullmatch(line)
         if lost is not None:
             self._lost += int(lost[1])
-        elif _NOISE.fullmatch(line) is None and _CALLER.fullmatch(line) is None:
+        elif (frame := _FRAME.fullmatch(line)) is not None:
+            self._frame(frame[1] or frame[2])
+        elif _NOISE.fullmatch(line) is None and _STACK_HEAD.fullmatch(line) is None:
             self._reject(number, line, "not a trace line")
+
+    def _frame(self, function: bytes) -> None:
+        """One function of a call chain: the first outside the DMA core is the call site of the
+        allocation before."""
+        size = self._open_bytes
+        if size is None or _DMA_CORE.match(function):
+            return
+        self._open_bytes = None
+        name = _text(function).partition("+0x")[0]
+        if name in self._sites or len(self._sites) < MAX_SITES:
+            known = self._sites.get(name, CallSite(name, 0, 0))
+            self._sites[name] = CallSite(name, known.allocations + 1, known.bytes + size)
 
     def _probe(self, number: int, match: re.Match[bytes]) -> Event | None:
         raw_task, cpu, secs, frac, event, body = match.groups()

@@ -60,3 +60,33 @@ def test_the_old_name_of_the_page_still_works(tmp_path: Path) -> None:
         page = tmp_path / f"{option}.html"
         assert main(["dma", str(trace), "--guest", "model:6.1", option, str(page)]) == 0
         assert page.stat().st_size > 1000
+
+
+ALLOC = (
+    "dir=BIDIRECTIONAL dma_addr=1000 size=8192 virt_addr=ffff888003ddc000 flags=GFP_KERNEL attrs="
+)
+FTRACE = """          modprobe-101 [000] ..... 1.000001: dma_alloc: 0000:00:06.0 ALLOC
+          modprobe-101 [000] ..... 1.000002: <stack trace>
+ => trace_event_raw_event_dma_alloc
+ => dma_alloc_attrs
+ => nvme_alloc_queue
+ => nvme_reset_work
+"""
+PERF = """modprobe   101 [000]     1.000001: dma:dma_alloc: 0000:00:06.0 ALLOC
+        ffffffff81123456 dma_alloc_attrs+0x10 ([kernel.kallsyms])
+        ffffffffc0123456 nvme_alloc_queue+0x55 ([nvme])
+        ffffffffc0123499 nvme_reset_work+0x21 ([nvme])
+
+"""
+
+
+@pytest.mark.parametrize("text", [FTRACE, PERF], ids=["ftrace", "perf"])
+def test_the_drivers_call_site_is_named(text: str, tmp_path: Path, capsys: Captured) -> None:
+    trace = tmp_path / "x.trace"
+    trace.write_text(text.replace("ALLOC", ALLOC))
+    assert main(["dma", str(trace), "--guest", "model:6.1", "--json"]) == 0
+    source = json.loads(capsys.readouterr().out)["input"]
+    assert source["call_sites"] == [{"site": "nvme_alloc_queue", "allocations": 1, "bytes": 8192}]
+    assert source["garbage"] == 0
+    assert main(["dma", str(trace), "--guest", "model:6.1"]) == 0
+    assert "nvme_alloc_queue" in capsys.readouterr().out
