@@ -41,7 +41,7 @@ class Attacked(Protocol):
         """Other memory behind a frame."""
 
 
-class Request(msgspec.Struct):
+class PscRequest(msgspec.Struct):
     """One page-state request in the shared buffer at `scratch`; `honest` answers it as KVM does and
     returns SW_EXITINFO2. `number` counts requests since the last reset, from 1."""
 
@@ -84,39 +84,39 @@ class Lie(msgspec.Struct, frozen=True):
     name: str
     fact: str
     text: str
-    answer: Callable[[Request], Answer]
+    answer: Callable[[PscRequest], Answer]
 
 
-def _stall(_request: Request) -> Answer:
+def _stall(_request: PscRequest) -> Answer:
     return 0, 0
 
 
-def _claim(request: Request) -> Answer:
+def _claim(request: PscRequest) -> Answer:
     end = request.header[1]
     request.set_header(end + 1, end)
     return 0, 0
 
 
-def _shrink(request: Request) -> Answer:
+def _shrink(request: PscRequest) -> Answer:
     request.set_header(1, 0)
     return 0, 0
 
 
-def _grow(request: Request) -> Answer:
+def _grow(request: PscRequest) -> Answer:
     end = request.header[1]
     answer = request.honest()
     request.set_header(end + 1, end + 5)
     return 0, answer
 
 
-def _far(request: Request) -> Answer:
+def _far(request: PscRequest) -> Answer:
     end = request.header[1]
     answer = request.honest()
     request.set_header(0xFFFF, end)
     return 0, answer
 
 
-def _backwards(request: Request) -> Answer:
+def _backwards(request: PscRequest) -> Answer:
     end = request.header[1]
     if request.number < 3:
         request.set_header(min(3 if request.number == 1 else 1, end), end)
@@ -125,50 +125,50 @@ def _backwards(request: Request) -> Answer:
     return 0, request.honest()
 
 
-def _reserved(request: Request) -> Answer:
+def _reserved(request: PscRequest) -> Answer:
     end = request.header[1]
     answer = request.honest()
     request.set_header(end + 1, end, 1)
     return 0, answer
 
 
-def _error(request: Request) -> Answer:
+def _error(request: PscRequest) -> Answer:
     request.honest()
     return 0, 0x1234
 
 
-def _malformed(_request: Request) -> Answer:
+def _malformed(_request: PscRequest) -> Answer:
     return abi.RESP_MALFORMED_INPUT, abi.GhcbError.INVALID_SCRATCH_AREA
 
 
-def _inject(vector: int) -> Callable[[Request], Answer]:
+def _inject(vector: int) -> Callable[[PscRequest], Answer]:
     word = vector | abi.EVTINJ_TYPE_EXCEPTION | abi.EVTINJ_VALID
     return lambda _request: (abi.RESP_ISSUE_EXCEPTION, word)
 
 
-def _high_bits(request: Request) -> Answer:
+def _high_bits(request: PscRequest) -> Answer:
     return 1 << 32, request.honest()
 
 
-def _rewrite(request: Request) -> Answer:
+def _rewrite(request: PscRequest) -> Answer:
     answer = request.honest()
     request.change_entries(lambda word: (word ^ _OTHER_FRAMES) | 0xFFF)
     return 0, answer
 
 
-def _redirect(request: Request) -> Answer:
+def _redirect(request: PscRequest) -> Answer:
     request.change_entries(lambda word: word ^ _OTHER_FRAMES)
     return 0, request.honest()
 
 
-def _take_back(request: Request) -> Answer:
+def _take_back(request: PscRequest) -> Answer:
     victim = request.victim
     answer = request.honest()
     request.snp.convert(victim, 1, private=False)
     return 0, answer
 
 
-def _remap(request: Request) -> Answer:
+def _remap(request: PscRequest) -> Answer:
     victim, rmp = request.victim, request.snp.rmp
     answer = request.honest()
     spare = rmp.frames + victim % (rmp.system_frames - rmp.frames)
@@ -177,14 +177,14 @@ def _remap(request: Request) -> Answer:
     return 0, answer
 
 
-def _alias(request: Request) -> Answer:
+def _alias(request: PscRequest) -> Answer:
     victim = request.victim
     answer = request.honest()
     request.snp.remap(victim, victim + 1)
     return 0, answer
 
 
-def _other_guest(request: Request) -> Answer:
+def _other_guest(request: PscRequest) -> Answer:
     victim = request.victim
     answer = request.honest()
     entry = RmpEntry(assigned=True, asid=OWN_ASID + 1, gfn=victim)

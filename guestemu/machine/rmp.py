@@ -88,7 +88,7 @@ class What(enum.Enum):
     RESULT = "EAX"
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class RmpOutcome(msgspec.Struct, frozen=True):
     """`code` is an error code, EXITINFO1 of an #NPF, or EAX of a `RESULT` with `carry` = CF."""
 
     what: What
@@ -102,16 +102,16 @@ class Outcome(msgspec.Struct, frozen=True):
         return f"{self.what.value} {self.code:#x}" if self.code else self.what.value
 
 
-PLAIN: Final = Outcome(What.PLAIN)
-CIPHERTEXT: Final = Outcome(What.CIPHERTEXT)
-_NOT_VALIDATED: Final = Outcome(What.VC, PAGE_NOT_VALIDATED)
+PLAIN: Final = RmpOutcome(What.PLAIN)
+CIPHERTEXT: Final = RmpOutcome(What.CIPHERTEXT)
+_NOT_VALIDATED: Final = RmpOutcome(What.VC, PAGE_NOT_VALIDATED)
 _NPF: Final = NPF_RMP | NPF_ENCRYPTED
 
 
-def host_access(entry: RmpEntry, is_write: bool) -> Outcome:
+def host_access(entry: RmpEntry, is_write: bool) -> RmpOutcome:
     """A load or store of the host's kernel; its user space gets SIGBUS where this is a #PF."""
     if is_write and entry.assigned:
-        return Outcome(What.PF, PF_RMP)
+        return RmpOutcome(What.PF, PF_RMP)
     return CIPHERTEXT if entry.assigned else PLAIN
 
 
@@ -286,20 +286,20 @@ class Rmp:
 
     # Accesses of the guest -----------------------------------------------------------------------
 
-    def access(self, gfn: int, kind: str, private: bool) -> Outcome:
+    def access(self, gfn: int, kind: str, private: bool) -> RmpOutcome:
         """An access of `kind` ("read", "write", "fetch", "walk") at guest frame `gfn`; `private` is
         the C-bit of its leaf. Fetches and page walks are private whatever it is."""
         entry = self.entry(self.system_frame(gfn))
         if not private and kind in {"read", "write"}:
             if kind == "write" and (entry.assigned or entry.immutable):
-                return Outcome(What.NPF, NPF_RMP)
+                return RmpOutcome(What.NPF, NPF_RMP)
             return CIPHERTEXT if entry.assigned or entry.immutable else PLAIN
         if not self._is_own(entry, gfn) or self._is_cut(entry, gfn):
-            return Outcome(What.NPF, _NPF)
+            return RmpOutcome(What.NPF, _NPF)
         if not entry.validated:
             return _NOT_VALIDATED
         if not entry.permissions[self.vmpl] & _NEEDED[kind]:
-            return Outcome(What.NPF, _NPF | NPF_VMPL)
+            return RmpOutcome(What.NPF, _NPF | NPF_VMPL)
         return PLAIN
 
     def _is_own(self, entry: RmpEntry, gfn: int) -> bool:
@@ -311,50 +311,50 @@ class Rmp:
 
     # The guest's instructions ---------------------------------------------------------------------
 
-    def pvalidate(self, gfn: int, is_2m: bool, validate: bool) -> Outcome:
+    def pvalidate(self, gfn: int, is_2m: bool, validate: bool) -> RmpOutcome:
         """PVALIDATE at a guest frame that the guest's own tables map with the C-bit.
 
         Above VMPL 0 #GP (a guess); ownership before size (a guess), as for accesses.
         """
         if self.vmpl:
-            return Outcome(What.GP)
+            return RmpOutcome(What.GP)
         if is_2m and gfn % PAGES_2M:
-            return Outcome(What.RESULT, abi.RMP_FAIL_INPUT)
+            return RmpOutcome(What.RESULT, abi.RMP_FAIL_INPUT)
         entry = self.entry(self.system_frame(gfn))
         if not self._is_own(entry, gfn):
-            return Outcome(What.NPF, _NPF)
+            return RmpOutcome(What.NPF, _NPF)
         if is_2m and (not entry.is_2m or self._is_cut(entry, gfn)):
-            return Outcome(What.RESULT, abi.RMP_FAIL_SIZE_MISMATCH)
+            return RmpOutcome(What.RESULT, abi.RMP_FAIL_SIZE_MISMATCH)
         if not is_2m and entry.is_2m:
-            return Outcome(What.NPF, _NPF | NPF_SIZE_MISMATCH)
+            return RmpOutcome(What.NPF, _NPF | NPF_SIZE_MISMATCH)
         carry = entry.validated == validate
         if not carry:
             for frame in range(gfn, gfn + (PAGES_2M if is_2m else 1)):
                 sfn = self.system_frame(frame)
                 self._store(sfn, msgspec.structs.replace(self.entry(sfn), validated=validate))
-        return Outcome(What.RESULT, abi.RMP_OK, carry)
+        return RmpOutcome(What.RESULT, abi.RMP_OK, carry)
 
-    def rmpadjust(self, gfn: int, is_2m: bool, attributes: int) -> Outcome:
+    def rmpadjust(self, gfn: int, is_2m: bool, attributes: int) -> RmpOutcome:
         """RMPADJUST: `attributes` as in RDX, target VMPL in [7:0], rights in [15:8], VMSA in [16].
 
         A write right without the read right is bad input.
         """
         target, rights, vmsa = attributes & 0xFF, attributes >> 8 & 0xFF, bool(attributes >> 16 & 1)
         if target > 3 or (rights & WRITE and not rights & READ) or (is_2m and gfn % PAGES_2M):
-            return Outcome(What.RESULT, abi.RMP_FAIL_INPUT)
+            return RmpOutcome(What.RESULT, abi.RMP_FAIL_INPUT)
         if target <= self.vmpl:
-            return Outcome(What.RESULT, abi.RMP_FAIL_PERMISSION)
+            return RmpOutcome(What.RESULT, abi.RMP_FAIL_PERMISSION)
         entry = self.entry(self.system_frame(gfn))
         if not self._is_own(entry, gfn):
-            return Outcome(What.NPF, _NPF)
+            return RmpOutcome(What.NPF, _NPF)
         if is_2m != entry.is_2m:
             if is_2m:
-                return Outcome(What.RESULT, abi.RMP_FAIL_SIZE_MISMATCH)
-            return Outcome(What.NPF, _NPF | NPF_SIZE_MISMATCH)
+                return RmpOutcome(What.RESULT, abi.RMP_FAIL_SIZE_MISMATCH)
+            return RmpOutcome(What.NPF, _NPF | NPF_SIZE_MISMATCH)
         if not entry.validated:
             return _NOT_VALIDATED
         if rights & ~entry.permissions[self.vmpl]:
-            return Outcome(What.RESULT, abi.RMP_FAIL_PERMISSION)
+            return RmpOutcome(What.RESULT, abi.RMP_FAIL_PERMISSION)
         permissions = list(entry.permissions)
         permissions[target] = rights
         for frame in range(gfn, gfn + (PAGES_2M if is_2m else 1)):
@@ -367,7 +367,7 @@ class Rmp:
                     vmsa=vmsa if not self.vmpl else entry.vmsa,
                 ),
             )
-        return Outcome(What.RESULT, abi.RMP_OK)
+        return RmpOutcome(What.RESULT, abi.RMP_OK)
 
     # What must never be -------------------------------------------------------------------------
 

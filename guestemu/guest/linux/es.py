@@ -45,7 +45,7 @@ from guestemu.machine.exits import (
 )
 from guestemu.machine.ghcb import GhcbPage
 from guestemu.machine.machine import Machine
-from guestemu.machine.psc_lies import Lie, Request
+from guestemu.machine.psc_lies import Lie, PscRequest
 from guestemu.machine.snp_psc import OLDEST_FIXED, Malformed, PscKernel, RunFails, psc_kernel
 from guestemu.machine.vcpu import Vcpu
 
@@ -260,7 +260,7 @@ class SevEs:
         def honest() -> int:
             return snp.change_by_buffer(page.gpa, scratch, info_2, vcpu)
 
-        return self.lie.answer(Request(self._machine.ram, scratch, honest, snp, self._requests))
+        return self.lie.answer(PscRequest(self._machine.ram, scratch, honest, snp, self._requests))
 
     def _hv_features(
         self, _page: GhcbPage, _vcpu: GhcbVcpu, _handler: ExitHandler

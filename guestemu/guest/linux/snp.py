@@ -42,8 +42,8 @@ from guestemu.machine.rmp import (
     PF_PRESENT_RESERVED,
     SHARED,
     VALIDATED,
-    Outcome,
     Rmp,
+    RmpOutcome,
     What,
 )
 from guestemu.machine.snp_psc import AskUserSpace, SnpPsc
@@ -239,7 +239,7 @@ class Snp:
         pages = PAGES_2M if size else 1
         faults = self._memory_faults
         if size > 1:
-            outcome = Outcome(What.RESULT, abi.RMP_FAIL_INPUT)
+            outcome = RmpOutcome(What.RESULT, abi.RMP_FAIL_INPUT)
         else:
             ended, outcome = self._repeat(
                 vcpu, gfn, lambda: self.rmp.pvalidate(gfn, bool(size), validate)
@@ -253,7 +253,13 @@ class Snp:
         vcpu.write_register("rflags", rflags | RFLAGS_CF if sets_carry else rflags)
         self.events.append(
             Validation(
-                gfn, pages, validate, outcome.carry, is_implicit, outcome.code, self._table_writes
+                gfn=gfn,
+                pages=pages,
+                validate=validate,
+                is_double=outcome.carry,
+                is_implicit=is_implicit,
+                result=outcome.code,
+                table_writes=self._table_writes,
             )
         )
         return None
@@ -272,8 +278,8 @@ class Snp:
         return None
 
     def _repeat(
-        self, vcpu: Vcpu, gfn: int, instruction: Callable[[], Outcome]
-    ) -> tuple[Shutdown | None, Outcome]:
+        self, vcpu: Vcpu, gfn: int, instruction: Callable[[], RmpOutcome]
+    ) -> tuple[Shutdown | None, RmpOutcome]:
         """Executes an instruction until it gives a result: KVM answers each #NPF, and #VC or #GP
         are raised."""
         rip = vcpu.read_register("rip")
