@@ -37,6 +37,7 @@ from guestemu.machine.exits import BudgetExhausted, Exit, ExitHandler, Shutdown,
 from guestemu.machine.machine import Machine, MachineConfig
 from guestemu.machine.modes import build_tables
 from guestemu.machine.paging import PageTables
+from guestemu.machine.snp_psc import psc_kernel
 
 STOP_AT: Final = "rest_init"
 
@@ -174,11 +175,13 @@ def boot_kernel(
     budget: int = BOOT_BUDGET,
     memory: MemoryBefore | None = None,
     kvm_features: int | None = None,
+    kvm: str = "",
 ) -> BootedKernel:
     """Boots `kernel` to the function `until`.
 
     `handler` answers hypercalls and MSRs (an `ExitHandler`); `memory` is what the kernel finds, by
-    default nothing; `kvm_features` as in `build_machine`. The result's `end` is `Trap` at `until`
+    default nothing; `kvm_features` as in `build_machine`; `kvm` names the kernel whose KVM answers
+    an SNP guest ("": of no particular one). The result's `end` is `Trap` at `until`
     if it got there. Raises `InputError` where the kernel lacks `until`.
     """
     console = console or Console()
@@ -186,6 +189,8 @@ def boot_kernel(
     machine, platform = build_machine(
         kernel, config, console, memory=memory, kvm_features=kvm_features
     )
+    if platform.sev is not None:
+        platform.sev.kernel = psc_kernel(kvm)
     text = command_line.encode()[:2047] + b"\0"
     machine.ram.private[COMMAND_LINE : COMMAND_LINE + len(text)] = text
     platform.hook_stop(target)
