@@ -4,8 +4,9 @@ entries of its page tables changed behind its back."""
 
 from __future__ import annotations
 
-from guestemu.abi.addresses import U64_MASK, Gva
+from guestemu.abi.addresses import PAGE_SHIFT, U64_MASK, Gva
 from guestemu.guest.base import CallOutcome, RawRegisters
+from guestemu.machine.psc_lies import LIES
 from guestemu.operations import OpContext, operation
 from guestemu.program.ops import Op, OpKind
 
@@ -108,6 +109,21 @@ def stop_conversion(scene: OpContext, _op: Op) -> CallOutcome:
 def touch_cbit(scene: OpContext, op: Op) -> CallOutcome:
     """The C-bit of the page's entry changes, and the host does not hear of it."""
     return scene.guest.touch_cbit(_gva(scene, op), bool(op.arguments[0]))
+
+
+@operation(OpKind.PSC)
+def psc(scene: OpContext, op: Op) -> CallOutcome:
+    """A page-state request by hand, from the page's frame on."""
+    gfn = scene.guest.gpa(op.region, op.page) >> PAGE_SHIFT
+    return scene.guest.raw_psc(gfn, *op.arguments)
+
+
+@operation(OpKind.HYPERVISOR_LIE)
+def hypervisor_lie(scene: OpContext, op: Op) -> CallOutcome:
+    """The hypervisor lies from now on, until the next reset."""
+    names = tuple(LIES)
+    scene.guest.lie_until_reset(names[op.arguments[0] % len(names)])
+    return CallOutcome(0)
 
 
 @operation(OpKind.DMA_ALLOC)

@@ -104,7 +104,7 @@ class Testbed:
         self._frames = guest.machine.config.frames
         self.host.reset(self._frames)
         self._tell_boot_exits()
-        guest.use_kvm(host.kernel.name if isinstance(host, MergedHost) else "")
+        guest.use_kvm(_kvm_of(host), host.repaired)
         guest.use_lie(host.lie)
         self.recorder = ExitRecorder(host, guest)
         self.recorder.attach()
@@ -140,7 +140,7 @@ class Testbed:
         self.guest = guest
         self.host = host
         self._machine = guest.machine
-        guest.use_kvm(host.kernel.name if isinstance(host, MergedHost) else "")
+        guest.use_kvm(_kvm_of(host), host.repaired)
         guest.use_lie(host.lie)
         self.recorder = ExitRecorder(host, guest)
         self.recorder.attach()
@@ -389,6 +389,13 @@ class Testbed:
     def _fail_msr(self, op: Op) -> CallOutcome:
         self.host.inject_msr_error(op.arguments[0])
         return _NOTHING
+
+
+def _kvm_of(host: Host) -> str:
+    """The kernel of the KVM below the guest; empty where the host is of no particular one."""
+    if host.psc_kernel:
+        return host.psc_kernel
+    return host.kernel.name if isinstance(host, MergedHost) else ""
 
 
 def settings_of(header: Header) -> GuestSettings:

@@ -72,6 +72,7 @@ class GhcbError(enum.IntEnum):
 
 PSC_OP_PRIVATE: Final = 1
 PSC_OP_SHARED: Final = 2
+GHCB_SHARED_BUFFER: Final = 0x800
 PSC_MAX_COUNT: Final = 253
 """Entries that the GHCB's shared buffer has room for."""
 

@@ -154,6 +154,41 @@ _TARGETS: Final = (
         header=Header(host="mirror", budget=_BUDGET),
     ),
     Target(
+        name="psc",
+        summary="page-state requests of a hostile SNP guest: headers, entries, scratch, lengths",
+        kinds=frozenset({OpKind.PSC}),
+        fault_kinds=frozenset({OpKind.ANSWER}),
+        max_ops=3,
+        header=Header(
+            guest="snippet:6.12",
+            sev=SevKind.SEV_SNP,
+            host="snp-kvm",
+            switches=("half-done-batch", "eagain-is-fatal"),
+            budget=_BUDGET,
+        ),
+    ),
+    Target(
+        name="hostile-host",
+        summary="an SNP guest's conversions, stores and loads under a hypervisor that lies",
+        kinds=frozenset(
+            {
+                OpKind.HYPERVISOR_LIE,
+                OpKind.SET_MEMORY_ENCRYPTED,
+                OpKind.SET_MEMORY_DECRYPTED,
+                OpKind.WRITE,
+                OpKind.READ,
+            }
+        ),
+        max_ops=6,
+        limits=True,
+        header=Header(
+            guest="snippet:6.12",
+            sev=SevKind.SEV_SNP,
+            host="hostile-hypervisor:far",
+            budget=6_000,
+        ),
+    ),
+    Target(
         name="lockstep",
         summary="hosts of every generation in lock-step: differences that no known one explains",
         kinds=frozenset(

@@ -15,6 +15,7 @@ from guestemu.checks.mirror import MirrorCheck
 from guestemu.checks.page_enc import PageEncRecordCheck, PageEncResultCheck
 from guestemu.checks.page_states import PageStateCheck
 from guestemu.checks.progress import ProgressCheck
+from guestemu.checks.psc import PscCheck
 from guestemu.checks.qemu_status import QemuStatusCheck
 from guestemu.checks.ready import ReadyCheck
 from guestemu.checks.record import RecordCheck
@@ -41,6 +42,7 @@ _STANDARD: Final[list[type[Oracle]]] = [
     QemuStatusCheck,
     MirrorCheck,
     PageStateCheck,
+    PscCheck,
     ReadyCheck,
     FreePagesCheck,
 ]

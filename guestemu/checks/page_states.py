@@ -13,7 +13,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 from guestemu.checks.base import OpView, Oracle, Violation
 from guestemu.host.base import Host
-from guestemu.machine.rmp import Rmp
+from guestemu.machine.rmp import VALIDATED, Rmp
 from guestemu.program.ops import OpKind
 
 
@@ -45,11 +45,20 @@ class PageStateCheck(Oracle):
         """See the class."""
         guest = view.guest
         rmp = guest.rmp if isinstance(guest, HasRmp) else None
-        twice = [] if rmp is None else rmp.validated_twice()
+        if rmp is None:
+            return
+        if view.op.kind is OpKind.SET_MEMORY_ENCRYPTED and view.outcome.value == 0 and view.frames:
+            first, pages = view.frames
+            for gfn in range(first, min(first + pages, rmp.frames)):
+                if rmp.state(gfn) != VALIDATED:
+                    message = f"frame {gfn:#x} was encrypted and is {rmp.describe(gfn)}"
+                    yield Violation(self.name, view.index, message, "N55")
+                    break
+        twice = rmp.validated_twice()
         if not twice:
-            return ()
+            return
         message = (
             f"frame {twice[0]:#x} has two validated system frames ({len(twice)} such frames): the "
             "hypervisor can bring its old content back"
         )
-        return (Violation(self.name, view.index, message, "N55"),)
+        yield Violation(self.name, view.index, message, "N55")

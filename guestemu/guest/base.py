@@ -16,6 +16,7 @@ import msgspec
 from bitarray import bitarray
 
 from guestemu.abi.addresses import Gpa, Gva
+from guestemu.abi.errno import ENOSYS
 from guestemu.abi.regions import Instruction, Region
 from guestemu.abi.x86 import Mode
 from guestemu.events.exits import HypercallExit, MapGpaRangeExit, WrmsrExit
@@ -183,14 +184,26 @@ class Guest(ABC):
         """Where in the guest's code `rip` is, for people."""
         return f"{rip:#x}"
 
-    def use_kvm(self, kernel: str) -> None:
-        """The KVM below the guest is that of `kernel` ("7.2"); "": of no particular one. Matters
+    def use_kvm(self, kernel: str, repaired: frozenset[str] = frozenset()) -> None:
+        """The KVM below the guest is that of `kernel` ("7.2"); "": of no particular one.
+        `repaired` are values of `PscDefect` that it does not have. Matters
         for what SEV-ES and SNP guests ask of KVM itself."""
         self.kvm = kernel
 
     def use_lie(self, name: str) -> None:
         """The hypervisor of an SNP guest lies as `psc_lies.LIES` says, or is honest ("")."""
         self.lie = name
+
+    def lie_until_reset(self, name: str) -> None:
+        """As `use_lie`, until `reset`. Nothing for a guest without SNP."""
+        return
+
+    def raw_psc(
+        self, gfn: int, entries: int, entry: int, header: int, scratch: int, length: int
+    ) -> CallOutcome:
+        """A page-state request that the guest's kernel did not make (`OpKind.PSC`); the value is
+        SW_EXITINFO2. -ENOSYS for a guest without SNP."""
+        return CallOutcome(-ENOSYS)
 
     def close(self) -> None:
         """The caller needs the guest no more."""

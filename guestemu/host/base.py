@@ -52,6 +52,12 @@ class Host(ABC):
     """Whether its record is what the guest asked for after a conversion that succeeded. Not so
     under a hypervisor that lies."""
 
+    psc_kernel: str = ""
+    """The kernel whose KVM changes page states; empty for that of the host."""
+
+    repaired: frozenset[str] = frozenset()
+    """The switches that were chosen."""
+
     lie: str = ""
     """What the hypervisor does to an SNP guest that asks for a page-state change, a name of
     `psc_lies.LIES`; empty for an honest one."""

@@ -26,6 +26,7 @@ from guestemu.host.kvm.hostile_hypervisor import HostileHypervisorHost
 from guestemu.host.kvm.kernels import KERNELS
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
 from guestemu.host.kvm.shared_list_v10 import SharedListV10Host
+from guestemu.host.kvm.snp_kvm import SnpKvmHost
 from guestemu.host.kvm.tdx_cut import TdxCutHost
 from guestemu.host.mirror.host import MirrorHost, MirrorPrototypeHost
 from guestemu.host.native.host import is_native, load_native
@@ -58,6 +59,7 @@ _CLASSES: Final[list[type[MergedHost] | type[HistoricHost]]] = [
     SevFirmwareHost,
     MirrorHost,
     MirrorPrototypeHost,
+    SnpKvmHost,
     HostileHypervisorHost,
     QemuMigrationHost,
     QemuMigration2021Host,

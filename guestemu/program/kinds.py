@@ -85,6 +85,8 @@ class OpKind(enum.IntEnum):
     PAGE_ACCEPT = 91
     PENDING_EVENT = 92
     FAIL_ACCEPT = 93
+    PSC = 100
+    HYPERVISOR_LIE = 101
 
 
 def new_kind(name: str, number: int) -> OpKind:

@@ -205,6 +205,28 @@ _SPECS: Final[dict[OpKind, OpSpec]] = {
         "flip the C-bit of the page's 4 KiB entry with INVLPG and tell nobody",
         has_page=True,
     ),
+    OpKind.PSC: OpSpec(
+        "psc",
+        (
+            _a("entries", Argument.SMALL, 1),
+            _a("entry", Argument.U64, 2 << 52),
+            _a("header", Argument.U64),
+            _a("scratch", Argument.U64),
+            _a("length", Argument.U64, 2032),
+        ),
+        "an SNP guest's page-state request made by hand: entries of the frames from the page on "
+        "with the bits of entry, a header with the bits of header inverted, the buffer at its "
+        "place in the GHCB plus scratch, length in SW_EXITINFO2; gives SW_EXITINFO2",
+        has_page=True,
+        gives=Gives.DATA,
+    ),
+    OpKind.HYPERVISOR_LIE: OpSpec(
+        "hypervisor_lie",
+        (_a("lie", Argument.SMALL),),
+        "from now on an SNP guest's hypervisor lies: number lie of `guestemu hosts "
+        "hostile-hypervisor`",
+        is_fault=True,
+    ),
     **carried_out_by_the_host(HOST_SPECS),
     **with_results(MIGRATION_SPECS),
     **carried_out_by_the_host(MIRROR_SPECS),

@@ -14,13 +14,15 @@ from code that makes them by hand.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import msgspec
 
 from guestemu.abi import ghcb as abi
-from guestemu.abi.addresses import PAGE_MASK, PAGE_SIZE, U32_MASK, Gpa
+from guestemu.abi.addresses import PAGE_MASK, PAGE_SIZE, U32_MASK, U64_MASK, Gpa
+from guestemu.abi.errno import ENOSYS
 from guestemu.abi.errors import InputError
 from guestemu.abi.msrs import (
     MSR_AMD64_SEV_ES_GHCB,
@@ -30,6 +32,7 @@ from guestemu.abi.msrs import (
 )
 from guestemu.events.log import EventLog
 from guestemu.events.snp import GhcbRequest, MsrRequest
+from guestemu.guest.base import CallOutcome
 from guestemu.guest.linux.ghcb_vcpu import GhcbVcpu
 from guestemu.guest.linux.snp import Snp
 from guestemu.machine import ghcb
@@ -46,7 +49,16 @@ from guestemu.machine.exits import (
 from guestemu.machine.ghcb import GhcbPage
 from guestemu.machine.machine import Machine
 from guestemu.machine.psc_lies import Lie, PscRequest
-from guestemu.machine.snp_psc import OLDEST_FIXED, Malformed, PscKernel, RunFails, psc_kernel
+from guestemu.machine.snp_psc import (
+    OLDEST_FIXED,
+    Malformed,
+    PscDefect,
+    PscEntry,
+    PscKernel,
+    RunFails,
+    decode_entry,
+    psc_kernel,
+)
 from guestemu.machine.vcpu import Vcpu
 
 _SYNCED: Final = ("rax", "rbx", "rcx", "rdx")
@@ -93,6 +105,8 @@ class SevEs:
         self._registered = _NOWHERE
         self.kernel = psc_kernel(OLDEST_FIXED)
         self.lie: Lie | None = None
+        self._honest: tuple[Lie | None] | tuple[()] = ()
+        self.asked: tuple[PscEntry, ...] = ()
         self._requests = 0
         self._base = (_NOWHERE, 0)
         self._msrs.platform[MSR_AMD64_SEV_ES_GHCB] = 0
@@ -118,6 +132,13 @@ class SevEs:
         if self.snp is not None:
             self.snp.psc.kernel = kernel
 
+    def use(self, kernel: PscKernel, repaired: frozenset[str]) -> None:
+        """The KVM below, without the defects that are `repaired` (values of `PscDefect`)."""
+        self.kernel = kernel
+        if self.snp is not None:
+            known = frozenset(defect for defect in PscDefect if defect.value in repaired)
+            self.snp.psc.repaired = known
+
     # State ------------------------------------------------------------------------------------
 
     def save(self) -> EsState:
@@ -135,6 +156,51 @@ class SevEs:
         self._registered = gpa
         self._msrs.platform[MSR_AMD64_SEV_ES_GHCB] = gpa
 
+    def lie_until_reset(self, lie: Lie) -> None:
+        """The hypervisor lies until the next rollback."""
+        self._honest = (self.lie,)
+        self.lie = lie
+
+    def request_by_hand(
+        self, words: Sequence[int], header: int, scratch: int, length: int
+    ) -> CallOutcome:
+        """SVM_VMGEXIT_PSC with these entries, as code would make it that is not the kernel's; the
+        value is SW_EXITINFO2."""
+        ram, gpa = self._machine.ram, self._registered
+        handler = self._machine.hooks.handler
+        if self.snp is None or handler is None or gpa == _NOWHERE:
+            return CallOutcome(-ENOSYS)
+        at = gpa + abi.GHCB_SHARED_BUFFER + scratch & U64_MASK
+        right = max(len(words) - 1, 0) << 16
+        data = struct.pack(f"<Q{len(words)}Q", (header ^ right) & U64_MASK, *words)
+        room = ram.frames * PAGE_SIZE - at
+        if room > 0:
+            ram.write(Gpa(at), data[:room], private=False)
+        self.asked = tuple(self._entries_at(at))
+        page = GhcbPage(ram, Gpa(gpa))
+        page.clear_valid()
+        for field, value in (
+            (ghcb.EXIT_CODE, abi.EXIT_PSC),
+            (ghcb.EXIT_INFO_1, 0),
+            (ghcb.EXIT_INFO_2, length),
+            (ghcb.SCRATCH, at),
+        ):
+            page.set(field, value)
+        page.store()
+        try:
+            self._page_request(GhcbPage(ram, Gpa(gpa)), handler)
+        except RunFails as failed:
+            return CallOutcome(None, RunFailed(f"KVM_RUN fails: {failed}", 0))
+        return CallOutcome(GhcbPage(ram, Gpa(gpa)).value(ghcb.EXIT_INFO_2))
+
+    def _entries_at(self, at: int) -> Iterator[PscEntry]:
+        """All that KVM could take for entries of a buffer at `at`."""
+        ram = self._machine.ram
+        room = min(abi.PSC_MAX_COUNT, (ram.frames * PAGE_SIZE - at) // 8 - 1)
+        if room > 0:
+            data = ram.read(Gpa(at + 8), 8 * room, private=False)
+            yield from map(decode_entry, struct.unpack(f"<{room}Q", data))
+
     def checkpoint(self) -> None:
         """See `Device`."""
         self._base = (self._registered, self._msrs.platform[MSR_AMD64_SEV_ES_GHCB])
@@ -142,6 +208,10 @@ class SevEs:
     def rollback(self) -> None:
         """See `Device`; the log of events starts anew."""
         self._requests = 0
+        self.asked = ()
+        if self._honest:
+            (self.lie,) = self._honest
+            self._honest = ()
         self._registered, self._msrs.platform[MSR_AMD64_SEV_ES_GHCB] = self._base
         self.events.clear()
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, Gpa, Gva
+from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, U64_MASK, Gpa, Gva
 from guestemu.abi.errno import EFAULT, ENOSYS
 from guestemu.abi.regions import Instruction, Region
 from guestemu.abi.x86 import PTE_PRESENT, PTE_PSE, Mode
 from guestemu.guest.base import CallOutcome, Guest, RawRegisters
 from guestemu.guest.linux.calls import KernelCalls
 from guestemu.guest.linux.dma import KernelDma
+from guestemu.guest.linux.es import SevEs
 from guestemu.guest.linux.prepare import Prepared, page_table_root
 from guestemu.guest.linux.recorder import joined
 from guestemu.guest.stubs import RawStubs
@@ -103,22 +104,43 @@ class LinuxGuest(Guest):
             self.machine.engine.flush_blocks()
 
     @property
+    def snp(self) -> SevEs | None:
+        """KVM and the hardware below an SNP guest."""
+        sev = self.platform.sev
+        return None if sev is None or sev.snp is None else sev
+
+    @property
     def rmp(self) -> Rmp | None:
         """The reverse map table of an SNP guest."""
         sev = self.platform.sev
         return None if sev is None or sev.snp is None else sev.snp.rmp
 
-    def use_kvm(self, kernel: str) -> None:
+    def use_kvm(self, kernel: str, repaired: frozenset[str] = frozenset()) -> None:
         """See `Guest`. A KVM that is too old for SNP is taken for 6.12's."""
-        super().use_kvm(kernel)
+        super().use_kvm(kernel, repaired)
         if self.platform.sev is not None:
-            self.platform.sev.kernel = psc_kernel(kernel)
+            self.platform.sev.use(psc_kernel(kernel), repaired)
 
     def use_lie(self, name: str) -> None:
         """See `Guest`."""
         super().use_lie(name)
         if self.platform.sev is not None:
             self.platform.sev.lie = LIES.get(name)
+
+    def lie_until_reset(self, name: str) -> None:
+        """See `Guest`."""
+        if self.platform.sev is not None:
+            self.platform.sev.lie_until_reset(LIES[name])
+
+    def raw_psc(
+        self, gfn: int, entries: int, entry: int, header: int, scratch: int, length: int
+    ) -> CallOutcome:
+        """See `Guest`."""
+        sev = self.platform.sev
+        if sev is None or sev.snp is None:
+            return CallOutcome(-ENOSYS)
+        words = [(gfn + index << PAGE_SHIFT) ^ entry & U64_MASK for index in range(entries)]
+        return sev.request_by_hand(words, header, scratch, length)
 
     def location(self, rip: int) -> str:
         """Kernel function and offset; where a call used up its budget, the function that loops."""

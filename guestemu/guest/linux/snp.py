@@ -103,6 +103,7 @@ class Snp:
 
     def rollback(self) -> None:
         """See `Device`."""
+        self.psc.out_of_bounds.clear()
         attributes, stash = self._base
         if self.attributes != attributes:
             self.attributes[:] = attributes

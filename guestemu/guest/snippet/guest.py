@@ -13,7 +13,16 @@ from typing import Final
 
 from bitarray import bitarray
 
-from guestemu.abi.addresses import PAGE_SIZE, PMD_SIZE, PUD_SIZE, Gpa, Gva, to_signed
+from guestemu.abi.addresses import (
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    PMD_SIZE,
+    PUD_SIZE,
+    U64_MASK,
+    Gpa,
+    Gva,
+    to_signed,
+)
 from guestemu.abi.cpuid import (
     KVM_FEATURE_HC_MAP_GPA_RANGE,
     KVM_FEATURE_MIGRATION_CONTROL,
@@ -223,22 +232,43 @@ class SnippetGuest(Guest):
     # Running ----------------------------------------------------------------------------------
 
     @property
+    def snp(self) -> SevEs | None:
+        """KVM and the hardware below an SNP guest."""
+        sev = self.sev
+        return None if sev is None or sev.snp is None else sev
+
+    @property
     def rmp(self) -> Rmp | None:
         """The reverse map table of an SNP guest."""
         sev = self.sev
         return None if sev is None or sev.snp is None else sev.snp.rmp
 
-    def use_kvm(self, kernel: str) -> None:
+    def use_kvm(self, kernel: str, repaired: frozenset[str] = frozenset()) -> None:
         """See `Guest`."""
-        super().use_kvm(kernel)
+        super().use_kvm(kernel, repaired)
         if self.sev is not None:
-            self.sev.kernel = psc_kernel(kernel)
+            self.sev.use(psc_kernel(kernel), repaired)
 
     def use_lie(self, name: str) -> None:
         """See `Guest`."""
         super().use_lie(name)
         if self.sev is not None:
             self.sev.lie = LIES.get(name)
+
+    def lie_until_reset(self, name: str) -> None:
+        """See `Guest`."""
+        if self.sev is not None:
+            self.sev.lie_until_reset(LIES[name])
+
+    def raw_psc(
+        self, gfn: int, entries: int, entry: int, header: int, scratch: int, length: int
+    ) -> CallOutcome:
+        """See `Guest`."""
+        sev = self.sev
+        if sev is None or sev.snp is None:
+            return CallOutcome(-ENOSYS)
+        words = [(gfn + index << PAGE_SHIFT) ^ entry & U64_MASK for index in range(entries)]
+        return sev.request_by_hand(words, header, scratch, length)
 
     def reset(self) -> None:
         """Back to the state after boot."""

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""KVM keeps to a hostile guest's page-state request: it stays within its own memory, and user space
+is asked for no frame that is in no entry (N12, N13)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import ClassVar, Protocol, runtime_checkable
+
+from guestemu.abi.addresses import PAGE_SHIFT
+from guestemu.checks.base import OpView, Oracle, Violation
+from guestemu.events.exits import MapGpaRangeExit
+from guestemu.guest.linux.es import SevEs
+from guestemu.program.ops import OpKind
+
+OUT_OF_BOUNDS = "psc-bounds"
+UNASKED = "psc-unasked"
+
+
+@runtime_checkable
+class IsSnpGuest(Protocol):
+    """A guest that may run under SNP."""
+
+    @property
+    def snp(self) -> SevEs | None:
+        """KVM and the hardware below it; None for a guest without SNP."""
+
+
+class PscCheck(Oracle):
+    """KVM stays within the guest's request: in memory, and in the frames that it has changed."""
+
+    name = "psc"
+    kinds: frozenset[OpKind] | None = frozenset({OpKind.PSC})
+
+    explanations: ClassVar[Mapping[str, str]] = {
+        OUT_OF_BOUNDS: "A guest reads and writes the host kernel's heap.",
+        UNASKED: "A frame changes its state, and the guest believes that another one did.",
+    }
+
+    def after(self, view: OpView) -> Iterable[Violation]:
+        """See the class."""
+        guest = view.guest
+        sev = guest.snp if isinstance(guest, IsSnpGuest) else None
+        if sev is None or sev.snp is None:
+            return
+        outside = sev.snp.psc.out_of_bounds
+        if outside:
+            access = outside[0]
+            what = "wrote" if access.is_write else "read"
+            message = f"KVM {what} at {access.offset:#x}, behind its copy of the buffer"
+            yield Violation(OUT_OF_BOUNDS, view.index, message, "N12")
+            outside.clear()
+        for record in view.exits:
+            if not isinstance(record, MapGpaRangeExit):
+                continue
+            first, pages = record.args[0] >> PAGE_SHIFT, record.args[1]
+            for gfn in (first, first + pages - 1):
+                if not any(entry.gfn <= gfn < entry.gfn + entry.pages for entry in sev.asked):
+                    message = f"user space was asked for frame {gfn:#x}, which no entry names"
+                    yield Violation(UNASKED, view.index, message, "N13")
+                    return
