@@ -57,6 +57,14 @@ def test_every_event_comes_back_from_its_json_lines(kind: type[Event]) -> None:
     assert op == 3
 
 
+def test_every_kind_is_in_the_description_of_traces() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "program-format.md").read_text()
+    traces = page[page.index("## Traces") :]
+    for name in event_kinds():
+        if not name.startswith("test-"):
+            assert f"`{name}`" in traces, name
+
+
 def test_a_refused_exit_and_a_signed_answer_come_back() -> None:
     events = [
         HypercallExit(12, (1, 2, 3, 4), 2**64 - 22, 7, 3, False),
