@@ -18,7 +18,7 @@ from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
 from guestemu.campaign.features import feature
 from guestemu.checks.base import OpView
 from guestemu.events.base import TABLE_WRITES, Event, kind_of
-from guestemu.events.exits import AnsweredExit, HypercallExit, RdmsrExit, WrmsrExit
+from guestemu.events.exits import AnsweredExit
 
 _WORD: Final = 63
 _NEAR: Final = {0: 1, 1: 2, _WORD: 3}
@@ -44,16 +44,16 @@ def _of_range(record: AnsweredExit, frames: int) -> int:
 
 
 def _of_exit(record: AnsweredExit, frames: int) -> tuple[int, int]:
-    if isinstance(record, HypercallExit):
+    if record.is_hypercall:
         if record.nr != KVM_HC_MAP_GPA_RANGE:
             return feature(_NUMBER, record.nr.bit_length()), 0
         return _of_range(record, frames), feature(_LENGTH, record.args[1].bit_length())
-    if not isinstance(record, RdmsrExit | WrmsrExit):
+    if not (record.is_rdmsr or record.is_wrmsr):
         return feature(_OTHER_EXIT, _of_event(record)), 0
     distance = record.nr - MSR_KVM_MIGRATION_CONTROL
     value = record.args[0] if record.args else 0
     near = distance if -_FAR < distance < _FAR else _FAR
-    is_write = isinstance(record, WrmsrExit)
+    is_write = record.is_wrmsr
     return feature(_MSR, is_write, near, value.bit_length(), value & 1), 0
 
 
@@ -71,7 +71,7 @@ def _class_of(value: object) -> int:
 
 def _of_conversion(view: OpView, asked: int) -> tuple[int, int]:
     """Pages told to the host against pages asked for, and the blocks that it took."""
-    told = sum([record.args[1] for record in view.exits if isinstance(record, HypercallExit)])
+    told = sum([record.args[1] for record in view.exits if record.is_hypercall])
     missing = asked - told
     left = view.guest.machine.hooks.watch.left
     used = max(view.guest.budget - left, 0)

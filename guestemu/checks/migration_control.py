@@ -14,7 +14,7 @@ from typing import ClassVar, Final
 from guestemu.abi.msrs import KVM_MIGRATION_READY, MSR_KVM_MIGRATION_CONTROL
 from guestemu.checks.base import PAGE_ENC_CONTRACTS, OpView, Oracle, Violation
 from guestemu.events.base import kind_of
-from guestemu.events.exits import AnsweredExit, HypercallExit, RdmsrExit
+from guestemu.events.exits import AnsweredExit
 from guestemu.host.base import Host
 from guestemu.program.ops import OpKind
 
@@ -53,11 +53,11 @@ class MigrationControlCheck(Oracle):
         host = view.host
         if not exits or not host.contract_state or not host.serves_migration_control:
             return ()
-        if isinstance(exits[-1], HypercallExit) and len(exits) == 1:
+        if exits[-1].is_hypercall and len(exits) == 1:
             return ()
         latch = int(view.ready_before)
         for record in exits:
-            if isinstance(record, HypercallExit) or record.nr != MSR_KVM_MIGRATION_CONTROL:
+            if record.is_hypercall or record.nr != MSR_KVM_MIGRATION_CONTROL:
                 continue
             latch, problem, fact = self._judge(view, record, latch)
             if problem:
@@ -83,7 +83,7 @@ class MigrationControlCheck(Oracle):
                 "" if ret is None else f"{kind_of(record)} went through a user space error",
                 "",
             )
-        if isinstance(record, RdmsrExit):
+        if record.is_rdmsr:
             problem = "" if ret == latch else f"rdmsr gave {ret}, the last value written is {latch}"
             return latch, problem, "K5-c, K5-e"
         value = record.args[0]

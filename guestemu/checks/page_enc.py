@@ -18,7 +18,7 @@ from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, U32_MASK, U64_MASK, to
 from guestemu.abi.errno import EINVAL, ENOMEM
 from guestemu.abi.hypercalls import KVM_EPERM, KVM_HC_PAGE_ENC_STATUS, KVM_HC_PAGE_ENC_STATUS_2019
 from guestemu.checks.base import OpView, Oracle, Violation
-from guestemu.events.exits import AnsweredExit, HypercallExit
+from guestemu.events.exits import AnsweredExit
 from guestemu.host.base import Host
 from guestemu.program.ops import OpKind
 
@@ -38,7 +38,7 @@ _ACCEPTED: Final = frozenset({0, 1, -1})
 def _call_of(record: AnsweredExit, number: int) -> tuple[int, int, int] | None:
     """GPA, pages and enc of a status hypercall in the width of the caller's mode."""
     mask = U64_MASK if record.is_64bit else U32_MASK
-    if not isinstance(record, HypercallExit) or record.nr & mask != number or record.ret is None:
+    if not record.is_hypercall or record.nr & mask != number or record.ret is None:
         return None
     return record.args[0] & mask, record.args[1] & mask, record.args[2] & mask
 

@@ -17,12 +17,12 @@ from bitarray import bitarray
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, U32_MASK, U64_MASK
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
 from guestemu.checks.base import PAGE_ENC_CONTRACTS, OpView, Oracle, Violation
-from guestemu.events.exits import HypercallExit
+from guestemu.events.exits import AnsweredExit
 from guestemu.host.base import Host
 from guestemu.program.ops import OpKind
 
 
-def _reaches_user_space(record: HypercallExit) -> tuple[int, int] | None:
+def _reaches_user_space(record: AnsweredExit) -> tuple[int, int] | None:
     """First frame and page count of a notification that K3-c lets through to user space."""
     mask = U64_MASK if record.is_64bit else U32_MASK
     gpa, pages = record.args[0] & mask, record.args[1] & mask
@@ -70,7 +70,7 @@ class RecordCheck(Oracle):
         expected: bitarray | None = None
         left = view.injected[1]
         for record in view.exits:
-            if not isinstance(record, HypercallExit):
+            if not record.is_hypercall:
                 continue
             place = _reaches_user_space(record)
             if place is None:

@@ -24,7 +24,7 @@ from guestemu.abi.hypercalls import (
     KVM_HC_VAPIC_POLL_IRQ,
 )
 from guestemu.checks.base import PAGE_ENC_CONTRACTS, OpView, Oracle, Violation
-from guestemu.events.exits import AnsweredExit, HypercallExit
+from guestemu.events.exits import AnsweredExit
 from guestemu.host.base import Host
 from guestemu.program.ops import OpKind
 
@@ -62,7 +62,7 @@ class Reference:
         """Ordered answers that no exit has used up yet."""
         return self._left
 
-    def answer(self, record: HypercallExit) -> int | None:
+    def answer(self, record: AnsweredExit) -> int | None:
         """The RAX for a hypercall; None where the contract leaves it open."""
         nr, a0, a1 = record.nr, record.args[0], record.args[1]
         mask = U64_MASK
@@ -96,7 +96,7 @@ def answers_left(injected: int, count: int, records: Iterable[AnsweredExit]) -> 
     space uses one up (K3-c step 7)."""
     reference = Reference(injected, count)
     for record in records:
-        if isinstance(record, HypercallExit):
+        if record.is_hypercall:
             reference.answer(record)
     return reference.left
 
@@ -136,7 +136,7 @@ class ResultCheck(Oracle):
         reference = Reference(*view.injected, frames=len(view.host_before))
         for record in view.exits:
             ret = record.ret
-            if ret is None or not isinstance(record, HypercallExit):
+            if ret is None or not record.is_hypercall:
                 continue
             expected = reference.answer(record)
             if expected is not None and ret & U64_MASK != expected:
