@@ -83,7 +83,6 @@ CAMPAIGN: Final[Mapping[str, str]] = {
 
 LONG: Final[Mapping[str, str]] = {
     "claims": "claims",
-    "ledger-all": "ledger",
     "bench": "bench --only execution --rounds 1",
     "zoo-run": "zoo run M1 M2 --seeds 1 --engine random",
     "kernel-info": "kernel info --image 6.1",

@@ -52,6 +52,8 @@ def test_wording_and_measures_are_not_compared_but_numbers_and_names_are() -> No
 @pytest.mark.soak
 @pytest.mark.parametrize("name", LONG)
 def test_a_long_verb_prints_what_it_did(name: str, tmp_path: Path) -> None:
+    if not (HERE / f"{name}.json").exists():
+        pytest.skip(f"no golden file: python tests/goldens/golden_outputs.py {name}")
     expected = golden(name)
     found = output(name, LONG[name], tmp_path)
     if name in _NEEDS_KERNEL and isinstance(found, dict) and found["status"] in {2, 3}:
