@@ -17,7 +17,7 @@ install: $(STAMP)
 
 # The C that runs in the user's process is compiled by the installation (hatch_build.py). Where
 # neither a compiler is nor one can be downloaded, Python does its work.
-NATIVE := $(wildcard guestemu/machine/native/*.[ch] guestemu/campaign/*/*.[ch]) \
+NATIVE := $(wildcard guestemu/*/native/*.[ch] guestemu/campaign/*/*.[ch]) \
 	guestemu/native/build.py
 
 $(STAMP): pyproject.toml $(CONSTRAINTS) hatch_build.py $(NATIVE)
