@@ -105,7 +105,7 @@ class ExitRecorder:
             return answer
 
         self._chunks = 0
-        return tdx_map_gpa(self.kvm, gpa, size, bit, ask, vcpu, self._has_event)
+        return tdx_map_gpa(self.kvm, gpa, size, bit, ask, vcpu=vcpu, has_event=self._has_event)
 
     def _has_event(self) -> bool:
         """One was ordered, or the timer has ticked, as it does in a long call."""

@@ -81,7 +81,9 @@ def command(
         loaded = load(program, Overrides(guest, first, sev, cbit, memory, tuple(fault or ())))
         return _lockstep.command(loaded, host, trace, as_json)
     allowed = tuple(plugins or ())
-    loaded = load(program, Overrides(guest, host, sev, cbit, memory, tuple(fault or ()), allowed))
+    loaded = load(
+        program, Overrides(guest, host, sev, cbit, memory, tuple(fault or ()), plugins=allowed)
+    )
     run = run_program(loaded, limit)
     events = list(events_of(run))
     if trace is not None:

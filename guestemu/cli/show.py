@@ -64,7 +64,9 @@ def command(
     from guestemu.trace.shown import show_program
 
     allowed = tuple(plugins or ())
-    loaded = load(program, Overrides(guest, host, sev, cbit, memory, tuple(fault or ()), allowed))
+    loaded = load(
+        program, Overrides(guest, host, sev, cbit, memory, tuple(fault or ()), plugins=allowed)
+    )
     run, shown = show_program(loaded, depth, instructions)
     if as_json:
         console.emit_json({"ops": [_object(run, index, op) for index, op in enumerate(shown)]})
