@@ -129,11 +129,14 @@ class Testbed:
 
     def watch(self, *extra: Check) -> None:
         """Asks `extra` after every operation, besides the others."""
-        checks = (*self._checks, *extra)
-        self._after = {
-            kind: tuple(one.after for one in checks if one.kinds is None or kind in one.kinds)
-            for kind in OpKind
-        }
+        self._asked = (*self._checks, *extra)
+        self._after: dict[OpKind, tuple[Callable[[OpView], Iterable[Violation]], ...]] = {}
+
+    def _checks_of(self, kind: OpKind) -> tuple[Callable[[OpView], Iterable[Violation]], ...]:
+        """What is asked after an operation of `kind`; found out at its first one."""
+        checks = tuple(one.after for one in self._asked if one.kinds is None or kind in one.kinds)
+        self._after[kind] = checks
+        return checks
 
     def move_to(self, guest: Guest, host: Host) -> None:
         """The next operations run on `guest` over `host`; answers still ordered stay ordered."""
@@ -227,7 +230,7 @@ class Testbed:
             view.free_frames = self.guest.free_frames()
         if results is not None:
             results.append(OpResult(op, outcome, tuple(view.events)))
-        for after in self._after[kind]:
+        for after in self._after.get(kind) or self._checks_of(kind):
             found = after(view)
             if found:
                 violations.extend(found)

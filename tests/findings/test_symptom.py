@@ -13,6 +13,7 @@ from guestemu.checks.results import CONTRACT
 from guestemu.events.exits import AnsweredExit, HypercallExit, RdmsrExit, WrmsrExit
 from guestemu.findings.symptom import (
     ACCEPTED,
+    LATE_RULES,
     MIXED,
     Symptom,
     is_convincing,
@@ -183,3 +184,18 @@ def test_a_call_that_a_rule_refuses_is_named_by_the_rule() -> None:
 )
 def test_a_message_without_what_varies(message, plain) -> None:
     assert plain_message(Violation("x", 0, message)) == plain
+
+
+def test_rules_about_the_range() -> None:
+    """Those by which a refused call clears no code."""
+    assert {"accepted", "alignment", "empty range", "wrap"} == LATE_RULES
+
+
+@pytest.mark.parametrize("value", ["0x10000000000000000", "0x100000000"])
+def test_a_power_of_two_is_no_error(value) -> None:
+    assert plain_message(Violation("x", 0, f"answered {value}")) == "answered #"
+
+
+def test_minus_one_is_an_error() -> None:
+    for value in ("0xffffffffffffffff", "0xffffffff"):
+        assert plain_message(Violation("x", 0, f"answered {value}")) == "answered -1"

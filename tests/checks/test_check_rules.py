@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Rules of checks at their borders, on operations written by hand."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from bitarray import bitarray
+
+from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL as CONTROL
+from guestemu.checks.free import FreePagesCheck
+from guestemu.checks.migration_control import MigrationControlCheck
+from guestemu.checks.progress import ProgressCheck
+from guestemu.checks.ready import ReadyCheck
+from guestemu.events.exits import HypercallExit, RdmsrExit, WrmsrExit
+from guestemu.machine.exits import Shutdown
+from guestemu.program.ops import Op, OpKind
+
+WRITE = Op(OpKind.WRMSR, (CONTROL, 1))
+READ = Op(OpKind.RDMSR, (CONTROL,))
+PLATFORM = Op(OpKind.INIT_PLATFORM, (0,))
+NOTIFY = HypercallExit(12, (0, 1, 0, 0), 0, 0)
+REFUSED = HypercallExit(12, (0, 1, 0, 0), (1 << 64) - 22, 0)
+
+
+def wrmsr(value: int, ret: int | None) -> WrmsrExit:
+    return WrmsrExit(CONTROL, (value,), ret, 0)
+
+
+def rdmsr(ret: int | None) -> RdmsrExit:
+    return RdmsrExit(CONTROL, (), ret, 0)
+
+
+def view(op: Op, *exits, before=False, after=False, index=1, end=None, wrong=0):
+    host_map = bitarray("1") * 8
+    host_map[:wrong] = 0
+    host = SimpleNamespace(
+        contract_state=True,
+        serves_migration_control=True,
+        migration_ready=after,
+        private_map=lambda: host_map,
+        lie=False,
+    )
+    leaf_map = SimpleNamespace(private=bitarray("1") * 8)
+    return SimpleNamespace(
+        index=index,
+        op=op,
+        exits=list(exits),
+        host=host,
+        guest=SimpleNamespace(leaf_map=leaf_map),
+        ready_before=before,
+        outcome=SimpleNamespace(end=end),
+        injected=(0, 0),
+    )
+
+
+def at_level(op: Op, cpl: int) -> Op:
+    return Op(op.kind, op.arguments, cpl=cpl)
+
+
+@pytest.mark.parametrize(
+    ("seen", "is_right"),
+    [
+        (view(WRITE, wrmsr(1, 1), after=True), True),
+        (view(WRITE, wrmsr(1, 1), after=False), False),
+        (view(WRITE, wrmsr(0, 0), before=True, after=True), False),
+        (view(WRITE, wrmsr(2, None)), True),
+        (view(WRITE, wrmsr(2, 2)), False),
+        (view(WRITE, wrmsr(1, None)), False),
+        (view(READ, rdmsr(0)), True),
+        (view(READ, rdmsr(1)), False),
+        (view(READ, rdmsr(1), before=True, after=True), True),
+        (view(at_level(WRITE, 3), wrmsr(1, None)), True),
+        (view(at_level(WRITE, 3), wrmsr(0, 0)), False),
+        (view(at_level(READ, 3), rdmsr(None)), True),
+        (view(at_level(READ, 3), rdmsr(0)), False),
+        (view(at_level(PLATFORM, 3), wrmsr(1, 1), after=True), True),
+        (view(PLATFORM, wrmsr(2, 2), NOTIFY), False),
+        (view(PLATFORM, NOTIFY, NOTIFY, after=True), False),
+        (view(PLATFORM, NOTIFY, after=True), True),
+        (view(PLATFORM, after=True), True),
+    ],
+)
+def test_migration_control(seen, is_right) -> None:
+    assert bool(MigrationControlCheck().after(seen)) is not is_right
+
+
+def test_migration_control_says_which_way_the_host_is_wrong() -> None:
+    (allows,) = MigrationControlCheck().after(view(PLATFORM, NOTIFY, wrmsr(0, 0), after=True))
+    assert "the host allows migration while the last value written is 0" in allows.message
+    (refuses,) = MigrationControlCheck().after(view(PLATFORM, NOTIFY, wrmsr(1, 1)))
+    assert "the host does not allow migration" in refuses.message
+
+
+def test_an_ordered_failure_is_used_up() -> None:
+    check = MigrationControlCheck()
+    order = Op(OpKind.FAIL_MSR, (1, 0))
+    refused = view(WRITE, wrmsr(1, None))
+    assert not check.after(view(order, index=0))
+    assert not check.after(refused)
+    assert check.after(refused)
+    check.after(view(order, index=0))
+    assert check.after(view(WRITE, wrmsr(1, 1), after=True)), "it was to fail"
+    check.after(view(order, index=0))
+    assert check.after(view(WRITE, wrmsr(1, None), index=0)), "of another program"
+
+
+def test_ready_is_judged_when_the_latch_goes_up() -> None:
+    check = ReadyCheck()
+    assert check.after(view(PLATFORM, after=True, wrong=1))
+    assert not check.after(view(PLATFORM, after=True))
+    assert not check.after(view(PLATFORM, before=True, after=True, wrong=1))
+    assert not check.after(view(PLATFORM, wrong=1))
+    assert not check.after(view(WRITE, after=True, wrong=1))
+
+
+def test_a_shutdown_is_one_whatever_the_host_answered() -> None:
+    end = Shutdown(reason="triple fault", rip=0x1000)
+    for exits in ((), (NOTIFY,), (REFUSED,)):
+        assert ProgressCheck().after(view(PLATFORM, *exits, end=end))
+
+
+def test_free_pages_are_judged_after_both_operations_of_the_allocator() -> None:
+    assert FreePagesCheck.kinds == {OpKind.DMA_ALLOC, OpKind.DMA_FREE}
