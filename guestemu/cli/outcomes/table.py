@@ -54,6 +54,7 @@ def command(
     if as_json:
         console.emit_json({"tables": tables})
     else:
-        console.emit(conversion_table(tables).rstrip())
+        for line in conversion_table(tables).splitlines():
+            console.emit(line)
     first = tables[chosen[0]]
     return EXIT_OK if all(table == first for table in tables.values()) else EXIT_FINDINGS

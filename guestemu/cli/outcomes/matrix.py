@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`guestemu outcomes matrix`: one answer under every guest kind."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from guestemu.cli import _names as names
+from guestemu.cli import console
+from guestemu.cli._options import AsJson
+from guestemu.cli.errors import EXIT_OK
+
+
+def command(
+    guests: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--guest",
+            metavar="GUEST",
+            help="snippet:6.12 or linux:IMAGE; repeatable.  [default: the snippet and the fetched "
+            "kernels]",
+            show_default=False,
+            autocompletion=names.guests,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Run conversions under SEV, SEV-ES, SNP and TDX against one answer.
+
+    Prints what the caller reads, and what page table, host and Secure EPT hold afterwards.
+
+    For example:
+
+      guestemu outcomes matrix --guest snippet:6.12
+
+      guestemu outcomes matrix --guest linux:6.12 --json
+    """
+    from guestemu.cli._step_progress import StepProgress
+    from guestemu.outcomes.guests import chosen_guests
+    from guestemu.outcomes.matrix import KINDS, matrix_page, run_matrix
+
+    chosen = chosen_guests(guests)
+    with StepProgress(len(chosen) * len(KINDS)) as progress:
+        cells = run_matrix(chosen, done=progress.advance)
+    if as_json:
+        console.emit_json({"cells": cells})
+    else:
+        for line in matrix_page(cells).splitlines():
+            console.emit(line)
+    return EXIT_OK

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The same conversions under every guest kind: what is propagated, what is lost, what is left.
+
+One host (the reference user space) answers once with a value of its own and records nothing; what
+KVM and the guest make of that differs by guest kind (C19, C20, C21, T35).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+import msgspec
+
+from guestemu.abi.addresses import PAGE_SHIFT
+from guestemu.abi.errno import EAGAIN, EINVAL
+from guestemu.abi.regions import Region
+from guestemu.guest.base import CallOutcome, Guest
+from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
+from guestemu.outcomes.guests import outcome_guest
+from guestemu.testbed import Testbed
+
+KINDS: Final = ("sev", "es", "snp", "tdx")
+ANSWERS: Final = (0, EINVAL, -EINVAL, EAGAIN)
+_DMA_SIZE: Final = 4096
+_PAGE: Final = 8
+
+
+class MatrixCell(msgspec.Struct, frozen=True, kw_only=True):
+    """One operation under one answer. `result` is what the caller reads, or how the guest ended;
+    `entry` and `host` are "private" or "shared", `module` the page's state in RMP or Secure EPT.
+
+    `is_told`: the caller reads a failure. `is_lost`: entry and host differ and it reads success.
+    """
+
+    guest: str
+    kind: str
+    operation: str
+    answer: int
+    result: str
+    warned: bool
+    entry: str
+    host: str
+    module: str
+    is_told: bool
+    is_lost: bool
+
+
+def _decrypt(guest: Guest) -> CallOutcome:
+    return guest.set_memory_decrypted(guest.gva(Region.D, _PAGE), 1)
+
+
+def _encrypt(guest: Guest) -> CallOutcome:
+    return guest.set_memory_encrypted(guest.gva(Region.D, _PAGE), 1)
+
+
+def _dma(guest: Guest) -> CallOutcome:
+    return guest.dma_alloc_coherent(_DMA_SIZE, True)
+
+
+OPERATIONS: Final[tuple[tuple[str, Callable[[Guest], CallOutcome]], ...]] = (
+    ("set_memory_decrypted", _decrypt),
+    ("set_memory_encrypted", _encrypt),
+    ("dma_alloc_coherent", _dma),
+)
+
+
+def run_matrix(
+    names: Iterable[str],
+    kinds: Sequence[str] = KINDS,
+    done: Callable[[], None] | None = None,
+) -> list[MatrixCell]:
+    """Every cell for the guests `names`; kinds that a guest does not have are left out."""
+    cells = []
+    for name in names:
+        for kind in kinds:
+            if kind == "es" and name.startswith("snippet:"):
+                continue
+            testbed = Testbed(outcome_guest(name, kind), MapGpaRangeHost())
+            cells += [
+                _cell(testbed, name, kind, operation, answer)
+                for operation in OPERATIONS
+                for answer in ANSWERS
+            ]
+            testbed.reset()
+            if done is not None:
+                done()
+    return cells
+
+
+def _cell(
+    testbed: Testbed,
+    name: str,
+    kind: str,
+    operation: tuple[str, Callable[[Guest], CallOutcome]],
+    answer: int,
+) -> MatrixCell:
+    testbed.reset()
+    guest, host = testbed.guest, testbed.host
+    title, call = operation
+    if call is _encrypt:
+        _decrypt(guest)
+    if answer:
+        host.inject_answer(answer, 1)
+    outcome = call(guest)
+    host.inject_answer(0, 0)
+    guest.leaf_map.update(guest.machine.ram.table_writes())
+    value = outcome.value
+    gfn = guest.gpa(Region.D, _PAGE) >> PAGE_SHIFT
+    if call is _dma and value is not None and value > 0:
+        gfn = value >> PAGE_SHIFT
+    entry = bool(guest.leaf_map.private[gfn])
+    at_host = bool(host.private_map()[gfn])
+    is_told = value is None or value < 0
+    return MatrixCell(
+        guest=name,
+        kind=kind,
+        operation=title,
+        answer=answer,
+        result=_result(outcome, call is _dma),
+        warned=bool(outcome.warnings),
+        entry=_word(entry),
+        host=_word(at_host),
+        module=guest.td.sept.describe(gfn) if guest.td is not None else "",
+        is_told=is_told,
+        is_lost=not is_told and entry != at_host,
+    )
+
+
+def _result(outcome: CallOutcome, is_address: bool) -> str:
+    if outcome.value is None:
+        return "the VM ends"
+    return "a buffer" if is_address and outcome.value > 0 else str(outcome.value)
+
+
+def _word(private: bool) -> str:
+    return "private" if private else "shared"
+
+
+def matrix_page(cells: Sequence[MatrixCell]) -> str:
+    """The cells as a table, and the verdicts of C19, C20 and C21 by guest kind."""
+    lines = [
+        "## One answer, four guest kinds",
+        "",
+        "The reference user space answers one exit with `answer` and records nothing. *told*: the "
+        "caller reads a failure. *lost*: it reads success, and entry and host differ.",
+        "",
+        "| guest | kind | operation | answer | result | entry | host | Secure EPT | |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for cell in cells:
+        verdict = "told" if cell.is_told else "**lost**" if cell.is_lost else ""
+        result = f"{cell.result} WARN" if cell.warned else cell.result
+        lines.append(
+            f"| {cell.guest} | {cell.kind} | {cell.operation} | {cell.answer} | {result} | "
+            f"{cell.entry} | {cell.host} | {cell.module} | {verdict} |"
+        )
+    lines.append("")
+    for kind in dict.fromkeys(cell.kind for cell in cells):
+        refused = [cell for cell in cells if cell.kind == kind and cell.answer == EINVAL]
+        lost = sum(cell.is_lost for cell in refused)
+        told = sum(cell.is_told for cell in refused)
+        lines.append(
+            f"{kind}: of {len(refused)} refused operations {told} are told to the caller, {lost} "
+            "lost."
+        )
+    return "\n".join(lines) + "\n"
