@@ -64,6 +64,10 @@ class EndSignals:
         """The command is at its end: no further signal changes that, nor its status."""
         for number in self._before:
             signal.signal(number, signal.SIG_IGN)
+        # CPython notes a KeyboardInterrupt that leaves an exec() of source text, as when a class is
+        # built at import, and at its end kills the process for it although it was caught. The next
+        # exec() of source text takes the note back.
+        exec("")
 
 
 def follow_parent() -> None:

@@ -35,6 +35,9 @@ EXIT_BROKEN_PIPE: Final = 141
 TRACEBACK_VARIABLE: Final = "GUESTEMU_TRACEBACK"
 """Environment variable; set to 1 it shows the traceback of any error."""
 
+_NO_MEMORY: Final = (
+    "not enough memory; use a smaller --memory or fewer --jobs, or raise the limit (ulimit -v)"
+)
 _LACKS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE})
 
 
@@ -64,6 +67,8 @@ def _os_line(error: OSError) -> tuple[int, str]:
     reason = error.strerror or str(error)
     if error.filename is not None:
         return status, f"{os.fsdecode(error.filename)}: {reason}"
+    if error.errno == errno.ENOMEM:
+        return status, _NO_MEMORY
     if status == EXIT_MISSING:
         return status, f"cannot go on: {reason}"
     return EXIT_INTERNAL, f"internal error: {reason}"
@@ -81,7 +86,7 @@ def describe(error: BaseException) -> tuple[int, str]:
         case MissingError():
             return EXIT_MISSING, str(error)
         case MemoryError():
-            return EXIT_MISSING, "not enough memory; use a smaller --memory or fewer --jobs"
+            return EXIT_MISSING, _NO_MEMORY
         case OSError():
             return _os_line(error)
         case UsageProblem():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -267,7 +268,7 @@ def test_a_line_cut_off_does_not_swallow_the_next(tmp_path):
 def on_a_small_disk(script: str, disk: Path, kilobytes: int) -> subprocess.CompletedProcess[str]:
     """Runs a shell script with a file system of its own at `disk`."""
     disk.mkdir()
-    mount = f"mount -t tmpfs -o size={kilobytes}k none {disk}"
+    mount = f"mount -t tmpfs -o size={kilobytes}k none {shlex.quote(str(disk))}"
     if shutil.which("unshare") is None:
         pytest.skip("no unshare here")
     if subprocess.run(["unshare", "-rm", "sh", "-c", mount], check=False).returncode:
@@ -283,11 +284,15 @@ def on_a_small_disk(script: str, disk: Path, kilobytes: int) -> subprocess.Compl
 
 def test_a_full_disk_ends_the_campaign_with_what_it_found(tmp_path):
     disk = tmp_path / "disk"
-    command = (
-        f"{sys.executable} -m guestemu fuzz msr --engine random --seed 1 --json "
-        f"--host {PLANTED}:ReservedBits --workdir {disk}/w; status=$?; "
-        f"cp -r {disk}/w {tmp_path}/saved; exit $status"
+    campaign = shlex.join(
+        [
+            *(sys.executable, "-m", "guestemu", "fuzz", "msr", "--engine", "random"),
+            *("--seed", "1", "--json", "--host", f"{PLANTED}:ReservedBits"),
+            *("--workdir", f"{disk}/w"),
+        ]
     )
+    copy = shlex.join(["cp", "-r", f"{disk}/w", f"{tmp_path}/saved"])
+    command = f"{campaign}; status=$?; {copy}; exit $status"
     done = on_a_small_disk(command, disk, 700)
     assert done.returncode == 2, done.stdout + done.stderr
     last = done.stderr.strip().splitlines()[-1]

@@ -7,6 +7,8 @@ import contextlib
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -156,3 +158,41 @@ def test_campaigns_of_the_zoo_end_with_it(number, tmp_path):
     status, _, errors = end_of(process)
     assert status == 130, errors
     assert not any(map(is_alive, below))
+
+
+def test_an_interrupt_at_an_import_that_builds_a_class_is_130_as_well(tmp_path):
+    """CPython kills a process for it at its end, although it was caught."""
+    (tmp_path / "verbs").mkdir()
+    (tmp_path / "verbs/__init__.py").touch()
+    (tmp_path / "verbs/stop.py").write_text(
+        'def command():\n    """Stops."""\n    exec("raise KeyboardInterrupt")\n'
+    )
+    (tmp_path / "entry.py").write_text(
+        "import sys\nfrom guestemu.cli.main import main\nsys.exit(main(package='verbs'))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "entry", "stop"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 130, done.stderr
+    assert done.stderr == "guestemu: interrupted\n"
+
+
+def test_too_little_memory_is_one_line_and_status_3(tmp_path):
+    program = tmp_path / "one.prog"
+    program.write_text("guestemu-program 1\n---\nhypercall nr=12\n")
+    done = subprocess.run(
+        [
+            *("bash", "-c", 'ulimit -v 1000000; exec "$@"', "-"),
+            *(sys.executable, "-m", "guestemu", "run", str(program)),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.startswith("guestemu: not enough memory")
+    assert done.stderr.count("\n") == 1
