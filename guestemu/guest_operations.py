@@ -136,3 +136,15 @@ def dma_alloc(scene: OpContext, op: Op) -> CallOutcome:
 def dma_free(scene: OpContext, op: Op) -> CallOutcome:
     """dma_free_coherent() of what the slot holds."""
     return scene.slots.free(scene.guest, op)
+
+
+@operation(OpKind.DMA_ALLOC_PAGES)
+def dma_alloc_pages(scene: OpContext, op: Op) -> CallOutcome:
+    """dma_alloc_pages() into a slot."""
+    return scene.slots.alloc_pages(scene.guest, op)
+
+
+@operation(OpKind.DMA_FREE_PAGES)
+def dma_free_pages(scene: OpContext, op: Op) -> CallOutcome:
+    """dma_free_pages() of what the slot holds."""
+    return scene.slots.free_pages(scene.guest, op)

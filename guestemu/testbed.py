@@ -45,7 +45,9 @@ by not returning."""
 _NOTHING: Final = CallOutcome(0)
 _TO_PRIVATE: Final = frozenset({OpKind.SET_MEMORY_ENCRYPTED, OpKind.EARLY_SET_MEMORY_ENCRYPTED})
 _TD_FAULTS: Final = frozenset({OpKind.PENDING_EVENT, OpKind.FAIL_ACCEPT})
-_DMA: Final = frozenset({OpKind.DMA_ALLOC, OpKind.DMA_FREE})
+_DMA: Final = frozenset(
+    {OpKind.DMA_ALLOC, OpKind.DMA_FREE, OpKind.DMA_ALLOC_PAGES, OpKind.DMA_FREE_PAGES}
+)
 _BY_SIZE: Final = frozenset({OpKind.EARLY_SET_MEMORY_ENCRYPTED, OpKind.EARLY_SET_MEMORY_DECRYPTED})
 
 

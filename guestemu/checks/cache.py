@@ -28,7 +28,9 @@ from guestemu.program.ops import Op, OpKind
 CACHE_LOSS: Final = "cache_loss"
 
 _EARLY: Final = frozenset({OpKind.EARLY_SET_MEMORY_ENCRYPTED, OpKind.EARLY_SET_MEMORY_DECRYPTED})
-_DMA: Final = frozenset({OpKind.DMA_ALLOC, OpKind.DMA_FREE})
+_DMA: Final = frozenset(
+    {OpKind.DMA_ALLOC, OpKind.DMA_FREE, OpKind.DMA_ALLOC_PAGES, OpKind.DMA_FREE_PAGES}
+)
 _ONES: Final = b"\1" * PAGE_SIZE
 
 

@@ -16,7 +16,9 @@ class FreePagesCheck(Oracle):
     """Frames in the guest's page allocator are private, in the page tables and for the host."""
 
     name = "free-pages"
-    kinds: frozenset[OpKind] | None = frozenset({OpKind.DMA_ALLOC, OpKind.DMA_FREE})
+    kinds: frozenset[OpKind] | None = frozenset(
+        {OpKind.DMA_ALLOC, OpKind.DMA_FREE, OpKind.DMA_ALLOC_PAGES, OpKind.DMA_FREE_PAGES}
+    )
     explanations: ClassVar[Mapping[str, str]] = {
         "free-pages": (
             "The next owner of the page believes it is private and the host can read it."

@@ -209,6 +209,15 @@ class Guest(ABC):
         """The caller needs the guest no more."""
         self.machine.close()
 
+    def dma_alloc_pages(self, size: int, may_block: bool) -> CallOutcome:
+        """The kernel's function: the value is the buffer's GPA, or -ENOMEM; -ENOSYS where the guest
+        has none."""
+        return CallOutcome(-ENOSYS)
+
+    def dma_free_pages(self, gpa: Gpa) -> CallOutcome:
+        """The kernel's function, for the buffer at `gpa`."""
+        return CallOutcome(-ENOSYS)
+
     @abstractmethod
     def dma_alloc_coherent(self, size: int, may_block: bool) -> CallOutcome:
         """The kernel's function: the value is the buffer's GPA, or -ENOMEM. The first call makes

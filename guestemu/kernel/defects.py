@@ -19,7 +19,7 @@ from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
 from guestemu.abi.regions import Region
 from guestemu.abi.x86 import PTE_ADDRESS_MASK
 from guestemu.events.exits import HypercallExit, WrmsrExit
-from guestemu.guest.linux.dma import GFP_NOWAIT_BITS, KernelDma
+from guestemu.guest.linux.dma import KernelDma
 from guestemu.guest.linux.guest import LinuxGuest
 from guestemu.guest.linux.recorder import BootRecorder
 from guestemu.host.registry import load_host
@@ -223,7 +223,7 @@ def _dma_pool_pages(guest: LinuxGuest) -> Verdict:
     guest.kernel.address("dma_alloc_pages")
     vmemmap = guest.calls.read_u64(guest.kernel.address("vmemmap_base"))
     dma = KernelDma(guest.booted, guest.calls)
-    outcome = dma.alloc_pages(PAGE_SIZE, GFP_NOWAIT_BITS)
+    outcome = dma.struct_page(PAGE_SIZE, may_block=False)
     value = outcome.value or 0
     if not value:
         return Verdict(NOT_SEEN, "no page")

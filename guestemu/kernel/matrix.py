@@ -77,6 +77,13 @@ def _info(image: Path) -> Verdict:
     return Verdict(OK, f"{len(kernel.symbols)} symbols")
 
 
+def _boot_sev(image: Path) -> Verdict:
+    """The guest that the other verbs use, up to rest_init and on to its regions."""
+    guest = guest_of(image)
+    guest.reset()
+    return _announced(KernelLog(guest.kernel, guest.machine.ram), "sev")
+
+
 def _boot(sev: str) -> Callable[[Path], Verdict]:
     def measure(image: Path) -> Verdict:
         kernel = LOADER.kernel(image)
@@ -84,17 +91,19 @@ def _boot(sev: str) -> Callable[[Path], Verdict]:
         try:
             if not isinstance(booted.end, Trap):
                 return Verdict(FAILED, describe_end(booted, "rest_init"))
-            log = KernelLog(kernel, booted.machine.ram)
-            text = "\n".join(record.text for record in log.records())
-            found = _ACTIVE.search(text)
-            active = found[1].strip() if found else "nothing"
-            if _ANNOUNCED[sev] in active.split():
-                return Verdict(OK, active)
-            return Verdict(ABSENT, f"the kernel announces {active}")
+            return _announced(KernelLog(kernel, booted.machine.ram), sev)
         finally:
             booted.machine.close()
 
     return measure
+
+
+def _announced(log: KernelLog, sev: str) -> Verdict:
+    """Whether the kernel says that this kind of encryption is active."""
+    found = _ACTIVE.search("\n".join(record.text for record in log.records()))
+    active = found[1].strip() if found else "nothing"
+    outcome = OK if _ANNOUNCED[sev] in active.split() else ABSENT
+    return Verdict(outcome, f"the kernel announces {active}")
 
 
 def _call(image: Path) -> Verdict:
@@ -149,7 +158,7 @@ def _explore(image: Path) -> Verdict:
 
 VERBS: Final = (
     Verb("info", _info),
-    Verb("boot sev", _boot("sev")),
+    Verb("boot sev", _boot_sev),
     Verb("boot es", _boot("es")),
     Verb("boot snp", _boot("snp")),
     Verb("call", _call),

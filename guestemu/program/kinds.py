@@ -87,6 +87,8 @@ class OpKind(enum.IntEnum):
     FAIL_ACCEPT = 93
     PSC = 100
     HYPERVISOR_LIE = 101
+    DMA_ALLOC_PAGES = 110
+    DMA_FREE_PAGES = 111
 
 
 def new_kind(name: str, number: int) -> OpKind:

@@ -44,6 +44,7 @@ _INVERSES: Final = {
     OpKind.WRITE: OpKind.READ,
     OpKind.READ: OpKind.WRITE,
     OpKind.DMA_ALLOC: OpKind.DMA_FREE,
+    OpKind.DMA_ALLOC_PAGES: OpKind.DMA_FREE_PAGES,
 }
 
 

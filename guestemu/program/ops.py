@@ -159,6 +159,23 @@ _SPECS: Final[dict[OpKind, OpSpec]] = {
         "dma_free_coherent of what the slot holds",
         gives=Gives.RESULT,
     ),
+    OpKind.DMA_ALLOC_PAGES: OpSpec(
+        "dma_alloc_pages",
+        (
+            _a("slot", Argument.SLOT),
+            _a("size", Argument.SIZE, 4096),
+            _a("atomic", Argument.FLAG),
+        ),
+        "dma_alloc_pages(size) into a slot of its own; atomic=1 may not sleep, so the atomic pool "
+        "serves it. A real kernel's: -ENOSYS on a snippet",
+        gives=Gives.RESULT,
+    ),
+    OpKind.DMA_FREE_PAGES: OpSpec(
+        "dma_free_pages",
+        (_a("slot", Argument.SLOT),),
+        "dma_free_pages of what dma_alloc_pages returned for the slot",
+        gives=Gives.RESULT,
+    ),
     OpKind.ANSWER: OpSpec(
         "answer",
         (_a("value", Argument.U64), _a("count", Argument.SMALL, 1)),

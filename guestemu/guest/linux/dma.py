@@ -23,6 +23,7 @@ GFP_NOWAIT_BITS: Final = 0x820
 _GFP_ZERO: Final = 0x100
 _ALL_ONES: Final = (1 << 64) - 1
 _KMALLOC: Final = ("__kmalloc", "__kmalloc_noprof")
+_DMA_BIDIRECTIONAL: Final = 0
 _POOL_INIT: Final = "dma_atomic_pool_init"
 
 
@@ -38,6 +39,7 @@ class KernelDma:
         self._vcpu = booted.machine.current
         self._cbit = booted.machine.pte_cbit
         self._buffers: dict[Gpa, tuple[int, int]] = {}
+        self._pages: dict[Gpa, tuple[int, int]] = {}
         btf = kernel.btf
         zeroed = GFP_KERNEL | _GFP_ZERO
         self.device = calls.must(_KMALLOC, btf.size("device"), zeroed)
@@ -65,13 +67,38 @@ class KernelDma:
         self._buffers[gpa] = (outcome.value, size)
         return CallOutcome(gpa, None, outcome.warnings)
 
-    def alloc_pages(self, size: int, gfp: int) -> CallOutcome:
-        """dma_alloc_pages() of `size` bytes; the value is what the kernel returned, a struct page
-        or 0."""
-        bidirectional = 0
+    def struct_page(self, size: int, may_block: bool) -> CallOutcome:
+        """dma_alloc_pages() of `size` bytes (kernel/dma/mapping.c); the value is what the kernel
+        returned, a struct page or 0."""
+        gfp = GFP_KERNEL if may_block else GFP_NOWAIT_BITS
         return self._calls.call(
-            "dma_alloc_pages", self.device, size, self._handle, bidirectional, gfp
+            "dma_alloc_pages", self.device, size, self._handle, _DMA_BIDIRECTIONAL, gfp
         )
+
+    def alloc_pages(self, size: int, may_block: bool) -> CallOutcome:
+        """As `struct_page`; the value is the buffer's GPA, or -ENOMEM."""
+        outcome = self.struct_page(size, may_block)
+        if outcome.value is None:
+            return outcome
+        if outcome.value == 0:
+            return CallOutcome(-ENOMEM, None, outcome.warnings)
+        gpa = Gpa(self._calls.read_u64(self._handle) & ~self._cbit)
+        self._pages[gpa] = (outcome.value, size)
+        return CallOutcome(gpa, None, outcome.warnings)
+
+    def free_pages(self, gpa: Gpa) -> CallOutcome:
+        """dma_free_pages() with what dma_alloc_pages() returned; 0 also for a buffer that is not
+        allocated."""
+        buffer = self._pages.pop(gpa, None)
+        if buffer is None:
+            return CallOutcome(0)
+        page, size = buffer
+        outcome = self._calls.call(
+            "dma_free_pages", self.device, size, page, gpa, _DMA_BIDIRECTIONAL
+        )
+        if outcome.value is None:
+            return outcome
+        return CallOutcome(0, None, outcome.warnings)
 
     def free(self, gpa: Gpa) -> CallOutcome:
         """dma_free_attrs() of the buffer at `gpa`; 0 also for one that is not allocated."""

@@ -272,6 +272,14 @@ class LinuxGuest(Guest):
         """See `Guest`."""
         return self._coherent().free(gpa)
 
+    def dma_alloc_pages(self, size: int, may_block: bool) -> CallOutcome:
+        """See `Guest`."""
+        return self._coherent().alloc_pages(size, may_block)
+
+    def dma_free_pages(self, gpa: Gpa) -> CallOutcome:
+        """See `Guest`."""
+        return self._coherent().free_pages(gpa)
+
     def _coherent(self) -> KernelDma:
         if self._dma is None:
             self._dma = KernelDma(self.booted, self.calls)
