@@ -7,6 +7,8 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
+from guestemu.abi.addresses import PAGE_SIZE, Gpa
+from guestemu.abi.errno import ENOSYS
 from guestemu.claims.claim import Lab
 from guestemu.claims.coherent_memory import boot_regions
 from guestemu.claims.result import Verdict
@@ -18,7 +20,9 @@ from guestemu.dma.model import ModelRun
 from guestemu.dma.run import DmaRun
 from guestemu.dma.source import open_trace
 from guestemu.program.program import Header
-from guestemu.testbed import build_testbed
+from guestemu.program.text import parse_text
+from guestemu.testbed import build_testbed, run_program
+from tests.linux.conftest import Bench
 
 TRACE = Path(__file__).parents[1] / "data" / "dma-traces" / "linux-6.12-q35-churn.trace"
 EVENTS = 90
@@ -84,3 +88,24 @@ def test_a_kernel_clears_what_it_allocates_and_poisons_what_it_returns(
 def test_c12_is_confirmed(series: str, image_of: Callable[[str], Path]) -> None:
     result = boot_regions(Lab((f"linux:{image_of(series)}",)))
     assert result.verdict is Verdict.CONFIRMED
+
+
+def test_pages_of_the_atomic_pool_come_back(kernel: Bench) -> None:
+    """6.1 and 6.12 return a struct page; 6.18 and 6.19 do not (docs/findings.md)."""
+    guest = kernel.guest
+    for may_block in (True, False):
+        allocated = guest.dma_alloc_pages(PAGE_SIZE, may_block)
+        assert allocated.value is not None
+        assert 0 < allocated.value < MEMORY << 20
+        assert guest.dma_free_pages(Gpa(allocated.value)).value == 0
+        assert guest.dma_free_pages(Gpa(allocated.value)).value == 0
+
+
+def test_a_snippet_has_no_dma_alloc_pages() -> None:
+    program = parse_text(
+        "guestemu-program 1\nguest snippet:6.12\n---\n"
+        "dma_alloc_pages slot=1 size=4096 atomic=1\ndma_free_pages slot=1\n",
+        "program",
+    )
+    allocated, freed = run_program(program).results
+    assert (allocated.outcome.value, freed.outcome.value) == (-ENOSYS, 0)
