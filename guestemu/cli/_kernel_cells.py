@@ -95,9 +95,8 @@ def tell(cells: Sequence[Cell]) -> None:
     )
 
 
-def write_table(path: Path, command: str, cells: Sequence[Cell]) -> None:
+def write_table(path: Path, command: str, cells: Sequence[Cell], rows: Sequence[str]) -> None:
     """Puts the table of `cells` into a Markdown page. Raises `InputError`."""
-    from guestemu.kernel.cells import markdown, update
+    from guestemu.kernel.cells import update
 
-    rows = list(dict.fromkeys(cell.row for cell in cells))
-    update(path, command, markdown(cells, rows))
+    update(path, command, cells, rows)

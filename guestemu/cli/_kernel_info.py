@@ -3,14 +3,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import shlex
 
 import msgspec
 
 from guestemu.cli import console
-
-if TYPE_CHECKING:
-    from guestemu.kernel.describe import Fact
 
 
 class Described(msgspec.Struct, frozen=True):
@@ -23,7 +20,6 @@ class Described(msgspec.Struct, frozen=True):
     digest: str
     config: dict[str, str | None]
     symbols: dict[str, int | None]
-    facts: tuple[Fact, ...]
 
 
 def describe(image: str) -> Described:
@@ -32,7 +28,7 @@ def describe(image: str) -> Described:
     from guestemu.guest.linux.images import find_image
     from guestemu.guest.linux.kernel import load_kernel
     from guestemu.kernel.config import RELEVANT, kernel_config
-    from guestemu.kernel.describe import SYMBOLS, facts_of, upstream_version
+    from guestemu.kernel.describe import SYMBOLS, upstream_version
 
     path = find_image(image)
     kernel = load_kernel(path)
@@ -46,7 +42,6 @@ def describe(image: str) -> Described:
         digest=kernel.digest,
         config={name: config.get(name) for name in RELEVANT} if config else {},
         symbols={name: kernel.symbols.get(name) for name in SYMBOLS},
-        facts=facts_of(kernel, upstream),
     )
 
 
@@ -65,5 +60,5 @@ def tell(found: Described) -> None:
         where = "-" if address is None else f"{address:#x}"
         console.emit(f"{where:<18}  {name}")
     console.emit()
-    for fact in found.facts:
-        console.emit(f"{fact.id:<5} {fact.text}")
+    command = shlex.join(["guestemu", "kernel", "defects", found.path])
+    console.emit(f"how it behaves is measured by running it: {command}")

@@ -110,7 +110,9 @@ def fetch(
 
 @app.command()
 def info(image: Image = "", as_json: AsJson = False) -> None:
-    """Describe a kernel: version, configuration, functions, and the behaviour they imply.
+    """Describe a kernel: version, configuration, functions.
+
+    Nothing is run. `guestemu kernel defects` measures how a kernel behaves.
 
     For example:
 
@@ -328,7 +330,7 @@ Update: TypeAlias = Annotated[
     typer.Option(
         "--update",
         metavar="FILE.md",
-        help="Put the table into this page, in place of the one that is there.",
+        help="Put what was measured into this page's table; its other cells stay.",
         show_default=False,
     ),
 ]
@@ -353,10 +355,13 @@ def defects(
       guestemu kernel defects --json
     """
     from guestemu.cli import _kernel_cells
-    from guestemu.kernel.defects import SEEN
+    from guestemu.kernel.defects import DEFECTS, SEEN
 
     cells = list(_kernel_cells.defects(kernels or [], only or []))
-    return _give(cells, "kernel defects", update, as_json, SEEN)
+    if update is not None:
+        rows = [defect.name for defect in DEFECTS]
+        _kernel_cells.write_table(update, "guestemu kernel defects", cells, rows)
+    return _give(cells, as_json, SEEN)
 
 
 @app.command()
@@ -375,17 +380,19 @@ def matrix(
     """
     from guestemu.cli import _kernel_cells
     from guestemu.kernel.cells import FAILED
+    from guestemu.kernel.matrix import VERBS
 
     cells = list(_kernel_cells.matrix(kernels or [], only or []))
-    return _give(cells, "kernel matrix", update, as_json, FAILED)
+    if update is not None:
+        rows = [verb.name for verb in VERBS]
+        _kernel_cells.write_table(update, "guestemu kernel matrix", cells, rows)
+    return _give(cells, as_json, FAILED)
 
 
-def _give(cells: Sequence[Cell], command: str, update: Path | None, as_json: bool, bad: str) -> int:
+def _give(cells: Sequence[Cell], as_json: bool, bad: str) -> int:
     from guestemu.cli import _kernel_cells
     from guestemu.kernel.cells import FAILED
 
-    if update is not None:
-        _kernel_cells.write_table(update, f"guestemu {command}", cells)
     if as_json:
         console.emit_json({"rows": cells})
     else:

@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.errors import GuestemuError, InputError
+from guestemu.guest.linux.images import version_key
 
 ABSENT: Final = "absent"
 """The kernel does not have what the experiment is about."""
@@ -49,30 +50,44 @@ def judge(experiment: Callable[[], Verdict]) -> Verdict:
     except InputError as error:
         text = str(error)
         is_absent = any(part in text for part in (": no symbol ", ": this kernel has no"))
-        return Verdict(ABSENT if is_absent else FAILED, text.rpartition(": ")[2])
+        reason = text.partition("; ")[0].rpartition(": ")[2] if is_absent else text
+        return Verdict(ABSENT if is_absent else FAILED, reason)
     except GuestemuError as error:
         return Verdict(FAILED, str(error))
 
 
-def markdown(cells: Iterable[Cell], rows: Sequence[str], headings: Sequence[str] = ()) -> list[str]:
-    """A table with a line for each kernel, in the order of `cells`, and a column for each of
-    `rows` (shown as `headings`)."""
-    lines: dict[tuple[str, str], dict[str, str]] = {}
+def markdown(cells: Iterable[Cell], rows: Sequence[str], before: Sequence[str] = ()) -> list[str]:
+    """A table with a line for each kernel, oldest first, and a column for each of `rows`. What the
+    lines of `before`, such a table, say of other kernels and rows is kept."""
+    lines = {line[0]: line for line in map(_parts, before[2:]) if line}
+    head = _parts(before[0])[2:] if len(before) > 2 else []
+    columns = [*rows, *(name for name in head if name not in rows)]
+    table: dict[tuple[str, str], dict[str, str]] = {
+        (kernel, version): dict(zip(head, outcomes, strict=False))
+        for kernel, version, *outcomes in lines.values()
+    }
     for cell in cells:
-        lines.setdefault((cell.kernel, cell.version), {})[cell.row] = cell.outcome
-    head = ["kernel", "version", *(headings or rows)]
-    table = [_line(head), _line(["---"] * len(head))]
-    for (kernel, version), found in lines.items():
-        table.append(_line([kernel, version, *(found.get(row, "") for row in rows)]))
-    return table
+        for key in [key for key in table if key[0] == cell.kernel and key[1] != cell.version]:
+            del table[key]
+        table.setdefault((cell.kernel, cell.version), {})[cell.row] = cell.outcome
+    made = [_line(["kernel", "version", *columns]), _line(["---"] * (len(columns) + 2))]
+    for key in sorted(table, key=lambda key: version_key(key[0])):
+        found = table[key]
+        made.append(_line([*key, *(found.get(row, "") for row in columns)]))
+    return made
 
 
 def _line(parts: Sequence[str]) -> str:
     return f"| {' | '.join(parts)} |"
 
 
-def update(path: Path, command: str, lines: Sequence[str]) -> None:
-    """Puts `lines` into the Markdown file `path`, in place of what `command` put there before.
+def _parts(line: str) -> list[str]:
+    return [part.strip() for part in line.strip().strip("|").split("|")]
+
+
+def update(path: Path, command: str, cells: Sequence[Cell], rows: Sequence[str]) -> None:
+    """Puts the table of `cells` into the Markdown file `path`, where `command` put one before:
+    cells that are not measured anew are kept.
 
     Raises `InputError` where the file has no such place.
     """
@@ -82,7 +97,8 @@ def update(path: Path, command: str, lines: Sequence[str]) -> None:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     before, mark, rest = text.partition(begin + "\n")
-    _old, end, after = rest.partition(END)
+    old, end, after = rest.partition(END)
     if not mark or not end:
         raise InputError(f"{path}: has no place for this table; write {begin} and {END} there")
+    lines = markdown(cells, rows, old.splitlines())
     path.write_text("\n".join([before + begin, *lines, end]) + after)

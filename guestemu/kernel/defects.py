@@ -23,7 +23,7 @@ from guestemu.guest.linux.dma import KernelDma
 from guestemu.guest.linux.guest import LinuxGuest
 from guestemu.guest.linux.recorder import BootRecorder
 from guestemu.host.registry import load_host
-from guestemu.kernel.cells import ABSENT, Verdict
+from guestemu.kernel.cells import ABSENT, FAILED, Verdict
 from guestemu.kernel.kexec import kexec
 from guestemu.machine.exits import BudgetExhausted
 from guestemu.machine.paging import walk
@@ -165,7 +165,9 @@ def _told_of_failure(guest: LinuxGuest) -> Verdict:
     guest.clear_faults()
     pages, told = bench.flips(), bench.told()
     detail = f"returned {outcome.value}: {pages} pages converted, the host told of {told}"
-    return _seen(bool(outcome.value) and told > pages, detail)
+    if not outcome.value:
+        return Verdict(FAILED, f"the split did not fail; {detail}")
+    return _seen(told > pages, detail)
 
 
 def _refusal(guest: LinuxGuest) -> Verdict:

@@ -18,7 +18,6 @@ from guestemu.kernel.cells import (
     Cell,
     Verdict,
     judge,
-    markdown,
     update,
 )
 from guestemu.kernel.defects import DEFECTS, NOT_SEEN, SEEN, Defect, measure
@@ -78,7 +77,7 @@ def test_a_refusal_that_comes_back_is_not_the_defect(mended: LinuxGuest) -> None
 
 def test_what_a_kernel_lacks_is_absent_and_other_refusals_are_failures() -> None:
     def lacks() -> Verdict:
-        raise InputError("vmlinuz (5.10): no symbol dma_alloc_pages")
+        raise InputError("vmlinuz (5.10): no symbol dma_alloc_pages; did you mean another")
 
     def fails() -> Verdict:
         raise InputError("vmlinuz: budget used up")
@@ -88,20 +87,22 @@ def test_what_a_kernel_lacks_is_absent_and_other_refusals_are_failures() -> None
 
 
 CELLS = [
-    Cell("6.1", "6.1.192", "a", SEEN, ""),
-    Cell("6.1", "6.1.192", "b", NOT_SEEN, ""),
     Cell("7.3", "7.3.4", "a", ABSENT, ""),
+    Cell("6.12", "6.12.118", "a", SEEN, ""),
+    Cell("6.12", "6.12.118", "b", NOT_SEEN, ""),
+    Cell("6.12-rt", "6.12.118", "b", SEEN, ""),
 ]
+COMMAND = "guestemu kernel defects"
 
 
-def test_a_page_gets_the_table_in_place_of_the_old_one(tmp_path: Path) -> None:
+def test_a_page_keeps_the_cells_that_are_not_measured_anew(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    begin = BEGIN.format(command="guestemu kernel defects")
-    page.write_text(f"before\n\n{begin}\nold\n{END}\nafter\n")
-    lines = markdown(CELLS, ["a", "b"])
+    begin = BEGIN.format(command=COMMAND)
+    page.write_text(f"before\n\n{begin}\n{END}\nafter\n")
 
-    update(page, "guestemu kernel defects", lines)
-    update(page, "guestemu kernel defects", lines)
+    update(page, COMMAND, CELLS, ["a", "b"])
+    update(page, COMMAND, [Cell("7.3", "7.3.4", "b", SEEN, "")], ["a", "b"])
+    update(page, COMMAND, [Cell("6.12", "6.12.119", "b", SEEN, "")], ["a", "b"])
 
     assert page.read_text().splitlines() == [
         "before",
@@ -109,8 +110,9 @@ def test_a_page_gets_the_table_in_place_of_the_old_one(tmp_path: Path) -> None:
         begin,
         "| kernel | version | a | b |",
         "| --- | --- | --- | --- |",
-        "| 6.1 | 6.1.192 | seen | not seen |",
-        "| 7.3 | 7.3.4 | absent |  |",
+        "| 6.12 | 6.12.119 |  | seen |",
+        "| 6.12-rt | 6.12.118 |  | seen |",
+        "| 7.3 | 7.3.4 | absent | seen |",
         END,
         "after",
     ]
@@ -120,5 +122,5 @@ def test_a_page_without_a_place_is_refused(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("text\n")
     with pytest.raises(InputError, match="has no place for this table"):
-        update(page, "guestemu kernel matrix", ["line"])
+        update(page, COMMAND, CELLS, ["a", "b"])
     assert page.read_text() == "text\n"

@@ -32,10 +32,7 @@ def test_info_knows_version_configuration_and_functions(run, series):
     assert found["version"].startswith(series)
     assert found["config"]["CONFIG_AMD_MEM_ENCRYPT"] == "y"
     assert found["symbols"]["set_memory_decrypted"] > 0xFFFF_FFFF_8000_0000
-    facts = {fact["id"] for fact in found["facts"]}
-    assert {"A14", "A20", "A44"} <= facts
-    assert ("A21" in facts) == (series == "6.12")
-    assert "A9" not in facts  # both have the fix of CVE-2023-53996
+    assert "facts" not in found  # how a kernel behaves is measured, by `kernel defects`
 
 
 def test_boot_arrives_and_tells_what_the_host_heard(run, series):

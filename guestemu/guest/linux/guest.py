@@ -31,7 +31,7 @@ from guestemu.machine.snp_psc import psc_kernel
 
 _BOOL: Final = 0xFF
 _SCRATCH_BELOW_STACK: Final = 0x800
-_ALLOC_PAGES: Final = ("alloc_pages", "alloc_pages_noprof")
+_ALLOC_PAGES: Final = ("alloc_pages", "alloc_pages_noprof", "alloc_pages_current")
 
 
 class LinuxGuest(Guest):
