@@ -140,11 +140,11 @@ def dma_free(scene: OpContext, op: Op) -> CallOutcome:
 
 @operation(OpKind.DMA_ALLOC_PAGES)
 def dma_alloc_pages(scene: OpContext, op: Op) -> CallOutcome:
-    """dma_alloc_pages() into a slot."""
+    """Memory by the kernel's dma_alloc_pages(), into a slot."""
     return scene.slots.alloc_pages(scene.guest, op)
 
 
 @operation(OpKind.DMA_FREE_PAGES)
 def dma_free_pages(scene: OpContext, op: Op) -> CallOutcome:
-    """dma_free_pages() of what the slot holds."""
+    """What the slot holds, back by dma_free_pages()."""
     return scene.slots.free_pages(scene.guest, op)
