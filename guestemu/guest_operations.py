@@ -140,11 +140,11 @@ def dma_free(scene: OpContext, op: Op) -> CallOutcome:
 
 @operation(OpKind.DMA_ALLOC_PAGES)
 def dma_alloc_pages(scene: OpContext, op: Op) -> CallOutcome:
-    """Memory by the kernel's dma_alloc_pages(), into a slot."""
+    """A buffer as struct pages, into a slot."""
     return scene.slots.alloc_pages(scene.guest, op)
 
 
 @operation(OpKind.DMA_FREE_PAGES)
 def dma_free_pages(scene: OpContext, op: Op) -> CallOutcome:
-    """What the slot holds, back by dma_free_pages()."""
+    """Gives back the pages that the slot holds."""
     return scene.slots.free_pages(scene.guest, op)
