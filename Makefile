@@ -50,6 +50,10 @@ kernels: install
 sanitize: install
 	$(BIN)/python tests/native/sanitize.py
 
+# What the tests expect of the newest series, when it has moved on: look at the difference.
+newest: install
+	$(BIN)/python -m tests.linux.newest
+
 lint: install
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .

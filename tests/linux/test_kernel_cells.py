@@ -83,7 +83,7 @@ def test_what_a_kernel_lacks_is_absent_and_other_refusals_are_failures() -> None
         raise InputError("vmlinuz: budget used up")
 
     assert judge(lacks) == Verdict(ABSENT, "no symbol dma_alloc_pages")
-    assert judge(fails) == Verdict(FAILED, "budget used up")
+    assert judge(fails) == Verdict(FAILED, "vmlinuz: budget used up")
 
 
 CELLS = [

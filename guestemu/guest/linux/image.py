@@ -25,6 +25,8 @@ import zstandard
 
 from guestemu.abi.errors import InputError
 from guestemu.abi.files import read_regular
+from guestemu.guest.linux.lzo import MAGIC as LZO_MAGIC
+from guestemu.guest.linux.lzo import unlzop
 
 _ELF_MAGIC: Final = b"\x7fELF"
 _AR_MAGIC: Final = b"!<arch>\n"
@@ -211,6 +213,8 @@ def _payload_of_bzimage(data: bytes) -> bytes:
                 zstandard.ZstdError,
                 lz4.block.LZ4BlockError,
                 EOFError,
+                OSError,
+                ValueError,
                 struct.error,
             ) as error:
                 raise _Broken(f"its payload does not unpack ({error})") from None
@@ -245,11 +249,34 @@ def _unzstd(payload: bytes) -> bytes:
 
 def _unxz(payload: bytes) -> bytes:
     unpacker = lzma.LZMADecompressor(memlimit=_MAX_DICTIONARY)
-    return _not_more(unpacker.decompress(payload, _MAX_ELF + 1))
+    return _whole(unpacker.decompress(payload, _MAX_ELF + 1), unpacker.eof)
 
 
 def _gunzip(payload: bytes) -> bytes:
-    return _not_more(zlib.decompressobj(31).decompress(payload, _MAX_ELF + 1))
+    unpacker = zlib.decompressobj(31)
+    return _whole(unpacker.decompress(payload, _MAX_ELF + 1), unpacker.eof)
+
+
+def _bunzip2(payload: bytes) -> bytes:
+    unpacker = bz2.BZ2Decompressor()
+    return _whole(unpacker.decompress(payload, _MAX_ELF + 1), unpacker.eof)
+
+
+def _unzstd_sized(payload: bytes) -> bytes:
+    """A Zstandard frame, and the unpacked size that the kernel's build appends."""
+    data = _unzstd(payload)
+    return _whole(data, payload[-4:] == struct.pack("<I", len(data)))
+
+
+def _unlzo(payload: bytes) -> bytes:
+    return unlzop(payload, _MAX_ELF)
+
+
+def _whole(data: bytes, is_whole: bool) -> bytes:
+    data = _not_more(data)
+    if not is_whole:
+        raise EOFError("the stream ends early")
+    return data
 
 
 def _not_more(data: bytes) -> bytes:
@@ -260,7 +287,10 @@ def _not_more(data: bytes) -> bytes:
 
 _UNPACKERS: Final[dict[bytes, Callable[[bytes], bytes]]] = {
     b"\x02\x21\x4c\x18": _unlz4,
-    b"\x28\xb5\x2f\xfd": _unzstd,
+    b"\x28\xb5\x2f\xfd": _unzstd_sized,
     b"\xfd7zXZ\0": _unxz,
+    b"\x5d\0\0": _unxz,
     b"\x1f\x8b": _gunzip,
+    b"BZh": _bunzip2,
+    LZO_MAGIC: _unlzo,
 }
