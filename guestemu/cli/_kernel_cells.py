@@ -95,8 +95,18 @@ def tell(cells: Sequence[Cell]) -> None:
     )
 
 
-def write_table(path: Path, command: str, cells: Sequence[Cell], rows: Sequence[str]) -> None:
-    """Puts the table of `cells` into a Markdown page. Raises `InputError`."""
-    from guestemu.kernel.cells import update
+def write_table(
+    path: Path,
+    command: str,
+    cells: Sequence[Cell],
+    rows: Sequence[str],
+    findings: Path | None = None,
+) -> None:
+    """Puts the table of `cells` into a Markdown page, and sentences of it into the page `findings`.
+    Raises `InputError`."""
+    from guestemu.kernel.cells import update, update_sentences
+    from guestemu.kernel.defects import NOT_SEEN, SEEN
 
-    update(path, command, cells, rows)
+    table = update(path, command, cells, rows)
+    if findings is not None:
+        update_sentences(findings, table, rows, (SEEN, NOT_SEEN))

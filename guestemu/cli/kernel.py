@@ -338,7 +338,19 @@ Update: TypeAlias = Annotated[
 
 @app.command()
 def defects(
-    kernels: Kernels = None, only: Only = None, update: Update = None, as_json: AsJson = False
+    kernels: Kernels = None,
+    only: Only = None,
+    update: Update = None,
+    findings: Annotated[
+        Path | None,
+        typer.Option(
+            "--findings",
+            metavar="FILE.md",
+            help="With --update: say in this page, too, where each defect was seen.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
 ) -> int:
     """Measure which known defects kernels have: one small experiment for each, by running it.
 
@@ -352,7 +364,7 @@ def defects(
 
       guestemu kernel defects ./bzImage --only 2gib-overflow
 
-      guestemu kernel defects --json
+      guestemu kernel defects 7.3 --update docs/kernels.md --findings docs/findings.md
     """
     from guestemu.cli import _kernel_cells
     from guestemu.kernel.defects import DEFECTS, SEEN
@@ -360,7 +372,7 @@ def defects(
     cells = list(_kernel_cells.defects(kernels or [], only or []))
     if update is not None:
         rows = [defect.name for defect in DEFECTS]
-        _kernel_cells.write_table(update, "guestemu kernel defects", cells, rows)
+        _kernel_cells.write_table(update, "guestemu kernel defects", cells, rows, findings)
     return _give(cells, as_json, SEEN)
 
 

@@ -23,6 +23,7 @@ FAILED: Final = "failed"
 
 BEGIN: Final = "<!-- made by: {command} -->"
 END: Final = "<!-- end of what was made -->"
+SENTENCE: Final = "<!-- seen: {row} -->"
 
 
 class Cell(msgspec.Struct, frozen=True):
@@ -85,9 +86,47 @@ def _parts(line: str) -> list[str]:
     return [part.strip() for part in line.strip().strip("|").split("|")]
 
 
-def update(path: Path, command: str, cells: Sequence[Cell], rows: Sequence[str]) -> None:
+def table_of(text: str, command: str) -> list[str]:
+    """The lines of the table that `command` put into a page; none where there is no table."""
+    rest = text.partition(BEGIN.format(command=command) + "\n")[2]
+    return rest.partition(END)[0].splitlines() if END in rest else []
+
+
+def sentence(table: Sequence[str], row: str, outcomes: Sequence[str]) -> str:
+    """On which kernels of `table` the row has which of `outcomes`: "seen on 6.1, 6.12; …"."""
+    head = _parts(table[0]) if table else []
+    if row not in head:
+        return ""
+    lines = [_parts(line) for line in table[2:]]
+    column = head.index(row)
+    parts = []
+    for outcome in outcomes:
+        kernels = [line[0] for line in lines if line[column] == outcome]
+        if kernels:
+            parts.append(f"{outcome} on {', '.join(kernels)}")
+    return "; ".join(parts)
+
+
+def update_sentences(
+    path: Path, table: Sequence[str], rows: Sequence[str], outcomes: Sequence[str]
+) -> None:
+    """Writes the sentences of a table's rows into the lines of the Markdown file `path` that begin
+    with SENTENCE. Raises `InputError` where the file cannot be read."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    for index, line in enumerate(lines):
+        for row in rows:
+            mark = SENTENCE.format(row=row)
+            if line.startswith(mark):
+                lines[index] = f"{mark} `{row}`: {sentence(table, row, outcomes)}."
+    path.write_text("\n".join(lines) + "\n")
+
+
+def update(path: Path, command: str, cells: Sequence[Cell], rows: Sequence[str]) -> list[str]:
     """Puts the table of `cells` into the Markdown file `path`, where `command` put one before:
-    cells that are not measured anew are kept.
+    cells that are not measured anew are kept. Returns the table's lines.
 
     Raises `InputError` where the file has no such place.
     """
@@ -102,3 +141,4 @@ def update(path: Path, command: str, cells: Sequence[Cell], rows: Sequence[str])
         raise InputError(f"{path}: has no place for this table; write {begin} and {END} there")
     lines = markdown(cells, rows, old.splitlines())
     path.write_text("\n".join([before + begin, *lines, end]) + after)
+    return lines
