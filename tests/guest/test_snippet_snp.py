@@ -163,3 +163,12 @@ def test_states_after_a_hostile_release(scene: Scene) -> None:
 def test_other_generations_have_no_code_for_snp() -> None:
     with pytest.raises(InputError, match=r"take snippet:6\.12"):
         build_testbed(Header(guest="snippet:6.1", sev=SevKind.SEV_SNP))
+
+
+def test_an_early_decryption_shares_the_page_for_its_copy(scene: Scene) -> None:
+    """As 6.12 does it: shared, copied, private and validated again, then given up (snp_memcpy)."""
+    assert scene.run("early_set_memory_decrypted D[8] size=4096") == [0]
+    steps = [step for step in scene.steps() if step != "flip"]
+    round_trip = ["rescind", "make shared", "make private", "accept"]
+    assert steps == [*round_trip, "rescind", "make shared"]
+    assert scene.states(Region.D, 8, 1) == {SHARED}

@@ -156,6 +156,26 @@ early_set_memory_enc_dec:
 	.endif
 9:	ret
 
+	# An SNP guest shares the page at GPA rbx while it is copied through the mapping without the
+	# C-bit: the source when it encrypts (\when = 1), else the target (snp_memcpy).
+	.macro	shared_for_copy when
+	page_for_copy \when, PSC_SHARED
+	.endm
+	.macro	private_after_copy when
+	page_for_copy \when, PSC_PRIVATE
+	.endm
+	.macro	page_for_copy when, state
+	.ifdef	IS_SNP
+	cmp	r13d, \when
+	jne	77f
+	mov	rdi, rbx
+	add	rdi, [info + INFO_page_offset_base]
+	mov	edx, \state
+	call	early_set_page_state
+77:
+	.endif
+	.endm
+
 	# rdi = GPA, rsi = bytes, r13d = encrypt: each page through the buffer, from the mapping with
 	# the old C-bit to that with the new one.
 	function early_copy_in_place
@@ -182,14 +202,18 @@ early_set_memory_enc_dec:
 	mov	[r14], rax
 	site	pte
 	mov	[r15], rcx
+	shared_for_copy 1
 	mov	rsi, [info + INFO_scratch_source]
 	mov	edi, offset early_buffer
 	mov	ecx, PAGE_SIZE / 8
 	rep movsq
+	private_after_copy 1
+	shared_for_copy 0
 	mov	esi, offset early_buffer
 	mov	rdi, [info + INFO_scratch_target]
 	mov	ecx, PAGE_SIZE / 8
 	rep movsq
+	private_after_copy 0
 	mov	rax, [info + INFO_scratch_target]
 	site	pte
 	mov	qword ptr [r15], 0
