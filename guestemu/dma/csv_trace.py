@@ -23,6 +23,8 @@ from guestemu.guest.dma.gfp import parse_gfp
 COLUMNS: Final = ("event", "device", "address", "size")
 OPTIONAL: Final = ("time_ns", "cpu", "task", "driver", "flags", "attrs")
 _MAX_DIGITS: Final = 20
+_LARGEST: Final = {"time_ns": 1 << 62, "cpu": 1 << 16, "size": 1 << 52}
+"""Sums of these stay within what tables and traces hold."""
 
 
 def is_csv(first_line: bytes) -> bool:
@@ -107,6 +109,8 @@ class CsvReader:
             raise ValueError("event is alloc, free or mark" if device else "no device")
         driver = _printable(row.get("driver", ""))
         address, size = _number("address", row["address"]), _number("size", row["size"])
+        if address + size > 1 << 64:
+            raise ValueError("the buffer reaches beyond 64 bits of addresses")
         attrs = parse_gfp(row.get("attrs", ""))
         self._dma_events += 1
         if driver and len(self._drivers) < 1 << 16:
@@ -131,6 +135,8 @@ def _number(name: str, text: str) -> int:
         raise ValueError(f"{name} is not a number") from None
     if not 0 <= value < 1 << 64:
         raise ValueError(f"{name} does not fit into 64 bits")
+    if value > _LARGEST.get(name, value):
+        raise ValueError(f"{name} is larger than any: {_LARGEST[name]} at most")
     return value
 
 

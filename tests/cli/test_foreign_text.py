@@ -108,3 +108,23 @@ def test_names_that_are_not_utf_8(tmp_path: Path, capsys: Captured) -> None:
     assert r"\udcff.prog" in json.loads(capsys.readouterr().out)["bad"][0]["program"]
     assert b"%FF.prog" in Path(f"{out}.sarif").read_bytes()
     assert Path(f"{out}.xml").is_file()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "alloc,e,0,4096,18446744073709551615,0",
+        "alloc,e,0,4096,0,18446744073709551615",
+        "alloc,e,0,18446744073709551615,0,0",
+        "alloc,e,0xffffffffffffffff,4096,0,0",
+    ],
+)
+def test_numbers_near_the_end_of_64_bits_are_lines_that_cannot_be_read(
+    tmp_path: Path, capsys: Captured, row: str
+) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"event,device,address,size,time_ns,cpu\nalloc,e,0x1000,4096,1,0\n{row}\n")
+    words = ["dma", str(path), "--guest", "model:6.1", "--json"]
+    words += ["--parquet", str(tmp_path / "p.parquet"), "--perfetto", str(tmp_path / "o.trace")]
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)["input"]["garbage"] == 1
