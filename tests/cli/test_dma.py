@@ -177,7 +177,8 @@ def test_a_file_without_events_is_refused(
     trace = write(tmp_path, text)
     assert main(["dma", trace, "--json"]) == 2
     out, err = capsys.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
+    assert json.loads(out)["schema"] == "guestemu.error/1"
+    assert err.count("\n") == 1
     assert f"{trace}: no dma_alloc or dma_free event" in err
 
 
