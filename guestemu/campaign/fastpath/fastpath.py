@@ -66,6 +66,8 @@ _FUNCTIONS: Final = {
     OpKind.WRITE: "guest_memset",
     OpKind.READ: "guest_load8",
 }
+_RUN: Final = frozenset({OpKind.HYPERCALL, OpKind.STOP_CONVERSION, *_FUNCTIONS})
+"""The ops that the C runs; a check of other ops is no concern of it."""
 _STOP: Final = "set_memory_enc_stop_conversion"
 _HERE, _NO_FUNCTION = 1, 2
 PROGRAMS: Final = 1 << 21
@@ -89,8 +91,13 @@ def why_not(executor: Executor) -> str:
         return f"guest {guest.name} is no snippet"
     if type(machine.ram) is not GuestRam or not machine.code.available or machine.tlb is not None:
         return "the machine has caches or a page walk of its own, or no native hooks"
-    if executor.target.order or not {type(check) for check in testbed.checks} <= _KNOWN:
-        return f"target {executor.target.name} has checks of its own"
+    unknown = [
+        check.name
+        for check in testbed.checks
+        if type(check) not in _KNOWN and (check.kinds is None or check.kinds & _RUN)
+    ]
+    if executor.target.order or unknown:
+        return " ".join([f"target {executor.target.name} has checks of its own", *unknown])
     if testbed.host.contract in NUMBERS:
         return f"host {testbed.host.name} has another contract"
     if guest.td is not None:
