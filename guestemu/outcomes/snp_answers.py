@@ -8,6 +8,7 @@ one but 0 into the protocol's error, from 7.2 on one that is not documented make
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Final
 
@@ -110,12 +111,10 @@ def run_answers(image: Path, done: Callable[[], None] | None = None) -> Iterator
         outcome = guest.call(_EARLY, page.gva, page.gpa, 1)
         return "goes on" if outcome.value is not None else _outcome(outcome)
 
-    for way in WAYS:
-        for word, value in ANSWERS.items():
-            for kvm in KVMS:
-                yield SnpAnswer(kernel.version, way, word, kvm, cell(way, value, kvm))
-                if done is not None:
-                    done()
+    for way, (word, value), kvm in product(WAYS, ANSWERS.items(), KVMS):
+        yield SnpAnswer(kernel.version, way, word, kvm, cell(way, value, kvm))
+        if done is not None:
+            done()
     guest.use_kvm("")
     guest.reset()
 
