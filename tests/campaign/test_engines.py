@@ -123,15 +123,15 @@ def test_hypothesis_on_a_clean_host_finds_nothing(tmp_path):
     assert session.make_report().findings == []
 
 
-def test_an_error_of_the_host_is_no_failing_example(tmp_path):
-    done = fuzz(
-        *("hypercall", "--execs", "50", "--engine", "hypothesis"),
+def test_an_error_of_the_host_is_one_finding(tmp_path):
+    figures = fuzz_json(
+        *("hypercall", "--execs", "5", "--engine", "hypothesis"),
         *("--host", f"{PLANTED}:Raises"),
         cwd=tmp_path,
+        status=1,
     )
-    assert done.returncode == 2
-    assert "planted_hosts.py" in done.stderr
-    assert done.stderr.count("\n") == 1
+    (finding,) = figures["findings"]
+    assert finding["check"] == "host-failed"
 
 
 # Seeds ------------------------------------------------------------------------------------------

@@ -191,7 +191,8 @@ def test_faults_on_a_host_without_injection_name_the_option(tmp_path):
         "    def wrmsr(self, index, value, vcpu): pass\n"
         "    def private_map(self): return self.bits\n"
     )
-    header = msgspec.structs.replace(HYPERCALL.header, host=f"{plugin}:Plain")
+    name = "plain.py:Plain"
+    header = msgspec.structs.replace(HYPERCALL.header, host=name, plugin=str(plugin))
     session = Session(Plan(HYPERCALL, header, faults=True))
     with pytest.raises(InputError, match="--faults"):
         session.execute(encode_ops([Op(OpKind.ANSWER, (1, 1))]))
