@@ -164,6 +164,10 @@ def _read_sheet(sheet: str, text: str) -> list[CitedFact]:
             found.append(CitedFact(key, "\n".join(body).strip(), sheet, section, provenance))
         body = None
 
+    def keep(line: str) -> None:
+        if body is not None:
+            body.append(line)
+
     for line in text.splitlines():
         anchor = _ANCHOR.search(line)
         shown = _ANCHOR.sub("", line)
@@ -173,10 +177,8 @@ def _read_sheet(sheet: str, text: str) -> list[CitedFact]:
             if anchor:
                 key, body = anchor[1], [f"{re.sub(r'^[A-I](?:[.][0-9]+)?[.]? ', '', section)}."]
         elif line.startswith("|") and not anchor:
-            if not _RULE.match(line) and (body is None or not body or body[-1][:1] != "|"):
-                header = _cells(line)
-            if body is not None:
-                body.append(line)
+            header = _header(header, line, body or [])
+            keep(line)
         elif anchor and line.startswith("|"):
             close()
             found.append(CitedFact(anchor[1], _row(header, shown), sheet, section, provenance))
@@ -184,12 +186,21 @@ def _read_sheet(sheet: str, text: str) -> list[CitedFact]:
             close()
             key, body = anchor[1], [re.sub(r"^(?:- |\d\. )", "", shown)]
         else:
-            if _PROVENANCE.match(line) and not provenance:
-                provenance = line
-            if body is not None:
-                body.append(line)
+            provenance = provenance or _provenance(line)
+            keep(line)
     close()
     return found
+
+
+def _provenance(line: str) -> str:
+    """`line` if it says what its section was read from."""
+    return line if _PROVENANCE.match(line) else ""
+
+
+def _header(known: list[str], line: str, above: list[str]) -> list[str]:
+    """The headings of a table at its row `line`, below the lines `above`."""
+    is_first = not above or above[-1][:1] != "|"
+    return _cells(line) if is_first and not _RULE.match(line) else known
 
 
 def _cells(line: str) -> list[str]:
