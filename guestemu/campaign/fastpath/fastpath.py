@@ -38,6 +38,7 @@ from guestemu.checks.progress import ProgressCheck
 from guestemu.checks.ready import ReadyCheck
 from guestemu.checks.record import RecordCheck
 from guestemu.checks.results import CONTRACT, ResultCheck
+from guestemu.checks.td import TdCheck
 from guestemu.guest.snippet.guest import SnippetGuest
 from guestemu.host.base import Host, Hypercall
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 _KNOWN: Final[frozenset[type[Check]]] = frozenset(
     {
         *(ProgressCheck, MappingCheck, ConversionCheck, ResultCheck, RecordCheck),
-        *(MigrationControlCheck, ReadyCheck, FreePagesCheck),
+        *(MigrationControlCheck, ReadyCheck, FreePagesCheck, TdCheck),
     }
 )
 """The checks that the C knows, or that never concern an op that it runs."""
