@@ -174,8 +174,8 @@ def _read_sheet(sheet: str, text: str) -> list[CitedFact]:
         if _HEADING.match(line) or line == "---":
             close()
             section, provenance = shown.lstrip("# "), ""
-            if anchor:
-                key, body = anchor[1], [f"{re.sub(r'^[A-I](?:[.][0-9]+)?[.]? ', '', section)}."]
+            title = [f"{re.sub(r'^[A-I](?:[.][0-9]+)?[.]? ', '', section)}."]
+            key, body = (anchor[1], title) if anchor else ("", None)
         elif line.startswith("|") and not anchor:
             header = _header(header, line, body or [])
             keep(line)
