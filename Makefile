@@ -60,7 +60,7 @@ lint: install
 
 # Links between documents lead somewhere, and their commands exist.
 docs: install
-	$(BIN)/python -m pytest -q tests/docs
+	$(BIN)/python -m pytest -q tests/docs/test_docs_links.py
 
 types: install
 	$(BIN)/python -m mypy

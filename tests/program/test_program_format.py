@@ -60,7 +60,9 @@ def test_a_text_of_format_1_reads_as_it_did() -> None:
     wanted = msgspec.json.decode((FORMAT1 / "program.json").read_bytes())
     program = load_program(FORMAT1 / "program.txt")
     encode = msgspec.json.encode
-    assert msgspec.json.decode(encode(program.header)) == wanted["header"]
+    header = msgspec.json.decode(encode(program.header))
+    del header["plugin"]  # no part of a file
+    assert header == wanted["header"]
     assert [_plain(op) for op in program.ops] == wanted["ops"]
     assert msgspec.json.decode(encode(program.expectations)) == wanted["expectations"]
     assert parse_text(format_text(program), "again") == program
