@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import pytest
 import typer
 import typer.main
 
-from guestemu.cli.main import find_verbs
+from guestemu.cli.main import _build, find_verbs
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -72,8 +71,8 @@ class Verbs:
     """The options of every verb, read from its declaration."""
 
     def __init__(self) -> None:
-        self._verbs = find_verbs()
-        self._known: dict[str, object] = {}
+        app, _ = _build(find_verbs())
+        self._verbs = typer.main.get_command(app).commands
 
     def problem(self, words: list[str]) -> str:
         """Why this command line cannot be right; empty if none is known."""
@@ -81,7 +80,7 @@ class Verbs:
             return ""
         if words[0] not in self._verbs:
             return f"no verb {words[0]}"
-        node = self._node(words[0])
+        node = self._verbs[words[0]]
         rest = words[1:]
         while rest and hasattr(node, "commands") and rest[0] in node.commands:
             node, rest = node.commands[rest[0]], rest[1:]
@@ -95,16 +94,6 @@ class Verbs:
             if re.fullmatch(r"--?[a-zA-Z][\w-]*", option) and option not in known:
                 return f"{' '.join(words[:2])} has no option {option}"
         return ""
-
-    def _node(self, verb: str):
-        if verb not in self._known:
-            module = importlib.import_module(self._verbs[verb])
-            app = getattr(module, "app", None)
-            if not isinstance(app, typer.Typer):
-                app = typer.Typer()
-                app.command()(module.command)
-            self._known[verb] = typer.main.get_command(app)
-        return self._known[verb]
 
 
 @pytest.fixture(scope="module")
