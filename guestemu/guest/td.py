@@ -4,8 +4,8 @@
 The TDX module's side follows facts T4 to T8 and T14; sub-functions of TDG.VP.VMCALL go to the
 hypervisor, MapGPA to the `ExitHandler` (KVM's own part is host/kvm/tdx_map_gpa.py, K4-b).
 
-CPUID, I/O ports and MSRs are answered in place unless their kind is in `reflected`: the guest needs
-no #VE to boot (T8). A reflected instruction raises #VE where the guest's own handler is installed.
+CPUID, I/O ports and MSRs are answered in place: the guest needs no #VE to boot (T8). MMIO and, with
+SEPT_VE_DISABLE off, pending pages raise #VE.
 """
 
 from __future__ import annotations

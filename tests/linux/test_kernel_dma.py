@@ -91,7 +91,7 @@ def test_c12_is_confirmed(series: str, image_of: Callable[[str], Path]) -> None:
 
 
 def test_pages_of_the_atomic_pool_come_back(kernel: Bench) -> None:
-    """6.1 and 6.12 return a struct page; 6.18 and 6.19 do not (docs/findings.md)."""
+    """6.1 and 6.12 return a struct page; some series do not (docs/findings.md)."""
     guest = kernel.guest
     for may_block in (True, False):
         allocated = guest.dma_alloc_pages(PAGE_SIZE, may_block)
