@@ -28,10 +28,11 @@ FRAMES: Final = 16
 
 
 class HostChoice(msgspec.Struct, frozen=True):
-    """A host by its name and the defects repaired."""
+    """A host by its name and the defects repaired; `plugin` is the path of its code, if any."""
 
     name: str
     switches: tuple[str, ...] = ()
+    plugin: str = ""
 
     @property
     def title(self) -> str:
@@ -56,7 +57,7 @@ class HostBench:
     """One host with `frames` frames; a guest that consented, if it was asked."""
 
     def __init__(self, choice: HostChoice, frames: int = FRAMES) -> None:
-        self.host = load_host(choice.name, choice.switches)
+        self.host = load_host(choice.name, choice.switches, choice.plugin)
         self._vcpu = StandInVcpu()
         self._frames = frames
 

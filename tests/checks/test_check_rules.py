@@ -122,4 +122,6 @@ def test_a_shutdown_is_one_whatever_the_host_answered() -> None:
 
 
 def test_free_pages_are_judged_after_both_operations_of_the_allocator() -> None:
-    assert FreePagesCheck.kinds == {OpKind.DMA_ALLOC, OpKind.DMA_FREE}
+    allocator = {OpKind.DMA_ALLOC, OpKind.DMA_FREE}
+    allocator |= {OpKind.DMA_ALLOC_PAGES, OpKind.DMA_FREE_PAGES}
+    assert FreePagesCheck.kinds == allocator

@@ -189,7 +189,7 @@ def test_a_host_that_refuses_reserved_bits_confirms_c27(tmp_path: Path) -> None:
     """
     path = tmp_path / "strict.py"
     path.write_text(textwrap.dedent(source))
-    strict = HostChoice(f"{path}:Strict")
+    strict = HostChoice(f"{path}:Strict", plugin=str(path))
     assert host_records.reserved_bits(Lab(), (strict,)).verdict is C
     both = (strict, HostChoice("map-gpa-range"))
     assert host_records.reserved_bits(Lab(), both).verdict is UNDECIDED

@@ -27,7 +27,7 @@ def programs(tmp_path: Path) -> Path:
 
 def test_all_as_expected(programs: Path, capsys: Captured) -> None:
     assert main(["replay", str(programs / "good.prog")]) == 0
-    assert capsys.readouterr().out.startswith("1 programs, 1 as expected, ")
+    assert capsys.readouterr().out.startswith("1 program, 1 as expected, ")
 
 
 def test_a_failure_shows_file_expectation_and_what_was_found(
