@@ -71,8 +71,10 @@ def test_no_failure_with_every_defect_repaired(entry):
 def test_every_kernel_with_every_defect_repaired(spec):
     entry = next(entry for entry in hosts() if entry.name == spec.split(":")[0])
     failures = check_host(load_host(spec, entry.switches))
-    # 6.12's own defect (K3-i) loses an exit of 32-bit code and reports success
-    expected = {"narrow-mode"} if spec.endswith(":6.12") else set()
+    # 6.12's own defect (K3-i) loses an exit of 32-bit code and reports success; of snp-kvm the
+    # kernel is that of page-state changes
+    is_lossy = spec.endswith(":6.12") and entry.name != "snp-kvm"
+    expected = {"narrow-mode"} if is_lossy else set()
     assert {failure.check for failure in failures} == expected
 
 
