@@ -41,7 +41,8 @@ _CONTEXT_TAIL: Final = 8
 
 _FLAGS_AT: Final = _CONTEXT_HEADER + 136
 _FLAGS: Final = struct.Struct("<QQQQI")
-"""CPUX86State: eflags without the arithmetic flags, cc_dst, cc_src, cc_src2, cc_op."""
+"""CPUX86State: eflags, cc_dst, cc_src, cc_src2, cc_op. While the CPU runs, eflags is without the
+arithmetic flags and DF; a run starts with those that are in it (`x86_cpu_exec_enter`)."""
 _CC_OP_EFLAGS: Final = 1
 """The arithmetic flags are the bits of cc_src."""
 
@@ -104,7 +105,7 @@ def _plain_flags(vcpu: Vcpu) -> bytes:
     if others != flags & ~hidden:
         raise EngineError("this build of libunicorn orders its context otherwise; use 2.1.x")
     arithmetic = flags & RFLAGS_ARITHMETIC
-    _FLAGS.pack_into(data, _FLAGS_AT, others, 0, arithmetic, 0, _CC_OP_EFLAGS)
+    _FLAGS.pack_into(data, _FLAGS_AT, flags, 0, arithmetic, 0, _CC_OP_EFLAGS)
     return bytes(data[_CPU])
 
 

@@ -41,6 +41,7 @@ from guestemu.explore.count import Space
 from guestemu.explore.model import Scenario
 from guestemu.explore.programs import LinkKind
 from guestemu.explore.steps import ORDERS, SCRIPTS
+from guestemu.host.permission import permissions
 from guestemu.program.binary import encode_ops
 from guestemu.program.ops import Op, OpKind
 
@@ -309,7 +310,9 @@ def test_a_node_goes_on_with_what_a_lost_one_had_met_and_tells_it_as_the_submitt
 
 def test_a_node_tells_why_it_cannot_go_on(tmp_path):
     campaign = new_campaign(tmp_path / "w", execs=1)
-    lacking = msgspec.structs.replace(campaign.configs[0].header, host="/no/such.py:Host")
+    lacking = msgspec.structs.replace(
+        campaign.configs[0].header, host="such.py:Host", plugin="/no/such.py"
+    )
     config = msgspec.structs.replace(campaign.configs[0], header=lacking)
     told = run_to_end(Node(encode(new_start(campaign, configs=[config]))))
     failure = told[-1].failure
@@ -339,13 +342,13 @@ class HereCluster:
 
 
 def test_a_program_that_kills_its_process_fails_and_its_neighbours_do_not(tmp_path):
-    head = f"guestemu-program 1\nhost {CRASHING}:Crashing\n---\n"
+    head = f"guestemu-program 1\nhost {CRASHING.name}:Crashing\n---\n"
     texts = ["hypercall nr=12", "hypercall nr=10 a1=0x1234", "hypercall nr=11"]
     paths = [tmp_path / f"{number}.prog" for number in range(3)]
     for path, text in zip(paths, texts, strict=True):
         path.write_text(f"{head}{text}\n")
     paths.append(tmp_path / "none.prog")
-    results = replay_on(HereCluster(), 1, paths)
+    results = replay_on(HereCluster(), 1, paths, permissions([CRASHING.parent]))
     assert [result.program for result in results] == [str(path) for path in paths]
     assert [result.passed for result in results] == [True, False, True, False]
     assert results[1].mismatches[0].found == "the process that ran it died"

@@ -36,19 +36,19 @@ def test_the_paths_of_a_snippet(guest: str, converted: int, swiotlb: int) -> Non
     }
 
 
-def test_c9_and_c10_are_conditional() -> None:
-    assert pool_clearing(Lab()).verdict is Verdict.CONDITIONAL
+def test_c9_is_confirmed_and_c10_conditional() -> None:
+    assert pool_clearing(Lab()).verdict is Verdict.CONFIRMED
     assert most_paths_clear(Lab()).verdict is Verdict.CONDITIONAL
 
 
-def test_without_the_memset_c9_holds_and_c10_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_memset_c9_is_open_and_c10_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     memset = SnippetGuest.memset
 
     def clear_nothing(self: SnippetGuest, gva: Gva, byte: int, _size: int) -> CallOutcome:
         return memset(self, gva, byte, 0)
 
     monkeypatch.setattr(SnippetGuest, "memset", clear_nothing)
-    assert pool_clearing(Lab()).verdict is not Verdict.CONDITIONAL
+    assert pool_clearing(Lab()).verdict is Verdict.UNDECIDED
     assert most_paths_clear(Lab()).verdict is Verdict.REFUTED
 
 
@@ -60,7 +60,7 @@ def test_the_traces_of_the_claims_are_the_recorded_ones(name: str) -> None:
 
 def test_c11_counts_equal_a_count_of_the_text() -> None:
     result = lifetimes(Lab())
-    assert result.verdict is Verdict.REFUTED
+    assert result.verdict is Verdict.CONDITIONAL
     values = {item.name: (item.value, item.how) for item in result.evidence}
     for name in TRACES:
         lines = dma_lines(name)

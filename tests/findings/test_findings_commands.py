@@ -15,6 +15,7 @@ from guestemu.cli.main import main
 
 HOSTS = Path(__file__).parents[1] / "quality" / "planted_hosts.py"
 MINE = f"{HOSTS}:WordBoundary"
+ALLOW = ("--plugins", HOSTS.parent)
 KEY = "record-hypercall-cb749913"
 PLOTS = (
     *("rate-over-time", "corpus-over-time", "guest-blocks-over-time", "model-states-over-time"),
@@ -52,7 +53,7 @@ def test_status_has_the_keys_of_fuzz_and_sums(campaign, answer):
 
 def test_triage_explains_and_writes_a_test(campaign, answer, tmp_path):
     workdir = Path(shutil.copytree(campaign, tmp_path / "copy"))
-    (found,) = answer("triage", workdir, status=1)["findings"]
+    (found,) = answer("triage", *ALLOW, workdir, status=1)["findings"]
     assert (found["key"], found["check"], found["state"]) == (KEY, "record", "shown")
     assert found["fact"] == "K3-a, K3-d"
     assert found["places"][-1].endswith("call = msgspec.structs.replace(call, a1=call.a1 - 1)")
@@ -63,20 +64,24 @@ def test_triage_explains_and_writes_a_test(campaign, answer, tmp_path):
 
 def test_triage_counts_two_campaigns_of_one_defect_once(campaign, answer, tmp_path):
     other = shutil.copytree(campaign, tmp_path / "other")
-    (one,) = answer("triage", "--no-write", campaign, status=1)["findings"]
-    (both,) = answer("triage", "--no-write", campaign, other, status=1)["findings"]
+    (one,) = answer("triage", *ALLOW, "--no-write", campaign, status=1)["findings"]
+    (both,) = answer("triage", *ALLOW, "--no-write", campaign, other, status=1)["findings"]
     assert (both["count"], len(both["programs"])) == (2 * one["count"], 2)
 
 
 def test_triage_says_what_was_mended_and_what_cannot_run(campaign, answer, tmp_path):
     workdir = Path(shutil.copytree(campaign, tmp_path / "copy"))
     program = workdir / "findings" / f"{KEY}.prog"
+    (found,) = answer("triage", workdir, status=2)["findings"]
+    assert found["state"].startswith("error: ")
+    assert "--plugins DIR" in found["state"]
     text = program.read_text()
-    program.write_text(text.replace(f"host {MINE}", "host map-gpa-range"))
+    host = re.compile(r"^host .*:WordBoundary$", re.MULTILINE)
+    program.write_text(host.sub("host map-gpa-range", text))
     (found,) = answer("triage", workdir)["findings"]
     assert found["state"] == "gone"
-    program.write_text(text.replace(f"host {MINE}", "host xen"))
-    (found,) = answer("triage", workdir, status=1)["findings"]
+    program.write_text(host.sub("host xen", text))
+    (found,) = answer("triage", workdir, status=2)["findings"]
     assert found["state"].startswith("error: ")
     assert "xen" in found["state"]
 
@@ -90,32 +95,33 @@ def test_a_directory_that_is_no_campaign_is_bad_input(tmp_path, capsys):
 def test_minimize_ends_in_the_program_of_the_finding(campaign, answer, tmp_path):
     program = tmp_path / "long.prog"
     program.write_text(
-        f"guestemu-program 1\nhost {MINE}\nbudget 200000\n---\nset_memory_decrypted D[3] pages=2\n"
+        f"guestemu-program 1\nhost {HOSTS.name}:WordBoundary\nbudget 200000\n---\n"
+        "set_memory_decrypted D[3] pages=2\n"
         "wrmsr msr=0x4b564d08 value=1\nset_memory_decrypted L[0] pages=512\nread D[9]\n"
     )
     out = tmp_path / "small.prog"
-    found = answer("minimize", program, "-o", out)
+    found = answer("minimize", *ALLOW, program, "-o", out)
     assert (found["key"], found["ops_before"], found["ops_after"]) == (KEY, 4, 1)
     ops = [line for line in out.read_text().splitlines() if line.startswith("hypercall")]
     assert ops == ["hypercall nr=12 a0=0x3e000 a1=2 a2=0 a3=0"]
     assert ops[0] in (campaign / "findings" / f"{KEY}.prog").read_text()
-    assert answer("replay", out)["passed"] == 1
+    assert answer("replay", *ALLOW, out)["passed"] == 1
 
 
 def test_minimize_without_anything_wrong_or_with_an_unknown_key(campaign, capsys):
     program = campaign / "findings" / f"{KEY}.prog"
     assert main(["minimize", str(program), "--host", "map-gpa-range"]) == 2
     assert "no check fails" in capsys.readouterr().err
-    assert main(["minimize", str(program), "--key", "x"]) == 2
+    assert main(["minimize", str(program), "--key", "x", *map(str, ALLOW)]) == 2
     assert KEY in capsys.readouterr().err
 
 
 def test_show_explains_a_finding(campaign, answer, capsys):
     program = campaign / "findings" / f"{KEY}.prog"
-    (op,) = answer("show", "-n", "2", program)["ops"]
+    (op,) = answer("show", *ALLOW, "-n", "2", program)["ops"]
     assert op["violations"][0].startswith("violation of record")
     assert [line["text"] for line in op["code"]] == ["vmmcall", "hlt"]
-    assert main(["show", str(program)]) == 0
+    assert main(["show", str(program), *map(str, ALLOW)]) == 0
     assert "The host's record is not what it was told" in capsys.readouterr().out
 
 
@@ -146,7 +152,7 @@ def test_a_campaign_that_found_nothing(tmp_path, answer):
     workdir = tmp_path / "work"
     words = ["--engine", "random", "--execs", "50", "--seed", "1", "--workdir", workdir]
     assert answer("fuzz", "msr", *words)["findings"] == []
-    assert answer("triage", workdir) == {"findings": []}
+    assert answer("triage", workdir)["findings"] == []
     out = tmp_path / "x.html"
     assert answer("report", workdir, "-o", out)["findings"] == []
     assert "<h2>Findings</h2><p>none</p>" in out.read_text()

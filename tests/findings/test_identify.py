@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import planted_hosts
 import pytest
@@ -87,7 +88,7 @@ def legacy(*arguments: int) -> Op:
 def test_upper_halves_outside_64_bit_code_are_one_bug_whatever_they_lead_to():
     ways = (
         [legacy(1 << 35 | 7 * PAGE, 3)],
-        [legacy(5 * PAGE, (1 << 64) - 2)],
+        [legacy(1 << 45 | 5 * PAGE, 0xFFFFFFFF << 32 | 3)],
         [legacy(0x80C000, 1 << 32)],
         [call(0x4A9000, 2), legacy(0x402000, 1 << 32 | 1, 16)],
         [call(0x7FF000, 9), legacy(1 << 47 | 0x7FF000, 19, 16)],
@@ -184,8 +185,10 @@ def test_the_comment_says_what_why_where_and_how(finding):
         assert words in comment
 
 
-def test_the_bundle_has_guest_code_and_a_test_that_fails(finding, tmp_path):
-    header = Header(host=f"{planted_hosts.__file__}:LastPage")
+def test_the_bundle_has_guest_code_and_a_test_that_fails(finding, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    host = f"{Path(planted_hosts.__file__).name}:LastPage"
+    header = Header(host=host, plugin=planted_hosts.__file__)
     path = tmp_path / f"{finding.key}.prog"
     bundle = make_bundle(finding, finding.program(header), path, "a campaign")
     for words in ("vmmcall", "! violation of record", "Rule: ", f"guestemu run {path}"):
@@ -194,8 +197,9 @@ def test_the_bundle_has_guest_code_and_a_test_that_fails(finding, tmp_path):
     run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(test)]
     for text, status in ((bundle.test, 1), (bundle.test.replace("a1=2", "a1=1"), 0)):
         test.write_text(text)
-        done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, check=False)
+        done = subprocess.run(run, capture_output=True, text=True, check=False)
         assert done.returncode == status, done.stdout
+        assert "InputError" not in done.stdout  # fails for the defect, not for lack of the host
 
 
 def test_digest_is_the_last_part():

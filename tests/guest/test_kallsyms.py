@@ -45,13 +45,24 @@ def test_the_order_of_names_may_end_on_the_boundary_without_a_nul(rest: int) -> 
 
 
 @pytest.mark.parametrize("layout", Layout)
-@pytest.mark.parametrize("length", [0, 200, 5000])
+@pytest.mark.parametrize("length", [0, 200, 1000])
 def test_names_of_two_byte_lengths_and_an_empty_first_token(layout: Layout, length: int) -> None:
     names = [name_of(number) for number in range(SYMBOLS)]
     names[100] = name_of(100, length)
     data, symbols = write_tables(layout, names, tokens(b""))
 
     assert read_kallsyms(data, ADDRESS, "vmlinux") == symbols
+
+
+@pytest.mark.parametrize("layout", Layout)
+def test_a_name_longer_than_any_of_a_kernel_is_cut(layout: Layout) -> None:
+    names = [name_of(number) for number in range(SYMBOLS)]
+    names[100] = name_of(100, 5000)
+    data, symbols = write_tables(layout, names, tokens(b""))
+
+    found = read_kallsyms(data, ADDRESS, "vmlinux")
+
+    assert found == {name[:1023]: address for name, address in symbols.items()}
 
 
 @pytest.mark.parametrize("layout", Layout)

@@ -25,7 +25,7 @@ def test_kernel_of_a_spec():
     [
         ("nothing", (), r"'nothing': no such host, and not FILE\.py:CLASS; use one of bitmap-v1,"),
         ("map-gpa-range:4.19", (), r"'4\.19'.*use one of 5\.15"),
-        ("map-gpa-range:", (), "no kernel after ':'"),
+        ("map-gpa-range:", (), r"nothing after ':'; use one of 5\.15, 6\.1"),
         ("bitmap-v6:6.1", (), "has no choice of kernels; write bitmap-v6"),
         ("bitmap-v6", ("warp",), "no repair switch 'warp'; use one of gate, end-frame"),
         ("map-gpa-range", ("warp",), "no repair switch 'warp'; it has none"),

@@ -210,10 +210,10 @@ def through_ghcb(scene: Scene) -> list[GhcbRequest]:
 
 
 def test_neighbouring_ranges_of_a_boot_are_told_as_one() -> None:
-    def told(gfn: int, pages: int, attributes: int) -> tuple[str, int, tuple[int, ...]]:
-        return ("hypercall", 12, (gfn << PAGE_SHIFT, pages, attributes, 0))
+    def told(gfn: int, pages: int, attributes: int) -> HypercallExit:
+        return HypercallExit(12, (gfn << PAGE_SHIFT, pages, attributes, 0), 0, 0)
 
-    written = ("wrmsr", 12, (1,))
+    written = WrmsrExit(12, (1,), 1, 0)
     exits = [told(1, 1, 0), told(2, 2, 0), told(4, 1, 1), written, told(5, 1, 1), told(7, 1, 1)]
     assert joined(exits) == [told(1, 3, 0), *exits[2:]]
 

@@ -62,10 +62,10 @@ def test_boot_stops_at_the_function_that_is_asked_for(run):
     ],
 )
 def test_a_boot_that_cannot_be_is_one_line(run, words, problem):
-    text, status = run("boot", *words)
-    assert status == 2
-    assert problem in text
-    assert text.count("\n") == 1
+    found, status = run("boot", *words)
+    assert (found["schema"], found["status"], status) == ("guestemu.error/1", 2, 2)
+    assert problem in found["message"]
+    assert "\n" not in found["message"]
 
 
 def test_call_tells_result_hypercalls_and_leaves(run):
@@ -98,15 +98,15 @@ def test_an_oops_and_a_warning_are_findings(run):
 
 
 def test_an_endless_call_names_the_function_that_loops(run):
-    text, status = run("call", "set_memory_decrypted", "gpa:0", "1", "--budget", "100000")
-    assert status == 2
-    assert "looping in enc_dec_hypercall" in text
+    found, status = run("call", "set_memory_decrypted", "gpa:0", "1", "--budget", "100000")
+    assert status == 1
+    assert "looping in enc_dec_hypercall" in found["oops"]
 
 
 def test_the_number_of_arguments_is_checked(run):
-    text, status = run("call", "set_memory_decrypted", "page:0")
-    assert status == 2
-    assert "takes 2 arguments (addr, numpages); 1 are given" in text
+    found, status = run("call", "set_memory_decrypted", "page:0")
+    assert (found["schema"], status) == ("guestemu.error/1", 2)
+    assert "takes 2 arguments (addr, numpages); 1 are given" in found["message"]
 
 
 def test_programs_run_on_a_kernel_by_name(series, image_of, capsys):

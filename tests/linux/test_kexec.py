@@ -72,12 +72,13 @@ def test_ram_that_starts_at_a_page_is_reset(kexec):
 
 
 def test_bad_places_are_one_line(kexec):
-    text, status = kexec("6.1", "6.1", "--hole", "0x1000")
-    assert status == 2
-    assert "hole 0x1000" in text
-    text, status = kexec("6.1", "6.1", "--sev", "snp")
-    assert status == 2
-    assert "kexec is modelled for sev and es" in text
+    found, status = kexec("6.1", "6.1", "--hole", "0x1000")
+    assert (found["schema"], status) == ("guestemu.error/1", 2)
+    assert "hole 0x1000" in found["message"]
+    assert "\n" not in found["message"]
+    found, status = kexec("6.1", "6.1", "--sev", "snp")
+    assert (found["schema"], status) == ("guestemu.error/1", 2)
+    assert "kexec is modelled for sev and es" in found["message"]
 
 
 def test_the_map_with_a_hole_covers_what_the_plain_one_does():

@@ -97,6 +97,18 @@ def test_every_arithmetic_flag_travels(rflags: int) -> None:
     assert source.current.read_register("rflags") == rflags
 
 
+PUSHFQ_POP_RAX = b"\x9c\x58"
+
+
+@pytest.mark.parametrize("rflags", [0x2, 0x8D7, 0x46, 0x283, 0x602])
+def test_the_code_that_runs_next_sees_the_flags(rflags: int) -> None:
+    source, destination = Bare(), Bare()
+    source.machine.current.write_register("rflags", rflags)
+    restore_state(destination.machine, capture_state(source.machine))
+    destination.run(PUSHFQ_POP_RAX + HLT, enter=False)
+    assert destination.machine.current.read_register("rax") == rflags
+
+
 def test_a_restored_machine_runs(pair) -> None:
     source, destination = pair
     destination.machine.hooks.handler = BootRecorder()

@@ -102,10 +102,12 @@ def test_an_error_in_the_memory_hook_comes_out(
         bare.machine.current.run(0x20000, 100)
 
 
-def test_an_error_in_the_walker_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    bare = Bare(MachineConfig(frames=FRAMES, cbit=47))
+@pytest.mark.parametrize("native", NATIVE)
+def test_an_error_in_the_walker_comes_out(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = Bare(MachineConfig(frames=FRAMES, cbit=47, native_hooks=native))
     assert bare.machine.tlb is not None
-    bare.place(CODE, load(PRIVATE + DATA) + HLT)
+    not_mapped = 1 << 46  # machine code grants the others
+    bare.place(CODE, load(not_mapped) + HLT)
     bare.enter(Mode.LONG64, 0)
 
     def fail(*_arguments: object) -> bool:

@@ -71,6 +71,7 @@ class Scene:
             contract_state=self.has_contract,
             migration_ready=self.ready,
             serves_migration_control=True,
+            records_conversions=True,
             private_map=lambda: self.host,
         )
         leaf_map = SimpleNamespace(private=self.tables, alias=self.alias, moved=[])
