@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A shared object in this process, by ctypes: the fastest way, without a wall between.
 
-A crash of the handler is a crash of guestemu. A campaign survives it, since the input is in its
-journal before it runs; `run` and `replay` do not.
+A crash of the handler is a crash of guestemu.
 """
 
 from __future__ import annotations
