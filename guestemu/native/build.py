@@ -86,7 +86,7 @@ HOOKS: Final = Library("hooks", "machine/native", ("hooks.c",))
 FASTPATH: Final = Library(
     "fastpath",
     "campaign/fastpath",
-    ("decode.c", "tables.c", "judge.c", "feedback.c", "host.c", "run.c"),
+    ("decode.c", "runs.c", "tables.c", "judge.c", "feedback.c", "host.c", "run.c"),
     ("fast.h",),
 )
 MUTATOR: Final = Library("mutator", "campaign/native", ("mutator.c",))

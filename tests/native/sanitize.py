@@ -20,6 +20,7 @@ TESTS = Path(__file__).parents[1]
 FILES = (
     "native/test_hostile_records.py",
     "native/test_native_judge.py",
+    "native/test_runs.py",
     "campaign/test_native_mutator.py",
     "campaign/test_fastpath.py",
     "machine/test_machine_hooks.py",

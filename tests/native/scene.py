@@ -127,24 +127,13 @@ class NativeJudge:
     def is_right(self, scene: Scene) -> bool:
         """Whether the native judge is content with the scene."""
         record = FastRecord()
-        keep = {
-            name: ctypes.create_string_buffer(bits.tobytes(), len(bits) // 8)
-            for name, bits in (
-                ("host_map", scene.host),
-                ("host_before", scene.host_before),
-                ("direct_before", scene.tables_before),
-                ("direct", scene.tables),
-                ("alias", scene.alias),
-            )
-        }
-        for name in ("host_map", "host_before", "direct_before"):
-            setattr(record, name, ctypes.addressof(keep[name]))
-        record.direct.bits = ctypes.addressof(keep["direct"])
-        record.alias.bits = ctypes.addressof(keep["alias"])
+        record.host.assign(scene.host)
+        record.host_before.assign(scene.host_before)
+        record.direct_before.assign(scene.tables_before)
+        record.direct.bits.assign(scene.tables)
+        record.alias.bits.assign(scene.alias)
         record.alias.pages = PAGES
         record.frames = FRAMES
-        record.map_bytes = FRAMES // 8
-        record.alias_bytes = PAGES // 8
         for region, first in FIRST.items():
             record.regions[region] = RegionRecord(0, first << PAGE_SHIFT, PAGES)
         record.answers_judged = record.record_judged = scene.has_contract

@@ -20,7 +20,7 @@ typedef uint64_t u64;
 typedef int64_t i64;
 typedef unsigned __int128 u128;
 
-enum { RECORD = 48, ARGUMENTS = 5, MAX_OPS = 16, MAX_EXITS = 1100, MAX_LINKS = 64, STATES = 16, REGIONS = 4, KINDS = 64, MAX_KNOWN = 32 };
+enum { RECORD = 48, ARGUMENTS = 5, MAX_OPS = 16, MAX_EXITS = 1100, MAX_LINKS = 64, STATES = 16, REGIONS = 4, KINDS = 64, MAX_KNOWN = 32, RUNS = 1024 };
 enum { PAGE_SHIFT = 12, PAGE = 1 << PAGE_SHIFT };
 
 /* The kinds that can be common (guestemu/program/kinds.py). */
@@ -71,11 +71,15 @@ struct stub {
 	u64 start, end, is_trap;
 };
 
+/* A bit for each frame or page, as the places where they change (runs.c). */
+struct runs {
+	u64 count, at[RUNS];
+};
+
 /* Pages of 4 KiB from `start` on that should map the frames from `gfn` on; one bit each. */
 struct window {
 	u64 start, gfn, pages;
-	u8 *bits;
-	const u8 *base;
+	struct runs bits, base;
 };
 
 struct input {
@@ -153,11 +157,11 @@ struct fast {
 	const u8 *private_view;
 	u64 cbit, frames;
 	struct window direct, alias;
-	u64 map_bytes, alias_bytes;
 	/* the host's record, and what its answers are held to */
-	u8 *host_map;
-	const u8 *host_base;
-	u8 *host_before, *direct_before;
+	struct runs host, host_base, host_before, direct_before;
+	/* the bitmap of a host in Python, and what was last seen there */
+	const u64 *host_map;
+	u64 *host_seen, host_words, is_host_lost;
 	u64 base_state, base_ready, answers_judged, record_judged;
 	/* the default host (host.c) */
 	u64 has_host, compares_untruncated, user_state, known_count;
@@ -165,7 +169,7 @@ struct fast {
 	/* what Python says beside an answer: host state, migration allowed, level of the exit */
 	u64 state, ready, cpl, is_64bit;
 	/* this execution; is_stale: the host is still to be put back */
-	u64 is_stale, is_foreign, cpu_state, is_odd, is_trapped, trap, exit_count, ops_count, is_flipped, previous;
+	u64 is_stale, is_foreign, cpu_state, is_odd, is_trapped, trap, exit_count, ops_count, previous;
 	u64 link_count, links[MAX_LINKS];
 	struct exit exits[MAX_EXITS];
 	struct op ops[MAX_OPS];
@@ -184,9 +188,14 @@ bool fast_answer(struct fast *f);
 bool fast_is_base_call(u64 nr);
 
 /* Host and page tables of the operation now. */
-const u8 *fast_host_map(const struct fast *f);
+const struct runs *fast_host_map(const struct fast *f);
 bool fast_replay(struct fast *f);
-void fast_set_bits(u8 *map, u64 first, u64 end, bool value);
+void fast_see_host(struct fast *f);
+bool fast_bit(const struct runs *map, u64 place);
+void fast_set_bits(struct fast *f, struct runs *map, u64 first, u64 end, bool value);
+void fast_copy(struct runs *to, const struct runs *from);
+bool fast_same(const struct runs *a, const struct runs *b);
+u64 fast_differences(const struct runs *a, const struct runs *b);
 void fast_forget_tables(struct fast *f);
 bool fast_range(const struct fast *f, const struct op *op, u64 *first, u64 *count);
 

@@ -75,6 +75,7 @@ PROGRAMS: Final = 1 << 21
 """Programs that the machine code remembers having run."""
 _LEVELS: Final = 4
 _VMMCALL_LENGTH: Final = 3
+_WORD_BITS: Final = 64
 _PUT_SAID: Final = struct.Struct("4Q").pack_into
 
 
@@ -238,27 +239,23 @@ class FastPath:
         record.frames = frames
         record.tables = tables.table_pages(leaf_map, frames)
         record.cbit = self._guest.machine.ram.cbit_mask
-        windows = tuple(tables.windows(leaf_map))
-        (record.direct, record.map_bytes), (record.alias, record.alias_bytes) = windows
+        record.direct, record.alias = tables.windows(leaf_map)
         private = host.private_map()
-        data = private.tobytes()
-        record.host_base = tables.octets(data)
-        record.host_before = tables.octets(data)
-        record.direct_before = tables.octets(data)
+        record.host_base.assign(private)
         host.restore(frames)
         self._map = private
+        self._copy: memoryview | None = None
         if type(host) is MapGpaRangeHost:
-            self._copy: memoryview | None = None
             record.has_host = True
             record.compares_untruncated = host.kernel.compares_untruncated_nr
-            record.host_map = tables.octets(data)
-        elif host.private_map() is private:
-            self._copy = None
-            record.host_map = private.buffer_info()[0]
         else:
-            copy = ctypes.create_string_buffer(data, len(data))
-            record.host_map = tables.keep(copy)
-            self._copy = memoryview(copy).cast("B")
+            record.host_words = frames // _WORD_BITS
+            record.host_seen = tables.zeroes(record.host_words)
+            record.host_map = private.buffer_info()[0]
+            if host.private_map() is not private:
+                copy = ctypes.create_string_buffer(private.tobytes(), frames // 8)
+                record.host_map = tables.keep(copy)
+                self._copy = memoryview(copy).cast("B")
         record.base_state = host.state
         record.base_ready = host.migration_ready
         record.answers_judged = host.contract == CONTRACT

@@ -91,21 +91,10 @@ static void near_conversion(struct fast *f, u64 asked)
 	near(f, FEATURE(NEAR_WORK, bits_of(used > 0 ? used : 0)));
 }
 
-static u64 differences(const struct fast *f)
-{
-	const u8 *map = fast_host_map(f);
-	u64 count = 0;
-
-	for (u64 i = 0; i < f->map_bytes; i++)
-		for (u8 rest = map[i] ^ f->direct.bits[i]; rest; rest &= rest - 1)
-			count++;
-	return count;
-}
-
 void fast_count(struct fast *f, const struct op *op, u64 index, i64 value)
 {
 	const struct exit *last = f->exit_count ? &f->exits[f->exit_count - 1] : NULL;
-	bool differs = __builtin_memcmp(fast_host_map(f), f->direct.bits, f->map_bytes);
+	bool differs = !fast_same(fast_host_map(f), &f->direct.bits);
 	u64 state = f->is_stale ? f->base_state : f->state;
 	bool is_signed = op->kind != HYPERCALL && op->kind != READ;
 	u64 first, count, step;
@@ -124,5 +113,5 @@ void fast_count(struct fast *f, const struct op *op, u64 index, i64 value)
 	if (fast_range(f, op, &first, &count))
 		near_conversion(f, count);
 	if (differs && !last)
-		near(f, FEATURE(NEAR_DIFFERENCE, bits_of(differences(f))));
+		near(f, FEATURE(NEAR_DIFFERENCE, bits_of(fast_differences(fast_host_map(f), &f->direct.bits))));
 }

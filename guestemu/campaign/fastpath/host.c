@@ -44,7 +44,7 @@ static void record(struct fast *f, u64 first, u64 pages, bool is_private)
 
 	f->user_state = end <= frames ? INSIDE : first < frames ? CLIPPED : BEYOND;
 	if (first < frames)
-		fast_set_bits(f->host_map, first, end < frames ? (u64)end : frames, is_private);
+		fast_set_bits(f, &f->host, first, end < frames ? (u64)end : frames, is_private);
 }
 
 static u64 map_gpa_range(struct fast *f, u64 mask, u64 *path)
@@ -75,7 +75,7 @@ bool fast_answer(struct fast *f)
 	mask = f->is_64bit ? ~0ull : U32;
 	nr = f->in[IN_RAX] & mask;
 	if (f->is_stale) {
-		__builtin_memcpy(f->host_map, f->host_base, f->map_bytes);
+		fast_copy(&f->host, &f->host_base);
 		f->user_state = 0;
 	}
 	if (f->cpl) {

@@ -5,14 +5,9 @@
 enum { VAPIC_POLL_IRQ = 1, KICK_CPU = 5, CLOCK_PAIRING = 9, SEND_IPI = 10, SCHED_YIELD = 11 };
 enum { EPERM = 1, EIO = 5, ENOMEM = 12, EBUSY = 16 };
 
-const u8 *fast_host_map(const struct fast *f)
+const struct runs *fast_host_map(const struct fast *f)
 {
-	return f->is_stale ? f->host_base : f->host_map;
-}
-
-static bool same(const void *a, const void *b, u64 size)
-{
-	return !__builtin_memcmp(a, b, size);
+	return f->is_stale ? &f->host_base : &f->host;
 }
 
 /* First frame and number of frames that a conversion is asked for; false for other ops. */
@@ -77,11 +72,11 @@ static bool record_is_right(struct fast *f)
 		    exit->ret || first + pages < first)
 			continue;
 		if (first < frames)
-			fast_set_bits(f->host_before, first,
-				 pages < frames - first ? first + pages : frames,
-				 exit->args[2] & ENCRYPTED);
+			fast_set_bits(f, &f->host_before, first,
+				      pages < frames - first ? first + pages : frames,
+				      exit->args[2] & ENCRYPTED);
 	}
-	return same(f->host_before, fast_host_map(f), f->map_bytes);
+	return fast_same(&f->host_before, fast_host_map(f));
 }
 
 /* Check "status": host, page tables and the alias are as asked, the rest as before. */
@@ -90,14 +85,14 @@ static bool status_is_right(struct fast *f, const struct op *op, u64 first, u64 
 	bool is_private = op->kind == SET_ENCRYPTED || op->kind == EARLY_SET_ENCRYPTED;
 	u64 end = first + count < f->frames ? first + count : f->frames;
 
-	fast_set_bits(f->host_before, first, end, is_private);
-	fast_set_bits(f->direct_before, first, end, is_private);
-	if (!same(f->host_before, fast_host_map(f), f->map_bytes) ||
-	    !same(f->direct_before, f->direct.bits, f->map_bytes))
+	fast_set_bits(f, &f->host_before, first, end, is_private);
+	fast_set_bits(f, &f->direct_before, first, end, is_private);
+	if (!fast_same(&f->host_before, fast_host_map(f)) ||
+	    !fast_same(&f->direct_before, &f->direct.bits))
 		return false;
 	if (op->region == REGION_V)
 		for (u64 page = op->page; page < op->page + count && page < f->alias.pages; page++)
-			if ((f->alias.bits[page >> 3] >> (page & 7) & 1) != is_private)
+			if (fast_bit(&f->alias.bits, page) != is_private)
 				return false;
 	return true;
 }

@@ -10,6 +10,10 @@ from __future__ import annotations
 import ctypes
 from typing import Final
 
+from bitarray import bitarray
+
+from guestemu.abi.errors import EngineError
+
 ARGUMENTS: Final = 5
 MAX_OPS: Final = 16
 MAX_EXITS: Final = 1100
@@ -17,10 +21,12 @@ MAX_LINKS: Final = 64
 MAX_KNOWN: Final = 32
 STATES: Final = 16
 KINDS: Final = 64
+RUNS: Final = 1024
 REGIONS: Final = 4
 BYTE_VALUES: Final = 256
 
 _Word = ctypes.c_uint64
+_ONE: Final = bitarray("1")
 
 
 def _words(*names: str) -> tuple[tuple[str, type[ctypes.c_uint64]], ...]:
@@ -56,10 +62,34 @@ class StubRecord(ctypes.Structure):
     _fields_ = _words("launch words registers start end is_trap")
 
 
+class RunsRecord(ctypes.Structure):
+    """`struct runs`: a bit for each frame, as the places where the bits change."""
+
+    _fields_ = (("count", _Word), ("at", _Word * RUNS))
+
+    def assign(self, bits: bitarray) -> None:
+        """Takes the map `bits`. Raises `EngineError` for one that changes oftener than a record
+        holds."""
+        places = [*(bits ^ bits >> 1).search(_ONE), *([len(bits)] if bits and bits[-1] else ())]
+        if len(places) > RUNS:
+            raise EngineError(f"a map with {len(places)} changes; the fast path holds {RUNS}")
+        self.count = len(places)
+        self.at[: len(places)] = places
+
+    def bits(self, length: int) -> bitarray:
+        """The map of `length` bits."""
+        found = bitarray(length, endian="little")
+        found.setall(False)
+        places = [*self.at[: self.count], length]
+        for start, end in zip(places[::2], places[1::2], strict=False):
+            found[start:end] = True
+        return found
+
+
 class WindowRecord(ctypes.Structure):
     """`struct window`: a range of virtual pages with one bit each."""
 
-    _fields_ = _words("start gfn pages bits base")
+    _fields_ = (*_words("start gfn pages"), ("bits", RunsRecord), ("base", RunsRecord))
 
 
 class InputRecord(ctypes.Structure):
@@ -112,13 +142,14 @@ class FastRecord(ctypes.Structure):
         *_words("user_stack kernel_stack no_such_function tables flags private_view cbit frames"),
         ("direct", WindowRecord),
         ("alias", WindowRecord),
-        *_words("map_bytes alias_bytes host_map host_base host_before direct_before"),
+        *((name, RunsRecord) for name in ("host", "host_base", "host_before", "direct_before")),
+        *_words("host_map host_seen host_words is_host_lost"),
         *_words("base_state base_ready answers_judged record_judged"),
         *_words("has_host compares_untruncated user_state known_count"),
         ("known", KnownRecord * MAX_KNOWN),
         *_words("state ready cpl is_64bit"),
         *_words("is_stale is_foreign cpu_state is_odd is_trapped trap exit_count ops_count"),
-        *_words("is_flipped previous link_count"),
+        *_words("previous link_count"),
         ("links", _Word * MAX_LINKS),
         ("exits", ExitRecord * MAX_EXITS),
         ("ops", OpRecord * MAX_OPS),

@@ -23,6 +23,14 @@ bool fast_python(struct fast *f, void *function)
 	return is_true;
 }
 
+static bool python_answer(struct fast *f)
+{
+	if (!fast_python(f, f->answer))
+		return false;
+	fast_see_host(f);
+	return true;
+}
+
 /* An instruction that the emulator takes for undefined: a hypercall, or the end of a stub. */
 static bool decide(void *uc, void *user)
 {
@@ -33,7 +41,7 @@ static bool decide(void *uc, void *user)
 		f->is_trapped = true;
 		return false;
 	}
-	if (f->exit_count == MAX_EXITS || !(f->has_host ? fast_answer(f) : fast_python(f, f->answer))) {
+	if (f->exit_count == MAX_EXITS || !(f->has_host ? fast_answer(f) : python_answer(f))) {
 		f->is_odd = true;
 		return false;
 	}
@@ -66,8 +74,6 @@ static bool put_back(struct fast *f)
 			return false;
 		f->is_foreign = false;
 		f->known_count = 0;
-		f->is_stale = true;
-		f->is_flipped = true;
 		f->cpu_state = NO_STATE;
 	} else if (*f->dirty_count) {
 		if (f->rollback(f->memory) & FLAG_TABLE)
@@ -76,11 +82,8 @@ static bool put_back(struct fast *f)
 	*f->log_count = 0;
 	f->is_stale = true;
 	fast_forget_tables(f);
-	if (f->is_flipped) {
-		f->is_flipped = false;
-		__builtin_memcpy(f->direct.bits, f->direct.base, f->map_bytes);
-		__builtin_memcpy(f->alias.bits, f->alias.base, f->alias_bytes);
-	}
+	fast_copy(&f->direct.bits, &f->direct.base);
+	fast_copy(&f->alias.bits, &f->alias.base);
 	return true;
 }
 
@@ -162,14 +165,14 @@ static bool step(struct fast *f, u64 index)
 	u64 ready = fast_ready(f);
 	i64 value;
 
-	__builtin_memcpy(f->host_before, fast_host_map(f), f->map_bytes);
-	__builtin_memcpy(f->direct_before, f->direct.bits, f->map_bytes);
+	fast_copy(&f->host_before, fast_host_map(f));
+	fast_copy(&f->direct_before, &f->direct.bits);
 	f->exit_count = 0;
 	f->is_odd = false;
 	f->is_trapped = false;
 	if (!(op->kind == HYPERCALL ? hypercall : call)(f, op, &value) || !fast_replay(f))
 		return false;
-	if (!fast_judge(f, op, value, ready))
+	if (!fast_judge(f, op, value, ready) || f->is_odd)
 		return false;
 	fast_count(f, op, index, value);
 	return true;

@@ -7,20 +7,6 @@ enum { PRESENT = 1, PSE = 1 << 7, FLAG_TABLE = 4, ENTRIES = 512, TOP_LEVEL = 4 }
 static const u64 ADDRESS = 0x000ffffffffff000ull;
 static const u64 LEVEL_MASK = 7;
 
-void fast_set_bits(u8 *map, u64 first, u64 end, bool value)
-{
-	while (first < end && first & 7) {
-		map[first >> 3] = (map[first >> 3] & ~(1 << (first & 7))) | value << (first & 7);
-		first++;
-	}
-	if (end > first + 7) {
-		__builtin_memset(map + (first >> 3), value ? 0xff : 0, (end - first) >> 3);
-		first = end & ~7ull;
-	}
-	for (; first < end; first++)
-		map[first >> 3] = (map[first >> 3] & ~(1 << (first & 7))) | value << (first & 7);
-}
-
 static u64 shift_of(u64 level)
 {
 	return PAGE_SHIFT + 9 * (level - 1);
@@ -36,9 +22,8 @@ static bool leaf(struct fast *f, struct window *window, u64 va, u64 pages, u64 e
 		return true;
 	if (!entry || gfn != window->gfn + page)
 		return false;
-	fast_set_bits(window->bits, page,
+	fast_set_bits(f, &window->bits, page,
 		      page + pages < window->pages ? page + pages : window->pages, entry & f->cbit);
-	f->is_flipped = true;
 	return true;
 }
 

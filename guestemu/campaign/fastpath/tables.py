@@ -90,23 +90,23 @@ class Tables:
 
     def table_pages(self, leaf_map: LeafMap, frames: int) -> int:
         """A word for each frame: 0, or the level of a page table and the address it maps from."""
-        words = array("Q", bytes(8 * frames))
+        address = self.zeroes(frames)
+        words = (ctypes.c_uint64 * frames).from_address(address)
         for gfn, (level, base) in leaf_map.tables.items():
             words[gfn] = base | level
-        self._keep.append(words)
-        return words.buffer_info()[0]
+        return address
 
-    def windows(self, leaf_map: LeafMap) -> Iterable[tuple[WindowRecord, int]]:
-        """The direct map and the alias window as they are now, and the bytes of their bits."""
+    def windows(self, leaf_map: LeafMap) -> Iterable[WindowRecord]:
+        """The direct map and the alias window as they are now."""
         found = zip(leaf_map.windows, (leaf_map.private, leaf_map.alias), strict=True)
         for window, bits in found:
-            data = bits.tobytes()
             if window is None:
-                yield WindowRecord(bits=self.octets(b""), base=self.octets(b"")), 0
+                yield WindowRecord()
                 continue
-            bits_at, base_at = self.octets(data), self.octets(data)
-            start = window.gva & _VA_BITS
-            yield WindowRecord(start, window.gfn, window.pages, bits_at, base_at), len(data)
+            record = WindowRecord(window.gva & _VA_BITS, window.gfn, window.pages)
+            record.bits.assign(bits)
+            record.base.assign(bits)
+            yield record
 
 
 def _posture(posture: Posture) -> int:
