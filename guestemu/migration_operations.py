@@ -67,6 +67,13 @@ class MigrationOperations:
         self._home: tuple[Guest, Host] | None = None
         self.is_on = False
         """A migration was started in this run."""
+        self.sent: dict[int, bool] = {}
+        """How each frame was sent last in this run: True as a private page."""
+
+    @property
+    def left(self) -> Guest | None:
+        """The guest that the migration left behind; None before `migrate_stop`."""
+        return None if self._home is None else self._home[0]
 
     def operations(self) -> Mapping[OpKind, Callable[[Op], CallOutcome]]:
         """What each kind of operation does."""
@@ -89,6 +96,7 @@ class MigrationOperations:
     def reset(self) -> None:
         """Before the next run: the testbed has its own guest and host again."""
         self.is_on = False
+        self.sent.clear()
         self._source = None
         self._testbed.watch()
         if self._home is not None:
@@ -164,7 +172,12 @@ class MigrationOperations:
         frames = self._frames(op) - own
         target.discard(frames)
         self._wire = wire = Wire(target.deliver)
-        self._source = Source(guest, host, sender, frames, wire.send, own)
+
+        def deliver(packet: Packet) -> None:
+            self.sent[packet.gfn] = packet.is_private
+            wire.send(packet)
+
+        self._source = Source(guest, host, sender, frames, deliver, own)
         self.is_on = True
         self._testbed.watch(LostCheck(), PacketCheck(wire.deliveries))
         return CallOutcome(0)

@@ -129,6 +129,11 @@ class Testbed:
         self._checks = checks
         self.watch()
 
+    @property
+    def migration(self) -> MigrationOperations:
+        """The migration of the present run: how frames were sent, the guest that was left."""
+        return self._migration
+
     def watch(self, *extra: Check) -> None:
         """Asks `extra` after every operation, besides the others."""
         self._asked = (*self._checks, *extra)

@@ -25,11 +25,13 @@ from guestemu.cli._busy import Busy
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from guestemu.report.strip import Strip
+
 _PROGRAM: Final = "guestemu"
 _SHAPES_VERSION: Final = 1
 """Of all JSON objects; rises when a key goes or changes its meaning."""
 
-_STYLES: Final = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
+_STYLES: Final = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2", "blue": "34"}
 _PAINTED: Final = re.compile(rf"(\x1b\[(?:{'|'.join(_STYLES.values())}|0)m)")
 _CONTROLS: Final = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 """Characters that JSON leaves as they are and terminals may obey."""
@@ -147,7 +149,7 @@ def emit_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None
 
 
 def paint(text: str, style: str) -> str:
-    """`text` for stdout in `style` (red, green, yellow, bold, dim) if stdout shows colour."""
+    """`text` for stdout in `style` (red, green, yellow, blue, bold, dim) if stdout shows colour."""
     if not has_colour():
         return text
     return f"\x1b[{_STYLES[style]}m{text}\x1b[0m"
@@ -156,6 +158,25 @@ def paint(text: str, style: str) -> str:
 def has_colour() -> bool:
     """Whether stdout shows colour."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and not _is_dumb()
+
+
+def has_unicode() -> bool:
+    """Whether stdout's encoding has the signs of pictures."""
+    try:
+        "■□◧✓✗⋯▲".encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return not _is_dumb()
+
+
+def emit_strip(strip: Strip | None, indent: str = "") -> None:
+    """A strip on stdout, each line behind `indent`; nothing for None."""
+    from guestemu.report.strip import strip_lines
+
+    if strip is None:
+        return
+    for line in strip_lines(strip, not has_unicode()):
+        emit(indent + "".join(paint(text, style) if style else text for text, style in line.parts))
 
 
 def note(text: str) -> None:

@@ -126,6 +126,7 @@ def run_object(run: Run, events: Sequence[Line]) -> dict[str, object]:
         ],
         "trace_hash": trace_hash(events),
         "stopped": run.stop,
+        "strip": run.strip,
     }
 
 
@@ -151,6 +152,9 @@ def _tell(run: Run, events: Sequence[Line]) -> None:
             console.emit(console.paint(f"     ! {first}", "red"))
             for line in rest:
                 console.emit(f"       {line}")
+    if run.strip is not None:
+        console.emit(console.paint(f"after {run.strip.op}  {run.strip.after}", "bold"))
+        console.emit_strip(run.strip)
     word = run_word(run)
     hypercalls = sum(
         isinstance(record, HypercallExit)

@@ -95,6 +95,7 @@ def _object(run: Run, index: int, shown: ShownOp) -> dict[str, object]:
         "instructions": shown.instructions,
         "calls": shown.calls,
         "code": shown.code,
+        "strip": shown.strip,
     }
 
 
@@ -113,6 +114,7 @@ def _tell(run: Run, index: int, shown: ShownOp) -> None:
         console.emit(console.paint(f"     ! {first}", "red"))
         for line in rest:
             console.emit(f"       {line}")
+    console.emit_strip(shown.strip, "  ")
     if shown.instructions:
         console.emit(f"       {shown.instructions} instructions:")
     for call in shown.calls:

@@ -78,6 +78,7 @@ def _tell(found: list[Triaged]) -> None:
             console.emit(f"  {entry.message}")
         if entry.fact:
             console.emit(f"  Rule: {cite(entry.fact)}")
+        console.emit_strip(entry.strip, "  ")
         for place in entry.places:
             console.emit(f"  {place.removeprefix(f'{Path.cwd()}/')}")
         for command in entry.commands:

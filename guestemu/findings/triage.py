@@ -24,13 +24,15 @@ from guestemu.findings.single import findings_of
 from guestemu.host.permission import Permissions
 from guestemu.program.program import Header, Program
 from guestemu.program.text import load_program
+from guestemu.report.strip import Strip
 from guestemu.testbed import with_plugin
+from guestemu.trace.run import run_program
 
 
 class Triaged(msgspec.Struct, frozen=True):
     """One defect over all campaigns. `programs` are the files that show it, the first is to be
     read, and `commands` run them; `places` the suspected host code; `state`: "shown", "gone" (no
-    check fails any more) or "error: WHY" (the program cannot be run)."""
+    check fails any more) or "error: WHY" (the program cannot be run); `strip` pictures the run."""
 
     key: str
     check: str
@@ -44,6 +46,7 @@ class Triaged(msgspec.Struct, frozen=True):
     symptom: str
     places: tuple[str, ...]
     state: str
+    strip: Strip | None = None
 
 
 class _Group(msgspec.Struct):
@@ -53,6 +56,7 @@ class _Group(msgspec.Struct):
     counts: list[FindingCount]
     finding: Finding | None = None
     program: Program | None = None
+    strip: Strip | None = None
 
 
 def triage(
@@ -101,7 +105,8 @@ def _look(path: Path, count: FindingCount | None, permissions: Permissions) -> _
     digest = digest_of(path.stem)
     same = [finding for finding in findings if digest_of(finding.key) == digest]
     finding = (same or findings)[0]
-    return _Group(finding.key, "shown", [path], counts, finding, program)
+    strip = run_program(msgspec.structs.replace(program, expectations=())).strip
+    return _Group(finding.key, "shown", [path], counts, finding, program, strip)
 
 
 def _write(finding: Finding, program: Program, path: Path) -> None:
@@ -132,4 +137,5 @@ def _triaged(group: _Group) -> Triaged:
         symptom="" if finding is None else finding.symptom,
         places=() if finding is None else finding.places,
         state=group.state,
+        strip=group.strip,
     )

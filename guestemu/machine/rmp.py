@@ -202,6 +202,16 @@ class Rmp:
             return FOREIGN
         return VALIDATED if entry.validated else ASSIGNED
 
+    def all_states(self) -> bytes:
+        """`state` of every guest frame, one byte each."""
+        if self.small_mappings or self.vmpl:
+            return bytes(map(self.state, range(self._frames)))
+        states = bytearray(code & _STATE for code in self._codes[: self._frames])
+        for gfn in self._odd.keys() | self._behind.keys():
+            if gfn < self._frames:
+                states[gfn] = self.state(gfn)
+        return bytes(states)
+
     def describe(self, gfn: int) -> str:
         """The state in one word."""
         return _NAMES[self.state(gfn)]

@@ -9,16 +9,21 @@ import msgspec
 
 from guestemu.abi.errors import InputError, TimeUp
 from guestemu.checks.base import Violation
+from guestemu.checks.lost import LOST_DEFINED, LOST_STRICT
 from guestemu.host.userspace.base import VmStopped
 from guestemu.machine.watchdog import Watchdog
 from guestemu.program.op_text import format_op
 from guestemu.program.program import Header, Program
 from guestemu.program.validity import header_problem, problem_of
+from guestemu.report.strip import Strip
 from guestemu.testbed import HOST_FAILED, OpResult, Outcome, Testbed, build_testbed
 from guestemu.trace.places import Places
+from guestemu.trace.strips import StripRecorder
 
 LIMIT_S: Final = 5.0
 LIMIT_LINUX_S: Final = 300.0
+_LOST: Final = frozenset({LOST_STRICT, LOST_DEFINED})
+_ELSEWHERE: Final = "The records of these frames agree: the violation is about something else."
 TIME_UP: Final = "time-up"
 """The name of the violation that a program commits by taking too long."""
 
@@ -31,12 +36,14 @@ class VmStop(msgspec.Struct, frozen=True):
 
 
 class Run(msgspec.Struct, frozen=True):
-    """A program, what its operations did, what the checks said, and how to name its pages."""
+    """A program, what its operations did, what the checks said, and how to name its pages; the
+    strip after the first violation, or after the last operation, if one was asked for."""
 
     program: Program
     outcome: Outcome
     places: Places
     stop: VmStop | None = None
+    strip: Strip | None = None
 
 
 def check_program(program: Program) -> None:
@@ -104,6 +111,17 @@ def step_in(
     return None
 
 
+def decisive_strip(recorder: StripRecorder, run: Run) -> Strip | None:
+    """The strip at which to look: where a migrated guest found a page lost, else after the first
+    operation that violated something, else after the last one."""
+    lost = [found.op for found in run.outcome.violations if found.check in _LOST]
+    first = min(lost or [found.op for found in run.outcome.violations], default=None)
+    strip = recorder.strip(run.places, first)
+    if strip is None or first is None or any(strip.disagree):
+        return strip
+    return msgspec.structs.replace(strip, sentences=(_ELSEWHERE,))
+
+
 def run_program(program: Program, seconds: float | None = None) -> Run:
     """Runs `program` as its header says, in a testbed of its own, for at most `seconds` of CPU time
     (see `run_in`).
@@ -113,6 +131,8 @@ def run_program(program: Program, seconds: float | None = None) -> Run:
     check_program(program)
     testbed = build_testbed(program.header)
     try:
-        return run_in(testbed, program, seconds)
+        recorder = StripRecorder(testbed)
+        run = run_in(testbed, program, seconds)
+        return msgspec.structs.replace(run, strip=decisive_strip(recorder, run))
     finally:
         testbed.close()

@@ -9,11 +9,13 @@ import msgspec
 
 from guestemu.checks.base import Violation
 from guestemu.program.program import Program
+from guestemu.report.strip import Strip
 from guestemu.testbed import OpResult, Outcome, build_testbed
 from guestemu.trace.calltree import TreeLine, build_tree, fold, tree_lines
 from guestemu.trace.instructions import Decoder, InstructionRecorder
 from guestemu.trace.places import Places
 from guestemu.trace.run import Run, VmStop, check_program, step_in
+from guestemu.trace.strips import StripRecorder
 from guestemu.trace.symbols import SITE_TEXT, Symbols, symbols_of
 
 
@@ -28,11 +30,13 @@ class CodeLine(msgspec.Struct, frozen=True):
 
 
 class ShownOp(msgspec.Struct, frozen=True):
-    """What one operation executed: number of instructions, folded calls, the first instructions."""
+    """What one operation executed: number of instructions, folded calls, the first instructions;
+    the strip after it where it touched a frame."""
 
     instructions: int
     calls: tuple[TreeLine, ...]
     code: tuple[CodeLine, ...]
+    strip: Strip | None = None
 
 
 def show_program(program: Program, depth: int, first: int) -> tuple[Run, tuple[ShownOp, ...]]:
@@ -42,6 +46,8 @@ def show_program(program: Program, depth: int, first: int) -> tuple[Run, tuple[S
     testbed = build_testbed(program.header)
     guest = testbed.guest
     try:
+        strips = StripRecorder(testbed)
+        places = Places(guest.regions)
         symbols = symbols_of(guest)
         is_snippet = guest.name.startswith("snippet:")
         recorder = InstructionRecorder(guest, testbed.recorder)
@@ -63,12 +69,13 @@ def show_program(program: Program, depth: int, first: int) -> tuple[Run, tuple[S
                     recorder.count,
                     tuple(tree_lines(tree, depth)),
                     tuple(_code(recorder, decoder, symbols, first)),
+                    strips.strip_of(index, places),
                 )
             )
             if stop is not None:
                 break
         outcome = Outcome(tuple(results), tuple(violations))
-        return Run(program, outcome, Places(guest.regions), stop), tuple(shown)
+        return Run(program, outcome, places, stop), tuple(shown)
     finally:
         testbed.close()
 

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The strip: what guest and host say about each frame of a range, one row per kind of record.
+
+Rows are in the order in which a conversion goes: asked for, page tables, page state (RMP, SEPT),
+told to the host, the host's record, sent how, readable afterwards. Columns are frames; frames that
+agree in every row and lie side by side are folded where the range is long. Frames on which two
+records disagree are marked, and a sentence says how.
+
+One struct, three forms: JSON (the struct itself), text for a terminal of 80 columns (`strip_lines`)
+and SVG (`strip_svg`).
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from html import escape
+from typing import Final
+
+import msgspec
+
+PRIVATE: Final = "private"
+SHARED: Final = "shared"
+PENDING: Final = "pending"
+FOREIGN: Final = "foreign"
+UNMAPPED: Final = "unmapped"
+NOTHING: Final = ""
+YES: Final = "yes"
+NO: Final = "no"
+REFUSED: Final = " refused"
+"""Behind PRIVATE or SHARED: the host answered an error."""
+
+_TEXT_WIDTH: Final = 56
+_NAME_WIDTH: Final = 20
+_FOLDED: Final = 5
+"""Longer runs of equal frames are drawn as the first, a gap and the last."""
+
+_UNICODE: Final = {
+    PRIVATE: "■",
+    SHARED: "□",
+    PENDING: "◧",
+    FOREIGN: "?",
+    UNMAPPED: "–",
+    NOTHING: "·",
+    YES: "✓",
+    NO: "✗",
+    PRIVATE + REFUSED: "■×",
+    SHARED + REFUSED: "□×",
+}
+_ASCII: Final = {
+    PRIVATE: "P",
+    SHARED: "S",
+    PENDING: "p",
+    FOREIGN: "?",
+    UNMAPPED: "-",
+    NOTHING: ".",
+    YES: "y",
+    NO: "N",
+    PRIVATE + REFUSED: "P!",
+    SHARED + REFUSED: "S!",
+}
+_STYLES: Final = {PRIVATE: "blue", SHARED: "yellow", PENDING: "yellow", NO: "red", YES: "green"}
+_LEGEND: Final = {
+    PRIVATE: "private",
+    SHARED: "shared",
+    PENDING: "private, not accepted yet",
+    FOREIGN: "another owner's",
+    UNMAPPED: "not mapped",
+    PRIVATE + REFUSED: "the host refused",
+    SHARED + REFUSED: "the host refused",
+    NOTHING: "nothing",
+    YES: "yes",
+    NO: "no",
+}
+
+
+class Column(msgspec.Struct, frozen=True):
+    """`pages` frames from `gfn` on, whose cells are equal in every row; `name` is the first one's,
+    as programs call it."""
+
+    gfn: int
+    pages: int
+    name: str
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One kind of record: a word of this module for each column."""
+
+    name: str
+    cells: tuple[str, ...]
+
+
+class Strip(msgspec.Struct, frozen=True):
+    """The records after operation `op` (its text is `after`). `disagree` has one truth value per
+    column; `sentences` say what disagrees, or that nothing does."""
+
+    op: int
+    after: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    disagree: tuple[bool, ...]
+    sentences: tuple[str, ...]
+
+
+class StripLine(msgspec.Struct, frozen=True):
+    """A line of text in parts, each with its style ("" for none)."""
+
+    parts: tuple[tuple[str, str], ...]
+
+    @property
+    def text(self) -> str:
+        """Without styles."""
+        return "".join(text for text, _ in self.parts).rstrip()
+
+
+def strip_lines(strip: Strip, is_ascii: bool = False) -> tuple[StripLine, ...]:
+    """`strip` for a terminal of 80 columns, with no character outside ASCII if `is_ascii`."""
+    glyphs = _ASCII if is_ascii else _UNICODE
+    gap, mark = ("..", "^") if is_ascii else ("⋯", "▲")
+    columns = drawn_columns(strip)
+    width = _width(strip, columns)
+    columns = columns[: _TEXT_WIDTH // width]
+    lines = [StripLine((("", ""), (f"{'':{_NAME_WIDTH}}{_ruler(strip, columns, width)}", "dim")))]
+    for row in strip.rows:
+        parts = [(f"{row.name:<{_NAME_WIDTH}}", "")]
+        for column in columns:
+            cell = NOTHING if column is None else row.cells[column]
+            glyph = gap if column is None else glyphs[cell]
+            style = "dim" if column is None else _STYLES.get(cell.removesuffix(REFUSED), "dim")
+            parts.append((f"{glyph:<{width}}", style))
+        lines.append(StripLine(tuple(parts)))
+    if any(strip.disagree):
+        marks = "".join(
+            f"{mark if column is not None and strip.disagree[column] else '':<{width}}"
+            for column in columns
+        )
+        lines.append(StripLine(((f"{'disagree':<{_NAME_WIDTH}}{marks}", "red"),)))
+    used = {cell for row in strip.rows for cell in row.cells}
+    legend = "  ".join(
+        f"{glyphs[word]}\u00a0{text.replace(' ', chr(0xA0))}"
+        for word, text in _LEGEND.items()
+        if word in used
+    )
+    style = "red" if any(strip.disagree) else ""
+    for text, look in ((legend, "dim"), *((sentence, style) for sentence in strip.sentences)):
+        wrapped = textwrap.wrap(text, _NAME_WIDTH + _TEXT_WIDTH)
+        lines += (StripLine(((line.replace("\u00a0", " "), look),)) for line in wrapped)
+    return tuple(lines)
+
+
+def drawn_columns(strip: Strip) -> list[int | None]:
+    """The columns to draw, by index; None for frames left out because they are as their
+    neighbours on both sides."""
+    found: list[int | None] = []
+    for index, column in enumerate(strip.columns):
+        if column.pages > _FOLDED:
+            found += (index, None, index)
+        else:
+            found += [index] * column.pages
+    return found
+
+
+def _width(strip: Strip, columns: Sequence[int | None]) -> int:
+    """Characters of a cell: as wide as the names allow, at least 2."""
+    name = max((len(column.name) for column in strip.columns), default=1) + 1
+    return max(2, min(name, _TEXT_WIDTH // max(1, len(columns)), 10))
+
+
+def _ruler(strip: Strip, columns: Sequence[int | None], width: int) -> str:
+    """Names of the first frame of each column, where there is room."""
+    line = ""
+    before: int | None = None
+    for place, column in enumerate(columns):
+        if column is not None and column != before and len(line) <= place * width:
+            line = line.ljust(place * width) + strip.columns[column].name + " "
+        before = column if column is not None else before
+    return line.rstrip()
+
+
+# SVG ------------------------------------------------------------------------------------------
+
+STRIP_STYLE: Final = (
+    ".strip text{font-size:12px;fill:var(--ink)}.strip .dim{fill:var(--dim)}"
+    ".strip .private{fill:var(--private)}"
+    ".strip .shared{fill:var(--shared);stroke:var(--sharedline)}"
+    ".strip .pending{fill:var(--shared);stroke:var(--private);stroke-dasharray:3 2}"
+    ".strip .foreign{fill:none;stroke:var(--bad);stroke-width:2}"
+    ".strip .nothing{fill:none;stroke:var(--grid)}"
+    ".strip .yes{fill:var(--good)}.strip .no{fill:var(--bad)}"
+    ".strip .wrong{fill:none;stroke:var(--bad);stroke-width:2.5}"
+    ".strip .cross{stroke:var(--bad);stroke-width:2}"
+    ".strip text.oncell{fill:#fff;font-weight:600}.strip text.onlight{fill:#14181f}"
+)
+_CELL: Final = 46
+_HEIGHT: Final = 24
+_LABEL: Final = 150
+_MAX_DRAWN: Final = 24
+
+
+def strip_svg(strip: Strip, identity: str) -> str:
+    """`strip` as inline SVG; colours are the page's variables. It has a title and a description for
+    screen readers."""
+    columns = drawn_columns(strip)[:_MAX_DRAWN]
+    width = _LABEL + max(4, len(columns)) * _CELL + 8
+    height = 26 + len(strip.rows) * _HEIGHT + 8
+    title = f"Strip after operation {strip.op}: {strip.after}"
+    parts = [
+        f'<svg id="{escape(identity)}" class="strip" role="img" viewBox="0 0 {width} {height}" '
+        f'style="max-width:{width}px" aria-labelledby="{escape(identity)}-t {escape(identity)}-d">'
+        f'<title id="{escape(identity)}-t">{escape(title)}</title>'
+        f'<desc id="{escape(identity)}-d">{escape(describe_strip(strip))}</desc>'
+    ]
+    last_end = 0
+    before: int | None = None
+    for place, column in enumerate(columns):
+        x = _LABEL + place * _CELL
+        if column is not None and column != before and x >= last_end:
+            name = strip.columns[column].name
+            parts.append(f'<text class="dim" x="{x}" y="16">{escape(name)}</text>')
+            last_end = x + 7 * len(name) + 4
+        before = column if column is not None else before
+    for line, row in enumerate(strip.rows):
+        y = 24 + line * _HEIGHT
+        parts.append(f'<text x="0" y="{y + 16}">{escape(row.name)}</text>')
+        for place, column in enumerate(columns):
+            x = _LABEL + place * _CELL
+            if column is None:
+                parts.append(f'<text class="dim" x="{x + 16}" y="{y + 16}">⋯</text>')
+            else:
+                parts.append(_svg_cell(row.cells[column], x, y))
+    for place, column in enumerate(columns):
+        if column is not None and strip.disagree[column]:
+            x = _LABEL + place * _CELL - 1
+            parts.append(
+                f'<rect class="wrong" x="{x}" y="22" width="{_CELL - 2}" '
+                f'height="{len(strip.rows) * _HEIGHT + 2}" rx="4"/>'
+            )
+    return "".join(parts) + "</svg>"
+
+
+def _svg_cell(cell: str, x: int, y: int) -> str:
+    word = cell.removesuffix(REFUSED)
+    name = "nothing" if word in (NOTHING, UNMAPPED) else word
+    box = (
+        f'<rect class="{name}" x="{x + 2}" y="{y + 3}" width="{_CELL - 8}" '
+        f'height="{_HEIGHT - 6}" rx="3"/>'
+    )
+    letter = {
+        PRIVATE: "P",
+        SHARED: "S",
+        PENDING: "p",
+        FOREIGN: "?",
+        YES: "✓",
+        NO: "✗",
+        UNMAPPED: "–",
+    }.get(word)
+    if letter is not None:
+        kind = "onlight" if word in (SHARED, PENDING) else "oncell"
+        kind = "" if word in (FOREIGN, UNMAPPED) else kind
+        middle = x + 2 + (_CELL - 8) // 2
+        box += (
+            f'<text class="{kind}" x="{middle}" y="{y + 16}" text-anchor="middle">{letter}</text>'
+        )
+    if cell.endswith(REFUSED):
+        box += (
+            f'<path class="cross" d="M{x + 4} {y + _HEIGHT - 5}L{x + _CELL - 8} {y + 5}"/>'
+            f'<text class="onlight" x="{x + _CELL - 14}" y="{y + 15}">×</text>'
+        )
+    return box
+
+
+def describe_strip(strip: Strip) -> str:
+    """The strip read out: a sentence for each column, then what disagrees."""
+    parts = []
+    for index, column in enumerate(strip.columns):
+        count = f" and {column.pages - 1} more like it" if column.pages > 1 else ""
+        cells = ", ".join(f"{row.name} {row.cells[index] or 'nothing'}" for row in strip.rows)
+        parts.append(f"{column.name}{count}: {cells}.")
+    return " ".join((*parts, *strip.sentences))
