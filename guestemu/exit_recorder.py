@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from guestemu.abi.addresses import PAGE_SHIFT
@@ -26,6 +27,18 @@ from guestemu.machine.view_bit import ViewBit
 
 _CHUNKS_PER_TICK: Final = 512
 """1 GiB: a MapGPA of any size ends."""
+
+
+def in_order(records: Sequence[AnsweredExit], emitted: Iterable[tuple[int, Event]]) -> list[Event]:
+    """Exits and other events, each with the number of exits before it, in the order of time."""
+    events: list[Event] = []
+    done = 0
+    for number, event in emitted:
+        events += records[done:number]
+        events.append(event)
+        done = number
+    events += records[done:]
+    return events
 
 
 class ExitRecorder:
@@ -55,16 +68,6 @@ class ExitRecorder:
     def emit(self, event: Event) -> None:
         """Notes something other than an exit."""
         self.emitted.append((len(self.records), event))
-
-    def all_events(self) -> list[Event]:
-        """Exits and other events in the order of time."""
-        events: list[Event] = []
-        done = 0
-        for number, event in self.emitted:
-            events += self.records[done:number]
-            events.append(event)
-            done = number
-        return events + self.records[done:]
 
     def hypercall(self, call: Hypercall) -> int:
         """See `ExitHandler`."""

@@ -16,6 +16,7 @@ from guestemu.abi.errno import EBUSY, EINVAL, EIO, ENOTTY
 from guestemu.checks.base import Check
 from guestemu.checks.lost import LostCheck
 from guestemu.checks.packets import PacketCheck
+from guestemu.events.base import Event
 from guestemu.guest.base import CallOutcome, Guest
 from guestemu.guest.snippet.guest import SnippetGuest
 from guestemu.host.base import Host
@@ -63,7 +64,7 @@ class MigrationOperations:
         self._pair: Destination | None = None
         self._handlers: HandlerLink | None = None
         self._source: Source | None = None
-        self._wire = Wire(_drop)
+        self._wire = Wire(_drop, _unheard)
         self._home: tuple[Guest, Host] | None = None
         self.is_on = False
         """A migration was started in this run."""
@@ -171,7 +172,7 @@ class MigrationOperations:
         guest, host = self._testbed.guest, self._testbed.host
         frames = self._frames(op) - own
         target.discard(frames)
-        self._wire = wire = Wire(target.deliver)
+        self._wire = wire = Wire(target.deliver, guest.machine.log.append)
 
         def deliver(packet: Packet) -> None:
             self.sent[packet.gfn] = packet.is_private
@@ -179,7 +180,7 @@ class MigrationOperations:
 
         self._source = Source(guest, host, sender, frames, deliver, own)
         self.is_on = True
-        self._testbed.watch(LostCheck(), PacketCheck(wire.deliveries))
+        self._testbed.watch(LostCheck(), PacketCheck())
         return CallOutcome(0)
 
     def _step(self, step: Callable[[PassSteps], int]) -> CallOutcome:
@@ -225,3 +226,7 @@ class MigrationOperations:
 
 def _drop(_packet: Packet) -> None:
     """Where packets go before there is a migration."""
+
+
+def _unheard(_event: Event) -> None:
+    """Who hears of packets before there is a migration."""

@@ -24,7 +24,7 @@ from guestemu.dma_slots import DmaSlots
 from guestemu.events.base import Event
 from guestemu.events.exits import AnsweredExit, HypercallExit, exits_of
 from guestemu.events.memory import LeafChange
-from guestemu.exit_recorder import ExitRecorder
+from guestemu.exit_recorder import ExitRecorder, in_order
 from guestemu.guest.base import CallOutcome, Guest
 from guestemu.guest.registry import GuestSettings, load_guest
 from guestemu.host.base import GuestFault, Host, Hypercall
@@ -288,13 +288,12 @@ class Testbed:
         return OpResult(op, outcome, tuple(view.events)), violations
 
     def _begin(self, index: int, op: Op, frames: tuple[int, int] | None) -> OpView:
-        """The view of an operation that is about to start; its exits go into a fresh list."""
+        """The view of an operation that is about to start; its events go into fresh lists."""
         host = self.host
         leaf_map = self.guest.leaf_map
         recorder = self.recorder
         recorder.records = []
-        if recorder.emitted:
-            recorder.emitted = []
+        recorder.emitted = []
         return OpView(  # by position: names would cost half a microsecond for every operation
             index,
             op,
@@ -312,15 +311,16 @@ class Testbed:
             host.migration_ready,
             self._answers,
             None,
+            (),
+            recorder.emitted,
         )
 
     def _collect(self, view: OpView) -> None:
         """Puts everything that happened in the order of time. The log of page-table stores says
         which leaves changed; an event that counted those stores stands behind the changes."""
         events: Sequence[Event] = view.exits
-        if self.recorder.emitted:
-            events = self.recorder.all_events()
-            view.emitted = self.recorder.emitted
+        if view.emitted:
+            events = in_order(view.exits, view.emitted)
         writes = self._machine.ram.table_writes()
         if not writes:
             view.events = events

@@ -24,3 +24,12 @@ class LeafChange(Event, frozen=True, tag="flip"):
     private: bool
     changed: int
     is_alias: bool
+
+
+class PacketArrived(Event, frozen=True, tag="packet-arrived"):
+    """The destination of a migration accepted a packet of the SEV firmware for the frame `gfn`: the
+    packet's number in the order of sending, and the frame that it was made of (E13)."""
+
+    number: int
+    sent_from: int
+    gfn: int

@@ -2,8 +2,8 @@
 """The wire between two hosts, and what somebody on it can do to packets.
 
 A packet of the firmware has no address, no number and no total under its MAC (E14): replayed, in
-another order or at another address it is accepted. The wire keeps every packet and every delivery,
-so that a check can tell what the firmware cannot.
+another order or at another address it is accepted. The wire keeps every packet and says what
+arrived where, so that a check can tell what the firmware cannot.
 """
 
 from __future__ import annotations
@@ -12,27 +12,20 @@ from collections.abc import Callable
 
 import msgspec
 
+from guestemu.events.base import Event
+from guestemu.events.memory import PacketArrived
 from guestemu.migration.links import Packet
 
 
-class Delivery(msgspec.Struct, frozen=True):
-    """A firmware packet that arrived and was accepted: its number in the order of sending, the
-    frame it was sent from, the frame it was delivered to."""
-
-    number: int
-    sent_from: int
-    gfn: int
-
-
 class Wire:
-    """Passes packets on to `deliver`; `deliveries` are those of the firmware's packets."""
+    """Passes packets on to `deliver`; `emit` hears of each firmware packet that was accepted."""
 
-    def __init__(self, deliver: Callable[[Packet], None]) -> None:
+    def __init__(self, deliver: Callable[[Packet], None], emit: Callable[[Event], None]) -> None:
         self._deliver = deliver
+        self._emit = emit
         self._sent: list[Packet] = []
         self._held: list[int] = []
         self._hold = 0
-        self.deliveries: list[Delivery] = []
 
     def send(self, packet: Packet) -> None:
         """A packet of the sender's."""
@@ -52,7 +45,7 @@ class Wire:
     def _arrive(self, number: int, gfn: int) -> None:
         packet = self._sent[number]
         self._deliver(msgspec.structs.replace(packet, gfn=gfn))
-        self.deliveries.append(Delivery(number, packet.gfn, gfn))
+        self._emit(PacketArrived(number, packet.gfn, gfn))
 
     def reverse(self, count: int) -> int:
         """The next `count` packets arrive in reverse order, when the last is there."""

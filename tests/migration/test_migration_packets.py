@@ -7,6 +7,8 @@ import pytest
 from test_migration_program import names, run, values
 
 from guestemu.abi.errno import EINVAL
+from guestemu.events.base import Event
+from guestemu.events.memory import PacketArrived
 from guestemu.migration.links import Packet
 from guestemu.migration.wire import Wire
 
@@ -67,7 +69,27 @@ def test_a_refused_packet_is_no_delivery() -> None:
     def refuse(packet: Packet) -> None:
         raise ValueError("refused")
 
-    wire = Wire(refuse)
+    arrived: list[Event] = []
+    wire = Wire(refuse, arrived.append)
     with pytest.raises(ValueError, match="refused"):
         wire.send(Packet(1, True, b"", b"header"))
-    assert wire.deliveries == []
+    assert arrived == []
+
+
+def test_a_trace_says_which_packet_arrived_where() -> None:
+    outcome = run(f"{START}{PASS}link_replay D[1] packet=0 moved=1\nmigrate_stop\n")
+    arrived = [
+        (event.number, event.gfn - event.sent_from)
+        for result in outcome.results
+        for event in result.events
+        if isinstance(event, PacketArrived)
+    ]
+    assert arrived[:3] == [(0, 0), (1, 0), (0, 1)]
+
+
+def test_what_arrives_when_the_migration_ends_is_in_the_trace() -> None:
+    outcome = run(f"{START}link_reverse count=9\n{PASS}migrate_stop\n")
+    last = [
+        event.number for event in outcome.results[-1].events if isinstance(event, PacketArrived)
+    ]
+    assert last == sorted(last, reverse=True) != []
