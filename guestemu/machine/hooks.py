@@ -79,6 +79,7 @@ class BlockWatch(ctypes.Structure):
         ("mask", ctypes.c_uint64),
         ("left", ctypes.c_int64),
         ("stop", ctypes.c_uint64),
+        ("unsynced", ctypes.c_uint64),
     )
 
 

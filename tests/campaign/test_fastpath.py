@@ -14,6 +14,7 @@ import planted_hosts
 import pytest
 
 from guestemu.abi.regions import Instruction
+from guestemu.campaign.fastpath import fastpath as fastpath_module
 from guestemu.campaign.fastpath import library as library_module
 from guestemu.campaign.fastpath.fastpath import FastPath, open_fast_path, why_not
 from guestemu.campaign.fastpath.library import load_library
@@ -24,6 +25,7 @@ from guestemu.campaign.targets import TARGETS, find_target
 from guestemu.host.base import Hypercall
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
 from guestemu.host.permission import named_by_user
+from guestemu.machine.pc_sync import find_switch
 from guestemu.program.binary import RECORD_SIZE, encode_op, encode_ops
 from guestemu.program.ops import Op, OpKind, Region
 
@@ -287,6 +289,21 @@ def test_the_size_of_the_guest_changes_nothing(memory):
     for name, spec in (("hypercall", built_in), ("conversion", built_in), ("hypercall", derived)):
         common, _ = compare(name, spec, "snippet:6.1", 120, memory)
         assert common > 60
+
+
+def test_the_switch_of_the_emulator_is_off_outside_of_the_fast_path():
+    """Where it is found at all. With it an access without memory under it has another RIP."""
+    session = make("conversion")
+    fast = open_on(session)
+    assert (find_switch() is None) == (fast.record.sync_switch == 0)
+    assert fast.library.run(encode_op(DECRYPT))
+    assert session.executor.testbed.guest.machine.hooks.watch.unsynced == 0
+
+
+def test_without_the_switch_the_fast_path_does_the_same(monkeypatch):
+    monkeypatch.setattr(fastpath_module, "find_switch", lambda: None)
+    common, _ = compare("conversion", "map-gpa-range", "snippet:6.1", 120)
+    assert common > 100
 
 
 def test_an_op_without_machine_code_is_left_to_python():

@@ -142,6 +142,8 @@ struct fast {
 	void (*slow_access)(void *, int, u64, int, i64, void *);
 	i64 *blocks_left;
 	i64 budget;
+	/* where the block hook is told of the emulator's switch (pc_sync.py), and the switch or NULL */
+	u8 **unsynced, *sync_switch;
 	const u64 *in;
 	u64 *out;
 	void **decide;

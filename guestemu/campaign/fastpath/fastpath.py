@@ -46,6 +46,7 @@ from guestemu.machine import layout
 from guestemu.machine.engine import Engine
 from guestemu.machine.launch import Entry
 from guestemu.machine.memory import GuestRam
+from guestemu.machine.pc_sync import find_switch
 from guestemu.program.ops import OpKind
 
 if TYPE_CHECKING:
@@ -206,6 +207,9 @@ class FastPath:
         blocks = machine.hooks.watch
         record.blocks_left = ctypes.addressof(blocks) + type(blocks).left.offset
         record.budget = self._guest.budget
+        record.unsynced = ctypes.addressof(blocks) + type(blocks).unsynced.offset
+        switch = find_switch()
+        record.sync_switch = 0 if switch is None else record.uc + switch
         registers, answer = machine.hooks.exit_registers
         record.in_values = registers.values_address
         record.out_values = answer.values_address

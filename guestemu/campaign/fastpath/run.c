@@ -100,7 +100,9 @@ static bool start(struct fast *f, const struct stub *stub, u64 rip, u64 cpu_stat
 	f->trap = stub->is_trap ? stub->end : 0;
 	stub->words[LAUNCH_RIP] = rip;
 	*f->decide = decide;
+	*f->unsynced = f->sync_switch; /* who reports a RIP is Python, and runs the input again */
 	code = f->launch(stub->launch);
+	*f->unsynced = NULL;
 	*f->decide = f->original_decide;
 	if (f->is_odd)
 		return false;

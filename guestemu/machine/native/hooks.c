@@ -26,6 +26,7 @@ struct block_watch {
 	u64 mask;
 	i64 left;
 	void (*stop)(void *uc);
+	u8 *unsynced; /* set in every block: memory hooks need no right RIP (pc_sync.py); or NULL */
 };
 
 EXPORT void block_hook(void *uc, u64 address, u32 size, struct block_watch *watch)
@@ -35,6 +36,8 @@ EXPORT void block_hook(void *uc, u64 address, u32 size, struct block_watch *watc
 	(void)size;
 	*counter += 1;
 	*counter += !*counter;
+	if (watch->unsynced)
+		*watch->unsynced = 1;
 	if (--watch->left < 0)
 		watch->stop(uc);
 }
