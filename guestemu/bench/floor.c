@@ -192,6 +192,47 @@ void floor_run(struct floor *f, uint64_t count)
 	}
 }
 
+/* A call of a guest function, and a program of `calls` of them from `first_call` on, which writes the
+ * pages `first_page` … of a list. `flush`: page tables are among them. */
+struct call {
+	uint64_t rip;
+	uint64_t inputs[MAX_INPUTS];
+};
+
+struct program {
+	uint64_t first_call, calls, first_page, pages, flush;
+};
+
+/* Runs `count` programs, each from the first state. */
+void floor_programs(struct floor *f, const struct call *calls, const struct program *programs,
+		    const uint32_t *pages, uint64_t count)
+{
+	void *inputs[MAX_INPUTS];
+
+	for (const struct program *p = programs; p < programs + count; p++) {
+		for (const struct call *c = calls + p->first_call;
+		     c < calls + p->first_call + p->calls; c++) {
+			for (uint64_t i = 0; i < MAX_INPUTS; i++)
+				inputs[i] = (void *)&c->inputs[i];
+			lib.context_restore(f->uc, f->context);
+			lib.write_batch(f->uc, f->input_ids, inputs, f->input_count);
+			if (f->blocks_left)
+				*f->blocks_left = f->budget;
+			if (lib.emu_start(f->uc, c->rip, 0, 0, 0))
+				f->error = 2;
+		}
+		if (f->dirty_count) {
+			if (roll_back(f))
+				lib.ctl(f->uc, lib.flush_tlb);
+			continue;
+		}
+		for (uint64_t i = p->first_page; i < p->first_page + p->pages; i++)
+			memcpy(f->pages[pages[i]].live, f->pages[pages[i]].base, PAGE);
+		if (p->flush)
+			lib.ctl(f->uc, lib.flush_tlb);
+	}
+}
+
 static struct floor *fuzzed;
 static bool fuzzed_varies;
 

@@ -41,6 +41,20 @@ class _Page(ctypes.Structure):
     _fields_ = (("live", ctypes.c_void_p), ("base", ctypes.c_void_p))
 
 
+class FloorCall(ctypes.Structure):
+    """`struct call`: a function, and values of the registers that the floor was made with."""
+
+    _fields_ = (("rip", ctypes.c_uint64), ("inputs", ctypes.c_uint64 * _MAX_INPUTS))
+
+
+class FloorProgram(ctypes.Structure):
+    """`struct program`."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_uint64) for name in ("first_call", "calls", "first_page", "pages", "flush")
+    )
+
+
 class FloorState(ctypes.Structure):
     """`struct floor` of floor.c: everything one CPU's loop works on."""
 
@@ -127,6 +141,7 @@ class FloorLibrary:
         if code:
             raise EngineError("the C floor cannot open the emulator's library")
         self.run = self._library.floor_run
+        self.programs = self._library.floor_programs
         self.fuzz = self._library.floor_fuzz
         self.one = ctypes.cast(self._library.floor_one, ctypes.c_void_p)
         """libFuzzer's target; `fuzz` says on which floor."""
@@ -151,6 +166,7 @@ class Floor:
         hooks: bool,
     ) -> None:
         self._run = library.run
+        self._run_programs = library.programs
         self._engine = Engine()
         ram = machine.ram
         self._ram = GuestRam(self._engine, ram.frames, ram.bit, ram.cipher, LOW_PAGES)
@@ -172,6 +188,21 @@ class Floor:
     def run(self, count: int) -> None:
         """`count` executions. Raises `EngineError` if one did not end as the first."""
         self._run(ctypes.byref(self.state), ctypes.c_uint64(count))
+        if self.state.error:
+            raise EngineError(f"the C floor stopped with error {self.state.error}")
+
+    def run_programs(
+        self,
+        calls: ctypes.Array[FloorCall],
+        programs: ctypes.Array[FloorProgram],
+        pages: ctypes.Array[ctypes.c_uint32],
+    ) -> None:
+        """Runs each of `programs` once; `pages` are indices of the dirty list, all of them among
+        those that the floor was made with. Raises `EngineError` if one did not end as it should."""
+        self.state.pages = ctypes.addressof(self._by_index)
+        self.state.page_count = len(self._by_index)
+        count = ctypes.c_uint64(len(programs))
+        self._run_programs(ctypes.byref(self.state), calls, programs, pages, count)
         if self.state.error:
             raise EngineError(f"the C floor stopped with error {self.state.error}")
 

@@ -9,7 +9,17 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.errors import InputError
-from guestemu.bench import dma, execution, fuzzing, kernel, long_runs, mirror, parts, status
+from guestemu.bench import (
+    dma,
+    execution,
+    fuzzing,
+    kernel,
+    long_runs,
+    mirror,
+    parts,
+    programs,
+    status,
+)
 from guestemu.bench.figure import TURN_SECONDS, Figure, Pair, measure
 from guestemu.bench.scene import Scene
 
@@ -25,6 +35,9 @@ _PREPARED: Final[Mapping[str, Callable[[Scene], Pair]]] = {
     "hypercall-checks": execution.hypercall,
     "hypercall-loop": execution.loop,
     "cbit-51": execution.walker,
+    "programs": programs.unhooked,
+    "programs-hooked": programs.hooked,
+    "programs-8g": programs.large,
     "decode": parts.decode,
     "rollback": parts.rollback,
     "settle": parts.settle,
