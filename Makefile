@@ -72,4 +72,4 @@ snippets: install
 	$(BIN)/python -m guestemu.zoo.variants
 
 clean:
-	rm -rf guestemu/native/*.so $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf guestemu/native/*.so guestemu/native/*.guest $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

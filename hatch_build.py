@@ -40,7 +40,7 @@ class NativeCode(BuildHookInterface):
             self.app.display_warning(f"guestemu is installed without machine code: {error}")
             return
         if version == "standard":
-            build_data["artifacts"].append("/guestemu/native/*.so")
+            build_data["artifacts"] += ["/guestemu/native/*.so", "/guestemu/native/*.guest"]
             build_data["pure_python"] = False
             platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
             build_data["tag"] = f"py3-none-{platform}"

@@ -3,8 +3,8 @@
 
 A package names a module in the entry-point group `guestemu.parts`; importing it registers what it
 defines (`define_op`, `operation`, `register_host`, `register_generation`, `register_check`,
-`register_target`). Only installed packages are asked, never files beside a program: what is
-installed may run code anyway.
+`register_target`, `register_device`). Only installed packages are asked, never files beside a
+program: what is installed may run code anyway.
 """
 
 from __future__ import annotations

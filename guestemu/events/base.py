@@ -9,7 +9,7 @@ from typing import ClassVar, Final
 
 import msgspec
 
-_VOCABULARY: Final = ("exits", "memory", "operations", "snp", "tdx")
+_VOCABULARY: Final = ("devices", "exits", "memory", "operations", "snp", "tdx")
 
 TABLE_WRITES: Final = frozenset({"table_writes"})
 """The field by which an event is put in order with changes of leaves: the number of stores into

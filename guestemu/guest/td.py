@@ -488,8 +488,15 @@ class Td:
             vcpu.write_register("r11", value)
 
     def _mmio(self, vcpu: Vcpu) -> None:
-        """No device is there: loads read all ones."""
+        """Ends at the machine's devices; where there are none, loads read all ones."""
+        size, is_write, gpa = (vcpu.read_register(name) for name in ("r12", "r13", "r14"))
+        size = min(size, 8)
+        gpa &= ~self._machine.bit.mask
         vcpu.write_register("r10", tdx.VMCALL_SUCCESS)
-        if not vcpu.read_register("r13"):
-            size = vcpu.read_register("r12")
-            vcpu.write_register("r11", (1 << 8 * min(size, 8)) - 1)
+        space = self._machine.mmio
+        if is_write:
+            if space is not None:
+                space.write(gpa, size, vcpu.read_register("r15"))
+        else:
+            ones = (1 << 8 * size) - 1
+            vcpu.write_register("r11", ones if space is None else space.read(gpa, size))

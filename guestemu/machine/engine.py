@@ -15,6 +15,7 @@ every argument object made once, hooks as raw C function pointers. Rules that it
 from __future__ import annotations
 
 import ctypes
+import functools
 import mmap
 import weakref
 from collections.abc import Sequence
@@ -48,6 +49,9 @@ HOOK_TLB_FILL: Final = uc_const.UC_HOOK_TLB_FILL
 INSN_CPUID: Final = x86_const.UC_X86_INS_CPUID
 INSN_IN: Final = x86_const.UC_X86_INS_IN
 INSN_OUT: Final = x86_const.UC_X86_INS_OUT
+INSN_RDTSC: Final = x86_const.UC_X86_INS_RDTSC
+INSN_RDTSCP: Final = x86_const.UC_X86_INS_RDTSCP
+INSN_SYSCALL: Final = x86_const.UC_X86_INS_SYSCALL
 
 
 class _Msr(ctypes.Structure):
@@ -231,6 +235,15 @@ class Engine:
             ),
             f"map {size:#x} bytes at {address:#x}",
         )
+
+    def map_mmio(self, address: int, size: int, read: object, write: object) -> None:
+        """Maps `size` bytes at physical `address` without memory: loads call `read`, stores call
+        `write` (`MmioReadHook` and `MmioWriteHook`, which must not raise)."""
+        self._keep.extend((read, write))
+        call = functools.partial(
+            self.library.uc_mmio_map, self.handle, ctypes.c_uint64(address), ctypes.c_size_t(size)
+        )
+        self.check(call(read, None, write, None), f"map {size:#x} bytes of MMIO at {address:#x}")
 
     def flush_tlb(self) -> None:
         """Forgets every cached translation."""

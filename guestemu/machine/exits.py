@@ -108,6 +108,10 @@ class Trap(msgspec.Struct, frozen=True):
     rip: int
 
 
+class Syscall(msgspec.Struct, frozen=True):
+    """SYSCALL, which the emulator leaves to whoever runs the vCPU; RIP stands at or behind it."""
+
+
 class ExceptionExit(msgspec.Struct, frozen=True):
     """An exception that was not delivered to the guest.
 
@@ -186,6 +190,7 @@ Exit: TypeAlias = (
     | Wrmsr
     | Halt
     | Trap
+    | Syscall
     | ExceptionExit
     | Shutdown
     | BudgetExhausted

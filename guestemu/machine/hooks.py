@@ -21,6 +21,8 @@ from guestemu.machine.callbacks import (
     InterruptHook,
     InvalidHook,
     OutHook,
+    SyscallHook,
+    TscHook,
     UnmappedHook,
 )
 from guestemu.machine.cpuid import CpuidLeaf
@@ -34,6 +36,9 @@ from guestemu.machine.engine import (
     INSN_CPUID,
     INSN_IN,
     INSN_OUT,
+    INSN_RDTSC,
+    INSN_RDTSCP,
+    INSN_SYSCALL,
     MEM_WRITE_UNMAPPED,
     REGISTERS,
     Engine,
@@ -46,6 +51,7 @@ from guestemu.machine.exits import (
     Hypercall,
     PortOut,
     Shutdown,
+    Syscall,
     Trap,
     Unbacked,
     Vmgexit,
@@ -125,6 +131,7 @@ Pending = (
     | Hypercall
     | Vmgexit
     | Trap
+    | Syscall
     | PortOut
     | Unbacked
     | Halt
@@ -221,6 +228,32 @@ class CpuHooks:
         """Makes an OUT whose next instruction is at `after` end the run there. Elsewhere the CPU
         notices a port write's stop at the end of the block. Before the code first runs."""
         self.engine.add_hook(HOOK_CODE, CodeHook(self._on_after_out), begin=after, end=after)
+
+    def end_at_syscall(self) -> None:
+        """Makes SYSCALL an exit; without this it does nothing. Before the code first runs."""
+
+        def on_syscall(_uc: object, _user: object) -> None:
+            self.pending = Syscall()
+            self.engine.stop()
+
+        self.engine.add_hook(HOOK_INSN, SyscallHook(on_syscall), instruction=INSN_SYSCALL)
+
+    def answer_tsc(self, read: Callable[[], int]) -> None:
+        """RDTSC and RDTSCP return what `read` says, wherever they stand and at any CPL; otherwise
+        the emulator returns the computer's own counter. Before the code first runs."""
+
+        def on_tsc(_uc: object, _user: object) -> int:
+            try:
+                ticks = read()
+                self.engine.write(REGISTERS["rax"], ticks & 0xFFFFFFFF)
+                self.engine.write(REGISTERS["rdx"], ticks >> 32)
+            except BaseException as error:
+                self.errors.append(error)
+                self.engine.stop()
+            return 1
+
+        for instruction in (INSN_RDTSC, INSN_RDTSCP):
+            self.engine.add_hook(HOOK_INSN, TscHook(on_tsc), instruction=instruction)
 
     def forget_code(self) -> None:
         """After guest code was changed from outside."""

@@ -22,6 +22,7 @@ from guestemu.machine.cache import CachedRam
 from guestemu.machine.cache_instructions import CacheInstructions
 from guestemu.machine.cipher import PageCipher
 from guestemu.machine.cpuid import sev_guest_leaves
+from guestemu.machine.devices.mmio import MmioSpace
 from guestemu.machine.engine import Engine
 from guestemu.machine.hooks import CpuHooks
 from guestemu.machine.launch import Launcher
@@ -125,6 +126,7 @@ class Machine:
         self.devices: list[Device] = []
         self.log = EventLog()
         self.gates: ViewGates | None = None
+        self.mmio: MmioSpace | None = None
         self.modes: ModeTable
 
     def boot(self, cr3: int) -> None:

@@ -47,6 +47,7 @@ from guestemu.machine.interrupts import DeliveryError, deliver
 from guestemu.machine.launch import Entry
 from guestemu.machine.msr import CPU_MSRS
 from guestemu.machine.paging import translate, walk
+from guestemu.machine.segments import KernelSegments
 
 if TYPE_CHECKING:
     from guestemu.machine.machine import Machine
@@ -68,7 +69,8 @@ PAGE_FAULT_WRITE: Final = 3
 class Vcpu:
     """One vCPU context over the machine's RAM.
 
-    Only the vCPU that `Machine.activate` made current may be used.
+    Only the vCPU that `Machine.activate` made current may be used. `kernel_segments` are those that
+    CPL 0 has after an exception in user mode; None for the machine's own flat ones.
     """
 
     def __init__(self, machine: Machine, index: int) -> None:
@@ -79,6 +81,7 @@ class Vcpu:
         self._hooks = machine.hooks
         self._context: Context | None = None
         self._probe: Context | None = None
+        self.kernel_segments: KernelSegments | None = None
         self._selectors = dict(_SELECTORS)
 
     # Running ----------------------------------------------------------------------------------
@@ -278,6 +281,9 @@ class Vcpu:
     def switch_context(self, mode: Mode, cpl: int) -> None:
         """Changes mode and level and keeps general, SSE and base registers: what an exception's
         change of level does."""
+        if self.kernel_segments is not None and (mode, cpl) == (Mode.LONG64, 0):
+            self.kernel_segments.enter()
+            return
         saved = [(name, self._engine.read(REGISTERS[name])) for name in _GENERAL]
         cr2 = self._engine.read(REGISTERS["cr2"])
         xmm = self._engine.read_xmm()

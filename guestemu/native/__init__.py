@@ -12,6 +12,7 @@ import ctypes
 from functools import cache
 from typing import Final
 
+from guestemu.abi.errors import MissingError
 from guestemu.native import build
 from guestemu.native.build import SWITCH, BuildError, Library
 
@@ -61,6 +62,21 @@ def load(library: Library, is_global: bool = False) -> ctypes.PyDLL | None:
     """
     found = _load(library, is_global)
     return None if isinstance(found, str) else found
+
+
+def guest_program(program: Library) -> bytes:
+    """The ELF file of a program that runs in a guest.
+
+    Raises `MissingError` where it was not built.
+    """
+    why = "" if program.path.exists() else _prepare()
+    try:
+        return program.path.read_bytes()
+    except OSError as error:
+        reason = why or error.strerror
+        raise MissingError(
+            f"the guest program {program.name} is missing ({reason}); {REMEDY}"
+        ) from None
 
 
 def why_not() -> str:

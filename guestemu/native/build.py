@@ -48,6 +48,13 @@ SANITIZERS: Final = (
     *("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"),
     "-fno-sanitize-recover=all",
 )
+GUEST_FLAGS: Final = (
+    *("-std=gnu11", "-O2", "-static", "-nostdlib", "-fno-pie", "-no-pie", "-ffreestanding"),
+    *("-fno-stack-protector", "-fno-tree-loop-distribute-patterns", "-mno-avx"),
+    *("-Wl,-z,noexecstack", "-Wl,--build-id=none"),
+)
+"""Of a program that runs in a guest: x86-64 with SSE2, no library, no relocation."""
+
 _COMPILERS: Final = ("cc", "gcc", "clang")
 _SECONDS: Final = 120
 _DIGITS: Final = 16
@@ -58,28 +65,43 @@ class BuildError(Exception):
 
 
 class Library(NamedTuple):
-    """A shared library: `units` and the `headers` they include, in `directory` of the package."""
+    """A shared library: `units` and the `headers` they include, in `directory` of the package.
+
+    With `runs_in_guest` a static x86-64 program instead, which only an emulated CPU executes.
+    """
 
     name: str
     directory: str
     units: tuple[str, ...]
     headers: tuple[str, ...] = ()
+    runs_in_guest: bool = False
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What the compiler is given."""
+        return GUEST_FLAGS if self.runs_in_guest else flags()
 
     @property
     def path(self) -> Path:
         """Where the library made from the present sources for this machine is, if it is built."""
-        digest = hashlib.sha256(repr((flags(), sys.platform, platform.machine())).encode())
+        digest = hashlib.sha256(repr((self.flags, sys.platform, platform.machine())).encode())
         for name in self.headers + self.units:
             digest.update((PACKAGE / self.directory / name).read_bytes())
-        return DIRECTORY / f"{self._stem}{digest.hexdigest()[:_DIGITS]}.so"
+        return DIRECTORY / f"{self._stem}{digest.hexdigest()[:_DIGITS]}{self._suffix}"
 
     @property
     def _stem(self) -> str:
+        if self.runs_in_guest:
+            return f"{self.name}-"
         return f"lib{self.name}-{'sanitized-' if is_sanitized() else ''}"
+
+    @property
+    def _suffix(self) -> str:
+        return ".guest" if self.runs_in_guest else ".so"
 
     def outdated(self) -> set[Path]:
         """The files of this library that were made from other sources."""
-        return set(DIRECTORY.glob(f"{self._stem}{'?' * _DIGITS}.so")) - {self.path}
+        return set(DIRECTORY.glob(f"{self._stem}{'?' * _DIGITS}{self._suffix}")) - {self.path}
 
 
 HOOKS: Final = Library("hooks", "machine/native", ("hooks.c",))
@@ -91,7 +113,12 @@ FASTPATH: Final = Library(
 )
 MUTATOR: Final = Library("mutator", "campaign/native", ("mutator.c",))
 SERVE: Final = Library("serve", "host/native", ("guestemu_serve.c",), ("guestemu_host.h",))
-LIBRARIES: Final = (HOOKS, FASTPATH, MUTATOR, SERVE)
+INIT: Final = Library("init", "guest/linux/userland", ("init.c",), runs_in_guest=True)
+LIBRARIES: Final = (
+    *(HOOKS, FASTPATH, MUTATOR, SERVE),
+    *((INIT,) if platform.machine() in {"x86_64", "AMD64"} else ()),
+)
+"""What this machine can build; a compiler for another processor makes no x86-64 program."""
 
 
 def is_off() -> bool:
@@ -161,7 +188,7 @@ def compile_library(library: Library, output: Path, extra: tuple[str, ...] = ())
     if compiler is None:
         raise BuildError(f"no C compiler ({', '.join(_COMPILERS)} or the package {ZIG})")
     directory = PACKAGE / library.directory
-    said = _run([*compiler, *flags(), *extra, "-o", str(output), *library.units], directory)
+    said = _run([*compiler, *library.flags, *extra, "-o", str(output), *library.units], directory)
     if said:
         raise BuildError(f"{' '.join(compiler)} refuses {library.directory}: {said}")
 

@@ -53,6 +53,12 @@ def fresh(monkeypatch: pytest.MonkeyPatch):
     native._load.cache_clear()
 
 
+def built(package: Path) -> set[Path]:
+    """What was compiled: libraries, and programs for a guest."""
+    files = (package / "native").iterdir()
+    return {path for path in files if path.suffix in {".so", ".guest"}}
+
+
 def without_compilers(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
     monkeypatch.setenv("PATH", str(directory))
     monkeypatch.delenv("CC", raising=False)
@@ -64,6 +70,9 @@ def without_compilers(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
 def test_the_sources_compile_without_a_warning(library, tmp_path) -> None:
     made = tmp_path / "made.so"
     build.compile_library(library, made, STRICT)
+    if library.runs_in_guest:
+        assert made.read_bytes().startswith(b"\x7fELF")
+        return
     assert ctypes.PyDLL(str(made))
 
 
@@ -71,14 +80,14 @@ def test_the_sources_compile_without_a_warning(library, tmp_path) -> None:
 def test_a_change_of_the_sources_is_another_library(tree: Path, capsys) -> None:
     assert main() == 0
     before = {library.path for library in build.LIBRARIES}
-    assert set((tree / "native").glob("*.so")) == before
+    assert built(tree) == before
     assert main() == 0
     assert capsys.readouterr().out.endswith("up to date\n")
     with (tree / "campaign/fastpath/fast.h").open("a") as header:
         header.write("/* more */\n")
     assert [library.name for library in build.missing()] == ["fastpath"]
     assert main() == 0
-    after = set((tree / "native").glob("*.so"))
+    after = built(tree)
     assert len(before & after) == len(build.LIBRARIES) - 1
     assert after == {library.path for library in build.LIBRARIES}
 
@@ -89,7 +98,7 @@ def test_without_a_compiler_it_says_what_to_do(tree: Path, tmp_path, monkeypatch
     said = capsys.readouterr().err
     assert "no C compiler" in said
     assert "install a C compiler" in said
-    assert not list((tree / "native").glob("*.so"))
+    assert not built(tree)
 
 
 @needs_compiler
@@ -185,7 +194,7 @@ def test_committed_machine_code_is_code_of_guests() -> None:
 
 def build_wheel(tmp_path: Path, **environment: str) -> Path:
     source = tmp_path / "source"
-    ignored = shutil.ignore_patterns(".venv", ".git", "__pycache__", "*.so", ".*_cache")
+    ignored = shutil.ignore_patterns(".venv", ".git", "__pycache__", "*.so", "*.guest", ".*_cache")
     shutil.copytree(ROOT, source, ignore=ignored)
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--no-deps", "-q", "-w", tmp_path, source],

@@ -25,11 +25,12 @@ from guestemu.guest.linux.images import cache_root
 from guestemu.machine.engine import Engine
 
 MAX_FILES: Final = 48
-"""Files that are kept; the ones that were used longest ago go first. 15 MB each at most."""
+"""Files that are kept; the ones that were used longest ago go first. 15 MB each at most, kernels in
+user space 60 MB."""
 SWITCH: Final = "GUESTEMU_NO_CACHE"
 """Environment variable; set to 1 every kernel is analysed and booted anew, and nothing is kept."""
 
-_SEAL_SIZE: Final = 32
+SEAL_SIZE: Final = 32
 _MADE_BY: Final = ("abi", "machine", "guest/linux")
 
 
@@ -79,28 +80,30 @@ def write_file(path: Path, data: bytes) -> None:
 def write_sealed(path: Path, data: bytes) -> None:
     """`write_file` with a checksum in front: over all of `data` and the file's name, which is the
     hash of what it was made from. Raises OSError."""
-    write_file(path, _seal(path, data) + data)
+    write_file(path, seal(path, data) + data)
 
 
 def read_sealed(path: Path) -> bytes | None:
     """What `write_sealed` wrote to this name; None for anything else, such as the file of another
     image under this name, or a file that is not the user's own."""
     try:
-        with open(path, "rb", opener=_open_own) as file:
+        with open(path, "rb", opener=open_own) as file:
             content = file.read()
     except OSError:
         return None
-    seal, data = content[:_SEAL_SIZE], content[_SEAL_SIZE:]
-    return data if hmac.compare_digest(seal, _seal(path, data)) else None
+    found, data = content[:SEAL_SIZE], content[SEAL_SIZE:]
+    return data if hmac.compare_digest(found, seal(path, data)) else None
 
 
-def _seal(path: Path, data: bytes) -> bytes:
+def seal(path: Path, data: bytes) -> bytes:
+    """`SEAL_SIZE` bytes: the checksum of `data` in a file of this name."""
     key = hashlib.sha256(path.name.encode()).digest()
-    return hashlib.blake2b(data, key=key, digest_size=_SEAL_SIZE).digest()
+    return hashlib.blake2b(data, key=key, digest_size=SEAL_SIZE).digest()
 
 
-def _open_own(name: str, flags: int) -> int:
-    """Opens a regular file of this user or of root, which others cannot write. Raises OSError."""
+def open_own(name: str, flags: int) -> int:
+    """An opener for `open`: a regular file of this user or of root, which others cannot write.
+    Raises OSError."""
     descriptor = os.open(name, flags | os.O_NONBLOCK)
     status = os.fstat(descriptor)
     is_own = status.st_uid in (os.geteuid(), 0) and not status.st_mode & stat.S_IWOTH

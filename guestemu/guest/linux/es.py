@@ -68,7 +68,10 @@ _NEEDED: Final = {
     abi.EXIT_CPUID: (ghcb.RAX, ghcb.RCX),
     abi.EXIT_MSR: (ghcb.RCX,),
     abi.EXIT_PSC: (ghcb.SCRATCH,),
+    abi.EXIT_MMIO_READ: (ghcb.SCRATCH,),
+    abi.EXIT_MMIO_WRITE: (ghcb.SCRATCH,),
 }
+_MMIO_SIZES: Final = frozenset({1, 2, 4, 8})
 _NOWHERE: Final = -1
 _STATUSES: Final = frozenset(
     {
@@ -108,6 +111,7 @@ class SevEs:
         self._honest: tuple[Lie | None] | tuple[()] = ()
         self.asked: tuple[PscEntry, ...] = ()
         self._requests = 0
+        self._jump_table = 0
         self._base = (_NOWHERE, 0)
         self._msrs.platform[MSR_AMD64_SEV_ES_GHCB] = 0
         machine.devices.append(self)
@@ -119,6 +123,9 @@ class SevEs:
             abi.EXIT_CPUID: self._cpuid_exit,
             abi.EXIT_PSC: self._psc,
             abi.EXIT_HV_FEATURES: self._hv_features,
+            abi.EXIT_AP_JUMP_TABLE: self._ap_jump_table,
+            abi.EXIT_MMIO_READ: self._mmio_read,
+            abi.EXIT_MMIO_WRITE: self._mmio_write,
         }
 
     @property
@@ -336,6 +343,44 @@ class SevEs:
         self, _page: GhcbPage, _vcpu: GhcbVcpu, _handler: ExitHandler
     ) -> tuple[int, int]:
         return abi.RESP_NO_ACTION, self._features
+
+    def _ap_jump_table(
+        self, page: GhcbPage, _vcpu: GhcbVcpu, _handler: ExitHandler
+    ) -> tuple[int, int]:
+        """KVM keeps the address that firmware set; 0 says that there is no second CPU (U27)."""
+        action, value = page.value(ghcb.EXIT_INFO_1), page.value(ghcb.EXIT_INFO_2)
+        if action == abi.AP_JUMP_TABLE_SET:
+            self._jump_table = value
+            return abi.RESP_NO_ACTION, 0
+        if action == abi.AP_JUMP_TABLE_GET:
+            return abi.RESP_NO_ACTION, self._jump_table
+        raise Malformed(abi.GhcbError.INVALID_INPUT)
+
+    def _mmio_place(self, page: GhcbPage) -> tuple[int, int, Gpa]:
+        """GPA, size, and where the bytes are; refused as setup_vmgexit_scratch() does."""
+        gpa, size = page.value(ghcb.EXIT_INFO_1), page.value(ghcb.EXIT_INFO_2)
+        buffer = page.value(ghcb.SCRATCH)
+        if size not in _MMIO_SIZES:
+            raise Malformed(abi.GhcbError.INVALID_INPUT)
+        if buffer + size > self._machine.ram.frames * PAGE_SIZE:
+            raise Malformed(abi.GhcbError.INVALID_SCRATCH_AREA)
+        return gpa, size, Gpa(buffer)
+
+    def _mmio_read(self, page: GhcbPage, _vcpu: GhcbVcpu, _handler: ExitHandler) -> tuple[int, int]:
+        gpa, size, buffer = self._mmio_place(page)
+        space = self._machine.mmio
+        value = (1 << 8 * size) - 1 if space is None else space.read(gpa, size)
+        self._machine.ram.write(buffer, value.to_bytes(size, "little"), private=False)
+        return abi.RESP_NO_ACTION, 0
+
+    def _mmio_write(
+        self, page: GhcbPage, _vcpu: GhcbVcpu, _handler: ExitHandler
+    ) -> tuple[int, int]:
+        gpa, size, buffer = self._mmio_place(page)
+        data = self._machine.ram.read(buffer, size, private=False)
+        if self._machine.mmio is not None:
+            self._machine.mmio.write(gpa, size, int.from_bytes(data, "little"))
+        return abi.RESP_NO_ACTION, 0
 
     @property
     def _features(self) -> int:

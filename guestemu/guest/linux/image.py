@@ -78,6 +78,20 @@ def package_file(path: Path, names: tuple[str, ...]) -> bytes | None:
         raise InputError(f"{path}: {broken}") from None
 
 
+def package_files(path: Path, names: tuple[str, ...]) -> dict[str, bytes]:
+    """The files of the Debian package `path` whose base names are among `names`, by base name; the
+    first of each. Nothing where `path` is no package. Raises `InputError` for a damaged package."""
+    try:
+        data = _read(path)
+        if not data.startswith(_AR_MAGIC):
+            return {}
+        found: dict[str, bytes] = {}
+        _search_package(data, names, found)
+        return found
+    except _Broken as broken:
+        raise InputError(f"{path}: {broken}") from None
+
+
 class _Broken(Exception):
     """What is wrong with the file, without its name."""
 
@@ -127,12 +141,20 @@ def _kernel_of_package(data: bytes) -> bytes:
 
 
 def _find_in_package(data: bytes, names: tuple[str, ...]) -> bytes | None:
-    prefixes = tuple(name for name in names if name.endswith("-"))
+    found: dict[str, bytes] = {}
+    _search_package(data, names, found, is_one_enough=True)
+    return next(iter(found.values()), None)
+
+
+def _search_package(
+    data: bytes, names: tuple[str, ...], found: dict[str, bytes], is_one_enough: bool = False
+) -> None:
     for name, member in _members(data):
         if not name.startswith("data.tar"):
             continue
         try:
-            return _find_in_archive(_Unpacked(name, member), names, prefixes)
+            _search_archive(_Unpacked(name, member), names, found, is_one_enough)
+            return
         except (
             *(tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, zstandard.ZstdError),
             *(OSError, OverflowError, UnicodeError),
@@ -141,20 +163,24 @@ def _find_in_package(data: bytes, names: tuple[str, ...]) -> bytes | None:
     raise _Broken("the package holds no data.tar; fetch it again")
 
 
-def _find_in_archive(
-    unpacked: _Unpacked, names: tuple[str, ...], prefixes: tuple[str, ...]
-) -> bytes | None:
+def _search_archive(
+    unpacked: _Unpacked, names: tuple[str, ...], found: dict[str, bytes], is_one_enough: bool
+) -> None:
+    """Puts files by base name into `found`; those of `names` that end in "-" are prefixes."""
+    prefixes = tuple(name for name in names if name.endswith("-"))
     with tarfile.open(fileobj=unpacked, mode="r|") as archive:
         for entry in archive:
             base = entry.name.rpartition("/")[2]
-            if not entry.isfile() or not (base in names or base.startswith(prefixes)):
+            is_wanted = base in names or (bool(prefixes) and base.startswith(prefixes))
+            if not entry.isfile() or not is_wanted or base in found:
                 continue
             if entry.size > _MAX_ELF or entry.issparse():
                 raise tarfile.ReadError(f"{entry.name} claims {entry.size} bytes")
             stream = archive.extractfile(entry)
             if stream is not None:
-                return stream.read()
-    return None
+                found[base] = stream.read()
+                if is_one_enough:
+                    return
 
 
 class _Readable(Protocol):

@@ -26,7 +26,7 @@ from guestemu.guest.linux.sites import Site, find_sites
 KERNEL_MAP: Final = 0xFFFF_FFFF_8000_0000
 """__START_KERNEL_map: where the kernel's own physical addresses are mapped."""
 
-_SITES: Final = frozenset({"rdmsr", "wrmsr", "rdtsc", "hlt", "pvalidate", "rmpadjust"})
+_SITES: Final = frozenset({"rdmsr", "wrmsr", "rdtsc", "rdrand", "hlt", "pvalidate", "rmpadjust"})
 _VERSION: Final = re.compile(rb"Linux version (\S+) ")
 _MAX_PARTS: Final = 4096
 _MAX_ADDRESS: Final = 2 << 30

@@ -25,6 +25,11 @@ _PATTERNS: Final[Mapping[str, bytes]] = {
     "rmpadjust": b"\xf3\x0f\x01\xfe",
     "rdtscp": b"\x0f\x01\xf9",
 }
+_REGISTER_PATTERNS: Final[Mapping[str, bytes]] = {
+    "rdrand": rb"[\x40-\x4f]?\x0f\xc7[\xf0-\xf7]",
+}
+"""Instructions with a register in their last byte and in an optional REX prefix."""
+
 _MAX_FUNCTION: Final = 1 << 16
 
 
@@ -44,7 +49,9 @@ def find_sites(text: bytes, base: int, functions: list[int], wanted: frozenset[s
     engine.skipdata = True
     by_function: dict[int, set[tuple[int, str]]] = {}
     for mnemonic in wanted:
-        for match in re.finditer(re.escape(_PATTERNS[mnemonic]), text, re.DOTALL):
+        exact = _PATTERNS.get(mnemonic)
+        pattern = _REGISTER_PATTERNS[mnemonic] if exact is None else re.escape(exact)
+        for match in re.finditer(pattern, text, re.DOTALL):
             address = base + match.start()
             index = bisect_right(functions, address) - 1
             if index >= 0 and address - functions[index] < _MAX_FUNCTION:

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The PC around a booted kernel: 8259s, 8254, clock, PCI bus, and devices with DMA.
+
+Installs itself into a machine that `build_machine` made, before the first instruction: ports of the
+platform (UART, delay port) stay where they were. Guest time is the platform's TSC, which kvmclock
+says runs at 1 GHz.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+
+from guestemu.abi.errors import InputError
+from guestemu.events.devices import DeviceAccess
+from guestemu.guest.linux.platform import Platform
+from guestemu.machine.devices import find_device, pci, pic, pit, rtc
+from guestemu.machine.devices.mmio import HOLE_START, SPACING, MmioSpace
+from guestemu.machine.devices.pci import PciBus, PciFunction
+from guestemu.machine.devices.pic import InterruptControllers
+from guestemu.machine.devices.pit import IntervalTimer
+from guestemu.machine.devices.port import DmaPort
+from guestemu.machine.devices.rtc import RealTimeClock
+from guestemu.machine.devices.state import StatefulDevice
+from guestemu.machine.machine import Machine
+
+_LINES: Final = (5, 10, 11, 9, 7, 3)
+"""IRQs for the slots 1, 2, …; more devices share them."""
+
+_MAX_DEVICES: Final = 16
+_TIMER_IRQ: Final = 0
+_ELCR: Final = (0x4D0, 0x4D1)
+
+
+class PcHardware:
+    """See the module's docstring. `devices` are the functions by the names they were asked for."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        platform: Platform,
+        names: Sequence[str],
+        on_access: Callable[[DeviceAccess], None],
+    ) -> None:
+        if len(names) > _MAX_DEVICES or len(set(names)) != len(names):
+            raise InputError(f"devices {', '.join(names)}: each once, {_MAX_DEVICES} at most")
+        self._machine = machine
+        self._platform = platform
+        self.pic = InterruptControllers(self.look_soon)
+        self.pit = IntervalTimer(lambda: platform.tsc)
+        self.rtc = RealTimeClock()
+        self.devices: dict[str, PciFunction[msgspec.Struct]] = {}
+        for index, name in enumerate(names):
+            make = find_device(name)
+            dma = DmaPort(machine.ram, name, on_access)
+            line = self.pic.line(_LINES[index % len(_LINES)])
+            self.devices[name] = make(HOLE_START + index * SPACING, line, dma)
+        self.bus = PciBus(dict(enumerate(self.devices.values(), 1)))
+        self.parts: tuple[StatefulDevice[msgspec.Struct], ...] = (
+            *(self.pic, self.pit, self.rtc, self.bus),
+            *self.devices.values(),
+        )
+        machine.devices.extend(self.parts)
+        machine.mmio = MmioSpace(tuple(self.devices.values()))
+        self.unspent = 0
+        """Blocks that runs were cut short by since `take_unspent`."""
+        hooks = machine.hooks
+        self._other_in, self._other_out = hooks.port_in, hooks.port_out
+        hooks.port_in, hooks.port_out = self._port_in, self._port_out
+
+    def look_soon(self) -> None:
+        """Ends the run at the next basic block, so that interrupts are looked at. (A stop inside
+        the access itself would leave RIP at the start of its block, fact U4.)"""
+        watch = self._machine.hooks.watch
+        if watch.left > 0:
+            self.unspent += watch.left
+            watch.left = 0
+
+    def take_unspent(self) -> int:
+        """Blocks of the last run's budget that `look_soon` took away."""
+        unspent, self.unspent = self.unspent, 0
+        return unspent
+
+    def pending_irq(self) -> int | None:
+        """The interrupt request that stands at the CPU now."""
+        if self.pit.take_expired():
+            self.pic.pulse(_TIMER_IRQ)
+        return self.pic.pending()
+
+    def _port_out(self, port: int, size: int, value: int) -> None:
+        if port in pci.PORTS:
+            self.bus.write(port, size, value)
+        elif port in pic.PORTS:
+            self.pic.write(port, value & 0xFF)
+        elif port in pit.PORTS:
+            self.pit.write(port, value & 0xFF)
+        elif port in rtc.PORTS:
+            self.rtc.write(port, value & 0xFF)
+        elif self._other_out is not None:
+            self._other_out(port, size, value)
+
+    def _port_in(self, port: int, size: int) -> int:
+        if port in pci.PORTS:
+            return self.bus.read(port, size)
+        if port in pic.PORTS:
+            return self.pic.read(port)
+        if port in rtc.PORTS:
+            return self.rtc.read(port)
+        if port in _ELCR:
+            return 0
+        if self._other_in is not None:
+            return self._other_in(port, size)
+        return (1 << 8 * size) - 1

@@ -1,0 +1,508 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Runs a kernel from its entry to user space and on (facts U1 to U9, U26 to U28).
+
+Beside a boot to `rest_init` that needs SYSCALL, interrupts, exceptions in user mode, MMIO, and an
+answer to PID 1, which asks for commands by system calls that no kernel has.
+
+Everything that the guest can see depends on what it did before, never on the computer: guest time
+counts basic blocks and RDTSCs, an idle CPU jumps to its timer's deadline, and RDTSC is answered
+here everywhere, in modules and in user mode, too. So two runs are equal, event for event.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+
+from guestemu.abi import ghcb, tdx
+from guestemu.abi.addresses import PAGE_SIZE, PMD_SIZE, Gva
+from guestemu.abi.errors import GuestemuError, InputError
+from guestemu.abi.x86 import RFLAGS_FIXED, RFLAGS_IF, VECTOR_VC, Mode
+from guestemu.events.base import Event
+from guestemu.events.devices import DeviceAccess
+from guestemu.guest.linux import boot
+from guestemu.guest.linux.kernel import Kernel
+from guestemu.guest.linux.platform import Console
+from guestemu.guest.linux.recorder import BootRecorder
+from guestemu.guest.linux.userland.hardware import PcHardware
+from guestemu.guest.linux.userland.random import RandomNumbers
+from guestemu.guest.td import VirtualException
+from guestemu.machine import layout
+from guestemu.machine.callbacks import CodeHook
+from guestemu.machine.devices.mmio import HOLE_END, HOLE_START
+from guestemu.machine.engine import HOOK_CODE
+from guestemu.machine.exits import (
+    BudgetExhausted,
+    Exit,
+    Halt,
+    Hypercall,
+    MapGpaRange,
+    Shutdown,
+    Syscall,
+    Trap,
+    Unbacked,
+    VcpuAccess,
+)
+from guestemu.machine.interrupts import deliver
+from guestemu.machine.machine import MachineConfig
+from guestemu.machine.segments import KernelSegments
+
+COMMAND_LINE: Final = (
+    f"{boot.DEFAULT_COMMAND_LINE} printk.devkmsg=on cryptomgr.notests "
+    "initcall_blacklist=jent_mod_init"
+)
+"""Without self-tests of cryptography: they take 3 to 15 seconds and touch no device (fact U10)."""
+
+TDX_COMMAND_LINE: Final = "idle=poll"
+"""A TD waits by TDVMCALL with interrupts enabled for one block only (fact U5)."""
+
+START: Final = "rest_init"
+GIVES_UP: Final = ("panic", "machine_halt", "native_machine_halt", "machine_power_off")
+DEFAULT_BUDGET: Final = 2_000_000_000
+"""Basic blocks; user space is reached after 60 to 150 million."""
+
+HOST_NEXT: Final = 1_000_000
+HOST_RESULT: Final = 1_000_001
+"""System calls of init.c."""
+
+_LSTAR: Final = 0xC0000082
+_FMASK: Final = 0xC0000084
+_NB_CFG: Final = 0xC001001F
+_SYSCALL: Final = b"\x0f\x05"
+_HLT: Final = b"\xf4"
+_CHUNK: Final = 200_000
+_NS_PER_BLOCK: Final = 2
+_TSC_STEP: Final = 1000
+_KERNEL_ADDRESS: Final = 0xFFFF_8880_0000_0000
+_INITRD_BELOW_END: Final = PMD_SIZE
+_RAMDISK_IMAGE: Final = 0x218
+_MAX_LINE: Final = 1000
+_MAX_DATA: Final = 4 << 20
+_MAX_COMMAND_LINE: Final = 2047
+COMMAND_BUDGET: Final = 400_000_000
+"""Basic blocks of one command."""
+
+
+class CommandFailed(GuestemuError):
+    """The kernel did not come back from a command: `ended` says how it ended."""
+
+    def __init__(self, command: str, ended: Ended) -> None:
+        super().__init__(f"{command}: {ended.text}")
+        self.ended = ended
+
+
+class CommandResult(msgspec.Struct, frozen=True):
+    """What PID 1 returned for a command: the result of the last system call of it (negative: an
+    errno), and the bytes that were read."""
+
+    command: str
+    value: int
+    data: bytes
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """Why a run ended: `reason` is "idle" (PID 1 waits for a command), "until", "halted",
+    "panic", "budget" or "stopped"; `text` one line."""
+
+    reason: str
+    text: str
+
+
+class RunState(msgspec.Struct, frozen=True, kw_only=True):
+    """What a snapshot keeps of a run that is idle."""
+
+    rip: int
+    tsc: int
+    randoms: int
+    blocks: int
+    syscalls: int
+    interrupts: int
+    traps: int
+    accesses: int
+    event_hash: str
+
+
+class RunRecorder(BootRecorder):
+    """A `BootRecorder` that also tells `notify` of each exit."""
+
+    def __init__(self, notify: Callable[[Event], None]) -> None:
+        super().__init__()
+        self._notify = notify
+
+    def hypercall(self, call: Hypercall) -> int:
+        """See `ExitHandler`."""
+        value = super().hypercall(call)
+        self._notify(self.exits[-1])
+        return value
+
+    def map_gpa_range(self, call: MapGpaRange) -> int:
+        """See `ExitHandler`."""
+        value = super().map_gpa_range(call)
+        self._notify(self.exits[-1])
+        return value
+
+    def wrmsr(self, index: int, value: int, vcpu: VcpuAccess) -> None:
+        """See `ExitHandler`."""
+        super().wrmsr(index, value, vcpu)
+        self._notify(self.exits[-1])
+
+
+class RunningKernel:
+    """A kernel with its initramfs and devices, from the entry point on.
+
+    `listeners` hear of every event when it happens. `blocks` counts basic blocks, `syscalls` those
+    of user mode, `interrupts` those delivered, `traps` MMIO by #VC or #VE, `accesses` those of
+    devices to memory. `results` are PID 1's answers to commands.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        config: MachineConfig,
+        initramfs: bytes,
+        *,
+        devices: Sequence[str] = (),
+        command_line: str = COMMAND_LINE,
+        on_line: Callable[[str], None] | None = None,
+        load: bool = True,
+    ) -> None:
+        """Loads everything (without `load` only the machine, for a snapshot); runs nothing. Raises
+        `InputError` for what does not fit."""
+        self.kernel = kernel
+        self.listeners: list[Callable[[Event], None]] = []
+        self.results: list[CommandResult] = []
+        self.blocks = self.syscalls = self.interrupts = self.traps = self.accesses = 0
+        self._hash = hashlib.sha256()
+        self._on_line = on_line
+        self._commands: list[str] = []
+        self._asked: str | None = None
+        self._is_idle = False
+        self._stops: dict[int, str] = {}
+        self._wanted: set[str] = set()
+        self._passed = 0
+        self.console = Console(self._line)
+        bare = msgspec.structs.replace(config, defer_memory_hooks=True)
+        self.machine, self.platform = boot.build_machine(kernel, bare, self.console, load)
+        self.machine.msrs.platform[_NB_CFG] = 0
+        self.hardware = PcHardware(self.machine, self.platform, devices, self.note)
+        self._reflects_mmio = self.platform.sev is not None or self.platform.td is not None
+        if not self._reflects_mmio and self.machine.mmio is not None:
+            self.machine.mmio.install(self.machine.hooks)
+        if load:
+            self._load(initramfs, command_line)
+        self.machine.log.listener = self._tell
+        self.recorder = RunRecorder(self.note)
+        self.machine.hooks.handler = self.recorder
+        self._rip = kernel.entry
+        self._hook()
+        vcpu = self.machine.current
+        vcpu.enter(Mode.LONG64, 0)
+        for name, value in (
+            ("rsi", boot.BOOT_PARAMS),
+            ("rsp", layout.KERNEL_STACK),
+            ("rflags", RFLAGS_FIXED),
+        ):
+            vcpu.write_register(name, value)
+
+    @property
+    def event_hash(self) -> str:
+        """SHA-256 over all events and console lines so far."""
+        return self._hash.hexdigest()
+
+    def save_state(self) -> RunState:
+        """The state of an idle run. From here on the hash starts anew from its present value, as
+        it does in a run that is restored from a snapshot."""
+        state = RunState(
+            rip=self._rip,
+            tsc=self.platform.tsc,
+            randoms=self._random.count,
+            blocks=self.blocks,
+            syscalls=self.syscalls,
+            interrupts=self.interrupts,
+            traps=self.traps,
+            accesses=self.accesses,
+            event_hash=self.event_hash,
+        )
+        self._hash = hashlib.sha256(state.event_hash.encode())
+        return state
+
+    def load_state(self, state: RunState) -> None:
+        """What `save_state` returned: PID 1 is idle."""
+        self._rip = state.rip
+        self.platform.tsc = state.tsc
+        self._random.count = state.randoms
+        self.blocks, self.syscalls = state.blocks, state.syscalls
+        self.interrupts, self.traps = state.interrupts, state.traps
+        self.accesses = state.accesses
+        self._hash = hashlib.sha256(state.event_hash.encode())
+        self._is_idle = True
+
+    def attach_segments(self, state: tuple[int, bytes]) -> None:
+        """The kernel's segments from a snapshot."""
+        segments = KernelSegments(self.machine.engine, self.machine.modes)
+        segments.load(state)
+        self.machine.current.kernel_segments = segments
+
+    # Setting up -------------------------------------------------------------------------------
+
+    def _load(self, initramfs: bytes, command_line: str) -> None:
+        ram = self.machine.ram
+        size = ram.frames * PAGE_SIZE
+        at = (size - _INITRD_BELOW_END - len(initramfs)) & ~(PAGE_SIZE - 1)
+        if at < self.kernel.segments.extent + PMD_SIZE:
+            raise InputError(
+                f"memory {size >> 20}M: {self.kernel.name} and an initramfs of "
+                f"{len(initramfs) >> 10} KiB do not fit; give it more memory"
+            )
+        ram.private[at : at + len(initramfs)] = initramfs
+        image = boot.BOOT_PARAMS + _RAMDISK_IMAGE
+        ram.private[image : image + 8] = struct.pack("<II", at, len(initramfs))
+        text = command_line.encode()
+        if len(text) > _MAX_COMMAND_LINE:
+            raise InputError(f"the command line has {len(text)} bytes, {_MAX_COMMAND_LINE} at most")
+        where = boot.COMMAND_LINE
+        ram.private[where : where + len(text) + 1] = text + b"\0"
+
+    def _hook(self) -> None:
+        hooks = self.machine.hooks
+        hooks.end_at_syscall()
+        hooks.answer_tsc(self._read_tsc)
+        self._random = RandomNumbers(self.machine)
+        for site in self.kernel.sites:
+            if site.mnemonic == "rdrand":
+                self._random.hook(site.address)
+        for name in (START, *GIVES_UP):
+            if name in self.kernel.symbols:
+                self._add_stop(self.kernel.address(name), name)
+
+    def _read_tsc(self) -> int:
+        self.platform.tsc += _TSC_STEP
+        return self.platform.tsc
+
+    def stop_at(self, function: str) -> None:
+        """Runs end where `function` is entered. Before that code is run first.
+
+        Raises `InputError` where the kernel lacks it.
+        """
+        self._wanted.add(function)
+        self._add_stop(self.kernel.address(function), function)
+
+    def _add_stop(self, address: int, name: str) -> None:
+        if address in self._stops:
+            return
+        self._stops[address] = name
+        hooks = self.machine.hooks
+
+        def on_stop(_uc: object, rip: int, _size: int, _user: object) -> None:
+            if rip == self._passed:
+                self._passed = 0  # the run goes on from where this stop ended the last one
+                return
+            hooks.pending = Trap(rip)
+            hooks.engine.stop()
+
+        hooks.engine.add_hook(HOOK_CODE, CodeHook(on_stop), begin=address, end=address)
+
+    # Events -----------------------------------------------------------------------------------
+
+    def note(self, event: Event) -> None:
+        """One thing happened: into the machine's log, and to all who listen."""
+        self.machine.log.append(event)
+
+    def _tell(self, event: Event) -> None:
+        self.accesses += isinstance(event, DeviceAccess)
+        self._hash.update(msgspec.json.encode(event))
+        for listener in self.listeners:
+            listener(event)
+
+    def _line(self, line: str) -> None:
+        self._hash.update(line.encode())
+        if self._on_line is not None:
+            self._on_line(line)
+
+    # Running ----------------------------------------------------------------------------------
+
+    def run(self, budget: int = DEFAULT_BUDGET, until: Callable[[], bool] | None = None) -> Ended:
+        """Until PID 1 waits for a command, `until` says so (asked some ten times in a millisecond
+        of guest time), the kernel gives up, or `budget` basic blocks are used up."""
+        last = self.blocks + budget
+        while self.blocks < last:
+            if until is not None and until():
+                return Ended("until", "the condition holds")
+            ended = self._handle(self._execute(min(_CHUNK, last - self.blocks)))
+            if ended is not None:
+                return ended
+        return Ended("budget", f"{budget} basic blocks are used up in {self.where}")
+
+    @property
+    def where(self) -> str:
+        """The kernel function where the CPU stands, or the address."""
+        return self.kernel.symbol_at(self._rip)
+
+    def _execute(self, chunk: int) -> Exit:
+        vcpu, watch = self.machine.current, self.machine.hooks.watch
+        end: Exit = vcpu.run(self._rip, chunk)
+        spent = chunk - self.hardware.take_unspent() - max(watch.left, 0)
+        self.blocks += spent
+        self.platform.tsc += _NS_PER_BLOCK * spent
+        return end
+
+    def _handle(self, end: Exit) -> Ended | None:
+        vcpu = self.machine.current
+        if isinstance(end, BudgetExhausted):
+            self._rip = end.rip
+            self._take_interrupt()
+        elif isinstance(end, Syscall):
+            return self._syscall()
+        elif isinstance(end, Halt):
+            self._rip = vcpu.read_register("rip")
+            return self._wait()
+        elif isinstance(end, Unbacked):
+            return self._reflect(end)
+        elif isinstance(end, Trap):
+            self._rip = self._passed = end.rip
+            return self._stopped(end.rip)
+        else:
+            self._rip = vcpu.read_register("rip")
+            reason = end.reason if isinstance(end, Shutdown) else str(end)
+            return Ended("stopped", f"{reason}, in {self.where}")
+        return None
+
+    def _stopped(self, address: int) -> Ended | None:
+        name = self._stops.get(address, "")
+        machine = self.machine
+        if name == START and machine.current.kernel_segments is None:
+            machine.current.kernel_segments = KernelSegments(machine.engine, machine.modes)
+            if START not in self._wanted:
+                return None
+        if name == "panic":
+            vcpu = self.machine.current
+            raw = vcpu.read_memory(Gva(vcpu.read_register("rdi")), 120) or b""
+            text = raw.partition(b"\0")[0].decode("ascii", "replace").strip()
+            return Ended("panic", f"kernel panic: {text}")
+        if name in GIVES_UP and name not in self._wanted:
+            return Ended("halted", f"the kernel halted in {name}")
+        return Ended("until", f"reached {name or hex(address)}")
+
+    def _reflect(self, access: Unbacked) -> Ended | None:
+        """MMIO of a guest that has to ask for it: #VC or #VE at the instruction."""
+        vcpu = self.machine.current
+        vcpu.write_register("rip", access.rip)
+        self._rip = access.rip
+        if not self._reflects_mmio or not HOLE_START <= access.gpa < HOLE_END:
+            kind = "store to" if access.is_write else "load from"
+            return Ended("stopped", f"{kind} GPA {access.gpa:#x} without memory, in {self.where}")
+        self.traps += 1
+        td = self.platform.td
+        if td is None:
+            failed = vcpu.inject(VECTOR_VC, ghcb.EXIT_NPF)
+        else:
+            fault = td.raise_ve(
+                VirtualException(
+                    reason=tdx.EXIT_REASON_EPT_VIOLATION,
+                    qualification=2 if access.is_write else 1,
+                    gla=_KERNEL_ADDRESS + access.gpa,
+                    gpa=self.machine.bit.select(access.gpa, private=False),
+                )
+            )
+            failed = vcpu.inject(fault.vector, fault.error_code)
+        self._rip = vcpu.read_register("rip")
+        return None if failed is None else Ended("stopped", str(failed))
+
+    # Interrupts -------------------------------------------------------------------------------
+
+    def _take_interrupt(self) -> bool:
+        """Delivers what the controllers have, if the CPU takes it; whether they have anything."""
+        irq = self.hardware.pending_irq()
+        if irq is None:
+            return False
+        vcpu = self.machine.current
+        vcpu.write_register("rip", self._rip)
+        if vcpu.read_register("rflags") & RFLAGS_IF and vcpu.read_code(1) != _HLT:
+            self.interrupts += 1
+            deliver(vcpu, self.hardware.pic.acknowledge(irq), None)
+            self._rip = vcpu.read_register("rip")
+        return True
+
+    def _wait(self) -> Ended | None:
+        """HLT: guest time goes on to the next interrupt."""
+        if not self.machine.current.read_register("rflags") & RFLAGS_IF:
+            return Ended("halted", f"halted with interrupts off in {self.where}")
+        while not self._take_interrupt():
+            deadline = self.hardware.pit.deadline
+            if deadline is None:
+                return Ended("halted", f"halted with no timer armed in {self.where}")
+            self.platform.tsc = max(self.platform.tsc, deadline)
+        return None
+
+    # System calls -----------------------------------------------------------------------------
+
+    def _syscall(self) -> Ended | None:
+        """SYSCALL (AMD64 APM volume 3): to LSTAR at CPL 0; PID 1's own calls end here."""
+        vcpu, engine = self.machine.current, self.machine.engine
+        back = vcpu.read_register("rip")
+        if vcpu.read_code(len(_SYSCALL)) == _SYSCALL:
+            back += len(_SYSCALL)
+        number = vcpu.read_register("rax")
+        if number in {HOST_NEXT, HOST_RESULT}:
+            self._rip = back
+            vcpu.write_register("rip", back)
+            if number == HOST_NEXT:
+                return self._next()
+            self._result()
+            return None
+        self.syscalls += 1
+        flags = vcpu.read_register("rflags")
+        segments = vcpu.kernel_segments
+        if segments is None:
+            return Ended("stopped", f"SYSCALL before {START}")
+        segments.enter()
+        vcpu.write_register("rcx", back)
+        vcpu.write_register("r11", flags)
+        vcpu.write_register("rflags", flags & ~engine.read_msr(_FMASK) | RFLAGS_FIXED)
+        self._rip = engine.read_msr(_LSTAR)
+        vcpu.write_register("rip", self._rip)
+        return None
+
+    def _next(self) -> Ended | None:
+        """PID 1 asks for a command."""
+        if not self._commands:
+            self._is_idle = True
+            return Ended("idle", "PID 1 waits for a command")
+        self._asked = self._commands.pop(0)
+        vcpu = self.machine.current
+        data = self._asked.encode()
+        if not vcpu.write_memory(Gva(vcpu.read_register("rdi")), data):
+            return Ended("stopped", "PID 1's buffer is not mapped")
+        vcpu.write_register("rax", len(data))
+        return None
+
+    def _result(self) -> None:
+        vcpu = self.machine.current
+        value = vcpu.read_register("rdx")
+        size = min(vcpu.read_register("rsi"), _MAX_DATA)
+        data = vcpu.read_memory(Gva(vcpu.read_register("rdi")), size) or b""
+        value -= (value >> 63) << 64
+        self.results.append(CommandResult(self._asked or "", value, data))
+        vcpu.write_register("rax", 0)
+
+    def command(self, text: str, budget: int = COMMAND_BUDGET) -> CommandResult:
+        """Has PID 1 carry out one command of init.c; it must be idle.
+
+        Raises `InputError` for a command that is no line, and `CommandFailed` where the kernel did
+        not come back from it.
+        """
+        if not text.strip() or len(text.encode()) > _MAX_LINE or not text.isprintable():
+            raise InputError(f"command {text[:40]!r}: one line of at most {_MAX_LINE} characters")
+        if not self._is_idle:
+            raise CommandFailed(text, Ended("stopped", "PID 1 does not wait for a command"))
+        done = len(self.results)
+        self._is_idle = False
+        self._commands.append(text)
+        ended = self._next() or self.run(budget)
+        if ended.reason != "idle" or len(self.results) == done:
+            raise CommandFailed(text, ended)
+        return self.results[-1]

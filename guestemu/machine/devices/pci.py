@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""PCI bus 0 by configuration mechanism 1 (ports 0xCF8 and 0xCFC), and what functions share.
+
+Each function has one 32-bit memory BAR, placed before the kernel runs, and INTA on a line of the
+8259s. There is no MSI: a kernel without a local APIC has no domain for it (fact U15).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from typing import Final, TypeVar
+
+import msgspec
+
+from guestemu.machine.devices.pic import InterruptLine
+from guestemu.machine.devices.port import DmaPort
+from guestemu.machine.devices.state import StatefulDevice
+
+ADDRESS_PORT: Final = 0xCF8
+DATA_PORT: Final = 0xCFC
+PORTS: Final = range(ADDRESS_PORT, DATA_PORT + 4)
+
+_SPACE: Final = 256
+_COMMAND: Final = 0x04
+_STATUS: Final = 0x06
+_CACHE_LINE: Final = 0x0C
+_BAR: Final = 0x10
+_BARS_END: Final = 0x28
+_SUBSYSTEM: Final = 0x2C
+_ROM: Final = 0x30
+_CAPABILITIES: Final = 0x34
+_INTERRUPT: Final = 0x3C
+_FIRST_CAPABILITY: Final = 0x40
+_HAS_CAPABILITIES: Final = 0x10
+_COMMAND_MEMORY: Final = 0x2
+_WRITABLE: Final = frozenset({_COMMAND, _COMMAND + 1, _CACHE_LINE, _CACHE_LINE + 1, _INTERRUPT})
+_ENABLED: Final = 1 << 31
+
+S = TypeVar("S", bound=msgspec.Struct, covariant=True)
+
+
+class PciIds(msgspec.Struct, frozen=True):
+    """Vendor and device number, 24-bit class code, revision, subsystem (vendor, device)."""
+
+    vendor: int
+    device: int
+    class_code: int
+    revision: int = 0
+    subsystem: tuple[int, int] = (0, 0)
+
+
+def configuration(ids: PciIds, bar: int = 0, irq: int = 0) -> bytearray:
+    """256 bytes of configuration space for one function; `bar` is where its BAR lies."""
+    space = bytearray(_SPACE)
+    struct.pack_into("<HH", space, 0, ids.vendor, ids.device)
+    space[_COMMAND] = _COMMAND_MEMORY if bar else 0
+    space[_STATUS] = _HAS_CAPABILITIES
+    struct.pack_into("<I", space, 8, ids.class_code << 8 | ids.revision)
+    struct.pack_into("<I", space, _BAR, bar)
+    struct.pack_into("<HH", space, _SUBSYSTEM, *ids.subsystem)
+    space[_INTERRUPT], space[_INTERRUPT + 1] = irq, 1 if irq else 0
+    return space
+
+
+class PciFunction(StatefulDevice[S]):
+    """One function: configuration space and a window of `size` bytes at GPA `bar`.
+
+    A device derives from it and answers `first_state`, `mmio_read` and `mmio_write`. `dma` is its
+    way to memory, `line` its interrupt. `state` is all that may change, except the configuration
+    space. An unplugged function answers nothing: reads are all ones.
+    """
+
+    IDS: PciIds
+    SIZE: int = 0x4000
+    MODULES: tuple[str, ...] = ()
+    """Kernel modules that are its driver, in the order of loading; none for a built-in one."""
+
+    NODE: str = ""
+    """The file in /dev that reads from the device; empty for none."""
+
+    def __init__(self, bar: int, line: InterruptLine, dma: DmaPort) -> None:
+        self.config = configuration(self.IDS, bar, line.irq)
+        self.bar = bar
+        self.line = line
+        self.dma = dma
+        self.is_plugged = True
+        self._next_link, self._next_body = _CAPABILITIES, _FIRST_CAPABILITY
+        super().__init__(self.first_state())
+
+    def first_state(self) -> S:
+        """The state at power-on."""
+        raise NotImplementedError
+
+    def add_capability(self, kind: int, body: bytes) -> None:
+        """Appends a capability with its `body` behind kind and link."""
+        at = self._next_body
+        self.config[self._next_link] = at
+        self.config[at : at + 2 + len(body)] = bytes((kind, 0)) + body
+        self._next_link = at + 1
+        self._next_body = at + 2 + len(body) + 3 & ~3
+
+    def dump(self) -> bytes:
+        """See `StatefulDevice`; with the configuration space."""
+        return msgspec.msgpack.encode((bytes(self.config), self.is_plugged, super().dump()))
+
+    def restore(self, data: bytes) -> None:
+        """See `StatefulDevice`."""
+        config, self.is_plugged, state = msgspec.msgpack.decode(
+            data, type=tuple[bytes, bool, bytes]
+        )
+        self.config[:] = config
+        super().restore(state)
+
+    def unplug(self) -> None:
+        """Surprise removal: the slot is empty from now on."""
+        self.is_plugged = False
+        self.line.set(False)
+
+    def holds(self, data: bytes) -> bool:
+        """Whether `data`, read from the start of `NODE`, is what the device holds."""
+        return False
+
+    def config_read(self, offset: int, size: int) -> int:
+        """A load from configuration space."""
+        return int.from_bytes(self.config[offset : offset + size], "little")
+
+    def config_write(self, offset: int, size: int, value: int) -> None:
+        """A store to configuration space; a BAR keeps the bits above its size."""
+        if _BAR <= offset < _BARS_END or offset == _ROM:
+            if offset == _BAR:
+                struct.pack_into("<I", self.config, _BAR, value & ~(self.SIZE - 1) & 0xFFFFFFFF)
+            return
+        if offset in _WRITABLE:
+            data = (value & (1 << 8 * size) - 1).to_bytes(size, "little")
+            self.config[offset : offset + size] = data
+            self.config[_STATUS : _STATUS + 2] = bytes((_HAS_CAPABILITIES, 0))
+
+    def mmio_read(self, offset: int, size: int) -> int:
+        """A load of 1, 2, 4 or 8 bytes from the window."""
+        raise NotImplementedError
+
+    def mmio_write(self, offset: int, size: int, value: int) -> None:
+        """A store of 1, 2, 4 or 8 bytes into the window."""
+        raise NotImplementedError
+
+
+class PciState(msgspec.Struct):
+    """The address register."""
+
+    address: int = 0
+
+
+class PciBus(StatefulDevice[PciState]):
+    """Bus 0: a host bridge at device 0 (`pci_sanity_check` looks for one), functions by device
+    number."""
+
+    def __init__(self, functions: Mapping[int, PciFunction[msgspec.Struct]]) -> None:
+        super().__init__(PciState())
+        self._functions = functions
+        self._bridge = configuration(PciIds(0x1B36, 0x0008, 0x060000))
+
+    def read(self, port: int, size: int) -> int:
+        """IN from one of `PORTS`."""
+        if port == ADDRESS_PORT and size == 4:
+            return self.state.address
+        address = self.state.address
+        absent = (1 << 8 * size) - 1
+        if port < DATA_PORT or not self._selects_bus_0(address):
+            return absent
+        slot, offset = address >> 11 & 31, (address & 0xFC) + (port & 3)
+        if not slot:
+            return int.from_bytes(self._bridge[offset : offset + size], "little")
+        function = self._functions.get(slot)
+        if function is None or not function.is_plugged:
+            return absent
+        return function.config_read(offset, size)
+
+    def write(self, port: int, size: int, value: int) -> None:
+        """OUT to one of `PORTS`."""
+        if port == ADDRESS_PORT and size == 4:
+            self.state.address = value
+            return
+        address = self.state.address
+        if port < DATA_PORT or not self._selects_bus_0(address):
+            return
+        function = self._functions.get(address >> 11 & 31)
+        if function is not None and function.is_plugged:
+            function.config_write((address & 0xFC) + (port & 3), size, value)
+
+    @staticmethod
+    def _selects_bus_0(address: int) -> bool:
+        return bool(address & _ENABLED) and not address >> 16 & 0xFF and not address >> 8 & 7

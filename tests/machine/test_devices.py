@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Emulated devices without a kernel: what a driver would see of them."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from guestemu.abi.addresses import Gpa
+from guestemu.abi.errors import InputError
+from guestemu.machine.devices import device_names, find_device
+from guestemu.machine.devices.disk import Disk
+from guestemu.machine.devices.mmio import HOLE_START, MmioSpace
+from guestemu.machine.devices.nvme import NvmeController
+from guestemu.machine.devices.pci import PciBus
+from guestemu.machine.devices.pic import InterruptControllers
+from guestemu.machine.devices.pit import IntervalTimer
+from guestemu.machine.devices.port import DmaPort
+from guestemu.machine.devices.virtio_blk import VirtioBlk
+from guestemu.machine.machine import Machine, MachineConfig
+
+ASQ, ACQ, DATA, LIST = 0x20000, 0x21000, 0x22000, 0x23000
+OUTSIDE = 1 << 39 | DATA
+
+
+class Slot:
+    """A device in a machine of its own, and what it did to memory."""
+
+    def __init__(self, name):
+        self.machine = Machine(MachineConfig(frames=64, defer_memory_hooks=True))
+        self.accesses = []
+        self.pic = InterruptControllers(lambda: None)
+        dma = DmaPort(self.machine.ram, name, self.accesses.append)
+        self.device = find_device(name)(HOLE_START, self.pic.line(5), dma)
+
+    def put(self, gpa, data):
+        self.machine.ram.write(Gpa(gpa), data, private=False)
+
+    def get(self, gpa, size):
+        return self.machine.ram.read(Gpa(gpa), size, private=False)
+
+
+def command(opcode, prp1, prp2=0, *words):
+    head = struct.pack("<BBHIQQQQ", opcode, 0, 7, 1, 0, 0, prp1, prp2)
+    return head + struct.pack("<6I", *words, *[0] * (6 - len(words)))
+
+
+@pytest.fixture
+def nvme():
+    slot = Slot("nvme")
+    slot.device.mmio_write(0x24, 4, 15 << 16 | 15)
+    slot.device.mmio_write(0x28, 8, ASQ)
+    slot.device.mmio_write(0x30, 4, ACQ)
+    slot.device.mmio_write(0x14, 4, 1)
+    slot.tail = 0
+
+    def submit(entry):
+        slot.put(ASQ + 64 * slot.tail, entry)
+        slot.tail += 1
+        slot.device.mmio_write(0x1000, 4, slot.tail)
+        done = slot.get(ACQ + 16 * (slot.tail - 1), 16)
+        return struct.unpack_from("<H", done, 14)[0] >> 1
+
+    slot.submit = submit
+    return slot
+
+
+def test_nvme_completes_and_holds_its_line_until_the_driver_has_seen_it(nvme):
+    assert nvme.device.mmio_read(0x1C, 4) == 1
+    assert nvme.submit(command(6, DATA, 0, 1)) == 0
+    assert nvme.get(DATA + 24, 13) == b"guestemu NVMe"
+    assert nvme.pic.state.chips[0].level == 1 << 5
+    nvme.device.mmio_write(0x1004, 4, 1)
+    assert nvme.pic.state.chips[0].level == 0
+
+
+def test_nvme_follows_prp_lists(nvme):
+    nvme.submit(command(5, 0x28000, 0, 15 << 16 | 1, 1))
+    nvme.submit(command(1, 0x29000, 0, 15 << 16 | 1, 1 << 16 | 1))
+    nvme.put(LIST, struct.pack("<2Q", 0x24000, 0x26000))
+    nvme.put(0x29000, command(2, DATA, LIST, 0, 0, 23))  # 12 KiB from block 0
+    nvme.device.mmio_write(0x1008, 4, 1)
+    disk = nvme.device.disk
+    assert nvme.get(DATA, 4096) == disk.read(0, 8)
+    assert nvme.get(0x24000, 4096) == disk.read(8, 8)
+    assert nvme.get(0x26000, 4096) == disk.read(16, 8)
+    assert {access.part for access in nvme.accesses if access.is_payload} == {"data"}
+
+
+@pytest.mark.parametrize("opcode", [0x55, 0x0E])
+def test_nvme_refuses_what_it_does_not_know(nvme, opcode):
+    assert nvme.submit(command(opcode, DATA)) == 1
+
+
+def test_nvme_reads_beyond_its_end_are_an_error(nvme):
+    nvme.submit(command(5, 0x28000, 0, 15 << 16 | 1, 1))
+    nvme.submit(command(1, 0x29000, 0, 15 << 16 | 1, 1 << 16 | 1))
+    nvme.put(0x29000, command(2, DATA, 0, 4096, 0, 0))
+    nvme.device.mmio_write(0x1008, 4, 1)
+    assert struct.unpack("<H", nvme.get(0x28000 + 14, 2))[0] >> 1 == 0x80
+    assert not any(access.gpa == DATA for access in nvme.accesses)
+
+
+def test_an_address_with_the_c_bit_reaches_no_memory(nvme):
+    nvme.submit(command(6, OUTSIDE, 0, 1))
+    assert nvme.get(DATA, 4096) == bytes(4096)
+    assert nvme.accesses[-2].gpa == OUTSIDE
+
+
+def test_a_rollback_forgets_queues_and_writes(nvme):
+    nvme.device.checkpoint()
+    before = nvme.device.dump()
+    nvme.device.disk.write(3, b"x" * 512)
+    nvme.device.mmio_write(0x14, 4, 0)
+    nvme.device.rollback()
+    assert nvme.device.dump() == before
+    assert nvme.device.mmio_read(0x1C, 4) == 1
+
+
+def test_virtio_blk_reads_by_a_descriptor_chain_and_offers_access_platform():
+    slot = Slot("virtio-blk")
+    device = slot.device
+    device.mmio_write(0x00, 4, 1)
+    assert device.mmio_read(0x04, 4) & 3 == 3
+    device.mmio_write(0x16, 2, 0)
+    for at, value in ((0x20, 0x20000), (0x28, 0x21000), (0x30, 0x22000)):
+        device.mmio_write(at, 4, value)
+    device.mmio_write(0x1C, 2, 1)
+    slot.put(0x24000, struct.pack("<IIQ", 0, 0, 5))
+    chain = ((0x24000, 16, 1, 1), (0x25000, 512, 3, 2), (0x26000, 1, 2, 0))
+    slot.put(0x20000, b"".join(struct.pack("<QIHH", *one) for one in chain))
+    slot.put(0x26000, b"\xff")
+    slot.put(0x21000, struct.pack("<HHH", 0, 1, 0))
+    device.mmio_write(0x1000, 2, 0)
+    assert slot.get(0x25000, 512) == device.disk.read(5, 1)
+    assert slot.get(0x26000, 1) == b"\0"
+    assert struct.unpack("<HHII", slot.get(0x22000, 12))[1:] == (1, 0, 513)
+    assert device.mmio_read(0x2000, 1) == 1
+    assert slot.pic.state.chips[0].level == 0
+
+
+def test_virtio_cuts_a_chain_that_loops():
+    slot = Slot("virtio-rng")
+    for at, value in ((0x20, 0x20000), (0x28, 0x21000), (0x30, 0x22000)):
+        slot.device.mmio_write(at, 4, value)
+    slot.device.mmio_write(0x1C, 2, 1)
+    slot.put(0x20000, struct.pack("<QIHH", 0x24000, 1, 3, 0))
+    slot.put(0x21000, struct.pack("<HHH", 0, 1, 0))
+    slot.device.mmio_write(0x1000, 2, 0)
+    assert sum(access.is_payload for access in slot.accesses) == 64
+
+
+def test_interrupt_controllers_keep_priorities_and_levels():
+    pic = InterruptControllers(lambda: None)
+    for port, words in ((0x20, (0x30, 4, 1)), (0xA0, (0x38, 2, 1))):
+        pic.write(port, 0x11)
+        for word in words:
+            pic.write(port + 1, word)
+    pic.write(0x21, 0)
+    pic.write(0xA1, 0)
+    pic.set_line(11, True)
+    pic.pulse(0)
+    assert pic.pending() == 0
+    assert pic.acknowledge(0) == 0x30
+    assert pic.pending() is None
+    pic.write(0x20, 0x60)
+    assert pic.pending() == 11
+    assert pic.acknowledge(11) == 0x3B
+    pic.write(0xA0, 0x63)
+    pic.write(0x20, 0x62)
+    assert pic.pending() == 11  # the line is still high
+    pic.set_line(11, False)
+    assert pic.pending() is None
+
+
+def test_the_timer_fires_at_its_deadline_and_catches_up():
+    now = [0]
+    pit = IntervalTimer(lambda: now[0])
+    pit.write(0x43, 0x34)
+    pit.write(0x40, 0xA9)
+    pit.write(0x40, 0x04)  # 1193 counts: 999847 ns
+    assert pit.deadline == 999847
+    now[0] = 3_500_000
+    assert pit.take_expired()
+    assert not pit.take_expired()
+    assert pit.deadline == 4 * 999847
+    pit.write(0x43, 0x38)
+    assert pit.deadline is None
+
+
+def test_bars_are_sized_and_an_empty_slot_reads_ones():
+    slot = Slot("nvme")
+    bus = PciBus({1: slot.device})
+    bus.write(0xCF8, 4, 1 << 31 | 1 << 11 | 0x10)
+    assert bus.read(0xCFC, 4) == HOLE_START
+    bus.write(0xCFC, 4, 0xFFFFFFFF)
+    assert bus.read(0xCFC, 4) == 0xFFFFC000
+    bus.write(0xCF8, 4, 1 << 31 | 2 << 11)
+    assert bus.read(0xCFC, 4) == 0xFFFFFFFF
+    slot.device.unplug()
+    bus.write(0xCF8, 4, 1 << 31 | 1 << 11)
+    assert bus.read(0xCFC, 2) == 0xFFFF
+
+
+def test_open_bus_reads_ones():
+    slot = Slot("virtio-blk")
+    space = MmioSpace([slot.device])
+    assert space.read(HOLE_START + 0x3000, 8) == slot.device.disk.sectors
+    assert space.read(HOLE_START + 0x4000, 4) == 0xFFFFFFFF
+    slot.device.unplug()
+    assert space.read(HOLE_START + 0x3000, 8) == (1 << 64) - 1
+
+
+def test_a_disk_knows_what_it_holds():
+    disk = Disk("label")
+    assert disk.starts_with(disk.read(0, 2)[:700])
+    assert not disk.starts_with(b"")
+    disk.write(1, b"\1" * 512)
+    assert not disk.starts_with(Disk("label").read(0, 2))
+
+
+def test_unknown_devices_are_named():
+    with pytest.raises(InputError, match="did you mean nvme"):
+        find_device("nvm")
+    assert {NvmeController, VirtioBlk} <= {find_device(name) for name in device_names()}
