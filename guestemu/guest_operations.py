@@ -4,6 +4,8 @@ entries of its page tables changed behind its back."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from guestemu.abi.addresses import PAGE_SHIFT, U64_MASK, Gva
 from guestemu.guest.base import CallOutcome, RawRegisters
 from guestemu.machine.psc_lies import LIES
@@ -13,6 +15,14 @@ from guestemu.program.ops import Op, OpKind
 
 def _gva(scene: OpContext, op: Op, offset: int = 0) -> Gva:
     return Gva(scene.guest.gva(op.region, op.page) + offset)
+
+
+def _psc_words(scene: OpContext, op: Op, bits: Sequence[int]) -> list[int]:
+    """Entries of the frames from the op's page on, each with some bits inverted."""
+    gfn = scene.guest.gpa(op.region, op.page) >> PAGE_SHIFT
+    return [
+        (gfn + index << PAGE_SHIFT ^ inverted) & U64_MASK for index, inverted in enumerate(bits)
+    ]
 
 
 @operation(OpKind.HYPERCALL)
@@ -114,8 +124,16 @@ def touch_cbit(scene: OpContext, op: Op) -> CallOutcome:
 @operation(OpKind.PSC)
 def psc(scene: OpContext, op: Op) -> CallOutcome:
     """A page-state request by hand, from the page's frame on."""
-    gfn = scene.guest.gpa(op.region, op.page) >> PAGE_SHIFT
-    return scene.guest.raw_psc(gfn, *op.arguments)
+    entries, entry, header, scratch, length = op.arguments
+    words = _psc_words(scene, op, [entry] * entries)
+    return scene.guest.raw_psc(words, header, scratch, length)
+
+
+@operation(OpKind.PSC_MIXED)
+def psc_mixed(scene: OpContext, op: Op) -> CallOutcome:
+    """The same with a first entry that is not like the others."""
+    entries, first, rest, header = op.arguments
+    return scene.guest.raw_psc(_psc_words(scene, op, [first, *[rest] * entries][:entries]), header)
 
 
 @operation(OpKind.HYPERVISOR_LIE)

@@ -9,6 +9,7 @@ from guestemu.abi.errors import InputError
 from guestemu.campaign.feedback import Feedback
 from guestemu.campaign.migration_ops import Limit, migration_limiter
 from guestemu.campaign.ranges import limit_ops
+from guestemu.campaign.snp_ranges import limit_snp_ops
 from guestemu.campaign.targets import Target
 from guestemu.campaign.td_ranges import limit_td_ops
 from guestemu.checks.base import Violation
@@ -28,6 +29,8 @@ def _limiter(target: Target, lawful: bool) -> Limit | None:
         return migration_limiter(target.order, OpKind.MIGRATE_HANDLER in target.kinds)
     if target.limits and OpKind.MAP_GPA in target.kinds:
         return lambda ops: limit_td_ops(ops, lawful)
+    if target.limits and OpKind.HYPERVISOR_LIE in target.kinds:
+        return lambda ops: limit_snp_ops(ops, lawful)
     return (lambda ops: limit_ops(ops, lawful)) if target.limits else None
 
 

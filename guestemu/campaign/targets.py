@@ -156,7 +156,7 @@ _TARGETS: Final = (
     Target(
         name="psc",
         summary="page-state requests of a hostile SNP guest: headers, entries, scratch, lengths",
-        kinds=frozenset({OpKind.PSC}),
+        kinds=frozenset({OpKind.PSC, OpKind.PSC_MIXED}),
         fault_kinds=frozenset({OpKind.ANSWER}),
         max_ops=3,
         header=Header(

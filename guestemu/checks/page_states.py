@@ -13,6 +13,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 from guestemu.checks.base import OpView, Oracle, Violation
 from guestemu.host.base import Host
+from guestemu.machine.exits import Shutdown
 from guestemu.machine.rmp import VALIDATED, Rmp
 from guestemu.program.ops import OpKind
 
@@ -27,7 +28,11 @@ class HasRmp(Protocol):
 
 
 class PageStateCheck(Oracle):
-    """No guest frame of an SNP guest has two validated system frames (N55)."""
+    """No guest frame of an SNP guest has two validated system frames (N55).
+
+    A guest that ended itself, or that its host does not enter again, is not judged any more: what a
+    program calls in it afterwards cannot happen.
+    """
 
     name = "page-states"
     kinds: frozenset[OpKind] | None = None
@@ -35,6 +40,9 @@ class PageStateCheck(Oracle):
     explanations: ClassVar[Mapping[str, str]] = {
         "page-states": "The hypervisor can show the guest old content in place of new at any time."
     }
+
+    def __init__(self) -> None:
+        self._is_over = False
 
     @classmethod
     def applies(cls, host: Host) -> bool:
@@ -45,8 +53,11 @@ class PageStateCheck(Oracle):
         """See the class."""
         guest = view.guest
         rmp = guest.rmp if isinstance(guest, HasRmp) else None
-        if rmp is None:
+        if not view.index:
+            self._is_over = False
+        if rmp is None or self._is_over:
             return
+        self._is_over = isinstance(view.outcome.end, Shutdown)
         if view.op.kind is OpKind.SET_MEMORY_ENCRYPTED and view.outcome.value == 0 and view.frames:
             first, pages = view.frames
             for gfn in range(first, min(first + pages, rmp.frames)):

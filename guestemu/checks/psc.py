@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""KVM keeps to a hostile guest's page-state request: it stays within its own memory, and user space
-is asked for no frame that is in no entry (N12, N13)."""
+"""KVM keeps to a hostile guest's page-state request: it stays within its own memory, user space is
+asked for no frame that is in no entry, and its EAGAIN is no error for the guest (N10, N12, N13)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import ClassVar, Protocol, runtime_checkable
 
 from guestemu.abi.addresses import PAGE_SHIFT
+from guestemu.abi.errno import EAGAIN
+from guestemu.abi.ghcb import PSC_ERROR_GENERIC
 from guestemu.checks.base import OpView, Oracle, Violation
 from guestemu.events.exits import MapGpaRangeExit
 from guestemu.guest.linux.es import SevEs
@@ -15,6 +17,7 @@ from guestemu.program.ops import OpKind
 
 OUT_OF_BOUNDS = "psc-bounds"
 UNASKED = "psc-unasked"
+NO_RETRY = "psc-retry"
 
 
 @runtime_checkable
@@ -30,10 +33,11 @@ class PscCheck(Oracle):
     """KVM stays within the guest's request: in memory, and in the frames that it has changed."""
 
     name = "psc"
-    kinds: frozenset[OpKind] | None = frozenset({OpKind.PSC})
+    kinds: frozenset[OpKind] | None = frozenset({OpKind.PSC, OpKind.PSC_MIXED})
 
     explanations: ClassVar[Mapping[str, str]] = {
         OUT_OF_BOUNDS: "A guest reads and writes the host kernel's heap.",
+        NO_RETRY: "User space is to be asked again; a guest ends itself on the error.",
         UNASKED: "A frame changes its state, and the guest believes that another one did.",
     }
 
@@ -50,6 +54,10 @@ class PscCheck(Oracle):
             message = f"KVM {what} at {access.offset:#x}, behind its copy of the buffer"
             yield Violation(OUT_OF_BOUNDS, view.index, message, "N12")
             outside.clear()
+        answers = [record.ret for record in view.exits if isinstance(record, MapGpaRangeExit)]
+        if answers and answers[-1] == EAGAIN and view.outcome.value == PSC_ERROR_GENERIC:
+            message = "user space answered EAGAIN, and the guest is told of a failure"
+            yield Violation(NO_RETRY, view.index, message, "N10")
         for record in view.exits:
             if not isinstance(record, MapGpaRangeExit):
                 continue

@@ -199,10 +199,14 @@ class Guest(ABC):
         return
 
     def raw_psc(
-        self, gfn: int, entries: int, entry: int, header: int, scratch: int, length: int
+        self, words: Sequence[int], header: int, scratch: int = 0, length: int = 2032
     ) -> CallOutcome:
-        """A page-state request that the guest's kernel did not make (`OpKind.PSC`); the value is
-        SW_EXITINFO2. -ENOSYS for a guest without SNP."""
+        """A page-state request that the guest's kernel did not make (`OpKind.PSC`).
+
+        `words` are its entries, `header` the bits of the header to invert, `scratch` what to add to
+        the buffer's address, `length` SW_EXITINFO2. The value is KVM's SW_EXITINFO2; -ENOSYS for a
+        guest without SNP.
+        """
         return CallOutcome(-ENOSYS)
 
     def close(self) -> None:

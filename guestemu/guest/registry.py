@@ -6,6 +6,8 @@ The Linux guest's modules are imported where they are needed: a snippet run does
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from guestemu.abi.addresses import PAGE_SHIFT
@@ -18,11 +20,12 @@ from guestemu.guest.snippet.generations import GENERATIONS
 from guestemu.guest.snippet.guest import SnippetGuest
 from guestemu.machine.machine import MachineConfig
 
-_SNIPPET_STATUS = {
+SNIPPET_STATUS: Final = {
     "sev": SEV_STATUS_SEV,
     "snp": SEV_STATUS_SEV | SEV_STATUS_SEV_ES | SEV_STATUS_SEV_SNP,
     "tdx": SEV_STATUS_SEV,
 }
+"""SEV_STATUS of a snippet guest, by the word of `--sev`."""
 
 
 class GuestSettings(msgspec.Struct, frozen=True):
@@ -77,7 +80,7 @@ def load_guest(settings: GuestSettings) -> Guest:
         raise InputError(
             f"guest {settings.guest!r}: no such guest; {nearest(settings.guest, names)}"
         )
-    if settings.sev not in _SNIPPET_STATUS:
+    if settings.sev not in SNIPPET_STATUS:
         raise InputError(
             f"sev {settings.sev}: snippet guests run as plain SEV, SNP or TDX; write `sev sev`, "
             "`sev snp` or `sev tdx` in the header"
@@ -88,7 +91,7 @@ def load_guest(settings: GuestSettings) -> Guest:
         frames=settings.memory << 20 >> PAGE_SHIFT,
         cbit=settings.cbit,
         vcpus=settings.vcpus,
-        sev_status=_SNIPPET_STATUS[settings.sev],
+        sev_status=SNIPPET_STATUS[settings.sev],
         coherent=settings.coherent,
         cache=settings.cache,
         cache_seed=settings.cache_seed,

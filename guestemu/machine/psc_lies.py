@@ -20,11 +20,15 @@ from guestemu.abi.addresses import Gpa
 from guestemu.abi.x86 import VECTOR_GP, VECTOR_PF
 from guestemu.machine.memory import GuestRam
 from guestemu.machine.rmp import OWN_ASID, Rmp, RmpEntry
+from guestemu.machine.snp_psc import RunFails
 
 _HEADER: Final = struct.Struct("<HHI")
 _OTHER_FRAMES: Final = 0x10 << 12
 _VICTIM: Final = 8
 """The victim of an attack on pages is this many frames behind the first one asked for."""
+
+_PATIENCE: Final = 64
+"""Requests of a guest that is not told of progress, after which the run ends."""
 
 Answer = tuple[int, int]
 
@@ -87,7 +91,9 @@ class Lie(msgspec.Struct, frozen=True):
     answer: Callable[[PscRequest], Answer]
 
 
-def _stall(_request: PscRequest) -> Answer:
+def _stall(request: PscRequest) -> Answer:
+    if request.number > _PATIENCE:
+        raise RunFails(f"the guest made the same request {_PATIENCE} times, and would for ever")
     return 0, 0
 
 

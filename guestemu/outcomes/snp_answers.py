@@ -163,8 +163,9 @@ _HEAD: Final = """# SNP guests
 `snippet:6.12`. A page-state change is KVM_EXIT_HYPERCALL number 12 to the host, by KVM's code of \
 the host's kernel (machine/snp_psc.py: 6.11, 6.12, 6.18, 7.2, 7.3); an access that the RMP keeps \
 from the guest is #VC 0x404 or KVM_EXIT_MEMORY_FAULT (machine/rmp.py). `--host \
-hostile-hypervisor:LIE` is a hypervisor that lies; corpora/snp has a program for each lie. Facts: \
-facts/snp-page-states.md.
+hostile-hypervisor:LIE` is a hypervisor that lies; corpora/snp has a program for each lie. \
+`guestemu zoo run N10 N12 N13` plants defects of KVM's half, `guestemu zoo run N17 N19 N23 N42` \
+such of the guest's. Facts: facts/snp-page-states.md.
 
 What a guest does with each answer of user space to a page-state change, every cell a run of the \
 unmodified kernel. "terminates 1/1" is a termination request of Linux's set, reason 1: a change of \

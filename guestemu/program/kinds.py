@@ -87,6 +87,7 @@ class OpKind(enum.IntEnum):
     FAIL_ACCEPT = 93
     PSC = 100
     HYPERVISOR_LIE = 101
+    PSC_MIXED = 102
     DMA_ALLOC_PAGES = 110
     DMA_FREE_PAGES = 111
 
@@ -136,6 +137,7 @@ class Argument(enum.Enum):
     SEV_COMMAND = "sev command"
     SEV_LENGTH = "sev length"
     SEV_OFFSET = "sev offset"
+    PSC_ENTRY = "page-state entry"
 
 
 ARGUMENT_MASKS: Final[Mapping[Argument, int]] = {

@@ -237,6 +237,18 @@ _SPECS: Final[dict[OpKind, OpSpec]] = {
         has_page=True,
         gives=Gives.DATA,
     ),
+    OpKind.PSC_MIXED: OpSpec(
+        "psc_mixed",
+        (
+            _a("entries", Argument.SMALL, 2),
+            _a("first", Argument.PSC_ENTRY, 2 << 52),
+            _a("rest", Argument.PSC_ENTRY, 2 << 52),
+            _a("header", Argument.U64),
+        ),
+        "as psc, with the bits of first in the first entry and those of rest in the others",
+        has_page=True,
+        gives=Gives.DATA,
+    ),
     OpKind.HYPERVISOR_LIE: OpSpec(
         "hypervisor_lie",
         (_a("lie", Argument.SMALL),),

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Final
 
-from guestemu.abi import hypercalls, msrs
+from guestemu.abi import ghcb, hypercalls, msrs
 from guestemu.abi.addresses import PAGE_SIZE, PMD_SIZE, PUD_SIZE, U32_MASK, U64_MASK
 from guestemu.program.ops import REGIONS, SPECS, Argument, OpKind, Region
 
@@ -41,6 +41,14 @@ _ERRORS: Final = tuple(
         hypercalls.KVM_ENOSYS,
     )
 )
+
+_PSC_ENTRIES: Final = tuple(
+    operation << 52 | is_2m << 56 | done
+    for operation in (ghcb.PSC_OP_SHARED, ghcb.PSC_OP_PRIVATE)
+    for is_2m in (0, 1)
+    for done in (0, 1, _PMD_PAGES - 1, _PMD_PAGES, _PMD_PAGES + 1)
+)
+"""Either operation and size, with no page, some, all and more than all done."""
 
 BOUNDARIES: Final[Mapping[Argument, tuple[int, ...]]] = {
     Argument.HYPERCALL_NUMBER: (
@@ -186,6 +194,10 @@ BOUNDARIES: Final[Mapping[Argument, tuple[int, ...]]] = {
     ),
     Argument.SEV_OFFSET: (0, 1, 8, 15, 16, 2048, PAGE_SIZE - 16, PAGE_SIZE - 1),
     Argument.SEV_COMMAND: (0, 1, 5, 10, 14, 19, 20, 22, 23, 100, U32_MASK),
+    Argument.PSC_ENTRY: (
+        *_PSC_ENTRIES,
+        *(0, 3 << 52, 1 << 63, U64_MASK),
+    ),
 }
 """Every edge of each sort, the usual values first."""
 
@@ -206,6 +218,7 @@ USUAL: Final[Mapping[Argument, tuple[int, ...]]] = {
     Argument.SEV_LENGTH: (PAGE_SIZE, PAGE_SIZE, PAGE_SIZE, 16, 32, 2048, 9, 0x5000, U32_MASK),
     Argument.SEV_OFFSET: (0, 0, 0, 16, 8, 2048),
     Argument.SEV_COMMAND: (2, 3, 4, 6, 7, 8, 9, 11, 12, 13, 15, 16, 17, 18, 21),
+    Argument.PSC_ENTRY: (ghcb.PSC_OP_SHARED << 52, ghcb.PSC_OP_PRIVATE << 52),
 }
 """What a well-behaved guest passes: the bulk of random programs, between the edges."""
 

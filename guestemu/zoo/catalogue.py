@@ -15,12 +15,21 @@ from guestemu.zoo.catalogue_guests import GUEST_BUGS
 from guestemu.zoo.catalogue_hosts import HOST_BUGS
 from guestemu.zoo.catalogue_mirror import MIRROR_BUGS
 from guestemu.zoo.catalogue_qemu import QEMU_BUGS
+from guestemu.zoo.catalogue_snp import SNP_BUGS
 from guestemu.zoo.catalogue_td import TD_BUGS
 
 BUGS: Final[Mapping[str, ZooBug]] = {
     bug.id: bug
     for bug in sorted(
-        (*HOST_BUGS, *GUEST_BUGS, *FIRMWARE_BUGS, *QEMU_BUGS, *MIRROR_BUGS, *TD_BUGS),
+        (
+            *HOST_BUGS,
+            *GUEST_BUGS,
+            *FIRMWARE_BUGS,
+            *QEMU_BUGS,
+            *MIRROR_BUGS,
+            *TD_BUGS,
+            *SNP_BUGS,
+        ),
         key=lambda bug: sort_key(bug.id),
     )
 }

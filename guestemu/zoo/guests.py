@@ -6,10 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from guestemu.abi.addresses import PAGE_SHIFT, Gpa
-from guestemu.abi.msrs import SEV_STATUS_SEV
 from guestemu.guest.base import CallOutcome, Guest
 from guestemu.guest.dma.policy import Policy
-from guestemu.guest.registry import GuestSettings
+from guestemu.guest.registry import SNIPPET_STATUS, GuestSettings
 from guestemu.guest.snippet.guest import SnippetGuest
 from guestemu.machine.machine import MachineConfig
 from guestemu.program.program import SevKind
@@ -23,7 +22,7 @@ def _machine_config(settings: GuestSettings) -> MachineConfig:
         frames=settings.memory << 20 >> PAGE_SHIFT,
         cbit=settings.cbit,
         vcpus=settings.vcpus,
-        sev_status=SEV_STATUS_SEV,
+        sev_status=SNIPPET_STATUS[settings.sev],
         coherent=settings.coherent,
         cache=settings.cache,
         cache_seed=settings.cache_seed,

@@ -15,8 +15,10 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.addresses import PAGE_SIZE
+from guestemu.abi.errno import EAGAIN, EINVAL
 from guestemu.abi.errors import InputError
 from guestemu.campaign.ranges import limit_ops
+from guestemu.campaign.snp_ranges import limit_snp_ops
 from guestemu.campaign.td_ranges import limit_td_ops
 from guestemu.program.ops import MIRROR_SPECS, REGIONS, Op, OpKind, Region
 
@@ -70,6 +72,23 @@ def _moved(op: Op, region: Region, arguments: tuple[int, ...]) -> Op:
 def _td_ops(ops: tuple[Op, ...]) -> tuple[Op, ...]:
     """As `guestemu fuzz mapgpa`."""
     return limit_td_ops(ops, lawful=True)
+
+
+def _snp_ops(ops: tuple[Op, ...]) -> tuple[Op, ...]:
+    """As `guestemu fuzz hostile-host`."""
+    return limit_snp_ops(ops, lawful=True)
+
+
+def _psc_ops(ops: tuple[Op, ...]) -> tuple[Op, ...]:
+    """User space answers with one of the errors that KVM documents."""
+    return tuple(
+        msgspec.structs.replace(
+            op, arguments=(EAGAIN if op.arguments[0] & 1 else EINVAL, op.arguments[1])
+        )
+        if op.kind is OpKind.ANSWER
+        else op
+        for op in ops
+    )
 
 
 def _without_alias(ops: tuple[Op, ...]) -> tuple[Op, ...]:
@@ -243,6 +262,20 @@ _TARGETS: Final = (
         _SETS | {OpKind.PENDING_EVENT, OpKind.ANSWER},
         4,
         _td_ops,
+    ),
+    ZooTarget(
+        "psc",
+        "page-state requests of a hostile SNP guest, and user space's answers",
+        frozenset({OpKind.PSC, OpKind.PSC_MIXED, OpKind.ANSWER}),
+        3,
+        _psc_ops,
+    ),
+    ZooTarget(
+        "hostile-host",
+        "an SNP guest's conversions, stores and loads under a hypervisor that lies",
+        _SETS | _ACCESSES | {OpKind.HYPERVISOR_LIE},
+        6,
+        _snp_ops,
     ),
     ZooTarget(
         "early",

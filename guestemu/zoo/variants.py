@@ -22,7 +22,7 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.errors import InputError
-from guestemu.guest.snippet.elf import TDX_IMAGE, SnippetImage, parse_snippet
+from guestemu.guest.snippet.elf import SNP_IMAGE, TDX_IMAGE, SnippetImage, parse_snippet
 from guestemu.machine.assemble import PACKAGE, PLACED, Source, build, build_all
 
 GENERATION: Final = "6.12"
@@ -170,6 +170,37 @@ TD_VARIANTS: Final[Mapping[str, tuple[Edit, ...]]] = {
 }
 """Edits of the code of a TD, which is clean as it is; a bug's variant has its id."""
 
+_OOPS: Final = "3:	mov	rax, [rsp + FRAME_VECTOR]\n"
+_VALIDATES_AGAIN: Final = (
+    "3:	cmp	qword ptr [rsp + FRAME_VECTOR], 29\n	jne	4f\n"
+    "	cmp	qword ptr [rsp + FRAME_ERROR_CODE], 0x404\n	jne	4f\n"
+    "	push	rdx\n	mov	rax, cr2\n	and	rax, -PAGE_SIZE\n	xor	ecx, ecx\n	mov	edx, 1\n"
+    "	.byte	0xf2, 0x0f, 0x01, 0xff\n"
+    "	pop	rdx\n	pop	rcx\n	pop	rax\n	add	rsp, 16\n	iretq\n"
+    "4:	mov	rax, [rsp + FRAME_VECTOR]\n"
+)
+
+SNP_VARIANTS: Final[Mapping[str, tuple[Edit, ...]]] = {
+    "n17": (
+        Edit(
+            "snp.inc.S",
+            "	cmp	r13d, PSC_SHARED\n	jne	2f\n	xor	edx, edx\n",
+            "	jmp	2f\n",
+        ),
+    ),
+    "n19": (Edit("snp.inc.S", "	jnc	1f\n	mov	eax, PVALIDATE_NO_CHANGE\n", ""),),
+    "n23": (Edit("exceptions.inc.S", _OOPS, _VALIDATES_AGAIN),),
+    "n42": (
+        Edit(
+            "snp.inc.S",
+            "1:	mov	r12, [r15 + rbx*8 + 8]\n",
+            "1:	mov	r12, [r15 + rbx*8 + 8]\n	test	ebp, ebp\n	jz	7f\n"
+            "	mov	r12, [snp_ghcb]\n	mov	r12, [r12 + rbx*8 + GHCB_BUFFER + 8]\n7:\n",
+        ),
+    ),
+}
+"""Edits of the code of an SNP guest, which is clean for this; a bug's variant has its id."""
+
 VARIANTS: Final[Mapping[str, tuple[Edit, ...]]] = {
     "clean": CLEAN,
     "status-as-asked": _clean_without(_ACTUAL_STATUS),
@@ -254,12 +285,15 @@ VARIANTS: Final[Mapping[str, tuple[Edit, ...]]] = {
 }
 """The edits of every variant by name; a bug's variant has its id."""
 
+EVERY: Final = {**VARIANTS, **TD_VARIANTS, **SNP_VARIANTS}
+_UNITS: Final = {**dict.fromkeys(TD_VARIANTS, TDX_IMAGE), **dict.fromkeys(SNP_VARIANTS, SNP_IMAGE)}
+"""The source of variants that are not plain SEV guests."""
+
 
 def load_variant(name: str) -> SnippetImage:
     """The committed machine code of a variant. Raises `InputError` for one that does not exist."""
-    known = {**VARIANTS, **TD_VARIANTS}
-    if name not in known:
-        raise InputError(f"zoo variant {name!r}: unknown, take one of {', '.join(known)}")
+    if name not in EVERY:
+        raise InputError(f"zoo variant {name!r}: unknown, take one of {', '.join(EVERY)}")
     image = (files("guestemu.zoo") / "snippets" / f"{name}.elf").read_bytes()
     return parse_snippet(GENERATION, image)
 
@@ -285,11 +319,10 @@ def build_variant(name: str, output: Path) -> None:
         directory = Path(scratch)
         for path in (*_SNIPPETS.glob("*.S"), *_SNIPPETS.glob("*.ld")):
             shutil.copy(path, directory)
-        is_td = name in TD_VARIANTS
-        _apply(TD_VARIANTS[name] if is_td else VARIANTS[name], directory, name)
+        _apply(EVERY[name], directory, name)
         # An absolute path stays itself under `PACKAGE`.
         place = (*PLACED, "--script=snippet.ld")
-        unit = TDX_IMAGE if is_td else GENERATION
+        unit = _UNITS.get(name, GENERATION)
         source = Source(str(directory / f"snippet-{unit}.S"), place)
         build(source, output)
 
@@ -299,7 +332,7 @@ def main() -> int:
     _OUTPUT.mkdir(exist_ok=True)
     return build_all(
         (f"zoo/snippets/{name}.elf", partial(build_variant, name, _OUTPUT / f"{name}.elf"))
-        for name in (*VARIANTS, *TD_VARIANTS)
+        for name in EVERY
     )
 
 

@@ -14,7 +14,7 @@ from guestemu.trace.run import run_program
 from guestemu.trace.words import run_word
 
 ENDS = {
-    "stall": "no-progress",
+    "stall": "run-failed",
     **dict.fromkeys(("claim", "shrink", "far", "backwards", "high-bits", "rewrite"), "ok"),
     "redirect": "ok",
     **dict.fromkeys(("grow", "reserved", "error", "malformed", "inject-gp"), "terminated"),
@@ -33,9 +33,8 @@ def test_what_a_kernel_makes_of_each_lie(series: str) -> None:
     assert set(ENDS) == set(LIES)
     found, violations = {}, {}
     for lie in LIES:
-        budget = 2_000 if lie == "stall" else 300_000
         text = (
-            f"guestemu-program 1\nguest linux:{series}\nsev snp\nmemory 128\nbudget {budget}\n"
+            f"guestemu-program 1\nguest linux:{series}\nsev snp\nmemory 128\nbudget 300000\n"
             f"host hostile-hypervisor:{lie}\n---\n"
             "set_memory_decrypted D[3] pages=4\nread D[11]\n"
         )

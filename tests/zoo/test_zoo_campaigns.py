@@ -35,7 +35,17 @@ def cell(bug: str, planted: bool = True, execs: int = 3000, seed: int = 1) -> Ce
 # Executions until the random engine with seed 1 found them, with room.
 @pytest.mark.parametrize(
     ("bug", "execs"),
-    [("M5", 1000), ("M14", 100), ("M21", 1000), ("M35", 200), ("M47", 100), ("M74", 500)],
+    [
+        ("M5", 1000),
+        ("M14", 100),
+        ("M21", 1000),
+        ("M35", 200),
+        ("M47", 100),
+        ("M74", 500),
+        ("N10", 500),
+        ("N12", 2000),
+        ("N19", 500),
+    ],
 )
 def test_the_random_engine_finds(bug: str, execs: int):
     result = run_here(cell(bug, execs=execs))

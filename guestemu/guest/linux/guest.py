@@ -7,9 +7,10 @@ The kernel is booted to `rest_init` and kept there; every operation is one call 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
-from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, U64_MASK, Gpa, Gva
+from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, Gpa, Gva
 from guestemu.abi.errno import EFAULT, ENOSYS
 from guestemu.abi.regions import Instruction, Region
 from guestemu.abi.x86 import PTE_PRESENT, PTE_PSE, Mode
@@ -133,13 +134,12 @@ class LinuxGuest(Guest):
             self.platform.sev.lie_until_reset(LIES[name])
 
     def raw_psc(
-        self, gfn: int, entries: int, entry: int, header: int, scratch: int, length: int
+        self, words: Sequence[int], header: int, scratch: int = 0, length: int = 2032
     ) -> CallOutcome:
         """See `Guest`."""
         sev = self.platform.sev
         if sev is None or sev.snp is None:
             return CallOutcome(-ENOSYS)
-        words = [(gfn + index << PAGE_SHIFT) ^ entry & U64_MASK for index in range(entries)]
         return sev.request_by_hand(words, header, scratch, length)
 
     def location(self, rip: int) -> str:

@@ -8,17 +8,15 @@ memory, builds the page tables, fills the info block, and calls functions by the
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from bitarray import bitarray
 
 from guestemu.abi.addresses import (
-    PAGE_SHIFT,
     PAGE_SIZE,
     PMD_SIZE,
     PUD_SIZE,
-    U64_MASK,
     Gpa,
     Gva,
     to_signed,
@@ -261,13 +259,12 @@ class SnippetGuest(Guest):
             self.sev.lie_until_reset(LIES[name])
 
     def raw_psc(
-        self, gfn: int, entries: int, entry: int, header: int, scratch: int, length: int
+        self, words: Sequence[int], header: int, scratch: int = 0, length: int = 2032
     ) -> CallOutcome:
         """See `Guest`."""
         sev = self.sev
         if sev is None or sev.snp is None:
             return CallOutcome(-ENOSYS)
-        words = [(gfn + index << PAGE_SHIFT) ^ entry & U64_MASK for index in range(entries)]
         return sev.request_by_hand(words, header, scratch, length)
 
     def reset(self) -> None:
