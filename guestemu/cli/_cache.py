@@ -18,6 +18,7 @@ _ABOUT: Final = {
     "kernels": "packages that `guestemu kernel fetch` got",
     "prepared": "kernels booted once, for a quick start",
     "apt": "lists of packages, for `guestemu kernel fetch`",
+    "cells": "what `guestemu kernel test` measured",
 }
 _OTHER: Final = "compiled helpers"
 

@@ -15,7 +15,7 @@ from guestemu.cli._options import AsJson
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
 
 if TYPE_CHECKING:
-    from guestemu.kernel.cells import Cell
+    from guestemu.outcomes.cells import Cell
 
 GROUP: Final = "Kernels and hosts"
 ORDER: Final = 10
@@ -509,7 +509,7 @@ def defects(
       guestemu kernel defects 7.3 --update docs/kernels.md --findings docs/findings.md
     """
     from guestemu.cli import _kernel_cells
-    from guestemu.kernel.defects import DEFECTS, SEEN
+    from guestemu.outcomes.defects import DEFECTS, SEEN
 
     cells = list(_kernel_cells.defects(kernels or [], only or []))
     if update is not None:
@@ -533,8 +533,8 @@ def matrix(
       guestemu kernel matrix --update docs/kernels.md
     """
     from guestemu.cli import _kernel_cells
-    from guestemu.kernel.cells import FAILED
-    from guestemu.kernel.matrix import VERBS
+    from guestemu.outcomes.cells import FAILED
+    from guestemu.outcomes.verbs import VERBS
 
     cells = list(_kernel_cells.matrix(kernels or [], only or []))
     if update is not None:
@@ -543,9 +543,104 @@ def matrix(
     return _give(cells, as_json, FAILED)
 
 
+@app.command("test")
+def examine(
+    image: Annotated[
+        str,
+        typer.Argument(
+            metavar="[IMAGE]",
+            help="A bzImage, vmlinuz, vmlinux or .deb, or a fetched series such as 6.1; default: "
+            "the newest fetched.",
+            show_default=False,
+            autocompletion=names.images,
+        ),
+    ] = "",
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only",
+            metavar="ROW",
+            help="This row only, or ROW/ANSWER (repeatable); known defects count then.",
+            show_default=False,
+        ),
+    ] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--kind", metavar="KIND", help="This guest kind only: sev, es, snp, tdx (repeatable)."
+        ),
+    ] = None,
+    against: Annotated[
+        str,
+        typer.Option(
+            "--against",
+            metavar="IMAGE",
+            help="Test this image, too, and show where the two differ: verdicts, hypercalls, "
+            "instructions.",
+            show_default=False,
+        ),
+    ] = "",
+    strict: Annotated[bool, typer.Option("--strict", help="Known defects count as wrong.")] = False,
+    show_all: Annotated[bool, typer.Option("--all", help="Show every row.")] = False,
+    jobs: Annotated[
+        int,
+        typer.Option("--jobs", metavar="N", min=0, help="Processes; 0: as many as there are CPUs."),
+    ] = 0,
+    junit: Annotated[
+        Path | None, typer.Option("--junit", metavar="OUT.xml", help="Write JUnit XML for CI.")
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Say whether a kernel converts pages right, in every way and as every guest kind.
+
+    The kernel is booted as a SEV, SEV-ES, SNP and TDX guest. Each of its ways to convert pages is
+    called, with a host that agrees, with one that refuses, and without memory; then page tables,
+    page states and the host's record are compared. A row is right, a known defect (since when, and
+    where in the source), or wrong. What was measured is kept: an interrupted test goes on.
+
+    Exit status for `git bisect run`: 0 right or known defects only, 1 something is wrong (with
+    --strict or --only also a known defect), 125 the image cannot be tested.
+
+    For example:
+
+      guestemu kernel test arch/x86/boot/bzImage
+
+      guestemu kernel test bzImage --only 2gib-overflow
+
+      guestemu kernel test bzImage --against 6.1
+
+      guestemu kernel test 6.12 --kind snp --all --junit results.xml
+    """
+    from guestemu.cli import _kernel_test
+    from guestemu.cli.errors import one_line
+
+    request = _kernel_test.Examination(
+        image=image,
+        against=against,
+        only=tuple(only or ()),
+        kinds=tuple(kind or ()),
+        is_strict=strict,
+        jobs=jobs,
+    )
+    try:
+        report = _kernel_test.examine(request)
+    except _kernel_test.Untestable as error:
+        console.note(f"cannot be tested: {one_line(str(error))}")
+        if as_json:
+            console.emit_json({"status": _kernel_test.EXIT_SKIP, "message": str(error)}, "error")
+        return _kernel_test.EXIT_SKIP
+    if junit is not None:
+        _kernel_test.write_junit(junit, report, request.counts_known)
+    if as_json:
+        console.emit_json(_kernel_test.as_object(report))
+    else:
+        _kernel_test.tell(report, show_all)
+    return report.status
+
+
 def _give(cells: Sequence[Cell], as_json: bool, bad: str) -> int:
     from guestemu.cli import _kernel_cells
-    from guestemu.kernel.cells import FAILED
+    from guestemu.outcomes.cells import FAILED
 
     if as_json:
         console.emit_json({"rows": cells})

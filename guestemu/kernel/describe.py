@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a kernel is: the functions that matter here, and its upstream version.
 
-How it behaves does not follow from either: `kernel.defects` runs it.
+How it behaves does not follow from either: `outcomes.defects` runs it.
 """
 
 from __future__ import annotations

@@ -29,23 +29,28 @@ def junit_xml(results: Sequence[Result], seconds: float) -> bytes:
             suite,
             "testcase",
             {
-                "classname": _clean(".".join(path.parts[:-1]) or "."),
-                "name": _clean(path.name),
+                "classname": xml_text(".".join(path.parts[:-1]) or "."),
+                "name": xml_text(path.name),
                 "time": f"{result.seconds:.3f}",
             },
         )
         if result.bad is not None:
-            ElementTree.SubElement(case, "error", {"message": _clean(result.bad)})
+            ElementTree.SubElement(case, "error", {"message": xml_text(result.bad)})
         if result.mismatches:
             lines = [f"expected: {m.expectation}; found: {m.found}" for m in result.mismatches]
-            failure = ElementTree.SubElement(case, "failure", {"message": _clean(lines[0])})
-            failure.text = _clean("\n".join(lines))
+            failure = ElementTree.SubElement(case, "failure", {"message": xml_text(lines[0])})
+            failure.text = xml_text("\n".join(lines))
+    return to_document(root)
+
+
+def to_document(root: ElementTree.Element) -> bytes:
+    """The file of a tree."""
     ElementTree.indent(root)
     document: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
     return document + b"\n"
 
 
-def _clean(text: str) -> str:
+def xml_text(text: str) -> str:
     """`text` without the characters that XML cannot hold."""
     return _NOT_XML.sub("?", text)
 

@@ -10,7 +10,7 @@ import pytest
 from guestemu.abi.errors import InputError
 from guestemu.abi.regions import Region
 from guestemu.guest.linux.guest import LinuxGuest
-from guestemu.kernel.cells import (
+from guestemu.outcomes.cells import (
     ABSENT,
     BEGIN,
     END,
@@ -20,7 +20,7 @@ from guestemu.kernel.cells import (
     judge,
     update,
 )
-from guestemu.kernel.defects import DEFECTS, NOT_SEEN, SEEN, Defect, measure
+from guestemu.outcomes.defects import DEFECTS, NOT_SEEN, SEEN, Defect, measure
 from tests.linux.conftest import Bench
 
 KNOWN = {
@@ -87,10 +87,10 @@ def test_what_a_kernel_lacks_is_absent_and_other_refusals_are_failures() -> None
 
 
 CELLS = [
-    Cell("7.3", "7.3.4", "a", ABSENT, ""),
-    Cell("6.12", "6.12.118", "a", SEEN, ""),
-    Cell("6.12", "6.12.118", "b", NOT_SEEN, ""),
-    Cell("6.12-rt", "6.12.118", "b", SEEN, ""),
+    Cell(kernel="7.3", version="7.3.4", row="a", outcome=ABSENT, detail=""),
+    Cell(kernel="6.12", version="6.12.118", row="a", outcome=SEEN, detail=""),
+    Cell(kernel="6.12", version="6.12.118", row="b", outcome=NOT_SEEN, detail=""),
+    Cell(kernel="6.12-rt", version="6.12.118", row="b", outcome=SEEN, detail=""),
 ]
 COMMAND = "guestemu kernel defects"
 
@@ -101,8 +101,18 @@ def test_a_page_keeps_the_cells_that_are_not_measured_anew(tmp_path: Path) -> No
     page.write_text(f"before\n\n{begin}\n{END}\nafter\n")
 
     update(page, COMMAND, CELLS, ["a", "b"])
-    update(page, COMMAND, [Cell("7.3", "7.3.4", "b", SEEN, "")], ["a", "b"])
-    update(page, COMMAND, [Cell("6.12", "6.12.119", "b", SEEN, "")], ["a", "b"])
+    update(
+        page,
+        COMMAND,
+        [Cell(kernel="7.3", version="7.3.4", row="b", outcome=SEEN, detail="")],
+        ["a", "b"],
+    )
+    update(
+        page,
+        COMMAND,
+        [Cell(kernel="6.12", version="6.12.119", row="b", outcome=SEEN, detail="")],
+        ["a", "b"],
+    )
 
     assert page.read_text().splitlines() == [
         "before",

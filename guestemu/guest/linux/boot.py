@@ -25,7 +25,7 @@ from guestemu.abi.cpuid import (
     KVM_FEATURE_NOP_IO_DELAY,
 )
 from guestemu.abi.errors import InputError
-from guestemu.abi.msrs import SEV_STATUS_SEV_SNP
+from guestemu.abi.msrs import SEV_STATUS_SEV_ES, SEV_STATUS_SEV_SNP
 from guestemu.abi.x86 import PTE_RW, PTE_USER, RFLAGS_FIXED, Mode
 from guestemu.guest.linux.bootparams import MemoryRange, make_boot_params, pc_memory_map
 from guestemu.guest.linux.ccblob import launch_pages
@@ -222,15 +222,26 @@ def last_lines(booted: BootedKernel, count: int = LAST_LINES) -> list[str]:
     return (lines or booted.console.text.splitlines())[-count:]
 
 
-def lacking(kernel: Kernel, sev_status: int) -> tuple[str, ...]:
-    """What a kernel would need for this kind of guest and does not have, by its functions: the
-    option that brings it."""
+def kind_of(config: MachineConfig) -> str:
+    """The guest kind of a machine, as in program headers."""
+    if config.tdx:
+        return "tdx"
+    if config.sev_status & SEV_STATUS_SEV_SNP:
+        return "snp"
+    return "es" if config.sev_status & SEV_STATUS_SEV_ES else "sev"
+
+
+def lacking(kernel: Kernel, sev: str) -> tuple[str, ...]:
+    """What a kernel would need for the guest kind `sev` (as in program headers) and does not have,
+    by its functions: the option that brings it."""
     has = kernel.symbols.keys()
+    if sev == "tdx":
+        return () if "tdx_early_init" in has else ("CONFIG_INTEL_TDX_GUEST=y (5.19 and later)",)
     rules = (
         ("sme_enable" in has, "CONFIG_AMD_MEM_ENCRYPT=y"),
         ("kvm_guest_init" in has, "CONFIG_KVM_GUEST=y"),
         (
-            not sev_status & SEV_STATUS_SEV_SNP or "snp_init" in has,
+            sev != "snp" or "snp_init" in has,
             "SEV-SNP guest code (5.19 and later, with CONFIG_AMD_MEM_ENCRYPT=y)",
         ),
     )
@@ -249,7 +260,7 @@ def describe_end(booted: BootedKernel, until: str) -> str:
         text = booted.end.reason
     else:
         text = f"ended in {where}: {booted.end}"
-    missing = lacking(booted.kernel, booted.machine.config.sev_status)
+    missing = lacking(booted.kernel, kind_of(booted.machine.config))
     if missing:
         text += f"; the kernel lacks {', '.join(missing)}"
     last = last_lines(booted, 1)

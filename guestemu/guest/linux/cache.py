@@ -45,9 +45,14 @@ class CacheKey(msgspec.Struct, frozen=True):
         return hashlib.sha256("\0".join(self.parts).encode()).hexdigest()[:40]
 
 
+def switched_off() -> bool:
+    """Whether the user wants nothing kept."""
+    return os.environ.get(SWITCH) == "1"
+
+
 def cache_directory() -> Path | None:
     """Where the files are; None where the user does not want any. It need not exist."""
-    return None if os.environ.get(SWITCH) == "1" else cache_root() / "prepared"
+    return None if switched_off() else cache_root() / "prepared"
 
 
 @functools.cache

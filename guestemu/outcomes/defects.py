@@ -23,10 +23,11 @@ from guestemu.guest.linux.dma import KernelDma
 from guestemu.guest.linux.guest import LinuxGuest
 from guestemu.guest.linux.recorder import BootRecorder
 from guestemu.host.registry import load_host
-from guestemu.kernel.cells import ABSENT, FAILED, Verdict
 from guestemu.kernel.kexec import kexec
 from guestemu.machine.exits import BudgetExhausted
 from guestemu.machine.paging import walk
+from guestemu.outcomes.cells import ABSENT, FAILED, Verdict
+from guestemu.outcomes.known import KNOWN
 
 SEEN: Final = "seen"
 NOT_SEEN: Final = "not seen"
@@ -233,21 +234,27 @@ def _dma_pool_pages(guest: LinuxGuest) -> Verdict:
     return _seen(value < vmemmap, f"{value:#x}, {what}")
 
 
-DEFECTS: Final = (
-    Defect("never-told", "Pages are converted and the host is not told", _never_told),
-    Defect("told-of-failure", "The host is told of a conversion that failed", _told_of_failure),
-    Defect("2gib-overflow", "2 GiB and more in one call are not told to the host", _two_gib),
-    Defect("frame-0", "A range that holds frame 0 never returns", _frame_zero),
-    Defect("hole-mapped", "A hole in the range is mapped to another frame", _hole),
-    Defect("half-way", "A change that fails half-way is neither told nor taken back", _half_way),
-    Defect("early-page-more", "early_set_memory_* converts a page too many", _early_page_more),
-    Defect("refusal-ignored", "The host's refusal is ignored", _refusal),
-    Defect("cpu-offline", "A CPU that goes off line disables migration for good", _cpu_offline),
-    Defect("kexec-stale", "After kexec, RAM that starts inside a page stays shared", _kexec_hole),
-    Defect("bss-decrypted", ".bss..decrypted is given back page by page", _bss_decrypted),
-    Defect("dma-pool-pages", "dma_alloc_pages() returns no struct page", _dma_pool_pages),
+_EXPERIMENTS: Final[dict[str, Callable[[LinuxGuest], Verdict]]] = {
+    "never-told": _never_told,
+    "told-of-failure": _told_of_failure,
+    "2gib-overflow": _two_gib,
+    "frame-0": _frame_zero,
+    "hole-mapped": _hole,
+    "half-way": _half_way,
+    "early-page-more": _early_page_more,
+    "refusal-ignored": _refusal,
+    "cpu-offline": _cpu_offline,
+    "kexec-stale": _kexec_hole,
+    "bss-decrypted": _bss_decrypted,
+    "dma-pool-pages": _dma_pool_pages,
+}
+
+DEFECTS: Final = tuple(
+    Defect(known.name, known.sentence, _EXPERIMENTS[known.name])
+    for known in KNOWN
+    if known.name in _EXPERIMENTS
 )
-"""Every defect, in the order of the table."""
+"""Every known defect that has an experiment of its own, in the order of the table."""
 
 
 def measure(guest: LinuxGuest, defect: Defect) -> Verdict:

@@ -2,14 +2,16 @@
 """Cells: what one kernel did in one experiment, measured by running it.
 
 An experiment is a function of a booted guest. Its cell says in a word what was seen, and in a line
-by what it was judged. Tables of kernels and experiments are made of cells, never written by hand.
+by what it was judged. Tables of kernels and experiments are made of cells, never written by hand:
+`kernel test` shows all cells of a kernel, `kernel defects` those of the known defects, `kernel
+matrix` those of the verbs, and docs/findings.md says in sentences what the table of defects has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -26,21 +28,51 @@ END: Final = "<!-- end of what was made -->"
 SENTENCE: Final = "<!-- seen: {row} -->"
 
 
-class Cell(msgspec.Struct, frozen=True):
-    """The outcome of experiment `row` on `kernel` (as `linux:NAME` takes it) of `version`."""
+class Cell(msgspec.Struct, frozen=True, kw_only=True):
+    """The outcome of experiment `row` under `answer` ("": what a host that agrees answers) on
+    `kernel` (as `linux:NAME` takes it) of `version`, run as a guest of `kind` ("": of none).
+
+    `defect` names the known defect that the outcome shows. `hypercalls` are the exits of the
+    experiment, page-state changes and MapGPA among them, `instructions` what it executed; None
+    where that was not counted.
+    """
 
     kernel: str
     version: str
     row: str
     outcome: str
     detail: str
+    kind: str = ""
+    answer: str = ""
+    defect: str = ""
+    hypercalls: int | None = None
+    instructions: int | None = None
+
+    @property
+    def key(self) -> Key:
+        """What tells it from the other cells of its kernel."""
+        return Key(self.kind, self.row, self.answer)
+
+
+class Key(NamedTuple):
+    """One experiment: guest kind, row, answer of the host."""
+
+    kind: str
+    row: str
+    answer: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.row}/{self.answer}" if self.answer else self.row
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What an experiment says of one kernel."""
+    """What an experiment says of one kernel; the fields are those of `Cell`."""
 
     outcome: str
     detail: str
+    defect: str = ""
+    hypercalls: int | None = None
+    instructions: int | None = None
 
 
 def judge(experiment: Callable[[], Verdict]) -> Verdict:

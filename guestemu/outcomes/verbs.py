@@ -22,12 +22,12 @@ from guestemu.guest.linux.printk import KernelLog
 from guestemu.guest.linux.recorder import BootRecorder
 from guestemu.host.registry import load_host
 from guestemu.kernel.call import call_function
-from guestemu.kernel.cells import ABSENT, FAILED, Verdict
 from guestemu.kernel.efi import Variable, efi_opt_in
 from guestemu.kernel.kexec import kexec
 from guestemu.kernelmig.run import Request, Watcher, run
 from guestemu.kernelmig.sweep import FetchOrder
 from guestemu.machine.exits import Trap
+from guestemu.outcomes.cells import ABSENT, FAILED, Verdict
 from guestemu.program.text import parse_text
 from guestemu.trace.run import run_program
 from guestemu.trace.words import is_finding, run_word

@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What `guestemu kernel test` does: the battery on one image, or on two side by side."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from guestemu.abi.errors import GuestemuError, InputError
+from guestemu.abi.names import plural
+from guestemu.cli import console
+from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK, one_line
+
+if TYPE_CHECKING:
+    from guestemu.outcomes.cells import Cell, Key
+
+EXIT_SKIP: Final = 125
+"""What tells `git bisect run` that a commit cannot be tested."""
+
+_MAX_DETAIL: Final = 150
+_NOTICEABLE: Final = 0.01
+"""The part by which instruction counts have to differ to be told."""
+
+
+class Untestable(GuestemuError):
+    """An image that cannot be tested; the text says why."""
+
+
+class Examination(msgspec.Struct, frozen=True, kw_only=True):
+    """What to test, and how to judge it; `jobs` processes (0: as many as there are CPUs).
+
+    `is_strict`: known defects count; they do where rows are chosen by `only`.
+    """
+
+    image: str
+    against: str = ""
+    only: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    is_strict: bool = False
+    jobs: int = 0
+
+    @property
+    def counts_known(self) -> bool:
+        """Whether a known defect makes the status 1."""
+        return self.is_strict or bool(self.only)
+
+
+class Difference(msgspec.Struct, frozen=True, kw_only=True):
+    """A cell of which two kernels say something else. `what` is "verdict" or one of the counts."""
+
+    kind: str
+    row: str
+    answer: str
+    what: str
+    here: str
+    there: str
+
+
+class Examined(msgspec.Struct, frozen=True, kw_only=True):
+    """One image tested, and what is different on the image `against`."""
+
+    image: str
+    version: str
+    status: int
+    seconds: float
+    cells: tuple[Cell, ...]
+    against: str = ""
+    against_version: str = ""
+    differences: tuple[Difference, ...] = ()
+
+
+def examine(request: Examination) -> Examined:
+    """Tests an image. Raises `Untestable`, and `InputError` for a row or kind that does not
+    exist."""
+    from guestemu.outcomes.experiments import choose
+
+    keys = choose(request.only, request.kinds)
+    start = time.monotonic()
+    version, cells = _measure(request, request.image, keys)
+    other, differences = "", tuple[Difference, ...]()
+    if request.against:
+        other, others = _measure(request, request.against, keys)
+        differences = tuple(_differences(cells, others))
+    return Examined(
+        image=request.image or version,
+        version=version,
+        status=_status(cells, request.counts_known),
+        seconds=round(time.monotonic() - start, 1),
+        cells=tuple(cells),
+        against=request.against,
+        against_version=other,
+        differences=differences,
+    )
+
+
+def _measure(request: Examination, image: str, keys: Sequence[Key]) -> tuple[str, list[Cell]]:
+    """Version and cells of one image. Instructions are counted where two are compared."""
+    from guestemu.cli._step_progress import StepProgress
+    from guestemu.guest.linux.images import find_image
+    from guestemu.guest.linux.load import LOADER
+    from guestemu.outcomes.experiments import KernelTask, measure_all
+    from guestemu.outcomes.store import CellStore
+
+    try:
+        path = find_image(image)
+        kernel = LOADER.kernel(path)
+    except GuestemuError as error:
+        raise Untestable(str(error)) from error
+    order = {key: index for index, key in enumerate(keys)}
+    cells = []
+    task = KernelTask(image or path.name, path, bool(request.against))
+    jobs = request.jobs or os.cpu_count() or 1
+    with StepProgress(len(keys)) as progress:
+        for cell in measure_all(task, keys, CellStore(kernel.digest), jobs):
+            cells.append(cell)
+            progress.advance()
+    _check_measured(path, cells)
+    return kernel.version, sorted(cells, key=lambda cell: order[cell.key])
+
+
+def _check_measured(path: Path, cells: Sequence[Cell]) -> None:
+    """Raises `Untestable` where not one experiment could be made."""
+    from guestemu.outcomes.cells import ABSENT, FAILED
+
+    if all(cell.outcome in {ABSENT, FAILED} for cell in cells):
+        reasons = dict.fromkeys(cell.detail for cell in cells)
+        raise Untestable(f"{path}: nothing could be measured: {'; '.join(list(reasons)[:2])}")
+
+
+def _status(cells: Iterable[Cell], counts_known: bool) -> int:
+    from guestemu.outcomes.experiments import KNOWN_DEFECT, WRONG, verdict_of
+
+    bad = {WRONG, KNOWN_DEFECT} if counts_known else {WRONG}
+    return EXIT_FINDINGS if any(verdict_of(cell) in bad for cell in cells) else EXIT_OK
+
+
+def _differences(here: Iterable[Cell], there: Iterable[Cell]) -> list[Difference]:
+    others = {cell.key: cell for cell in there}
+    found = []
+    for cell in here:
+        other = others[cell.key]
+        pairs = [("verdict", _word(cell), _word(other))]
+        counts = (
+            ("hypercalls", cell.hypercalls, other.hypercalls, 0.0),
+            ("instructions", cell.instructions, other.instructions, _NOTICEABLE),
+        )
+        for name, mine, theirs, part in counts:
+            if mine is not None and theirs is not None and abs(mine - theirs) > part * theirs:
+                pairs.append((name, str(mine), str(theirs)))
+        kind, row, answer = cell.key
+        found += [
+            Difference(kind=kind, row=row, answer=answer, what=what, here=mine, there=theirs)
+            for what, mine, theirs in pairs
+            if mine != theirs
+        ]
+    return found
+
+
+def _word(cell: Cell) -> str:
+    from guestemu.outcomes.experiments import verdict_of
+
+    return f"{verdict_of(cell)} ({cell.defect})" if cell.defect else verdict_of(cell)
+
+
+def as_object(report: Examined) -> dict[str, object]:
+    """What --json prints: `report`, each cell with its verdict, of a known defect also since when
+    and where."""
+    from guestemu.outcomes.experiments import EXPERIMENTS, verdict_of
+    from guestemu.outcomes.known import BY_NAME
+
+    cells = []
+    for cell in report.cells:
+        known = BY_NAME.get(cell.defect)
+        cells.append(
+            {
+                **msgspec.structs.asdict(cell),
+                "verdict": verdict_of(cell),
+                "entry": EXPERIMENTS[cell.key].entry,
+                "since": known.since if known else "",
+                "source": known.source if known else "",
+            }
+        )
+    return {**msgspec.structs.asdict(report), "cells": cells}
+
+
+def tell(report: Examined, show_all: bool) -> None:
+    """For people: a line for each kind and each known defect, then what is wrong."""
+    from guestemu.outcomes.experiments import KNOWN_DEFECT, WRONG, verdict_of
+
+    console.emit(f"{report.version}, {report.seconds} s")
+    _tell_kinds(report.cells)
+    if show_all:
+        console.emit()
+        columns = ("row", "kind", "verdict", "detail")
+        rows = [
+            (str(cell.key), cell.kind, _word(cell), _short(cell.detail)) for cell in report.cells
+        ]
+        console.emit_table(columns, rows)
+    known: dict[str, list[Cell]] = defaultdict(list)
+    for cell in report.cells:
+        if verdict_of(cell) == KNOWN_DEFECT:
+            known[cell.defect].append(cell)
+    _tell_known(known)
+    wrong = [cell for cell in report.cells if verdict_of(cell) == WRONG]
+    if wrong:
+        console.emit()
+        console.emit("wrong:")
+        for cell in wrong:
+            console.emit(f"  {cell.key} as {cell.kind}: {_short(cell.detail)}")
+    _tell_differences(report)
+    console.emit()
+    total = f"{plural(len(known), 'known defect')}, {len(wrong)} wrong"
+    console.emit(f"{total}; exit status {report.status}")
+
+
+def _tell_kinds(cells: Sequence[Cell]) -> None:
+    from guestemu.outcomes.cells import ABSENT
+    from guestemu.outcomes.experiments import KNOWN_DEFECT, RIGHT, WRONG, verdict_of
+
+    verdicts = (RIGHT, KNOWN_DEFECT, WRONG, ABSENT)
+    by_kind: dict[str, list[Cell]] = defaultdict(list)
+    for cell in cells:
+        by_kind[cell.kind].append(cell)
+    table = []
+    for kind, of_kind in by_kind.items():
+        counted = [verdict_of(cell) for cell in of_kind]
+        table.append((kind, *(counted.count(verdict) for verdict in verdicts)))
+    console.emit_table(("kind", *verdicts), table)
+    for kind, of_kind in by_kind.items():
+        if all(cell.outcome == ABSENT for cell in of_kind):
+            console.emit(f"{kind}: {of_kind[0].detail}")
+
+
+def _tell_known(known: dict[str, list[Cell]]) -> None:
+    from guestemu.outcomes.known import BY_NAME
+
+    if known:
+        console.emit()
+        console.emit("known defects:")
+    for name, cells in known.items():
+        defect = BY_NAME[name]
+        console.emit(f"  {name}: {defect.sentence}")
+        console.emit(f"    since {defect.since}, {defect.source}; rows {_places(cells)}")
+
+
+def _tell_differences(report: Examined) -> None:
+    from guestemu.outcomes.cells import Key
+
+    if not report.against:
+        return
+    console.emit()
+    console.emit(f"against {report.against_version} ({report.against}):")
+    if not report.differences:
+        console.emit("  no difference")
+        return
+    rows = [
+        (str(Key(one.kind, one.row, one.answer)), one.kind, one.what, one.here, one.there)
+        for one in report.differences
+    ]
+    console.emit_table(("row", "kind", "what", "tested", "against"), rows)
+
+
+def _places(cells: Iterable[Cell]) -> str:
+    """Rows with the kinds in which they showed, answers of one row together."""
+    by_row: dict[str, dict[str, None]] = defaultdict(dict)
+    for cell in cells:
+        by_row[cell.row][cell.kind] = None
+    return ", ".join(f"{name} ({' '.join(kinds)})" for name, kinds in by_row.items())
+
+
+def _short(text: str) -> str:
+    line = one_line(text)
+    return line if len(line) <= _MAX_DETAIL else line[: _MAX_DETAIL - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def write_junit(path: Path, report: Examined, counts_known: bool) -> None:
+    """A test case for each cell. Raises `InputError`."""
+    from guestemu.outcomes.junit import cells_xml
+
+    try:
+        path.write_bytes(cells_xml(report.cells, report.seconds, counts_known))
+    except OSError as error:
+        raise InputError(f"{path}: cannot write the results: {error.strerror}") from error
