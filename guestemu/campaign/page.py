@@ -8,11 +8,12 @@ from html import escape
 from pathlib import Path
 from typing import Final
 
-from guestemu.abi.files import read_regular
+from guestemu.abi.names import plural
 from guestemu.campaign.readings import Reading, StatsLine, ops_in_corpus, read_stats
 from guestemu.campaign.screen import duration
+from guestemu.report.card import Card, card_html, card_lines, rules_html
 from guestemu.report.charts import bar_chart, step_chart
-from guestemu.report.page import html_page, section, table
+from guestemu.report.page import Cell, figure, html_page, section, table
 
 MAX_POINTS: Final = 600
 """Points of a plot; of more lines, evenly spaced ones are drawn."""
@@ -27,26 +28,52 @@ _PLOTS: Final = (
 )
 
 
-def report_page(reading: Reading) -> str:
-    """The page of the campaign that `reading` is of; reads its statistics, corpus and findings."""
+def report_page(reading: Reading, cards: Sequence[Card] = ()) -> str:
+    """The page of the campaign that `reading` is of: the cards of its findings first, its figures
+    behind them. Reads its statistics and corpus."""
     root = Path(reading.root)
     lines = read_stats(root)
     title = f"{reading.record.target} on {Path(reading.record.host).name}, {root.name}"
-    parts = [f"<h1>{escape(title)}</h1>", _overview(reading), _findings(reading, root)]
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f"<p>{escape(_in_short(reading))}</p>",
+        _findings(cards),
+        _overview(reading),
+    ]
     parts += [
-        section(f"{name[0].upper()}{name[1:]} over time", _plot(lines, name, field, identity))
+        section(
+            f"{name[0].upper()}{name[1:]} over time",
+            figure(name, _plot(lines, name, field, identity)),
+        )
         for name, field, identity in _PLOTS
     ]
     parts.append(section("Coverage by kind", _coverage(reading)))
     if lines and len(lines[-1].workers) > 1:
         workers = [(f"worker {n}", rate) for n, rate in enumerate(lines[-1].workers)]
-        parts.append(section("Executions a second by worker", bar_chart(workers, "workers")))
+        parts.append(
+            section(
+                "Executions a second by worker", figure("workers", bar_chart(workers, "workers"))
+            )
+        )
+    if cards:
+        rules = rules_html(cards)
+        parts.append(section("Facts cited", rules) if rules else "")
     return html_page(title, parts)
+
+
+def _in_short(reading: Reading) -> str:
+    found = plural(len(reading.findings), "finding")
+    state = "is running" if reading.is_running else "ended"
+    return (
+        f"{found} in {reading.executions:,} executions and {duration(reading.seconds)}; the "
+        f"campaign {state}. Nothing new for "
+        f"{duration(max(reading.seconds - reading.last_new_s, 0.0))}."
+    )
 
 
 def _overview(reading: Reading) -> str:
     record = reading.record
-    return table(
+    figures = table(
         ("figure", "value"),
         (
             ("state", "running" if reading.is_running else "ended"),
@@ -64,26 +91,19 @@ def _overview(reading: Reading) -> str:
             ("findings", len(reading.findings)),
         ),
     )
+    return section("Figures", figures)
 
 
-def _findings(reading: Reading, root: Path) -> str:
-    if not reading.findings:
+def _findings(cards: Sequence[Card]) -> str:
+    if not cards:
         return section("Findings", "<p>none</p>")
     rows = [
-        (found.key, found.check, f"{found.count:,}", duration(found.first_seen_s))
-        for found in reading.findings
+        (Cell(key, to=key), Cell(headline, "text"), Cell(owner, "text"), Cell(met, "text"))
+        for key, headline, owner, met in card_lines(cards)
     ]
-    body = table(("finding", "check", "met", "first after"), rows)
-    for found in reading.findings:
-        path = root / "findings" / f"{found.key}.prog"
-        try:
-            if path.is_symlink():
-                continue  # a page shows what is in the directory, and nothing else
-            text = read_regular(path).decode("utf-8", "backslashreplace")
-        except OSError:
-            continue
-        body += f'<h3 id="{escape(found.key)}">{escape(found.key)}</h3><pre>{escape(text)}</pre>'
-    return section("Findings", body)
+    head = ("finding", "what is wrong", "whose defect", "met")
+    body = table(head, rows, "Findings", is_sortable=True) if len(cards) > 1 else ""
+    return section("Findings", body + "".join(map(card_html, cards)))
 
 
 def _plot(lines: Sequence[StatsLine], name: str, field: str, identity: str) -> str:
@@ -107,6 +127,6 @@ def _coverage(reading: Reading) -> str:
     ops = ops_in_corpus(reading)
     bars = [(name, float(count)) for name, count in ops.most_common()]
     return (
-        f"{bar_chart(kinds, 'coverage')}<p>Ops in the corpus, by kind:</p>"
-        f"{bar_chart(bars, 'ops-by-kind')}"
+        f"{figure('coverage', bar_chart(kinds, 'coverage'))}<p>Ops in the corpus, by kind:</p>"
+        f"{figure('ops by kind', bar_chart(bars, 'ops-by-kind'))}"
     )

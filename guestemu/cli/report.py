@@ -9,7 +9,7 @@ from typing import Annotated, Final
 import typer
 
 from guestemu.cli import console
-from guestemu.cli._options import AsJson
+from guestemu.cli._options import AsJson, Plugins
 
 GROUP: Final = "Search"
 ORDER: Final = 60
@@ -23,24 +23,33 @@ def command(
         Path,
         typer.Option("-o", "--output", metavar="OUT.html", help="The page.", show_default=False),
     ],
+    plugins: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a campaign as one HTML page.
 
-    Rate, corpus, coverage and findings over time, coverage by kind, and each finding's program with
-    its explanation. The page has no script and fetches nothing.
+    A card for each finding: what is wrong, whose defect it is, the strip, the smallest program, the
+    command that shows it again. Behind them rate, corpus, coverage and findings over time. Programs
+    of findings run once more for the page; it fetches nothing.
 
     For example:
 
       guestemu report guestemu-work/hypercall -o hypercall.html
+
+      guestemu report found -o found.html --plugins .
     """
     from guestemu.campaign.page import report_page
     from guestemu.campaign.readings import read_campaign
     from guestemu.campaign.store import write_atomically
+    from guestemu.cli._step_progress import StepProgress
     from guestemu.cli.status import campaign_object
+    from guestemu.findings.cards import cards_of
+    from guestemu.host.permission import permissions
 
     reading = read_campaign(workdir)
-    write_atomically(output, report_page(reading).encode(), "-o")
+    with StepProgress(len(reading.findings)) as progress:
+        cards = cards_of(workdir, reading.findings, permissions(plugins), progress.advance)
+    write_atomically(output, report_page(reading, cards).encode(), "-o")
     if as_json:
         console.emit_json({"output": str(output), **campaign_object(reading)})
     else:

@@ -74,6 +74,9 @@ def _tell(found: list[Triaged]) -> None:
         console.emit(
             f"  met {plural(entry.count, 'time')}, first after {duration(entry.first_seen_s)}"
         )
+        if entry.headline:
+            console.emit(console.paint(f"  {entry.headline}", "bold"))
+            console.emit(f"  {entry.owner[:1].upper()}{entry.owner[1:]}")
         if entry.message:
             console.emit(f"  {entry.message}")
         if entry.fact:

@@ -7,6 +7,8 @@ Memory is bounded by devices times phases, by frames of the guest, and by consta
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 from bitarray import bitarray
 
@@ -16,6 +18,8 @@ from guestemu.dma.events import Alloc, Event, Free, Mark
 from guestemu.dma.live import FIRST_PHASE
 from guestemu.dma.series import Bucket, Series
 from guestemu.dma.sharing import Churn, Fragmentation, MapCell, SharedPages
+
+_LISTED_PHASES: Final = 256
 
 
 class SharedOverTime(msgspec.Struct, frozen=True):
@@ -28,12 +32,19 @@ class SharedOverTime(msgspec.Struct, frozen=True):
     buckets: tuple[Bucket, ...]
 
 
+class PhaseBegin(msgspec.Struct, frozen=True):
+    """A phase of the trace begins."""
+
+    time_ns: int
+    name: str
+
+
 class Analysis(msgspec.Struct, frozen=True):
     """See the module's docstring.
 
     `total` is the sum over devices; `pools` is what the atomic pools cost, at boot and when they
-    grew. `splits_unneeded` counts split 2 MiB leaves all of whose pages are private again at the
-    end: nothing merges them (A28).
+    grew. `phases` are the first 256 phases in the order of time. `splits_unneeded` counts split
+    2 MiB leaves all of whose pages are private again at the end: nothing merges them (A28).
     """
 
     total: Cost
@@ -46,6 +57,7 @@ class Analysis(msgspec.Struct, frozen=True):
     fragmentation: Fragmentation
     churn: Churn
     splits_unneeded: int
+    phases: tuple[PhaseBegin, ...] = ()
 
 
 class _Cell:
@@ -88,6 +100,7 @@ class Analyst:
         self._cell = _Cell([0, 0])
         self._time_ns: int | None = None
         self._at_boot = 0
+        self._begins: list[PhaseBegin] = []
         self._last: Conversion | None = None
         self._last_cell = self._cell
 
@@ -98,6 +111,8 @@ class Analyst:
         self._time_ns = event.time_ns
         if isinstance(event, Mark):
             self._cells = self._phases.setdefault(event.name, {})
+            if len(self._begins) < _LISTED_PHASES:
+                self._begins.append(PhaseBegin(event.time_ns, event.name))
         else:
             self._cell = self._cells.get(event.device) or self._new_cell(event)
 
@@ -188,4 +203,5 @@ class Analyst:
             fragmentation=self.shared.fragmentation(),
             churn=self.shared.churn(),
             splits_unneeded=sum(private[gfn : gfn + 512].all() for gfn in split_leaves),
+            phases=tuple(self._begins),
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The report of `guestemu dma` as one self-contained HTML page: no script, nothing fetched."""
+"""The report of `guestemu dma` as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from guestemu.dma.policy_figures import PolicyFigures
 from guestemu.dma.report import DmaReport
 from guestemu.dma.sharing import MapCell
 from guestemu.dma.summary import human_pages, human_time
-from guestemu.report.charts import bar_chart, step_chart
-from guestemu.report.page import html_page, section, table
+from guestemu.report.charts import Band, bar_chart, step_chart
+from guestemu.report.page import figure, html_page, section, table
 
 SHOWN_DEVICES: Final = 40
 SHOWN_ANOMALIES: Final = 50
@@ -62,7 +62,17 @@ def _overview(report: DmaReport) -> str:
         ("duration", human_time(report.duration_ns)),
     ]
     if report.hypercalls is not None:
-        rows += [("hypercalls", report.hypercalls), ("peak shared pages", report.peak_shared_pages)]
+        rows += [
+            ("hypercalls", report.hypercalls),
+            ("peak shared pages, buffers of the trace", report.peak_shared_pages),
+        ]
+    if report.analysis is not None:
+        shared = report.analysis.shared
+        rows += [
+            ("peak shared pages, with the atomic pools", shared.peak),
+            ("mean shared pages, with the atomic pools", f"{shared.mean:.0f}"),
+            ("shared at the end, with the atomic pools", shared.at_end),
+        ]
     return table(("figure", "value"), rows)
 
 
@@ -83,26 +93,72 @@ def _analysis(report: DmaReport, analysis: Analysis, cells: Sequence[MapCell]) -
         f"{spread.ranges} ranges of 2 MiB ({spread.ranges_needed} would hold them); "
         f"{analysis.splits_unneeded} large pages stay split though all of them is private. "
         f"One cell of the map is {cell}; blue: was shared, red: still is; darker: more of it was "
-        f"at once.</p>"
+        f"at once. Only the rows between the lowest and the highest address used are drawn.</p>"
     )
-    where = words + (address_map(cells, "address-map") if cells else "")
+    where = words + (figure("Address map", address_map(cells, "address-map")) if cells else "")
     devices = sorted(analysis.by_device.items(), key=lambda item: -item[1].pages_converted)
     bars = [
         (_device(name, report), float(cost.hypercalls)) for name, cost in devices[:SHOWN_DEVICES]
     ]
     return [
-        section("Shared pages over time", step_chart(points, "shared pages", "shared-over-time")),
-        section("Lifetimes of freed buffers", bar_chart(lifetimes, "lifetimes")),
+        section(
+            "Shared pages over time",
+            "<p>Buffers and atomic pools; the phases of the trace and the passes of a migration "
+            "lie above, on the same axis.</p>"
+            + figure(
+                "Shared pages over time",
+                step_chart(
+                    points,
+                    "shared pages",
+                    "shared-over-time",
+                    bands=_bands(report, analysis, start),
+                ),
+            ),
+        ),
+        section(
+            "Lifetimes of freed buffers",
+            figure("Lifetimes", bar_chart(lifetimes, "lifetimes", "buffers")),
+        ),
         section("Address map", where),
         section(
             "Hypercalls by device",
-            bar_chart(bars, "device-hypercalls")
+            figure("Hypercalls by device", bar_chart(bars, "device-hypercalls"))
             + _costs("device", [(_device(name, report), cost) for name, cost in devices]),
         ),
         section("Drivers", _costs("driver", analysis.by_driver.items())),
         section("Phases", _costs("phase", analysis.by_phase.items())),
+        section("Call sites", _call_sites(report)),
         section("Never freed", _leaks(report)),
     ]
+
+
+def _bands(report: DmaReport, analysis: Analysis, start: int) -> list[Band]:
+    """Phases of the trace and passes of migrations in seconds after `start`."""
+    ends = [*(phase.time_ns for phase in analysis.phases[1:]), start + report.duration_ns]
+    bands = [
+        Band((phase.time_ns - start) / 1e9, (end - start) / 1e9, "phase", phase.name)
+        for phase, end in zip(analysis.phases, ends, strict=False)
+    ]
+    for migration in report.migrations:
+        lane = migration.status.value if len(report.migrations) > 1 else "migration"
+        bands += (
+            Band(
+                (one.begin_ns - start) / 1e9,
+                (one.end_ns - start) / 1e9,
+                lane,
+                "stop" if one.is_blackout else str(number),
+            )
+            for number, one in enumerate(migration.passes[:SHOWN_PASSES], start=1)
+        )
+    return bands
+
+
+def _call_sites(report: DmaReport) -> str:
+    sites = report.input.call_sites if report.input is not None else ()
+    if not sites:
+        return "<p>The trace has no call chains.</p>"
+    rows = [(one.site, one.allocations, one.bytes) for one in sites[:SHOWN_DEVICES]]
+    return table(("function", "allocations", "bytes"), rows, is_sortable=True)
 
 
 def _device(name: str, report: DmaReport) -> str:
@@ -115,7 +171,8 @@ def _costs(what: str, costs: Iterable[tuple[str, Cost]]) -> str:
         (name or "(unknown)", *(getattr(cost, field) for _, field in _COST_COLUMNS))
         for name, cost in costs
     ]
-    return table((what, *(heading for heading, _ in _COST_COLUMNS)), rows[:SHOWN_DEVICES])
+    headings = (what, *(heading for heading, _ in _COST_COLUMNS))
+    return table(headings, rows[:SHOWN_DEVICES], is_sortable=True)
 
 
 def _leaks(report: DmaReport) -> str:

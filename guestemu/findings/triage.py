@@ -18,6 +18,7 @@ from guestemu.campaign.findings import FindingCount
 from guestemu.campaign.readings import finding_programs, read_campaign
 from guestemu.campaign.store import write_atomically
 from guestemu.findings.bundle import make_bundle
+from guestemu.findings.cards import headline_of, owner_of
 from guestemu.findings.explain import run_command
 from guestemu.findings.identify import Finding, digest_of
 from guestemu.findings.single import findings_of
@@ -32,7 +33,8 @@ from guestemu.trace.run import run_program
 class Triaged(msgspec.Struct, frozen=True):
     """One defect over all campaigns. `programs` are the files that show it, the first is to be
     read, and `commands` run them; `places` the suspected host code; `state`: "shown", "gone" (no
-    check fails any more) or "error: WHY" (the program cannot be run); `strip` pictures the run."""
+    check fails any more) or "error: WHY" (the program cannot be run); `strip` pictures the run,
+    `headline` is what is wrong in one sentence, `owner` whose defect it is."""
 
     key: str
     check: str
@@ -47,6 +49,8 @@ class Triaged(msgspec.Struct, frozen=True):
     places: tuple[str, ...]
     state: str
     strip: Strip | None = None
+    headline: str = ""
+    owner: str = ""
 
 
 class _Group(msgspec.Struct):
@@ -138,4 +142,6 @@ def _triaged(group: _Group) -> Triaged:
         places=() if finding is None else finding.places,
         state=group.state,
         strip=group.strip,
+        headline="" if finding is None else headline_of(finding.violation, group.strip),
+        owner="" if finding is None else owner_of(finding.violation, group.strip, finding.places),
     )

@@ -3,21 +3,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from html import escape
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from guestemu.ledger.cell import Row
 from guestemu.ledger.failures import NOTHING
 from guestemu.ledger.policies import Policy
-from guestemu.ledger.summary import PolicyTally, Tally, by_policy, is_unnoticed, tally
-from guestemu.report.page import html_page, section, table
+from guestemu.ledger.summary import PolicyTally, by_policy, is_unnoticed, tally
+from guestemu.report.page import Cell, html_page, section, table
 
 _WORDS: Final = (
     "<p>Each run: a flow of the guest in which one thing fails at one step, under one policy, then "
     "a migration to another machine with another key. <b>Unnoticed</b>: pages are lost and nobody "
-    "but guestemu's checks can know. Cells: runs; after the slash those that lost pages, of them "
-    "unnoticed in brackets; d guest dead, s migration stopped, k pages leaked.</p>"
+    "but guestemu's checks can know. A cell says how many of its runs lost pages, and leads to the "
+    "first of them; rest the pointer on it for all of its figures.</p>"
+)
+_LEGEND: Final = (
+    '<table class="legend" aria-label="Legend"><tbody><tr>'
+    '<td class="v-bad">pages lost, unnoticed</td><td class="v-warn">pages lost and noticed, or the '
+    'guest dead, the migration stopped, pages leaked</td><td class="v-good">harmless</td>'
+    "</tr></tbody></table>"
 )
 TALLY_HEADINGS: Final = (
     *("policy", "runs", "lost, unnoticed", "lost, noticed", "stopped", "dead", "harmless"),
@@ -27,6 +32,7 @@ ROW_HEADINGS: Final = (
     *("policy", "flow", "when", "failure", "step", "noticed by", "migration", "waited"),
     *("lost", "strict", "bytes", "corrupted", "leaked"),
 )
+_LOST_COLUMN: Final = ROW_HEADINGS.index("lost")
 
 
 def ledger_page(rows: Sequence[Row], policies: Sequence[Policy]) -> str:
@@ -39,7 +45,10 @@ def ledger_page(rows: Sequence[Row], policies: Sequence[Policy]) -> str:
             "<h1>The error ledger</h1>",
             _WORDS,
             section("Policies", table(("policy", "on a failed notification"), known)),
-            section("In short", table(TALLY_HEADINGS, map(tally_cells, by_policy(rows)))),
+            section(
+                "In short",
+                table(TALLY_HEADINGS, map(tally_cells, by_policy(rows)), is_sortable=True),
+            ),
             section("Failures by policy", _matrix(rows, lambda row: row.failure)),
             section("Flows by policy", _matrix(rows, lambda row: row.flow)),
             section("Every run", _runs(rows)),
@@ -70,34 +79,50 @@ def _matrix(rows: Sequence[Row], column: Callable[[Row], str]) -> str:
     for row in failed:
         groups.setdefault((row.policy, column(row)), []).append(row)
     names = dict.fromkeys(row.policy for row in failed)
-    return table(
-        ("policy", *columns),
-        (
-            (name, *(_cell(tally(groups.get((name, title), ()))) for title in columns))
-            for name in names
-        ),
+    places = {id(row): f"run-{number}" for number, row in enumerate(rows)}
+    cells = (
+        (name, *(_matrix_cell(groups.get((name, title), ()), places) for title in columns))
+        for name in names
+    )
+    return _LEGEND + table(("policy", *columns), cells, is_sortable=True)
+
+
+def _matrix_cell(rows: Sequence[Row], places: Mapping[int, str]) -> Cell:
+    """What became of the runs of one policy and failure (or flow)."""
+    one = tally(rows)
+    if not one.runs:
+        return Cell("")
+    lost = one.unnoticed + one.noticed
+    words = [
+        (one.unnoticed, "lost pages, unnoticed"),
+        (one.noticed, "lost pages, noticed"),
+        (one.dead, "guest dead"),
+        (one.stopped, "migration stopped"),
+        (one.leaked, "leaked"),
+        (one.harmless, "harmless"),
+    ]
+    worst = next((row for row in rows if is_unnoticed(row)), None)
+    worst = worst or next((row for row in rows if row.lost), rows[0])
+    is_harmless = one.harmless == one.runs and not one.leaked
+    shown = [(lost, "lost"), *((count, what.split()[-1]) for count, what in words[2:5])]
+    text = next((f"{count} of {one.runs} {what}" for count, what in shown if count), "harmless")
+    return Cell(
+        text,
+        "bad" if one.unnoticed else "good" if is_harmless else "warn",
+        places[id(worst)],
+        f"{one.runs} runs: " + ", ".join(f"{count} {what}" for count, what in words if count),
     )
 
 
-def _cell(one: Tally) -> str:
-    if not one.runs:
-        return ""
-    lost = one.unnoticed + one.noticed
-    parts = [f"{one.runs} / {lost} ({one.unnoticed})" if lost else f"{one.runs}"]
-    marks = (("d", one.dead), ("s", one.stopped), ("k", one.leaked))
-    return " ".join(parts + [f"{mark}{count}" for mark, count in marks if count])
-
-
 def _runs(rows: Iterable[Row]) -> str:
-    head = "".join(f"<th>{escape(text)}</th>" for text in ROW_HEADINGS)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(_lines(rows))}</tbody></table>"
-
-
-def _lines(rows: Iterable[Row]) -> Iterator[str]:
-    for row in rows:
-        mark = ' class="bad"' if is_unnoticed(row) else ""
-        cells = "".join(f"<td>{escape(text)}</td>" for text in row_cells(row))
-        yield f"<tr{mark}>{cells}</tr>"
+    cells = (
+        tuple(
+            Cell(text, "bad" if is_unnoticed(row) and place == _LOST_COLUMN else "text")
+            for place, text in enumerate(row_cells(row))
+        )
+        for row in rows
+    )
+    return table(ROW_HEADINGS, cells, "Every run", is_sortable=True, row_id="run")
 
 
 def row_cells(row: Row) -> tuple[str, ...]:

@@ -6,39 +6,97 @@ Every text is escaped: texts come from traces and programs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import Final
 
+import msgspec
+
 WIDTH: Final = 900
-HEIGHT: Final = 220
+HEIGHT: Final = 240
 STYLE: Final = (
-    ".area{fill:#b9cdf0}.line{fill:none;stroke:#2456b3;stroke-width:1.5}.bar{fill:#3f72c9}"
+    ".area{fill:var(--area,#b9cdf0)}"
+    ".line{fill:none;stroke:var(--private,#2456b3);stroke-width:1.5}"
+    ".bar{fill:var(--private,#2456b3)}.grid{stroke:var(--line,#cdd3de)}"
+    ".band{fill:var(--panel,#eef1f6);stroke:var(--line,#cdd3de)}"
+    ".pass{fill:var(--shared,#f3d27a);stroke:var(--sharedline,#8a6510)}"
 )
-"""How the parts of a plot look; a page has it once."""
+"""How the parts of a plot look, in the page's colours where it has any; a page has it once."""
 
 _LEFT: Final = 70
-_BOTTOM: Final = 26
+_BOTTOM: Final = 28
 _TOP: Final = 10
-_BAR: Final = 22
+_BAR: Final = 24
+_TICKS: Final = 5
+_LABEL: Final = 260
+_CHARACTER: Final = 7
+_LANE: Final = 20
+
+
+class Band(msgspec.Struct, frozen=True):
+    """From `begin` to `end` on the axis of a chart, in a lane with others of its kind."""
+
+    begin: float
+    end: float
+    lane: str
+    name: str
+
+
+def nice_ticks(low: float, high: float, most: int = _TICKS) -> tuple[float, ...]:
+    """Round numbers (1, 2 or 5 times a power of ten) between `low` and `high`, at most `most`."""
+    span = high - low
+    if span <= 0:
+        return (low,)
+    step = 10.0 ** math.floor(math.log10(span / most))
+    for factor in (1, 2, 5, 10):
+        if span / (step * factor) <= most:
+            step *= factor
+            break
+    first = math.ceil(low / step - 1e-9)
+    return tuple(
+        round(number * step, 12) for number in range(first, math.floor(high / step + 1e-9) + 1)
+    )
+
+
+def tick_text(value: float, unit: str) -> str:
+    """A tick in a unit that people read: seconds as ms, s, min or h; other numbers with commas."""
+    if unit != "s":
+        text = f"{value:,.0f}" if value == int(value) else f"{value:,.6g}"
+        return f"{text} {unit}".rstrip()
+    magnitude = abs(value)
+    for limit, factor, name in (
+        (1e-3, 1e6, "µs"),
+        (1, 1e3, "ms"),
+        (120, 1, "s"),
+        (7200, 1 / 60, "min"),
+    ):
+        if magnitude < limit:
+            return f"{value * factor:,.4g} {name}" if value else "0 s"
+    return f"{value / 3600:,.4g} h"
 
 
 def step_chart(
-    points: Sequence[tuple[float, float, float]], unit: str, identity: str, along: str = "s"
+    points: Sequence[tuple[float, float, float]],
+    unit: str,
+    identity: str,
+    along: str = "s",
+    bands: Sequence[Band] = (),
 ) -> str:
     """A level over time: (seconds, highest, last) per bucket; the area is what was highest. `along`
-    is the unit of the first, if it is not seconds."""
+    is the unit of the first, if it is not seconds. `bands` are drawn above it, on the same axis."""
     if not points:
         return "<p>nothing to plot</p>"
     start, end = points[0][0], max(points[-1][0], points[0][0] + 1e-9)
     top = max(1.0, *(highest for _, highest, _ in points))
-    inner_width, inner_height = WIDTH - _LEFT, HEIGHT - _BOTTOM - _TOP
+    above = _LANE * len({band.lane for band in bands})
+    inner_width, inner_height = WIDTH - _LEFT - 14, HEIGHT - _BOTTOM - _TOP
+
+    def across(x: float) -> float:
+        return _LEFT + (min(max(x, start), end) - start) / (end - start) * inner_width
 
     def place(x: float, y: float) -> str:
-        return (
-            f"{_LEFT + (x - start) / (end - start) * inner_width:.1f},"
-            f"{_TOP + inner_height - y / top * inner_height:.1f}"
-        )
+        return f"{across(x):.1f},{above + _TOP + inner_height - y / top * inner_height:.1f}"
 
     area = [place(start, 0)]
     line = []
@@ -48,42 +106,71 @@ def step_chart(
         line += [place(x, previous), place(x, last)]
         previous = last
     area += [place(end, previous), place(end, 0)]
+    bottom = above + _TOP + inner_height
+    heights = [(tick, bottom - tick / top * inner_height) for tick in nice_ticks(0, top)]
     marks = "".join(
-        f'<text x="{_LEFT - 6}" y="{_TOP + inner_height * (1 - part) + 4:.0f}" '
-        f'text-anchor="end">{top * part:,.0f}</text>'
-        for part in (0, 0.5, 1)
+        f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - 14}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        f'<text x="{_LEFT - 6}" y="{y + 4:.0f}" text-anchor="end">{tick_text(tick, "")}</text>'
+        for tick, y in heights
     )
     times = "".join(
-        f'<text x="{_LEFT + inner_width * part:.0f}" y="{HEIGHT - 6}" '
-        f'text-anchor="{"start" if part == 0 else "end" if part == 1 else "middle"}">'
-        f"{start + (end - start) * part:.6g} {escape(along)}</text>"
-        for part in (0, 0.5, 1)
+        f'<text x="{across(tick):.0f}" y="{bottom + 18:.0f}" text-anchor="middle">'
+        f"{escape(tick_text(tick, along))}</text>"
+        for tick in nice_ticks(start, end)
     )
     return (
-        f'<svg id="{identity}" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">'
-        f'<title>{escape(unit)} over time</title><polygon class="area" points="{" ".join(area)}"/>'
-        f'<polyline class="line" points="{" ".join(line)}"/>{marks}{times}</svg>'
+        f'<svg id="{identity}" class="plot" viewBox="0 0 {WIDTH} {above + HEIGHT}" role="img" '
+        f'aria-label="{escape(unit)} over time, at most {top:,.6g}">'
+        f"<title>{escape(unit)} over time, at most {top:,.6g}</title>{marks}"
+        f'<polygon class="area" points="{" ".join(area)}"/>'
+        f'<polyline class="line" points="{" ".join(line)}"/>{times}'
+        f"{_bands(bands, across)}</svg>"
     )
 
 
-def bar_chart(bars: Sequence[tuple[str, float]], identity: str) -> str:
-    """Labelled horizontal bars, in the order given."""
+def _bands(bands: Sequence[Band], across: Callable[[float], float]) -> str:
+    """Lanes with their bands, labelled where there is room."""
+    lanes = list(dict.fromkeys(band.lane for band in bands))
+    parts = []
+    for band in bands:
+        y = lanes.index(band.lane) * _LANE
+        left, right = across(band.begin), across(band.end)
+        width = max(right - left, 1.5)
+        parts.append(
+            f'<rect class="band" x="{left:.1f}" y="{y + 1}" width="{width:.1f}" height="16">'
+            f"<title>{escape(band.lane)}: {escape(band.name)}</title></rect>"
+        )
+        if width > _CHARACTER * len(band.name) + 6:
+            parts.append(f'<text x="{left + 3:.1f}" y="{y + 13}">{escape(band.name)}</text>')
+    parts += (
+        f'<text x="{_LEFT - 6}" y="{place * _LANE + 13}" text-anchor="end">{escape(lane)}</text>'
+        for place, lane in enumerate(lanes)
+    )
+    return "".join(parts)
+
+
+def bar_chart(bars: Sequence[tuple[str, float]], identity: str, unit: str = "") -> str:
+    """Labelled horizontal bars, in the order given; a long label is cut and kept in its title."""
     if not bars:
         return "<p>nothing to plot</p>"
     top = max(1.0, *(value for _, value in bars))
-    label_width = 260
+    most = _LABEL // _CHARACTER
     rows = []
     for index, (label, value) in enumerate(bars):
         y = index * _BAR
-        width = value / top * (WIDTH - label_width - 110)
+        width = value / top * (WIDTH - _LABEL - 110)
+        shown = label if len(label) <= most else f"{label[: most - 1]}…"
+        number = tick_text(value, unit)
         rows.append(
-            f'<text x="{label_width - 8}" y="{y + 15}" text-anchor="end">{escape(label)}</text>'
-            f'<rect class="bar" x="{label_width}" y="{y + 4}" width="{width:.1f}" height="14"/>'
-            f'<text x="{label_width + width + 6:.1f}" y="{y + 15}">{value:,.6g}</text>'
+            f'<text x="{_LABEL - 8}" y="{y + 16}" text-anchor="end">{escape(shown)}</text>'
+            f'<rect class="bar" x="{_LABEL}" y="{y + 4}" width="{width:.1f}" height="15">'
+            f"<title>{escape(label)}: {escape(number)}</title></rect>"
+            f'<text x="{_LABEL + width + 6:.1f}" y="{y + 16}">{escape(number)}</text>'
         )
+    named = "; ".join(f"{label} {tick_text(value, unit)}" for label, value in bars[:12])
     return (
-        f'<svg id="{identity}" viewBox="0 0 {WIDTH} {len(bars) * _BAR + 4}" role="img">'
-        f"{''.join(rows)}</svg>"
+        f'<svg id="{identity}" class="plot" viewBox="0 0 {WIDTH} {len(bars) * _BAR + 4}" '
+        f'role="img" aria-label="{escape(named)}">{"".join(rows)}</svg>'
     )
 
 

@@ -186,7 +186,7 @@ STRIP_STYLE: Final = (
     ".strip .pending{fill:var(--shared);stroke:var(--private);stroke-dasharray:3 2}"
     ".strip .foreign{fill:none;stroke:var(--bad);stroke-width:2}"
     ".strip .nothing{fill:none;stroke:var(--grid)}"
-    ".strip .yes{fill:var(--good)}.strip .no{fill:var(--bad)}"
+    ".strip .yes{fill:var(--yes)}.strip .no{fill:var(--no)}"
     ".strip .wrong{fill:none;stroke:var(--bad);stroke-width:2.5}"
     ".strip .cross{stroke:var(--bad);stroke-width:2}"
     ".strip text.oncell{fill:#fff;font-weight:600}.strip text.onlight{fill:#14181f}"

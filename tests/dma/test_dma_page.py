@@ -40,10 +40,12 @@ def plots(page: str) -> dict[str, ET.Element]:
 
 def test_every_plot_is_there_and_nothing_is_fetched(page: str) -> None:
     assert tuple(plots(page)) == PLOTS
-    assert not re.search(r"(?:src|href)\s*=|url\(|@import|<script", page)
+    assert not re.search(r"src\s*=|href=\"[^#]|url\(|@import", page)
     bars = plots(page)["device-hypercalls"].findall("rect")
     assert len(bars) == 12
-    cells = [cell for cell in plots(page)["address-map"].findall("rect") if cell.get("x")]
+    cells = [
+        cell for cell in plots(page)["address-map"].findall("rect") if cell.get("class") != "frame"
+    ]
     assert len(cells) == 3
 
 
@@ -51,7 +53,7 @@ def test_names_from_a_trace_are_escaped() -> None:
     run = ModelRun("6.1", 64)
     run.step(Alloc(1, 1, 0, "t", "<script>", "<b>", 1 << 24, 4096, GFP_KERNEL))
     page = report_page(run.report(), "a&b", run.address_map())
-    assert "<script>" not in page
+    assert page.count("<script>") == 1
     assert "&lt;script&gt; &lt;b&gt;" in page
 
 

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The card of a finding: what is wrong, whose defect it is, shown as a strip, and how to see it
+again. One struct, rendered as HTML here; the terminal prints the same fields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+import msgspec
+
+from guestemu.report.page import command_line
+from guestemu.report.strip import Strip, strip_svg
+
+
+class CitedRule(msgspec.Struct, frozen=True):
+    """A fact that demands what was not done: its id, its first sentence, its text, its source."""
+
+    id: str
+    sentence: str
+    text: str
+    source: str
+
+
+class Card(msgspec.Struct, frozen=True, kw_only=True):
+    """One finding. `headline` is one sentence; `owner` says whose defect it is; `meaning` what the
+    guest suffers; `seen` the check's words; `trace` the run step by step; `state` "shown", "gone"
+    or "error: WHY"; `met` how often and when first."""
+
+    key: str
+    check: str
+    headline: str
+    owner: str
+    meaning: str
+    seen: str
+    rules: tuple[CitedRule, ...]
+    strip: Strip | None
+    program: str
+    trace: tuple[str, ...]
+    places: tuple[str, ...]
+    command: str
+    state: str
+    met: str
+
+
+def card_html(card: Card) -> str:
+    """The card as HTML; its id is the finding's key."""
+    kind = "card gone" if card.state == "gone" else "card"
+    tags = [card.owner, f"check: {card.check}", card.met]
+    if card.state != "shown":
+        tags.insert(0, card.state)
+    parts = [
+        f'<article class="{kind}" aria-labelledby="{escape(card.key)}">',
+        f'<h3 id="{escape(card.key)}">{escape(card.key)}</h3>',
+        f'<p class="lead">{escape(card.headline)}</p>',
+        f"<p>{''.join(f'<span class=tag>{escape(tag)}</span>' for tag in tags if tag)}</p>",
+    ]
+    if card.meaning:
+        parts.append(f"<p>{escape(card.meaning)}</p>")
+    if card.strip is not None:
+        parts += (
+            f'<p class="legend">After operation {card.strip.op}, '
+            f"<code>{escape(card.strip.after)}</code>. P private, S shared, p not accepted yet, "
+            "a crossed box: the host refused.</p>",
+            f'<div class="scroll" role="region" aria-label="Strip of {escape(card.key)}" '
+            f'tabindex="0">{strip_svg(card.strip, f"strip-{card.key}")}</div>',
+        )
+    parts.append('<div class="two">')
+    if card.seen:
+        expected = "".join(_rule(rule) for rule in card.rules) or "<p>as the check says</p>"
+        parts += (
+            f"<div><h4>Expected</h4>{expected}</div>",
+            f"<div><h4>Seen</h4><p>{escape(card.seen)}</p></div>",
+        )
+    if card.program:
+        parts.append(f"<div><h4>Smallest program</h4><pre>{escape(card.program)}</pre></div>")
+    if card.places:
+        places = escape("\n".join(card.places))
+        parts.append(f"<div><h4>Host code that runs only then</h4><pre>{places}</pre></div>")
+    parts.append("</div>")
+    if card.trace:
+        trace = escape("\n".join(card.trace))
+        parts.append(
+            f"<details><summary>What happened, step by step</summary><pre>{trace}</pre></details>"
+        )
+    if card.command:
+        parts.append(f"<h4>See it again</h4>{command_line(card.command)}")
+    return "".join(parts) + "</article>"
+
+
+def _rule(rule: CitedRule) -> str:
+    return f'<p>{escape(rule.sentence)} <a href="#fact-{escape(rule.id)}">{escape(rule.id)}</a></p>'
+
+
+def rules_html(cards: Iterable[Card]) -> str:
+    """Every fact that the cards cite, in full."""
+    rules = {rule.id: rule for card in cards for rule in card.rules}
+    return "".join(
+        f'<h3 id="fact-{escape(rule.id)}">{escape(rule.id)}</h3><p>{escape(rule.text)}</p>'
+        f'<p class="dim">{escape(rule.source)}</p>'
+        for rule in rules.values()
+    )
+
+
+def card_lines(cards: Sequence[Card]) -> list[tuple[str, ...]]:
+    """Rows of the table that leads to the cards: finding, sentence, whose, met."""
+    return [(card.key, card.headline, card.owner, card.met) for card in cards]
