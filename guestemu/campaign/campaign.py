@@ -42,7 +42,8 @@ _UNSAFE: Final = re.compile(r"[^A-Za-z0-9.+_]+")
 class Options(msgspec.Struct, frozen=True):
     """What a user may choose; None means the default.
 
-    `seconds` and `execs` bound the whole campaign, `jobs` is the number of worker processes,
+    `seconds` and `execs` bound the whole campaign, as does the number of its new findings,
+    `until_finding`; `jobs` is the number of worker processes,
     `bounds` and `seeds` are as on the command line.
     """
 
@@ -61,6 +62,7 @@ class Options(msgspec.Struct, frozen=True):
     faults: bool = False
     bounds: str | None = None
     seeds: tuple[str, ...] = (FLOWS_WORD,)
+    until_finding: int | None = None
 
 
 class Campaign(msgspec.Struct, frozen=True):
@@ -104,6 +106,8 @@ def _check(options: Options, most_jobs: int) -> None:
         raise InputError(f"--time {options.seconds:g}: give a positive number of seconds")
     if options.execs is not None and options.execs < 1:
         raise InputError(f"--execs {options.execs}: give a positive number")
+    if options.until_finding is not None and options.until_finding < 1:
+        raise InputError(f"--until-finding {options.until_finding}: give a positive number")
     if not 1 <= options.jobs <= most_jobs:
         raise InputError(f"--jobs {options.jobs}: give a number from 1 to {most_jobs}")
     if options.execs is not None and options.execs < options.jobs:
@@ -161,6 +165,7 @@ def prepare(options: Options, most_jobs: int = MAX_JOBS) -> Campaign:
         is_shared=options.jobs > 1,
         jobs=options.jobs,
         bounds=bounds,
+        until_finding=options.until_finding,
     )
     configs = _share_out(first, options.execs)
     return Campaign(target, engine.name, store, configs, notes)

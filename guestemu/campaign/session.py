@@ -27,6 +27,7 @@ from guestemu.campaign.store import Store
 from guestemu.campaign.targets import Target
 from guestemu.checks.base import Violation
 from guestemu.checks.progress import ProgressCheck
+from guestemu.findings.identify import digest_of
 from guestemu.host.base import Host
 from guestemu.program.program import Header
 
@@ -39,9 +40,9 @@ _CLOCK_MASK: Final = 63
 
 class Plan(msgspec.Struct, frozen=True):
     """What a session does: `execs` and `seconds` end it (None: no limit), `seed` decides its
-    random choices, `report_every` is the time between two reports in seconds,
-    `is_shared` says that other sessions feed the same corpus. The session is number `index` of
-    `jobs`; `bounds` are the exhaustive engine's."""
+    random choices, `until_finding` is the number of new findings that end it, `report_every` is the
+    time between two reports in seconds, `is_shared` says that other sessions feed the same corpus.
+    The session is number `index` of `jobs`; `bounds` are the exhaustive engine's."""
 
     target: Target
     header: Header
@@ -54,6 +55,7 @@ class Plan(msgspec.Struct, frozen=True):
     index: int = 0
     jobs: int = 1
     bounds: Bounds = Bounds()
+    until_finding: int | None = None
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -145,6 +147,8 @@ class Session:
         self._shelf = None if store is None else Shelf(store, plan.index)
         self.deadly = frozenset() if store is None else store.deadly_inputs()
         self._filing = Filing(self.executor, self._shelf, self._elapsed)
+        is_bounded = plan.until_finding is not None
+        self._known = store.known_findings() if store and is_bounded else frozenset()
         self._report = report
         self._new_inputs = 0
         self._last_new = 0.0
@@ -189,6 +193,7 @@ class Session:
         if violations:
             with self._apart():
                 self._filing.file(ops, violations)
+            self._count_findings()
         return is_new
 
     def keep_if_new(self, data: bytes) -> bool:
@@ -220,6 +225,14 @@ class Session:
 
         with self._apart():
             self._filing.recover(self.plan.index, self.plan.jobs, begin)
+        self._count_findings()
+
+    def _count_findings(self) -> None:
+        """Stops at the last finding that is wanted (see `Plan.until_finding`)."""
+        wanted = self.plan.until_finding
+        if wanted is not None:
+            found = {digest_of(key) for key in self._filing.book.findings}
+            self._is_stopped |= len(found - self._known) >= wanted
 
     @contextlib.contextmanager
     def _apart(self) -> Iterator[None]:

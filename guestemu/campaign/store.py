@@ -43,6 +43,7 @@ from guestemu.campaign.journal import (
     unsettled,
 )
 from guestemu.campaign.reserve import Reserve
+from guestemu.findings.identify import digest_of
 from guestemu.program.program import Header, Program
 from guestemu.program.text import format_text
 
@@ -305,6 +306,11 @@ class Store:
             for entry in entries
             if isinstance(entry, FindingFiled)
         ]
+
+    def known_findings(self) -> frozenset[str]:
+        """The digests of the findings that campaigns in this directory have."""
+        found = [*self.load_counts(), *self.settled()]
+        return frozenset(digest_of(one.key) for one in found)
 
     def repair(self) -> list[str]:
         """Puts the corpus right after a crash: missing inputs come back from the journals, damaged

@@ -154,9 +154,11 @@ class Supervisor:
         self._name = name or str(os.getpid())
         self._start = time.monotonic()
         self._seconds = configs[0].seconds
+        self._until = configs[0].until_finding
         store.lock()
         self._infrastructure: list[str] = store.repair()
         self._before = with_settled(store.load_counts(), store)
+        self._old = len(self._before)
         self._next_stats = self._start + _STATS_EVERY
         self._selector = selectors.DefaultSelector()
         self._workers: list[Worker] = []
@@ -203,6 +205,14 @@ class Supervisor:
             if over is not None and over.is_set():
                 raise KeyboardInterrupt
             self._turn()
+            if self._until is not None and self._found() >= self._until:
+                self._ask_to_end()
+                return
+
+    def _found(self) -> int:
+        """New findings of this run."""
+        reports = [report.findings for worker in self._workers for report in worker.reports()]
+        return len(merge_counts([self._before, *reports])) - self._old
 
     def _keep(self) -> Figures:
         """Writes down what is known at the end, and gives it back."""

@@ -52,6 +52,7 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     is_shared: bool
     jobs: int = 1
     bounds: Bounds = Bounds()
+    until_finding: int | None = None
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -151,6 +152,7 @@ def work(config: WorkerConfig) -> NoReturn:
             index=config.index,
             jobs=config.jobs,
             bounds=config.bounds,
+            until_finding=config.until_finding,
         )
         session = Session(plan, store, pipe.report)
         sessions.append(session)

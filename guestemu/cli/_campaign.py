@@ -39,6 +39,14 @@ Seconds: TypeAlias = Annotated[
 Executions: TypeAlias = Annotated[
     int | None, typer.Option("--execs", metavar="N", help="End after N executions.")
 ]
+UntilFinding: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        "--until-finding",
+        metavar="[N]",
+        help="End at the first new finding, or at the N-th, as soon as it is saved.",
+    ),
+]
 Jobs: TypeAlias = Annotated[int, typer.Option("--jobs", metavar="N", help="Worker processes.")]
 EngineName: TypeAlias = Annotated[
     str | None,

@@ -12,12 +12,14 @@ from guestemu.cli._options import AsJson, CBit, Cluster, GuestName, HostName, Me
 GROUP: Final = "Search"
 ORDER: Final = 10
 RENAMED: Final = {"--seeds": "--inputs"}
+NUMBERS: Final = {"--until-finding": "1"}
 
 
 def command(
     target: ask.TargetName,
     seconds: ask.Seconds = None,
     execs: ask.Executions = None,
+    until_finding: ask.UntilFinding = None,
     jobs: ask.Jobs = 1,
     engine: ask.EngineName = None,
     bounds: ask.Bounds = None,
@@ -35,14 +37,17 @@ def command(
 ) -> int:
     """Search for programs that break a rule.
 
-    The campaign ends after --time, after --execs or at Ctrl-C; --resume goes on with it. Each
-    finding is minimised and saved as WORKDIR/findings/KEY.prog, which `guestemu run` runs.
+    The campaign ends after --time, after --execs, at the finding that --until-finding names, or at
+    Ctrl-C; --resume goes on with it. Each finding is minimised and saved as
+    WORKDIR/findings/KEY.prog, which `guestemu run` runs.
 
     Exit status 0: nothing found; 1: findings.
 
     For example:
 
       guestemu fuzz hypercall --time 10m
+
+      guestemu fuzz conversion --until-finding --time 1h
 
       guestemu fuzz conversion --host my_host.py:MyHost --execs 100000 --engine random --seed 1
 
@@ -59,6 +64,7 @@ def command(
     options = Options(
         *(target, seconds, execs, jobs, engine, workdir, resume, seed, host, guest, cbit, memory),
         *(faults, bounds, tuple(inputs or (FLOWS_WORD,))),
+        until_finding=until_finding,
     )
     if cluster is not None:
         from guestemu.cli._cluster import fuzz

@@ -8,6 +8,7 @@ Each verb is a module of this package named like it (`_` for `-`), and registers
   of its own; or the module is a package, and each of its modules is a verb below it.
 - `GROUP`, one of `_help.GROUPS`, and `ORDER`, its place in the group.
 - `RENAMED`, optional: old spellings of options that still work, such as {"--seeds": "--inputs"}.
+- `NUMBERS`, optional: options whose number may be left out, and the number that is meant then.
 
 A module that starts with `_` is not a verb. Only the verb on the command line is imported, all of
 them for `--help`; so a verb module imports its tools inside its function. A verb returns None or an
@@ -129,14 +130,19 @@ def _wanted(arguments: Sequence[str], verbs: Mapping[str, str]) -> dict[str, str
 
 
 def _with_new_names(arguments: Sequence[str], modules: Mapping[str, ModuleType]) -> list[str]:
-    """`arguments` with the old spellings of options replaced, up to a `--`."""
+    """`arguments` with the old spellings of options replaced and the numbers that were left out put
+    in, up to a `--`."""
     renamed: dict[str, str] = {}
+    numbers: dict[str, str] = {}
     for module in modules.values():
         renamed |= getattr(module, "RENAMED", {})
+        numbers |= getattr(module, "NUMBERS", {})
     end = arguments.index("--") if "--" in arguments else len(arguments)
     found = []
-    for word in arguments[:end]:
+    for place, word in enumerate(arguments[:end]):
         name, equals, value = word.partition("=")
+        if word in numbers and not "".join(arguments[place + 1 : end][:1]).lstrip("-").isdecimal():
+            equals, value = "=", numbers[word]
         found.append(f"{renamed.get(name, name)}{equals}{value}")
     return [*found, *arguments[end:]]
 

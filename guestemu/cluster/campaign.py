@@ -80,6 +80,7 @@ class ClusterCampaign:
         self._store.lock()
         self._infrastructure += self._store.repair()
         self._before = with_settled(self._store.load_counts(), self._store)
+        self._old = len(self._before)
         self._exchange = Exchange(self._store)
         self.traffic = self._exchange.traffic
 
@@ -96,6 +97,9 @@ class ClusterCampaign:
                     self._begin(share, address)
                 while not all(share.is_done for share in self._shares):
                     self._turn()
+                    if self._is_enough():
+                        self._ask_to_end()
+                        break
         except KeyboardInterrupt:
             is_interrupted = True
             self._ask_to_end()
@@ -115,6 +119,11 @@ class ClusterCampaign:
                 "them"
             )
         return replace(self._keep(), is_interrupted=is_interrupted)
+
+    def _is_enough(self) -> bool:
+        """Whether the campaign has found what it was to find."""
+        until = self._template.until_finding
+        return until is not None and len(self.figures().findings) - self._old >= until
 
     def figures(self) -> Figures:
         """What is known now."""

@@ -66,6 +66,17 @@ def test_findings_exit_1_and_their_programs_reproduce_and_replay(tmp_path):
         assert done.returncode == status, done.stdout + done.stderr
 
 
+def test_a_campaign_ends_at_the_finding_that_is_wanted_and_an_old_one_does_not_count(tmp_path):
+    wanted = ("msr", "--host", f"{PLANTED}:ReservedBits", "--until-finding", *RANDOM)
+    figures = fuzz_json(*wanted, "--jobs", "2", cwd=tmp_path, status=1)
+    (finding,) = figures["findings"]
+    assert not figures["interrupted"]
+    assert (tmp_path / finding["program"]).exists()
+    figures = fuzz_json(*wanted, "--execs", "300", "--resume", cwd=tmp_path, status=1)
+    assert figures["executions"] == 300
+    assert [found["key"] for found in figures["findings"]] == [finding["key"]]
+
+
 def test_same_seed_and_executions_give_the_same_campaign(tmp_path):
     figures = [
         fuzz_json(

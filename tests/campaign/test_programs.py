@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import msgspec
+import planted_hosts
 import pytest
 
 from guestemu.campaign.programs import IN_A_ROW, ProgramSet
@@ -72,3 +73,18 @@ def test_a_campaign_whose_space_is_used_up_still_ends() -> None:
         session.execute(data)
     assert session.executions == 3
     assert session.distinct == 1
+
+
+@pytest.mark.parametrize("wanted", [1, 2, None])
+def test_a_session_ends_at_the_finding_that_is_wanted(wanted):
+    target = find_target("hypercall")
+    plan = Plan(target, target.header, until_finding=wanted)
+    session = Session(plan, host=planted_hosts.AttributeBit0())
+    bit_0 = encode_op(msgspec.structs.replace(NOTIFY, arguments=(12, 0, 1, 1, 0)))
+    session.execute(bit_0)
+    if wanted == 1:
+        with pytest.raises(SessionOver):
+            session.execute(bit_0)
+    else:
+        session.execute(bit_0)
+    assert len(session.make_report().findings) == 1

@@ -24,11 +24,13 @@ import typer
 from guestemu.cli import console
 
 RENAMED = {"--rows": "--lines"}
+NUMBERS = {"--times": "2"}
 
 def command(
     words: Annotated[list[str], typer.Argument(help="What to say.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     lines: int = 1,
+    times: int = 1,
 ) -> None:
     """Says words.
 
@@ -39,7 +41,7 @@ def command(
       guestemu echo twice
     """
     console.note("working")
-    for _ in range(lines):
+    for _ in range(lines * times):
         if as_json:
             console.emit_json({"words": words, "count": len(words)})
         else:
@@ -185,6 +187,16 @@ def test_an_old_spelling_still_works(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out == "x\nx\nx\nx\n--rows\n"
     assert main(["echo", "--help"], PACKAGE) == 0
     assert "--rows" not in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("verbs")
+def test_an_options_number_may_be_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--times", "x"], ["x", "--times"], ["x", "--times", "2"], ["x", "--times=2"]):
+        assert main(["echo", *words], PACKAGE) == 0
+    assert capsys.readouterr().out == "x\n" * 8
+    assert main(["echo", "x", "--times", "-1"], PACKAGE) == 0
+    assert main(["echo", "--", "--times"], PACKAGE) == 0
+    assert capsys.readouterr().out == "--times\n"
 
 
 @pytest.mark.usefixtures("verbs")
