@@ -15,12 +15,14 @@ from guestemu.cli import console
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from guestemu.events.devices import DeviceViolation
     from guestemu.events.exits import HypercallExit
     from guestemu.guest.linux.userland.running import Ended, RunningKernel
     from guestemu.guest.linux.userland.session import DeviceRead
 
 _TEXT: Final = "text:"
 _SHOWN: Final = 32
+_MAX_LINES: Final = 16
 _MAX_FILE: Final = 1 << 26
 
 
@@ -56,7 +58,9 @@ class RanCommand(msgspec.Struct, frozen=True):
 class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     """A run. `reached` says how it ended; `seconds` of CPU time; `restored` that it began from a
     snapshot in user space; `conversions` are pages whose status the host was told; `accesses` are
-    those of devices to memory; `traps` MMIO accesses by #VC or #VE."""
+    those of devices to memory; `traps` MMIO accesses by #VC or #VE. `mappings` counts the kernel's
+    own dma:* events by name; `rules` the accesses that each rule was applied to (userland/rules.py)
+    and `violations` are those that broke one."""
 
     version: str
     sev: str
@@ -70,6 +74,9 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     hypercalls: int
     conversions: int
     accesses: int
+    mappings: dict[str, int]
+    rules: dict[str, int]
+    violations: tuple[DeviceViolation, ...]
     reads: tuple[DeviceRead, ...]
     commands: tuple[RanCommand, ...]
     event_hash: str
@@ -77,8 +84,8 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_wrong(self) -> bool:
-        """Whether a driver read something that its device does not hold."""
-        return not all(read.is_right for read in self.reads)
+        """Whether a driver read something that its device does not hold, or a rule was broken."""
+        return bool(self.violations) or not all(read.is_right for read in self.reads)
 
 
 def run_kernel(request: RunRequest, on_line: Callable[[str], None] | None) -> RunReport:
@@ -165,8 +172,7 @@ def _run_own(request: RunRequest, image: Path, on_line: Callable[[str], None] | 
     """A user's own PID 1 or initramfs, or a stop before user space."""
     from guestemu.guest.linux.load import LOADER, linux_config
     from guestemu.guest.linux.userland.initramfs import make_initramfs
-    from guestemu.guest.linux.userland.running import RunningKernel
-    from guestemu.guest.linux.userland.session import Setting
+    from guestemu.guest.linux.userland.running import RunningKernel, command_line
     from guestemu.native import guest_program
     from guestemu.native.build import INIT
 
@@ -177,14 +183,14 @@ def _run_own(request: RunRequest, image: Path, on_line: Callable[[str], None] | 
     else:
         init = guest_program(INIT) if request.init is None else _read(request.init)
         initramfs = make_initramfs(init, {})
-    setting = Setting(sev=request.sev, append=request.append)
     start = time.process_time()
+    kernel = LOADER.kernel(image)
     running = RunningKernel(
-        LOADER.kernel(image),
+        kernel,
         linux_config(request.memory, request.cbit, request.sev),
         initramfs,
         devices=request.devices,
-        command_line=setting.command_line,
+        command_line=command_line(kernel, request.sev, request.append),
         on_line=on_line,
     )
     text = request.until.removeprefix(_TEXT)
@@ -229,6 +235,9 @@ def _report(
         hypercalls=len(calls),
         conversions=_conversions(calls),
         accesses=running.accesses,
+        mappings=running.mappings.counts,
+        rules=running.rules.checked,
+        violations=tuple(running.rules.violations),
         reads=reads,
         commands=commands,
         event_hash=running.event_hash,
@@ -273,6 +282,12 @@ def tell(report: RunReport) -> None:
         f"{report.hypercalls} hypercalls, {report.conversions} pages converted, "
         f"{report.accesses} accesses of devices"
     )
+    applied = ", ".join(f"{rule} {count}" for rule, count in report.rules.items() if count)
+    console.emit(f"checked accesses: {applied or 'none'}")
+    for violation in report.violations[:_MAX_LINES]:
+        console.emit(f"{violation.rule}: {violation.text}")
+    if len(report.violations) > _MAX_LINES:
+        console.emit(f"and {len(report.violations) - _MAX_LINES} more; --json lists them")
     for read in report.reads:
         if read.error:
             what = f"errno {read.error}"

@@ -7,7 +7,12 @@ import json
 
 import pytest
 
+from guestemu.abi.addresses import PAGE_SIZE
 from guestemu.cli.main import main
+from guestemu.events.devices import DeviceAccess
+from guestemu.guest.linux.load import LOADER
+from guestemu.guest.linux.userland import rules
+from guestemu.guest.linux.userland.session import Setting, Userland, read_device
 
 ALL = ("--device", "nvme", "--device", "virtio-rng", "--device", "virtio-blk")
 
@@ -70,6 +75,83 @@ def test_a_run_stops_at_a_function(run):
     assert found["syscalls"] == 0
 
 
+@pytest.fixture
+def running(image_of):
+    """6.12 in user space with all devices, from the snapshot."""
+    setting = Setting(devices=("nvme", "virtio-rng", "virtio-blk"))
+    running = Userland(LOADER).start(image_of("6.12"), setting)
+    yield running
+    running.machine.close()
+
+
+@pytest.fixture
+def accesses(running):
+    """What devices do to memory from now on."""
+    seen = []
+
+    def keep(event):
+        if isinstance(event, DeviceAccess):
+            seen.append(event)
+
+    running.listeners.append(keep)
+    return seen
+
+
+def broken(running):
+    return {violation.rule for violation in running.rules.violations}
+
+
+def test_every_access_of_a_device_is_shared_bounced_and_mapped(running, accesses):
+    assert read_device(running, "nvme").is_right
+    assert running.command("fill /dev/vda 65536 0").value == 65536
+    assert running.command("read /dev/nvme0n1 131072 0").value == 131072
+    counts = running.rules.checked
+    assert counts[rules.MAPPING] == counts[rules.PRIVATE_ADDRESS] == running.accesses
+    payload = sum(access.is_payload for access in accesses)
+    assert payload > 40
+    assert counts[rules.BOUNCE_POOL] > payload
+    assert broken(running) == set()
+
+
+def test_a_driver_that_does_not_bounce_is_caught(running):
+    field = running.kernel.address("io_tlb_default_mem") + running.kernel.btf.offset(
+        "io_tlb_mem.force_bounce"
+    )
+    vcpu = running.machine.current
+    assert vcpu.read_memory(field, 1) == b"\1"
+    assert vcpu.write_memory(field, b"\0")
+    running.command("read /dev/vda 1024 512")
+    assert rules.PRIVATE_ADDRESS in broken(running)
+    text = next(v.text for v in running.rules.violations if v.rule == rules.PRIVATE_ADDRESS)
+    assert "virtio-blk" in text
+    assert "the address has the C-bit" in text
+
+
+def test_a_descriptor_that_names_a_private_page_is_caught(running, monkeypatch):
+    ram = running.machine.ram
+    private = next(gfn for gfn in range(0x2000, ram.frames) if gfn not in running.rules.shared)
+    device = running.hardware.devices["nvme"]
+    monkeypatch.setattr(device, "pieces", lambda _command, size: [(private * PAGE_SIZE, size)])
+    before = ram.read(private * PAGE_SIZE, 512)
+    running.command("read /dev/nvme0n1 512 1024")
+    assert broken(running) == {
+        rules.PAGE_TABLE,
+        rules.HOST_STATUS,
+        rules.BOUNCE_POOL,
+        rules.MAPPING,
+    }
+    assert ram.read(private * PAGE_SIZE, 512) == before
+
+
+def test_a_buffer_used_after_its_unmap_is_caught(running, accesses):
+    read_device(running, "virtio-blk")
+    data = next(access for access in accesses if access.part == "data")
+    assert broken(running) == set()
+    running.hardware.devices["virtio-blk"].dma.write(data.gpa, b"late", "data", is_payload=True)
+    assert broken(running) == {rules.MAPPING}
+    assert "has ended" in running.rules.violations[0].text
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("sev", ["sev", "es", "snp", "tdx"])
 @pytest.mark.parametrize("series", ["6.1", "6.12", "7.3"])
@@ -78,6 +160,10 @@ def test_every_kernel_and_kind_of_guest(run, series, sev):
         pytest.skip("this kernel does not support this guest kind here")
     found, status = run(series, "--sev", sev, "--cold")
     assert status == 0
+    assert found["violations"] == []
+    assert found["rules"]["device-page-table"] > 20
+    assert (found["rules"]["device-page-state"] > 20) == (sev in {"snp", "tdx"})
+    assert (found["rules"]["device-mapping"] > 20) == (series != "6.1")
     assert found["reads"] == [
         {"device": "nvme", "node": "/dev/nvme0n1", "size": 512, "is_right": True, "error": 0}
     ]

@@ -29,7 +29,9 @@ from guestemu.guest.linux.kernel import Kernel
 from guestemu.guest.linux.platform import Console
 from guestemu.guest.linux.recorder import BootRecorder
 from guestemu.guest.linux.userland.hardware import PcHardware
+from guestemu.guest.linux.userland.mappings import BOOT_OPTIONS, PREFIX, DmaMappings, Span
 from guestemu.guest.linux.userland.random import RandomNumbers
+from guestemu.guest.linux.userland.rules import DeviceRules
 from guestemu.guest.td import VirtualException
 from guestemu.machine import layout
 from guestemu.machine.callbacks import CodeHook
@@ -104,6 +106,16 @@ class CommandResult(msgspec.Struct, frozen=True):
     data: bytes
 
 
+def command_line(kernel: Kernel, sev: str, append: str = "") -> str:
+    """The whole command line for `kernel` as a guest of this kind."""
+    parts = [COMMAND_LINE]
+    if f"{PREFIX}dma_map" in kernel.symbols:
+        parts.append(BOOT_OPTIONS)
+    if sev == "tdx":
+        parts.append(TDX_COMMAND_LINE)
+    return " ".join([*parts, append]).strip()
+
+
 class Ended(msgspec.Struct, frozen=True):
     """Why a run ended: `reason` is "idle" (PID 1 waits for a command), "until", "halted",
     "panic", "budget" or "stopped"; `text` one line."""
@@ -123,6 +135,9 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     interrupts: int
     traps: int
     accesses: int
+    checked: dict[str, int]
+    mappings: dict[str, int]
+    live: list[Span]
     event_hash: str
 
 
@@ -156,7 +171,8 @@ class RunningKernel:
 
     `listeners` hear of every event when it happens. `blocks` counts basic blocks, `syscalls` those
     of user mode, `interrupts` those delivered, `traps` MMIO by #VC or #VE, `accesses` those of
-    devices to memory. `results` are PID 1's answers to commands.
+    devices to memory. `results` are PID 1's answers to commands; `mappings` the DMA mappings that
+    the kernel reports; `rules` judge every access of a device.
     """
 
     def __init__(
@@ -194,6 +210,9 @@ class RunningKernel:
             self.machine.mmio.install(self.machine.hooks)
         if load:
             self._load(initramfs, command_line)
+        self.mappings = DmaMappings(kernel, self.machine, self.note)
+        self.rules = DeviceRules(kernel, self.machine, self.platform, self.mappings, self.note)
+        self.listeners.append(self.rules.hear)
         self.machine.log.listener = self._tell
         self.recorder = RunRecorder(self.note)
         self.machine.hooks.handler = self.recorder
@@ -225,6 +244,9 @@ class RunningKernel:
             interrupts=self.interrupts,
             traps=self.traps,
             accesses=self.accesses,
+            checked=dict(self.rules.checked),
+            mappings=dict(self.mappings.counts),
+            live=list(self.mappings.live),
             event_hash=self.event_hash,
         )
         self._hash = hashlib.sha256(state.event_hash.encode())
@@ -238,6 +260,11 @@ class RunningKernel:
         self.blocks, self.syscalls = state.blocks, state.syscalls
         self.interrupts, self.traps = state.interrupts, state.traps
         self.accesses = state.accesses
+        self.rules.checked.update(state.checked)
+        self.mappings.counts.update(state.mappings)
+        self.mappings.live[:] = state.live
+        for exit_ in self.recorder.exits:
+            self.rules.hear(exit_)
         self._hash = hashlib.sha256(state.event_hash.encode())
         self._is_idle = True
 

@@ -17,9 +17,8 @@ from guestemu.guest.linux.snapshot import SnapshotMismatch
 from guestemu.guest.linux.userland.initramfs import make_initramfs
 from guestemu.guest.linux.userland.modules import VIRTIO_PCI, package_of, read_modules
 from guestemu.guest.linux.userland.running import (
-    COMMAND_LINE,
-    TDX_COMMAND_LINE,
     RunningKernel,
+    command_line,
 )
 from guestemu.guest.linux.userland.snapshot import load_running, save_running
 from guestemu.machine.devices import find_device
@@ -38,12 +37,6 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     devices: tuple[str, ...] = ("nvme",)
     append: str = ""
     modules: str = ""
-
-    @property
-    def command_line(self) -> str:
-        """The kernel's whole command line."""
-        extra = TDX_COMMAND_LINE if self.sev == "tdx" else ""
-        return " ".join(part for part in (COMMAND_LINE, extra, self.append) if part)
 
 
 class Userland:
@@ -97,7 +90,7 @@ class Userland:
             linux_config(setting.memory, setting.cbit, setting.sev),
             initramfs,
             devices=setting.devices,
-            command_line=setting.command_line,
+            command_line=command_line(kernel, setting.sev, setting.append),
             on_line=self._on_line,
             load=load,
         )
