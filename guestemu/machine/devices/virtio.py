@@ -80,7 +80,7 @@ class VirtioFunction(PciFunction[VirtioState]):
         for kind, offset, size in ((1, 0, 0x38), (3, _ISR, 1), (4, _OWN, 0x100)):
             body = struct.pack("<BBB3xII", 16, kind, 0, offset, size)
             self.add_capability(_VENDOR_CAPABILITY, body)
-        body = struct.pack("<BBB3xIII", 20, 2, 0, _NOTIFY, _ISR - _NOTIFY, 4)
+        body = struct.pack("<BBB3x", 20, 2, 0) + struct.pack("<III", _NOTIFY, _ISR - _NOTIFY, 4)
         self.add_capability(_VENDOR_CAPABILITY, body)
         self.checkpoint()
 
