@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from guestemu.bench.figure import Pair, Work
 from guestemu.bench.floor import Floor
-from guestemu.bench.scene import CONVERSION, HYPERCALL, LOOP_CALLS, NoHost, Scene
+from guestemu.bench.scene import CONVERSION, HYPERCALL, LOOP_CALLS, ROUND_TRIP, NoHost, Scene
 from guestemu.machine.exits import ExitHandler
 from guestemu.program.ops import Op
 from guestemu.testbed import Testbed
@@ -101,6 +101,22 @@ def loop(scene: Scene) -> Pair:
         items=LOOP_CALLS,
         floor_items=LOOP_CALLS,
         note=scene.floor_note,
+    )
+
+
+def snp(scene: Scene) -> Pair:
+    """A page there and back under SNP (PVALIDATE, a page-state change), beside plain SEV."""
+    return _beside_sev(scene, scene.snp_testbed)
+
+
+def tdx(scene: Scene) -> Pair:
+    """A page there and back in a TD (MapGPA, ACCEPT), beside plain SEV."""
+    return _beside_sev(scene, scene.tdx_testbed)
+
+
+def _beside_sev(scene: Scene, testbed: Testbed) -> Pair:
+    return Pair(
+        _programs(testbed, ROUND_TRIP), _programs(scene.sev_testbed, ROUND_TRIP), "plain SEV"
     )
 
 

@@ -19,7 +19,8 @@ import msgspec
 
 from guestemu.bench.figure import Figure
 
-TARGETS: Final = ("hypercall", "conversion")
+TARGETS: Final = ("hypercall", "conversion", "psc", "hostile-host", "mapgpa")
+ONE_OP_TARGETS: Final = ("hypercall", "conversion")
 _AGAINST: Final = "an empty atheris target"
 _AGAINST_C: Final = "the same from C under the same libFuzzer"
 _C_SPEED: Final = 5

@@ -21,7 +21,7 @@ from guestemu.host.base import Hypercall, MapGpaRange, VcpuAccess
 from guestemu.machine import layout
 from guestemu.machine.engine import RegisterBatch
 from guestemu.program.ops import Op, OpKind
-from guestemu.program.program import Header
+from guestemu.program.program import Header, SevKind
 from guestemu.testbed import Testbed, build_testbed
 
 GENERATION: Final = "6.1"
@@ -33,6 +33,11 @@ _LOOP: Final = bytes.fromhex("4c89e0 0f01d9 49ffcd 75f5 f4")
 
 CONVERSION: Final = (
     Op(OpKind.SET_MEMORY_DECRYPTED, (1, 0), region=Region.D, page=PAGE, has_page=False),
+)
+_CONFIDENTIAL: Final = "snippet:6.12"
+ROUND_TRIP: Final = (
+    *CONVERSION,
+    Op(OpKind.SET_MEMORY_ENCRYPTED, (1, 0), Region.D, PAGE),
 )
 HYPERCALL: Final = (
     Op(
@@ -158,6 +163,22 @@ class Scene:
     def walker_testbed(self) -> Testbed:
         """The same with C-bit 51, translated by our own walker."""
         return build_testbed(Header(guest=f"snippet:{GENERATION}", cbit=51))
+
+    @cached_property
+    def snp_testbed(self) -> Testbed:
+        """6.12's code as an SNP guest, under KVM of 7.3."""
+        header = Header(guest=_CONFIDENTIAL, sev=SevKind.SEV_SNP, host="snp-kvm:7.3")
+        return build_testbed(header)
+
+    @cached_property
+    def tdx_testbed(self) -> Testbed:
+        """The same as a TD."""
+        return build_testbed(Header(guest=_CONFIDENTIAL, sev=SevKind.TDX))
+
+    @cached_property
+    def sev_testbed(self) -> Testbed:
+        """The same code's generation as a plain SEV guest."""
+        return build_testbed(Header(guest=_CONFIDENTIAL))
 
     @cached_property
     def conversion(self) -> Conversion:

@@ -35,6 +35,8 @@ _PREPARED: Final[Mapping[str, Callable[[Scene], Pair]]] = {
     "hypercall-checks": execution.hypercall,
     "hypercall-loop": execution.loop,
     "cbit-51": execution.walker,
+    "snp": execution.snp,
+    "tdx": execution.tdx,
     "programs": programs.unhooked,
     "programs-hooked": programs.hooked,
     "programs-8g": programs.large,
@@ -57,7 +59,7 @@ _PREPARED: Final[Mapping[str, Callable[[Scene], Pair]]] = {
     "status-export": status.export,
 }
 _CAMPAIGNS: Final = {f"fuzz-{target}": target for target in fuzzing.TARGETS}
-_ONE_OP: Final = {f"fuzz-{target}-1": target for target in fuzzing.TARGETS}
+_ONE_OP: Final = {f"fuzz-{target}-1": target for target in fuzzing.ONE_OP_TARGETS}
 _LONG: Final = {
     long_runs.JOBS: long_runs.JOBS_HELP,
     long_runs.MEMORY: long_runs.MEMORY_HELP,

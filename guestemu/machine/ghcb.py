@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Final
 
 from guestemu.abi import ghcb as abi
-from guestemu.abi.addresses import PAGE_SIZE, U32_MASK, Gpa
+from guestemu.abi.addresses import U32_MASK, Gpa
 from guestemu.machine.memory import GuestRam
 
 CPL: Final = 0x0CB
@@ -36,6 +36,12 @@ GENERAL: Final = {"rax": RAX, "rbx": RBX, "rcx": RCX, "rdx": RDX, "rsi": RSI}
 """Offsets of the registers that KVM takes from a GHCB."""
 
 _BITMAP_BYTES: Final = 16
+_SAVE_AREA: Final = VALID_BITMAP + _BITMAP_BYTES
+
+
+def valid_bits(*offsets: int) -> int:
+    """The bits of the valid bitmap for the fields at `offsets`."""
+    return sum(1 << (offset >> 3) for offset in offsets)
 
 
 class GhcbPage:
@@ -49,16 +55,21 @@ class GhcbPage:
     def __init__(self, ram: GuestRam, gpa: Gpa) -> None:
         self.gpa = gpa
         self._ram = ram
-        self._data = bytearray(ram.read(gpa, PAGE_SIZE, private=False))
+        self._data = bytearray(ram.read(gpa, _SAVE_AREA, private=False))
+        self._words = memoryview(self._data).cast("Q")
+        self._valid = int.from_bytes(self._data[VALID_BITMAP:], "little")
 
     def is_valid(self, offset: int) -> bool:
         """Whether the guest marked the field at `offset` (bytes) as given."""
-        bit = offset // 8
-        return bool(self._data[VALID_BITMAP + bit // 8] >> bit % 8 & 1)
+        return bool(self._valid >> (offset >> 3) & 1)
+
+    def are_valid(self, bits: int) -> bool:
+        """Whether the guest marked all fields of `valid_bits` as given."""
+        return self._valid & bits == bits
 
     def value(self, offset: int) -> int:
         """The 64-bit field at `offset`, given or not."""
-        return int.from_bytes(self._data[offset : offset + 8], "little")
+        return self._words[offset >> 3]
 
     def given(self, offset: int) -> int:
         """The field at `offset`; 0 where it is not marked as given, as KVM reads it."""
@@ -72,21 +83,22 @@ class GhcbPage:
     @property
     def usage(self) -> int:
         """0 for the layout of the specification; nothing else is defined."""
-        return int.from_bytes(self._data[USAGE : USAGE + 4], "little")
+        usage = self._ram.read(Gpa(self.gpa + USAGE), 4, private=False)
+        return int.from_bytes(usage, "little")
 
     def clear_valid(self) -> None:
         """Forgets what was given: the answer's own bits follow."""
-        self._data[VALID_BITMAP : VALID_BITMAP + _BITMAP_BYTES] = bytes(_BITMAP_BYTES)
+        self._valid = 0
 
     def set(self, offset: int, value: int) -> None:
         """Sets a 64-bit field and marks it as given."""
-        self._data[offset : offset + 8] = value.to_bytes(8, "little")
-        bit = offset // 8
-        self._data[VALID_BITMAP + bit // 8] |= 1 << bit % 8
+        self._words[offset >> 3] = value
+        self._valid |= 1 << (offset >> 3)
 
     def store(self) -> None:
         """Writes the answer's fields and the bitmap to guest memory."""
-        answer = bytes(self._data[RAX : VALID_BITMAP + _BITMAP_BYTES])
+        fields = bytes(self._data[RAX:VALID_BITMAP])
+        answer = fields + self._valid.to_bytes(_BITMAP_BYTES, "little")
         self._ram.write(Gpa(self.gpa + RAX), answer, private=False)
 
 

@@ -105,6 +105,8 @@ class RmpOutcome(msgspec.Struct, frozen=True):
 PLAIN: Final = RmpOutcome(What.PLAIN)
 CIPHERTEXT: Final = RmpOutcome(What.CIPHERTEXT)
 _NOT_VALIDATED: Final = RmpOutcome(What.VC, PAGE_NOT_VALIDATED)
+_DONE: Final = RmpOutcome(What.RESULT)
+_UNCHANGED: Final = RmpOutcome(What.RESULT, 0, True)
 _NPF: Final = NPF_RMP | NPF_ENCRYPTED
 
 
@@ -191,9 +193,9 @@ class Rmp:
 
     def state(self, gfn: int) -> int:
         """SHARED, ASSIGNED, VALIDATED or FOREIGN: the frame behind a guest frame."""
+        if not self._is_strange:
+            return self._codes[gfn] & _STATE
         sfn = self.system_frame(gfn)
-        if sfn == gfn and sfn not in self._odd and not self.small_mappings and not self.vmpl:
-            return self._codes[sfn] & _STATE
         entry = self.entry(sfn)
         if not entry.assigned and not entry.immutable:
             return SHARED
@@ -211,6 +213,11 @@ class Rmp:
             if gfn < self._frames:
                 states[gfn] = self.state(gfn)
         return bytes(states)
+
+    @property
+    def _is_strange(self) -> bool:
+        """Whether anything is not as a guest expects it, so that a frame's code is not all."""
+        return bool(self._odd or self._behind or self.small_mappings or self.vmpl)
 
     def describe(self, gfn: int) -> str:
         """The state in one word."""
@@ -272,6 +279,11 @@ class Rmp:
         """KVM gives the frames behind guest frames to the guest (sev_gmem_prepare()); those that it
         owns stay as they are."""
         end = min(gfn + pages, self._frames)
+        if pages == 1 and gfn < end and not self._is_strange:
+            if self._codes[gfn] == SHARED:
+                self._codes[gfn] = ASSIGNED
+                self._note(gfn, 1)
+            return
         is_large = self.large_pages and not gfn % PAGES_2M
         for frame in range(gfn, end):
             if self.state(frame) == SHARED:
@@ -283,6 +295,11 @@ class Rmp:
         """KVM takes the frames behind guest frames back (sev_gmem_invalidate(): PSMASH, then
         RMPUPDATE)."""
         end = min(gfn + pages, self._frames)
+        if pages == 1 and gfn < end and not self._is_strange and not self._codes[gfn] & _LARGE:
+            if self._codes[gfn]:
+                self._codes[gfn] = SHARED
+                self._note(gfn, 1)
+            return
         span = self._codes[gfn:end]
         if not self._odd and not self._behind and not any(code & _LARGE for code in set(span)):
             self._codes[gfn:end] = bytes(len(span))
@@ -328,6 +345,14 @@ class Rmp:
         """
         if self.vmpl:
             return RmpOutcome(What.GP)
+        if not is_2m and not self._is_strange:
+            code = self._codes[gfn]
+            if code in (ASSIGNED, VALIDATED):
+                if (code == VALIDATED) == validate:
+                    return _UNCHANGED
+                self._codes[gfn] = VALIDATED if validate else ASSIGNED
+                self._note(gfn, 1)
+                return _DONE
         if is_2m and gfn % PAGES_2M:
             return RmpOutcome(What.RESULT, abi.RMP_FAIL_INPUT)
         entry = self.entry(self.system_frame(gfn))

@@ -14,6 +14,7 @@ from a stable tree of 2026, "6.11" from the series as posted (merged for 6.11). 
 from __future__ import annotations
 
 import enum
+import struct
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -32,6 +33,10 @@ SCRATCH_LIMIT: Final = 16 * PAGE_SIZE
 """GHCB_SCRATCH_AREA_LIMIT: the most that KVM copies from a buffer outside of the GHCB."""
 
 _HEADER: Final = 8
+_GFN_MASK: Final = (1 << 40) - 1
+_IS_2M: Final = 1 << 56
+_MEANT: Final = (1 << 57) - 1
+"""The bits of an entry that KVM looks at."""
 _PAGES_2M: Final = 512
 _OPERATIONS: Final = frozenset({abi.PSC_OP_PRIVATE, abi.PSC_OP_SHARED})
 _MAX_ROUNDS: Final = 4096
@@ -164,6 +169,13 @@ class _Scratch:
         else:
             self.store(offset, value.to_bytes(size, "little"))
 
+    def words(self, index: int, end: int) -> tuple[int, ...]:
+        """Entries `index` to `end` as far as they are really there."""
+        count = min(end + 1 - index, (self._reach - _HEADER) // 8 - index)
+        if count <= 0:
+            return ()
+        return struct.unpack(f"<{count}Q", self.load(_HEADER + 8 * index, 8 * count))
+
     def close(self) -> None:
         """When the GHCB is unmapped."""
 
@@ -281,8 +293,9 @@ class SnpPsc:
 
     def _one_range(self, buffer: _Scratch, index: int, end: int, ask: AskUserSpace) -> int:
         """One contiguous range from entry `index` on; the next index, or ~SW_EXITINFO2."""
+        entries = _Entries(buffer, index, end)
         while index <= end:
-            start = _entry(buffer, index)
+            start = decode_entry(entries.word(index))
             if start.done > start.pages or start.gfn % start.pages:
                 return ~abi.PSC_ERROR_INVALID_ENTRY
             if start.done < start.pages:
@@ -292,32 +305,34 @@ class SnpPsc:
         else:
             return ~0
         first = start.gfn + start.done
-        stop, pages = self._batch(buffer, start, index + 1, end)
+        stop, pages = self._batch(entries, start, index + 1, end)
         if start.operation in _OPERATIONS:
             attributes = MAP_GPA_RANGE_ENCRYPTED if start.operation == abi.PSC_OP_PRIVATE else 0
             if start.is_2m:
                 attributes |= MAP_GPA_RANGE_PAGE_SZ_2M
             if self._ask(ask, first, pages, attributes):
                 return ~abi.PSC_ERROR_GENERIC
+        entries = _Entries(buffer, index, stop - 1)
         for done in range(index, stop):
-            word = buffer.read(_HEADER + 8 * done, 8)
-            size = decode_entry(word).pages
+            word = entries.word(done)
+            size = _PAGES_2M if word & _IS_2M else 1
             buffer.write(_HEADER + 8 * done, 8, word & ~0xFFF | size)
         buffer.write(0, 2, stop & 0xFFFF)
         return stop
 
-    def _batch(self, buffer: _Scratch, start: PscEntry, index: int, end: int) -> tuple[int, int]:
+    def _batch(self, entries: _Entries, start: PscEntry, index: int, end: int) -> tuple[int, int]:
         """How far the range of `start` goes on in the entries from `index` on: the first entry
         that is not part of it, and the pages of all."""
         origin = start.gfn if self._has(PscDefect.HALF_DONE_BATCH) else start.gfn + start.done
         is_whole = start.is_2m and not start.done
+        step = _PAGES_2M if is_whole else 1
+        kind = start.operation << 52 | (_IS_2M if is_whole else 0)
         pages = start.pages - start.done
         while index <= end:
-            entry = _entry(buffer, index)
-            kind = (entry.operation, entry.gfn, entry.done, entry.is_2m)
-            if kind != (start.operation, origin + pages, 0, is_whole):
+            wanted = (origin + pages & _GFN_MASK) << PAGE_SHIFT | kind
+            if entries.word(index) & _MEANT != wanted or origin + pages > _GFN_MASK:
                 break
-            pages += entry.pages
+            pages += step
             index += 1
         return index, pages
 
@@ -345,5 +360,17 @@ def _indices(buffer: _Scratch) -> tuple[int, int]:
     return word & 0xFFFF, word >> 16
 
 
-def _entry(buffer: _Scratch, index: int) -> PscEntry:
-    return decode_entry(buffer.read(_HEADER + 8 * index, 8))
+class _Entries:
+    """Entries from `first` to `end`, read at once: until user space is asked nobody changes them.
+    Those behind the buffer are read one by one, when KVM comes to them."""
+
+    def __init__(self, buffer: _Scratch, first: int, end: int) -> None:
+        self._buffer = buffer
+        self._first = first
+        self._words = buffer.words(first, end)
+
+    def word(self, index: int) -> int:
+        place = index - self._first
+        if place < len(self._words):
+            return self._words[place]
+        return self._buffer.read(_HEADER + 8 * index, 8)

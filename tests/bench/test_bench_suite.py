@@ -149,7 +149,7 @@ def test_one_op_is_measured_beside_c(monkeypatch: pytest.MonkeyPatch) -> None:
     "target",
     [
         target if target == "hypercall" else pytest.param(target, marks=pytest.mark.soak)
-        for target in fuzzing.TARGETS
+        for target in fuzzing.ONE_OP_TARGETS
     ],
 )
 def test_one_op_runs_under_atheris(target: str) -> None:

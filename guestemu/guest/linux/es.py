@@ -62,15 +62,17 @@ from guestemu.machine.snp_psc import (
 from guestemu.machine.vcpu import Vcpu
 
 _SYNCED: Final = ("rax", "rbx", "rcx", "rdx")
-_ALWAYS_NEEDED: Final = (ghcb.EXIT_CODE, ghcb.EXIT_INFO_1, ghcb.EXIT_INFO_2)
+_ALWAYS_NEEDED: Final = ghcb.valid_bits(ghcb.EXIT_CODE, ghcb.EXIT_INFO_1, ghcb.EXIT_INFO_2)
 _NEEDED: Final = {
-    abi.EXIT_VMMCALL: (ghcb.RAX, ghcb.CPL),
-    abi.EXIT_CPUID: (ghcb.RAX, ghcb.RCX),
-    abi.EXIT_MSR: (ghcb.RCX,),
-    abi.EXIT_PSC: (ghcb.SCRATCH,),
-    abi.EXIT_MMIO_READ: (ghcb.SCRATCH,),
-    abi.EXIT_MMIO_WRITE: (ghcb.SCRATCH,),
+    abi.EXIT_VMMCALL: _ALWAYS_NEEDED | ghcb.valid_bits(ghcb.RAX, ghcb.CPL),
+    abi.EXIT_CPUID: _ALWAYS_NEEDED | ghcb.valid_bits(ghcb.RAX, ghcb.RCX),
+    abi.EXIT_MSR: _ALWAYS_NEEDED | ghcb.valid_bits(ghcb.RCX),
+    **dict.fromkeys(
+        (abi.EXIT_PSC, abi.EXIT_MMIO_READ, abi.EXIT_MMIO_WRITE),
+        _ALWAYS_NEEDED | ghcb.valid_bits(ghcb.SCRATCH),
+    ),
 }
+_NEEDED_TO_WRITE: Final = _NEEDED[abi.EXIT_MSR] | ghcb.valid_bits(ghcb.RAX, ghcb.RDX)
 _MMIO_SIZES: Final = frozenset({1, 2, 4, 8})
 _NOWHERE: Final = -1
 _STATUSES: Final = frozenset(
@@ -265,9 +267,10 @@ class SevEs:
             answer = (abi.RESP_MALFORMED_INPUT, int(malformed.reason))
         except GuestFault as fault:
             answer = (abi.RESP_ISSUE_EXCEPTION, _injection(fault))
+        registers = [(ghcb.GENERAL[name], vcpu.read_register(name)) for name in _SYNCED]
         page.clear_valid()
-        for name in _SYNCED:
-            page.set(ghcb.GENERAL[name], vcpu.read_register(name))
+        for offset, value in registers:
+            page.set(offset, value)
         page.set(ghcb.EXIT_INFO_1, answer[0])
         page.set(ghcb.EXIT_INFO_2, answer[1])
         page.store()
@@ -282,10 +285,10 @@ class SevEs:
         is_ours = code in self._exits
         if not is_ours or (code == abi.EXIT_PSC and not self.snp and self.kernel.event_first):
             raise Malformed(abi.GhcbError.INVALID_EVENT)
-        needed = [*_ALWAYS_NEEDED, *_NEEDED.get(code, ())]
+        needed = _NEEDED.get(code, _ALWAYS_NEEDED)
         if code == abi.EXIT_MSR and page.value(ghcb.EXIT_INFO_1):
-            needed += [ghcb.RAX, ghcb.RDX]
-        if not all(page.is_valid(offset) for offset in needed):
+            needed = _NEEDED_TO_WRITE
+        if not page.are_valid(needed):
             raise Malformed(abi.GhcbError.MISSING_INPUT)
         if code == abi.EXIT_PSC and self.snp is None:
             raise Malformed(abi.GhcbError.MISSING_INPUT)

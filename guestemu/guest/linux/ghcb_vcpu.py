@@ -15,25 +15,27 @@ class GhcbVcpu:
 
     def __init__(self, page: GhcbPage | None) -> None:
         """`page` is None for the MSR protocol, which shows no register."""
-        offsets = ghcb.GENERAL if page is not None else {}
-        self._registers = {
-            name: page.given(offset) if page is not None else 0 for name, offset in offsets.items()
-        }
-        self._cpl = page.cpl if page is not None and page.is_valid(ghcb.CPL) else 0
+        self._page = page
+        self._written: dict[str, int] = {}
 
     def read_register(self, name: str) -> int:
         """See `VcpuAccess`."""
-        return self._registers.get(name, 0)
+        written = self._written.get(name)
+        if written is not None:
+            return written
+        offset = ghcb.GENERAL.get(name)
+        return 0 if offset is None or self._page is None else self._page.given(offset)
 
     def write_register(self, name: str, value: int) -> None:
         """See `VcpuAccess`."""
-        if name in self._registers:
-            self._registers[name] = value
+        if name in ghcb.GENERAL and self._page is not None:
+            self._written[name] = value
 
     @property
     def cpl(self) -> int:
         """See `VcpuAccess`."""
-        return self._cpl
+        page = self._page
+        return page.cpl if page is not None and page.is_valid(ghcb.CPL) else 0
 
     @property
     def is_64bit(self) -> bool:

@@ -25,6 +25,7 @@ from guestemu.abi.x86 import PTE_ADDRESS_MASK, RFLAGS_CF, VECTOR_GP, VECTOR_PF, 
 from guestemu.events.log import EventLog
 from guestemu.events.snp import MemoryFault, PageStateChange, PermissionChange, Validation
 from guestemu.guest.linux.ghcb_vcpu import GhcbVcpu
+from guestemu.machine.engine import RegisterBatch
 from guestemu.machine.exits import (
     Exit,
     GuestFault,
@@ -80,6 +81,8 @@ class Snp:
         self._memory_faults = 0
         self._stash: dict[int, bytes] = {}
         self._base = (bytes(self.attributes), dict(self._stash))
+        self._in = RegisterBatch(machine.engine, ("rax", "rcx", "rdx", "rflags", "cs", "cr3"))
+        self._out = RegisterBatch(machine.engine, ("rax", "rflags"))
         machine.devices += [self.rmp, self]
         machine.hooks.instructions[abi.PVALIDATE] = self._pvalidate
         machine.hooks.instructions[abi.RMPADJUST] = self._rmpadjust
@@ -153,6 +156,10 @@ class Snp:
         if gates is None:
             return
         state = self.rmp.state
+        if pages == 1:
+            private, shared = _RIGHTS.get(state(gfn), _NO_RIGHTS)
+            gates.set(gfn, 1, private=private, shared=shared)
+            return
         first = gfn
         for value, run in groupby(map(state, range(gfn, gfn + pages))):
             count = sum(1 for _ in run)
@@ -232,11 +239,12 @@ class Snp:
     # Instructions -----------------------------------------------------------------------------
 
     def _pvalidate(self, vcpu: Vcpu) -> Shutdown | None:
-        if vcpu.cpl:
+        rax, rcx, rdx, rflags, selector, cr3 = self._in.read().tolist()
+        if selector & 3 and vcpu.cpl:
             raise GuestFault(VECTOR_GP, 0)
-        size = vcpu.read_register("rcx") & U32_MASK
-        validate = bool(vcpu.read_register("rdx") & 1)
-        gfn = self._frame(vcpu, vcpu.read_register("rax"))
+        size = rcx & U32_MASK
+        validate = bool(rdx & 1)
+        gfn = self._frame(vcpu, rax, cr3)
         pages = PAGES_2M if size else 1
         faults = self._memory_faults
         if size > 1:
@@ -248,10 +256,11 @@ class Snp:
             if ended is not None:
                 return ended
         is_implicit = self._memory_faults > faults
-        vcpu.write_register("rax", outcome.code)
-        rflags = vcpu.read_register("rflags") & ~RFLAGS_CF
         sets_carry = outcome.carry and not self.forgives_double
-        vcpu.write_register("rflags", rflags | RFLAGS_CF if sets_carry else rflags)
+        out = self._out
+        out.values[0] = outcome.code
+        out.values[1] = rflags & ~RFLAGS_CF | (RFLAGS_CF if sets_carry else 0)
+        out.write()
         self.events.append(
             Validation(
                 gfn=gfn,
@@ -268,7 +277,7 @@ class Snp:
     def _rmpadjust(self, vcpu: Vcpu) -> Shutdown | None:
         if vcpu.cpl:
             raise GuestFault(VECTOR_GP, 0)
-        gfn = self._frame(vcpu, vcpu.read_register("rax"))
+        gfn = self._frame(vcpu, vcpu.read_register("rax"), vcpu.read_register("cr3"))
         is_2m = bool(vcpu.read_register("rcx") & U32_MASK)
         attributes = vcpu.read_register("rdx")
         ended, outcome = self._repeat(vcpu, gfn, lambda: self.rmp.rmpadjust(gfn, is_2m, attributes))
@@ -283,11 +292,12 @@ class Snp:
     ) -> tuple[Shutdown | None, RmpOutcome]:
         """Executes an instruction until it gives a result: KVM answers each #NPF, and #VC or #GP
         are raised."""
-        rip = vcpu.read_register("rip")
+        rip = 0
         for _fault in range(_MAX_FAULTS):
             outcome = instruction()
             if outcome.what is What.RESULT:
                 return None, outcome
+            rip = rip or vcpu.read_register("rip")
             if outcome.what is What.VC:
                 raise GuestFault(VECTOR_VC, outcome.code)
             if outcome.what is not What.NPF:
@@ -297,11 +307,11 @@ class Snp:
                 return ended, outcome
         return RunFailed("the vCPU stands still: the same #NPF again and again", rip), outcome
 
-    def _frame(self, vcpu: Vcpu, address: int) -> int:
+    def _frame(self, vcpu: Vcpu, address: int, cr3: int) -> int:
         """The frame at a virtual address; #PF where none is mapped, with the reserved bit where the
         leaf has no C-bit (N31)."""
         machine = self._machine
-        root = Gpa(vcpu.read_register("cr3") & PTE_ADDRESS_MASK & ~machine.pte_cbit)
+        root = Gpa(cr3 & PTE_ADDRESS_MASK & ~machine.pte_cbit)
         gva = Gva(address & ~(PAGE_SIZE - 1))
         leaf = walk(machine.ram, machine.pte_cbit, root, gva)
         if leaf.is_present and leaf.level in LEAF_SIZES:
