@@ -7,6 +7,7 @@ the same state (`reset`), so a program's outcome depends on nothing but the prog
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -41,6 +42,9 @@ from guestemu.program.program import Header, Program
 HOST_FAILED: Final = "host-failed"
 """The name of the violation that a user's host commits by raising, by an answer that is none, and
 by not returning."""
+
+TIME_UP: Final = "time-up"
+"""The name of the violation that a program commits by taking too long."""
 
 _NOTHING: Final = CallOutcome(0)
 _TO_PRIVATE: Final = frozenset({OpKind.SET_MEMORY_ENCRYPTED, OpKind.EARLY_SET_MEMORY_ENCRYPTED})
@@ -104,8 +108,8 @@ class Testbed:
         self.checks = tuple(checks)
         self.observe: Callable[[OpView], None] | None = None
         self._frames = guest.machine.config.frames
-        self.host.reset(self._frames)
-        self._tell_boot_exits()
+        self._failure: HostFailedError | None = None
+        self._set_up(self.host.reset)
         guest.use_kvm(_kvm_of(host), host.repaired)
         guest.use_lie(host.lie)
         self.recorder = ExitRecorder(host, guest)
@@ -166,18 +170,27 @@ class Testbed:
         self.guest.close()
 
     def reset(self) -> None:
-        """Guest and host back to their first state."""
+        """Guest and host back to their first state. A user's host that fails at it fails the first
+        operation."""
         if self._migration.is_on:
             self._migration.reset()
         self.guest.reset()
-        self.host.restore(self._frames)
+        self._set_up(self.host.restore)
         if self.guest.boot_exits:
-            self._tell_boot_exits()
             self.recorder.attach()
         self.slots.clear()
         self._answers = (0, 0)
         self._fault_split = False
         self._has_faults = False
+
+    def _set_up(self, restore: Callable[[int], None]) -> None:
+        """The host of a VM that has just booted."""
+        self._failure = None
+        try:
+            restore(self._frames)
+            self._tell_boot_exits()
+        except HostFailedError as error:
+            self._failure = error
 
     def _tell_boot_exits(self) -> None:
         """The host hears what the guest said while it booted, so that both agree at the start."""
@@ -213,12 +226,15 @@ class Testbed:
         view: OpView | None = None
         try:
             view = self._begin(index, op, self._range(op))
+            if self._failure is not None:
+                raise self._failure
             self._carry_out(view, results, violations)
         except HostFailedError as error:
             self._machine.hooks.clear()
             violations.append(Violation(HOST_FAILED, index, str(error)))
-            if self.observe is not None and view is not None:
-                self.observe(view)
+            if self.observe is not None:
+                with contextlib.suppress(HostFailedError):  # of a host that says nothing any more
+                    self.observe(view or self._before_any(index, op))
             raise VmStopped(f"the host failed: {error}") from error
 
     def _carry_out(
@@ -315,6 +331,27 @@ class Testbed:
             recorder.emitted,
         )
 
+    def _before_any(self, index: int, op: Op) -> OpView:
+        """The view of an operation that the host did not live to see."""
+        return OpView(
+            index=index,
+            op=op,
+            outcome=_NOTHING,
+            guest=self.guest,
+            host=self.host,
+            exits=[],
+            flips=[],
+            host_before=bitarray(),
+            private_before=self.guest.leaf_map.private.copy(),
+            moved_before=len(self.guest.leaf_map.moved),
+            frames=None,
+            wants_private=False,
+            region=op.region,
+            ready_before=False,
+            injected=(0, 0),
+            free_frames=None,
+        )
+
     def _collect(self, view: OpView) -> None:
         """Puts everything that happened in the order of time. The log of page-table stores says
         which leaves changed; an event that counted those stores stands behind the changes."""
@@ -399,6 +436,15 @@ class Testbed:
     def _fail_msr(self, op: Op) -> CallOutcome:
         self.host.inject_msr_error(op.arguments[0])
         return _NOTHING
+
+
+def belief_of(host: Host) -> tuple[bitarray, bool]:
+    """A copy of the host's map and whether it allows a migration; an empty map and False where a
+    user's host fails at saying so."""
+    try:
+        return host.private_map().copy(), host.migration_ready
+    except HostFailedError:
+        return bitarray(), False
 
 
 def _kvm_of(host: Host) -> str:

@@ -23,6 +23,11 @@ class HostFailedError(GuestemuError):
     not return. A finding, whose defect is the host's: exit status 1."""
 
 
+class ProgramTimeError(GuestemuError):
+    """A program took more than its time where no run can say so as a violation. A finding: exit
+    status 1."""
+
+
 class EngineError(GuestemuError):
     """The CPU emulator refused a call or ended in a state it should not reach."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from guestemu.abi.errors import InputError
+from guestemu.abi.errors import InputError, TimeUp
 from guestemu.campaign.feedback import Feedback
 from guestemu.campaign.migration_ops import Limit, migration_limiter
 from guestemu.campaign.ranges import limit_ops
@@ -17,10 +17,11 @@ from guestemu.host.base import Host
 from guestemu.host.userspace.base import VmStopped
 from guestemu.lockstep.check import LockstepCheck
 from guestemu.lockstep.run import HostChoice
+from guestemu.machine.watchdog import Watchdog
 from guestemu.program.binary import RECORD_SIZE, OpDecoder
 from guestemu.program.ops import Op, OpKind, Region
 from guestemu.program.program import Header
-from guestemu.testbed import Testbed, build_testbed
+from guestemu.testbed import TIME_UP, Testbed, build_testbed
 
 
 def _limiter(target: Target, lawful: bool) -> Limit | None:
@@ -40,7 +41,7 @@ class Executor:
     `kinds` are the ops allowed; `host` replaces the one that `header` names, `testbed` guest and
     host at once. Raises what `build_testbed` raises. A host that stops the VM (`VmStopped`) ends
     the program without a violation; whatever else it raises passes through. `heartbeat`, if set, is
-    called before every run.
+    called before every run; `bound`, if set, bounds the time of each.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Executor:
         self.header = header
         self.kinds = kinds
         self.heartbeat: Callable[[], None] | None = None
+        self.bound: Watchdog | None = None
         self._keep_to = _limiter(target, kinds.isdisjoint(target.fault_kinds))
         self._ignored = target.ignored
         self.max_size = target.max_ops * RECORD_SIZE
@@ -83,14 +85,23 @@ class Executor:
             self.heartbeat()
         testbed = self.testbed
         violations: list[Violation] = []
-        testbed.reset()
+        bound = self.bound
+        if bound is not None:
+            bound.renew()
+        index = 0
         try:
+            testbed.reset()
             for index, op in enumerate(ops):
                 testbed.step(index, op, None, violations)
         except VmStopped:
             testbed.guest.machine.hooks.clear()
+        except TimeUp as error:
+            testbed.guest.machine.hooks.clear()
+            violations.append(Violation(TIME_UP, index, str(error)))
         except NotImplementedError as error:
             raise InputError(f"--faults: {error}; leave --faults out") from error
+        if bound is not None:
+            bound.rest()
         if self._ignored and violations:
             return [found for found in violations if found.check not in self._ignored]
         return violations

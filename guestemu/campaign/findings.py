@@ -78,6 +78,7 @@ class FindingBook:
             return []
         probe = self.probe
         probe.heartbeat = self._executor.heartbeat
+        probe.bound = self._executor.bound
         probe.run_battery()
         look = probe.try_look(ops, traced=True)
         if look is None or not look.sightings:

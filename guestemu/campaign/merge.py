@@ -20,7 +20,9 @@ from guestemu.campaign.feedback import Feedback
 from guestemu.campaign.journal import input_name
 from guestemu.campaign.store import CampaignRecord, Store
 from guestemu.campaign.targets import find_target
+from guestemu.machine.watchdog import Watchdog
 from guestemu.program.ops import OpKind
+from guestemu.trace.run import seconds_for
 
 
 class Merged(msgspec.Struct, frozen=True):
@@ -89,14 +91,19 @@ def make_executor(record: CampaignRecord, feedback: Feedback, plugin: str = "") 
 def minimise_corpus(
     executor: Executor, feedback: Feedback, inputs: list[bytes], step: Callable[[], None]
 ) -> Merged:
-    """Runs `inputs`; `step` is called after each. Raises `InputError` if none covers anything."""
+    """Runs `inputs`, each for as long as a program of `run` may take; `step` is called after each.
+    Raises `InputError` if none covers anything."""
     kept = []
-    for data in inputs:
-        feedback.clear()
-        executor.run(executor.decode(data))
-        if feedback.take():
-            kept.append(data)
-        step()
+    with Watchdog(lambda: executor.testbed.guest.machine, seconds_for(executor.header)) as bound:
+        bound.rest()
+        executor.bound = bound
+        for data in inputs:
+            feedback.clear()
+            executor.run(executor.decode(data))
+            if feedback.take():
+                kept.append(data)
+            step()
+        executor.bound = None
     if not kept:
         raise InputError("no input covers anything; is this a corpus of the target?")
     return Merged(

@@ -10,12 +10,14 @@ Python stack on stderr; the worker dies with the thread that started it.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import mmap
 import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -27,10 +29,12 @@ from guestemu.campaign.engines import ENGINES
 from guestemu.campaign.session import LENGTH_SIZE, Plan, Report, Session
 from guestemu.campaign.store import Store
 from guestemu.campaign.targets import find_target
+from guestemu.machine.watchdog import Watchdog
 from guestemu.parts import load_parts
 from guestemu.processes import follow_parent
 from guestemu.program.binary import RECORD_SIZE
 from guestemu.program.program import Header
+from guestemu.trace.run import seconds_for
 
 _STDOUT: Final = 1
 _STDERR: Final = 2
@@ -123,6 +127,18 @@ def _failure(error: BaseException) -> Failure:
     return Failure(f"{type(error).__name__}: {error}", is_input=False, is_missing=False)
 
 
+@contextlib.contextmanager
+def _bound(session: Session, header: Header) -> Iterator[None]:
+    """Bounds the time of every program on a host of the user's."""
+    if not header.plugin:
+        yield
+        return
+    with Watchdog(None, seconds_for(header)) as bound:
+        bound.rest()
+        session.executor.bound = bound
+        yield
+
+
 def work(config: WorkerConfig) -> NoReturn:
     """Runs the session that `config` describes; ends the process."""
     follow_parent()
@@ -158,8 +174,9 @@ def work(config: WorkerConfig) -> NoReturn:
         sessions.append(session)
         _note_inputs(session, input_path(store, config.index))
         signal.signal(signal.SIGTERM, lambda *_: session.stop())
-        session.recover()
-        ENGINES[config.engine].run(session, leave)
+        with _bound(session, config.header):
+            session.recover()
+            ENGINES[config.engine].run(session, leave)
     except BaseException as error:
         leave(error)
     leave(None)

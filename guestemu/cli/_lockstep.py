@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from guestemu.trace.run import Run
 
 
-def command(program: Program, hosts: str, trace: Path | None, as_json: bool) -> int:
-    """Runs `program` on every host of `hosts` (comma-separated) and tells what differs.
+def command(
+    program: Program, hosts: str, trace: Path | None, limit: float | None, as_json: bool
+) -> int:
+    """Runs `program` on every host of `hosts` (comma-separated), each for `limit` seconds, and
+    prints what differs.
 
     Raises `InputError` for a bad list, and for a trace, which is of one run.
     """
@@ -28,7 +31,7 @@ def command(program: Program, hosts: str, trace: Path | None, as_json: bool) -> 
 
     if trace is not None:
         raise InputError(f"--trace {trace}: a trace is of one run; name one host")
-    found = run_lockstep(program, choices_of(hosts, program.header))
+    found = run_lockstep(program, choices_of(hosts, program.header), limit)
     if as_json:
         console.emit_json(_object(found), "lockstep")
     else:

@@ -20,7 +20,7 @@ import sys
 import traceback
 from typing import Final, Protocol, runtime_checkable
 
-from guestemu.abi.errors import HostFailedError, InputError, MissingError
+from guestemu.abi.errors import HostFailedError, InputError, MissingError, ProgramTimeError
 from guestemu.abi.text import visible
 from guestemu.cli import console
 
@@ -81,7 +81,7 @@ def describe(error: BaseException) -> tuple[int, str]:
             return EXIT_INTERRUPTED, "interrupted"
         case InputError():
             return EXIT_INPUT, str(error)
-        case HostFailedError():
+        case HostFailedError() | ProgramTimeError():
             return EXIT_FINDINGS, str(error)
         case MissingError():
             return EXIT_MISSING, str(error)

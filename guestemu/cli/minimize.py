@@ -9,7 +9,7 @@ from typing import Annotated, Final
 import typer
 
 from guestemu.cli import console
-from guestemu.cli._options import AsJson, GuestName, HostName, Plugins, ProgramPath
+from guestemu.cli._options import AsJson, GuestName, HostName, Limit, Plugins, ProgramPath
 
 GROUP: Final = "Search"
 ORDER: Final = 40
@@ -30,6 +30,7 @@ def command(
     guest: GuestName = None,
     host: HostName = None,
     plugins: Plugins = None,
+    limit: Limit = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a program as small as its finding allows.
@@ -51,7 +52,7 @@ def command(
     from guestemu.program.text import format_text
 
     loaded = load(program, Overrides(guest, host, plugins=tuple(plugins or ())))
-    findings = findings_of(loaded)
+    findings = findings_of(loaded, limit)
     chosen = choose(findings, key, str(program))
     smallest = chosen.program(loaded.header)
     place = "PROGRAM" if output is None else str(output)

@@ -79,7 +79,7 @@ def command(
 
         first = host.partition(",")[0]
         loaded = load(program, Overrides(guest, first, sev, cbit, memory, tuple(fault or ())))
-        return _lockstep.command(loaded, host, trace, as_json)
+        return _lockstep.command(loaded, host, trace, limit, as_json)
     allowed = tuple(plugins or ())
     loaded = load(
         program, Overrides(guest, host, sev, cbit, memory, tuple(fault or ()), plugins=allowed)

@@ -14,11 +14,13 @@ from guestemu.cli._options import (
     Faults,
     GuestName,
     HostName,
+    Limit,
     Memory,
     Plugins,
     ProgramPath,
     Sev,
 )
+from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
 
 if TYPE_CHECKING:
     from guestemu.trace.calltree import TreeLine
@@ -47,12 +49,15 @@ def command(
     memory: Memory = None,
     fault: Faults = None,
     plugins: Plugins = None,
+    limit: Limit = None,
     as_json: AsJson = False,
-) -> None:
+) -> int:
     """Explain a program down to the guest's code.
 
     For each operation: what it did, and the guest functions that did it. Calls are indented under
     their caller; page-table stores, TLB flushes, hypercalls and MSR accesses are marked with *.
+
+    Exit status 0: nothing wrong; 1: a check failed or the run did not get to its end.
 
     For example:
 
@@ -62,17 +67,19 @@ def command(
     """
     from guestemu.cli._program import Overrides, load
     from guestemu.trace.shown import show_program
+    from guestemu.trace.words import is_finding, run_word
 
     allowed = tuple(plugins or ())
     loaded = load(
         program, Overrides(guest, host, sev, cbit, memory, tuple(fault or ()), plugins=allowed)
     )
-    run, shown = show_program(loaded, depth, instructions)
+    run, shown = show_program(loaded, depth, instructions, limit)
     if as_json:
         console.emit_json({"ops": [_object(run, index, op) for index, op in enumerate(shown)]})
-        return
-    for index, op in enumerate(shown):
-        _tell(run, index, op)
+    else:
+        for index, op in enumerate(shown):
+            _tell(run, index, op)
+    return EXIT_FINDINGS if is_finding(run_word(run)) else EXIT_OK
 
 
 def _object(run: Run, index: int, shown: ShownOp) -> dict[str, object]:

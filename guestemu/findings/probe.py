@@ -18,7 +18,7 @@ import msgspec
 from bitarray import bitarray
 
 from guestemu.abi.addresses import PAGE_SIZE, U32_MASK
-from guestemu.abi.errors import GuestemuError
+from guestemu.abi.errors import GuestemuError, ProgramTimeError, TimeUp
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
 from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
 from guestemu.abi.x86 import Mode
@@ -37,11 +37,12 @@ from guestemu.findings.symptom import (
 from guestemu.host.native.host import NativeHost
 from guestemu.host.plugin_guard import PluginHost
 from guestemu.host.userspace.base import VmStopped
+from guestemu.machine.watchdog import Watchdog
 from guestemu.program.ops import HOST_SPECS, SPECS, Op, OpKind
 from guestemu.program.program import Header
 from guestemu.program.validity import problem_of
 from guestemu.program.values import BOUNDARIES
-from guestemu.testbed import Testbed
+from guestemu.testbed import HOST_FAILED, Testbed, belief_of
 
 _MODELS: Final = "guestemu.host."
 _NOTHING: Final[Spots] = frozenset()
@@ -50,6 +51,7 @@ _SLOW_NEIGHBOURS: Final = 40
 _REMEMBERED: Final = 256
 """Runs; each keeps a bit for each frame of the guest."""
 
+_HANGS: Final = 4
 _SMALL: Final = (0, 1, 2, 3, 4, 16)
 
 
@@ -83,15 +85,16 @@ class Look(msgspec.Struct, frozen=True):
 
 class Probe:
     """Looks at programs on `testbed`, whose observer it puts aside meanwhile. `heartbeat` is called
-    before every run. `is_slow`: a run takes milliseconds. `allows` tells
-    which programs a search may come to: those that the campaign itself would run. Violations of a
-    check in `ignored` are none."""
+    before every run, and `bound` bounds the time of each. `is_slow`: a run takes milliseconds.
+    `allows` tells which programs a search may come to: those that the campaign itself would run.
+    Violations of a check in `ignored` are none."""
 
     def __init__(
         self, testbed: Testbed, header: Header, heartbeat: Callable[[], None] | None = None
     ) -> None:
         self.header = header
         self.heartbeat = heartbeat
+        self.bound: Watchdog | None = None
         self.allows: Callable[[tuple[Op, ...]], bool] = lambda ops: True
         self.ignored: frozenset[str] = frozenset()
         self.testbed = testbed
@@ -151,6 +154,9 @@ class Probe:
 
         observer, testbed.observe = testbed.observe, observe
         self.runs += 1
+        bound = self.bound
+        if bound is not None:
+            bound.renew()
         testbed.reset()
         hooks = testbed.guest.machine.hooks
         handler = hooks.handler
@@ -164,12 +170,19 @@ class Probe:
                 testbed.step(index, op, None, violations)
         except VmStopped:
             hooks.clear()
+        except TimeUp as error:
+            hooks.clear()
+            raise ProgramTimeError(str(error)) from error
         finally:
             hooks.handler = handler
             code.stop()
             testbed.observe = observer
-        host = testbed.host
-        private, is_ready = host.private_map().copy(), host.migration_ready
+            private, is_ready = belief_of(testbed.host)
+            if bound is not None:
+                bound.rest()
+        is_hosts = any(found.check == HOST_FAILED for found in violations)
+        if bound is not None and bound.is_up and not is_hosts:
+            raise ProgramTimeError(bound.text)
         if not self._is_comparing:
             sightings = [self._by_half(ops, sighting, exits) for sighting in sightings]
         return Look(tuple(sightings), tuple(exits), private, is_ready), tuple(cleared)
@@ -224,12 +237,17 @@ class Probe:
         return spots
 
     def run_battery(self) -> None:
-        """Fills `cover` with the fixed battery, once."""
+        """Fills `cover` with the fixed battery, once. It ends early on a host that often does not
+        return."""
         if self._has_battery:
             return
         self._has_battery = True
+        hangs = 0
         for ops in _battery():
             self.try_look(ops, traced=True)
+            hangs += self.bound is not None and self.bound.is_up
+            if hangs == _HANGS:
+                break
         self._base = dict(self._cover)
 
     def suspicious_beside(self, ops: tuple[Op, ...], sighting: Sighting) -> Spots:
@@ -249,6 +267,7 @@ class Probe:
         self.run_battery()
         other = Probe(self.testbed, self.header, self.heartbeat)
         other.allows = self.allows
+        other.bound = self.bound
         other.ignored = self.ignored
         other.code = self.code
         other._cover = dict(self._base)

@@ -9,10 +9,11 @@ from guestemu.abi.errors import InputError
 from guestemu.campaign.ranges import limit_op
 from guestemu.findings.identify import Finding, cases_of, digest_of, identify
 from guestemu.findings.probe import Probe
+from guestemu.machine.watchdog import Watchdog
 from guestemu.program.ops import Op
 from guestemu.program.program import Program
-from guestemu.testbed import build_testbed
-from guestemu.trace.run import check_program
+from guestemu.testbed import Testbed, build_testbed
+from guestemu.trace.run import check_program, seconds_for
 
 
 def _near(program: Program) -> Callable[[tuple[Op, ...]], bool]:
@@ -26,26 +27,36 @@ def _near(program: Program) -> Callable[[tuple[Op, ...]], bool]:
     return allows
 
 
-def findings_of(program: Program) -> list[Finding]:
+def findings_of(program: Program, seconds: float | None = None) -> list[Finding]:
     """Runs `program` as its header says and identifies everything that goes wrong in it, in the
     order in which it shows; empty when nothing does.
 
-    The header stays as it is. Raises `InputError` for a configuration that cannot be.
+    The header stays as it is. Each run may take `seconds` of CPU time (default: as in `run_in`).
+    Raises `InputError` for a configuration that cannot be, and `ProgramTimeError` where the program
+    takes more.
     """
     check_program(program)
     testbed = build_testbed(program.header)
+    limit = seconds_for(program.header) if seconds is None else seconds
     try:
-        probe = Probe(testbed, program.header)
-        probe.allows = _near(program)
-        probe.run_battery()
-        look = probe.look(program.ops, traced=True)
-        found: dict[str, Finding] = {}
-        for case in cases_of(probe, program.ops, look):
-            for finding in identify(probe, case):
-                found.setdefault(digest_of(finding.key), finding)
-        return list(found.values())
+        with Watchdog(lambda: testbed.guest.machine, limit) as bound:
+            bound.rest()
+            return _findings(testbed, program, bound)
     finally:
         testbed.guest.close()
+
+
+def _findings(testbed: Testbed, program: Program, bound: Watchdog) -> list[Finding]:
+    probe = Probe(testbed, program.header)
+    probe.allows = _near(program)
+    probe.bound = bound
+    probe.run_battery()
+    look = probe.look(program.ops, traced=True)
+    found: dict[str, Finding] = {}
+    for case in cases_of(probe, program.ops, look):
+        for finding in identify(probe, case):
+            found.setdefault(digest_of(finding.key), finding)
+    return list(found.values())
 
 
 def choose(findings: list[Finding], key: str | None, name: str) -> Finding:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from guestemu.abi.errors import GuestemuError
+from guestemu.abi.errors import GuestemuError, ProgramTimeError
 from guestemu.campaign.figures import merge_counts
 from guestemu.campaign.findings import FindingCount
 from guestemu.campaign.readings import finding_programs, read_campaign
@@ -33,8 +33,9 @@ from guestemu.trace.run import run_program
 class Triaged(msgspec.Struct, frozen=True):
     """One defect over all campaigns. `programs` are the files that show it, the first is to be
     read, and `commands` run them; `places` the suspected host code; `state`: "shown", "gone" (no
-    check fails any more) or "error: WHY" (the program cannot be run); `strip` pictures the run,
-    `headline` is what is wrong in one sentence, `owner` whose defect it is."""
+    check fails any more), "time-up: WHY" (it takes more than its time) or "error: WHY" (the program
+    cannot be run); `strip` pictures the run, `headline` is what is wrong in one sentence, `owner`
+    whose defect it is."""
 
     key: str
     check: str
@@ -102,6 +103,8 @@ def _look(path: Path, count: FindingCount | None, permissions: Permissions) -> _
     try:
         program = with_plugin(load_program(path), permissions, path)
         findings = findings_of(msgspec.structs.replace(program, expectations=()))
+    except ProgramTimeError as error:
+        return _Group(path.stem, f"time-up: {error}", [path], counts)
     except GuestemuError as error:
         return _Group(path.stem, f"error: {error}", [path], counts)
     if not findings:

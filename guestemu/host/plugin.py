@@ -19,6 +19,7 @@ from guestemu.host.base import Host
 from guestemu.host.permission import REMEDY, file_of, shown_path
 from guestemu.host.plugin_guard import PluginHost, describe, place_of
 from guestemu.host.plugin_import import import_file
+from guestemu.machine.watchdog import Watchdog
 
 _METHODS: Final = {
     "reset": ("frames",),
@@ -28,13 +29,17 @@ _METHODS: Final = {
     "private_map": (),
 }
 
+LOAD_LIMIT_S: Final = 20.0
+"""Seconds of CPU time for importing the file and making the host."""
+
 
 def load_plugin(spec: str, plugin: str, switches: tuple[str, ...] = ()) -> Host:
     """The host of FILE.py:CLASS, wrapped so that its failures become `HostFailedError`.
 
     `plugin` is the file's path, as `permission` gave it. `switches` are passed to the class only if
     there are any. Raises `InputError` without a path, and `PluginError` for a file that cannot be
-    imported, a class that is not there or lacks a part of the interface.
+    imported or made within `LOAD_LIMIT_S`, a class that is not there or lacks a part of the
+    interface.
     """
     if not plugin:
         raise InputError(f"host {spec}: is code, and nothing here allows it; {REMEDY}")
@@ -44,12 +49,13 @@ def load_plugin(spec: str, plugin: str, switches: tuple[str, ...] = ()) -> Host:
         raise PluginError(f"host {spec}: no class named; write {spec}:CLASS")
     if path.suffix != ".py":
         raise PluginError(f"host {spec}: cannot be loaded; write FILE.py:CLASS")
-    module = import_file(path)
-    host_class = getattr(module, class_name, None)
-    if not inspect.isclass(host_class):
-        raise PluginError(f"{path}: no class {class_name!r}; {_classes_text(module)}")
-    _check_interface(path, host_class)
-    return PluginHost(path, _instantiate(path, host_class, switches))
+    with Watchdog(None, LOAD_LIMIT_S):
+        module = import_file(path)
+        host_class = getattr(module, class_name, None)
+        if not inspect.isclass(host_class):
+            raise PluginError(f"{path}: no class {class_name!r}; {_classes_text(module)}")
+        _check_interface(path, host_class)
+        return PluginHost(path, _instantiate(path, host_class, switches))
 
 
 def _classes_text(module: ModuleType) -> str:

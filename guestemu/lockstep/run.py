@@ -13,10 +13,11 @@ from guestemu.guest.base import CallOutcome
 from guestemu.host.permission import named_by_user
 from guestemu.lockstep.compare import Divergence, compare
 from guestemu.lockstep.side import Side, Traits, traits_of
+from guestemu.machine.watchdog import Watchdog
 from guestemu.program.ops import Op, OpKind
 from guestemu.program.program import Header, Program
-from guestemu.testbed import Testbed, build_testbed, host_of
-from guestemu.trace.run import Run, check_program, run_in
+from guestemu.testbed import Testbed, belief_of, build_testbed, host_of
+from guestemu.trace.run import Run, check_program, run_in, seconds_for
 
 
 class HostChoice(msgspec.Struct, frozen=True):
@@ -65,12 +66,15 @@ def _choice(name: str, header: Header) -> HostChoice:
     return HostChoice(spec, header.switches if spec == header.host else (), plugin)
 
 
-def run_lockstep(program: Program, choices: Sequence[HostChoice]) -> LockstepRun:
-    """Runs `program` on every host of `choices` and compares the others with the first.
+def run_lockstep(
+    program: Program, choices: Sequence[HostChoice], seconds: float | None = None
+) -> LockstepRun:
+    """Runs `program` on every host of `choices`, for `seconds` of CPU time on each (see `run_in`),
+    and compares the others with the first.
 
     Raises `InputError` for a configuration that cannot be, or an operation a host cannot do.
     """
-    recorded = [_record(program, choice) for choice in choices]
+    recorded = [_record(program, choice, seconds) for choice in choices]
     first = recorded[0][1]
     divergences = [
         divergence for _, sides in recorded[1:] for divergence in compare_sides(first, sides)
@@ -88,17 +92,20 @@ def compare_sides(one: Iterable[Side], other: Iterable[Side]) -> list[Divergence
     ]
 
 
-def _record(program: Program, choice: HostChoice) -> tuple[Run, list[Side]]:
+def _record(program: Program, choice: HostChoice, seconds: float | None) -> tuple[Run, list[Side]]:
     header = choice.header(program.header)
     program = msgspec.structs.replace(program, header=header, expectations=())
     check_program(program)
+    limit = seconds_for(header) if seconds is None else seconds
     testbed = build_testbed(header, host_of(header))
     try:
-        watcher = Watcher(testbed, traits_of(choice.label, testbed.host))
-        watcher.start()
-        run = run_in(testbed, program)
+        with Watchdog(None, limit):  # what is asked of a host outside of the run
+            watcher = Watcher(testbed, traits_of(choice.label, testbed.host))
+            watcher.start()
+        run = run_in(testbed, program, limit)
         if run.stop is not None:
-            watcher.stopped(program.ops[run.stop.op])
+            with Watchdog(None, limit):
+                watcher.stopped(program.ops[run.stop.op])
     finally:
         testbed.guest.machine.close()
     return run, watcher.sides
@@ -115,10 +122,8 @@ class Watcher:
 
     def start(self) -> None:
         """A program begins: the testbed was reset."""
-        host = self._testbed.host
         self.sides = []
-        self._map = host.private_map().copy()
-        self._ready = host.migration_ready
+        self._map, self._ready = belief_of(self._testbed.host)
         self._poisoned: frozenset[int] = frozenset()
 
     def _observe(self, view: OpView) -> None:
@@ -129,9 +134,9 @@ class Watcher:
         self._add(op, None, True)
 
     def _add(self, op: Op, view: OpView | None, is_stopped: bool) -> None:
-        host = self._testbed.host
         if op.kind is OpKind.HOST_POISON_PAGE:
             self._poisoned |= {op.arguments[0]}
+        after, ready = belief_of(self._testbed.host)
         exits = self._testbed.recorder.records if view is None else view.exits
         side = Side(
             traits=self._traits,
@@ -139,9 +144,9 @@ class Watcher:
             exits=tuple(exits),
             outcome=CallOutcome(None) if view is None else view.outcome,
             before=self._map,
-            after=host.private_map().copy(),
+            after=after,
             ready_before=self._ready,
-            ready=host.migration_ready,
+            ready=ready,
             is_stopped=is_stopped,
             poisoned=self._poisoned,
         )

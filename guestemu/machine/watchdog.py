@@ -30,7 +30,11 @@ right, and a host that sleeps must not keep it for ever."""
 
 _TICK_S: Final = 0.02
 _LEAST_GRACE_S: Final = 5.0
-_STATUS: Final = 1
+_LATER: Final = 100
+_LEAST_S: Final = 0.05
+GAVE_UP: Final = 1
+"""Exit status of a process whose code does not stop when it is interrupted."""
+
 _SIGNAL: Final = signal.SIGRTMIN + 9
 
 
@@ -38,19 +42,22 @@ class Watchdog:
     """Bounds what happens inside of `with`: `seconds` of CPU time of this process, and six times as
     much on the wall clock.
 
-    `machine` gives the machine that runs at the moment. `is_up` says that the time was up; the CPU
-    then ends every run at its first block. In the main thread Python code is interrupted by
-    `TimeUp`, again and again while it goes on. Code that catches that, too, ends the process with
-    status 1 when the time was up for as long as it had been given.
+    `machine` gives the machine that runs at the moment; without one only Python code is bounded.
+    `is_up` says that the time was up; the CPU then ends every run at its first block. In the main
+    thread Python code is interrupted by `TimeUp`, again and again while it goes on. Code that
+    catches that, too, ends the process with status 1 when the time was up for as long as it had
+    been given.
     """
 
-    def __init__(self, machine: Callable[[], Machine], seconds: float) -> None:
+    def __init__(self, machine: Callable[[], Machine] | None, seconds: float) -> None:
         self._machine = machine
         self._seconds = seconds
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._wait, daemon=True)
         self._is_main = threading.current_thread() is threading.main_thread()
         self._target = threading.get_ident()
+        self._turn = threading.Lock()
+        self._is_resting = False
         self.is_up = False
 
     @property
@@ -64,12 +71,26 @@ class Watchdog:
     def __enter__(self) -> Self:
         if self._is_main:
             self._before = signal.signal(_SIGNAL, self._on_signal)
-        self._watched = self._machine().launcher
-        self._watched.share_interpreter(True)
-        self._cpu_end = time.process_time() + self._seconds
-        self._wall_end = time.monotonic() + self._seconds * _WALL_FACTOR
+        self._watched = None if self._machine is None else self._machine().launcher
+        if self._watched is not None:
+            self._watched.share_interpreter(True)
+        self.renew()
         self._thread.start()
         return self
+
+    def renew(self) -> None:
+        """The time counts from now: another program begins. After one whose time was up the others
+        get a hundredth: what looks for the smallest such program runs it many times."""
+        with self._turn:
+            if self.is_up:
+                self._seconds = max(self._seconds / _LATER, min(self._seconds, _LEAST_S))
+            self.is_up = self._is_resting = False
+            self._cpu_end = time.process_time() + self._seconds
+            self._wall_end = time.monotonic() + self._seconds * _WALL_FACTOR
+
+    def rest(self) -> None:
+        """The program is over: nothing is interrupted until `renew`."""
+        self._is_resting = True
 
     def __exit__(
         self,
@@ -77,36 +98,44 @@ class Watchdog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._is_resting = True
         self._over.set()
         self._thread.join()
-        self._watched.share_interpreter(False)
+        if self._watched is not None:
+            self._watched.share_interpreter(False)
         if self._is_main:
             signal.pthread_sigmask(signal.SIG_BLOCK, ())  # a signal on its way arrives here
             signal.signal(_SIGNAL, self._before)
 
+    def _left(self) -> float:
+        return min(self._cpu_end - time.process_time(), self._wall_end - time.monotonic())
+
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        if not self._over.is_set():
+        if self.is_up and not self._is_resting:
             raise TimeUp(self.text)
 
     def _give_up(self) -> None:
         sys.stderr.write(f"guestemu: {self.text}, and does not stop when it is interrupted\n")
         sys.stderr.flush()
-        os._exit(_STATUS)
+        os._exit(GAVE_UP)
 
     def _wait(self) -> None:
-        while not self.is_up:
-            left = min(self._cpu_end - time.process_time(), self._wall_end - time.monotonic())
-            if left <= 0:
-                self.is_up = True
-            elif self._over.wait(left + _TICK_S):
-                return
-        tick = 0
+        ticks = 0
         while True:
-            self._machine().hooks.watch.left = -1
-            if self._is_main and tick % 10 == 0:
-                signal.pthread_kill(self._target, _SIGNAL)
-            tick += 1
-            if tick * _TICK_S > max(self._seconds * _WALL_FACTOR, _LEAST_GRACE_S):
-                self._give_up()
-            if self._over.wait(_TICK_S):
+            with self._turn:
+                left = self._seconds if self._is_resting else self._left()
+                if left <= 0:
+                    self._strike(ticks)
+            ticks = ticks + 1 if left <= 0 else 0
+            if self._over.wait(_TICK_S if left <= 0 else left + _TICK_S):
                 return
+
+    def _strike(self, ticks: int) -> None:
+        """The time is up, seen for the time number `ticks` in a row."""
+        self.is_up = True
+        if self._machine is not None:
+            self._machine().hooks.watch.left = -1
+        if self._is_main and ticks % 10 == 0:
+            signal.pthread_kill(self._target, _SIGNAL)
+        if ticks * _TICK_S > max(self._seconds * _WALL_FACTOR, _LEAST_GRACE_S):
+            self._give_up()

@@ -9,22 +9,30 @@ worker that dies loses the file that it ran, and nothing else.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
+import os
 import signal
 import sys
 import threading
+import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkContext, SpawnContext
 from multiprocessing.process import BaseProcess
-from typing import Generic, TypeAlias, TypeVar
+from typing import Final, Generic, TypeAlias, TypeVar
 
+from guestemu.machine.watchdog import GAVE_UP
 from guestemu.processes import follow_parent
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 Context: TypeAlias = ForkContext | SpawnContext
+
+_TICK_S: Final = 1.0
+_FAILED: Final = 70
 
 
 class _Worker(Generic[Item, Answer]):
@@ -38,20 +46,23 @@ class _Worker(Generic[Item, Answer]):
         self.process.start()
         theirs.close()
         self.open: list[Item] = []
+        self.heard = time.monotonic()
 
     def give(self, batch: Sequence[Item]) -> None:
         """Hands a batch over; a process that is dead shows when it is read."""
         self.open = list(batch)
+        self.heard = time.monotonic()
         try:
             self.connection.send(batch)
         except OSError:
             return
 
-    def kill(self) -> None:
-        """Ends the process."""
+    def kill(self) -> int | None:
+        """Ends the process; its exit status, negative after a signal."""
         self.process.kill()
         self.process.join()
         self.connection.close()
+        return self.process.exitcode
 
 
 def _serve(connection: Connection, work: Callable[[Sequence[Item]], Iterable[Answer]]) -> None:
@@ -59,13 +70,16 @@ def _serve(connection: Connection, work: Callable[[Sequence[Item]], Iterable[Ans
     follow_parent()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    while True:
-        try:
+    try:
+        while True:
             batch = connection.recv()
-        except EOFError:
-            return
-        for answer in work(batch):
-            connection.send(answer)
+            for answer in work(batch):
+                connection.send(answer)
+    except EOFError:
+        return
+    except Exception:
+        traceback.print_exc()
+        os._exit(_FAILED)
 
 
 def _context() -> Context:
@@ -81,9 +95,12 @@ def run_batches(
     work: Callable[[Sequence[Item]], Iterable[Answer]],
     batches: Iterable[Sequence[Item]],
     jobs: int,
+    stuck: Callable[[Item], Answer] | None = None,
+    patience: float = math.inf,
 ) -> Iterator[tuple[Item, Answer]]:
     """Each item with its answer, as they come, from up to `jobs` processes. `work` answers the
-    items of a batch in their order. An item whose process died has no answer."""
+    items of a batch in their order. An item whose process died has no answer. `stuck`, if set,
+    answers one whose process gave up (watchdog.py), or said nothing for `patience` seconds."""
     waiting = deque(batch for batch in batches if batch)
     context = _context()
     workers: list[_Worker[Item, Answer]] = []
@@ -95,16 +112,25 @@ def run_batches(
             while waiting and len(workers) < jobs:
                 workers.append(_Worker(context, work))
                 workers[-1].give(waiting.popleft())
-            for ready in wait([worker.connection for worker in workers if worker.open]):
-                worker = next(one for one in workers if one.connection is ready)
+            ready = wait([worker.connection for worker in workers if worker.open], _TICK_S)
+            for worker in [one for one in workers if one.open]:
+                is_silent = time.monotonic() - worker.heard > patience
+                if worker.connection not in ready and not is_silent:
+                    continue
                 try:
+                    if worker.connection not in ready:
+                        raise EOFError
                     answer: Answer = worker.connection.recv()
                 except (EOFError, OSError):
                     workers.remove(worker)
-                    worker.kill()
-                    if worker.open[1:]:
-                        waiting.appendleft(worker.open[1:])
+                    is_stuck = worker.kill() == GAVE_UP or is_silent
+                    item, *rest = worker.open
+                    if rest:
+                        waiting.appendleft(rest)
+                    if is_stuck:
+                        yield item, stuck(item)
                     continue
+                worker.heard = time.monotonic()
                 yield worker.open.pop(0), answer
     finally:
         for worker in workers:

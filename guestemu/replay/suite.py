@@ -25,12 +25,16 @@ from guestemu.program.text import load_program, parse_bytes
 from guestemu.replay.expectations import Mismatch, judge
 from guestemu.replay.pool import run_batches
 from guestemu.replay.record import record
-from guestemu.testbed import HOST_FAILED, Testbed, build_testbed, with_plugin
-from guestemu.trace.run import TIME_UP, Run, check_program, run_in, run_program
+from guestemu.testbed import HOST_FAILED, TIME_UP, Testbed, build_testbed, with_plugin
+from guestemu.trace.run import LIMIT_LINUX_S, LIMIT_S, Run, check_program, run_in, run_program
 
 _NOTHING: Final = Permissions()
 _SPOILS: Final = frozenset({HOST_FAILED, TIME_UP})
 """Violations after which guest and host are in no defined state."""
+
+_PATIENCE_S: Final = 150.0
+"""Wall-clock seconds after which a worker that answers nothing is ended, where a program may take
+`LIMIT_S` of CPU time: more than the watchdog in it waits."""
 
 _SMALLEST_BATCH: Final = 8
 _BATCHES_PER_JOB: Final = 6
@@ -161,17 +165,24 @@ def replay_all(
 
     parts = batches(paths, jobs)
     done: dict[Path, Result] = {}
-    if jobs <= 1 or len(paths) <= 1:
+    is_alone = jobs <= 1 or len(paths) <= 1
+    if is_alone and not permissions.directories:  # code of the user's may end its process
         for batch in parts:
             for path, result in _replay(batch, recording, permissions, seconds):
                 done[path] = note(result)
         return tuple(done[path] for path in paths)
     work = partial(_results, recording=recording, permissions=permissions, seconds=seconds)
-    done = {path: note(result) for path, result in run_batches(work, parts, jobs)}
+    patience = _PATIENCE_S if seconds is None else _PATIENCE_S * max(seconds, LIMIT_S) / LIMIT_S
+    if any(b"guest linux:" in _header_lines(path) for path in paths):
+        patience *= LIMIT_LINUX_S / LIMIT_S
+
+    def run(parts: Sequence[Sequence[Path]], jobs: int) -> Iterator[tuple[Path, Result]]:
+        return run_batches(work, parts, jobs, stuck, patience)
+
+    done = {path: note(result) for path, result in run(parts, max(jobs, 1))}
     for path in paths:
         if path not in done:
-            alone = dict(run_batches(work, [[path]], 1))
-            done[path] = note(alone.get(path) or died(path))
+            done[path] = note(dict(run([[path]], 1)).get(path) or died(path))
     return tuple(done[path] for path in paths)
 
 
@@ -213,6 +224,12 @@ def _results(
 ) -> Iterator[Result]:
     for _, result in _replay(batch, recording, permissions, seconds):
         yield result
+
+
+def stuck(path: Path) -> Result:
+    """The result of a program whose host could not be interrupted."""
+    text = "its time was up, and its host did not stop when it was interrupted"
+    return Result(str(path), (Mismatch("the run ends", text),))
 
 
 def died(path: Path) -> Result:

@@ -16,7 +16,7 @@ from guestemu.program.op_text import format_op
 from guestemu.program.program import Header, Program
 from guestemu.program.validity import header_problem, problem_of
 from guestemu.report.strip import Strip
-from guestemu.testbed import HOST_FAILED, OpResult, Outcome, Testbed, build_testbed
+from guestemu.testbed import HOST_FAILED, TIME_UP, OpResult, Outcome, Testbed, build_testbed
 from guestemu.trace.places import Places
 from guestemu.trace.strips import StripRecorder
 
@@ -24,8 +24,6 @@ LIMIT_S: Final = 5.0
 LIMIT_LINUX_S: Final = 300.0
 _LOST: Final = frozenset({LOST_STRICT, LOST_DEFINED})
 _ELSEWHERE: Final = "The records of these frames agree: the violation is about something else."
-TIME_UP: Final = "time-up"
-"""The name of the violation that a program commits by taking too long."""
 
 
 class VmStop(msgspec.Struct, frozen=True):
@@ -80,12 +78,18 @@ def run_in(testbed: Testbed, program: Program, seconds: float | None = None) -> 
         testbed.reset()
         for index in range(len(program.ops)):
             stop = step_in(testbed, program, index, results, violations)
-            if watchdog.is_up and not any(found.check == HOST_FAILED for found in violations):
-                violations.append(Violation(TIME_UP, index, watchdog.text))
+            add_time_up(violations, index, watchdog)
             if stop is not None or watchdog.is_up:
                 break
     outcome = Outcome(tuple(results), tuple(violations))
     return Run(program, outcome, Places(testbed.guest.regions), stop)
+
+
+def add_time_up(violations: list[Violation], index: int, watchdog: Watchdog) -> None:
+    """The violation of a program whose time is up at operation `index`, if it is; a host that did
+    not return has one already."""
+    if watchdog.is_up and not any(found.check == HOST_FAILED for found in violations):
+        violations.append(Violation(TIME_UP, index, watchdog.text))
 
 
 def step_in(

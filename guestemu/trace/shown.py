@@ -3,18 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
 from guestemu.checks.base import Violation
+from guestemu.guest.base import Guest
+from guestemu.machine.watchdog import Watchdog
 from guestemu.program.program import Program
 from guestemu.report.strip import Strip
 from guestemu.testbed import OpResult, Outcome, build_testbed
 from guestemu.trace.calltree import TreeLine, build_tree, fold, tree_lines
 from guestemu.trace.instructions import Decoder, InstructionRecorder
 from guestemu.trace.places import Places
-from guestemu.trace.run import Run, VmStop, check_program, step_in
+from guestemu.trace.run import Run, VmStop, add_time_up, check_program, seconds_for, step_in
 from guestemu.trace.strips import StripRecorder
 from guestemu.trace.symbols import SITE_TEXT, Symbols, symbols_of
 
@@ -39,50 +42,60 @@ class ShownOp(msgspec.Struct, frozen=True):
     strip: Strip | None = None
 
 
-def show_program(program: Program, depth: int, first: int) -> tuple[Run, tuple[ShownOp, ...]]:
+def show_program(
+    program: Program, depth: int, first: int, seconds: float | None = None
+) -> tuple[Run, tuple[ShownOp, ...]]:
     """Runs `program` and gives, for each operation that ran, calls to `depth` and the `first`
-    instructions. Raises `InputError` for a configuration that cannot be."""
+    instructions. It may take `seconds` of CPU time (see `run_in`). Raises `InputError` for a
+    configuration that cannot be."""
     check_program(program)
     testbed = build_testbed(program.header)
-    guest = testbed.guest
+    limit = seconds_for(program.header) if seconds is None else seconds
     try:
+        guest = testbed.guest
         strips = StripRecorder(testbed)
         places = Places(guest.regions)
-        symbols = symbols_of(guest)
-        is_snippet = guest.name.startswith("snippet:")
         recorder = InstructionRecorder(guest, testbed.recorder)
-        decoder = Decoder(guest)
+        recorded: list[tuple[int, array[int]]] = []
         results: list[OpResult] = []
         violations: list[Violation] = []
-        shown: list[ShownOp] = []
         stop: VmStop | None = None
-        testbed.reset()
-        for index in range(len(program.ops)):
-            recorder.begin()
-            stop = step_in(testbed, program, index, results, violations)
-            if not is_snippet:
-                for address in set(recorder.addresses):
-                    symbols.learn(address, decoder.at(address).text)
-            tree = fold(build_tree(recorder.addresses, decoder, symbols))
-            shown.append(
-                ShownOp(
-                    recorder.count,
-                    tuple(tree_lines(tree, depth)),
-                    tuple(_code(recorder, decoder, symbols, first)),
-                    strips.strip_of(index, places),
-                )
-            )
-            if stop is not None:
-                break
-        outcome = Outcome(tuple(results), tuple(violations))
-        return Run(program, outcome, places, stop), tuple(shown)
+        with Watchdog(lambda: testbed.guest.machine, limit) as watchdog:
+            testbed.reset()
+            for index in range(len(program.ops)):
+                recorder.begin()
+                stop = step_in(testbed, program, index, results, violations)
+                recorded.append((recorder.count, recorder.addresses))
+                add_time_up(violations, index, watchdog)
+                if stop is not None or watchdog.is_up:
+                    break
+        run = Run(program, Outcome(tuple(results), tuple(violations)), places, stop)
+        shown = [
+            msgspec.structs.replace(op, strip=strips.strip_of(index, places))
+            for index, op in enumerate(_shown(guest, recorded, depth, first))
+        ]
+        return run, tuple(shown)
     finally:
         testbed.close()
 
 
-def _code(
-    recorder: InstructionRecorder, decoder: Decoder, symbols: Symbols, first: int
-) -> Iterator[CodeLine]:
-    for address in recorder.addresses[:first]:
+def _shown(
+    guest: Guest, recorded: Iterable[tuple[int, array[int]]], depth: int, first: int
+) -> Iterator[ShownOp]:
+    """What is printed of the instructions that each operation ran: how many, and the addresses."""
+    symbols = symbols_of(guest)
+    decoder = Decoder(guest)
+    is_snippet = guest.name.startswith("snippet:")
+    for count, addresses in recorded:
+        if not is_snippet:
+            for address in set(addresses):
+                symbols.learn(address, decoder.at(address).text)
+        tree = fold(build_tree(addresses, decoder, symbols))
+        code = _code(addresses[:first], decoder, symbols)
+        yield ShownOp(count, tuple(tree_lines(tree, depth)), tuple(code))
+
+
+def _code(addresses: Iterable[int], decoder: Decoder, symbols: Symbols) -> Iterator[CodeLine]:
+    for address in addresses:
         site = SITE_TEXT.get(symbols.sites.get(address, ""), "")
         yield CodeLine(address, symbols.name(address), decoder.at(address).text, site)

@@ -26,10 +26,10 @@ from guestemu.events.text import describe
 from guestemu.guest.base import CallOutcome, GuestOops
 from guestemu.host.registry import contract_of
 from guestemu.machine.exits import ExceptionExit
-from guestemu.testbed import HOST_FAILED, OpResult
+from guestemu.testbed import HOST_FAILED, TIME_UP, OpResult
 from guestemu.trace.explain import explain
 from guestemu.trace.places import Places
-from guestemu.trace.run import TIME_UP, Run
+from guestemu.trace.run import Run
 from guestemu.trace.words import is_load, op_word, value_of
 
 MAX_LINES: Final = 12

@@ -26,8 +26,8 @@ from guestemu.machine.exits import (
     Unbacked,
 )
 from guestemu.program.ops import SPECS, Gives, Op
-from guestemu.testbed import HOST_FAILED
-from guestemu.trace.run import TIME_UP, Run
+from guestemu.testbed import HOST_FAILED, TIME_UP
+from guestemu.trace.run import Run
 
 OK: Final = "ok"
 VIOLATION: Final = "violation"

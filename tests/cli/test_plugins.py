@@ -36,6 +36,13 @@ class Wrong(MapGpaRangeHost):
 class Faults(MapGpaRangeHost):
     def hypercall(self, call): raise GuestFault(13)
 
+class Resets(MapGpaRangeHost):
+    times = 0
+    def reset(self, frames):
+        Resets.times += 1
+        if Resets.times > 4: raise ValueError("once more")
+        super().reset(frames)
+
 class Late(MapGpaRangeHost):
     def private_map(self): raise ValueError("late")
 """
@@ -141,6 +148,15 @@ def test_a_campaign_takes_a_failing_host_for_a_finding(here: Path, capsys: Captu
     assert "w/campaign.json: host evil.py:Raises is code" in capsys.readouterr().err
     assert main(["triage", "w", "--plugins", "."]) == 1
     assert main(["merge", "w", "--plugins", "."]) == 0
+
+
+def test_a_host_that_fails_at_a_reset_is_a_finding(here: Path, capsys: Captured) -> None:
+    words = ["--engine", "random", "--execs", "50", "--workdir", "w", "--json"]
+    assert main(["fuzz", "hypercall", "--host", "evil.py:Resets", *words]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert {finding["check"] for finding in found["findings"]} == {"host-failed"}
+    (program,) = (here / "w" / "findings").glob("*.prog")
+    assert "Resets.reset raised ValueError: once more" in program.read_text()
 
 
 def test_pytest_runs_no_code_unless_it_is_configured(here: Path) -> None:

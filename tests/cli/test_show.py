@@ -119,7 +119,7 @@ def test_a_loop_is_folded_and_ends(tmp_path: Path, capsys: Captured) -> None:
     path = tmp_path / "loop.prog"
     ops = "unmap D[3]\nset_memory_decrypted D[3] pages=1\n"
     path.write_text(f"guestemu-program 1\nbudget 3000\n---\n{ops}")
-    assert main(["show", str(path)]) == 0
+    assert main(["show", str(path)]) == 1
     text = capsys.readouterr().out
     assert "did not return: no-progress" in text
     assert "lookup_address (" in text

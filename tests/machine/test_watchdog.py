@@ -8,14 +8,21 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import held
 import pytest
 
 from guestemu.cli.main import main
+from guestemu.host import plugin
+from guestemu.host.conformance import suite
 from guestemu.program.text import parse_text
+from guestemu.replay.pool import run_batches
 from guestemu.replay.suite import Bench
-from guestemu.trace.run import TIME_UP, run_program
+from guestemu.testbed import TIME_UP
+from guestemu.trace.run import run_program
 from guestemu.trace.words import OK, run_word
 
 ENDLESS = (
@@ -109,3 +116,94 @@ def test_a_host_that_swallows_the_interrupt_ends_the_process(tmp_path: Path) -> 
     )
     assert done.returncode == 1
     assert "does not stop when it is interrupted" in done.stderr
+
+
+SWALLOWS = "while True:\n            try: time.sleep(1)\n            except: pass"
+
+
+def test_replay_keeps_the_results_of_the_others(
+    tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("slow.py").write_text(HOST.format(SWALLOWS))
+    Path("b.prog").write_text(GOOD)
+    for name in ("a", "c"):
+        Path(f"{name}.prog").write_text(GOOD.replace("---", "host slow.py:Host\n---"))
+    words = ["--plugins", ".", "--json", "--jobs", "1", "--junit", "out.xml", "--limit", "0.1"]
+    assert main(["replay", "a.prog", "b.prog", *words]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["programs"], found["passed"], found["bad"]) == (2, 1, [])
+    (failed,) = found["failed"]
+    assert failed["program"] == "a.prog"
+    assert "did not stop when it was interrupted" in failed["found"]
+    assert Path("out.xml").is_file()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["show", "a.prog", "--host", "slow.py:Host", "--limit", str(LIMIT)],
+        ["minimize", "a.prog", "--host", "slow.py:Host", "--limit", str(LIMIT)],
+        ["run", "a.prog", "--host", "map-gpa-range,slow.py:Host", "--limit", str(LIMIT)],
+    ],
+    ids=lambda words: " ".join(words[:1]),
+)
+def test_a_host_that_does_not_return_is_said_by_every_verb(
+    tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("slow.py").write_text(HOST.format("while True: pass"))
+    Path("a.prog").write_text(GOOD)
+    status = main(words)
+    out = capsys.readouterr().out
+    assert status == (0 if words[0] == "minimize" else 1)
+    assert "did not return" in out or "host-failed" in out
+
+
+def test_the_conformance_suite_bounds_each_check(
+    tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(suite, "LIMIT_S", LIMIT)
+    Path("slow.py").write_text(HOST.format("while True: pass"))
+    assert main(["hosts", "--check", "slow.py:Host"]) == 1
+    assert "Host.hypercall did not return" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["minimize", "show"])
+def test_a_program_that_does_not_end_is_said(tmp_path: Path, capsys: Captured, verb: str) -> None:
+    path = tmp_path / "a.prog"
+    path.write_text(ENDLESS)
+    assert main([verb, str(path), "--limit", str(LIMIT)]) == 1
+    out, err = capsys.readouterr()
+    assert "it took more than" in out + err
+    assert err.count("\n") <= 1
+
+
+def test_a_host_whose_construction_does_not_end_cannot_be_loaded(
+    tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plugin, "LOAD_LIMIT_S", LIMIT)
+    Path("slow.py").write_text(
+        HOST.format("pass")
+        .replace("def hypercall(self, call)", "def __init__(self)")
+        .replace("pass", "while True: pass")
+    )
+    Path("a.prog").write_text(GOOD)
+    assert main(["run", "a.prog", "--host", "slow.py:Host"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "slow.py:5: Host() failed: TimeUp: it took more than" in err
+
+
+def _sleep(batch: Sequence[str]) -> Iterator[str]:
+    for item in batch:
+        if item == "stuck":
+            time.sleep(held.DEADLINE_S)
+        yield item
+
+
+def test_a_worker_that_says_nothing_is_ended() -> None:
+    answers = dict(run_batches(_sleep, [["a", "stuck", "b"]], 1, lambda item: f"{item}!", 1.0))
+    assert answers == {"a": "a", "stuck": "stuck!", "b": "b"}

@@ -4,7 +4,7 @@
 The checks call the host directly, without a machine. They assert what any sound host of its ABI
 does and leave open what the generations decide differently (which error, whether a range beyond
 RAM is refused or cut). The built-in hosts fail some as posted and none with every defect repaired.
-A host that never returns from a call cannot be caught here.
+A check may take `LIMIT_S`, so a host that does not return fails it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from typing import Final
 
 import msgspec
 
+from guestemu.abi.errors import TimeUp
 from guestemu.abi.hypercalls import KVM_HC_PAGE_ENC_STATUS_2019
 from guestemu.host.base import GuestFault, Host
 from guestemu.host.conformance import conversions, msrs
 from guestemu.host.conformance.probe import Abi, Probe
 from guestemu.host.kvm.historic import HistoricHost
+from guestemu.machine.watchdog import Watchdog
 
 Check = Callable[[Probe], Iterator[str]]
 """Runs on a freshly reset host; yields one line for each thing that is wrong."""
@@ -45,6 +47,9 @@ CHECKS: Final[Mapping[str, Check]] = {
     "unknown-msrs": msrs.unknown_msrs,
     "fault-orders": msrs.fault_orders,
 }
+
+LIMIT_S: Final = 5.0
+"""Seconds of CPU time that one check may take; a sound host needs less than one for all."""
 
 _BEFORE_OPT_IN: Final = frozenset(
     {"fresh-vm", "early-notice", "migration-control", "reserved-bits", "msr-privilege"}
@@ -76,15 +81,21 @@ def check_host(host: Host, abi: Abi | None = None) -> list[Failure]:
     """
     chosen = abi or abi_of(host)
     failures = []
-    for name, check in CHECKS.items():
-        try:
-            probe = Probe(host, chosen)
-            if name not in _BEFORE_OPT_IN:
-                probe.opt_in()
-            failures += [Failure(name, message) for message in check(probe)]
-        except GuestFault as fault:
-            failures.append(Failure(name, f"a hypercall raised an exception in the guest: {fault}"))
-        except Exception as error:
-            text = str(error) or type(error).__name__
-            failures.append(Failure(name, text.splitlines()[0]))
+    with Watchdog(None, LIMIT_S) as bound:
+        for name, check in CHECKS.items():
+            bound.renew()
+            try:
+                probe = Probe(host, chosen)
+                if name not in _BEFORE_OPT_IN:
+                    probe.opt_in()
+                failures += [Failure(name, message) for message in check(probe)]
+            except GuestFault as fault:
+                text = f"a hypercall raised an exception in the guest: {fault}"
+                failures.append(Failure(name, text))
+            except TimeUp as error:
+                failures.append(Failure(name, str(error)))
+            except Exception as error:
+                text = str(error) or type(error).__name__
+                failures.append(Failure(name, text.splitlines()[0]))
+            bound.rest()
     return failures
