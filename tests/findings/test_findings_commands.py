@@ -118,10 +118,10 @@ def test_minimize_without_anything_wrong_or_with_an_unknown_key(campaign, capsys
 
 def test_show_explains_a_finding(campaign, answer, capsys):
     program = campaign / "findings" / f"{KEY}.prog"
-    (op,) = answer("show", *ALLOW, "-n", "2", program)["ops"]
+    (op,) = answer("show", *ALLOW, "-n", "2", program, status=1)["ops"]
     assert op["violations"][0].startswith("violation of record")
     assert [line["text"] for line in op["code"]] == ["vmmcall", "hlt"]
-    assert main(["show", str(program), *map(str, ALLOW)]) == 0
+    assert main(["show", str(program), *map(str, ALLOW)]) == 1
     assert "The host's record is not what it was told" in capsys.readouterr().out
 
 
