@@ -57,6 +57,18 @@ class _Worker(Generic[Item, Answer]):
         except OSError:
             return
 
+    def is_silent(self, patience: float) -> bool:
+        """It works and has said nothing for `patience` seconds."""
+        return bool(self.open) and time.monotonic() - self.heard > patience
+
+    def answer(self) -> tuple[Item, Answer]:
+        """The next item of its batch with its answer. Raises EOFError where none comes any more."""
+        if not self.connection.poll():
+            raise EOFError
+        answer: Answer = self.connection.recv()
+        self.heard = time.monotonic()
+        return self.open.pop(0), answer
+
     def kill(self) -> int | None:
         """Ends the process; its exit status, negative after a signal."""
         self.process.kill()
@@ -112,26 +124,18 @@ def run_batches(
             while waiting and len(workers) < jobs:
                 workers.append(_Worker(context, work))
                 workers[-1].give(waiting.popleft())
-            ready = wait([worker.connection for worker in workers if worker.open], _TICK_S)
-            for worker in [one for one in workers if one.open]:
-                is_silent = time.monotonic() - worker.heard > patience
-                if worker.connection not in ready and not is_silent:
-                    continue
+            busy = {worker.connection: worker for worker in workers if worker.open}
+            heard = [busy[one] for one in wait(list(busy), _TICK_S) if isinstance(one, Connection)]
+            for worker in heard or [one for one in workers if one.is_silent(patience)]:
                 try:
-                    if worker.connection not in ready:
-                        raise EOFError
-                    answer: Answer = worker.connection.recv()
+                    yield worker.answer()
                 except (EOFError, OSError):
                     workers.remove(worker)
-                    is_stuck = worker.kill() == GAVE_UP or is_silent
                     item, *rest = worker.open
                     if rest:
                         waiting.appendleft(rest)
-                    if is_stuck:
+                    if worker.kill() == GAVE_UP or worker.is_silent(patience):
                         yield item, stuck(item)
-                    continue
-                worker.heard = time.monotonic()
-                yield worker.open.pop(0), answer
     finally:
         for worker in workers:
             worker.kill()
