@@ -134,7 +134,8 @@ def run_batches(
                     item, *rest = worker.open
                     if rest:
                         waiting.appendleft(rest)
-                    if worker.kill() == GAVE_UP or worker.is_silent(patience):
+                    is_stuck = worker.kill() == GAVE_UP or worker.is_silent(patience)
+                    if stuck is not None and is_stuck:
                         yield item, stuck(item)
     finally:
         for worker in workers:
