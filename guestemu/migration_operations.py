@@ -8,6 +8,7 @@ after boot) in place; it is put back when a migration begins.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
@@ -70,6 +71,8 @@ class MigrationOperations:
         """A migration was started in this run."""
         self.sent: dict[int, bool] = {}
         """How each frame was sent last in this run: True as a private page."""
+        self.sends: Counter[int] = Counter()
+        """How often each frame was sent in this run."""
 
     @property
     def left(self) -> Guest | None:
@@ -98,6 +101,7 @@ class MigrationOperations:
         """Before the next run: the testbed has its own guest and host again."""
         self.is_on = False
         self.sent.clear()
+        self.sends.clear()
         self._source = None
         self._testbed.watch()
         if self._home is not None:
@@ -176,6 +180,7 @@ class MigrationOperations:
 
         def deliver(packet: Packet) -> None:
             self.sent[packet.gfn] = packet.is_private
+            self.sends[packet.gfn] += 1
             wire.send(packet)
 
         self._source = Source(guest, host, sender, frames, deliver, own)

@@ -25,7 +25,7 @@ from guestemu.cli._busy import Busy
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from guestemu.report.strip import Strip
+    from guestemu.report.strip import Strip, StripLine
 
 _PROGRAM: Final = "guestemu"
 _SHAPES_VERSION: Final = 1
@@ -173,9 +173,13 @@ def emit_strip(strip: Strip | None, indent: str = "") -> None:
     """A strip on stdout, each line behind `indent`; nothing for None."""
     from guestemu.report.strip import strip_lines
 
-    if strip is None:
-        return
-    for line in strip_lines(strip, not has_unicode()):
+    if strip is not None:
+        emit_lines(strip_lines(strip, not has_unicode()), indent)
+
+
+def emit_lines(lines: Iterable[StripLine], indent: str = "") -> None:
+    """The lines of a picture on stdout, each behind `indent`."""
+    for line in lines:
         emit(indent + "".join(paint(text, style) if style else text for text, style in line.parts))
 
 

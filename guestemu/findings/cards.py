@@ -24,9 +24,11 @@ from guestemu.program.op_text import format_op
 from guestemu.program.program import Header, Program
 from guestemu.program.text import format_text, load_program
 from guestemu.report.card import Card, CitedRule
+from guestemu.report.race import Race
 from guestemu.report.strip import Strip
 from guestemu.testbed import with_plugin
 from guestemu.trace.explain import explain
+from guestemu.trace.races import has_migration, race_of
 from guestemu.trace.run import Run, run_program
 from guestemu.trace.summary import tell_op
 
@@ -113,13 +115,13 @@ def cards_of(
 
 def _card(path: Path, count: FindingCount, permissions: Permissions, is_run: bool) -> Card:
     met = f"met {count.count:,} times, first after {duration(count.first_seen_s)}"
-    text, state, run = "", "shown", None
+    text, state, run, race = "", "shown", None, None
     try:
         if not path.is_symlink():  # a page shows what is in the directory, and nothing else
             text = _bare(read_regular(path).decode("utf-8", "backslashreplace"))
             program = load_program(path) if is_run else None
             if program is not None:
-                run = _run(with_plugin(program, permissions, path))
+                run, race = _run(with_plugin(program, permissions, path))
     except (GuestemuError, OSError) as error:
         state = f"error: {error}"
     violation = _violation(run, count.check)
@@ -134,7 +136,7 @@ def _card(path: Path, count: FindingCount, permissions: Permissions, is_run: boo
             headline = f"A violation of {count.check}; its program was not run for this page."
         violation = Violation(count.check, 0, "")
     else:
-        headline = headline_of(violation, strip)
+        headline = race.sentence if race and race.lost_at else headline_of(violation, strip)
     return Card(
         key=count.key,
         check=count.check,
@@ -144,6 +146,7 @@ def _card(path: Path, count: FindingCount, permissions: Permissions, is_run: boo
         seen=violation.message,
         rules=rules_of(violation.fact),
         strip=strip,
+        race=race,
         program=text,
         trace=() if run is None else steps_of(run),
         places=places,
@@ -168,8 +171,13 @@ def _bare(text: str) -> str:
     )
 
 
-def _run(program: Program) -> Run:
-    return run_program(msgspec.structs.replace(program, expectations=()))
+def _run(program: Program) -> tuple[Run, Race | None]:
+    """The run, and its race if it migrates."""
+    plain = msgspec.structs.replace(program, expectations=())
+    if not has_migration(plain):
+        return run_program(plain), None
+    race, run = race_of(plain)
+    return run, race
 
 
 def _violation(run: Run | None, check: str) -> Violation | None:

@@ -10,6 +10,7 @@ from html import escape
 import msgspec
 
 from guestemu.report.page import command_line
+from guestemu.report.race import Race, race_svg
 from guestemu.report.strip import Strip, strip_svg
 
 
@@ -35,6 +36,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     seen: str
     rules: tuple[CitedRule, ...]
     strip: Strip | None
+    race: Race | None
     program: str
     trace: tuple[str, ...]
     places: tuple[str, ...]
@@ -64,6 +66,11 @@ def card_html(card: Card) -> str:
             "a crossed box: the host refused.</p>",
             f'<div class="scroll" role="region" aria-label="Strip of {escape(card.key)}" '
             f'tabindex="0">{strip_svg(card.strip, f"strip-{card.key}")}</div>',
+        )
+    if card.race is not None:
+        parts.append(
+            f'<div class="scroll" role="region" aria-label="Race of {escape(card.key)}" '
+            f'tabindex="0">{race_svg(card.race, f"race-{card.key}")}</div>'
         )
     parts.append('<div class="two">')
     if card.seen:

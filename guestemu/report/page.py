@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 
 from guestemu.report.charts import STYLE
+from guestemu.report.race import RACE_STYLE
 from guestemu.report.strip import STRIP_STYLE
 
 _COLOURS: Final = """
@@ -123,7 +124,7 @@ def html_page(title: str, parts: Sequence[str]) -> str:
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         f"<title>{escape(title)}</title>"
-        f"<style>{_COLOURS}{_STYLE}{STYLE}{STRIP_STYLE}</style></head>"
+        f"<style>{_COLOURS}{_STYLE}{STYLE}{STRIP_STYLE}{RACE_STYLE}</style></head>"
         f'<body><a class="skip" href="#main">Skip to the content</a><main id="main">'
         f"{''.join(parts)}</main><script>{_SCRIPT}</script></body></html>\n"
     )

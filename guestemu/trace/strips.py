@@ -8,6 +8,7 @@ changed it. A strip is made of that afterwards, for the frames that the run was 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, Protocol, runtime_checkable
 
@@ -62,6 +63,7 @@ READABLE: Final = "readable now"
 _MAX_FRAMES: Final = 4096
 """Frames looked at one by one; of longer ranges only the ends and what disagrees."""
 _EDGE: Final = 4
+_SHOWN_BYTES: Final = 16
 _COMPARED: Final = 64
 """Frames of a range whose content is compared after a migration."""
 _MIGRATIONS: Final = frozenset({OpKind.MIGRATE_START, OpKind.MIGRATE_HANDLER})
@@ -104,12 +106,23 @@ class Views(msgspec.Struct, frozen=True):
 
 
 class Step(msgspec.Struct, frozen=True):
-    """One operation that ended: its views, and the ranges it touched (first frame, pages)."""
+    """One operation that ended: its views, the ranges it touched (first frame, pages), and the
+    frames it sent."""
 
     op: Op
     views: Views
     touched: tuple[tuple[int, int], ...]
     has_alias: bool
+    sent: frozenset[int]
+
+
+class Moved(msgspec.Struct, frozen=True):
+    """16 bytes of a frame from `offset` on, where the two guests first read something else: what
+    the one that left reads, and the one that arrived."""
+
+    offset: int
+    before: bytes
+    after: bytes
 
 
 class StripRecorder:
@@ -117,18 +130,21 @@ class StripRecorder:
 
     def __init__(self, testbed: Testbed) -> None:
         self._testbed = testbed
-        self._first: Views | None = None
+        self.first: Views | None = None
         self.steps: list[Step] = []
         self.asked: list[Said] = []
         self.told: list[Said] = []
+        self.moved: dict[int, Moved] = {}
+        """Of the frames that the run was about, at the end of its migration."""
+        self._sends: Counter[int] = Counter()
         self.guest = testbed.guest
         self.host = testbed.host
         testbed.observe = self._observe
 
     def _observe(self, view: OpView) -> None:
         guest, host = view.guest, view.host
-        if self._first is None:
-            self._first = Views(
+        if self.first is None:
+            self.first = Views(
                 tables=view.private_before,
                 alias=guest.leaf_map.alias.copy(),
                 holes=frozenset(),
@@ -152,8 +168,18 @@ class StripRecorder:
                 tuple(touched),
                 is_alias
                 or any(isinstance(event, LeafChange) and event.is_alias for event in view.events),
+                self._sent_now(),
             )
         )
+
+    def _sent_now(self) -> frozenset[int]:
+        """The frames that were sent since this was asked last."""
+        sends = self._testbed.migration.sends
+        if not sends or sends.total() == self._sends.total():
+            return frozenset()
+        new = frozenset(gfn for gfn, count in sends.items() if count != self._sends[gfn])
+        self._sends = sends.copy()
+        return new
 
     def _note_asked(self, view: OpView) -> Iterator[tuple[int, int]]:
         if view.frames is None or not view.frames[1]:
@@ -183,13 +209,14 @@ class StripRecorder:
                 yield (gfn, pages)
 
     def _views(self, guest: Guest, host: Host) -> Views:
-        last = self.steps[-1].views if self.steps else self._first
+        last = self.steps[-1].views if self.steps else self.first
         migration = self._testbed.migration
         tables, record = guest.leaf_map.private, host.private_map()
         states = _states(guest)
         if (
             last is not None
             and not migration.sent
+            and (migration.left is None or last.kept)
             and last.tables == tables
             and last.record == record
             and last.holes == guest.leaf_map.holes
@@ -199,7 +226,8 @@ class StripRecorder:
         kept = last.kept if last is not None else {}
         left = migration.left
         if left is not None and not kept:
-            kept = {gfn: _reads_same(left, guest, gfn) for gfn in self._kept_frames()}
+            self.moved = {gfn: _compare(left, guest, gfn) for gfn in self._kept_frames()}
+            kept = {gfn: one.before == one.after for gfn, one in self.moved.items()}
         return Views(
             tables=tables.copy(),
             alias=guest.leaf_map.alias.copy(),
@@ -225,13 +253,13 @@ class StripRecorder:
     def strip(self, places: Places, op: int | None = None) -> Strip | None:
         """The strip after operation `op` (default: the last that ended); None where the run was
         about no frame until then."""
-        if not self.steps or self._first is None:
+        if not self.steps or self.first is None:
             return None
         last = len(self.steps) - 1 if op is None else min(op, len(self.steps) - 1)
         frames = self._frames(last)
         if not frames:
             return None
-        drawing = _Drawing(self, last, frames, self._first)
+        drawing = _Drawing(self, last, frames, self.first)
         return drawing.strip(places)
 
     def strip_of(self, op: int, places: Places) -> Strip | None:
@@ -244,8 +272,8 @@ class StripRecorder:
 
     def _frames(self, last: int) -> list[int]:
         """The frames to draw: those touched, and one more on either side."""
-        assert self._first is not None
-        total = len(self._first.tables)
+        assert self.first is not None
+        total = len(self.first.tables)
         chosen = bitarray(total)
         ranges = [one for step in self.steps[: last + 1] for one in step.touched]
         for gfn, pages in ranges:
@@ -469,11 +497,15 @@ def _places(events: Iterable[Event]) -> Iterator[tuple[int, int]]:
             yield (event.gfn, event.pages)
 
 
-def _reads_same(left: Guest, arrived: Guest, gfn: int) -> bool:
-    """Whether both guests read the same bytes of a frame, each by its own page tables."""
+def _compare(left: Guest, arrived: Guest, gfn: int) -> Moved:
+    """What both guests read in a frame, each by its own page tables."""
     gpa = Gpa(gfn << PAGE_SHIFT)
-    pages = [
+    before, after = (
         peek(one.machine.ram, gpa, PAGE_SIZE, bool(one.leaf_map.private[gfn]))
         for one in (left, arrived)
-    ]
-    return pages[0] == pages[1]
+    )
+    differs = next((place for place in range(PAGE_SIZE) if before[place] != after[place]), 0)
+    offset = min(differs & ~0xF, PAGE_SIZE - _SHOWN_BYTES)
+    return Moved(
+        offset, before[offset : offset + _SHOWN_BYTES], after[offset : offset + _SHOWN_BYTES]
+    )

@@ -26,6 +26,7 @@ from guestemu.program.table import op_table
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = '"><script>document.title="owned"</script><img src=x onerror=document.title="owned">'
+PAGES = ("campaign", "dma", "ledger", "race")
 FINDINGS = {
     "status-hypercall-00000001": "examples/demo/forgotten-error.prog",
     "status-hypercall-00000002": "corpora/conversion/hole-middle.prog",
@@ -68,7 +69,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (root / "dma.html").write_text(page, encoding="utf-8")
     words = ["--policy", "warn", "--flow", "decrypt-1", "--html", str(root / "ledger.html")]
     assert main(["ledger", *words]) == 0
-    return {name: root / f"{name}.html" for name in ("campaign", "dma", "ledger")}
+    race = ROOT / "corpora/migration/status-before-dirty-s1.prog"
+    assert main(["race", str(race), "-o", str(root / "race.html")]) == 1
+    return {name: root / f"{name}.html" for name in PAGES}
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +82,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.mark.parametrize("is_dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1200, 400])
-@pytest.mark.parametrize("name", ["campaign", "dma", "ledger"])
+@pytest.mark.parametrize("name", PAGES)
 def test_a_page_can_be_read(
     name: str, width: int, is_dark: bool, pages: dict[str, Path], browser: Browser, tmp_path: Path
 ) -> None:

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`guestemu race`: a program with a migration, guest and host side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from guestemu.cli import console
+from guestemu.cli._options import AsJson, GuestName, HostName, Plugins, ProgramPath
+from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
+
+if TYPE_CHECKING:
+    from guestemu.report.race import Race
+    from guestemu.trace.run import Run
+
+GROUP: Final = "Migration"
+ORDER: Final = 20
+
+
+def command(
+    program: ProgramPath,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="OUT.html", help="Also write it as an HTML page."),
+    ] = None,
+    guest: GuestName = None,
+    host: HostName = None,
+    plugins: Plugins = None,
+    as_json: AsJson = False,
+) -> int:
+    """Draw a migration as a race of guest and host.
+
+    Two lanes, the guest's steps on the left, the host's on the right, with the passes of the
+    migration as bands and what each step changed. The program is run, then run in parts: the step
+    is marked after which nothing that the host still does saves the page.
+
+    Exit status 1: a page is lost, or another check failed.
+
+    For example:
+
+      guestemu race corpora/migration/status-before-dirty-s1.prog
+
+      guestemu race examples/demo/forgotten-error.prog -o race.html
+    """
+    from guestemu.cli._program import Overrides, load
+    from guestemu.trace.races import race_of
+    from guestemu.trace.words import is_finding, run_word
+
+    loaded = load(program, Overrides(guest, host, plugins=tuple(plugins or ())))
+    race, run = race_of(loaded)
+    if output is not None:
+        _write(output, program.name, race, run)
+    if as_json:
+        console.emit_json({"outcome": run_word(run), "race": race})
+    else:
+        from guestemu.report.race import race_lines
+
+        console.emit_lines(race_lines(race, not console.has_unicode()))
+    return EXIT_FINDINGS if is_finding(run_word(run)) else EXIT_OK
+
+
+def _write(output: Path, name: str, race: Race, run: Run) -> None:
+    from html import escape
+
+    from guestemu.campaign.store import write_atomically
+    from guestemu.report.page import figure, html_page, section
+    from guestemu.report.race import race_svg
+    from guestemu.report.strip import strip_svg
+
+    parts = [f"<h1>{escape(name)}</h1><p>{escape(race.sentence)}</p>"]
+    parts.append(section("The race", figure("The race", race_svg(race, "race"))))
+    if run.strip is not None:
+        parts.append(section("The strip", figure("The strip", strip_svg(run.strip, "strip"))))
+    write_atomically(output, html_page(name, parts).encode(), "-o")
