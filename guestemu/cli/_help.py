@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, Protocol, runtime_checkable
@@ -22,6 +23,7 @@ _OPTIONS: Final = (
     ("--show-completion", "Print the completion script."),
     ("-h, --help", "Print this help; after a command, its own."),
 )
+_LAST: Final = 99
 _UNWRAPPED: Final = "\b"
 _INDENT: Final = "  "
 
@@ -35,12 +37,30 @@ class VerbLine(msgspec.Struct, frozen=True, order=True):
     summary: str
 
 
-def verb_of(name: str, module: object, about: str | None) -> VerbLine:
-    """The verb that `module` defines; `about` is its help."""
-    group = getattr(module, "GROUP", GROUPS[-1])
+def verb_of(name: str, source: str) -> VerbLine:
+    """The verb that a module with this source defines: its help is that of `command`, else what
+    `app` is given as `help`, else (a package of verbs) the module's own."""
+    module = ast.parse(source)
+    group, order = GROUPS[-1], _LAST
+    about = ast.get_docstring(module)
+    for statement in module.body:
+        if isinstance(statement, ast.FunctionDef) and statement.name == "command":
+            about = ast.get_docstring(statement)
+            break
+        if not isinstance(statement, ast.Assign | ast.AnnAssign):
+            continue
+        target = statement.target if isinstance(statement, ast.AnnAssign) else statement.targets[0]
+        value = statement.value
+        match target, value:
+            case ast.Name("GROUP"), ast.Constant(str(group)):
+                pass
+            case ast.Name("ORDER"), ast.Constant(int(order)):
+                pass
+            case ast.Name("app"), ast.Call(keywords=keywords):
+                texts = [word.value for word in keywords if word.arg == "help"]
+                about = next((ast.literal_eval(text) for text in texts), about)
     if group not in GROUPS:
         raise TypeError(f"verb {name}: GROUP {group!r} is none of {', '.join(GROUPS)}")
-    order: int = getattr(module, "ORDER", 99)
     return VerbLine(group, order, name, summary_of(about))
 
 

@@ -10,31 +10,30 @@ Each verb is a module of this package named like it (`_` for `-`), and registers
 - `RENAMED`, optional: old spellings of options that still work, such as {"--seeds": "--inputs"}.
 - `NUMBERS`, optional: options whose number may be left out, and the number that is meant then.
 
-A module that starts with `_` is not a verb. Only the verb on the command line is imported, all of
-them for `--help`; so a verb module imports its tools inside its function. A verb returns None or an
+A module that starts with `_` is not a verb. Only the verb on the command line is imported, and for
+`guestemu --help` none: its lines come from the sources. So a verb module imports its tools inside
+its function. A verb returns None or an
 exit status (`errors.EXIT_FINDINGS`) and raises `InputError`, `MissingError` … for the rest:
 `errors.report` turns every exception into one line and a status, and with `--json` into an object.
 """
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import os
 import pkgutil
 import sys
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
+from importlib.abc import InspectLoader
 from types import ModuleType
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Final
 
-import typer
-import typer.main
-
-from guestemu import __version__
 from guestemu.abi.errors import InputError
 from guestemu.cli import _help, console, errors
-from guestemu.parts import load_parts
 from guestemu.processes import EndSignals
+
+if TYPE_CHECKING:
+    import typer
 
 _PROGRAM: Final = "guestemu"
 _ABOUT: Final = "Run, fuzz and replay page-encryption conversions without SEV hardware."
@@ -57,23 +56,10 @@ def find_verbs(package: str = _PACKAGE) -> dict[str, str]:
     }
 
 
-def _show_version(value: bool) -> None:
-    if value:
-        console.emit(f"{_PROGRAM} {__version__}")
-        raise typer.Exit
-
-
-def _root(
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
-    ] = False,
-) -> None:
-    """Run, fuzz and replay page-encryption conversions without SEV hardware."""
-
-
 def _register(app: typer.Typer, verb: str, name: str) -> ModuleType:
     """Adds the verb that the module called `name` defines; the module."""
+    import typer
+
     module = importlib.import_module(name)
     group: object = getattr(module, "app", None)
     command: object = getattr(module, "command", None)
@@ -93,24 +79,31 @@ def _register(app: typer.Typer, verb: str, name: str) -> ModuleType:
 
 def _build(verbs: Mapping[str, str]) -> tuple[typer.Typer, dict[str, ModuleType]]:
     """A typer application of `verbs`, and their modules, which it imports."""
+    import typer
+
+    from guestemu.cli._root import root
+
     app = typer.Typer(
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    app.callback()(_root)
+    app.callback()(root)
     return app, {verb: _register(app, verb, name) for verb, name in verbs.items()}
+
+
+def source_of(name: str) -> str:
+    """The source of the module called `name`, which is not imported."""
+    spec = importlib.util.find_spec(name)
+    source = spec and isinstance(spec.loader, InspectLoader) and spec.loader.get_source(name)
+    if not source:
+        raise TypeError(f"module {name} has no source")
+    return source
 
 
 def _overview(verbs: Mapping[str, str]) -> None:
     """Prints `guestemu --help`."""
-    app, modules = _build(verbs)
-    command = typer.main.get_command(app)
-    below: Mapping[str, object] = getattr(command, "commands", {})
-    rows = [
-        _help.verb_of(verb, module, getattr(below.get(verb), "help", ""))
-        for verb, module in modules.items()
-    ]
+    rows = [_help.verb_of(verb, source_of(name)) for verb, name in verbs.items()]
     for line in _help.overview(_PROGRAM, _ABOUT, rows):
         console.emit(line)
 
@@ -124,6 +117,8 @@ def _wanted(arguments: Sequence[str], verbs: Mapping[str, str]) -> dict[str, str
         return {}
     if verb in verbs:
         return {verb: verbs[verb]}
+    from difflib import get_close_matches
+
     close = get_close_matches(verb, verbs, 1)
     remedy = f"did you mean {close[0]}?" if close else f"{_PROGRAM} --help lists them"
     raise InputError(f"no command {verb!r}; {remedy}")
@@ -167,6 +162,10 @@ def _run(arguments: Sequence[str], package: str) -> int:
         _overview(verbs)
         return errors.EXIT_OK
     wanted = _wanted(arguments, verbs)
+    import typer.main
+
+    from guestemu.parts import load_parts
+
     load_parts()
     app, modules = _build(wanted)
     command = typer.main.get_command(app)
@@ -185,6 +184,12 @@ def _run(arguments: Sequence[str], package: str) -> int:
 def _is_broken_pipe(error: BaseException) -> bool:
     """Typer turns a broken pipe into SystemExit(1), which would read as findings."""
     return isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError)
+
+
+def _is_abort(error: Exception) -> bool:
+    """Whether typer made `error` of Ctrl-C or of the end of stdin."""
+    typer = sys.modules.get("typer")
+    return typer is not None and isinstance(error, typer.Abort)
 
 
 def _settle_stdout() -> None:
@@ -223,11 +228,14 @@ def _answer(arguments: list[str], package: str, as_json: bool, signals: EndSigna
         if not _is_broken_pipe(error):
             raise
         status = errors.EXIT_BROKEN_PIPE
-    except (KeyboardInterrupt, typer.Abort):
+    except KeyboardInterrupt:
         signals.ignore()
         status = errors.report(KeyboardInterrupt(), as_json)
     except Exception as error:
-        status = errors.report(error, as_json)
+        is_abort = _is_abort(error)
+        if is_abort:
+            signals.ignore()
+        status = errors.report(KeyboardInterrupt() if is_abort else error, as_json)
     _settle_stdout()
     console.begin("")
     return status

@@ -18,9 +18,6 @@ from guestemu.program.ops import OpKind
 from guestemu.program.program import Header
 from guestemu.testbed import OpResult, Testbed, build_testbed
 
-DEFAULT_HOSTS = ("qemu-v4", "shared-list-v10", "bitmap-v8", "bitmap-v6")
-"""What runs beside the default host: one of each generation."""
-
 
 class _Follower:
     """One other host with a testbed and a guest of its own."""

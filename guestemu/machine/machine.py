@@ -8,7 +8,7 @@ The unit of work is `rollback`: context restore plus a copy of the dirty pages, 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
@@ -19,7 +19,6 @@ from guestemu.abi.msrs import SEV_STATUS_SEV
 from guestemu.events.log import EventLog
 from guestemu.machine import layout
 from guestemu.machine.cache import CachedRam
-from guestemu.machine.cache_instructions import CacheInstructions
 from guestemu.machine.cipher import PageCipher
 from guestemu.machine.cpuid import sev_guest_leaves
 from guestemu.machine.devices.mmio import MmioSpace
@@ -34,6 +33,9 @@ from guestemu.machine.tlb import TlbWalker
 from guestemu.machine.vcpu import Vcpu
 from guestemu.machine.view_bit import NO_VIEW_BIT, ViewBit, sev_bit, tdx_bit
 from guestemu.machine.view_gates import ViewGates
+
+if TYPE_CHECKING:
+    from guestemu.machine.cache_instructions import CacheInstructions
 
 MMU_CBITS: Final = frozenset({33, *range(36, 40)})
 """Positions of the view bit that the emulated MMU accepts; others go through our own walker."""
@@ -111,11 +113,7 @@ class Machine:
         self.ram.is_plain = config.defer_memory_hooks
         if not config.defer_memory_hooks:
             self.ram.install(code)
-        self.cache = (
-            CacheInstructions(self.engine, self.hooks, self.ram)
-            if isinstance(self.ram, CachedRam)
-            else None
-        )
+        self.cache = self._cache()
         self.hooks.traps.add(layout.LANDING)
         self.msrs = MsrFile(config.sev_status)
         if config.cbit is not None and not config.tdx:
@@ -128,6 +126,15 @@ class Machine:
         self.gates: ViewGates | None = None
         self.mmio: MmioSpace | None = None
         self.modes: ModeTable
+
+    def _cache(self) -> CacheInstructions | None:
+        """The cache's instructions, where there is a cache; their disassembler takes a while to
+        load."""
+        if not isinstance(self.ram, CachedRam):
+            return None
+        from guestemu.machine.cache_instructions import CacheInstructions
+
+        return CacheInstructions(self.engine, self.hooks, self.ram)
 
     def boot(self, cr3: int) -> None:
         """Sets up the CPU's modes over the page tables at `cr3`; needs the descriptor tables."""

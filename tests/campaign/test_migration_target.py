@@ -15,6 +15,7 @@ from guestemu.campaign.migration_ops import MAX_OPS, PAGES, STEPS, check_order, 
 from guestemu.campaign.session import Plan, Report, Session
 from guestemu.campaign.store import CampaignRecord, Store
 from guestemu.campaign.targets import find_target
+from guestemu.checks.lost import LOST_STRICT
 from guestemu.program.binary import RECORD_SIZE, OpDecoder
 from guestemu.program.ops import Op, OpKind, Region, canonical_op
 from guestemu.program.text import load_program
@@ -32,6 +33,10 @@ def fuzz(target: str, execs: int, faults: bool = False, store: Store | None = No
     session = Session(plan, store)
     RandomEngine().run(session, lambda error: pytest.fail(str(error)))
     return session.make_report()
+
+
+def test_what_the_target_ignores_is_the_name_of_a_violation():
+    assert TARGET.ignored == {LOST_STRICT}
 
 
 def store_in(path: Path, target: str) -> Store:

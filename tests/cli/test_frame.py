@@ -199,6 +199,25 @@ def test_an_options_number_may_be_left_out(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out == "--times\n"
 
 
+def test_the_overview_needs_no_verb_and_no_typer() -> None:
+    code = (
+        "import sys; from guestemu.cli.main import main; main(['--help']); "
+        "print([name for name in sys.modules if name in ('typer', 'unicorn') or "
+        "name.startswith('guestemu.cli.') and name.rpartition('.')[2] in ('fuzz', 'zoo')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_list_of_targets_needs_no_machine() -> None:
+    code = (
+        "import sys; from guestemu.cli.main import main; main(['targets']); "
+        "print([name for name in ('unicorn', 'guestemu.checks') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 @pytest.mark.usefixtures("verbs")
 def test_only_the_verb_in_use_is_imported() -> None:
     assert main(["echo", "x"], PACKAGE) == 0
