@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.docs
 CONSTRAINTS := constraints.txt
 # The build's own packages are installed apart from ours; older pips read the first name for them,
 # newer ones the second.
@@ -58,9 +59,15 @@ lint: install
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 
-# Links between documents lead somewhere, and their commands exist.
-docs: install
+# Links between documents lead somewhere, and their commands exist; then the site, build/site.
+docs: install $(DOCS_STAMP)
 	$(BIN)/python -m pytest -q tests/docs/test_docs_links.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python docs/site/build.py
+
+$(DOCS_STAMP): $(STAMP)
+	PIP_CONSTRAINT=$(CONSTRAINTS) $(BIN)/python -m pip install --quiet \
+		--disable-pip-version-check 'mkdocs-material>=9.6'
+	touch $@
 
 types: install
 	$(BIN)/python -m mypy

@@ -20,16 +20,22 @@ from guestemu.report.charts import STYLE
 from guestemu.report.race import RACE_STYLE
 from guestemu.report.strip import STRIP_STYLE
 
-_COLOURS: Final = """
-:root{color-scheme:light dark;--page:#fff;--ink:#1a2130;--dim:#5b6474;--line:#cdd3de;--grid:#8b94a5;
---panel:#f4f6fa;--link:#1f4fb0;--private:#2456b3;--shared:#f3d27a;--sharedline:#8a6510;
---bad:#b3261e;--badpanel:#fdeceb;--good:#1b7a3d;--goodpanel:#e6f5ea;--warnpanel:#fff4d6;
---area:#b9cdf0;--yes:#1b7a3d;--no:#b3261e}
-@media(prefers-color-scheme:dark){:root{--page:#12161e;--ink:#e8ecf3;--dim:#a6b0c1;--line:#3a4354;
---grid:#77829a;--panel:#1b212c;--link:#8db4ff;--private:#3f6fd0;--shared:#d9b04a;
---sharedline:#f3d27a;--bad:#ff8a80;--badpanel:#3a1a1a;--good:#6fd08c;--goodpanel:#14301d;
---warnpanel:#3a3014;--area:#2c4677}}
-"""
+LIGHT: Final = (
+    "--page:#fff;--ink:#1a2130;--dim:#5b6474;--line:#cdd3de;--grid:#8b94a5;--panel:#f4f6fa;"
+    "--link:#1f4fb0;--private:#2456b3;--shared:#f3d27a;--sharedline:#8a6510;--bad:#b3261e;"
+    "--badpanel:#fdeceb;--good:#1b7a3d;--goodpanel:#e6f5ea;--warnpanel:#fff4d6;--area:#b9cdf0;"
+    "--yes:#1b7a3d;--no:#b3261e;"
+)
+DARK: Final = (
+    "--page:#12161e;--ink:#e8ecf3;--dim:#a6b0c1;--line:#3a4354;--grid:#77829a;--panel:#1b212c;"
+    "--link:#8db4ff;--private:#3f6fd0;--shared:#d9b04a;--sharedline:#f3d27a;--bad:#ff8a80;"
+    "--badpanel:#3a1a1a;--good:#6fd08c;--goodpanel:#14301d;--warnpanel:#3a3014;--area:#2c4677;"
+)
+"""The colours of pages and pictures, as variables of a style sheet."""
+
+_COLOURS: Final = (
+    f":root{{color-scheme:light dark;{LIGHT}}}@media(prefers-color-scheme:dark){{:root{{{DARK}}}}}"
+)
 _STYLE: Final = """
 *{box-sizing:border-box}
 body{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:0 auto;padding:1em 1em 4em;
