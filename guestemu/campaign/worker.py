@@ -38,6 +38,10 @@ from guestemu.trace.run import seconds_for
 
 _STDOUT: Final = 1
 _STDERR: Final = 2
+_LIMIT_S: Final = 8.0
+"""Seconds of CPU time for a program on a user's host: its six-fold on the wall clock ends before
+the supervisor takes the silence for a dead worker."""
+
 STATUS_FAILED: Final = 70
 
 
@@ -133,7 +137,7 @@ def _bound(session: Session, header: Header) -> Iterator[None]:
     if not header.plugin:
         yield
         return
-    with Watchdog(None, seconds_for(header)) as bound:
+    with Watchdog(None, min(seconds_for(header), _LIMIT_S)) as bound:
         bound.rest()
         session.executor.bound = bound
         yield

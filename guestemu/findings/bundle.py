@@ -8,6 +8,7 @@ test_KEY.py   fails as long as the defect is there
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -16,7 +17,6 @@ import msgspec
 
 from guestemu.findings.explain import run_command, words_of
 from guestemu.findings.identify import Finding
-from guestemu.host.permission import shown_path
 from guestemu.program.op_text import format_op
 from guestemu.program.program import Program
 from guestemu.program.text import format_text
@@ -45,7 +45,7 @@ def make_bundle(finding: Finding, program: Program, path: Path, workplace: str) 
         msgspec.structs.replace(program, expectations=()), _DEPTH, SHOWN_INSTRUCTIONS
     )
     lines = list(_explanation(finding, program, path, workplace, run, shown))
-    return Bundle("\n".join(lines) + "\n", _test(finding, program))
+    return Bundle("\n".join(lines) + "\n", _test(finding, program, path))
 
 
 def _explanation(
@@ -101,7 +101,8 @@ def _told(run: Run, index: int, text: str, shown: tuple[ShownOp, ...]) -> Iterat
         yield f"           {line.where:<34} {line.text}{site}"
 
 
-def _test(finding: Finding, program: Program) -> str:
+def _test(finding: Finding, program: Program, path: Path) -> str:
+    """The pytest file for the directory of `path`; it runs in every working directory."""
     violation = finding.violation
     plain = msgspec.structs.replace(program, expectations=())
     text = format_text(plain).rstrip("\n").replace("\\", "\\\\")
@@ -109,11 +110,12 @@ def _test(finding: Finding, program: Program) -> str:
     message = violation.message.replace("\\", "\\\\").replace('"', "'")
     imports = testbed = allow = ""
     if program.header.plugin:
-        place = shown_path(str(Path(program.header.plugin).parent))
+        place = os.path.relpath(Path(program.header.plugin).parent, path.absolute().parent)
         imports = "from pathlib import Path\n\nfrom guestemu.host.permission import permissions\n"
         testbed = "from guestemu.testbed import with_plugin\n"
         allow = (
-            f"    program = with_plugin(program, permissions([Path({place!r})]), Path(__file__))\n"
+            f"    allowed = permissions([Path(__file__).parent / {place!r}])\n"
+            "    program = with_plugin(program, allowed, Path(__file__))\n"
         )
     return f'''"""Fails as long as the defect {finding.key} is there.
 

@@ -161,7 +161,9 @@ def test_a_host_that_fails_at_a_reset_is_a_finding(here: Path, capsys: Captured)
 
 def test_pytest_runs_no_code_unless_it_is_configured(here: Path) -> None:
     def run(*words: str) -> str:
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words]
+        without = ("cacheprovider", "xdist", "hypothesispytest")  # they take as long as the rest
+        plain = [word for name in without for word in ("-p", f"no:{name}")]
+        command = [sys.executable, "-m", "pytest", "-q", *plain, *words]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
     assert "1 failed, 1 passed" in run("programs")

@@ -194,10 +194,14 @@ def test_the_bundle_has_guest_code_and_a_test_that_fails(finding, tmp_path, monk
     for words in ("vmmcall", "! violation of record", "Rule: ", f"guestemu run {path}"):
         assert words in bundle.explanation
     test = tmp_path / "test_finding.py"
-    run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(test)]
+    run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
     for text, status in ((bundle.test, 1), (bundle.test.replace("a1=2", "a1=1"), 0)):
         test.write_text(text)
-        done = subprocess.run(run, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*run, str(test)], cwd=elsewhere, capture_output=True, text=True, check=False
+        )
         assert done.returncode == status, done.stdout
         assert "InputError" not in done.stdout  # fails for the defect, not for lack of the host
 

@@ -20,9 +20,9 @@ def swept(experiment: Experiment, every: int) -> SweepResult:
     [
         ("6.1", False, "plain"),
         ("6.1", True, "plain"),
-        ("6.1", False, "firmware"),
-        ("6.1", True, "firmware"),
-        ("6.12", False, "plain"),
+        pytest.param("6.1", False, "firmware", marks=pytest.mark.soak),
+        pytest.param("6.1", True, "firmware", marks=pytest.mark.soak),
+        pytest.param("6.12", False, "plain", marks=pytest.mark.soak),
         ("6.12", True, "firmware"),
     ],
 )

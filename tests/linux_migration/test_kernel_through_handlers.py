@@ -17,7 +17,7 @@ from guestemu.migration.handler_link import FIRMWARE_MAILBOX, FIRMWARE_PAGES, Ha
 OWN = {*FIRMWARE_PAGES, FIRMWARE_MAILBOX, FIRMWARE_MAILBOX + 1}
 CASES = [
     ("6.1", False, "sev"),
-    ("6.1", False, "es"),
+    pytest.param("6.1", False, "es", marks=pytest.mark.soak),
     pytest.param("6.12", True, "sev", marks=pytest.mark.soak),
 ]
 
