@@ -39,6 +39,45 @@ class Request(msgspec.Struct, frozen=True):
     perfetto: Path | None = None
 
 
+class WorkloadOrder(msgspec.Struct, frozen=True):
+    """What to record: the file of commands, where the trace's text goes, and the guest's kind."""
+
+    commands: Path
+    dump: Path | None
+    sev: str
+    devices: tuple[str, ...]
+
+
+def run_workload(order: WorkloadOrder, request: Request) -> DmaReport:
+    """Records the trace on the kernel of `request.guest`, then replays it there.
+
+    Raises `InputError`.
+    """
+    import tempfile
+
+    from guestemu.abi.errors import InputError
+    from guestemu.cli._kernel_run import read_commands
+    from guestemu.dma.workload import record_workload
+    from guestemu.guest.linux.images import find_image
+    from guestemu.guest.linux.userland.session import Setting
+
+    kind, _, name = request.guest.partition(":")
+    if kind != "linux":
+        raise InputError(f"--workload with --guest {request.guest}: give linux:IMAGE")
+    commands = read_commands(order.commands)
+    setting = Setting(sev=order.sev, devices=order.devices, append="trace_options=stacktrace")
+    with console.busy("recording"):
+        recording = record_workload(find_image(name), setting, commands, None)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = order.dump or Path(scratch, "workload.trace")
+        try:
+            path.write_bytes(recording.text)
+        except OSError as error:
+            raise InputError(f"--dump-trace {path}: {error.strerror}") from None
+        report = run(msgspec.structs.replace(request, source=str(path)))
+    return msgspec.structs.replace(report, workload=recording.counts)
+
+
 def run(request: Request) -> DmaReport:
     """Replays and writes every file that is asked for."""
     from guestemu.dma.patterns import is_pattern, parse_patterns, pattern_events

@@ -93,7 +93,10 @@ def run_kernel(request: RunRequest, on_line: Callable[[str], None] | None) -> Ru
     from guestemu.guest.linux.images import find_image
 
     image = find_image(request.image)
-    commands = (*_lines(request.workload), *request.commands)
+    commands = (
+        *(read_commands(request.workload) if request.workload is not None else ()),
+        *request.commands,
+    )
     if request.init is not None or request.initrd is not None or request.until:
         if commands:
             raise InputError("--command and --workload: without --init, --initrd and --until only")
@@ -101,10 +104,8 @@ def run_kernel(request: RunRequest, on_line: Callable[[str], None] | None) -> Ru
     return _run_commands(request, image, commands, on_line)
 
 
-def _lines(workload: Path | None) -> tuple[str, ...]:
-    """The commands in a file: one a line, `#` begins a comment."""
-    if workload is None:
-        return ()
+def read_commands(workload: Path) -> tuple[str, ...]:
+    """The commands in a file: one a line, `#` begins a comment. Raises `InputError`."""
     text = _read(workload).decode("utf-8", "replace")
     lines = (line.partition("#")[0].strip() for line in text.splitlines())
     found = tuple(line for line in lines if line)

@@ -13,7 +13,7 @@ from guestemu.cli._options import AsJson
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_INTERRUPTED, EXIT_OK
 
 if TYPE_CHECKING:
-    from guestemu.cli._dma_run import Request
+    from guestemu.cli._dma_run import Request, WorkloadOrder
     from guestemu.dma.report import DmaReport
 
 GROUP: Final = "Kernels and hosts"
@@ -78,6 +78,39 @@ ListPatterns: TypeAlias = Annotated[
 ]
 
 
+Workload: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--workload",
+        metavar="FILE",
+        help="Record the trace from --guest linux:IMAGE in user space, whose own drivers run these "
+        "commands (docs/userland.md).",
+        show_default=False,
+    ),
+]
+DumpTrace: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--dump-trace",
+        metavar="OUT",
+        help="With --workload: write the kernel's trace as ftrace text.",
+        show_default=False,
+    ),
+]
+WorkloadSev: TypeAlias = Annotated[
+    str, typer.Option("--sev", metavar="SEV", help="With --workload: SEV feature.")
+]
+WorkloadDevices: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="With --workload: give the guest this device (repeatable); default: nvme.",
+        show_default=False,
+    ),
+]
+
+
 def command(
     source: Source = "",
     guest: Guest = "snippet:6.1",
@@ -90,6 +123,10 @@ def command(
     parquet: Parquet = None,
     perfetto: Perfetto = None,
     strict: Strict = False,
+    workload: Workload = None,
+    dump_trace: DumpTrace = None,
+    sev: WorkloadSev = "sev",
+    device: WorkloadDevices = None,
     list_patterns: ListPatterns = False,
     as_json: AsJson = False,
 ) -> int:
@@ -102,19 +139,28 @@ def command(
     Exit status 1: a check failed, or, with --strict, the trace has oddities: unknown frees,
     overlaps, lines that cannot be read, allocations that do not fit. A model: guest checks nothing.
 
+    --workload records the trace first: the kernel boots to user space, its own drivers carry the
+    commands out on emulated devices, and its trace buffer is replayed on the same kernel.
+
     For example:
 
       guestemu dma boot.trace --json
 
       guestemu dma nvme:queues=4,scenario=unbind --guest snippet:6.12 --migrate at=0.5
 
+      guestemu dma --guest linux:6.12 --workload nvme.txt --dump-trace nvme.trace
+
       trace-cmd report | guestemu dma - --guest model:6.1 --policy all --html dma.html
     """
-    from guestemu.cli._dma_run import Request
+    from guestemu.cli._dma_run import Request, WorkloadOrder
 
     if list_patterns:
         _list(as_json)
         return EXIT_OK
+    if workload is not None:
+        devices = tuple(device or ["nvme"])
+        order = WorkloadOrder(workload, dump_trace, sev, devices)
+        return _record(order, source, Request("", guest, host, memory), strict, as_json)
     request = Request(
         source,
         guest,
@@ -128,6 +174,18 @@ def command(
         perfetto,
     )
     return _replay(request, strict, as_json)
+
+
+def _record(
+    order: WorkloadOrder, source: str, request: Request, strict: bool, as_json: bool
+) -> int:
+    from guestemu.abi.errors import InputError
+    from guestemu.cli._dma_run import run_workload
+
+    if source:
+        raise InputError(f"dma {source}: --workload makes the trace; leave the file out")
+    report = run_workload(order, request)
+    return _finish(report, request, strict, as_json)
 
 
 def _policies(text: str | None) -> tuple[str, ...]:
@@ -144,7 +202,10 @@ def _replay(request: Request, strict: bool, as_json: bool) -> int:
 
     if not request.source:
         raise InputError("dma: no TRACE or PATTERN given; guestemu dma --help shows what there is")
-    report = run(request)
+    return _finish(run(request), request, strict, as_json)
+
+
+def _finish(report: DmaReport, request: Request, strict: bool, as_json: bool) -> int:
     if as_json:
         console.emit_json(report)
     else:

@@ -77,13 +77,34 @@ class RequestedCounts(msgspec.Struct, frozen=True):
     pages_beyond: int
 
 
+class WorkloadCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """A workload on a real kernel. `events` are its dma:* events by class as they happened,
+    `written` those in the text of its trace buffer; `conversions` are pages by what they were
+    converted for; `accesses` are those of devices, `broken` the ones that broke a rule; `results`
+    those of the commands (negative: an errno)."""
+
+    kernel: str
+    sev: str
+    events: dict[str, int]
+    written: dict[str, int]
+    conversions: dict[str, int]
+    accesses: int
+    broken: int
+    results: tuple[tuple[str, int], ...]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the text has the events that happened."""
+        return self.events == self.written
+
+
 class DmaReport(msgspec.Struct, frozen=True):
     """Everything `guestemu dma` reports. The field names are the JSON keys.
 
     `pool_hits` is None without a replay; `pages_decrypted` to `pools` are None when no guest
     converted anything, `violations` when none was checked (a model: an empty `violations` means
     that a machine was watched, and nothing was wrong). `interrupted`: the rest of the input was not
-    replayed.
+    replayed. `workload` is what the recording kernel did, None for another source.
     """
 
     allocations: int
@@ -122,11 +143,12 @@ class DmaReport(msgspec.Struct, frozen=True):
     policies: dict[str, PolicyFigures] | None = None
     migrations: tuple[Migration, ...] = ()
     interrupted: bool = False
+    workload: WorkloadCounts | None = None
 
     @property
     def is_ok(self) -> bool:
         """No check found anything."""
-        return not self.violations
+        return not self.violations and (self.workload is None or not self.workload.broken)
 
     @property
     def is_clean(self) -> bool:

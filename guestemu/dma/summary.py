@@ -12,7 +12,7 @@ from rich.table import Table
 
 from guestemu.dma.account import Tally
 from guestemu.dma.analysis_text import print_analysis, print_migrations, print_policies, shown
-from guestemu.dma.report import DmaReport
+from guestemu.dma.report import DmaReport, WorkloadCounts
 from guestemu.dma.trace import CallSite
 
 SHOWN_ROWS: Final = 20
@@ -25,6 +25,8 @@ _UNITS: Final = ((1_000_000_000, "s"), (1_000_000, "ms"), (1_000, "us"), (1, "ns
 
 def print_summary(console: Console, report: DmaReport) -> None:
     """Writes the report to `console`. Names from the input are printed as they are, no markup."""
+    if report.workload is not None:
+        _print_workload(console, report.workload)
     if report.input is not None:
         _print_input(console, report)
     console.print(_totals(report))
@@ -42,6 +44,24 @@ def print_summary(console: Console, report: DmaReport) -> None:
         print_migrations(console, report.migrations)
     _print_anomalies(console, report)
     _print_violations(console, report)
+
+
+def _print_workload(console: Console, workload: WorkloadCounts) -> None:
+    console.print(
+        f"{workload.kernel}, {workload.sev}: {workload.accesses} accesses of devices, "
+        f"{workload.broken} broke a rule"
+    )
+    same = "the same" if workload.agrees else "NOT the same"
+    events = ", ".join(f"{name} {count}" for name, count in workload.events.items())
+    console.print(f"events of the kernel: {events}; in its trace buffer {same}")
+    table = Table(title="Conversions of the real run", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("for")
+    table.add_column("pages", justify="right")
+    for purpose, pages in workload.conversions.items():
+        table.add_row(purpose, str(pages))
+    console.print(table)
+    for command, value in workload.results:
+        console.print(f"{command} = {value}", markup=False)
 
 
 def _call_sites(sites: Sequence[CallSite]) -> Table:

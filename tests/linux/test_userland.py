@@ -9,11 +9,24 @@ import pytest
 
 from guestemu.abi.addresses import PAGE_SIZE
 from guestemu.cli.main import main
+from guestemu.dma.events import Alloc
+from guestemu.dma.source import open_trace
+from guestemu.dma.workload import record_workload
 from guestemu.events.devices import DeviceAccess
 from guestemu.guest.linux.load import LOADER
 from guestemu.guest.linux.userland import rules
 from guestemu.guest.linux.userland.session import Setting, Userland, read_device
 
+LIFE = """\
+read /dev/nvme0n1 512 0
+fill /dev/nvme0n1 65536 0  # a PRP list
+write /sys/class/nvme/nvme0/reset_controller 1
+sleep 50
+write /sys/bus/pci/drivers/nvme/unbind 0000:00:01.0
+write /sys/bus/pci/drivers/nvme/bind 0000:00:01.0
+sleep 100
+write /sys/bus/pci/devices/0000:00:01.0/remove 1
+"""
 ALL = ("--device", "nvme", "--device", "virtio-rng", "--device", "virtio-blk")
 
 
@@ -150,6 +163,47 @@ def test_a_buffer_used_after_its_unmap_is_caught(running, accesses):
     running.hardware.devices["virtio-blk"].dma.write(data.gpa, b"late", "data", is_payload=True)
     assert broken(running) == {rules.MAPPING}
     assert "has ended" in running.rules.violations[0].text
+
+
+def test_the_trace_of_a_workload_has_the_events_that_happened(image_of, tmp_path):
+    setting = Setting(devices=("nvme", "virtio-rng", "virtio-blk"))
+    commands = ("read /dev/nvme0n1 131072 0", "fill /dev/vda 8192 0", "read /dev/absent 1 0")
+    recording = record_workload(image_of("6.12"), setting, commands, None)
+    counts = recording.counts
+    assert [value for _, value in counts.results] == [131072, 8192, -2]
+    assert counts.agrees
+    assert counts.events["dma_map_sg"] == counts.events["dma_unmap_sg"] > 0
+    assert counts.broken == 0
+    assert counts.conversions["atomic pool, in the background"] == 32
+    assert counts.conversions["coherent allocation"] == 6
+    assert "other" not in counts.conversions
+    path = tmp_path / "workload.trace"
+    path.write_bytes(recording.text)
+    with open_trace(path) as reader:
+        events = list(reader)
+        report = reader.report()
+    allocations = [event for event in events if isinstance(event, Alloc)]
+    assert len(allocations) == counts.events["dma_alloc_class"]
+    assert report.drivers["0000:00:01.0"] == "nvme"
+    assert not report.garbage
+
+
+@pytest.mark.soak
+def test_dma_records_a_controllers_life_and_replays_it(image_of, tmp_path, capsys):
+    workload = tmp_path / "nvme.txt"
+    workload.write_text(LIFE)
+    trace = tmp_path / "nvme.trace"
+    guest = f"linux:{image_of('6.12')}"
+    words = ["dma", "--guest", guest, "--workload", str(workload), "--dump-trace", str(trace)]
+    assert main([*words, "--json"]) == 0
+    live = json.loads(capsys.readouterr().out)
+    assert live["workload"]["events"] == live["workload"]["written"]
+    assert all(value >= 0 for _, value in live["workload"]["results"])
+    assert {site["site"] for site in live["input"]["call_sites"]} >= {"nvme_alloc_queue"}
+    assert main(["dma", str(trace), "--guest", guest, "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    for key in ("allocations", "frees", "pages_requested", "by_device", "pages_decrypted"):
+        assert live[key] == again[key]
 
 
 @pytest.mark.soak

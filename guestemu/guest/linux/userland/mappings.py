@@ -92,6 +92,7 @@ class DmaMappings:
 
         def on_event(_uc: object, _rip: int, _size: int, _user: object) -> None:
             try:
+                self.counts[event] = self.counts.get(event, 0) + 1
                 handler(event, self._arguments(names))
             except BaseException as error:
                 hooks.errors.append(error)
@@ -173,7 +174,6 @@ class DmaMappings:
     def _tell(self, event: str, device: int, gpa: int, size: int) -> Span:
         bit = self._machine.bit.mask
         span = Span(gpa & ~bit, size, event, self._device(device))
-        self.counts[event] = self.counts.get(event, 0) + 1
         self._notify(DmaMapping(name=span.event, device=span.device, gpa=span.gpa, size=span.size))
         return span
 

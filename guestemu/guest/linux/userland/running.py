@@ -21,13 +21,16 @@ import msgspec
 from guestemu.abi import ghcb, tdx
 from guestemu.abi.addresses import PAGE_SIZE, PMD_SIZE, Gva
 from guestemu.abi.errors import GuestemuError, InputError
+from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
 from guestemu.abi.x86 import RFLAGS_FIXED, RFLAGS_IF, VECTOR_VC, Mode
 from guestemu.events.base import Event
 from guestemu.events.devices import DeviceAccess
+from guestemu.events.exits import HypercallExit
 from guestemu.guest.linux import boot
 from guestemu.guest.linux.kernel import Kernel
 from guestemu.guest.linux.platform import Console
 from guestemu.guest.linux.recorder import BootRecorder
+from guestemu.guest.linux.userland.callers import Callers
 from guestemu.guest.linux.userland.hardware import PcHardware
 from guestemu.guest.linux.userland.mappings import BOOT_OPTIONS, PREFIX, DmaMappings, Span
 from guestemu.guest.linux.userland.random import RandomNumbers
@@ -138,6 +141,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     checked: dict[str, int]
     mappings: dict[str, int]
     live: list[Span]
+    purposes: dict[str, int]
     event_hash: str
 
 
@@ -172,7 +176,8 @@ class RunningKernel:
     `listeners` hear of every event when it happens. `blocks` counts basic blocks, `syscalls` those
     of user mode, `interrupts` those delivered, `traps` MMIO by #VC or #VE, `accesses` those of
     devices to memory. `results` are PID 1's answers to commands; `mappings` the DMA mappings that
-    the kernel reports; `rules` judge every access of a device.
+    the kernel reports; `rules` judge every access of a device,
+    `callers` say what pages were converted for.
     """
 
     def __init__(
@@ -213,6 +218,8 @@ class RunningKernel:
         self.mappings = DmaMappings(kernel, self.machine, self.note)
         self.rules = DeviceRules(kernel, self.machine, self.platform, self.mappings, self.note)
         self.listeners.append(self.rules.hear)
+        self.callers = Callers(kernel, self.machine)
+        self.listeners.append(self._attribute)
         self.machine.log.listener = self._tell
         self.recorder = RunRecorder(self.note)
         self.machine.hooks.handler = self.recorder
@@ -247,6 +254,7 @@ class RunningKernel:
             checked=dict(self.rules.checked),
             mappings=dict(self.mappings.counts),
             live=list(self.mappings.live),
+            purposes=dict(self.callers.pages),
             event_hash=self.event_hash,
         )
         self._hash = hashlib.sha256(state.event_hash.encode())
@@ -263,6 +271,7 @@ class RunningKernel:
         self.rules.checked.update(state.checked)
         self.mappings.counts.update(state.mappings)
         self.mappings.live[:] = state.live
+        self.callers.pages.update(state.purposes)
         for exit_ in self.recorder.exits:
             self.rules.hear(exit_)
         self._hash = hashlib.sha256(state.event_hash.encode())
@@ -344,6 +353,13 @@ class RunningKernel:
         self._hash.update(msgspec.json.encode(event))
         for listener in self.listeners:
             listener(event)
+
+    def _attribute(self, event: Event) -> None:
+        """Counts conversions by what they are for, those after `START`."""
+        if not isinstance(event, HypercallExit) or self.machine.current.kernel_segments is None:
+            return
+        if event.nr == KVM_HC_MAP_GPA_RANGE:
+            self.callers.count(event.args[1])
 
     def _line(self, line: str) -> None:
         self._hash.update(line.encode())
