@@ -43,6 +43,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "run-page-enc": f"run {_CONVERSION}/round-trip-2020.prog",
     "run-mirror": "run corpora/mirror/proposals/1-ram-addr-t-handler.prog",
     "run-lockstep": "run --host map-gpa-range,qemu-v4,bitmap-v8 corpora/hypercall/eperm-32bit.prog",
+    "race": "race corpora/migration/status-before-dirty-s1.prog",
     "show": f"show --instructions 4 {_SPLIT}",
     "show-msr": "show --depth 2 corpora/msr/migration-control.prog",
     "replay": "replay --jobs 1 corpora/msr corpora/hypercall",
