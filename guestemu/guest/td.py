@@ -26,6 +26,7 @@ from guestemu.events.tdx import Accept, MapGpaCall, SeptViolation
 from guestemu.machine.cpuid import CpuidLeaf
 from guestemu.machine.engine import RegisterBatch
 from guestemu.machine.exits import (
+    MEMORY_FAULT,
     ExitHandler,
     GuestFault,
     Halt,
@@ -125,8 +126,9 @@ class Td:
 
     `attributes` are the TD's (VP.INFO). `accept_error` may order a completion code for an ACCEPT by
     GPA and level (None: what the state says); after each of the next `pending_events` chunks of a
-    MapGPA KVM finds an event pending. `converts`: user space converts a page on
-    KVM_EXIT_MEMORY_FAULT, as QEMU does; otherwise the run ends there.
+    MapGPA KVM finds an event pending. At KVM_EXIT_MEMORY_FAULT user space is asked by a
+    `MapGpaRange` of the origin "memory-fault" and converts the page on answer 0, as QEMU does;
+    otherwise, and without `converts`, the run ends there.
     """
 
     def __init__(
@@ -238,9 +240,9 @@ class Td:
             if found is None:  # an EPT violation to the host; then the call starts again
                 exits = 1
                 state = self.sept.describe(gfn)
-                if not self.converts:
+                if not self._user_space_converts(gfn, private=True):
                     reason = f"{AccessEnd.MEMORY_FAULT.value}: ACCEPT of {gpa:#x}, which is {state}"
-                    return Shutdown(reason, self._machine.current.read_register("rip"))
+                    return RunFailed(reason, self._machine.current.read_register("rip"))
                 self.sept.block(gfn, is_blocked=False)
                 self.sept.make_private(gfn, 1)
                 found = self.sept.accept(gfn, level)
@@ -292,7 +294,9 @@ class Td:
         kind = AccessKind.READ if fault.kind == "walk" else AccessKind(fault.kind)
         state = sept.describe(gfn)
         end = sept.access(gfn, fault.is_private, kind)
-        converts = end is AccessEnd.MEMORY_FAULT and self.converts
+        converts = end is AccessEnd.MEMORY_FAULT and self._user_space_converts(
+            gfn, fault.is_private
+        )
         self.events.append(
             SeptViolation(
                 gpa=fault.gpa,
@@ -325,7 +329,19 @@ class Td:
                 return self._on_view_fault(fault)
             sept.make_shared(gfn, 1)
             return None
-        return Shutdown(f"{end.value}: {access}", fault.rip)
+        ended = RunFailed if end is AccessEnd.MEMORY_FAULT else Shutdown
+        return ended(f"{end.value}: {access}", fault.rip)
+
+    def _user_space_converts(self, gfn: int, private: bool) -> bool:
+        """KVM_EXIT_MEMORY_FAULT: whether user space makes the page what the access wants it to be,
+        and runs the vCPU again. It is asked like an SNP guest's (N16)."""
+        handler = self._machine.hooks.handler
+        if not self.converts or handler is None:
+            return self.converts
+        attributes = MAP_GPA_RANGE_ENCRYPTED if private else MAP_GPA_RANGE_DECRYPTED
+        vcpu = TdVcpu(self._machine.current, 0)
+        gpa = gfn << PAGE_SHIFT
+        return not handler.map_gpa_range(MapGpaRange(gpa, 1, attributes, MEMORY_FAULT, vcpu))
 
     # #VE --------------------------------------------------------------------------------------
 

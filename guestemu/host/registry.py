@@ -27,6 +27,7 @@ from guestemu.host.kvm.kernels import KERNELS
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
 from guestemu.host.kvm.shared_list_v10 import SharedListV10Host
 from guestemu.host.kvm.snp_kvm import SnpKvmHost
+from guestemu.host.kvm.stop_at_fault import StopAtFaultHost
 from guestemu.host.kvm.tdx_cut import TdxCutHost
 from guestemu.host.mirror.host import MirrorHost, MirrorPrototypeHost
 from guestemu.host.native.host import is_native, load_native
@@ -49,6 +50,7 @@ from guestemu.host.userspace.qemu_v4 import QemuV4Host
 _CLASSES: Final[list[type[MergedHost] | type[HistoricHost]]] = [
     MapGpaRangeHost,
     TdxCutHost,
+    StopAtFaultHost,
     QemuV4Host,
     Qemu102Host,
     Qemu11Host,

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import msgspec
 
@@ -58,6 +58,10 @@ class Hypercall(msgspec.Struct, frozen=True, gc=False):
     is_64bit: bool
     vcpu: VcpuAccess
     is_vmcall: bool = False
+
+
+MEMORY_FAULT: Final = "memory-fault"
+"""The origin of a `MapGpaRange` that stands for KVM_EXIT_MEMORY_FAULT."""
 
 
 class MapGpaRange(msgspec.Struct, frozen=True, gc=False):

@@ -7,7 +7,7 @@ KVM and the guest make of that differs by guest kind (C19, C20, C21, T35).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -15,8 +15,11 @@ import msgspec
 from guestemu.abi.addresses import PAGE_SHIFT
 from guestemu.abi.errno import EAGAIN, EINVAL
 from guestemu.abi.regions import Region
+from guestemu.checks.page_states import HasRmp
 from guestemu.guest.base import CallOutcome, Guest
+from guestemu.guest.linux.guest import LinuxGuest
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
+from guestemu.machine.exits import Terminated
 from guestemu.outcomes.guests import outcome_guest
 from guestemu.testbed import Testbed
 
@@ -24,11 +27,13 @@ KINDS: Final = ("sev", "es", "snp", "tdx")
 ANSWERS: Final = (0, EINVAL, -EINVAL, EAGAIN)
 _DMA_SIZE: Final = 4096
 _PAGE: Final = 8
+_NOTHING: Final = CallOutcome(0)
 
 
 class MatrixCell(msgspec.Struct, frozen=True, kw_only=True):
     """One operation under one answer. `result` is what the caller reads, or how the guest ended;
-    `entry` and `host` are "private" or "shared", `module` the page's state in RMP or Secure EPT.
+    `entry` and `host` are "private" or "shared", `module` the page's state in RMP or Secure EPT;
+    `entry` is empty for kexec, whose new kernel has tables of its own.
 
     `is_told`: the caller reads a failure. `is_lost`: entry and host differ and it reads success.
     """
@@ -58,10 +63,29 @@ def _dma(guest: Guest) -> CallOutcome:
     return guest.dma_alloc_coherent(_DMA_SIZE, True)
 
 
+def _kexec(guest: Guest) -> CallOutcome:
+    """Up to the jump of kexec: conversions stop, and what is shared is made private (N25, T24)."""
+    vendor = "tdx" if guest.td is not None else "snp"
+    if not isinstance(guest, LinuxGuest):
+        return _NOTHING
+    begun = guest.call(f"{vendor}_kexec_begin")
+    outcome = guest.call(f"{vendor}_kexec_finish") if begun.end is None else begun
+    return _NOTHING if outcome.end is None else outcome
+
+
+def _has_kexec(guest: Guest) -> bool:
+    """A kernel that makes its memory private before it jumps; others leave it (A45)."""
+    if not isinstance(guest, LinuxGuest) or (guest.td is None and guest.rmp is None):
+        return False
+    vendor = "tdx" if guest.td is not None else "snp"
+    return f"{vendor}_kexec_finish" in guest.kernel.symbols
+
+
 OPERATIONS: Final[tuple[tuple[str, Callable[[Guest], CallOutcome]], ...]] = (
     ("set_memory_decrypted", _decrypt),
     ("set_memory_encrypted", _encrypt),
     ("dma_alloc_coherent", _dma),
+    ("kexec", _kexec),
 )
 
 
@@ -81,6 +105,7 @@ def run_matrix(
                 _cell(testbed, name, kind, operation, answer)
                 for operation in OPERATIONS
                 for answer in ANSWERS
+                if operation[1] is not _kexec or _has_kexec(testbed.guest)
             ]
             testbed.reset()
             if done is not None:
@@ -98,7 +123,7 @@ def _cell(
     testbed.reset()
     guest, host = testbed.guest, testbed.host
     title, call = operation
-    if call is _encrypt:
+    if call in {_encrypt, _kexec}:
         _decrypt(guest)
     if answer:
         host.inject_answer(answer, 1)
@@ -111,26 +136,41 @@ def _cell(
         gfn = value >> PAGE_SHIFT
     entry = bool(guest.leaf_map.private[gfn])
     at_host = bool(host.private_map()[gfn])
+    # After kexec the tables are the new kernel's, which maps everything private.
     is_told = value is None or value < 0
     return MatrixCell(
         guest=name,
         kind=kind,
         operation=title,
         answer=answer,
-        result=_result(outcome, call is _dma),
+        result=_result(outcome, call),
         warned=bool(outcome.warnings),
-        entry=_word(entry),
+        entry="" if call is _kexec else _word(entry),
         host=_word(at_host),
-        module=guest.td.sept.describe(gfn) if guest.td is not None else "",
+        module=_module(guest, gfn),
         is_told=is_told,
-        is_lost=not is_told and entry != at_host,
+        is_lost=not is_told and (True if call is _kexec else entry) != at_host,
     )
 
 
-def _result(outcome: CallOutcome, is_address: bool) -> str:
-    if outcome.value is None:
-        return "the VM ends"
-    return "a buffer" if is_address and outcome.value > 0 else str(outcome.value)
+def _module(guest: Guest, gfn: int) -> str:
+    """What the hardware has of a page: the Secure EPT of a TD, the RMP of an SNP guest."""
+    if guest.td is not None:
+        return guest.td.sept.describe(gfn)
+    rmp = guest.rmp if isinstance(guest, HasRmp) else None
+    return "" if rmp is None else rmp.describe(gfn)
+
+
+def _result(outcome: CallOutcome, call: Callable[[Guest], CallOutcome]) -> str:
+    value = outcome.value
+    if value is not None and call is _kexec:
+        return "returns"
+    if value is not None:
+        return "a buffer" if call is _dma and value > 0 else str(value)
+    end = outcome.end
+    if isinstance(end, Terminated):
+        return f"terminates {end.reason_set}/{end.reason_code}"
+    return "the VM ends"
 
 
 def _word(private: bool) -> str:
@@ -143,9 +183,10 @@ def matrix_page(cells: Sequence[MatrixCell]) -> str:
         "## One answer, four guest kinds",
         "",
         "The reference user space answers one exit with `answer` and records nothing. *told*: the "
-        "caller reads a failure. *lost*: it reads success, and entry and host differ.",
+        "caller reads a failure. *lost*: it reads success, and entry and host differ. *kexec* is "
+        "the old kernel's part up to the jump, after a page was shared; for SNP and TDX only.",
         "",
-        "| guest | kind | operation | answer | result | entry | host | Secure EPT | |",
+        "| guest | kind | operation | answer | result | entry | host | Secure EPT, RMP | |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for cell in cells:
@@ -155,13 +196,25 @@ def matrix_page(cells: Sequence[MatrixCell]) -> str:
             f"| {cell.guest} | {cell.kind} | {cell.operation} | {cell.answer} | {result} | "
             f"{cell.entry} | {cell.host} | {cell.module} | {verdict} |"
         )
-    lines.append("")
-    for kind in dict.fromkeys(cell.kind for cell in cells):
-        refused = [cell for cell in cells if cell.kind == kind and cell.answer == EINVAL]
-        lost = sum(cell.is_lost for cell in refused)
-        told = sum(cell.is_told for cell in refused)
-        lines.append(
-            f"{kind}: of {len(refused)} refused operations {told} are told to the caller, {lost} "
-            "lost."
-        )
+    lines += ["", *verdicts(cells)]
     return "\n".join(lines) + "\n"
+
+
+def verdicts(cells: Sequence[MatrixCell]) -> Iterator[str]:
+    """C19 and C21 for each guest kind, from the refused operations (EINVAL) among the cells."""
+    yield "| kind | refused | told | ends | lost | C19: a WARN is enough | C21: errors are lost |"
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    for kind in dict.fromkeys(cell.kind for cell in cells):
+        refused = [
+            cell
+            for cell in cells
+            if cell.kind == kind and cell.answer == EINVAL and cell.operation != "kexec"
+        ]
+        lost = sum(cell.is_lost for cell in refused)
+        ends = sum(cell.is_told and not cell.result.lstrip("-").isdigit() for cell in refused)
+        told = sum(cell.is_told for cell in refused) - ends
+        warned = sum(cell.warned for cell in refused)
+        enough = "no: the caller goes on" if lost else "no failure goes on"
+        ignored = f"yes: {lost} of {len(refused)} lost" if lost else "no"
+        note = f"{enough} ({warned} WARN)"
+        yield f"| {kind} | {len(refused)} | {told} | {ends} | {lost} | {note} | {ignored} |"

@@ -25,7 +25,8 @@ _ACCESS: Final = """## What an access comes to
 
 The private alias of a page is its address with the shared bit clear. SEPT_VE_DISABLE is the TD \
 attribute that Linux wants; without it a pending page raises #VE. A host that gets \
-KVM_EXIT_MEMORY_FAULT converts the page, as QEMU does, or stops.
+KVM_EXIT_MEMORY_FAULT converts the page, as QEMU does, and its record says so, or stops \
+(`--host stop-at-fault`); corpora/tdx has a program for either.
 """
 
 _TABLE: Final = """## What a conversion comes to

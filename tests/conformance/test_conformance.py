@@ -31,6 +31,7 @@ AS_POSTED = {
     "libkrun": {"size-hints", "any-input", "beyond-ram", "host-survives"},  # V2, V7
     "dragonball": {"any-input", "beyond-ram"},  # V7
     "tdx-cut": set(),
+    "stop-at-fault": set(),
     "snp-kvm": set(),
     "hostile-hypervisor": set(),
     "shared-list-v10": {

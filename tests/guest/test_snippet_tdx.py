@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE
+from guestemu.abi.errno import EINVAL
 from guestemu.abi.errors import InputError
 from guestemu.abi.regions import Instruction, Region
 from guestemu.abi.tdx import OPERAND_BUSY, VECTOR_VE
@@ -15,6 +16,7 @@ from guestemu.guest.base import CallOutcome, RawRegisters
 from guestemu.guest.td import Td
 from guestemu.machine.exits import ExceptionExit, RunFailed, Shutdown
 from guestemu.machine.sept import ACCEPTED, PENDING, SHARED, AccessEnd
+from guestemu.program.ops import Op, OpKind
 from guestemu.program.program import Header, SevKind
 from guestemu.testbed import Testbed, build_testbed
 
@@ -219,3 +221,20 @@ def test_an_answer_that_kvm_does_not_know_fails_kvm_run(bed: Bed) -> None:
     bed.testbed.host.inject_answer(1000, 1)
     end = bed.decrypt().end
     assert isinstance(end, RunFailed)
+
+
+@pytest.mark.parametrize(("host", "shared"), [("map-gpa-range", True), ("stop-at-fault", False)])
+def test_user_space_is_asked_at_a_memory_fault(host: str, shared: bool) -> None:
+    """What it converts is in its record; one that stops ends KVM_RUN with an error (T12)."""
+    testbed = build_testbed(Header(guest="snippet:6.12", sev=SevKind.TDX, host=host))
+    ops = [
+        Op(OpKind.ANSWER, (EINVAL, 1)),
+        Op(OpKind.SET_MEMORY_DECRYPTED, (1, 0), Region.D, 3),
+        Op(OpKind.WRITE, (17, 0, 8), Region.D, 3),
+    ]
+    outcome = testbed.run(ops)
+    store = outcome.results[2].outcome
+    assert outcome.violations == ()
+    assert isinstance(store.end, RunFailed) is not shared
+    gfn = testbed.guest.gpa(Region.D, 3) >> PAGE_SHIFT
+    assert bool(testbed.host.private_map()[gfn]) is not shared

@@ -11,7 +11,7 @@ from guestemu.abi.errno import EAGAIN, EINVAL
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
 from guestemu.host.plugin import load_plugin
 from guestemu.outcomes.guests import SNIPPET, outcome_guest
-from guestemu.outcomes.matrix import MatrixCell, run_matrix
+from guestemu.outcomes.matrix import MatrixCell, run_matrix, verdicts
 from guestemu.program.ops import Op, OpKind, Region
 from guestemu.testbed import Testbed
 
@@ -49,6 +49,19 @@ def test_only_a_td_tries_again(cells: list[MatrixCell]) -> None:
     assert cell_of(cells, "sev", "set_memory_decrypted", EAGAIN).is_lost
     tdx = cell_of(cells, "tdx", "set_memory_decrypted", EAGAIN)
     assert (tdx.result, tdx.host, tdx.is_lost) == ("0", "shared", False)
+
+
+def test_a_refusal_ends_an_snp_guest_and_the_page_stays_assigned(cells: list[MatrixCell]) -> None:
+    snp = cell_of(cells, "snp", "set_memory_decrypted", EINVAL)
+    assert (snp.result, snp.module, snp.is_lost) == ("terminates 1/1", "assigned", False)
+
+
+def test_verdicts_differ_by_kind(cells: list[MatrixCell]) -> None:
+    """C19 and C21 hold for plain SEV alone: elsewhere a refusal is read, or ends the guest."""
+    rows = {line.split()[1]: line for line in list(verdicts(cells))[2:]}
+    assert "yes: 2 of 3 lost" in rows["sev"]
+    assert rows["snp"].endswith("| no |")
+    assert rows["tdx"].endswith("| no |")
 
 
 def conversions(testbed: Testbed) -> tuple[list[int | None], set[str]]:

@@ -27,6 +27,7 @@ from guestemu.events.snp import MemoryFault, PageStateChange, PermissionChange, 
 from guestemu.guest.linux.ghcb_vcpu import GhcbVcpu
 from guestemu.machine.engine import RegisterBatch
 from guestemu.machine.exits import (
+    MEMORY_FAULT,
     Exit,
     GuestFault,
     MapGpaRange,
@@ -53,7 +54,6 @@ from guestemu.machine.view_gates import CLOSED, OPEN, READ_ONLY, ViewGates
 
 _BY_MSR: Final = "psc-msr"
 _BY_BUFFER: Final = "psc-buffer"
-_BY_FAULT: Final = "memory-fault"
 _MAX_FAULTS: Final = 8
 """#NPFs of one instruction after which it stands still: KVM makes the same mapping again."""
 
@@ -203,7 +203,7 @@ class Snp:
         result = 0
         if handler is not None:
             result = handler.map_gpa_range(
-                MapGpaRange(gfn << PAGE_SHIFT, 1, attributes, _BY_FAULT, GhcbVcpu(None))
+                MapGpaRange(gfn << PAGE_SHIFT, 1, attributes, MEMORY_FAULT, GhcbVcpu(None))
             )
         self._memory_faults += 1
         self.events.append(MemoryFault(gfn, private, result, self._table_writes))
