@@ -128,9 +128,33 @@ def _check_measured(path: Path, cells: Sequence[Cell]) -> None:
     """Raises `Untestable` where not one experiment could be made."""
     from guestemu.outcomes.cells import ABSENT, FAILED
 
-    if all(cell.outcome in {ABSENT, FAILED} for cell in cells):
-        reasons = dict.fromkeys(cell.detail for cell in cells)
-        raise Untestable(f"{path}: nothing could be measured: {'; '.join(list(reasons)[:2])}")
+    if any(cell.outcome not in {ABSENT, FAILED} for cell in cells):
+        return
+    reasons = dict.fromkeys(cell.detail for cell in cells)
+    if any("did not reach" in reason for reason in reasons):
+        _boot_again(path, cells[0].kind)
+    raise Untestable(f"{path}: nothing could be measured: {'; '.join(list(reasons)[:2])}")
+
+
+def _boot_again(path: Path, kind: str) -> None:
+    """Shows the end of the console of a kernel that does not boot. Raises `Untestable`."""
+    from guestemu.cli._kernel_boot import BootRequest, boot_image
+    from guestemu.guest.linux.boot import BOOT_BUDGET, STOP_AT
+    from guestemu.outcomes.experiments import BIT, MEMORY_MIB
+
+    request = BootRequest(
+        image=str(path),
+        until=STOP_AT,
+        memory=MEMORY_MIB,
+        cbit=BIT,
+        sev=kind,
+        command_line="",
+        budget=BOOT_BUDGET,
+    )
+    try:
+        boot_image(request, show_console=False, to_stderr=True)
+    except InputError as error:
+        raise Untestable(str(error)) from error
 
 
 def _status(cells: Iterable[Cell], counts_known: bool) -> int:

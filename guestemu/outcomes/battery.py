@@ -25,6 +25,7 @@ import msgspec
 from bitarray import bitarray
 
 from guestemu.abi.errno import EAGAIN, EINVAL, ENOMEM
+from guestemu.guest.base import GuestOops
 from guestemu.guest.linux.guest import LinuxGuest
 from guestemu.machine.rmp import SHARED as RMP_SHARED
 from guestemu.machine.sept import SHARED as SEPT_SHARED
@@ -339,7 +340,12 @@ def run_row(testbed: Testbed, row: BatteryRow, answer: str) -> Wrong:
     testbed.reset()
     before = FrameViews(testbed)
     run = run_in(testbed, program)
-    return _judge(row, answer, run, (before, FrameViews(testbed)))
+    wrong = _judge(row, answer, run, (before, FrameViews(testbed)))
+    end = run.outcome.results[-1].outcome.end if run.outcome.results else None
+    if isinstance(end, GuestOops):
+        where = testbed.guest.location(end.rip)
+        return msgspec.structs.replace(wrong, detail=f"{wrong.detail} in {where}")
+    return wrong
 
 
 def _judge(row: BatteryRow, answer: str, run: Run, frames: tuple[FrameViews, FrameViews]) -> Wrong:

@@ -23,6 +23,14 @@ ABSENT: Final = "absent"
 FAILED: Final = "failed"
 """The experiment could not be made; the detail says why."""
 
+OPTION_OF: Final = {
+    "efi": "CONFIG_EFI=y",
+    "kvm_cpu_down_prepare": "CONFIG_SMP=y",
+    "kvm_guest_cpu_offline": "CONFIG_SMP=y",
+    "setup_efi_kvm_sev_migration": "CONFIG_EFI=y",
+}
+"""What brings a function that an experiment calls."""
+
 BEGIN: Final = "<!-- made by: {command} -->"
 END: Final = "<!-- end of what was made -->"
 SENTENCE: Final = "<!-- seen: {row} -->"
@@ -82,9 +90,11 @@ def judge(experiment: Callable[[], Verdict]) -> Verdict:
         return experiment()
     except InputError as error:
         text = str(error)
-        is_absent = any(part in text for part in (": no symbol ", ": this kernel has no"))
-        reason = text.partition("; ")[0].rpartition(": ")[2] if is_absent else text
-        return Verdict(ABSENT if is_absent else FAILED, reason)
+        if not any(part in text for part in (": no symbol ", ": this kernel has no")):
+            return Verdict(FAILED, text)
+        reason = text.partition("; ")[0].rpartition(": ")[2]
+        option = OPTION_OF.get(reason.removeprefix("no symbol "))
+        return Verdict(ABSENT, f"{reason} ({option} brings it)" if option else reason)
     except GuestemuError as error:
         return Verdict(FAILED, str(error))
 

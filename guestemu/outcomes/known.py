@@ -22,6 +22,8 @@ _ANY: Final = _SEV | _SNP | _TDX
 _MEM_ENCRYPT: Final = "arch/x86/mm/mem_encrypt_amd.c"
 _SET_MEMORY: Final = "arch/x86/mm/pat/set_memory.c"
 _KVM: Final = "arch/x86/kernel/kvm.c"
+_SEV_CORE: Final = "arch/x86/coco/sev/core.c"
+_TDX_CODE: Final = "arch/x86/coco/tdx/tdx.c"
 
 
 class Shows(msgspec.Struct, frozen=True):
@@ -136,6 +138,72 @@ KNOWN: Final = (
         "5.10, 6.16 to 7.0",
         "dma_direct_alloc_pages(), kernel/dma/direct.c",
         (_shows(_ANY, "dma-pages-atomic", "no-progress progress oops value"),),
+    ),
+    KnownDefect(
+        "snp-repeat",
+        "SNP: a page that is converted to what it is ends the guest",
+        "6.12 or before",
+        f"pvalidate_pages(), {_SEV_CORE}",
+        (_shows(_SNP, "decrypt-again encrypt-again in-shared-leaf", "oops terminated"),),
+    ),
+    KnownDefect(
+        "snp-early-encrypt",
+        "SNP: early_set_memory_encrypted() of a shared page is an oops",
+        "6.12 or before",
+        f"__set_clr_pte_enc(), {_MEM_ENCRYPT}",
+        (
+            _shows(_SNP, "early-encrypt", "oops"),
+            _shows(_SNP, "early-encrypt", "oops", refused=True),
+        ),
+    ),
+    KnownDefect(
+        "snp-split-failure",
+        "SNP: a page is given to the host before a change that can fail",
+        "6.12 or before",
+        f"__set_memory_enc_pgtable(), {_SET_MEMORY}",
+        (_shows(_SNP, "fail-split", "record state"),),
+    ),
+    KnownDefect(
+        "snp-hole",
+        "SNP: converting a range with a hole is an oops",
+        "6.12 or before",
+        f"pvalidate_pages(), {_SEV_CORE}",
+        (_shows(_SNP, "hole hole-first", "oops"),),
+    ),
+    KnownDefect(
+        "snp-boot-refused",
+        "SNP: a request that is refused early in the boot is a triple fault",
+        "6.1 or before, to 6.12",
+        f"early_set_pages_state(), {_SEV_CORE}",
+        (_shows(_SNP, "boot", "shutdown", refused=True),),
+    ),
+    KnownDefect(
+        "td-boot-refused",
+        "TDX: swiotlb is used although its conversion was refused",
+        "6.12 or before, to 6.18",
+        "swiotlb_update_mem_attributes(), kernel/dma/swiotlb.c",
+        (_shows(_TDX, "boot", "silent", refused=True),),
+    ),
+    KnownDefect(
+        "td-repeat",
+        "TDX: set_memory_encrypted() of private pages fails with a warning",
+        "6.12 or before",
+        f"tdx_enc_status_changed(), {_TDX_CODE}",
+        (_shows(_TDX, "encrypt-again", "value warn"),),
+    ),
+    KnownDefect(
+        "td-no-pages",
+        "TDX: a conversion of no pages fails with a warning",
+        "6.12 or before",
+        f"tdx_enc_status_changed(), {_TDX_CODE}",
+        (_shows(_TDX, "no-pages", "value warn"),),
+    ),
+    KnownDefect(
+        "td-vmalloc",
+        "TDX: a vmalloc or vmap range is reported by a wrong address",
+        "6.12 or before",
+        f"tdx_enc_status_changed(), {_TDX_CODE}",
+        (_shows(_TDX, "alias vmalloc", "value record state"),),
     ),
 )
 """Every one, in the order of the table."""

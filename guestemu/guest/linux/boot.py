@@ -72,6 +72,7 @@ private memory, which the host cannot write (T33)."""
 
 BOOT_BUDGET: Final = 400_000_000
 MIN_MEMORY: Final = 96
+_CONSOLE_OPTIONS: Final = "CONFIG_PRINTK=y, CONFIG_EARLY_PRINTK=y and CONFIG_SERIAL_8250_CONSOLE=y"
 LAST_LINES: Final = 12
 """Of a kernel that does not boot."""
 
@@ -264,4 +265,6 @@ def describe_end(booted: BootedKernel, until: str) -> str:
     if missing:
         text += f"; the kernel lacks {', '.join(missing)}"
     last = last_lines(booted, 1)
-    return text + (f"; its last line: {last[0].strip()}" if last else "; it printed nothing")
+    if not last:
+        return f"{text}; it printed nothing ({_CONSOLE_OPTIONS} show more)"
+    return f"{text}; its last line: {last[0].strip()}"

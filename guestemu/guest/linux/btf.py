@@ -60,6 +60,12 @@ class BtfIndex(msgspec.Struct, frozen=True):
     functions: dict[str, int]
 
 
+_FIXED_SIZES: Final = {"page": 64}
+_FIXED_OFFSETS: Final = {"pt_regs.ip": 128}
+"""Layouts that are alike in all kernels, for those without types: `struct page` is made to fill a
+cache line, `struct pt_regs` is what the entry code pushes."""
+
+
 class Btf:
     """The types of one kernel. Type numbers start at 1.
 
@@ -92,6 +98,16 @@ class Btf:
         btf._positions = array("I", index.positions)
         btf._records, btf._functions = index.records, index.functions
         return btf
+
+    @classmethod
+    def without_types(cls, name: str) -> Btf:
+        """Of a kernel that has no .BTF section: the few layouts that are alike in all kernels."""
+        return cls.resume(b"", b"", BtfIndex(array("I", (0,)).tobytes(), {}, {}), name)
+
+    @property
+    def has_types(self) -> bool:
+        """Whether the kernel has a .BTF section."""
+        return len(self._positions) > 1
 
     @property
     def sections(self) -> tuple[bytes, bytes]:
@@ -176,6 +192,11 @@ class Btf:
 
     def _record(self, name: str) -> int:
         number = self._records.get(name)
+        if number is None and not self.has_types:
+            raise InputError(
+                f"{self._name}: this kernel has no layout of struct {name} "
+                "(CONFIG_DEBUG_INFO_BTF=y brings it)"
+            )
         if number is None:
             raise InputError(f"{self._name}: this kernel has no struct {name}")
         return number
@@ -203,10 +224,14 @@ class Btf:
 
     def size(self, name: str) -> int:
         """Bytes of `struct name`."""
+        if not self.has_types and name in _FIXED_SIZES:
+            return _FIXED_SIZES[name]
         return self._type(self._record(name))[3]
 
     def offset(self, path: str) -> int:
         """Byte offset of a member: "device.dma_mask", "pv_ops.mmu.x". `InputError` if absent."""
+        if not self.has_types and path in _FIXED_OFFSETS:
+            return _FIXED_OFFSETS[path]
         record, *fields = path.split(".")
         number = self._record(record)
         bits = 0

@@ -36,7 +36,8 @@ class KernelCalls:
 
     def __init__(self, booted: BootedKernel, budget: int) -> None:
         if not isinstance(booted.end, Trap):
-            raise InputError(f"{booted.kernel.name}: {describe_end(booted, STOP_AT)}")
+            ending = describe_end(booted, STOP_AT)
+            raise InputError(f"{booted.kernel.name}: did not reach {STOP_AT}: {ending}")
         self.kernel = booted.kernel
         self.budget = budget
         self.context = Context(booted.machine.engine)

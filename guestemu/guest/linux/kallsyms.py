@@ -73,8 +73,8 @@ def read_kallsyms(data: bytes, address: int, name: str) -> dict[str, int]:
             if found is not None:
                 return found
     raise InputError(
-        f"{name}: no kallsyms tables found; the kernel needs CONFIG_KALLSYMS and "
-        "CONFIG_KALLSYMS_ALL, or a layout this version knows"
+        f"{name}: no kallsyms tables found; the kernel needs CONFIG_KALLSYMS=y and "
+        "CONFIG_KALLSYMS_ALL=y, a layout that this version knows"
     )
 
 

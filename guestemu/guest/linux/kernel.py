@@ -22,12 +22,14 @@ from guestemu.guest.linux.btf import Btf
 from guestemu.guest.linux.image import load_image
 from guestemu.guest.linux.kallsyms import read_kallsyms
 from guestemu.guest.linux.sites import Site, find_sites
+from guestemu.guest.linux.symbol_map import BANNER, NEEDED, files_beside, fits, read_symbols
 
 KERNEL_MAP: Final = 0xFFFF_FFFF_8000_0000
 """__START_KERNEL_map: where the kernel's own physical addresses are mapped."""
 
 _SITES: Final = frozenset({"rdmsr", "wrmsr", "rdtsc", "rdrand", "hlt", "pvalidate", "rmpadjust"})
 _VERSION: Final = re.compile(rb"Linux version (\S+) ")
+_BANNER: Final = b"Linux version "
 _MAX_PARTS: Final = 4096
 _MAX_ADDRESS: Final = 2 << 30
 """KERNEL_IMAGE_SIZE is 1 GiB (arch/x86/include/asm/page_64_types.h), and it starts at 16 MiB."""
@@ -148,17 +150,19 @@ def load_kernel(path: Path, progress: Callable[[str], None] | None = None) -> Ke
         raise InputError(f"{path}: its kernel is a damaged ELF file: {text}") from None
     if machine != "EM_X86_64":
         raise InputError(f"{path}: a kernel for {machine}, not for x86-64")
-    for needed, config in ((".rodata", "CONFIG_KALLSYMS_ALL"), (".BTF", "CONFIG_DEBUG_INFO_BTF")):
-        if needed not in sections:
-            raise InputError(f"{path}: the kernel has no {needed} section; it needs {config}=y")
     for name in (".rodata", ".BTF"):
-        if sections[name]["sh_type"] != "SHT_PROGBITS" or sections[name].compressed:
+        section = sections.get(name)
+        if section is None:
+            continue
+        if section["sh_type"] != "SHT_PROGBITS" or section.compressed:
             raise InputError(f"{path}: its kernel is a damaged ELF file: {name} has no plain bytes")
+    if ".rodata" not in sections:
+        raise InputError(f"{path}: the kernel has no .rodata section")
     rodata = bytes(sections[".rodata"].data())
     say("symbols")
-    symbols = read_kallsyms(rodata, int(sections[".rodata"]["sh_addr"]), image.name)
+    symbols = _symbols(path, rodata, int(sections[".rodata"]["sh_addr"]))
     say("types")
-    btf = Btf(bytes(sections[".BTF"].data()), image.name)
+    btf = Btf(bytes(sections[".BTF"].data()), image.name) if ".BTF" in sections else None
     say("instructions")
     starts = sorted(set(symbols.values()))
     sites: list[Site] = []
@@ -177,5 +181,31 @@ def load_kernel(path: Path, progress: Callable[[str], None] | None = None) -> Ke
         ),
         symbols=symbols,
         sites=tuple(sites),
-        btf=btf,
+        btf=btf or Btf.without_types(image.name),
     )
+
+
+def _symbols(path: Path, rodata: bytes, address: int) -> dict[str, int]:
+    """The kernel's symbols: its own table, where that has data too, else those of the map or the
+    vmlinux beside `path` that fits. Raises `InputError` that says what brings them."""
+    own: dict[str, int] = {}
+    problem = ""
+    try:
+        own = read_kallsyms(rodata, address, path.name)
+    except InputError as error:
+        problem = str(error)
+    if all(name in own for name in NEEDED):
+        return own
+    others = []
+    for other in files_beside(path):
+        symbols = read_symbols(other)
+        banner = symbols.get(BANNER, 0) - address
+        has_banner = 0 <= banner < len(rodata) and rodata.startswith(_BANNER, banner)
+        if fits(symbols, own, has_banner):
+            return symbols
+        others.append(other.name)
+    missing = problem or f"{path.name}: the kernel has no names of its data; it needs "
+    if not problem:
+        missing += "CONFIG_KALLSYMS_ALL=y"
+    beside = f"; {', '.join(others)} beside it is of another build" if others else ""
+    raise InputError(f"{missing}, or the System.map or vmlinux of its build beside it{beside}")

@@ -28,6 +28,7 @@ from guestemu.guest.linux.kernel import Kernel, load_kernel
 from guestemu.guest.linux.prepare import prepare
 from guestemu.guest.linux.recorder import BootRecorder
 from guestemu.guest.linux.snapshot import SnapshotMismatch, load_snapshot, save_snapshot
+from guestemu.guest.linux.symbol_map import stamp_beside
 from guestemu.machine.machine import MachineConfig
 
 BUDGET_FACTOR: Final = 10
@@ -107,7 +108,8 @@ class LinuxLoader:
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-        file = directory / f"{CacheKey((digest, build_id())).name}.kernel"
+        key = CacheKey((digest, build_id(), stamp_beside(path)))
+        file = directory / f"{key.name}.kernel"
         kernel = load_analysis(file, path.name, lambda: load_kernel(path))
         if kernel is None:
             kernel = load_kernel(path)
