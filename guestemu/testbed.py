@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 from bitarray import bitarray
@@ -45,6 +45,8 @@ by not returning."""
 
 TIME_UP: Final = "time-up"
 """The name of the violation that a program commits by taking too long."""
+
+_Asked: TypeAlias = tuple[Callable[[OpView], Iterable[Violation]], ...]
 
 _NOTHING: Final = CallOutcome(0)
 _TO_PRIVATE: Final = frozenset({OpKind.SET_MEMORY_ENCRYPTED, OpKind.EARLY_SET_MEMORY_ENCRYPTED})
@@ -131,6 +133,7 @@ class Testbed:
     def checks(self, checks: tuple[Check, ...]) -> None:
         """Takes other checks, and works out which of them each kind of operation concerns."""
         self._checks = checks
+        self._usual: dict[OpKind, _Asked] = {}
         self.watch()
 
     @property
@@ -140,13 +143,15 @@ class Testbed:
 
     def watch(self, *extra: Check) -> None:
         """Asks `extra` after every operation, besides the others."""
-        self._asked = (*self._checks, *extra)
-        self._after: dict[OpKind, tuple[Callable[[OpView], Iterable[Violation]], ...]] = {}
+        self._extra = extra
+        self._after: dict[OpKind, _Asked] = {} if extra else self._usual
 
-    def _checks_of(self, kind: OpKind) -> tuple[Callable[[OpView], Iterable[Violation]], ...]:
+    def _checks_of(self, kind: OpKind) -> _Asked:
         """What is asked after an operation of `kind`; found out at its first one."""
-        checks = tuple(one.after for one in self._asked if one.kinds is None or kind in one.kinds)
-        self._after[kind] = checks
+        usual = self._usual.get(kind)
+        if usual is None:
+            usual = self._usual[kind] = _concerned(self._checks, kind)
+        checks = self._after[kind] = (*usual, *_concerned(self._extra, kind))
         return checks
 
     def move_to(self, guest: Guest, host: Host) -> None:
@@ -445,6 +450,11 @@ def belief_of(host: Host) -> tuple[bitarray, bool]:
         return host.private_map().copy(), host.migration_ready
     except HostFailedError:
         return bitarray(), False
+
+
+def _concerned(checks: Iterable[Check], kind: OpKind) -> _Asked:
+    """What `checks` are asked after an operation of `kind`."""
+    return tuple(one.after for one in checks if one.kinds is None or kind in one.kinds)
 
 
 def _kvm_of(host: Host) -> str:

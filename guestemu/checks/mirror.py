@@ -43,10 +43,17 @@ class MirrorCheck(Oracle):
         """Hosts with mirror VMs."""
         return isinstance(host, HasMirrorWorld)
 
+    def __init__(self) -> None:
+        self._host: Host | None = None
+        self._mirrors: HasMirrorWorld | None = None
+
     def after(self, view: OpView) -> Iterable[Violation]:
         """See the class."""
-        host = view.host
-        if not isinstance(host, HasMirrorWorld):
+        if view.host is not self._host:
+            self._host = view.host
+            self._mirrors = view.host if isinstance(view.host, HasMirrorWorld) else None
+        host = self._mirrors
+        if host is None:
             return ()
         if view.op.kind is OpKind.MIRROR_CONTEXT:
             problem = host.context_problem

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from guestemu.host.qemu.world import QemuWorld
 
 _WORD: Final = 64
+_ONE: Final = bitarray("1")
 _BITMAP_RECORD: Final = 0
 _FIRST_END: Final = 2
 _STEPS: Final = 4
@@ -55,16 +56,22 @@ class QemuStatusCheck(Oracle):
 
     def __init__(self) -> None:
         self._synced: dict[str, bitarray] = {}
+        self._host: Host | None = None
+        self._migrating: HasQemuWorld | None = None
 
     def after(self, view: OpView) -> Iterable[Violation]:
         """See the class."""
-        if not isinstance(view.host, HasQemuWorld):
+        if view.host is not self._host:
+            self._host = view.host
+            self._migrating = view.host if isinstance(view.host, HasQemuWorld) else None
+        host = self._migrating
+        if host is None:
             return ()
         if view.index == 0:
             self._synced = {}
         return [
             Violation(self.name, view.index, message, fact)
-            for message, fact in self._judge(view, view.host.qemu_world())
+            for message, fact in self._judge(view, host.qemu_world())
         ]
 
     def _judge(self, view: OpView, world: QemuWorld) -> Iterator[tuple[str, str]]:
@@ -92,15 +99,22 @@ class QemuStatusCheck(Oracle):
         status = world.status
         for name, expected in self._synced.items():
             block = world.machine.blocks[name]
-            for page in range(block.pages):
-                if world.has_list and _gfn(world, name, page) is None:
-                    continue
-                found = status.is_private(block, page, live=world.has_list)
-                if found != expected[page]:
-                    word = "private" if found else "shared"
-                    text = f"page {page:#x} of {name} counts as {word}, the guest said otherwise"
-                    yield text, "H.4 item 7, D1 to D23"
-                    return
+            wrong: Iterator[int]
+            if world.has_list:
+                wrong = (
+                    page
+                    for page in range(block.pages)
+                    if _gfn(world, name, page) is not None
+                    and status.is_private(block, page, live=True) != expected[page]
+                )
+            else:
+                wrong = (status.copied_map(block) ^ expected).search(_ONE)
+            page = next(wrong, None)
+            if page is not None:
+                word = "shared" if expected[page] else "private"
+                text = f"page {page:#x} of {name} counts as {word}, the guest said otherwise"
+                yield text, "H.4 item 7, D1 to D23"
+                return
 
 
 def _gfn(world: QemuWorld, name: str, page: int) -> int | None:

@@ -33,7 +33,7 @@ class ResourceCheck(Oracle):
 
     def __init__(self) -> None:
         self._host: Host | None = None
-        self._reports = False
+        self._reports: ReportsFindings | None = None
         self._seen = 0
 
     def after(self, view: OpView) -> Iterable[Violation]:
@@ -41,11 +41,11 @@ class ResourceCheck(Oracle):
         host = view.host
         if host is not self._host:
             self._host = host
-            self._reports = isinstance(host, ReportsFindings)
+            self._reports = host if isinstance(host, ReportsFindings) else None
             self._seen = 0
-        if not self._reports or not isinstance(host, ReportsFindings):
+        if self._reports is None:
             return ()
-        found = host.findings
+        found = self._reports.findings
         if view.index == 0 or len(found) < self._seen:
             self._seen = 0
         new = found[self._seen :]

@@ -51,6 +51,8 @@ class SevFirmwareCheck(Oracle):
     def __init__(self) -> None:
         self._states = [RUNNING, 0]
         self._regions: list[tuple[int, int, int]] = []
+        self._host: Host | None = None
+        self._firmware: HasSevWorld | None = None
 
     def after(self, view: OpView) -> Iterable[Violation]:
         """See the class."""
@@ -60,8 +62,11 @@ class SevFirmwareCheck(Oracle):
         kind = view.op.kind
         if kind not in {OpKind.SEV_IOCTL, OpKind.SEV_REGION}:
             return ()
-        host = view.host
-        if not isinstance(host, HasSevWorld):
+        if view.host is not self._host:
+            self._host = view.host
+            self._firmware = view.host if isinstance(view.host, HasSevWorld) else None
+        host = self._firmware
+        if host is None:
             return ()
         judge = self._ioctl if kind is OpKind.SEV_IOCTL else self._region
         return [

@@ -1,13 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Every short sequence of list operations as posted, counted and compared with plain sets."""
 
+import random
 from itertools import pairwise, product
 
 import pytest
+from bitarray import bitarray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guestemu.host.kvm.region_list import add_region, cut_regions, merge_region, remove_region
+from guestemu.host.kvm.region_list import (
+    add_region,
+    cut_regions,
+    merge_region,
+    remove_region,
+    take_bits,
+)
 from guestemu.host.userspace.qemu_list import add_qemu_region, remove_qemu_region
 
 KVM_V10 = (add_region, remove_region)
@@ -125,3 +133,18 @@ def test_repaired_list_is_a_set(sequence):
     assert regions == sorted(regions)
     gaps = pairwise(regions)
     assert all(before[1] < after[0] for before, after in gaps), "disjoint and not touching"
+
+
+def test_bits_are_taken_as_page_by_page():
+    rng = random.Random(5)
+    runs: list[tuple[int, int]] = []
+    single: list[tuple[int, int]] = []
+    for _ in range(300):
+        first, pages = rng.randrange(40), rng.randrange(30)
+        bits = bitarray([rng.random() < 0.7 for _ in range(pages + 3)], "little")
+        take_bits(runs, bits, first, pages)
+        for page in range(pages):
+            change = cut_regions if bits[page] else merge_region
+            change(single, first + page, first + page + 1)
+        assert runs == single
+    assert len(runs) > 1

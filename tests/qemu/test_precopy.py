@@ -17,7 +17,7 @@ from guestemu.host.qemu.outgoing import page_status
 from guestemu.host.qemu.patch_sets import ORDERS, PATCH_SETS, Order, StepKind
 from guestemu.host.qemu.precopy import Phase, Precopy
 from guestemu.host.qemu.sev_send import OutgoingSev
-from guestemu.host.qemu.status import BitmapStatus
+from guestemu.host.qemu.status import BitmapStatus, PageStatus
 
 REPAIRED = {
     name: [defect.value for defect in version.defects] for name, version in PATCH_SETS.items()
@@ -386,6 +386,20 @@ def bitmap_status(name: str, repaired: list[str], machine: MemoryMap, record: Re
     status = page_status(machine, name, repaired, bitmap=record)
     assert isinstance(status, BitmapStatus)
     return status
+
+
+@pytest.mark.parametrize("name", ["2019-v2", "2020-v1"])
+def test_the_map_of_a_block_is_that_of_its_pages(name: str) -> None:
+    machine = pc_machine(PcLayout(256 * PAGE, vga=8 * PAGE, vga_base=300 * PAGE))
+    record = Record(512)
+    record.private[10:20] = False
+    record.private[64:128] = False
+    status = bitmap_status(name, [], machine, record)
+    status.sync()
+    for block in machine.blocks.values():
+        each = PageStatus.copied_map(status, block)
+        assert status.copied_map(block) == each
+        assert len(each) == block.pages
 
 
 def test_d2_two_slots_in_a_section() -> None:

@@ -9,7 +9,12 @@ import pytest
 from bitarray import bitarray
 
 from guestemu.host.qemu.patch_sets import PATCH_SETS, Defect, defects_left
-from guestemu.host.qemu.status_sync import counted_pages, is_encrypted, store_bitmap
+from guestemu.host.qemu.status_sync import (
+    counted_pages,
+    is_encrypted,
+    store_bitmap,
+    whole_words,
+)
 
 IN_2019 = PATCH_SETS["2019-v2"].defects
 IN_2020 = PATCH_SETS["2020-v1"].defects
@@ -129,3 +134,13 @@ def test_d8_8_tib_of_pages_are_negative() -> None:
     status = ones(64)
     store_bitmap(status, zeros(64), 0, 1 << 31, IN_2019)
     assert status.all()
+
+
+@pytest.mark.parametrize("size", [0, 1, 63, 64, 200])
+def test_d6_all_pages_at_once_are_as_each_by_itself(size: int) -> None:
+    for seed in range(4):
+        bits = random_bits(size, seed) & random_bits(size, seed + 9)
+        if size > 64:
+            bits[64:128] = False
+        found = [is_encrypted(bits, page, IN_2019) for page in range(size)]
+        assert whole_words(bits).tolist() == found

@@ -7,6 +7,8 @@ reading that reproduces K2-f: 175 of 900 two-operation sequences over five pages
 
 from __future__ import annotations
 
+from bitarray import bitarray
+
 Region = tuple[int, int]
 """(start_gfn, end_gfn), the end exclusive."""
 
@@ -63,6 +65,18 @@ def merge_region(regions: list[Region], start: int, end: int) -> None:
             start, end = min(start, first), max(end, last)
     kept.append((start, end))
     regions[:] = sorted(kept)
+
+
+def take_bits(regions: list[Region], bits: bitarray, first: int, pages: int) -> None:
+    """The regions after each of `pages` frames from `first` on was cut (its bit is 1) or added. As
+    many runs of equal bits are as many changes."""
+    page = 0
+    while page < pages:
+        value = bits[page]
+        end = bits.find(not value, page, pages)
+        end = pages if end < 0 else end
+        (cut_regions if value else merge_region)(regions, first + page, first + end)
+        page = end
 
 
 def cut_regions(regions: list[Region], start: int, end: int) -> None:

@@ -19,7 +19,7 @@ from guestemu.host.kvm.page_enc_bitmap import bitmap_bytes
 from guestemu.host.qemu.interfaces import Region, RegionSource, StatusSource
 from guestemu.host.qemu.memory_map import BlockKind, MemoryMap, RamBlock, Section
 from guestemu.host.qemu.patch_sets import Defect, PatchSet
-from guestemu.host.qemu.status_sync import is_encrypted, store_bitmap
+from guestemu.host.qemu.status_sync import is_encrypted, store_bitmap, whole_words
 from guestemu.host.qemu.stream_format import BitmapRange, SharedRegions, StatusBitmap
 from guestemu.host.userspace.qemu_v4_stream import gfn_of_block_page
 
@@ -73,6 +73,11 @@ class PageStatus(ABC):
         if forced is not None:
             return forced
         return self._live(block, page) if live else self._copied(block, page)
+
+    def copied_map(self, block: RamBlock) -> bitarray:
+        """`is_private` of every page of `block` by the copy, one bit each."""
+        pages = range(block.pages)
+        return bitarray([self.is_private(block, page, live=False) for page in pages], "little")
 
     def _mapped_gfn(self, block: RamBlock, page: int) -> Gfn:
         gpa = self.machine.gpa_of(RamAddr(block.ram_addr + (page << PAGE_SHIFT)))
@@ -132,6 +137,14 @@ class BitmapStatus(PageStatus):
             first = block.ram_addr >> PAGE_SHIFT
             self.encrypted[first : first + block.pages] = False
             self.block_maps[block.name].setall(False)
+
+    def copied_map(self, block: RamBlock) -> bitarray:
+        """See `PageStatus`."""
+        forced = forced_status(block, self.version, self.defects)
+        if forced is not None:
+            return bitarray([forced], "little") * block.pages
+        bits = self.block_maps[block.name]
+        return (whole_words(bits) if Defect.WORD_TEST in self.defects else bits)[: block.pages]
 
     def _copied(self, block: RamBlock, page: int) -> bool:
         return is_encrypted(self.block_maps[block.name], page, self.defects)

@@ -103,6 +103,14 @@ def is_encrypted(status: bitarray, page: int, defects: frozenset[Defect]) -> boo
     return bool(status[page])
 
 
+def whole_words(status: bitarray) -> bitarray:
+    """`is_encrypted` of every page as posted in 2019: a word counts as a whole (D6)."""
+    found = bitarray(len(status), endian="little")
+    for first in range(0, len(status), WORD):
+        found[first : first + WORD] = status[first : first + WORD].any()
+    return found
+
+
 def _padded(bits: bitarray, start: int, end: int) -> bitarray:
     """bits[start:end], ones where there are none."""
     found = bits[start:end]

@@ -20,7 +20,7 @@ from guestemu.abi.errno import EINVAL, EIO, ENOTTY
 from guestemu.abi.errors import InputError
 from guestemu.host.kvm.findings import ResourceFinding
 from guestemu.host.kvm.page_enc_bitmap import bitmap_bytes
-from guestemu.host.kvm.region_list import cut_regions, merge_region
+from guestemu.host.kvm.region_list import cut_regions, merge_region, take_bits
 from guestemu.host.qemu.interfaces import Packet, Region, SendStart, TransportError
 from guestemu.host.qemu.memory_map import MemoryMap, PcLayout, pc_machine
 from guestemu.host.qemu.patch_sets import Defect, PatchSet
@@ -240,10 +240,7 @@ class QemuWorld:
     def _receive_range(self, part: BitmapRange) -> None:
         bits = bitarray(endian="little")
         bits.frombytes(part.bits)
-        first = part.start >> PAGE_SHIFT
-        for page in range(part.pages):
-            change = cut_regions if bits[page] else merge_region
-            change(self.received, first + page, first + page + 1)
+        take_bits(self.received, bits, part.start >> PAGE_SHIFT, part.pages)
 
     def reset(self) -> int:
         """A system reset: the guest boots again with everything private. -ENOTTY without a list."""
