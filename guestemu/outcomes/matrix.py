@@ -180,11 +180,29 @@ def _word(private: bool) -> str:
 def matrix_page(cells: Sequence[MatrixCell]) -> str:
     """The cells as a table, and the verdicts of C19, C20 and C21 by guest kind."""
     lines = [
-        "## One answer, four guest kinds",
+        "# One answer, four guest kinds",
         "",
-        "The reference user space answers one exit with `answer` and records nothing. *told*: the "
-        "caller reads a failure. *lost*: it reads success, and entry and host differ. *kexec* is "
-        "the old kernel's part up to the jump, after a page was shared; for SNP and TDX only.",
+        "`guestemu outcomes matrix` runs the same operations in a plain SEV guest, a SEV-ES guest, "
+        "an SNP guest and a TD, each an unmodified kernel or the snippet, and the reference user "
+        "space answers one exit with `answer` and records nothing. *told*: the caller reads a "
+        "failure, or the guest ends. *lost*: it reads success, and entry and host differ. *kexec* "
+        "is the old kernel's part up to the jump, after a page was shared; only kernels that "
+        "unshare for SNP (6.16 on) or TDX have it. A DMA buffer may come from memory that was "
+        "shared before; then user space is not asked.",
+        "",
+        "This page is made by `guestemu outcomes matrix --guest linux:6.12 --guest linux:7.3 "
+        "--page docs/guest-kinds.md`.",
+        "",
+        "## Verdicts",
+        "",
+        *verdicts(cells),
+        "",
+        "C20 (after one refused page it is of no use to report the others): a TD's MapGPA stops at "
+        'the first refused page, and those before it are converted ([tdx.md](tdx.md), "2 pages, '
+        'then invalid operand"); an SNP guest ends itself; under SEV and SEV-ES the rest of the '
+        "range is reported and the failure is not.",
+        "",
+        "## Runs",
         "",
         "| guest | kind | operation | answer | result | entry | host | Secure EPT, RMP | |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -196,14 +214,15 @@ def matrix_page(cells: Sequence[MatrixCell]) -> str:
             f"| {cell.guest} | {cell.kind} | {cell.operation} | {cell.answer} | {result} | "
             f"{cell.entry} | {cell.host} | {cell.module} | {verdict} |"
         )
-    lines += ["", *verdicts(cells)]
     return "\n".join(lines) + "\n"
 
 
 def verdicts(cells: Sequence[MatrixCell]) -> Iterator[str]:
     """C19 and C21 for each guest kind, from the refused operations (EINVAL) among the cells."""
-    yield "| kind | refused | told | ends | lost | C19: a WARN is enough | C21: errors are lost |"
-    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    c19 = "C19: a WARN is not enough"
+    c21 = "C21: the error cannot be propagated"
+    yield f"| kind | refused | told | ends | lost | WARN | {c19} | {c21} |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
     for kind in dict.fromkeys(cell.kind for cell in cells):
         refused = [
             cell
@@ -214,7 +233,11 @@ def verdicts(cells: Sequence[MatrixCell]) -> Iterator[str]:
         ends = sum(cell.is_told and not cell.result.lstrip("-").isdigit() for cell in refused)
         told = sum(cell.is_told for cell in refused) - ends
         warned = sum(cell.warned for cell in refused)
-        enough = "no: the caller goes on" if lost else "no failure goes on"
-        ignored = f"yes: {lost} of {len(refused)} lost" if lost else "no"
-        note = f"{enough} ({warned} WARN)"
-        yield f"| {kind} | {len(refused)} | {told} | {ends} | {lost} | {note} | {ignored} |"
+        if lost:
+            enough, ignored = f"confirmed: {lost} lost", "true here: no caller reads one"
+        elif told:
+            enough, ignored = "met: the error is propagated", f"false here: {told} told"
+        else:
+            enough, ignored = "does not arise: the guest ends", "does not arise: the guest ends"
+        counts = (len(refused), told, ends, lost, warned)
+        yield f"| {kind} | {' | '.join(map(str, counts))} | {enough} | {ignored} |"

@@ -59,9 +59,9 @@ def test_a_refusal_ends_an_snp_guest_and_the_page_stays_assigned(cells: list[Mat
 def test_verdicts_differ_by_kind(cells: list[MatrixCell]) -> None:
     """C19 and C21 hold for plain SEV alone: elsewhere a refusal is read, or ends the guest."""
     rows = {line.split()[1]: line for line in list(verdicts(cells))[2:]}
-    assert "yes: 2 of 3 lost" in rows["sev"]
-    assert rows["snp"].endswith("| no |")
-    assert rows["tdx"].endswith("| no |")
+    assert "| 3 | 0 | 0 | 2 | 0 | confirmed: 2 lost | true here" in rows["sev"]
+    assert rows["snp"].endswith("| does not arise: the guest ends |")
+    assert rows["tdx"].endswith("| met: the error is propagated | false here: 2 told |")
 
 
 def conversions(testbed: Testbed) -> tuple[list[int | None], set[str]]:

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from guestemu.abi.errors import InputError
 from guestemu.cli import _names as names
 from guestemu.cli import console
 from guestemu.cli._options import AsJson
@@ -25,27 +27,38 @@ def command(
             autocompletion=names.guests,
         ),
     ] = None,
+    page: Annotated[
+        Path | None, typer.Option("--page", metavar="FILE.md", help="Write the page there.")
+    ] = None,
     as_json: AsJson = False,
 ) -> int:
     """Run conversions under SEV, SEV-ES, SNP and TDX against one answer.
 
-    Prints what the caller reads, and what page table, host and Secure EPT hold afterwards.
+    Prints what the caller reads, and what page table, host, RMP and Secure EPT hold afterwards.
 
     For example:
 
       guestemu outcomes matrix --guest snippet:6.12
 
       guestemu outcomes matrix --guest linux:6.12 --json
+
+      guestemu outcomes matrix --guest linux:6.12 --guest linux:7.3 --page docs/guest-kinds.md
     """
     from guestemu.cli._step_progress import StepProgress
     from guestemu.outcomes.guests import chosen_guests
     from guestemu.outcomes.matrix import KINDS, matrix_page, run_matrix
 
+    if page is not None and not page.parent.is_dir():
+        raise InputError(f"{page}: no such directory; make it first")
     chosen = chosen_guests(guests)
     with StepProgress(len(chosen) * len(KINDS)) as progress:
         cells = run_matrix(chosen, done=progress.advance)
+    if page is not None:
+        page.write_text(matrix_page(cells), encoding="utf-8")
     if as_json:
         console.emit_json({"cells": cells})
+    elif page is not None:
+        console.emit(f"{page}: {len(cells)} runs")
     else:
         for line in matrix_page(cells).splitlines():
             console.emit(line)
