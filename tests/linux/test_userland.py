@@ -165,6 +165,24 @@ def test_a_buffer_used_after_its_unmap_is_caught(running, accesses):
     assert "has ended" in running.rules.violations[0].text
 
 
+def test_an_experiment_is_rolled_back(running):
+    running.checkpoint()
+
+    def experiment():
+        read = read_device(running, "virtio-blk")
+        filled = running.command("fill /dev/nvme0n1 8192 0").value
+        end = (read, filled, running.event_hash, running.blocks, running.accesses)
+        assert running.hardware.devices["nvme"].disk.written
+        running.rollback()
+        return end
+
+    first = experiment()
+    assert first[0].is_right
+    assert not running.hardware.devices["nvme"].disk.written
+    assert [experiment(), experiment()] == [first, first]
+    assert broken(running) == set()
+
+
 def test_the_trace_of_a_workload_has_the_events_that_happened(image_of, tmp_path):
     setting = Setting(devices=("nvme", "virtio-rng", "virtio-blk"))
     commands = ("read /dev/nvme0n1 131072 0", "fill /dev/vda 8192 0", "read /dev/absent 1 0")

@@ -81,6 +81,15 @@ class DeviceRules:
             elif self.shared:
                 self.shared.difference_update(frames)
 
+    def keep(self) -> tuple[frozenset[int], int]:
+        """The host's record, and how many violations there are."""
+        return frozenset(self.shared), len(self.violations)
+
+    def restore(self, kept: tuple[frozenset[int], int]) -> None:
+        """As `keep` returned it."""
+        self.shared = set(kept[0])
+        del self.violations[kept[1] :]
+
     def _report(self, access: DeviceAccess, rule: str, text: str) -> None:
         violation = DeviceViolation(
             rule=rule,

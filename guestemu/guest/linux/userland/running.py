@@ -145,6 +145,16 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     event_hash: str
 
 
+class _Kept(msgspec.Struct, frozen=True):
+    """A checkpoint beside the machine's own."""
+
+    state: RunState
+    rules: tuple[frozenset[int], int]
+    exits: int
+    results: int
+    is_idle: bool
+
+
 class RunRecorder(BootRecorder):
     """A `BootRecorder` that also tells `notify` of each exit."""
 
@@ -205,6 +215,9 @@ class RunningKernel:
         self._stops: dict[int, str] = {}
         self._wanted: set[str] = set()
         self._passed = 0
+        self._kept: _Kept | None = None
+        self.mapped: list[memoryview] = []
+        """Parts of guest memory that a snapshot file is mapped over."""
         self.console = Console(self._line)
         bare = msgspec.structs.replace(config, defer_memory_hooks=True)
         self.machine, self.platform = boot.build_machine(kernel, bare, self.console, load)
@@ -269,13 +282,53 @@ class RunningKernel:
         self.interrupts, self.traps = state.interrupts, state.traps
         self.accesses = state.accesses
         self.rules.checked.update(state.checked)
+        self.mappings.counts.clear()
         self.mappings.counts.update(state.mappings)
         self.mappings.live[:] = state.live
+        self.callers.pages.clear()
         self.callers.pages.update(state.purposes)
-        for exit_ in self.recorder.exits:
-            self.rules.hear(exit_)
+        self._passed = 0
         self._hash = hashlib.sha256(state.event_hash.encode())
         self._is_idle = True
+
+    # Experiments ------------------------------------------------------------------------------
+
+    def checkpoint(self) -> None:
+        """What `rollback` returns to: now, where PID 1 is idle.
+
+        The first time the memory hooks go on, so that only pages that were written are put back;
+        every frame that the host has as shared is taken to hold what its shared view holds (facts
+        U22, U25). Running is slower from then on.
+        """
+        machine = self.machine
+        if machine.ram.is_plain:
+            for part in self.mapped:  # a page counts as empty until it was touched
+                bytes(part[::PAGE_SIZE])
+            td = self.platform.td
+            machine.watch_memory(sorted(self.rules.shared) if td is None else td.sept.shared())
+        machine.checkpoint()
+        self._kept = _Kept(
+            state=self.save_state(),
+            rules=self.rules.keep(),
+            exits=len(self.recorder.exits),
+            results=len(self.results),
+            is_idle=self._is_idle,
+        )
+
+    def rollback(self) -> None:
+        """Back to the checkpoint: memory, CPU, devices, page states, the host's record, counters.
+        The console's text stays."""
+        kept = self._kept
+        if kept is None:
+            raise ValueError("rollback without a checkpoint")
+        self.machine.rollback()
+        self.machine.current.load()
+        del self.recorder.exits[kept.exits :]
+        del self.results[kept.results :]
+        self._commands.clear()
+        self.load_state(kept.state)
+        self.rules.restore(kept.rules)
+        self._is_idle = kept.is_idle
 
     def attach_segments(self, state: tuple[int, bytes]) -> None:
         """The kernel's segments from a snapshot."""

@@ -10,6 +10,7 @@ memory has none, because reading it would cost what the file saves.
 from __future__ import annotations
 
 import ctypes
+import errno
 import hmac
 import mmap
 import os
@@ -112,6 +113,7 @@ def load_running(path: Path, running: RunningKernel, made_from: str) -> None:
             _check(path, running, record, os.fstat(file.fileno()).st_size - start)
             for view in (running.machine.ram.private, running.machine.ram.shared):
                 _map_view(file.fileno(), start, view)
+                running.mapped += _data_of(file.fileno(), start, view)
                 start += len(view)
     except OSError as error:
         raise SnapshotMismatch(f"{path}: {error.strerror}") from None
@@ -132,6 +134,8 @@ def load_running(path: Path, running: RunningKernel, made_from: str) -> None:
     running.console.resume(record.console)
     running.recorder.exits[:] = record.exits
     running.load_state(record.state)
+    for exit_ in record.exits:
+        running.rules.hear(exit_)
 
 
 def _read_record(path: Path, file: int, made_from: str) -> tuple[_Record, int]:
@@ -158,6 +162,24 @@ def _check(path: Path, running: RunningKernel, record: _Record, memory: int) -> 
         raise SnapshotMismatch(f"{path}: made for another emulator or other devices")
     if memory != len(ram.private) + len(ram.shared):
         raise SnapshotMismatch(f"{path}: the file is cut off or made for another memory size")
+
+
+def _data_of(file: int, start: int, view: memoryview) -> list[memoryview]:
+    """The parts of `view` that are no holes of the file behind it. Raises OSError."""
+    found = []
+    end = start + len(view)
+    at = start
+    while at < end:
+        try:
+            first = os.lseek(file, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # only a hole is left
+                break
+            raise
+        at = min(os.lseek(file, first, os.SEEK_HOLE), end)
+        if first < end:
+            found.append(view[(first - start) & ~(PAGE_SIZE - 1) : at - start])
+    return found
 
 
 def _map_view(file: int, start: int, view: memoryview) -> None:
