@@ -14,6 +14,7 @@ EAGAIN: Final = 11
 ENOMEM: Final = 12
 EFAULT: Final = 14
 EBUSY: Final = 16
+EEXIST: Final = 17
 EINVAL: Final = 22
 ENOTTY: Final = 25
 ENOSYS: Final = 38

@@ -17,6 +17,7 @@ _BLOCK: Final = 512
 _ABOUT: Final = {
     "kernels": "packages that `guestemu kernel fetch` got",
     "prepared": "kernels booted once, for a quick start",
+    "oracle": "kernels and modules unpacked for `guestemu oracle`",
     "apt": "lists of packages, for `guestemu kernel fetch`",
     "cells": "what `guestemu kernel test` measured",
 }

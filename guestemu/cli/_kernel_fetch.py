@@ -67,8 +67,11 @@ def list_kernels(names: Sequence[str], suites: Sequence[str]) -> list[Offer]:
     return offers
 
 
-def fetch_kernels(names: Sequence[str], suites: Sequence[str]) -> list[Fetched]:
-    """Downloads. Raises `InputError`, `MissingError`."""
+def fetch_kernels(
+    names: Sequence[str], suites: Sequence[str], *, modules: bool = False
+) -> list[Fetched]:
+    """Downloads, with `modules` those in packages of their own. Raises `InputError`,
+    `MissingError`."""
     from guestemu.guest.linux.images import kernel_directory
     from guestemu.kernel.apt import WANTED_BY_TESTS
 
@@ -77,7 +80,7 @@ def fetch_kernels(names: Sequence[str], suites: Sequence[str]) -> list[Fetched]:
     rows = []
     for package in archive.find(names or WANTED_BY_TESTS):
         console.note(f"{package.name} {package.version}, {package.size / 1e6:.0f} MB")
-        path = archive.fetch(package, directory)
+        path = archive.fetch(package, directory, modules=modules)
         rows.append(
             Fetched(package.title, package.series, package.flavour, package.version, str(path))
         )

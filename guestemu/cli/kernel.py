@@ -72,6 +72,14 @@ def fetch(
     list_only: Annotated[
         bool, typer.Option("--list", help="Show what can be fetched, and fetch nothing.")
     ] = False,
+    modules: Annotated[
+        bool,
+        typer.Option(
+            "--modules",
+            help="Fetch the modules where they are a package of their own (6.19 and later, 20 to "
+            "40 MB): `guestemu oracle` needs KVM's.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Download Debian's newest kernels through this machine's apt, 13 to 50 MB each.
@@ -90,6 +98,8 @@ def fetch(
       guestemu kernel fetch newest --suite trixie-backports
 
       guestemu kernel fetch 6.12-rt 5.10 --json
+
+      guestemu kernel fetch newest --modules
     """
     from guestemu.cli._kernel_fetch import fetch_kernels, list_kernels, tell_list
 
@@ -100,7 +110,7 @@ def fetch(
         else:
             tell_list(offers)
         return
-    rows = fetch_kernels(series or [], suite or [])
+    rows = fetch_kernels(series or [], suite or [], modules=modules)
     if as_json:
         console.emit_json({"kernels": rows})
     else:

@@ -11,7 +11,10 @@ import msgspec
 from guestemu.abi.errors import InputError
 from guestemu.host.kvm.kernels import KERNELS, KvmKernel
 
-_VERSION: Final = re.compile(r"(\d{1,2})\.(\d{1,3})(?!\d)")
+_VERSION: Final = re.compile(r"(\d{1,2})\.(\d{1,3})(?!\d)(?:\.(\d{1,4})(?!\d))?")
+_CPUID_FIRST: Final = ("6.12", 117)
+"""From this stable release on KVM_SET_SREGS into long mode fails before KVM_SET_CPUID2: 6.12.117
+and 6.12.118 do so, 6.12.95 did not; the releases between were not looked at."""
 _RELEASES_PER_MAJOR: Final = 20
 """5.x and 6.x each ended with .19, so distance in releases runs on across them."""
 
@@ -44,7 +47,11 @@ def choose_kernel(release: str, place: str) -> KernelChoice:
         )
     wanted = _position(int(found[1]), int(found[2]))
     nearest = min(KERNELS, key=lambda name: abs(_position_of(name) - wanted))
-    return KernelChoice(KERNELS[nearest], _position_of(nearest) == wanted)
+    kernel = KERNELS[nearest]
+    if (nearest, _position_of(nearest)) == (_CPUID_FIRST[0], wanted):
+        needs = int(found[3] or 0) >= _CPUID_FIRST[1]
+        kernel = msgspec.structs.replace(kernel, sregs_need_cpuid=needs)
+    return KernelChoice(kernel, _position_of(nearest) == wanted)
 
 
 def without_defects(choice: KernelChoice) -> KernelChoice:

@@ -13,7 +13,7 @@ from typing import ClassVar, Final
 
 from bitarray import bitarray
 
-from guestemu.abi.addresses import to_signed
+from guestemu.abi.addresses import U32_MASK, to_signed
 from guestemu.abi.errno import EINTR, EINVAL
 from guestemu.conform.recording import (
     Answer,
@@ -28,12 +28,12 @@ from guestemu.conform.recording import (
     Outcome,
     RdmsrEvent,
     SetupResults,
-    Step,
     StepOp,
     WrmsrEvent,
 )
 from guestemu.host.base import Host, Hypercall, VcpuAccess
 from guestemu.host.kvm.kernels import KvmKernel
+from guestemu.host.kvm.memory_slots import MemorySlot, MemorySlots
 from guestemu.host.kvm.merged import MergedKvm
 from guestemu.host.kvm.msr_filter import MsrFilter, MsrFilterRange
 from guestemu.host.kvm.run import Run
@@ -65,6 +65,11 @@ _FILTERS: Final = {
     ),
     Filter.OTHER_RANGE: MsrFilter(False, (MsrFilterRange(0x10, 8, _READ_WRITE, _ALL_ALLOWED),)),
 }
+
+
+_NO_FILTER: Final = MsrFilter(True, ())
+FILTERS: Final = tuple(Filter)
+"""By the number that is the `val` of a SET_FILTER step."""
 
 
 def _no_segments() -> None:
@@ -195,13 +200,15 @@ class RecordedHost(Host):
         self._script = ScriptedUserSpace()
         self.kvm = MergedKvm(self.settings, self._script)
 
-    def begin(self, step: Step, code: int, clear_cs_l: Callable[[], None] | None = None) -> None:
-        """Prepares for `step`, whose instruction is at address `code`.
+    def begin(
+        self, inputs: Inputs, code: int, clear_cs_l: Callable[[], None] | None = None
+    ) -> None:
+        """Prepares for a step with `inputs`, whose instruction is at address `code`.
 
         `clear_cs_l` makes the vCPU's code 32-bit, for the answer that asks for it.
         """
         self._script.clear_cs_l = clear_cs_l or _no_segments
-        self._script.inputs = step.inputs
+        self._script.inputs = inputs
         self._script.events = []
         self._script.code = code
         self.kvm.run.hypercall.fill(FILL)
@@ -221,12 +228,37 @@ class RecordedHost(Host):
             return Outcome(outcome="set_sregs_failed", rc=-EINVAL)
         return None
 
-    def ioctl(self, step: Step) -> Outcome:
-        """Does a KVM_GET_MSRS or KVM_SET_MSRS step."""
-        if step.op is StepOp.HOST_GET_MSR:
-            processed, data = self.kvm.msrs.host_get(step.inputs.msr)
+    def ioctl(self, op: StepOp, inputs: Inputs) -> Outcome:
+        """Does a step that is an ioctl. Raises `ValueError` for what is none."""
+        if op is StepOp.HOST_GET_MSR:
+            processed, data = self.kvm.msrs.host_get(inputs.msr)
             return Outcome(ioctl=processed, data=Hex(data))
-        return Outcome(ioctl=self.kvm.msrs.host_set(step.inputs.msr, step.inputs.val))
+        if op is StepOp.HOST_SET_MSR:
+            return Outcome(ioctl=self.kvm.msrs.host_set(inputs.msr, inputs.val))
+        if op is StepOp.SET_SLOT:
+            return Outcome(ioctl=self._set_slot(inputs))
+        settings, value = self.settings, inputs.val
+        if op is StepOp.SET_FILTER:
+            kind = FILTERS[value % len(FILTERS)]
+            return Outcome(ioctl=settings.set_msr_filter(_FILTERS.get(kind, _NO_FILTER)))
+        match op:
+            case StepOp.ENABLE_EXITS:
+                result = settings.enable_exit_hypercall(value)
+            case StepOp.ENABLE_MSR_EXITS:
+                result = settings.enable_user_space_msr(value)
+            case StepOp.DISABLE_QUIRKS:
+                result = settings.disable_quirks(value)
+            case StepOp.ENFORCE_PV:
+                result = settings.enforce_pv_features(bool(value))
+            case _:
+                raise ValueError(f"{op.value} is no ioctl")
+        return Outcome(ioctl=result)
+
+    def _set_slot(self, inputs: Inputs) -> int:
+        if self.settings.slots is None:
+            self.settings.slots = MemorySlots(self.settings.memory)
+        new = MemorySlot(inputs.rax, inputs.rbx, inputs.rdx & U32_MASK)
+        return self.settings.slots.set(inputs.rcx & U32_MASK, new)
 
     def hypercall(self, call: Hypercall) -> int:
         """See `MergedKvm.hypercall`."""

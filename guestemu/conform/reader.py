@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import gzip
+import io
+import zlib
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +17,7 @@ from guestemu.conform.recording import FORMAT, FailedCase, Hex, Meta, Recording,
 
 _START: Final = "start"
 _LARGEST: Final = 256 << 20
+_GZIP: Final = b"\x1f\x8b"
 
 
 class _Probe(msgspec.Struct, frozen=True):
@@ -42,13 +46,13 @@ _STEP = msgspec.json.Decoder(Step, dec_hook=decode_hex)
 
 
 def read_recording(path: Path) -> Recording:
-    """Reads a recording.
+    """Reads a recording, plain or compressed with gzip.
 
     Raises `InputError` that names the file and line: an unreadable file, a line that is not the
     JSON of a step, a missing or second `start` line, steps of a case out of order.
     """
     try:
-        raw = read_regular(path, _LARGEST).splitlines()
+        raw = _unpacked(read_regular(path, _LARGEST), path).splitlines()
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; give a recording (.jsonl)") from error
     reader = _Reader(path)
@@ -56,6 +60,20 @@ def read_recording(path: Path) -> Recording:
         if line.strip():
             reader.take(number, line)
     return reader.finish()
+
+
+def _unpacked(data: bytes, path: Path) -> bytes:
+    """The text of a recording that may be compressed with gzip. Raises `InputError`."""
+    if not data.startswith(_GZIP):
+        return data
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
+            text = stream.read(_LARGEST + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: cannot be unpacked ({error}); copy it again") from None
+    if len(text) > _LARGEST:
+        raise InputError(f"{path}: unpacks to more than {_LARGEST >> 20} MiB; it is no recording")
+    return text
 
 
 class _Reader:

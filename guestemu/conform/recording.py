@@ -21,7 +21,11 @@ class Hex(int):
 
 
 class StepOp(enum.Enum):
-    """What a step does: a guest instruction, or an ioctl of the VMM (the last two)."""
+    """What a step does: a guest instruction, or an ioctl of the VMM.
+
+    `enable_exits` and the ops behind it change the VM while it lives; `val` is their argument. A
+    memory slot is given by address, size, number and flags in `rax`, `rbx`, `rcx` and `rdx`.
+    """
 
     VMMCALL = "vmmcall"
     VMCALL = "vmcall"
@@ -29,16 +33,32 @@ class StepOp(enum.Enum):
     WRMSR = "wrmsr"
     HOST_GET_MSR = "host_get_msr"
     HOST_SET_MSR = "host_set_msr"
+    ENABLE_EXITS = "enable_exits"
+    ENABLE_MSR_EXITS = "enable_msr_exits"
+    DISABLE_QUIRKS = "disable_quirks"
+    ENFORCE_PV = "enforce_pv"
+    SET_FILTER = "set_filter"
+    SET_SLOT = "set_slot"
 
     @property
     def is_hypercall(self) -> bool:
         """VMMCALL or VMCALL."""
-        return self in (StepOp.VMMCALL, StepOp.VMCALL)
+        return self in _HYPERCALLS
+
+    @property
+    def is_msr(self) -> bool:
+        """An access to an MSR."""
+        return self in _MSRS
 
     @property
     def is_ioctl(self) -> bool:
         """Done by the VMM, without entering the guest."""
-        return self in (StepOp.HOST_GET_MSR, StepOp.HOST_SET_MSR)
+        return self not in _INSTRUCTIONS
+
+
+_HYPERCALLS: Final = frozenset((StepOp.VMMCALL, StepOp.VMCALL))
+_INSTRUCTIONS: Final = _HYPERCALLS | {StepOp.RDMSR, StepOp.WRMSR}
+_MSRS: Final = frozenset((StepOp.RDMSR, StepOp.WRMSR, StepOp.HOST_GET_MSR, StepOp.HOST_SET_MSR))
 
 
 class Cpuid(enum.Enum):
@@ -206,6 +226,7 @@ class Step(_Line, frozen=True):
     out: Outcome
     mode: str = "long64"
     cpl: int = 0
+    vcpu: int = 0
 
     @property
     def expected(self) -> Outcome:

@@ -80,10 +80,10 @@ class Conformance:
     def execute(self, host: RecordedHost, step: Step) -> Outcome:
         """Does one step and returns how it ended; its exits are in `host.events`."""
         if step.op.is_ioctl:
-            host.begin(step, layout.STUB)
-            return host.ioctl(step)
+            host.begin(step.inputs, layout.STUB)
+            return host.ioctl(step.op, step.inputs)
         vcpu = self._vm.vcpu
-        host.begin(step, CODE[step.op], lambda: vcpu.set_code_is_64bit(False))
+        host.begin(step.inputs, CODE[step.op], lambda: vcpu.set_code_is_64bit(False))
         mode = _MODES[step.mode]
         refused = host.refused_mode(mode.text)
         if refused is not None:
@@ -96,9 +96,9 @@ class Conformance:
 
 def unsupported_reason(step: Step) -> str | None:
     """Why `step` cannot be compared, or None: MSRs that are not KVM's, modes that are none."""
-    if not step.op.is_hypercall and not (
-        MSR_KVM_CUSTOM_FIRST <= step.inputs.msr <= MSR_KVM_CUSTOM_LAST
-    ):
+    if step.vcpu:
+        return "vCPU 1; the machine of this comparison has one vCPU"
+    if step.op.is_msr and not (MSR_KVM_CUSTOM_FIRST <= step.inputs.msr <= MSR_KVM_CUSTOM_LAST):
         return f"MSR {step.inputs.msr:#x} is not one of KVM's own (0x4b564d00-0x4b564dff)"
     if step.op.is_ioctl:
         return None

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Every host by the name that `--host` and program headers use.
 
-A spec is NAME, NAME:KERNEL (hosts of the merged generation) or FILE.py:CLASS (a user's own host).
+A spec is NAME, NAME:KERNEL (hosts of the merged generation), FILE.py:CLASS (a user's own host) or
+kvm:KERNEL (the KVM of a real kernel).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pkgutil import resolve_name
 from typing import Final
 
 import msgspec
@@ -46,6 +48,10 @@ from guestemu.host.userspace.openvmm import OpenVmmHost
 from guestemu.host.userspace.qemu_10_2 import Qemu102Host
 from guestemu.host.userspace.qemu_11 import Qemu11Host
 from guestemu.host.userspace.qemu_v4 import QemuV4Host
+
+_LIVE: Final = "kvm:"
+_LOADER: Final = "guestemu.oracle.host:load_live"
+"""A room above this one: it needs the hosts of this package."""
 
 _CLASSES: Final[list[type[MergedHost] | type[HistoricHost]]] = [
     MapGpaRangeHost,
@@ -131,6 +137,9 @@ def load_host(spec: str, switches: Iterable[str] = (), plugin: str = "") -> Host
     chosen = tuple(switches)
     if is_native(spec):
         return load_native(spec, plugin, chosen)
+    if spec.startswith(_LIVE):
+        load_live: Callable[[str, str, tuple[str, ...]], Host] = resolve_name(_LOADER)
+        return load_live(spec, plugin, chosen)
     if is_code(spec):
         return load_plugin(spec, plugin, chosen)
     name, _, kernel = spec.partition(":")

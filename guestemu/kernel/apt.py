@@ -42,6 +42,7 @@ _NAME: Final = re.compile(
     r"(?:-(?P<flavour>cloud|rt))?-amd64"
 )
 _DEPENDENCY: Final = re.compile(r"\blinux-(binary|base)-\d[^\s,(]*-amd64")
+_PARTS: Final = re.compile(r"linux-(base|modules)-\d\S*-amd64")
 _PARTIAL: Final = "incoming"
 _TIMEOUT_S: Final = 1800
 _BLOCK: Final = 1 << 20
@@ -116,9 +117,9 @@ class Archive:
         return tuple(source.suite for source in self._root.sources)
 
     def _read(self) -> dict[str, Package]:
-        """Every package with a kernel, and linux-base-* of them, by name."""
+        """Every package with a kernel, and linux-base-* and linux-modules-* of them, by name."""
         names = self._root.run("apt-cache", "pkgnames", "linux-").stdout.split()
-        wanted = [name for name in names if _NAME.fullmatch(name) or _is_base(name)]
+        wanted = [name for name in names if _NAME.fullmatch(name) or _is_part(name)]
         if not wanted:
             return {}
         text = self._root.run("apt-cache", "show", "--no-all-versions", *sorted(wanted)).stdout
@@ -132,7 +133,7 @@ class Archive:
             needs = {found[1] for found in _DEPENDENCY.finditer(fields.get("Depends", ""))}
             name = fields.get("Package", "")
             match = _NAME.fullmatch(name)
-            if "Filename" not in fields or (match is None and not _is_base(name)):
+            if "Filename" not in fields or (match is None and not _is_part(name)):
                 continue
             if match is not None and match["kind"] == "image" and "binary" in needs:
                 continue
@@ -190,11 +191,12 @@ class Archive:
             found.append(package)
         return tuple(found)
 
-    def fetch(self, package: Package, directory: Path) -> Path:
+    def fetch(self, package: Package, directory: Path, *, modules: bool = False) -> Path:
         """Downloads `package` into `directory` unless it is there; returns its path.
 
         A download that broke off stays in `directory`/incoming and is continued the next time. The
-        package with the configuration comes along where it is one of its own. Raises `MissingError`
+        package with the configuration comes along where it is one of its own, with `modules` the
+        one with the modules, too. Raises `MissingError`
         with apt's own words where it fails, `InputError` for a package without a kernel, which is
         not kept.
         """
@@ -202,9 +204,11 @@ class Archive:
         if package_file(path, KERNEL_NAMES) is None:
             path.unlink()
             raise InputError(f"{package.name} {package.version} holds no kernel; it is not kept")
-        base = self._records.get(package.name.replace("linux-binary-", "linux-base-", 1))
-        if base is not None and base.name != package.name:
-            self._download(base, directory)
+        for part in ("base", "modules") if modules else ("base",):
+            name = package.name.replace("linux-binary-", f"linux-{part}-", 1)
+            other = self._records.get(name)
+            if other is not None and name != package.name:
+                self._download(other, directory)
         return path
 
     def _download(self, package: Package, directory: Path) -> Path:
@@ -226,8 +230,8 @@ class Archive:
         return target
 
 
-def _is_base(name: str) -> bool:
-    return re.fullmatch(r"linux-base-\d\S*-amd64", name) is not None
+def _is_part(name: str) -> bool:
+    return _PARTS.fullmatch(name) is not None
 
 
 def is_complete(path: Path, package: Package) -> bool:

@@ -76,7 +76,7 @@ def fault(step, error, vcpu, registers):
 def execute(host, step):
     """What a CPU would make of the step: result into RAX, RIP over the instruction, go on."""
     if step.op.is_ioctl:
-        return host.ioctl(step)
+        return host.ioctl(step.op, step.inputs)
     refused = host.refused_mode(step.mode)
     if refused is not None:
         return refused
@@ -130,7 +130,7 @@ def test_every_recorded_step_agrees(name):
     for step, line in zip(recording.steps, recording.lines, strict=True):
         if step.id != case:
             host, case = RecordedHost(step.cfg, kernel), step.id
-        host.begin(step, CODE)
+        host.begin(step.inputs, CODE)
         out = execute(host, step)
         if (host.rc, host.events, out) != (step.rc, step.events, step.expected):
             wrong.append((line, step.op, step.inputs, host.rc, host.events, out))
@@ -164,7 +164,7 @@ def run_step(host, op, **inputs):
     }
     values |= {"cfg": cfg, "rc": {}, "events": []}
     step = msgspec.convert(values, Step, dec_hook=decode_hex)
-    host.begin(step, CODE)
+    host.begin(step.inputs, CODE)
     return execute(host, step)
 
 

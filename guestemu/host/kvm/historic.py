@@ -95,7 +95,8 @@ class HistoricHost(Host):
             self._state = 3 if result == 0 else 4 + (-result & 63)
             return result & mask
         self._state = 2
-        return answer_base_call(self.settings, nr, call.a3 & mask) & mask
+        arguments = call.a0 & mask, call.a1 & mask, call.a3 & mask
+        return answer_base_call(self.settings, nr, arguments) & mask
 
     def rdmsr(self, index: int, vcpu: VcpuAccess) -> int:
         """The opt-in MSR as `read_control` gives it, KVM's own MSRs; anything else is #GP."""

@@ -26,6 +26,8 @@ class KvmKernel(msgspec.Struct, frozen=True, gc=False):
     (reason UNKNOWN, swallowed by ignore_msrs), else as an invalid access (reason INVAL).
     `host_zero_access`: host reads, and host writes of 0, of such an MSR succeed.
     `sregs_need_cpuid`: KVM_SET_SREGS into long mode fails with -EINVAL before KVM_SET_CPUID2.
+    `quirks_stick`: a quirk that was disabled stays so, whatever the mask of a later call; else each
+    call replaces the mask (6.1 and 6.12.118 were asked).
     `quirks`: the bits that KVM_CAP_DISABLE_QUIRKS2 takes; 0 means the capability is missing.
     `is_measured`: the values were recorded from that kernel, else read in its source.
     """
@@ -37,17 +39,18 @@ class KvmKernel(msgspec.Struct, frozen=True, gc=False):
     enforced_msr_is_unknown: bool
     host_zero_access: bool
     sregs_need_cpuid: bool
+    quirks_stick: bool
     quirks: int
     is_measured: bool
 
 
 _COLUMNS: Final = (
-    #              ret=0  flags  nr     unknown host0  cpuid  quirks measured
-    KvmKernel("5.15", False, False, False, True, False, False, 0x00, False),
-    KvmKernel("6.1", False, False, False, True, False, False, 0x7F, True),
-    KvmKernel("6.12", False, True, True, True, True, False, 0x7FF, True),
-    KvmKernel("6.18", True, True, False, False, False, False, 0x7FF, True),
-    KvmKernel("7.2", True, True, False, True, True, True, 0x7FF, True),
+    #              ret=0  flags  nr     unknown host0  cpuid  stick  quirks measured
+    KvmKernel("5.15", False, False, False, True, False, False, False, 0x00, False),
+    KvmKernel("6.1", False, False, False, True, False, False, False, 0x7F, True),
+    KvmKernel("6.12", False, True, True, True, True, False, True, 0x7FF, True),
+    KvmKernel("6.18", True, True, False, False, False, False, True, 0x7FF, True),
+    KvmKernel("7.2", True, True, False, True, True, True, True, 0x7FF, True),
 )
 
 KERNELS: Final[Mapping[str, KvmKernel]] = {kernel.name: kernel for kernel in _COLUMNS}

@@ -101,8 +101,10 @@ class MergedKvm:
             return self._map_gpa_range(call, is_64bit)
         else:
             self.path = _KVM_ANSWERED
-            a3 = call.a3 if is_64bit else call.a3 & U32_MASK
-            result = answer_base_call(self.settings, nr, a3)
+            arguments = call.a0, call.a1, call.a3
+            if not is_64bit:
+                arguments = call.a0 & U32_MASK, call.a1 & U32_MASK, call.a3 & U32_MASK
+            result = answer_base_call(self.settings, nr, arguments)
         return result if is_64bit else result & U32_MASK
 
     def _map_gpa_range(self, call: Hypercall, is_64bit: bool) -> int:

@@ -31,17 +31,17 @@ from guestemu.host.userspace.base import UserSpace
 class MsrAccess:
     """All ways to an MSR of one VM."""
 
-    __slots__ = ("_pv", "_run", "_settings", "_user_space")
+    __slots__ = ("_run", "_settings", "_user_space", "pv")
 
     def __init__(self, settings: VmSettings, run: Run, user_space: UserSpace) -> None:
         self._settings = settings
         self._run = run
         self._user_space = user_space
-        self._pv = PvMsrs(settings)
+        self.pv = PvMsrs(settings)
 
     def restore(self) -> None:
         """KVM's own MSRs as at the creation of the vCPU."""
-        self._pv.restore()
+        self.pv.restore()
 
     def read(self, index: int, vcpu: VcpuAccess) -> int:
         """RDMSR of `index`: EDX:EAX, or `GuestFault` (#GP) as KVM or user space decides."""
@@ -49,9 +49,9 @@ class MsrAccess:
             raise GuestFault(VECTOR_GP, 0)
         if not self._is_allowed(index, KVM_MSR_FILTER_READ):
             return self._read_in_user_space(index, KVM_MSR_EXIT_REASON_FILTER, vcpu)
-        found = self._pv.find(index)
+        found = self.pv.find(index)
         if found is MsrResult.DONE:
-            return self._pv.read(index)
+            return self.pv.read(index)
         if found is MsrResult.UNKNOWN and self._settings.ignore_msrs:
             return 0
         return self._read_in_user_space(index, _reason(found), vcpu)
@@ -63,9 +63,9 @@ class MsrAccess:
         if not self._is_allowed(index, KVM_MSR_FILTER_WRITE):
             self._write_in_user_space(index, value, KVM_MSR_EXIT_REASON_FILTER, vcpu)
             return
-        result = self._pv.find(index)
+        result = self.pv.find(index)
         if result is MsrResult.DONE:
-            result = self._pv.write(index, value)
+            result = self.pv.write(index, value)
         if result is MsrResult.DONE:
             return
         if result is MsrResult.UNKNOWN and self._settings.ignore_msrs:
@@ -77,23 +77,23 @@ class MsrAccess:
 
         A failing entry's data is overwritten with 0 all the same (recorded).
         """
-        found = self._pv.find(index)
+        found = self.pv.find(index)
         if found is MsrResult.DONE:
-            return 1, self._pv.read(index)
+            return 1, self.pv.read(index)
         return int(self._host_tolerates(index, found, 0)), 0
 
     def host_set(self, index: int, value: int) -> int:
         """KVM_SET_MSRS with one entry: entries processed."""
-        found = self._pv.find(index)
+        found = self.pv.find(index)
         if found is MsrResult.DONE:
-            return int(self._pv.write(index, value) is MsrResult.DONE)
+            return int(self.pv.write(index, value) is MsrResult.DONE)
         return int(self._host_tolerates(index, found, value))
 
     def _host_tolerates(self, index: int, found: MsrResult, value: int) -> bool:
         if found is MsrResult.UNKNOWN and self._settings.ignore_msrs:
             return True
         kernel = self._settings.kernel
-        return kernel.host_zero_access and self._pv.is_listed(index) and value == 0
+        return kernel.host_zero_access and self.pv.is_listed(index) and value == 0
 
     def _is_allowed(self, index: int, access: int) -> bool:
         msr_filter = self._settings.msr_filter

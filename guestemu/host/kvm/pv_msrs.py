@@ -17,6 +17,7 @@ from typing import Final
 from guestemu.abi.cpuid import (
     KVM_FEATURE_ASYNC_PF,
     KVM_FEATURE_ASYNC_PF_INT,
+    KVM_FEATURE_ASYNC_PF_VMEXIT,
     KVM_FEATURE_CLOCKSOURCE2,
     KVM_FEATURE_POLL_CONTROL,
     KVM_FEATURE_PV_EOI,
@@ -48,6 +49,8 @@ _FEATURE: Final[Mapping[int, int]] = {
 _ASYNC_PF_RESERVED: Final = 0x30
 _STEAL_TIME_RESERVED: Final = 0x3E
 _ENABLED: Final = 1
+_AS_PF_VMEXIT: Final = 1 << 2
+_AS_INTERRUPT: Final = 1 << 3
 
 
 class MsrResult(enum.IntEnum):
@@ -72,6 +75,15 @@ class PvMsrs:
         if len(self._values) > 1 or self._values[MSR_KVM_POLL_CONTROL] != 1:
             self._values = {MSR_KVM_POLL_CONTROL: 1}
 
+    @property
+    def wall_clock(self) -> int:
+        """MSR_KVM_WALL_CLOCK_NEW, which the vCPUs of a VM share."""
+        return self._values.get(MSR_KVM_WALL_CLOCK_NEW, 0)
+
+    @wall_clock.setter
+    def wall_clock(self, value: int) -> None:
+        self._values[MSR_KVM_WALL_CLOCK_NEW] = value
+
     def find(self, index: int) -> MsrResult:
         """Whether MSR `index` exists for this guest: DONE, UNKNOWN, or INVALID where the kernel
         treats an MSR whose feature bit is enforced away as a bad access."""
@@ -94,6 +106,8 @@ class PvMsrs:
 
     def write(self, index: int, value: int) -> MsrResult:
         """Writes an MSR that `find` accepted; INVALID for values with refused bits."""
+        if index == MSR_KVM_ASYNC_PF_EN:
+            return self._write_async_pf(value)
         if not self._accepts(index, value):
             return MsrResult.INVALID
         if index != MSR_KVM_ASYNC_PF_ACK:
@@ -101,22 +115,31 @@ class PvMsrs:
         return MsrResult.DONE
 
     def _accepts(self, index: int, value: int) -> bool:
-        if index == MSR_KVM_ASYNC_PF_EN:
-            return self._accepts_async_pf(value)
         if index == MSR_KVM_STEAL_TIME:
             return not value & _STEAL_TIME_RESERVED
         if index == MSR_KVM_PV_EOI_EN:
             address = value & ~_ENABLED
-            return address % 4 == 0 and (not value & _ENABLED or address < self._settings.memory)
+            return address % 4 == 0 and (not value & _ENABLED or self._settings.backs(address))
         if index == MSR_KVM_POLL_CONTROL:
             return value <= 1
         if index == MSR_KVM_ASYNC_PF_INT:
             return self._settings.in_kernel_irqchip and value <= 0xFF
         return True
 
-    def _accepts_async_pf(self, value: int) -> bool:
+    def _write_async_pf(self, value: int) -> MsrResult:
+        """kvm_pv_enable_async_pf(): where the address turns out not to be RAM, the write fails and
+        the value stays all the same."""
+        has = self._settings.has_pv_feature
+        if (
+            value & _ASYNC_PF_RESERVED
+            or (value & _AS_PF_VMEXIT and not has(KVM_FEATURE_ASYNC_PF_VMEXIT))
+            or (value & _AS_INTERRUPT and not has(KVM_FEATURE_ASYNC_PF_INT))
+        ):
+            return MsrResult.INVALID
         if not self._settings.in_kernel_irqchip:
-            return value == 0
-        if value & _ASYNC_PF_RESERVED:
-            return False
-        return not value & _ENABLED or value & ~0x3F < self._settings.memory
+            return MsrResult.INVALID if value else MsrResult.DONE
+        self._values[MSR_KVM_ASYNC_PF_EN] = value
+        is_used = value & (_ENABLED | _AS_INTERRUPT) == _ENABLED | _AS_INTERRUPT
+        if is_used and not self._settings.backs(value & ~0x3F):
+            return MsrResult.INVALID
+        return MsrResult.DONE

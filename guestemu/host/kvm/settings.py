@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from guestemu.abi.errno import EINVAL
 from guestemu.host.kvm.kernels import KvmKernel
+from guestemu.host.kvm.memory_slots import MemorySlots
 from guestemu.host.kvm.msr_filter import MsrFilter
 from guestemu.host.kvm.uapi import (
     KVM_EXIT_HYPERCALL_VALID_MASK,
@@ -19,7 +20,9 @@ from guestemu.host.kvm.uapi import (
 class VmSettings:
     """Capabilities, CPUID feature bits and MSR filter of one VM with one vCPU.
 
-    `memory` is the RAM size in bytes from GPA 0 on (some MSRs refuse addresses outside RAM).
+    `memory` is the RAM size in bytes from GPA 0 on (some MSRs refuse addresses outside RAM);
+    `slots`, where user space changes them, has what it made of it. `pairs_clock`: the host's
+    clock is its TSC, so that KVM_HC_CLOCK_PAIRING works.
     Each method is one ioctl and returns 0 or a negative errno; a refused ioctl changes nothing.
     """
 
@@ -32,7 +35,9 @@ class VmSettings:
         "kernel",
         "memory",
         "msr_filter",
+        "pairs_clock",
         "pv_features",
+        "slots",
         "user_space_msr",
     )
 
@@ -46,6 +51,8 @@ class VmSettings:
     ) -> None:
         self.kernel = kernel
         self.memory = memory
+        self.slots: MemorySlots | None = None
+        self.pairs_clock = False
         self.in_kernel_irqchip = in_kernel_irqchip
         self.ignore_msrs = ignore_msrs
         self.hypercall_exits = 0
@@ -84,6 +91,8 @@ class VmSettings:
         """KVM_ENABLE_CAP(KVM_CAP_DISABLE_QUIRKS2): -EINVAL for bits the kernel does not know."""
         if mask & ~self.kernel.quirks or not self.kernel.quirks:
             return -EINVAL
+        if self.kernel.quirks_stick:
+            mask |= self.disabled_quirks
         self.disabled_quirks = mask
         return 0
 
@@ -99,6 +108,16 @@ class VmSettings:
         """
         self.pv_features = 0 if pv_features is None else pv_features
         return 0
+
+    def backs(self, gpa: int) -> bool:
+        """Whether `gpa` is in a memory slot."""
+        return gpa < self.memory if self.slots is None else self.slots.backs(gpa)
+
+    def is_writable(self, gpa: int, size: int) -> bool:
+        """Whether KVM can write `size` bytes, a page at most, at `gpa`."""
+        if self.slots is None:
+            return gpa + size <= self.memory
+        return self.slots.is_writable(gpa) and self.slots.is_writable(gpa + size - 1)
 
     def has_pv_feature(self, bit: int) -> bool:
         """guest_pv_has(): any feature, unless enforcement is on and the CPUID bit is clear."""

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the verbs of `guestemu oracle` do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from guestemu.abi.errors import InputError, MissingError
+from guestemu.cli import console
+from guestemu.cli._step_progress import StepProgress
+from guestemu.conform.compare import Disagreement, compare_step
+from guestemu.conform.reader import read_recording
+from guestemu.conform.recording import Recording, Step
+from guestemu.oracle.harness_build import build_init
+from guestemu.oracle.image import find_kernel
+from guestemu.oracle.live import LiveKvm
+from guestemu.oracle.matrix import Act, OracleCase, matrix
+from guestemu.oracle.qemu import NATIVE, TCG, Accelerator, MachineEnded, find_qemu, splats, version
+from guestemu.oracle.recorder import CaseResult, run_cases, write_recording
+
+_STYLES: Final = {"ok": "green", "optional": "yellow", "missing": "red"}
+_SHOWN: Final = 30
+_DEVICE: Final = Path("/dev/kvm")
+
+
+class OracleCheck(msgspec.Struct, frozen=True):
+    """One thing that was looked at; `state` is ok, optional or missing."""
+
+    name: str
+    state: str
+    detail: str
+
+
+class MadeRecording(msgspec.Struct, frozen=True, kw_only=True):
+    """What was recorded: `failed` are cases without steps, `complaints` lines of the kernel's."""
+
+    file: str
+    kernel: str
+    cases: int
+    steps: int
+    failed: tuple[str, ...]
+    complaints: tuple[str, ...]
+
+
+class Replayed(msgspec.Struct, frozen=True, kw_only=True):
+    """A recording done again on another kernel."""
+
+    kernel: str
+    recorded: str
+    steps: int
+    equal: int
+    differences: tuple[Disagreement, ...]
+    failed: tuple[str, ...]
+
+
+def accelerator(native: bool) -> Accelerator:
+    """TCG, or this computer's KVM. Raises `MissingError` where that is not there."""
+    if not native:
+        return TCG
+    try:
+        with _DEVICE.open("r+b", buffering=0):
+            return NATIVE
+    except OSError as error:
+        raise MissingError(
+            f"--native: {_DEVICE} cannot be opened: {error.strerror}; leave it out, and QEMU "
+            "emulates the processor"
+        ) from None
+
+
+def styled(check: OracleCheck) -> str:
+    """A line of the doctor."""
+    state = console.paint(f"{check.state:<8}", _STYLES[check.state])
+    return f"{state}  {check.name:<10} {check.detail}"
+
+
+def examine(kernel: str, modules: Path | None, native: bool) -> list[OracleCheck]:
+    """What is there for the oracle, and what `kernel` says about itself if one is named."""
+    checks = []
+    try:
+        path = find_qemu()
+        checks.append(OracleCheck("QEMU", "ok", f"{version(path)} ({path})"))
+    except MissingError as error:
+        checks.append(OracleCheck("QEMU", "missing", str(error)))
+    try:
+        checks.append(OracleCheck("compiler", "ok", build_init()[1]))
+    except MissingError as error:
+        checks.append(OracleCheck("compiler", "missing", str(error)))
+    has_device = _DEVICE.exists()
+    text = "there, for --native" if has_device else "not there; TCG emulates the processor"
+    checks.append(OracleCheck("/dev/kvm", "ok" if has_device else "optional", text))
+    if kernel and all(check.state != "missing" for check in checks):
+        checks.extend(_look_at(kernel, modules, accelerator(native)))
+    return checks
+
+
+def _look_at(kernel: str, modules: Path | None, how: Accelerator) -> Iterator[OracleCheck]:
+    try:
+        with LiveKvm(find_kernel(kernel, modules), how) as kvm:
+            machine = kvm.machine
+            yield OracleCheck("kernel", "ok", f"{machine.release}, {machine.build}")
+            yield OracleCheck("start-up", "ok", f"{kvm.start_up:.1f} s")
+            for name, value in machine.capabilities.items():
+                yield OracleCheck("KVM", "ok" if value else "optional", f"{name} {value:#x}")
+            for line in splats(kvm.console()):
+                yield OracleCheck("console", "optional", line)
+    except (MachineEnded, MissingError) as error:
+        yield OracleCheck("kernel", "missing", str(error))
+
+
+def _progress(cases: list[OracleCase], kvm: LiveKvm) -> list[CaseResult]:
+    with StepProgress(len(cases)) as progress:
+        return list(run_cases(kvm, cases, progress.advance))
+
+
+def _check_output(path: Path) -> None:
+    if path.is_dir() or not path.parent.is_dir():
+        raise InputError(f"{path}: cannot be written; name a file in a directory that exists")
+
+
+def record_matrix(kernel: str, modules: Path | None, output: Path, native: bool) -> MadeRecording:
+    """Records the matrix into `output`."""
+    _check_output(output)
+    cases = list(matrix())
+    with LiveKvm(find_kernel(kernel, modules), accelerator(native)) as kvm:
+        console.note(f"{kvm.machine.release} is up after {kvm.start_up:.1f} s")
+        results = _progress(cases, kvm)
+        machine, complaints = kvm.machine, splats(kvm.console())
+    write_recording(output, machine, results)
+    return MadeRecording(
+        file=str(output),
+        kernel=machine.release,
+        cases=len(results),
+        steps=sum(len(result.steps) for result in results),
+        failed=tuple(f"case {item.number}: {item.error}" for item in results if item.error),
+        complaints=complaints,
+    )
+
+
+def cases_of(recording: Recording) -> list[tuple[OracleCase, tuple[Step, ...]]]:
+    """The cases of a recording with their steps, in the order of their first step."""
+    found: dict[int, list[Step]] = {}
+    for step in recording.steps:
+        found.setdefault(step.id, []).append(step)
+    return [
+        (OracleCase(steps[0].grp, steps[0].cfg, tuple(_act(step) for step in steps)), tuple(steps))
+        for steps in found.values()
+    ]
+
+
+def _act(step: Step) -> Act:
+    return Act(op=step.op, inputs=step.inputs, mode=step.mode, cpl=step.cpl, vcpu=step.vcpu)
+
+
+def replay_recording(kernel: str, modules: Path | None, recording: Path, native: bool) -> Replayed:
+    """Does the steps of `recording` on `kernel` and compares every field."""
+    source = read_recording(recording)
+    pairs = cases_of(source)
+    for case, steps in pairs:
+        check_case(case, f"{recording}: case {steps[0].id}")
+    with LiveKvm(find_kernel(kernel, modules), accelerator(native)) as kvm:
+        results = _progress([case for case, _ in pairs], kvm)
+        release = kvm.machine.release
+    differences: list[Disagreement] = []
+    equal = 0
+    failed = []
+    for (_, steps), result in zip(pairs, results, strict=True):
+        if result.error:
+            failed.append(f"case {steps[0].id}: {result.error}")
+        for old, new in zip(steps, result.steps, strict=False):
+            found = compare_step(old, new.rc, new.events, new.expected)
+            differences += found
+            equal += not found
+    return Replayed(
+        kernel=release,
+        recorded=source.meta.kernel,
+        steps=len(source.steps),
+        equal=equal,
+        differences=tuple(differences),
+        failed=tuple(failed),
+    )
+
+
+def check_case(case: OracleCase, place: str) -> None:
+    """Raises `InputError` for what /init cannot carry out."""
+    from guestemu.oracle.matrix import MODES
+
+    for act in case.acts:
+        if act.mode not in MODES:
+            raise InputError(f"{place}: mode {act.mode!r} is unknown; use {', '.join(MODES)}")
+        if act.cpl not in range(4) or act.vcpu not in (0, 1):
+            raise InputError(f"{place}: CPL {act.cpl} on vCPU {act.vcpu}; 0 to 3 on 0 or 1")
+    if len(case.acts) >= 4000:
+        raise InputError(f"{place}: {len(case.acts)} steps; 4000 at most in one case")
+
+
+def tell_replay(replayed: Replayed) -> None:
+    """For people."""
+    console.emit(f"recorded from {replayed.recorded}, done again on {replayed.kernel}")
+    rows = [
+        (item.id, item.step, item.field, _text(item.expected), _text(item.found))
+        for item in replayed.differences[:_SHOWN]
+    ]
+    if rows:
+        console.emit_table(("case", "step", "field", "recorded", "now"), rows)
+    if len(replayed.differences) > _SHOWN:
+        console.emit(f"and {len(replayed.differences) - _SHOWN} more fields; --json lists them all")
+    for line in replayed.failed[:_SHOWN]:
+        console.emit(line)
+    word = "equal" if replayed.equal == replayed.steps else "different"
+    style = "green" if word == "equal" else "red"
+    console.emit(f"{console.paint(word, style)}: {replayed.steps} steps, {replayed.equal} equal")
+
+
+def _text(value: int | str | None) -> str:
+    return "-" if value is None else str(value)

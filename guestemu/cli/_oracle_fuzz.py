@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What `guestemu oracle fuzz` does."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from guestemu.abi.errors import InputError
+from guestemu.cli import console
+from guestemu.cli._late_progress import LateProgress
+from guestemu.cli._oracle import accelerator
+from guestemu.conform.kernel_choice import choose_kernel, without_defects
+from guestemu.oracle.campaign import OracleCampaign
+from guestemu.oracle.image import find_kernel
+from guestemu.oracle.live import LiveKvm
+from guestemu.oracle.reduce import OracleFinding
+
+if TYPE_CHECKING:
+    from rich.progress import ProgressColumn
+
+
+class OracleSums(msgspec.Struct, frozen=True, kw_only=True):
+    """What a campaign came to; `seconds` without the start of the machine (`start_up`)."""
+
+    kernel: str
+    model: str
+    steps: int
+    exits: int
+    vms: int
+    features: int
+    differing: int
+    restarts: int
+    start_up: float
+    seconds: float
+    findings: tuple[OracleFinding, ...]
+    notes: tuple[str, ...]
+
+
+class _Progress(LateProgress):
+    def __init__(self, total: int) -> None:
+        super().__init__(total)
+        self._all = total
+
+    def show(self, done: int) -> None:
+        self._show(min(done, self._all))
+
+    def _columns(self) -> tuple[ProgressColumn, ...]:
+        from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
+
+        return BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+
+
+def fuzz_kernel(
+    kernel: str,
+    modules: Path | None,
+    steps: int,
+    *,
+    seed: int,
+    model: str | None,
+    repaired: bool,
+    out: Path | None,
+    native: bool,
+) -> tuple[OracleSums, bool]:
+    """Runs the campaign; its sums, and whether Ctrl-C ended it."""
+    if out is not None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--out {out}: {error.strerror}; name a directory") from None
+    with LiveKvm(find_kernel(kernel, modules), accelerator(native)) as kvm:
+        choice = choose_kernel(model or kvm.machine.release, "--model" if model else kernel)
+        if not choice.is_exact:
+            console.note(f"no model of {model or kvm.machine.release}: compared with {choice.name}")
+        if repaired:
+            choice = without_defects(choice)
+        console.note(f"{kvm.machine.release} is up after {kvm.start_up:.1f} s")
+        campaign = OracleCampaign(kvm, choice.kernel, seed=seed, say=console.note, directory=out)
+        begin, is_interrupted = time.monotonic(), False
+        with _Progress(steps) as progress:
+            try:
+                campaign.run(steps, progress.show)
+            except KeyboardInterrupt:
+                is_interrupted = True
+        sums = campaign.sums
+        return OracleSums(
+            kernel=kvm.machine.release,
+            model=choice.name,
+            steps=sums.steps,
+            exits=sums.exits,
+            vms=sums.vms,
+            features=sums.features,
+            differing=sums.differing,
+            restarts=sums.restarts,
+            start_up=kvm.start_up,
+            seconds=time.monotonic() - begin,
+            findings=tuple(sums.findings),
+            notes=tuple(sums.notes),
+        ), is_interrupted
+
+
+def tell_sums(sums: OracleSums) -> None:
+    """For people."""
+    for number, finding in enumerate(sums.findings, start=1):
+        console.emit(console.paint(f"finding {number}", "red") + f": {finding.summary}")
+        console.emit(f"    {finding.explanation}")
+        if finding.file:
+            console.emit(
+                f"    {finding.steps} step{'s' if finding.steps != 1 else ''} in {finding.file}"
+            )
+    for note in sums.notes:
+        console.emit(note)
+    rate = sums.steps / max(sums.seconds, 1e-9)
+    console.emit(
+        f"{sums.kernel} against the model of {sums.model}: {sums.steps} steps ({sums.exits} exits, "
+        f"{sums.vms} VMs, {sums.features} features of the model) in {sums.seconds:.1f} s "
+        f"({rate:.0f}/s): {sums.differing} differ, {len(sums.findings)} findings, "
+        f"{sums.restarts} restarts"
+    )

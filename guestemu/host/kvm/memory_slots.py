@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""KVM_SET_USER_MEMORY_REGION of a VM without a guest_memfd.
+
+Source: __kvm_set_memory_region(), kvm_vm_ioctl_set_memory_region() (virt/kvm/kvm_main.c),
+kvm_arch_prepare_memory_region() (arch/x86/kvm/x86.c), Linux 6.1; held against real kernels.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, U64_MASK
+from guestemu.abi.errno import EEXIST, EINVAL
+
+_USER_SLOTS: Final = 32764
+_ADDRESS_SPACES: Final = 2
+_MOST_PAGES: Final = (1 << 31) - 1
+_LOG_DIRTY: Final = 1 << 0
+_READONLY: Final = 1 << 1
+
+
+class MemorySlot(msgspec.Struct, frozen=True):
+    """Guest memory from `gpa` on, `size` bytes; `flags` as KVM_MEM_*."""
+
+    gpa: int
+    size: int
+    flags: int = 0
+
+    def overlaps(self, other: MemorySlot) -> bool:
+        """Whether a byte is in both."""
+        return self.gpa < other.gpa + other.size and other.gpa < self.gpa + self.size
+
+
+class MemorySlots:
+    """The slots of a VM on a processor with `address_bits` physical address bits, all backed by the
+    same memory of the VMM; slot 0 holds `memory` bytes from GPA 0 on."""
+
+    def __init__(self, memory: int, address_bits: int = 40) -> None:
+        self._most_gfn = (1 << (address_bits - PAGE_SHIFT)) - 1
+        self._slots: dict[int, MemorySlot] = {0: MemorySlot(0, memory)}
+
+    def backs(self, gpa: int) -> bool:
+        """Whether `gpa` is in a slot of the first address space."""
+        return any(
+            slot.gpa <= gpa < slot.gpa + slot.size
+            for number, slot in self._slots.items()
+            if number >> 16 == 0
+        )
+
+    def is_writable(self, gpa: int) -> bool:
+        """Whether KVM may write at `gpa`: in a slot of the first address space, not read-only."""
+        return any(
+            slot.gpa <= gpa < slot.gpa + slot.size and not slot.flags & _READONLY
+            for number, slot in self._slots.items()
+            if number >> 16 == 0
+        )
+
+    def set(self, number: int, new: MemorySlot) -> int:
+        """The ioctl for slot `number` (address space in bits 31:16): 0 or a negative errno. Size 0
+        deletes."""
+        if not _is_valid(number, new):
+            return -EINVAL
+        old = self._slots.get(number)
+        if not new.size:
+            if old is None:
+                return -EINVAL
+            del self._slots[number]
+            return 0
+        if old is not None:
+            if new.size != old.size or (new.flags ^ old.flags) & _READONLY:
+                return -EINVAL
+            if new == old:
+                return 0
+        if (old is None or new.gpa != old.gpa) and self._is_taken(number, new):
+            return -EEXIST
+        if (new.gpa + new.size - 1) >> PAGE_SHIFT > self._most_gfn:
+            return -EINVAL
+        self._slots[number] = new
+        return 0
+
+    def _is_taken(self, number: int, new: MemorySlot) -> bool:
+        return any(
+            other.overlaps(new)
+            for key, other in self._slots.items()
+            if key != number and key >> 16 == number >> 16
+        )
+
+
+def _is_valid(number: int, new: MemorySlot) -> bool:
+    """What is tested before the slots there are."""
+    if number & 0xFFFF >= _USER_SLOTS or number >> 16 >= _ADDRESS_SPACES:
+        return False
+    if new.flags & ~(_LOG_DIRTY | _READONLY) or new.size & PAGE_MASK or new.gpa & PAGE_MASK:
+        return False
+    return new.gpa + new.size <= U64_MASK and new.size >> PAGE_SHIFT <= _MOST_PAGES

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Campaigns against a machine whose KVM is the model itself, with and without a defect."""
+
+import json
+import os
+import signal
+
+import pytest
+
+from guestemu.cli.main import main
+from guestemu.conform.reader import read_recording
+from guestemu.host.kvm.kernels import KERNELS
+from guestemu.oracle import reduce
+from guestemu.oracle.campaign import OracleCampaign
+from guestemu.oracle.live import LiveKvm
+from guestemu.oracle.qemu import MachineEnded
+
+
+def campaign(kvm, say=lambda text: None, directory=None, batch=512):
+    return OracleCampaign(kvm, KERNELS["6.1"], seed=3, say=say, directory=directory, batch=batch)
+
+
+def test_a_kvm_that_is_as_the_model_differs_in_no_step(fake, kernel):
+    fake()
+    with LiveKvm(kernel) as kvm:
+        sums = campaign(kvm).run(3000)
+    assert sums.steps >= 3000
+    assert sums.exits > 300
+    assert (sums.differing, sums.findings, sums.restarts) == (0, [], 0)
+
+
+def test_a_planted_defect_is_found_made_small_and_shown_by_conform(fake, kernel, tmp_path, capsys):
+    fake("alignment")
+    with LiveKvm(kernel) as kvm:
+        sums = campaign(kvm, directory=tmp_path).run(1500)
+    assert sums.findings
+    finding = sums.findings[0]
+    assert finding.steps == 1
+    assert "rbx=0x800" in finding.summary or "rbx=0x100800" in finding.summary
+    assert "no kernel that has a model" in finding.explanation
+    (step,) = read_recording(tmp_path / "finding-1.jsonl").steps
+    assert step.inputs.rax == 12
+    assert step.events
+    assert main(["conform", str(tmp_path / "finding-1.jsonl"), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["disagree"]
+
+
+@pytest.mark.parametrize(
+    ("defect", "said"),
+    [
+        ("panic", "the kernel died: BUG: unable to handle page fault"),
+        ("warning", "WARNING: CPU: 0"),
+    ],
+)
+def test_a_kernel_that_crashes_or_warns_is_a_finding(fake, kernel, monkeypatch, defect, said):
+    fake(defect)
+    monkeypatch.setattr(reduce, "_SLOW_TRIES", 4)
+    heard = []
+    with LiveKvm(kernel) as kvm:
+        one = campaign(kvm, heard.append, batch=64)
+        draw = one._generator._call
+        one._generator._call = lambda vcpus: with_77(draw(vcpus))
+        sums = one.run(200)
+    assert [said in finding.summary for finding in sums.findings] == [True]
+    assert sums.findings[0].steps == 1
+    assert sums.steps >= 200
+    assert any(said in line for line in heard)
+
+
+def with_77(act):
+    import msgspec
+
+    from guestemu.conform.recording import Hex
+
+    if act.inputs.rcx != 0:
+        return act
+    return msgspec.structs.replace(act, inputs=msgspec.structs.replace(act.inputs, rax=Hex(77)))
+
+
+def test_a_machine_that_is_killed_is_started_again(fake, kernel):
+    fake()
+    heard = []
+    with LiveKvm(kernel) as kvm:
+        one = campaign(kvm, heard.append)
+        one.run(600)
+        os.kill(kvm.pid, signal.SIGKILL)
+        sums = one.run(1500)
+        assert kvm.starts == 2
+    assert heard == ["QEMU was ended by SIGKILL; started again"]
+    assert (sums.findings, sums.restarts) == ([], 1)
+    assert sums.steps >= 1500
+
+
+def test_a_machine_that_hangs_is_given_up(fake, kernel):
+    fake("hang")
+    with LiveKvm(kernel, batch_s=0.3) as kvm:
+        from guestemu.oracle.matrix import call, config
+        from guestemu.oracle.steps import pack_config, pack_request
+
+        kvm.set_config(0, pack_config(config()))
+        pid = kvm.pid
+        with pytest.raises(MachineEnded, match="hangs: no answer"):
+            kvm.run([pack_request(call(77), 0)])
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_replies_of_random_bytes_are_findings_and_no_traceback(fake, kernel):
+    fake("garbage")
+    with LiveKvm(kernel) as kvm:
+        sums = campaign(kvm, batch=64).run(64)
+    assert sums.findings
+
+
+def test_a_machine_that_does_not_start_says_why(fake, kernel):
+    fake("exit")
+    with pytest.raises(MachineEnded, match="QEMU ended with status 1: no machine today"):
+        LiveKvm(kernel)
+
+
+def test_no_process_is_left_behind(fake, kernel):
+    fake()
+    with LiveKvm(kernel) as kvm:
+        pid = kvm.pid
+        os.kill(pid, 0)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
