@@ -154,6 +154,8 @@ def _request(
 
 
 def _tell(report: Report) -> None:
+    from guestemu.report.heat import heat_lines
+
     console.emit(f"Linux {report.version}, {report.sev}, {report.path}, {report.order}")
     if report.windows:
         columns = ("window", "instructions", "points", "differences", "lost_strict", "lost_defined")
@@ -175,6 +177,10 @@ def _tell(report: Report) -> None:
         for point in window.first:
             what = point.difference or "stores are lost"
             console.emit(f"{window.name}, instruction {point.index}: {what}")
+    for window in report.windows:
+        console.emit()
+        console.emit(console.paint(f"{window.name}: migrations by function", "bold"))
+        console.emit_lines(heat_lines(window.heat, not console.has_unicode()))
     if report.tuples:
         console.emit()
         console.emit(f"{report.instants} instants, {report.matrix} migrations")

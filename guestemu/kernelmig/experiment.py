@@ -9,7 +9,9 @@ recorded the window. They all began as the same guest, which the kernel's loader
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable
+from operator import itemgetter
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +36,7 @@ from guestemu.migration.stepping import Stepper
 from guestemu.migration.transfer import MachineState, capture_state
 
 GUEST_BUDGET: Final = 10_000_000
+_LONGEST_FUNCTION: Final = 1 << 16
 DESTINATION_KEY: Final = bytes(range(0x40, 0x50))
 """A plain destination's memory key: fixed, so that a count does not depend on luck with a byte of
 garbage. Firmware draws its own."""
@@ -73,6 +76,7 @@ class Experiment:
         host = StatusHost(config.frames, guest.boot_exits)
         guest.machine.hooks.handler = host
         self.kernel = guest.kernel
+        self._functions = sorted((start, name) for name, start in self.kernel.symbols.items())
         self.config = config
         try:
             self.scenario: Scenario = place_scenario(guest, variant)
@@ -151,6 +155,15 @@ class Experiment:
             bytes(station.host.shared),
             self._page(ram, self.recording.is_private_at(index)),
         )
+
+    @property
+    def function(self) -> str:
+        """The kernel's function that the source is in; "scenario" for the code that calls it."""
+        starts = self._functions
+        rip = self.source.machine.current.read_register("rip")
+        place = bisect_right(starts, rip, key=itemgetter(0)) - 1
+        is_known = place >= 0 and rip - starts[place][0] < _LONGEST_FUNCTION
+        return starts[place][1] if is_known else "scenario"
 
     def packets(self, departure: Departure, shared: bytes | None = None) -> list[Packet]:
         """The written frames by status (`shared`: by another one). Before the source goes on."""

@@ -21,6 +21,7 @@ from guestemu.kernelmig.vmsa_link import LEGACY_COMMANDS, VMSA_COMMANDS, kvm_ans
 from guestemu.machine.machine import MachineConfig
 from guestemu.migration.firmware_link import FirmwareSender
 from guestemu.migration.sev_host import SevHost
+from guestemu.report.heat import Heat, heat_of
 
 MEMORY_MIB: Final = 128
 CBIT: Final = 39
@@ -59,6 +60,7 @@ class Window(msgspec.Struct, frozen=True):
     seconds: float
     pages: float
     first: list[Point]
+    heat: tuple[Heat, ...] = ()
 
 
 class Tuples(msgspec.Struct, frozen=True):
@@ -168,6 +170,7 @@ def _sweep(
                 result.seconds,
                 result.pages / result.points if result.points else 0.0,
                 result.first,
+                heat_of(result.tries),
             )
         )
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import msgspec
 
 from guestemu.kernelmig.experiment import Departure, Experiment
+from guestemu.report.heat import KEPT, LOST, UNDEFINED
 
 
 class FetchOrder(enum.Enum):
@@ -29,7 +30,7 @@ class Point(msgspec.Struct, frozen=True):
     `difference` says what the end of the run shows, None for nothing. `lost_defined`: the guest
     reads other bytes than it stored since the last change of the C-bit, right away or at the end of
     the window. `lost_strict`: as that, or any other byte of the page reads differently.
-    `pages` were sent.
+    `pages` were sent. `function` is the kernel's that the guest was in.
     """
 
     index: int
@@ -37,11 +38,20 @@ class Point(msgspec.Struct, frozen=True):
     lost_strict: bool
     lost_defined: bool
     pages: int
+    function: str = ""
+
+    @property
+    def letter(self) -> str:
+        """What became of it, for the heat strip."""
+        if self.lost_defined or self.difference is not None:
+            return LOST
+        return UNDEFINED if self.lost_strict else KEPT
 
 
 class SweepResult(msgspec.Struct):
-    """Sums over the points so far; `first` are the first few that went wrong, `seconds` and
-    `cpu_seconds` (of this process) are those of the migrations alone."""
+    """Sums over the points so far; `first` are the first few that went wrong, `tries` the
+    function and the letter of each; `seconds` and `cpu_seconds` (of this process) are those of the
+    migrations alone."""
 
     points: int = 0
     differences: int = 0
@@ -51,6 +61,7 @@ class SweepResult(msgspec.Struct):
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     first: list[Point] = msgspec.field(default_factory=list)
+    tries: list[tuple[str, str]] = msgspec.field(default_factory=list)
 
     def add(self, point: Point, seconds: float, cpu_seconds: float) -> None:
         """Counts one more."""
@@ -62,24 +73,26 @@ class SweepResult(msgspec.Struct):
         self.seconds += seconds
         self.cpu_seconds += cpu_seconds
         is_wrong = point.difference is not None or point.lost_defined
-        if is_wrong and len(self.first) < KEPT:
+        self.tries.append((point.function, point.letter))
+        if is_wrong and len(self.first) < SHOWN:
             self.first.append(point)
 
 
-KEPT = 8
+SHOWN = 8
 """Points that went wrong and are shown."""
 
 
 def migrate(experiment: Experiment, index: int, order: FetchOrder) -> Point:
     """One migration, with the source stopped in front of instruction `index` of the window."""
     departure = experiment.leave(index)
+    function = experiment.function
     is_late = order is FetchOrder.STATUS_FIRST
     packets = experiment.packets(departure, experiment.first_status if is_late else None)
     arrived = experiment.arrive(departure, packets)
     ended, page = experiment.go_on()
     difference = experiment.difference(ended, departure)
     defined, strict = judge(experiment, departure, arrived, page)
-    return Point(index, difference, strict, defined, len(packets))
+    return Point(index, difference, strict, defined, len(packets), function)
 
 
 def judge(
