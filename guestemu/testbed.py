@@ -20,6 +20,7 @@ from guestemu.abi.errors import HostFailedError, InputError
 from guestemu.checks import standard_checks
 from guestemu.checks.base import CONVERSION_KINDS, Check, OpView, Violation
 from guestemu.checks.cache import CacheCheck
+from guestemu.checks.first_state import first_state
 from guestemu.checks.results import answers_left
 from guestemu.dma_slots import DmaSlots
 from guestemu.events.base import Event
@@ -122,6 +123,7 @@ class Testbed:
         self._answers = (0, 0)
         self.slots = DmaSlots()
         self._migration = MigrationOperations(self, destination)
+        self._is_judged_new = host.contract_state and not guest.boot_exits
         self._do: Mapping[OpKind, Callable[[Op], CallOutcome]] = self._dispatch()
 
     @property
@@ -233,6 +235,8 @@ class Testbed:
             view = self._begin(index, op, self._range(op))
             if self._failure is not None:
                 raise self._failure
+            if not index and self._is_judged_new:
+                violations += first_state(index, view.host_before, view.ready_before)
             self._carry_out(view, results, violations)
         except HostFailedError as error:
             self._machine.hooks.clear()
@@ -258,6 +262,10 @@ class Testbed:
             view.free_frames = self.guest.free_frames()
         if results is not None:
             results.append(OpResult(op, outcome, tuple(view.events)))
+        if kind is OpKind.VM_RESET and self._is_judged_new:
+            violations += first_state(
+                view.index, self.host.private_map(), self.host.migration_ready
+            )
         for after in self._after.get(kind) or self._checks_of(kind):
             found = after(view)
             if found:
@@ -423,7 +431,12 @@ class Testbed:
             OpKind.ANSWER: self._answer,
             OpKind.FAIL_SPLIT: self._fail_split,
             OpKind.FAIL_MSR: self._fail_msr,
+            OpKind.VM_RESET: self._vm_reset,
         }
+
+    def _vm_reset(self, op: Op) -> CallOutcome:
+        self.reset()
+        return _NOTHING
 
     def _answer(self, op: Op) -> CallOutcome:
         value, count = op.arguments

@@ -26,13 +26,20 @@ from guestemu.campaign.store import CampaignRecord, Store
 from guestemu.campaign.supervisor import Supervisor
 from guestemu.campaign.targets import Target, find_target
 from guestemu.campaign.worker import WorkerConfig
-from guestemu.host.permission import named_by_user
+from guestemu.findings.identify import digest_of
+from guestemu.host.permission import is_code, named_by_user
 from guestemu.program.ops import OpKind
 from guestemu.program.program import Header
 from guestemu.program.table import op_table
 from guestemu.program.validity import header_problem
 
 MAX_JOBS: Final = 256
+MAX_OPS: Final = 64
+"""The longest program of a campaign."""
+
+_STATEFUL_OPS: Final = 12
+"""Ops in the longest program for a host of the user's: nine ranges overflow a table of eight."""
+
 _SEED_STEP: Final = 1_000_003
 _NAMED_FIELDS: Final = ("guest", "host", "sev", "cbit", "memory", "vcpus")
 _LONGEST_NAME: Final = 120
@@ -43,8 +50,9 @@ class Options(msgspec.Struct, frozen=True):
     """What a user may choose; None means the default.
 
     `seconds` and `execs` bound the whole campaign, as does the number of its new findings,
-    `until_finding`; `jobs` is the number of worker processes,
-    `bounds` and `seeds` are as on the command line.
+    `until_finding`; `jobs` is the number of worker processes, `bounds` and `seeds` are as on the
+    command line, `max_ops` ops are in the longest program, findings with a key in `accepted` are
+    known.
     """
 
     target: str
@@ -61,19 +69,30 @@ class Options(msgspec.Struct, frozen=True):
     memory: int | None = None
     faults: bool = False
     bounds: str | None = None
+    max_ops: int | None = None
+    accepted: frozenset[str] = frozenset()
     seeds: tuple[str, ...] = (FLOWS_WORD,)
     until_finding: int | None = None
 
 
 class Campaign(msgspec.Struct, frozen=True):
     """A checked campaign: its directory exists and its configuration boots. `notes` are lines for
-    the user."""
+    the user; findings with a key in `accepted` are known."""
 
     target: Target
     engine: str
     store: Store
     configs: list[WorkerConfig]
     notes: list[str]
+    accepted: frozenset[str] = frozenset()
+
+    def is_accepted(self, key: str) -> bool:
+        """Whether the user knows this finding, by whichever check it showed."""
+        return digest_of(key) in map(digest_of, self.accepted)
+
+    def is_clean(self, figures: Figures) -> bool:
+        """Whether nothing was found that the user does not know."""
+        return all(self.is_accepted(found.key) for found in figures.findings)
 
     def run(self, watch: Callable[[Figures], None]) -> Figures:
         """See `Supervisor.run`."""
@@ -99,6 +118,24 @@ def header_of(target: Target, options: Options) -> Header:
     if problem is not None:
         raise InputError(f"--{problem[0]}: {problem[1]}")
     return header
+
+
+def target_of(options: Options) -> Target:
+    """The target, with programs of the length that the user wants: for a host of the user's, which
+    may hold any state, longer ones than ours need. Raises `InputError`."""
+    target = find_target(options.target)
+    most = options.max_ops
+    if most is None and options.host is not None and is_code(options.host):
+        most = max(target.max_ops, _STATEFUL_OPS) if not target.order else None
+    if most is None:
+        return target
+    if not 1 <= most <= MAX_OPS:
+        raise InputError(f"--max-ops {most}: give a number from 1 to {MAX_OPS}")
+    if target.order:
+        raise InputError(
+            f"--max-ops {most}: a program of {target.name} is a migration; leave it out"
+        )
+    return msgspec.structs.replace(target, max_ops=most)
 
 
 def _check(options: Options, most_jobs: int) -> None:
@@ -128,7 +165,7 @@ def prepare(options: Options, most_jobs: int = MAX_JOBS) -> Campaign:
 
     Raises `InputError` and `MissingError`.
     """
-    target = find_target(options.target)
+    target = target_of(options)
     _check(options, most_jobs)
     kinds = target.kinds_with(options.faults)
     engine, note = choose_engine(options.engine)
@@ -166,9 +203,10 @@ def prepare(options: Options, most_jobs: int = MAX_JOBS) -> Campaign:
         jobs=options.jobs,
         bounds=bounds,
         until_finding=options.until_finding,
+        max_ops=target.max_ops,
     )
     configs = _share_out(first, options.execs)
-    return Campaign(target, engine.name, store, configs, notes)
+    return Campaign(target, engine.name, store, configs, notes, options.accepted)
 
 
 def _default_root(target: Target, header: Header, faults: bool) -> Path:

@@ -8,9 +8,12 @@ continues a session that died can file what was left (`recover`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
+from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
+from guestemu.abi.msrs import KVM_MIGRATION_READY, MSR_KVM_MIGRATION_CONTROL
 from guestemu.campaign.executor import Executor
-from guestemu.campaign.findings import FindingBook, signature
+from guestemu.campaign.findings import NOT_REPRODUCIBLE, FindingBook, signature
 from guestemu.campaign.journal import (
     FindingFiled,
     Journal,
@@ -23,10 +26,18 @@ from guestemu.campaign.journal import (
 )
 from guestemu.campaign.store import Store
 from guestemu.checks.base import Violation
-from guestemu.findings.explain import comment_of, run_command
+from guestemu.checks.first_state import is_of_new_vm
+from guestemu.findings.explain import comment_of, run_command, unstable_comment
 from guestemu.findings.identify import Case, Finding
 from guestemu.program.binary import encode_ops
-from guestemu.program.ops import Op
+from guestemu.program.ops import Op, OpKind, canonical_op
+from guestemu.program.program import Program
+
+_LEAVES_BEHIND: Final = (
+    (canonical_op(Op(OpKind.HYPERCALL, (KVM_HC_MAP_GPA_RANGE, 0, 1, 0, 0))),),
+    (canonical_op(Op(OpKind.WRMSR, (MSR_KVM_MIGRATION_CONTROL, KVM_MIGRATION_READY))),),
+)
+"""Programs after which a VM is not as it was."""
 
 
 class Shelf:
@@ -72,6 +83,7 @@ class Filing:
     ) -> None:
         self.book = FindingBook(executor)
         self.unstable: list[str] = []
+        self._after_reset: dict[str, str] = {}
         self._executor = executor
         self._shelf = shelf
         self._elapsed = elapsed
@@ -79,13 +91,18 @@ class Filing:
 
     def file(self, ops: tuple[Op, ...], violations: list[Violation]) -> None:
         """Counts the program `ops` with its violations, identifies and saves what is new."""
+        if is_of_new_vm(violations[0]):
+            shown = self._over_a_reset(ops, violations[0])
+            if shown is None:
+                return
+            ops, violations = shown
         sign = signature(violations[0], ops[violations[0].op])
         is_noted = self._shelf is not None and sign not in self._done
         if self._shelf is not None and is_noted:
             self._shelf.met(sign, ops, self._elapsed())  # before anything that takes time
         cases = self.book.meet(ops, violations)
         if cases is None:
-            self.unstable.append(f"{sign} (not seen again with the same program)")
+            self.file_unstable(ops, violations[0])
         elif cases:
             if self._shelf is not None and not is_noted:
                 self._shelf.met(sign, ops, self._elapsed())
@@ -95,13 +112,54 @@ class Filing:
         if self._shelf is not None and is_noted:
             self._shelf.settled(sign)
 
+    def _over_a_reset(
+        self, ops: tuple[Op, ...], violation: Violation
+    ) -> tuple[tuple[Op, ...], list[Violation]] | None:
+        """A program over a reset of the VM that shows what `ops` showed before they ran, for it is
+        the programs before that left it behind. None for what was filed already."""
+        known = self._after_reset.get(violation.check)
+        if known is not None:
+            self.book.findings[known].count += 1
+            return None
+        for start in (*_LEAVES_BEHIND, ops):
+            look = self.book.probe.try_look((*start, Op(OpKind.VM_RESET, ())))
+            found = [] if look is None else [v for v in look.violations if is_of_new_vm(v)]
+            if found:
+                return (*start, Op(OpKind.VM_RESET, ())), found
+        return ops, [violation]
+
+    def file_unstable(self, ops: tuple[Op, ...], violation: Violation) -> None:
+        """Files a program whose violation does not show again."""
+        ops = ops[: violation.op + 1]
+        key, is_new = self.book.count_unstable(ops, self._elapsed())
+        if is_of_new_vm(violation):
+            self._after_reset[violation.check] = key
+        if is_new:
+            self.unstable.append(
+                f"{signature(violation, ops[violation.op])} (not seen again with the same program)"
+            )
+        if is_new and self._shelf is not None:
+            store, header = self._shelf.store, self._executor.header
+            path = store.finding_path(key)
+            comment = unstable_comment(
+                key, violation, self._where(), run_command(str(path), header)
+            )
+            store.save_finding(key, Program(header, ops), comment)
+            self._shelf.filed(key, NOT_REPRODUCIBLE, self._elapsed())
+
+    def _where(self) -> str:
+        return f"a campaign on target {self._executor.target.name}"
+
     def _settle(self, cases: Sequence[Case]) -> None:
         """Identifies what is new and saves it."""
         for case in cases:
             findings, key = self.book.settle(case, self._elapsed())
             if not key:
                 self.unstable.append(f"{case.sighting.symptom.name} (not seen again)")
-            elif self._shelf is not None:
+                continue
+            if is_of_new_vm(case.sighting.violation):
+                self._after_reset[case.sighting.violation.check] = key
+            if self._shelf is not None:
                 for finding in findings:
                     self._save(self._shelf.store, finding)
                 self._shelf.filed(key, self.book.findings[key].check, self._elapsed())
@@ -124,7 +182,6 @@ class Filing:
             shelf.settled(met.sign)
 
     def _save(self, store: Store, finding: Finding) -> None:
-        where = f"a campaign on target {self._executor.target.name}"
         path = store.finding_path(finding.key)
-        comment = comment_of(finding, where, run_command(str(path), self._executor.header))
+        comment = comment_of(finding, self._where(), run_command(str(path), self._executor.header))
         store.save_finding(finding.key, finding.program(self._executor.header), comment)

@@ -29,10 +29,16 @@ from guestemu.checks.base import Violation
 from guestemu.checks.progress import ProgressCheck
 from guestemu.findings.identify import digest_of
 from guestemu.host.base import Host
+from guestemu.program.ops import Op, OpKind
 from guestemu.program.program import Header
 
 LENGTH_SIZE: Final = 4
 """Bytes of the length in front of the input in `Session.current`."""
+
+_GRACE_S: Final = 2.0
+"""How long after its end a session may go on to identify what it met last."""
+
+_ONCE: Final = "host: an answer or the record was wrong once, and right when the program ran again"
 
 _CLOCK_MASK: Final = 63
 """The clock is read every 64 executions."""
@@ -155,6 +161,7 @@ class Session:
         self._start = time.monotonic()
         self._next_report = self._start + plan.report_every
         self._deadline = None if plan.seconds is None else self._start + plan.seconds
+        self._filing.book.deadline = self._deadline and self._deadline + _GRACE_S
         self._limit = plan.execs
         self._is_stopped = False
 
@@ -172,6 +179,7 @@ class Session:
             self._look_at_clock()
         executor = self.executor
         ops = executor.decode(data)
+        self.violations = []
         is_new = self._programs.add(ops)
         if not is_new and self.skips_known and self._skipped < IN_A_ROW:
             self._skipped += 1
@@ -195,6 +203,21 @@ class Session:
                 self._filing.file(ops, violations)
             self._count_findings()
         return is_new
+
+    def confirm(self, data: bytes) -> None:
+        """Files `data`, which ran last and was found wrong by machine code just before, unless it
+        was found wrong in Python as well: what a host does then depends on more than the program.
+        """
+        ops = self.executor.decode(data)
+        if self.violations or not ops:
+            return
+        reset = (Op(OpKind.VM_RESET, ()),)
+        left = self.executor.run(reset)
+        with self._apart():
+            if left:
+                self._filing.file(reset, left)
+            else:
+                self._filing.file_unstable(ops, Violation("results", len(ops) - 1, _ONCE, "K3-c"))
 
     def keep_if_new(self, data: bytes) -> bool:
         """Keeps `data`, which ran last, if it covered something new; whether it did."""

@@ -56,6 +56,11 @@ _CRASH: Final = "crash-"
 """Start of the names of inputs that a worker died of by its own fault: never run again."""
 
 
+def is_key(text: str) -> bool:
+    """Whether `text` may be the key of a finding."""
+    return _KEY.fullmatch(text) is not None
+
+
 class CampaignRecord(msgspec.Struct, frozen=True):
     """What a campaign fuzzes: target, header fields that matter, whether fault ops are in.
 
@@ -365,7 +370,7 @@ class Store:
         except (OSError, msgspec.DecodeError, RecursionError) as error:
             raise InputError(f"{path}: {error}; remove the file to count anew") from error
         for found in counts:
-            if not _KEY.fullmatch(found.key) or found.count < 0 or found.first_seen_s < 0:
+            if not is_key(found.key) or found.count < 0 or found.first_seen_s < 0:
                 raise InputError(
                     f"{path}: {visible(found.key)!r} is not the name of a finding; remove the file "
                     "to count anew"

@@ -23,12 +23,14 @@ from typing import Final, NoReturn
 
 import msgspec
 
+from guestemu.abi.addresses import PAGE_SHIFT
 from guestemu.abi.errors import HostFailedError, InputError, MissingError
 from guestemu.campaign.bounds import Bounds
 from guestemu.campaign.engines import ENGINES
 from guestemu.campaign.session import LENGTH_SIZE, Plan, Report, Session
 from guestemu.campaign.store import Store
 from guestemu.campaign.targets import find_target
+from guestemu.host.plugin_guard import PluginHost
 from guestemu.machine.watchdog import Watchdog
 from guestemu.parts import load_parts
 from guestemu.processes import follow_parent
@@ -61,6 +63,8 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     jobs: int = 1
     bounds: Bounds = Bounds()
     until_finding: int | None = None
+    max_ops: int = 0
+    """Ops in the longest program; 0: as the target has it."""
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -161,8 +165,11 @@ def work(config: WorkerConfig) -> NoReturn:
     try:
         load_parts()
         store = Store(Path(config.workdir))
+        target = find_target(config.target)
+        if config.max_ops:
+            target = msgspec.structs.replace(target, max_ops=config.max_ops)
         plan = Plan(
-            target=find_target(config.target),
+            target=target,
             header=config.header,
             faults=config.faults,
             seed=config.seed,
@@ -177,6 +184,9 @@ def work(config: WorkerConfig) -> NoReturn:
         session = Session(plan, store, pipe.report)
         sessions.append(session)
         _note_inputs(session, input_path(store, config.index))
+        host = session.executor.testbed.host
+        if isinstance(host, PluginHost):
+            host.guard.start(session.executor.header.memory << 20 >> PAGE_SHIFT)
         signal.signal(signal.SIGTERM, lambda *_: session.stop())
         with _bound(session, config.header):
             session.recover()

@@ -92,6 +92,11 @@ class Reference:
         return 0 if gfn + pages <= self._frames else None
 
 
+def is_open(record: AnsweredExit) -> bool:
+    """Whether the contract leaves the answer to a hypercall open wherever its range lies."""
+    return Reference(0, 0).answer(record) is None
+
+
 def answers_left(injected: int, count: int, records: Iterable[AnsweredExit]) -> int:
     """How many of `count` ordered answers are left after `records`: only an exit that reaches user
     space uses one up (K3-c step 7)."""

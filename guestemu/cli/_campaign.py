@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
+from guestemu.abi.errors import InputError
+from guestemu.abi.files import read_regular
 from guestemu.abi.names import command_line
 from guestemu.cli import _names as names
 from guestemu.cli import console
@@ -96,6 +98,23 @@ Inputs: TypeAlias = Annotated[
         "program or directory of programs, such as corpora/conversion; repeatable.",
     ),
 ]
+MaxOps: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        "--max-ops",
+        metavar="N",
+        help="Ops in the longest program (default: the target's, 12 for a host of yours).",
+    ),
+]
+Accept: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--accept",
+        metavar="KEY|FILE",
+        help="A finding that is known: counted, and no reason for exit status 1; or a file with "
+        "one key a line. Repeatable.",
+    ),
+]
 InjectFaults: TypeAlias = Annotated[
     bool,
     typer.Option(
@@ -104,6 +123,30 @@ InjectFaults: TypeAlias = Annotated[
         "known defects there, so expect findings on any host.",
     ),
 ]
+
+
+def accepted_keys(words: list[str] | None) -> frozenset[str]:
+    """The keys that --accept names, itself or in files. Raises `InputError`."""
+    from guestemu.campaign.store import is_key
+
+    keys: set[str] = set()
+    for word in words or ():
+        path = Path(word)
+        if not path.is_file():
+            keys.add(word)
+            continue
+        try:
+            lines = read_regular(path).decode().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"--accept {path}: cannot be read; give one key a line") from error
+        keys.update(line.partition("#")[0].strip() for line in lines)
+    keys.discard("")
+    for key in keys:
+        if not is_key(key):
+            raise InputError(
+                f"--accept {key}: no file and no key of a finding; see guestemu status"
+            )
+    return frozenset(keys)
 
 
 def campaign_object(campaign: Campaign, figures: Figures) -> dict[str, object]:
@@ -122,6 +165,7 @@ def campaign_object(campaign: Campaign, figures: Figures) -> dict[str, object]:
                 "program": str(campaign.store.finding_path(found.key)),
                 "first_seen_s": found.first_seen_s,
                 "count": found.count,
+                "accepted": campaign.is_accepted(found.key),
             }
             for found in figures.findings
         ],
@@ -165,7 +209,7 @@ def tell(campaign: Campaign, figures: Figures) -> None:
         ("finding", "count", "first after", "program"),
         (
             (
-                found.key,
+                f"{found.key} (accepted)" if campaign.is_accepted(found.key) else found.key,
                 f"{found.count:,}",
                 duration(found.first_seen_s),
                 campaign.store.finding_path(found.key),
@@ -191,8 +235,9 @@ def _tell_next(campaign: Campaign, figures: Figures) -> None:
         )
 
 
-def end(figures: Figures) -> int:
-    """The exit status of a campaign. Raises KeyboardInterrupt if that is how it ended."""
+def end(campaign: Campaign, figures: Figures) -> int:
+    """The exit status of a campaign: 1 for a finding that was not accepted. Raises
+    KeyboardInterrupt if that is how it ended."""
     if figures.is_interrupted:
         raise KeyboardInterrupt
-    return EXIT_FINDINGS if figures.findings else EXIT_OK
+    return EXIT_OK if campaign.is_clean(figures) else EXIT_FINDINGS

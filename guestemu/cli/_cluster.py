@@ -77,7 +77,7 @@ def fuzz(options: Options, address: str, as_json: bool) -> int:
             f"{traffic.nodes} nodes, {traffic.lost} lost; {traffic.exchanges} exchanges, "
             f"{traffic.bytes_sent:,} bytes sent, {traffic.bytes_received:,} received"
         )
-    return ask.end(figures)
+    return ask.end(campaign, figures)
 
 
 def replay(

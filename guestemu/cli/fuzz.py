@@ -27,7 +27,9 @@ def command(
     resume: ask.Resume = False,
     seed: ask.Seed = 0,
     inputs: ask.Inputs = None,
+    max_ops: ask.MaxOps = None,
     faults: ask.InjectFaults = False,
+    accept: ask.Accept = None,
     host: HostName = None,
     guest: GuestName = None,
     cbit: CBit = None,
@@ -41,7 +43,8 @@ def command(
     Ctrl-C; --resume goes on with it. Each finding is minimised and saved as
     WORKDIR/findings/KEY.prog, which `guestemu run` runs.
 
-    Exit status 0: nothing found; 1: findings.
+    Exit status 0: nothing found but what --accept names; 1: findings, also those that
+    do not show again with the same program.
 
     For example:
 
@@ -63,7 +66,7 @@ def command(
 
     options = Options(
         *(target, seconds, execs, jobs, engine, workdir, resume, seed, host, guest, cbit, memory),
-        *(faults, bounds, tuple(inputs or (FLOWS_WORD,))),
+        *(faults, bounds, max_ops, ask.accepted_keys(accept), tuple(inputs or (FLOWS_WORD,))),
         until_finding=until_finding,
     )
     if cluster is not None:
@@ -80,4 +83,4 @@ def command(
         console.emit_json(ask.campaign_object(campaign, figures))
     else:
         ask.tell(campaign, figures)
-    return ask.end(figures)
+    return ask.end(campaign, figures)

@@ -22,7 +22,7 @@ from guestemu.abi.regions import Instruction, Region
 from guestemu.abi.x86 import Mode
 from guestemu.findings.hostcode import Spots
 from guestemu.findings.probe import Look, Probe, Sighting, neighbours
-from guestemu.program.ops import MIGRATION_SPECS, SPECS, Argument, Op, OpKind
+from guestemu.program.ops import MIGRATION_SPECS, SPECS, Argument, Op, OpKind, canonical_op
 from guestemu.program.program import Program
 from guestemu.program.shrink import shrink
 from guestemu.program.validity import takes_page
@@ -138,7 +138,7 @@ def find_suspect(
     """The first sighting of `look` that is `suspect`, `or_none`: or has no suspicious code."""
     if look is None:
         return None
-    for sighting in look.sightings:
+    for sighting in look.first:
         if sighting.symptom.name != suspect.name:
             continue
         if suspect.not_effect == sighting.symptom.effect:
@@ -167,10 +167,19 @@ class Canonical:
         if known is None and order_of(ops) != self.suspect.order:
             return False
         if known is None:
-            look = self.probe.try_look(ops, traced=True) if self.probe.allows(ops) else None
-            known = find_suspect(self.probe, look, self.suspect) is not None
+            known = self.probe.allows(ops) and self._shows(ops)
             self._known[ops] = known
         return known
+
+    def _shows(self, ops: tuple[Op, ...]) -> bool:
+        """Looks at the host's code, which costs fifty times as much, only where something is
+        wrong."""
+        probe, suspect = self.probe, self.suspect
+        if not probe.is_slow:
+            look = probe.try_look(ops)
+            if look is None or not look.sightings:
+                return False
+        return find_suspect(probe, probe.try_look(ops, traced=True), suspect) is not None
 
     def minimise(self, ops: tuple[Op, ...]) -> tuple[Op, ...]:
         """The canonical program reached from `ops`, which show the suspect."""
@@ -240,6 +249,20 @@ def _sharing(op: Op) -> Op:
     arguments = list(op.arguments)
     arguments[_ATTRIBUTES] = 0
     return msgspec.structs.replace(op, arguments=tuple(arguments))
+
+
+def plainer(op: Op) -> Iterator[Op]:
+    """`op` with one argument after the other at its default, all that came before kept."""
+    spec = SPECS[op.kind]
+    if op.kind is OpKind.HYPERCALL and op.has_page:
+        yield canonical_op(msgspec.structs.replace(op, has_page=False))
+    for position, argument in enumerate(spec.arguments):
+        if op.arguments[position] != argument.default:
+            arguments = list(op.arguments)
+            arguments[position] = argument.default
+            yield msgspec.structs.replace(op, arguments=tuple(arguments))
+    if op.mode is not Mode.LONG64 or op.cpl:
+        yield msgspec.structs.replace(op, mode=Mode.LONG64, cpl=0)
 
 
 def _has_gpa(op: Op) -> bool:

@@ -29,6 +29,19 @@ def run_command(path: str, header: Header) -> str:
     return shlex.join(["guestemu", "run", path, *option_words(header.plugin)])
 
 
+def unstable_comment(key: str, violation: Violation, where: str, command: str) -> str:
+    """The comment on top of a program that showed `violation` once and then not again."""
+    return "\n".join(
+        [
+            f"Finding {key} of {where}.",
+            *words_of(violation),
+            "It did not show again with this program: it depends on something outside of it.",
+            "Look for state that a reset leaves, for random numbers, for the time.",
+            f"Run it again: {command}",
+        ]
+    )
+
+
 def comment_of(finding: Finding, where: str, command: str) -> str:
     """The comment on top of a finding's program; `where` it was found, `command` reproduces it."""
     lines = [f"Finding {finding.key} of {where}.", *words_of(finding.violation)]

@@ -143,11 +143,17 @@ class HostCode:
 
         return on_opcode
 
-    def lines(self, spots: Iterable[int]) -> tuple[str, ...]:
-        """The source lines of `spots` as "Class.method: text", sorted; the same for the same source
-        wherever the file lies and whatever stands above the line."""
-        found = {self._line(spot) for spot in spots}
-        return tuple(sorted(f"{name}: {text}" for _, _, name, text in found))
+    def anchors(self, spots: Iterable[int]) -> tuple[str, ...]:
+        """Where the source lines of `spots` begin, as "Class.method+OFFSET" in bytes of byte code,
+        sorted: the same whatever comments, names and texts a line has, wherever the file lies and
+        whatever stands above the function."""
+        return tuple(sorted({self._anchor(spot) for spot in spots}))
+
+    def _anchor(self, spot: int) -> str:
+        code = self._codes[spot >> _SHIFT]
+        line = self._line(spot)[1]
+        start = min(start for start, _, number in code.co_lines() if number == line)
+        return f"{code.co_qualname}+{start}"
 
     def places(self, spots: Iterable[int]) -> tuple[str, ...]:
         """The source lines of `spots` as "FILE:LINE: text", for people."""

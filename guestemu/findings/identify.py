@@ -20,10 +20,12 @@ from guestemu.findings.canonical import (
     is_simpler_program,
     narrow,
     order_of,
+    plainer,
 )
 from guestemu.findings.hostcode import Spots
 from guestemu.findings.lower import is_guest_only, lower
 from guestemu.findings.probe import Look, Probe, Sighting
+from guestemu.findings.symptom import HOST_FAILED
 from guestemu.program.ops import SPECS, Argument, Instruction, Op
 from guestemu.program.program import Expectation, Header, Program
 from guestemu.program.validity import takes_page
@@ -31,6 +33,7 @@ from guestemu.program.validity import takes_page
 _KEY_DIGITS: Final = 8
 _NAMED: Final = frozenset({Argument.HYPERCALL_NUMBER, Argument.MSR})
 _SHORT: Final = 0xFF
+_FAILURE_RUNS: Final = 16
 _PRECISE: Final = 4
 """Suspected source lines up to which they are taken for the defect itself."""
 
@@ -90,15 +93,26 @@ def shape(ops: tuple[Op, ...]) -> str:
 
 
 def finding_key(
-    violation: Violation, symptom: str, ops: tuple[Op, ...], lines: tuple[str, ...]
+    violation: Violation, symptom: str, ops: tuple[Op, ...], where: tuple[str, ...]
 ) -> str:
-    """CHECK-OPKIND-HASH, a file name. The hash is of the suspected source lines alone where these
-    are few, because one line may break several rules; else of the symptom, the shape of the
-    canonical program and those lines."""
-    is_precise = 0 < len(lines) <= _PRECISE
-    text = "\n".join(lines if is_precise else (symptom, shape(ops), *lines))
+    """CHECK-OPKIND-HASH, a file name. The hash is of `where` alone if that has few places, because
+    one line may break several rules; else of the symptom, the shape of the canonical program and
+    `where`: the host, then the places of the suspected code (`HostCode.anchors`). Of a host that
+    fails the symptom says it all."""
+    if violation.check == HOST_FAILED:
+        words: tuple[str, ...] = (where[0], symptom)
+    elif 1 < len(where) <= _PRECISE + 1:
+        words = where
+    else:
+        words = (symptom, shape(ops), *where)
+    text = "\n".join(words)
     digest = hashlib.sha256(text.encode()).hexdigest()[:_KEY_DIGITS]
     return f"{violation.check}-{SPECS[ops[violation.op].kind].name}-{digest}"
+
+
+def host_name(spec: str) -> str:
+    """A host as keys have it: without the directory of its file."""
+    return spec.rpartition("/")[2]
 
 
 def digest_of(key: str) -> str:
@@ -117,17 +131,17 @@ def cases_of(probe: Probe, ops: tuple[Op, ...], look: Look) -> list[Case]:
     """What went wrong in a run, the host's errors brought down to raw exits where they show there,
     one case for each symptom with its code."""
     below = None
-    if not all(is_guest_only(s.violation.check, s.violation.message) for s in look.sightings):
+    if not all(is_guest_only(s.violation.check, s.violation.message) for s in look.first):
         below = lower(probe, Program(probe.header, ops), look)
     found: dict[tuple[str, Spots], Case] = {}
-    for sighting in look.sightings:
+    for sighting in look.first:
         violation = sighting.violation
         if below is not None and not is_guest_only(violation.check, violation.message):
             continue
         found.setdefault((sighting.symptom.name, probe.suspicious(sighting)), Case(ops, sighting))
     if below is not None:
         raw, look = below
-        for sighting in look.sightings:
+        for sighting in look.first:
             found.setdefault(
                 (sighting.symptom.name, probe.suspicious(sighting)),
                 Case(raw, sighting),
@@ -136,13 +150,71 @@ def cases_of(probe: Probe, ops: tuple[Op, ...], look: Look) -> list[Case]:
 
 
 def identify(probe: Probe, case: Case, known: Spots = frozenset()) -> list[Finding]:
-    """The findings behind a case: one, more where others hide behind the first, none when the
-    program does not show it again.
+    """The findings behind a case: one, more where others hide behind the first. One that no search
+    ends in stands with the program as it is.
 
     Another one is taken for real when a neighbour of the case looks the same without executing the
     suspicious code of the first; or when the case executed suspicious code that neither the first
     nor `known` findings execute, and its extent was another.
     """
+    if case.sighting.violation.check == HOST_FAILED:
+        return [_failure(probe, case)]
+    return _search(probe, case, known) or [as_it_is(probe, case.ops, case.sighting)]
+
+
+def as_it_is(probe: Probe, ops: tuple[Op, ...], sighting: Sighting) -> Finding:
+    """A finding whose program is `ops` and whose host code is unknown."""
+    violation, name = sighting.violation, sighting.symptom.name
+    where = (host_name(probe.header.host),)
+    return Finding(
+        key=finding_key(violation, name, ops, where),
+        symptom=name,
+        ops=ops,
+        violation=violation,
+        violations=(violation,),
+        places=(),
+        spots=frozenset(),
+        effect=sighting.symptom.effect,
+    )
+
+
+def _failure(probe: Probe, case: Case) -> Finding:
+    """The finding of a host that failed. It is named by how and where, so a short program is
+    enough: each try may cost a hang, or a process."""
+    name = case.sighting.symptom.name
+
+    def shown(ops: tuple[Op, ...]) -> Sighting | None:
+        look = probe.try_look(ops)
+        sightings = look.sightings if look is not None else ()
+        return next((one for one in sightings if one.symptom.name == name), None)
+
+    ops, sighting = case.ops[: case.sighting.violation.op + 1], case.sighting
+    probe.shorten(_FAILURE_RUNS)
+    for _ in range(len(ops)):
+        for index in range(len(ops) - 1, -1, -1):
+            fewer = (*ops[:index], *ops[index + 1 :])
+            found = shown(fewer) if fewer else None
+            if found is not None:
+                ops, sighting = fewer, found
+                break
+        else:
+            break
+    for index in range(len(ops)):
+        tried = ops
+        while tried is ops:
+            for candidate in plainer(ops[index]):
+                tried = (*ops[:index], candidate, *ops[index + 1 :])
+                found = shown(tried)
+                if found is not None:
+                    ops, sighting = tried, found
+                    break
+            else:
+                break
+    return as_it_is(probe, ops, sighting)
+
+
+def _search(probe: Probe, case: Case, known: Spots) -> list[Finding]:
+    """See `identify`."""
     name = case.sighting.symptom.name
     order = order_of(case.ops)
     spots, before = probe.suspicious(case.sighting), None
@@ -232,13 +304,14 @@ def _elsewhere(
 def _finding(probe: Probe, ops: tuple[Op, ...], suspect: Suspect) -> Finding | None:
     ops, suspect = narrow(probe, Canonical(probe, suspect).drop(ops), suspect)
     smallest = Canonical(probe, suspect).minimise(ops)
-    look = probe.try_look(smallest, traced=True)
+    look = probe.look_again(smallest)
     own = find_suspect(probe, look, suspect)
-    if look is None or own is None:
+    if own is None:
         return None
     own = _first_of_all(probe, smallest, look, own)
     spots = probe.fresh().suspicious_beside(smallest, own)
-    key = finding_key(own.violation, own.symptom.name, smallest, probe.code.lines(spots))
+    where = (host_name(probe.header.host), *probe.code.anchors(spots))
+    key = finding_key(own.violation, own.symptom.name, smallest, where)
     return Finding(
         key,
         own.symptom.name,

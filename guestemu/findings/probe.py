@@ -10,14 +10,16 @@ place; for one in an expression that every call passes it is empty.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from contextlib import nullcontext
+from itertools import islice, product
 from typing import Final, TypeAlias
 
 import msgspec
 from bitarray import bitarray
 
-from guestemu.abi.addresses import PAGE_SIZE, U32_MASK
+from guestemu.abi.addresses import PAGE_SIZE, U32_MASK, U64_MASK
 from guestemu.abi.errors import GuestemuError, ProgramTimeError, TimeUp
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
 from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
@@ -25,12 +27,13 @@ from guestemu.abi.x86 import Mode
 from guestemu.checks.base import OpView, Violation
 from guestemu.events.exits import AnsweredExit
 from guestemu.findings.hostcode import HostCode, Spots, TracedExits
+from guestemu.findings.rules import ACCEPTED, LATE_RULES
 from guestemu.findings.symptom import (
-    ACCEPTED,
-    LATE_RULES,
-    MIXED,
     Symptom,
+    failure_of,
     is_convincing,
+    is_of_bits,
+    of_bits,
     situation_of,
     symptom_of,
 )
@@ -51,7 +54,7 @@ _SLOW_NEIGHBOURS: Final = 40
 _REMEMBERED: Final = 256
 """Runs; each keeps a bit for each frame of the guest."""
 
-_HANGS: Final = 4
+_MANY_FAILURES: Final = 16
 _SMALL: Final = (0, 1, 2, 3, 4, 16)
 
 
@@ -76,6 +79,15 @@ class Look(msgspec.Struct, frozen=True):
     exits: tuple[tuple[AnsweredExit, ...], ...]
     private: bitarray
     is_ready: bool
+
+    @property
+    def first(self) -> tuple[Sighting, ...]:
+        """The sightings of the first operation that has some: a host that was wrong once may be
+        wrong afterwards for that reason."""
+        if not self.sightings or self.sightings[-1].violation.op == self.sightings[0].violation.op:
+            return self.sightings
+        first = self.sightings[0].violation.op
+        return tuple(one for one in self.sightings if one.violation.op == first)
 
     @property
     def violations(self) -> list[Violation]:
@@ -109,6 +121,8 @@ class Probe:
         self._base: dict[str, Spots] = {}
         self._has_battery = False
         self._is_comparing = False
+        self._runs_left: int | None = None
+        self._deadline: float | None = None
         self._seen: dict[tuple[tuple[Op, ...], bool], tuple[Look, _Cleared]] = {}
 
     def look(self, ops: tuple[Op, ...], traced: bool = False) -> Look:
@@ -148,15 +162,38 @@ class Probe:
             new = violations[len(sightings) :]
             if new:
                 situation = situation_of(view.exits)
-                sightings.extend(Sighting(v, symptom_of(view, v), situation, spots) for v in new)
+                sightings.extend(_sighting(view, v, situation, spots) for v in new)
             elif spots and not violations and is_convincing(view):
                 cleared.append((situation_of(view.exits), spots))
 
+        host = testbed.host
         observer, testbed.observe = testbed.observe, observe
         self.runs += 1
         bound = self.bound
-        if bound is not None:
-            bound.renew()
+        with host.as_new() if isinstance(host, PluginHost) else nullcontext():
+            if bound is not None:
+                bound.renew()
+            try:
+                self._step_through(ops, violations, traced)
+            finally:
+                testbed.observe = observer
+                private, is_ready = belief_of(host)
+                if bound is not None:
+                    bound.rest()
+        sightings += [  # of a host that failed before an operation began
+            Sighting(v, Symptom(failure_of(v.message)), "", _NOTHING)
+            for v in violations[len(sightings) :]
+        ]
+        is_hosts = any(found.check == HOST_FAILED for found in violations)
+        if bound is not None and bound.is_up and not is_hosts:
+            raise ProgramTimeError(bound.text)
+        if not self._is_comparing:
+            sightings = [self._by_bits(ops, self._by_half(ops, s, exits)) for s in sightings]
+        return Look(tuple(sightings), tuple(exits), private, is_ready), tuple(cleared)
+
+    def _step_through(self, ops: tuple[Op, ...], violations: list[Violation], traced: bool) -> None:
+        """Runs `ops` under the observer that stands in the testbed."""
+        testbed, code = self.testbed, self.code
         testbed.reset()
         hooks = testbed.guest.machine.hooks
         handler = hooks.handler
@@ -176,16 +213,31 @@ class Probe:
         finally:
             hooks.handler = handler
             code.stop()
-            testbed.observe = observer
-            private, is_ready = belief_of(testbed.host)
-            if bound is not None:
-                bound.rest()
-        is_hosts = any(found.check == HOST_FAILED for found in violations)
-        if bound is not None and bound.is_up and not is_hosts:
-            raise ProgramTimeError(bound.text)
-        if not self._is_comparing:
-            sightings = [self._by_half(ops, sighting, exits) for sighting in sightings]
-        return Look(tuple(sightings), tuple(exits), private, is_ready), tuple(cleared)
+
+    def _by_bits(self, ops: tuple[Op, ...], sighting: Sighting) -> Sighting:
+        """`sighting`, named by the register that may have lost its upper bits if a range whose
+        lower bits differ shows that it did."""
+        register, index = sighting.symptom.register, sighting.violation.op
+        if not register:
+            return sighting
+        named = of_bits(register)
+        nr, gpa, pages, attributes, *rest = ops[index].arguments
+        for more, flip in product((3, 70), (0, MAP_GPA_RANGE_ENCRYPTED)):
+            if register == "address":
+                place = (gpa + more * PAGE_SIZE & U64_MASK, pages)
+            else:
+                place = (gpa, pages + more & U64_MASK)
+            arguments = (nr, *place, attributes ^ flip, *rest)
+            other = msgspec.structs.replace(ops[index], arguments=arguments)
+            self._is_comparing = True
+            try:
+                look = self.try_look((*ops[:index], other, *ops[index + 1 :]))
+            finally:
+                self._is_comparing = False
+            if look is not None and any(seen.symptom == named for seen in look.sightings):
+                return msgspec.structs.replace(sighting, symptom=named, spots=_NOTHING)
+        plain = msgspec.structs.replace(sighting.symptom, register="")
+        return msgspec.structs.replace(sighting, symptom=plain)
 
     def _by_half(
         self, ops: tuple[Op, ...], sighting: Sighting, exits: Sequence[Sequence[AnsweredExit]]
@@ -209,12 +261,16 @@ class Probe:
                 and self.suspicious(seen) <= sighting.spots
                 for seen in other.sightings
             ):
-                symptom = msgspec.structs.replace(sighting.symptom, name=f"hypercall: {words}")
+                effect = sighting.symptom.effect
+                symptom = Symptom(f"hypercall: {words}", effect)
                 return msgspec.structs.replace(sighting, symptom=symptom)
         return sighting
 
     def try_look(self, ops: tuple[Op, ...], traced: bool = False) -> Look | None:
-        """`look`, or None for a program that this testbed cannot run."""
+        """`look`, or None for a program that this testbed cannot run, and once the bound of this
+        search is reached."""
+        if self.is_over:
+            return None
         if any(problem_of(op, self.header) is not None for op in ops):
             return None
         if self.is_slow and not self.allows(ops):  # a real kernel may take minutes over those
@@ -224,15 +280,38 @@ class Probe:
         except (GuestemuError, NotImplementedError):
             return None
 
+    def limit(self, runs: int | None, deadline: float | None = None) -> None:
+        """A search may take `runs` more runs and goes on until `deadline` (`time.monotonic`);
+        None: without end."""
+        self._runs_left = None if runs is None else self.runs + runs
+        self._deadline = deadline
+
+    def shorten(self, runs: int) -> None:
+        """At most `runs` more runs, fewer if the bound is nearer."""
+        limit = self.runs + runs
+        self._runs_left = limit if self._runs_left is None else min(limit, self._runs_left)
+
+    def look_again(self, ops: tuple[Op, ...]) -> Look:
+        """`look`, traced, whatever the bound: at a program that was looked at before."""
+        return self.look(ops, traced=True)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the bound is reached."""
+        if self._runs_left is not None and self.runs >= self._runs_left:
+            return True
+        return self._deadline is not None and time.monotonic() >= self._deadline
+
     def suspicious(self, sighting: Sighting) -> Spots:
-        """The host code of `sighting` that no convincing run has executed so far."""
+        """The host code of `sighting` that no convincing run has executed so far.
+
+        What concerns a range is cleared by accepted calls only. A call that was to be refused
+        before may have come to the code of any other rule, so that whatever was right anywhere is
+        not to blame.
+        """
         spots, own = sighting.spots, sighting.situation
         for situation, cover in self._cover.items():
-            if (
-                situation == ACCEPTED
-                or (situation == own and own not in LATE_RULES)
-                or own == MIXED
-            ):
+            if situation == ACCEPTED or own not in LATE_RULES:
                 spots -= cover
         return spots
 
@@ -242,12 +321,13 @@ class Probe:
         if self._has_battery:
             return
         self._has_battery = True
-        hangs = 0
-        for ops in _battery():
-            self.try_look(ops, traced=True)
-            hangs += self.bound is not None and self.bound.is_up
-            if hangs == _HANGS:
-                break
+        failures = 0
+        for ops in _battery(self.testbed.guest.machine.config.frames):
+            look = self.try_look(ops, traced=True)
+            if look is not None and any(v.check == HOST_FAILED for v in look.violations):
+                failures += 1
+                if failures == _MANY_FAILURES:  # each may cost the time of a hang
+                    break
         self._base = dict(self._cover)
 
     def suspicious_beside(self, ops: tuple[Op, ...], sighting: Sighting) -> Spots:
@@ -266,6 +346,8 @@ class Probe:
         depend on what this one saw."""
         self.run_battery()
         other = Probe(self.testbed, self.header, self.heartbeat)
+        other._runs_left = self._runs_left and other.runs + self._runs_left - self.runs
+        other._deadline = self._deadline
         other.allows = self.allows
         other.bound = self.bound
         other.ignored = self.ignored
@@ -275,6 +357,13 @@ class Probe:
         other._has_battery = True
         other._seen = self._seen
         return other
+
+
+def _sighting(view: OpView, violation: Violation, situation: str, spots: Spots) -> Sighting:
+    """A violation as it shows. Where a register was cut the code that ran is that of another call,
+    and not to blame."""
+    symptom = symptom_of(view, violation)
+    return Sighting(violation, symptom, situation, _NOTHING if is_of_bits(symptom) else spots)
 
 
 def lower_halves(op: Op) -> Iterator[tuple[str, Op]]:
@@ -311,8 +400,34 @@ def _call(nr: int, gpa: int, pages: int, attributes: int) -> Op:
     return Op(OpKind.HYPERCALL, (nr, gpa, pages, attributes, 0))
 
 
-def _battery() -> Iterator[tuple[Op, ...]]:
+def _layouts(frames: int) -> Iterator[tuple[Op, ...]]:
+    """Accepted calls whose pages all change: ranges that meet words, halves and ends of `frames`,
+    and sequences that put ranges beside and into each other."""
+    half = frames // 2
+    ranges = (
+        *((0, frames), (half - 1, 2), (half, frames - half), (half - 3, 3), (half, 1)),
+        *((frames - 1, 1), (frames - 65, 65), (frames // 4, half)),
+        *((0, 64), (60, 4), (60, 8), (63, 2), (64, 1), (1, 190), (100, 77), (512, 1024)),
+    )
+    private = MAP_GPA_RANGE_ENCRYPTED
+
+    def share(first: int, pages: int, attributes: int = 0) -> Op:
+        return _call(KVM_HC_MAP_GPA_RANGE, first * PAGE_SIZE, pages, attributes)
+
+    for first, pages in ranges:
+        if first >= 0 and first + pages <= frames:
+            yield (share(first, pages), share(first, pages, private))
+            yield (share(first, pages), share(first, pages // 2, private))
+    for parts in ((8, 10, 6), (6, 8, 10), (10, 8, 6), (2, 20, 40), (40, 2, 20)):
+        calls = tuple(share(first, 2) for first in parts)
+        yield (*calls, share(parts[0], 2, private), share(parts[0], 1))
+        yield (*calls, share(parts[2] + 1, 1, private))
+    yield (share(8, 9), share(10, 2, private), share(14, 3, private), share(8, 1, private))
+
+
+def _battery(frames: int) -> Iterator[tuple[Op, ...]]:
     """Calls that a host meets all the time, right and wrong ones."""
+    yield from _layouts(frames)
     number = KVM_HC_MAP_GPA_RANGE
     sizes = (1, 2, 3, 5, 512)
     for gpa in (0, PAGE_SIZE, 5 * PAGE_SIZE, 1 << 21):

@@ -10,6 +10,7 @@ without the direction of a conversion.
 
 from __future__ import annotations
 
+import linecache
 import re
 from collections.abc import Sequence
 from typing import Final
@@ -17,19 +18,21 @@ from typing import Final
 import msgspec
 from bitarray import bitarray
 
-from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, U32_MASK, U64_MASK
-from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
+from guestemu.abi.addresses import PAGE_SHIFT, U32_MASK, U64_MASK
+from guestemu.abi.hypercalls import MAP_GPA_RANGE_ENCRYPTED
 from guestemu.checks.base import OpView, Violation
-from guestemu.checks.results import CONTRACT
+from guestemu.checks.results import CONTRACT, is_open
 from guestemu.events.base import kind_of
 from guestemu.events.exits import AnsweredExit, HypercallExit, WrmsrExit
+from guestemu.findings.lost_bits import lost_bits
+from guestemu.findings.rules import ACCEPTED, rule_of
 from guestemu.program.ops import OpKind
 
-ACCEPTED: Final = "accepted"
+HOST_FAILED: Final = "host-failed"
+"""The check that a host of a user's fails by an exception, a wrong value or no answer."""
+
 MIXED: Final = "mixed"
-LATE_RULES: Final = frozenset({ACCEPTED, "alignment", "empty range", "wrap"})
-"""Rules about the range. A call that one of them refuses clears no code: what it did to the range
-had no effect."""
+_BITS: Final = "hypercall: upper bits of the "
 
 _NUMBER: Final = re.compile(r"-?\b(?:0x[0-9a-f]+|\d+)\b")
 _ARGUMENTS: Final = re.compile(r"\((?:-?0x[0-9a-f]+(?:, )?)+\)")
@@ -37,16 +40,19 @@ _PLURAL: Final = re.compile(r"\bframes differ\b")
 _STATUS: Final = re.compile(r"\b(?:private|shared)\b")
 _OFFSET: Final = re.compile(r"\+0x[0-9a-f]+")
 _PLACE_IN_LOOP: Final = re.compile(r"\brunning at \S+, (?=looping in )")
+_FAILURE: Final = re.compile(r"(\S.*?):(\d+): (\S+) (raised \w+|returned|did not return)")
 _ERRNO_LIMIT: Final = 4096
 _MANY: Final = 3
 _HELD: Final = frozenset({"results", "record"})
 
 
 class Symptom(msgspec.Struct, frozen=True):
-    """`name` tells defects apart; `effect` is the extent, which one defect may have several of."""
+    """`name` tells defects apart; `effect` is the extent, which one defect may have several of.
+    `register` may have lost its upper bits, which a longer range would show."""
 
     name: str
     effect: str = ""
+    register: str = ""
 
 
 def _number_class(match: re.Match[str]) -> str:
@@ -66,19 +72,26 @@ def plain_message(violation: Violation) -> str:
     return _NUMBER.sub(_number_class, message)
 
 
-def rule_of(record: AnsweredExit) -> str:
-    """The rule of the merged contract that decides this hypercall (K3-c)."""
-    mask = U64_MASK if record.is_64bit else U32_MASK
-    nr, gpa, pages = record.nr & mask, record.args[0] & mask, record.args[1] & mask
-    if record.cpl:
-        return "privilege"
-    if nr != KVM_HC_MAP_GPA_RANGE:
-        return "number"
-    if gpa & PAGE_MASK:
-        return "alignment"
-    if not pages:
-        return "empty range"
-    return ACCEPTED if (gpa >> PAGE_SHIFT) + pages <= U64_MASK else "wrap"
+def failure_of(message: str) -> str:
+    """How and where a host failed, without the words of an exception: the method, and for an
+    exception the line counted from the head of its function, without blank lines and comments."""
+    match = _FAILURE.match(message)
+    if match is None:
+        return f"{HOST_FAILED}: {_NUMBER.sub(_number_class, message)}"
+    path, line, method, how = match.groups()
+    place = f" +{_line_in_function(path, int(line))}" if how.startswith("raised") else ""
+    return f"{HOST_FAILED}: {method} {how}{place}"
+
+
+def _line_in_function(path: str, line: int) -> int:
+    lines = linecache.getlines(path)[: line - 1]
+    count = 1
+    for text in reversed(lines):
+        words = text.split(maxsplit=1)
+        if words and words[0] == "def":
+            return count
+        count += bool(words) and not words[0].startswith("#")
+    return line
 
 
 def _range_of(record: AnsweredExit, frames: int) -> tuple[int, int]:
@@ -110,6 +123,21 @@ def _record_symptom(view: OpView, record: AnsweredExit) -> Symptom:
     return Symptom("hypercall: record", f"{part} of the range, {min(total, _MANY)}")
 
 
+def of_bits(register: str) -> Symptom:
+    """The symptom of a register that was cut."""
+    return Symptom(f"{_BITS}{register}")
+
+
+def _contract_symptom(
+    view: OpView, violation: Violation, record: AnsweredExit, rule: str
+) -> Symptom:
+    if rule != ACCEPTED:
+        return Symptom(f"hypercall: {rule}", f"{violation.check} {plain_message(violation)}")
+    if violation.check == "results":
+        return Symptom("hypercall: answer", plain_message(violation))
+    return _record_symptom(view, record)
+
+
 def symptom_of(view: OpView, violation: Violation) -> Symptom:
     """The symptom of a violation seen after the operation of `view`."""
     op, exits = view.op, view.exits
@@ -119,17 +147,27 @@ def symptom_of(view: OpView, violation: Violation) -> Symptom:
         rule = rule_of(record)
         if view.injected[1]:
             rule = f"{rule}, answer ordered"
-        if rule != ACCEPTED:
-            return Symptom(f"hypercall: {rule}", f"{violation.check} {plain_message(violation)}")
-        if violation.check == "results":
-            return Symptom("hypercall: answer", plain_message(violation))
-        return _record_symptom(view, record)
+        if isinstance(record, HypercallExit) and not view.injected[1]:
+            register, is_seen = lost_bits(record, view.host_before, view.host.private_map())
+            if is_seen:
+                return of_bits(register)
+            if register:
+                plain = _contract_symptom(view, violation, record, rule)
+                return msgspec.structs.replace(plain, register=register)
+        return _contract_symptom(view, violation, record, rule)
+    if violation.check == HOST_FAILED:
+        return Symptom(failure_of(violation.message))
     message = plain_message(violation)
     if violation.check.startswith("lockstep"):
         return Symptom(violation.check, message)
     if violation.check == "migration-control":
         message = _NUMBER.sub("#", message)
     return Symptom(f"{violation.check}: {_STATUS.sub('S', message)}")
+
+
+def is_of_bits(symptom: Symptom) -> bool:
+    """Whether the symptom says that a register was cut."""
+    return symptom.name.startswith(_BITS)
 
 
 def situation_of(exits: Sequence[AnsweredExit]) -> str:
@@ -145,11 +183,15 @@ def is_convincing(view: OpView) -> bool:
     """Whether an operation without violation shows that the host's code for it works.
 
     A conversion to the status that a page has, or a read of a value that is 0 anyway, is right by
-    accident, and beyond RAM nobody sees what is recorded; such a run clears no code of suspicion.
+    accident, what the contract leaves open is never wrong, and beyond RAM nobody sees what is
+    recorded; such a run clears no code of suspicion.
     """
     changed = view.host_before ^ view.host.private_map()
     is_same = view.ready_before == view.host.migration_ready
+    is_held = view.host.contract == CONTRACT
     for record in view.exits:
+        if is_held and isinstance(record, HypercallExit) and is_open(record):
+            return False
         if isinstance(record, HypercallExit) and record.ret == 0:
             first, end = _range_of(record, len(changed) + 1)
             if first == end or end > len(changed) or not changed[first:end].all():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Final
@@ -55,7 +56,8 @@ def load_plugin(spec: str, plugin: str, switches: tuple[str, ...] = ()) -> Host:
         if not inspect.isclass(host_class):
             raise PluginError(f"{path}: no class {class_name!r}; {_classes_text(module)}")
         _check_interface(path, host_class)
-        return PluginHost(path, _instantiate(path, host_class, switches))
+        make = partial(_instantiate, path, host_class, switches)
+        return PluginHost(path, make(), make)
 
 
 def _classes_text(module: ModuleType) -> str:

@@ -8,7 +8,8 @@ a host raises to end the process (SystemExit) is a failure like any other.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Final, TypeVar
 
@@ -17,6 +18,7 @@ from bitarray import bitarray
 from guestemu.abi.addresses import U64_MASK
 from guestemu.abi.errors import HostFailedError, TimeUp
 from guestemu.host.base import GuestFault, Host, Hypercall, MapGpaRange, VcpuAccess
+from guestemu.host.hang_guard import HangGuard
 from guestemu.host.userspace.base import VmStopped
 
 _T = TypeVar("_T")
@@ -74,7 +76,7 @@ def _may_fault(name: str, arguments: tuple[object, ...]) -> bool:
 
 
 class PluginHost(Host):
-    """A user's host behind a guard.
+    """A user's host behind a guard; `make` makes another object of its class.
 
     `VmStopped` passes, and `GuestFault` where KVM gives the guest one; any other exception and any
     value of the wrong type or range becomes a `HostFailedError` with the plug-in's file and line.
@@ -84,18 +86,37 @@ class PluginHost(Host):
     summary: ClassVar[str] = "a user's own host, FILE.py:CLASS"
     contract_state: ClassVar[bool] = True
 
-    def __init__(self, path: Path, plugin: object) -> None:
+    def __init__(self, path: Path, plugin: object, make: Callable[[], object]) -> None:
         self._path = path
         self._plugin = plugin
+        self._make = make
         self._frames = 0
+        self.guard = HangGuard()
+
+    @contextmanager
+    def as_new(self) -> Iterator[None]:
+        """Inside, an object of the user's class that has run nothing yet is in the place of the one
+        that has: what a program shows is then the program's."""
+        plugin = self._plugin
+        self._plugin = self._make()
+        try:
+            yield
+        finally:
+            self._plugin = plugin
 
     def _method(self, name: str) -> Callable[..., object]:
         method: Callable[..., object] = getattr(self._plugin, name)
         return method
 
     def _call(self, name: str, *arguments: object) -> object:
+        guard = self.guard
+        turn = guard.turn
         try:
-            return self._method(name)(*arguments)
+            guard.turn = turn + 1
+            try:
+                return self._method(name)(*arguments)
+            finally:
+                guard.turn = turn + 2
         except (VmStopped, HostFailedError, KeyboardInterrupt):
             raise
         except BaseException as error:

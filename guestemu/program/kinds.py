@@ -90,6 +90,7 @@ class OpKind(enum.IntEnum):
     PSC_MIXED = 102
     DMA_ALLOC_PAGES = 110
     DMA_FREE_PAGES = 111
+    VM_RESET = 120
 
 
 def new_kind(name: str, number: int) -> OpKind:

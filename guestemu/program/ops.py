@@ -256,6 +256,11 @@ _SPECS: Final[dict[OpKind, OpSpec]] = {
         "hostile-hypervisor`",
         is_fault=True,
     ),
+    OpKind.VM_RESET: OpSpec(
+        "vm_reset",
+        (),
+        "the VM is reset: guest and host start again, all frames private, READY clear",
+    ),
     **carried_out_by_the_host(HOST_SPECS),
     **with_results(MIGRATION_SPECS),
     **carried_out_by_the_host(MIRROR_SPECS),

@@ -16,7 +16,7 @@ from guestemu.cli.main import main
 HOSTS = Path(__file__).parents[1] / "quality" / "planted_hosts.py"
 MINE = f"{HOSTS}:WordBoundary"
 ALLOW = ("--plugins", HOSTS.parent)
-KEY = "record-hypercall-cb749913"
+KEY = "record-hypercall-b4bf85c4"
 PLOTS = (
     *("rate-over-time", "corpus-over-time", "guest-blocks-over-time", "model-states-over-time"),
     *("near-misses-over-time", "findings-over-time", "coverage", "ops-by-kind"),

@@ -172,6 +172,7 @@ struct fast {
 	u64 state, ready, cpl, is_64bit;
 	/* this execution; is_stale: the host is still to be put back */
 	u64 is_stale, is_foreign, cpu_state, is_odd, is_trapped, trap, exit_count, ops_count, previous;
+	u64 objected; /* an answer or the record of this program was wrong */
 	u64 link_count, links[MAX_LINKS];
 	struct exit exits[MAX_EXITS];
 	struct op ops[MAX_OPS];

@@ -21,7 +21,7 @@ from guestemu import native
 from guestemu.abi.x86 import Mode
 from guestemu.campaign.executor import Executor
 from guestemu.campaign.fastpath.library import FastLibrary, load_library
-from guestemu.campaign.fastpath.records import STATES, FastRecord, InputRecord, StubRecord
+from guestemu.campaign.fastpath.records import MAX_OPS, STATES, FastRecord, InputRecord, StubRecord
 from guestemu.campaign.fastpath.tables import Tables, regions
 from guestemu.campaign.feedback import (
     GUEST_COUNTERS,
@@ -99,6 +99,8 @@ def why_not(executor: Executor) -> str:
         for check in testbed.checks
         if type(check) not in _KNOWN and (check.kinds is None or check.kinds & _RUN)
     ]
+    if executor.target.max_ops > MAX_OPS:
+        return f"programs have more than {MAX_OPS} ops"
     if executor.target.order or unknown:
         return " ".join([f"target {executor.target.name} has checks of its own", *unknown])
     if testbed.host.contract in NUMBERS:
@@ -300,7 +302,10 @@ class FastPath:
         try:
             self._settle()
             self._guest.forget_state()
+            objected, self.record.objected = self.record.objected, 0
             self._session.execute(self._input)
+            if objected:
+                self._session.confirm(self._input)
         except BaseException as error:
             self._leave(error)
 

@@ -113,11 +113,17 @@ bool fast_judge(struct fast *f, const struct op *op, i64 value, u64 was_ready)
 		return false;
 	if (f->answers_judged)
 		for (u64 i = 0; i < f->exit_count; i++)
-			if (!answer_is_right(&f->exits[i], f->frames))
+			if (!answer_is_right(&f->exits[i], f->frames)) {
+				f->objected = true;
 				return false;
+			}
 	if (converts && !result_is_known(op->kind, value))
 		return false;
-	if (!converts)
-		return !f->exit_count || !f->record_judged || record_is_right(f);
+	if (!converts) {
+		bool is_right = !f->exit_count || !f->record_judged || record_is_right(f);
+
+		f->objected |= !is_right;
+		return is_right;
+	}
 	return value != 0 || status_is_right(f, op, first, count);
 }

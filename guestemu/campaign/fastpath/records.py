@@ -150,7 +150,7 @@ class FastRecord(ctypes.Structure):
         ("known", KnownRecord * MAX_KNOWN),
         *_words("state ready cpl is_64bit"),
         *_words("is_stale is_foreign cpu_state is_odd is_trapped trap exit_count ops_count"),
-        *_words("previous link_count"),
+        *_words("previous objected link_count"),
         ("links", _Word * MAX_LINKS),
         ("exits", ExitRecord * MAX_EXITS),
         ("ops", OpRecord * MAX_OPS),

@@ -189,6 +189,7 @@ static bool run(struct fast *f, const u8 *data, size_t size)
 		__builtin_memcpy(f->current, &length, sizeof(length));
 		__builtin_memcpy(f->current + sizeof(length), data, size);
 	}
+	f->objected = false;
 	if (!put_back(f))
 		return false;
 	f->previous = 0;

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Hosts that do something other than give a wrong answer."""
+
+from __future__ import annotations
+
+from guestemu.abi.addresses import U64_MASK
+from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
+
+
+class Hangs(MapGpaRangeHost):
+    """Never returns from a range of exactly three pages."""
+
+    def hypercall(self, call):
+        while call.a1 == 3:
+            pass
+        return super().hypercall(call)
+
+
+class Raises(MapGpaRangeHost):
+    """Raises for 0 pages."""
+
+    def hypercall(self, call):
+        if not call.a1:
+            raise KeyError(call.a0)
+        return super().hypercall(call)
+
+
+class NowAndThen(MapGpaRangeHost):
+    """Refuses every 40th call of the process that would have succeeded."""
+
+    done = 0
+
+    def hypercall(self, call):
+        answer = super().hypercall(call)
+        type(self).done += answer == 0
+        return -12 & U64_MASK if answer == 0 and self.done % 40 == 0 else answer
+
+
+class KeepsReady(MapGpaRangeHost):
+    """READY survives a reset of the VM."""
+
+    was_ready = False
+
+    def restore(self, frames):
+        super().restore(frames)
+
+    def reset(self, frames):
+        self.was_ready = bool(frames) and getattr(self, "kvm", None) is not None and self.ready
+        super().reset(frames)
+
+    @property
+    def ready(self):
+        return self.was_ready or super().migration_ready
+
+    @property
+    def migration_ready(self):
+        return self.ready

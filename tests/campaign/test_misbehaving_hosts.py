@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Hosts that hang, raise, change their minds or keep state: one finding each, whatever else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fuzz_command import PLANTED, fuzz, fuzz_json
+
+HOSTS = Path(__file__).with_name("misbehaving_hosts.py")
+RANDOM = ("--engine", "random", "--seed", "1")
+
+
+def found(name: str, *words: str, target: str = "hypercall", cwd: Path) -> dict[str, str]:
+    host = f"{HOSTS}:{name}"
+    figures = fuzz_json(target, "--host", host, *words, *RANDOM, cwd=cwd, status=1)
+    assert figures["infrastructure"] == []
+    (finding,) = figures["findings"]
+    return finding
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("Hangs", "Hangs.hypercall did not return"), ("Raises", "Raises.hypercall raised KeyError")],
+)
+def test_a_host_that_fails_is_one_finding_with_a_program(name, words, tmp_path):
+    finding = found(name, "--execs", "400", cwd=tmp_path)
+    assert finding["check"] == "host-failed"
+    text = (tmp_path / finding["program"]).read_text()
+    assert words in text
+    (op,) = [line for line in text.splitlines() if line.startswith("hypercall")]
+    assert "a1=3" in op if name == "Hangs" else "a1=0" in op
+
+
+def test_what_does_not_show_again_is_a_finding_that_says_so(tmp_path):
+    finding = found("NowAndThen", "--execs", "600", cwd=tmp_path)
+    assert finding["check"] == "not-reproducible"
+    program = tmp_path / finding["program"]
+    assert "did not show again" in program.read_text()
+    run = [sys.executable, "-m", "guestemu", "run", str(program), "--plugins", str(HOSTS.parent)]
+    assert subprocess.run(run, cwd=tmp_path, capture_output=True, check=False).returncode == 0
+
+
+def test_state_that_survives_a_reset_shows_over_a_reset(tmp_path):
+    finding = found("KeepsReady", "--execs", "300", target="msr", cwd=tmp_path)
+    assert finding["check"] == "migration-control"
+    text = (tmp_path / finding["program"]).read_text()
+    assert "vm_reset" in text.splitlines()
+    assert "host: a VM that has not run is ready for migration" in text
+
+
+def test_an_accepted_finding_is_counted_and_no_reason_for_status_1(tmp_path):
+    words = ("hypercall", "--host", f"{PLANTED}:WrongErrno", "--execs", "300", *RANDOM)
+    (finding,) = fuzz_json(*words, "--workdir", "a", cwd=tmp_path, status=1)["findings"]
+    assert not finding["accepted"]
+    known = tmp_path / "known.txt"
+    known.write_text(f"# mended next week\n{finding['key']}\n")
+    for accept in (finding["key"], str(known)):
+        figures = fuzz_json(
+            *words, "--accept", accept, "--workdir", accept[-5:], cwd=tmp_path, status=0
+        )
+        assert [found["accepted"] for found in figures["findings"]] == [True]
+    done = fuzz(*words, "--accept", "no key", "--workdir", "d", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--accept no key" in done.stderr
+
+
+def test_a_bound_of_ops_that_no_campaign_has_is_refused(tmp_path):
+    done = fuzz("hypercall", "--max-ops", "65", "--execs", "1", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--max-ops 65: give a number from 1 to 64" in done.stderr

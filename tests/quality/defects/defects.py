@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Hosts with one defect each, and with two: pieces of `correct_vmm.py` replaced.
+
+A defect is (class, target, [(text, replacement), ...]); each text stands once in the file. The
+target is the one that docs/hosts.md names for that part of a host.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+CORRECT = Path(__file__).with_name("correct_vmm.py")
+BITMAP, TABLE = "BitmapVmm", "TableVmm"
+HYPERCALL, MSR = "hypercall", "msr"
+
+
+class Defect(msgspec.Struct, frozen=True):
+    """One defect: what is changed in which host, and the campaign's target."""
+
+    summary: str
+    edits: tuple[tuple[str, str], ...]
+    host: str = BITMAP
+    target: str = HYPERCALL
+
+
+_CONVERT = "return self.convert(first, pages, attributes) & mask"
+_ALIGN = "if gpa & 0xFFF:\n            return -EINVAL & mask"
+_EMPTY = "if not pages:\n            return -EINVAL & mask"
+_WRAP = "if first + pages > U64:\n            return -EINVAL & mask\n"
+_LAST = "self.last = (first, end)\n        return 0"
+_SLOT = "if low < high:\n                self.record(low, high, private)"
+_COUNTED = "self.calls += 1\n"
+_CPL = "if call.cpl:\n            return -EPERM & mask\n"
+_NUMBER = "if nr != MAP_GPA_RANGE:\n            return -ENOSYS & mask\n"
+_MASK = "mask = (1 << count) - 1 << bit"
+_RESET = "self.control = 0\n        self.calls"
+
+DEFECTS = {
+    # Truncations
+    "pages-32": Defect(
+        "pages cut to 32 bits", ((_CONVERT, _CONVERT.replace("pages", "pages & U32")),)
+    ),
+    "pages-16": Defect(
+        "pages cut to 16 bits",
+        ((_CONVERT, _CONVERT.replace("pages", "pages & 0xFFFF")),),
+        TABLE,
+    ),
+    "gpa-32": Defect(
+        "address cut to 32 bits", (("first = gpa >> PAGE", "first = (gpa & U32) >> PAGE"),)
+    ),
+    "number-32": Defect("number cut to 32 bits", (("nr = call.nr & mask", "nr = call.nr & U32"),)),
+    "pages-legacy": Defect(
+        "upper half of pages counts outside 64-bit code",
+        (("pages = call.a1 & mask", "pages = call.a1"),),
+    ),
+    "answer-legacy": Defect(
+        "an error of 64 bits outside 64-bit code",
+        ((_ALIGN, _ALIGN.replace("& mask", "& U64")),),
+        TABLE,
+    ),
+    "attributes-word": Defect(
+        "any attribute means private", (("bool(attributes & ENCRYPTED)", "bool(attributes)"),)
+    ),
+    "attributes-bit": Defect(
+        "bit 0 means private", (("ENCRYPTED = 1 << 4", "ENCRYPTED = 1"),), TABLE
+    ),
+    # The contract
+    "cpl-3": Defect("refuses CPL 3 only", (("if call.cpl:", "if call.cpl == 3:"),)),
+    "cpl-late": Defect(
+        "looks at the address before the CPL",
+        (
+            (_CPL, "pass\n"),
+            (
+                "first = gpa >> PAGE_SHIFT\n",
+                "first = gpa >> PAGE_SHIFT\n        " + _CPL.rstrip() + "\n",
+            ),
+        ),
+        TABLE,
+    ),
+    "number-13": Defect(
+        "takes 13 for 12", (("if nr != MAP_GPA_RANGE:", "if nr not in (12, 13):"),)
+    ),
+    "align-2k": Defect("looks at 11 bits of the address", (("gpa & 0xFFF", "gpa & 0x7FF"),), TABLE),
+    "empty-ok": Defect("0 pages succeed", ((_EMPTY, "if not pages:\n            return 0"),)),
+    "wrap-ok": Defect("a wrapping range is taken", ((_WRAP, ""),), TABLE),
+    "align-errno": Defect(
+        "EFAULT for an address inside a page", ((_ALIGN, _ALIGN.replace("EINVAL", "14")),)
+    ),
+    # Words, slots, tables
+    "word-full": Defect(
+        "a full word loses its last page", ((_MASK, "mask = (1 << min(count, 63)) - 1 << bit"),)
+    ),
+    "word-first": Defect(
+        "a page is skipped behind a first partial word",
+        (("low += count", "low += count + (bit and bit + count == WORD)"),),
+    ),
+    "slot-end": Defect("the first slot is a page short", (("(0, half), (", "(0, half - 1), ("),)),
+    "slot-second": Defect(
+        "only the first slot of a range is converted", ((_SLOT, _SLOT + "\n                break"),)
+    ),
+    "slot-offset": Defect(
+        "an address in the second slot counts from its start",
+        (("self.record(low, high, private)", "self.record(low - start, high - start, private)"),),
+        TABLE,
+    ),
+    "end-inclusive": Defect(
+        "the last page is left out", (("high = min(end, stop)", "high = min(end - 1, stop)"),)
+    ),
+    "ram-end": Defect(
+        "the last page of RAM is left out",
+        (("min(first + pages, self.frames)", "min(first + pages, self.frames - 1)"),),
+        TABLE,
+    ),
+    "table-tail": Defect(
+        "a split range loses its tail",
+        (("if stop > high:\n                    kept.append((max(start, high), stop))", "pass"),),
+        TABLE,
+    ),
+    "table-head": Defect(
+        "private in the middle keeps the head shared to the end",
+        (("kept.append((start, min(stop, low)))", "kept.append((start, stop))"),),
+        TABLE,
+    ),
+    "table-merge": Defect(
+        "merging ranges forgets the new one's end",
+        (("high = max(high, stop)", "high = stop"),),
+        TABLE,
+    ),
+    "table-full": Defect(
+        "the ninth range is dropped",
+        (("if not private:\n", "if not private and len(kept) < 8:\n"),),
+        TABLE,
+    ),
+    "large-leaf": Defect(
+        "512 pages are 511",
+        ((_COUNTED, _COUNTED + "        if pages == 512:\n            end -= 1\n"),),
+        TABLE,
+    ),
+    "seventy-seven": Defect(
+        "77 pages begin a page late",
+        ((_COUNTED, _COUNTED + "        if pages == 77:\n            first += 1\n"),),
+    ),
+    # Repeat calls, deferred effects, reset, late errors
+    "repeat-same": Defect(
+        "a range converted just before is not converted again",
+        ((_COUNTED, _COUNTED + "        if self.last == (first, end):\n            return 0\n"),),
+    ),
+    "third-call": Defect(
+        "the third conversion is refused",
+        ((_COUNTED, _COUNTED + "        if self.calls == 3:\n            return -ENOMEM\n"),),
+        TABLE,
+    ),
+    "deferred": Defect(
+        "to private happens at the next conversion",
+        (
+            (
+                _COUNTED,
+                _COUNTED + "        for late in self.late:\n            self.record(*late)\n"
+                "        self.late = []\n",
+            ),
+            (
+                _SLOT,
+                "if low < high and private:\n                self.late.append((low, high, True))\n"
+                "            elif low < high:\n                self.record(low, high, private)",
+            ),
+            ("self.last = None\n", "self.last = None\n        self.late = []\n"),
+        ),
+    ),
+    "reset-record": Defect(
+        "the record survives a reset",
+        (("self.shared = []", "self.shared = getattr(self, 'shared', [])"),),
+        TABLE,
+    ),
+    "reset-ready": Defect(
+        "READY survives a reset",
+        ((_RESET, "self.control = getattr(self, 'control', 0)\n        self.calls"),),
+        BITMAP,
+        MSR,
+    ),
+    "late-error": Defect(
+        "more than 256 pages are converted and refused",
+        ((_LAST, "if pages > 256:\n            return -ENOMEM\n        " + _LAST),),
+    ),
+    "slot-error": Defect(
+        "a range over two slots fails half done",
+        (
+            (
+                _SLOT,
+                "if low < high and end > stop > first and stop < self.frames:\n"
+                "                self.record(low, high, private)\n"
+                "                return -EINVAL\n            " + _SLOT,
+            ),
+        ),
+        TABLE,
+    ),
+    # MSR
+    "msr-zero": Defect("RDMSR reads 0", (("return self.control\n", "return 0\n"),), TABLE, MSR),
+    "msr-sticky": Defect(
+        "READY cannot be taken back",
+        (("self.control = value\n", "self.control |= value\n"),),
+        BITMAP,
+        MSR,
+    ),
+    "msr-reserved": Defect("bit 1 is taken", (("value & ~1", "value & ~3"),), TABLE, MSR),
+    "msr-32": Defect("32 bits are tested", (("value & ~1", "value & U32 & ~1"),), BITMAP, MSR),
+    # What a handler does besides being wrong
+    "raises": Defect(
+        "a range that starts beyond RAM raises",
+        ((_COUNTED, _COUNTED + "        self.words[first // WORD]\n"),),
+    ),
+    "hangs": Defect(
+        "a range that ends at a word's end and began in it never ends",
+        (("low += count", "low += count if count < WORD else 0"),),
+    ),
+    "wrong-type": Defect(
+        "an error is None",
+        ((_EMPTY, "if not pages:\n            return None"),),
+        TABLE,
+    ),
+    "every-500th": Defect(
+        "every 500th conversion of the process is refused",
+        (
+            ('once for the process."""\n', 'once for the process."""\n        self.total = 0\n'),
+            (
+                _COUNTED,
+                _COUNTED + "        self.total += 1\n        if self.total % 500 == 0:\n"
+                "            return -ENOMEM\n",
+            ),
+        ),
+    ),
+}
+
+PAIRS = (
+    ("align-errno", "word-full"),
+    ("cpl-3", "pages-32"),
+    ("empty-ok", "late-error"),
+    ("number-13", "large-leaf"),
+    ("attributes-bit", "slot-offset"),
+    ("number-32", "attributes-word"),
+    ("end-inclusive", "seventy-seven"),
+    ("wrap-ok", "table-tail"),
+    ("raises", "word-first"),
+    ("msr-reserved", "msr-sticky"),
+)
+
+
+def source(*names: str) -> str:
+    """The file with these defects."""
+    text = CORRECT.read_text()
+    for name in names:
+        for old, new in DEFECTS[name].edits:
+            if text.count(old) != 1:
+                raise AssertionError(f"{name}: {old!r} stands {text.count(old)} times")
+            text = text.replace(old, new)
+    return text
+
+
+def write(directory: Path, *names: str) -> str:
+    """Writes that file; returns the host to name."""
+    path = directory / f"{'_'.join(names).replace('-', '_')}.py"
+    path.write_text(source(*names))
+    return f"{path}:{DEFECTS[names[-1]].host}"
+
+
+def changed_lines(*names: str) -> set[int]:
+    """The lines that differ from the correct file, and for lines taken away the neighbours."""
+    import difflib
+
+    before, after = CORRECT.read_text().splitlines(), source(*names).splitlines()
+    found: set[int] = set()
+    for tag, _, _, start, end in difflib.SequenceMatcher(None, before, after).get_opcodes():
+        if tag == "delete":
+            found |= {start, start + 1}
+        elif tag != "equal":
+            found |= set(range(start + 1, end + 1))
+    return found
