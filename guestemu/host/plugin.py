@@ -2,8 +2,9 @@
 """A user's own host, loaded from FILE.py:CLASS.
 
 The class has the interface of `guestemu.host.base.Host` (deriving from it is the easy way to have
-the optional parts). What goes wrong while it is loaded is a `PluginError` that names the user's
-file and line; what goes wrong during a run is a `HostFailedError` (plugin_guard.py).
+the optional parts), or derives from `guestemu.host.handler.VmmHandler`. What goes wrong while it is
+loaded is a `PluginError` that names the user's file and line; what goes wrong during a run is a
+`HostFailedError` (plugin_guard.py).
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import Final
 
 from guestemu.abi.errors import InputError, PluginError
 from guestemu.host.base import Host
+from guestemu.host.handler import HandlerHost, VmmHandler
 from guestemu.host.permission import REMEDY, file_of, shown_path
-from guestemu.host.plugin_guard import PluginHost, describe, place_of
+from guestemu.host.plugin_guard import GuardedHandler, PluginHost, describe, place_of
 from guestemu.host.plugin_import import import_file
 from guestemu.machine.watchdog import Watchdog
 
@@ -55,8 +57,10 @@ def load_plugin(spec: str, plugin: str, switches: tuple[str, ...] = ()) -> Host:
         host_class = getattr(module, class_name, None)
         if not inspect.isclass(host_class):
             raise PluginError(f"{path}: no class {class_name!r}; {_classes_text(module)}")
-        _check_interface(path, host_class)
         make = partial(_instantiate, path, host_class, switches)
+        if issubclass(host_class, VmmHandler):
+            return GuardedHandler(path, make(), make)
+        _check_interface(path, host_class)
         return PluginHost(path, make(), make)
 
 
@@ -97,7 +101,8 @@ def _line_of(host_class: type[object]) -> int:
 def _instantiate(path: Path, host_class: type[object], switches: tuple[str, ...]) -> object:
     construct: Callable[..., object] = host_class
     try:
-        return construct(switches) if switches else construct()
+        made = construct(switches) if switches else construct()
+        return HandlerHost(made) if isinstance(made, VmmHandler) else made
     except KeyboardInterrupt:
         raise
     except BaseException as error:

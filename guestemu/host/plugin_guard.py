@@ -19,6 +19,7 @@ from guestemu.abi.addresses import U64_MASK
 from guestemu.abi.errors import HostFailedError, TimeUp
 from guestemu.host.base import GuestFault, Host, Hypercall, MapGpaRange, VcpuAccess
 from guestemu.host.hang_guard import HangGuard
+from guestemu.host.kvm.guest_memory import GuestMemory
 from guestemu.host.userspace.base import VmStopped
 
 _T = TypeVar("_T")
@@ -90,6 +91,7 @@ class PluginHost(Host):
         self._path = path
         self._plugin = plugin
         self._make = make
+        self.serves_migration_control = getattr(plugin, "serves_migration_control", True) is True
         self._frames = 0
         self.guard = HangGuard()
 
@@ -224,3 +226,15 @@ class PluginHost(Host):
             if isinstance(error.__cause__, NotImplementedError):
                 raise NotImplementedError(str(error.__cause__)) from error
             raise
+
+
+class GuardedHandler(PluginHost):
+    """A user's `VmmHandler` behind a guard: as a host, with the VM's memory for the check of it."""
+
+    summary: ClassVar[str] = "a user's own exit handler, FILE.py:CLASS"
+
+    @property
+    def guest_memory(self) -> GuestMemory:
+        """See `HandlerHost`. Raises `HostFailedError` where the plug-in has none."""
+        memory = self._attribute("guest_memory")
+        return self._checked("guest_memory", memory, GuestMemory, "the VM's memory")

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A VMM's exit handler as a class: KVM's half comes before it, its memory is checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from guestemu.abi.addresses import U64_MASK
+from guestemu.abi.errors import HostFailedError
+from guestemu.host.conformance.suite import check_host
+from guestemu.host.plugin import load_plugin
+from guestemu.host.userspace.base import VmStopped
+from guestemu.program.program import Header
+from guestemu.program.text import parse_text
+from guestemu.testbed import run_program
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "my_handler.py"
+SHARE = "hypercall nr=12 a0=0x5000 a1={pages} a2=0 a3=0\n"
+BACK = "hypercall nr=12 a0=0x5000 a1={pages} a2=0x10 a3=0\n"
+
+
+def run(path, lines, name="MyHandler"):
+    text = f"guestemu-program 1\nhost {path.name}:{name}\n---\n{lines}"
+    program = parse_text(text, "x.prog")
+    header = Header(host=program.header.host, plugin=str(path))
+    return run_program(type(program)(header, program.ops, program.expectations))
+
+
+def edited(tmp_path, old, new):
+    text = EXAMPLE.read_text()
+    assert text.count(old) == 1
+    path = tmp_path / "edited.py"
+    path.write_text(text.replace(old, new))
+    return path
+
+
+def repaired(tmp_path):
+    return edited(tmp_path, "if is_private and pages == 1:", "if False:")
+
+
+def test_kvm_answers_what_never_reaches_user_space(tmp_path):
+    path = repaired(tmp_path)
+    lines = (
+        "hypercall nr=12 a0=0x5001 a1=1 a2=0 a3=0\n"
+        "hypercall nr=12 a0=0x5000 a1=0 a2=0 a3=0\n"
+        "hypercall nr=99 a0=0 a1=0 a2=0 a3=0\n"
+        "hypercall nr=12 a0=0x5000 a1=1 a2=0 a3=0 cpl=3\n"
+    )
+    outcome = run(path, lines)
+    assert outcome.is_ok
+    answers = [result.outcome.value for result in outcome.results]
+    assert answers == [answer & U64_MASK for answer in (-22, -22, -1000, -1)]
+
+
+def test_a_repaired_handler_is_sound_and_the_example_leaves_a_copy(tmp_path):
+    path = repaired(tmp_path)
+    for pages in (1, 3):
+        assert run(path, SHARE.format(pages=pages) + BACK.format(pages=pages)).is_ok
+    assert check_host(load_plugin(f"{path}:MyHandler", str(path))) == []
+    assert run(EXAMPLE, SHARE.format(pages=3) + BACK.format(pages=3)).is_ok
+    (violation,) = run(EXAMPLE, SHARE.format(pages=1) + BACK.format(pages=1)).violations
+    assert (violation.check, violation.op) == ("guest-memory", 1)
+
+
+def test_an_answer_that_is_no_errno_is_the_handlers_failure(tmp_path):
+    path = edited(tmp_path, "return -EINVAL", "return EINVAL")
+    with pytest.raises(VmStopped) as caught:
+        run(path, "hypercall nr=12 a0=0x5000 a1=0x100000 a2=0 a3=0\n")
+    assert "return 0 or a negative errno" in str(caught.value)
+    assert isinstance(caught.value.__cause__, HostFailedError)
