@@ -163,7 +163,7 @@ def has_colour() -> bool:
 def has_unicode() -> bool:
     """Whether stdout's encoding has the signs of pictures."""
     try:
-        "■□◧✓✗⋯▲".encode(sys.stdout.encoding or "ascii")
+        "■□◧✓✗⋯▲".encode(sys.stdout.encoding or "utf-8")  # a stream of text has no encoding
     except (UnicodeEncodeError, LookupError):
         return False
     return not _is_dumb()
