@@ -34,6 +34,7 @@ _FILES: Final = tuple(f"{name}{suffix}" for name in MODULES for suffix in _SUFFI
 _LARGEST: Final = 256 << 20
 _BZIMAGE_AT: Final = 0x202
 _BZIMAGE: Final = b"HdrS"
+_PACKAGE: Final = b"!<arch>\n"
 _VERMAGIC: Final = re.compile(rb"\0?vermagic=([!-~]+) [ -~]*\0")
 
 
@@ -64,8 +65,9 @@ def find_kernel(name: str, modules: Path | None = None) -> TestedKernel:
     are no kernel or do not fit, `MissingError` where a package was not fetched.
     """
     path = find_image(name)
-    data_start = path.open("rb").read(8) if path.is_file() else b""
-    if data_start == b"!<arch>\n":
+    with path.open("rb") as stream:
+        is_package = stream.read(len(_PACKAGE)) == _PACKAGE
+    if is_package:
         kernel, found = _from_package(path)
     else:
         kernel, found = _bzimage(path), {}

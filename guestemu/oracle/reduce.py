@@ -138,7 +138,7 @@ class Reducer:
             return None
         self._left -= len(cases)
         for result in run_cases(self._kvm, cases):
-            index = _differing(result, self._kernel)
+            index = differing(result, self._kernel)
             if index is not None:
                 case = result.case
                 return msgspec.structs.replace(case, acts=case.acts[: index + 1])
@@ -217,7 +217,7 @@ class Reducer:
         )
 
 
-def _differing(result: CaseResult, kernel: KvmKernel) -> int | None:
+def differing(result: CaseResult, kernel: KvmKernel) -> int | None:
     """The first step of a case that the model of `kernel` does not do so."""
     vm = DirectVm(result.case.cfg, kernel, vcpus_of(result.case.acts))
     for index, step in enumerate(result.steps):
@@ -252,11 +252,11 @@ def _explain(result: CaseResult, kernel: KvmKernel, differences: Sequence[Disagr
     for name, meaning in _PROPERTIES.items():
         value = getattr(kernel, name)
         other = msgspec.structs.replace(kernel, **{name: not value})
-        if _differing(result, other) is None:
+        if differing(result, other) is None:
             lead = "as a kernel where" if not value else "as a kernel where it is not so that"
             return f"{lead} {meaning}"
     for name, model in KERNELS.items():
-        if name != kernel.name and _differing(result, model) is None:
+        if name != kernel.name and differing(result, model) is None:
             return f"as the model of {name}"
     count = len(differences)
     return f"as no kernel that has a model; {count} field{'s' if count != 1 else ''} differ"
