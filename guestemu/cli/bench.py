@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -23,19 +24,31 @@ def command(
         typer.Option("--only", metavar="NAME", help="Measure this figure; may be repeated."),
     ] = None,
     rounds: Annotated[int, typer.Option(help="Rounds; each figure is the median of them.")] = 7,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            "--against",
+            metavar="DIR",
+            help="Measure the checkout in DIR, too, in turns with this one.",
+            show_default=False,
+        ),
+    ] = None,
     show_list: Annotated[bool, typer.Option("--list", help="List the figures and end.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Measure speed beside a floor in C and beside peers.
 
     RATIO says how many times the floor's time is taken. Floors in C need a C compiler (cc, gcc or
-    clang), campaigns need atheris; without them their cells stay empty.
+    clang), campaigns need atheris; without them their cells stay empty. With --against RATIO says
+    how many times the other checkout's time is taken: below 1 is faster.
 
     For example:
 
       guestemu bench
 
       guestemu bench --only execution --only hypercall-loop --json
+
+      guestemu bench --only programs --against ../guestemu-before
     """
     from guestemu.bench import suite
 
@@ -48,11 +61,35 @@ def command(
         else:
             console.emit_table(("NAME", "MEASURES"), ((e.name, e.summary) for e in entries))
         return
+    if against is not None:
+        _compare(against, only or [], rounds, json)
+        return
     figures = list(suite.run(only or [], rounds, progress=console.note))
     if json:
         console.emit_json({"figures": figures})
         return
     console.emit_table(("NAME", "VALUE", "UNIT", "FLOOR", "RATIO", "AGAINST"), map(_row, figures))
+
+
+def _compare(directory: Path, names: list[str], rounds: int, json: bool) -> None:
+    """Prints the figures of this checkout beside those of the one in `directory`."""
+    import guestemu
+    from guestemu.bench.against import compare, find_checkout
+
+    own = Path(guestemu.__file__).parent.parent
+    found = list(compare(own, find_checkout(directory), names, rounds, console.note))
+    if json:
+        console.emit_json({"comparisons": found}, "against")
+        return
+    rows = (
+        (one.name, _number(one.value), one.unit, _number(one.other), _ratio(one.ratio))
+        for one in found
+    )
+    console.emit_table(("NAME", "HERE", "UNIT", "THERE", "RATIO"), rows)
+
+
+def _ratio(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f}"
 
 
 def _row(figure: Figure) -> tuple[str, ...]:
@@ -61,7 +98,7 @@ def _row(figure: Figure) -> tuple[str, ...]:
         _number(figure.value),
         figure.unit,
         _number(figure.floor),
-        "" if figure.ratio is None else f"{figure.ratio:.2f}",
+        _ratio(figure.ratio),
         f"{figure.against} ({figure.note})" if figure.note else figure.against,
     )
 
