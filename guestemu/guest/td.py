@@ -4,8 +4,8 @@
 The TDX module's side follows facts T4 to T8 and T14; sub-functions of TDG.VP.VMCALL go to the
 hypervisor, MapGPA to the `ExitHandler` (KVM's own part is host/kvm/tdx_map_gpa.py, K4-b).
 
-CPUID, I/O ports and MSRs are answered in place: the guest needs no #VE to boot (T8). MMIO and, with
-SEPT_VE_DISABLE off, pending pages raise #VE.
+CPUID, I/O ports and MSRs are answered in place: the guest needs no #VE to boot (T8); MSRs raise it
+after `Td.reflect_msrs`. MMIO and, with SEPT_VE_DISABLE off, pending pages raise #VE.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ _FATAL_TEXT: Final = ("r14", "r15", "rbx", "rdi", "rsi", "r8", "r9", "rdx")
 _INPUTS: Final = ("rax", "rcx", "r10", "r11", "r12", "r13")
 _TDCALL_LENGTH: Final = 4
 _VMCALL_LENGTH: Final = 3
+_MSR_LENGTH: Final = 2
 _QUALIFICATIONS: Final = {AccessKind.READ: 1, AccessKind.WRITE: 2, AccessKind.FETCH: 4}
 
 
@@ -354,6 +355,16 @@ class Td:
 
     def _vmcall(self) -> GuestFault:
         return self.raise_ve(VirtualException(reason=tdx.EXIT_REASON_VMCALL, length=_VMCALL_LENGTH))
+
+    def reflect_msrs(self) -> None:
+        """From now on RDMSR and WRMSR of MSRs that the CPU does not keep raise #VE, as on hardware:
+        the kernel's handler fetches the information and asks by TDG.VP.VMCALL (T8). Once the guest
+        has its IDT; until then, and without this, they are answered in place."""
+        self._machine.hooks.msr_fault = self._msr
+
+    def _msr(self, is_write: bool) -> GuestFault:
+        reason = tdx.EXIT_REASON_MSR_WRITE if is_write else tdx.EXIT_REASON_MSR_READ
+        return self.raise_ve(VirtualException(reason=reason, length=_MSR_LENGTH))
 
     def _veinfo_get(self, vcpu: Vcpu) -> int:
         found, self._ve = self._ve, None

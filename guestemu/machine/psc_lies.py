@@ -18,6 +18,7 @@ import msgspec
 from guestemu.abi import ghcb as abi
 from guestemu.abi.addresses import Gpa
 from guestemu.abi.x86 import VECTOR_GP, VECTOR_PF
+from guestemu.machine.ghcb import psc_answer
 from guestemu.machine.memory import GuestRam
 from guestemu.machine.rmp import OWN_ASID, Rmp, RmpEntry
 from guestemu.machine.snp_psc import RunFails
@@ -83,12 +84,21 @@ class PscRequest(msgspec.Struct):
 
 
 class Lie(msgspec.Struct, frozen=True):
-    """One lie: `text` says what the hypervisor does, `fact` where it is judged."""
+    """One lie: `text` says what the hypervisor does, `fact` where it is judged.
+
+    `answer` is to a request in the buffer; `answer_msr`, where there is one, makes the response of
+    the MSR protocol of KVM's own.
+    """
 
     name: str
     fact: str
     text: str
     answer: Callable[[PscRequest], Answer]
+    answer_msr: Callable[[int], int] | None = None
+
+
+def _honest(request: PscRequest) -> Answer:
+    return 0, request.honest()
 
 
 def _stall(request: PscRequest) -> Answer:
@@ -198,6 +208,14 @@ def _other_guest(request: PscRequest) -> Answer:
     return 0, answer
 
 
+def _wrong_code(response: int) -> int:
+    return response ^ (abi.MSR_PSC_RESP ^ abi.MSR_PSC_REQ)
+
+
+def _msr_error(_response: int) -> int:
+    return psc_answer(abi.MSR_PSC_ERROR)
+
+
 _ALL: Final = (
     Lie("stall", "N40", "success, nothing done and nothing advanced", _stall),
     Lie("claim", "N41", "success, cur_entry behind the end, nothing done", _claim),
@@ -217,6 +235,8 @@ _ALL: Final = (
     Lie("remap", "N51", "done, and other memory put behind a validated page", _remap),
     Lie("alias", "N52", "done, and a frame put behind a second guest frame", _alias),
     Lie("other-guest", "N52", "done, and a frame given to another guest", _other_guest),
+    Lie("msr-code", "N53", "done, the MSR protocol's response code wrong", _honest, _wrong_code),
+    Lie("msr-error", "N53", "done, the MSR protocol's response an error", _honest, _msr_error),
 )
 
 LIES: Final[Mapping[str, Lie]] = {lie.name: lie for lie in _ALL}

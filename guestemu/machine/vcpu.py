@@ -218,6 +218,10 @@ class Vcpu:
             return self._raise(VECTOR_GP, 0)
         index = self.read_register("rcx") & U32_MASK
         handler = self._hooks.handler
+        msr_fault = self._hooks.msr_fault
+        if msr_fault is not None and index not in CPU_MSRS:
+            fault = msr_fault(access.is_write)
+            return self._raise(fault.vector, fault.error_code)
         msrs = self.machine.msrs
         value = 0
         if access.is_write:

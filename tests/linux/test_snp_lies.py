@@ -16,7 +16,7 @@ from guestemu.trace.words import run_word
 ENDS = {
     "stall": "run-failed",
     **dict.fromkeys(("claim", "shrink", "far", "backwards", "high-bits", "rewrite"), "ok"),
-    "redirect": "ok",
+    **dict.fromkeys(("redirect", "msr-code", "msr-error"), "ok"),  # the buffer is honest
     **dict.fromkeys(("grow", "reserved", "error", "malformed", "inject-gp"), "terminated"),
     "inject-pf": "terminated",
     **dict.fromkeys(("take-back", "remap"), "terminated"),

@@ -22,6 +22,7 @@ from guestemu.machine.exits import Trap
 from guestemu.machine.sept import ACCEPTED, SHARED
 
 BUDGET = 20_000_000
+_MISC_ENABLE = 0x1A0
 SWIOTLB_PAGES = 1024
 
 
@@ -124,3 +125,20 @@ def test_a_snapshot_keeps_page_states(kernel: TdKernel) -> None:
     assert len(kernel.td.sept.shared()) == SWIOTLB_PAGES + 4
     kernel.guest.reset()
     assert len(kernel.td.sept.shared()) == SWIOTLB_PAGES
+
+
+def test_the_kernels_own_handler_reads_an_msr_for_it(kernel: TdKernel) -> None:
+    """RDMSR raises #VE; exc_virtualization_exception() fetches the reason and asks by TDVMCALL."""
+    guest, td = kernel.guest, kernel.td
+    error = guest.gva(Region.D, 0)
+    plain = guest.call("native_read_msr_safe", _MISC_ENABLE, error)
+    before = dict(td.leaves)
+    td.reflect_msrs()
+    try:
+        reflected = guest.call("native_read_msr_safe", _MISC_ENABLE, error)
+    finally:
+        guest.machine.hooks.msr_fault = None
+    calls = {leaf: count - before.get(leaf, 0) for leaf, count in td.leaves.items()}
+    assert plain.value is not None
+    assert reflected == plain
+    assert (calls[TdcallLeaf.VP_VEINFO_GET], calls[TdcallLeaf.VP_VMCALL]) == (1, 1)

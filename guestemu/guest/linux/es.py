@@ -410,7 +410,9 @@ class SevEs:
                 self._registered = request & ~PAGE_MASK
                 return request & ~PAGE_MASK | abi.MSR_REG_GPA_RESP
             if info == abi.MSR_PSC_REQ:
-                return self.snp.change_by_msr(request, GhcbVcpu(None))
+                response = self.snp.change_by_msr(request, GhcbVcpu(None))
+                lie = None if self.lie is None else self.lie.answer_msr
+                return response if lie is None else lie(response)
         return request  # unknown: the register stays as it is (N11)
 
     @property
