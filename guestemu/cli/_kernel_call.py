@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
 from typing import TYPE_CHECKING
 
+import msgspec
+
+from guestemu.abi.errors import InputError
 from guestemu.abi.hypercalls import answer_text, hypercall_text
 from guestemu.abi.names import plural
 from guestemu.cli import console
@@ -17,26 +20,44 @@ if TYPE_CHECKING:
 _MAX_LINES = 16
 
 
-def call_image(
-    image: str,
-    function: str,
-    arguments: Sequence[str],
-    memory: int,
-    cbit: int,
-    sev: str,
-    answer: int,
-    budget: int,
-    depth: int,
-) -> CallReport:
-    """Boots and calls; `memory` in MiB, `budget` in basic blocks, `depth` in levels of the tree of
-    calls (0: none)."""
+class CallRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What to call in which guest: `calls` are a function and its arguments each. `memory` in MiB,
+    `budget` in basic blocks, `depth` in levels of the tree of calls (0: none), `at` the function to
+    which the kernel is booted."""
+
+    image: str
+    calls: tuple[tuple[str, ...], ...]
+    memory: int
+    cbit: int
+    sev: str
+    answer: int
+    budget: int
+    depth: int
+    at: str
+
+
+def call_image(request: CallRequest) -> tuple[CallReport, ...]:
+    """Boots and calls. Raises `InputError`."""
     from guestemu.guest.linux.images import find_image
     from guestemu.guest.linux.load import LOADER, linux_config
-    from guestemu.kernel.call import call_function
+    from guestemu.kernel.call import Called, call_functions
 
-    config = linux_config(memory, cbit, sev)
-    guest = LOADER.guest(find_image(image), config, budget)
-    return call_function(guest, function, arguments, answer, depth)
+    config = linux_config(request.memory, request.cbit, request.sev)
+    image = find_image(request.image)
+    guest = LOADER.guest(image, config, request.budget, until=request.at)
+    calls = [Called(function, tuple(arguments)) for function, *arguments in request.calls]
+    return call_functions(guest, calls, request.answer, request.depth)
+
+
+def split_call(text: str) -> tuple[str, ...]:
+    """Function and arguments of `--then`. Raises `InputError`."""
+    try:
+        words = tuple(shlex.split(text))
+    except ValueError as error:
+        raise InputError(f"--then {text!r}: {error}") from None
+    if not words:
+        raise InputError("--then: give a function and its arguments")
+    return words
 
 
 def tell(report: CallReport) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from guestemu.abi.errors import InputError
 from guestemu.cli import console
-from guestemu.cli._options import GuestName, HostName, Plugins, ProgramPath
+from guestemu.cli._options import AsJson, GuestName, HostName, Plugins, ProgramPath
 
 GROUP: Final = "Regression"
 ORDER: Final = 40
@@ -34,6 +34,7 @@ def command(
     guest: GuestName = None,
     host: HostName = None,
     plugins: Plugins = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write a program as a test in C for a real KVM.
 
@@ -59,11 +60,15 @@ def command(
         raise InputError(f"{program}: {error}") from None
     title = f"{program.name}: {loaded.header.guest} on {loaded.header.host}, by guestemu export."
     text = c_source(form, title, steps)
-    if output is None:
+    if output is not None:
+        try:
+            output.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{output}: cannot be written: {error.strerror}") from error
+    if as_json:
+        path = None if output is None else str(output)
+        console.emit_json({"form": form, "steps": steps, "path": path, "source": text})
+    elif output is None:
         console.emit_text(text)
-        return
-    try:
-        output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{output}: cannot be written: {error.strerror}") from error
-    console.emit(f"{output}: {len(steps)} steps; cc -O2 -Wall -o test {output}")
+    else:
+        console.emit(f"{output}: {len(steps)} steps; cc -O2 -Wall -o test {output}")

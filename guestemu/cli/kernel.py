@@ -346,6 +346,24 @@ def call(
         int, typer.Option("--answer", metavar="N", help="What the host answers hypercalls with.")
     ] = 0,
     budget: Budget = 20_000_000,
+    then: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--then",
+            metavar="'FUNCTION ARGUMENT...'",
+            help="Call this afterwards, in the same machine (repeatable); result:N and "
+            "argument:N.M are what call N returned and got.",
+            show_default=False,
+        ),
+    ] = None,
+    at: Annotated[
+        str,
+        typer.Option(
+            "--at",
+            metavar="FUNCTION",
+            help="Boot to this function first; free_initmem runs behind all initcalls.",
+        ),
+    ] = "rest_init",
     tree: Annotated[
         bool,
         typer.Option(
@@ -357,7 +375,7 @@ def call(
     ] = 6,
     as_json: AsJson = False,
 ) -> int:
-    """Call a function of a booted kernel; print what it returned and did.
+    """Call functions of a booted kernel; print what they returned and did.
 
     Exit status 1 where the kernel warned, stopped at an oops or did not return.
 
@@ -372,16 +390,35 @@ def call(
       guestemu kernel call --tree set_memory_decrypted page:2 3
 
       guestemu kernel call kvm_guest_cpu_offline 0
-    """
-    from guestemu.cli._kernel_call import call_image, tell
 
-    levels = depth if tree else 0
-    report = call_image(image, function, arguments or [], memory, cbit, sev, answer, budget, levels)
-    if as_json:
-        console.emit_json(report)
+      guestemu kernel call strlen string:hello --at free_initmem
+
+      guestemu kernel call __get_free_pages 0xcc0 0 --then 'set_memory_decrypted result:1 1'
+    """
+    from guestemu.cli._kernel_call import CallRequest, call_image, split_call, tell
+
+    first = (function, *(arguments or ()))
+    request = CallRequest(
+        image=image,
+        calls=(first, *map(split_call, then or ())),
+        memory=memory,
+        cbit=cbit,
+        sev=sev,
+        answer=answer,
+        budget=budget,
+        depth=depth if tree else 0,
+        at=at,
+    )
+    reports = call_image(request)
+    if not as_json:
+        for report in reports:
+            tell(report)
+    elif then:
+        console.emit_json({"calls": reports}, "sequence")
     else:
-        tell(report)
-    return EXIT_FINDINGS if report.oops or report.warnings else EXIT_OK
+        console.emit_json(reports[0])
+    is_bad = any(report.oops or report.warnings for report in reports)
+    return EXIT_FINDINGS if is_bad else EXIT_OK
 
 
 @app.command()

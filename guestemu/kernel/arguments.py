@@ -10,6 +10,8 @@
 | string:TEXT | TEXT and a NUL in a page |
 | gpa:ADDRESS | where the direct map has that physical address |
 | &SYMBOL | the address of a symbol |
+| result:N | what call N of a sequence returned; the first is 1 |
+| argument:N.M | argument M of call N |
 
 Each but `device` and `string` takes +N (bytes) at its end.
 """
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -33,7 +36,10 @@ _MAX_VMALLOC: Final = 1 << 30
 _VMALLOC: Final = ("vmalloc", "vmalloc_noprof")
 _KMALLOC: Final = ("__kmalloc", "__kmalloc_noprof")
 _SUM: Final = re.compile(r"(.*?[^+])\+(\w+)")
-_KINDS: Final = "a number, page:ORDER, vmalloc:SIZE, device, string:TEXT, gpa:ADDRESS or &SYMBOL"
+_KINDS: Final = (
+    "a number, page:ORDER, vmalloc:SIZE, device, string:TEXT, gpa:ADDRESS, &SYMBOL, result:N or "
+    "argument:N.M"
+)
 
 
 class Argument(msgspec.Struct, frozen=True):
@@ -47,6 +53,13 @@ class Argument(msgspec.Struct, frozen=True):
         return self.text if is_plain else f"{self.text}={self.value:#x}"
 
 
+class Earlier(msgspec.Struct, frozen=True):
+    """A call that was made before in the same guest: RAX, and its arguments."""
+
+    value: int
+    arguments: tuple[Argument, ...]
+
+
 def parse_number(text: str, what: str) -> int:
     """A decimal or 0x number. Raises `InputError` that names `what`."""
     try:
@@ -55,8 +68,9 @@ def parse_number(text: str, what: str) -> int:
         raise InputError(f"{what}: {text!r} is no number; write 42 or 0x2a") from None
 
 
-def resolve(text: str, guest: LinuxGuest) -> Argument:
-    """The value of one argument; allocates in `guest` what it asks for.
+def resolve(text: str, guest: LinuxGuest, earlier: Sequence[Earlier] = ()) -> Argument:
+    """The value of one argument; allocates in `guest` what it asks for. `earlier` are the calls
+    before this one.
 
     Raises `InputError` for a text that means nothing or an allocation that fails.
     """
@@ -66,7 +80,27 @@ def resolve(text: str, guest: LinuxGuest) -> Argument:
         return Argument(text, _device(guest))
     match = _SUM.fullmatch(text)
     base, extra = (match[1], parse_number(match[2], text)) if match else (text, 0)
+    kind, colon, rest = base.partition(":")
+    if colon and kind in {"result", "argument"}:
+        return Argument(text, _earlier(base, rest, earlier) + extra & U64_MASK)
     return Argument(text, _base(base, guest) + extra & U64_MASK)
+
+
+def _earlier(text: str, place: str, earlier: Sequence[Earlier]) -> int:
+    """What a call before gave (N), or got (N.M)."""
+    call, dot, argument = place.partition(".")
+    if bool(dot) is not text.startswith("argument:"):
+        raise InputError(f"argument {text!r}: use result:N or argument:N.M")
+    number = parse_number(call, text)
+    if not 1 <= number <= len(earlier):
+        raise InputError(f"argument {text}: there is no call {number} before this one")
+    told = earlier[number - 1]
+    if not dot:
+        return told.value
+    index = parse_number(argument, text)
+    if not 1 <= index <= len(told.arguments):
+        raise InputError(f"argument {text}: call {number} has {len(told.arguments)} arguments")
+    return told.arguments[index - 1].value
 
 
 def _base(text: str, guest: LinuxGuest) -> int:

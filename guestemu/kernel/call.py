@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -13,10 +13,10 @@ from guestemu.abi.errors import InputError
 from guestemu.abi.names import plural
 from guestemu.events.exits import HypercallExit, WrmsrExit
 from guestemu.events.memory import LeafChange
-from guestemu.guest.base import GuestOops
+from guestemu.guest.base import CallOutcome, GuestOops
 from guestemu.guest.linux.guest import LinuxGuest
 from guestemu.guest.linux.recorder import BootRecorder
-from guestemu.kernel.arguments import Argument, resolve
+from guestemu.kernel.arguments import Argument, Earlier, resolve
 from guestemu.kernel.calltree import CallTracer, TracedExits, TreeLine
 from guestemu.machine.exits import BudgetExhausted
 
@@ -66,37 +66,85 @@ class CallReport(msgspec.Struct, frozen=True):
     tree: tuple[TreeLine, ...] = ()
 
 
+class Called(msgspec.Struct, frozen=True):
+    """A call of a sequence: the function, and its arguments as text (kernel/arguments.py)."""
+
+    function: str
+    arguments: tuple[str, ...] = ()
+
+
 def call_function(
     guest: LinuxGuest, function: str, texts: Sequence[str], answer: int = 0, depth: int = 0
 ) -> CallReport:
-    """Calls `function` of a freshly reset guest; the host answers hypercalls with `answer`. A
-    `depth` above 0 asks for the tree of calls, down to so many levels.
+    """`call_functions` of one function."""
+    [report] = call_functions(guest, (Called(function, tuple(texts)),), answer, depth)
+    return report
 
-    The call is made twice from the same state, the second time to count instructions: counting
-    makes every instruction a hook. A call that uses up its budget is made once and reported as
-    `oops`. Raises `InputError` for arguments that do not fit and a function that is not there.
+
+def call_functions(
+    guest: LinuxGuest, calls: Sequence[Called], answer: int = 0, depth: int = 0
+) -> tuple[CallReport, ...]:
+    """Makes `calls` one after the other in a freshly reset guest, up to the first that does not
+    return; the host answers hypercalls with `answer`. A `depth` above 0 asks for the trees of
+    calls, down to so many levels.
+
+    All is done twice from the same state, the second time to count instructions: counting makes
+    every instruction a hook. What uses up its budget is done once and reported as `oops`. Raises
+    `InputError` for arguments that do not fit and a function that is not there.
     """
-    prototype = guest.kernel.btf.prototype(function)
-    guest.kernel.address(function)
-    if len(texts) > MAX_ARGUMENTS:
-        raise InputError(f"{function}: {len(texts)} arguments; six fit into registers")
-    if prototype is not None and prototype.parameters:
-        wanted = prototype.parameters
-        if len(texts) != len(wanted):
-            raise InputError(
-                f"{function} takes {len(wanted)} arguments ({', '.join(wanted)}); "
-                f"{len(texts)} are given"
-            )
+    for call in calls:
+        _check(guest, call)
     recorder = BootRecorder(answer)
     guest.machine.hooks.handler = recorder
     guest.reset()
-    arguments = tuple(resolve(text, guest) for text in texts)
-    guest.leaf_map.update(guest.machine.ram.table_writes())
-    recorder.exits.clear()
-    outcome = guest.call(function, *(argument.value for argument in arguments))
+    reports: list[CallReport] = []
+    earlier: list[Earlier] = []
+    for call in calls:
+        arguments = tuple(resolve(text, guest, earlier) for text in call.arguments)
+        guest.leaf_map.update(guest.machine.ram.table_writes())
+        recorder.exits.clear()
+        outcome = guest.call(call.function, *(argument.value for argument in arguments))
+        earlier.append(Earlier(outcome.value or 0, arguments))
+        reports.append(_report(guest, call.function, arguments, outcome, recorder))
+        if outcome.value is None:
+            break
+    if isinstance(outcome.end, BudgetExhausted):
+        calls = calls[: len(reports) - 1]
+    counted = _again(guest, calls[: len(reports)], answer, depth)
+    for index, (instructions, tree) in enumerate(counted):
+        reports[index] = msgspec.structs.replace(
+            reports[index], instructions=instructions, tree=tree
+        )
+    return tuple(reports)
+
+
+def _check(guest: LinuxGuest, call: Called) -> None:
+    """Raises `InputError` for a function that is not there and for arguments that do not fit."""
+    prototype = guest.kernel.btf.prototype(call.function)
+    guest.kernel.address(call.function)
+    given = len(call.arguments)
+    if given > MAX_ARGUMENTS:
+        raise InputError(f"{call.function}: {given} arguments; six fit into registers")
+    if prototype is not None and prototype.parameters:
+        wanted = prototype.parameters
+        if given != len(wanted):
+            raise InputError(
+                f"{call.function} takes {len(wanted)} arguments ({', '.join(wanted)}); "
+                f"{given} are given"
+            )
+
+
+def _report(
+    guest: LinuxGuest,
+    function: str,
+    arguments: tuple[Argument, ...],
+    outcome: CallOutcome,
+    recorder: BootRecorder,
+) -> CallReport:
+    """What a call did that has just been made."""
+    prototype = guest.kernel.btf.prototype(function)
     flips = guest.leaf_map.update(guest.machine.ram.table_writes())
     exits = tuple(recorder.exits)
-    end = outcome.end
     returned = None
     if outcome.value is not None:
         if prototype is None or not prototype.parameters:
@@ -104,26 +152,21 @@ def call_function(
         elif prototype.result_size:
             value = outcome.value & (1 << 8 * prototype.result_size) - 1
             returned = to_signed(value, 8 * prototype.result_size) if prototype.is_signed else value
-    console = tuple(guest.calls.lines)
-    instructions, tree = 0, tuple[TreeLine, ...]()
-    if not isinstance(end, BudgetExhausted):
-        instructions, tree = _again(guest, function, texts, answer, depth)
     return CallReport(
         function=function,
         arguments=arguments,
         returned=returned,
         hypercalls=tuple(
-            CalledExit(one.nr, one.args, to_signed(answer, 64))
+            CalledExit(one.nr, one.args, to_signed(recorder.answer, 64))
             for one in exits
             if isinstance(one, HypercallExit)
         ),
         msrs=tuple(CalledMsr(one.nr, one.args[0]) for one in exits if isinstance(one, WrmsrExit)),
         ptes=tuple(_leaf(flip) for flip in flips),
         warnings=outcome.warnings,
-        instructions=instructions,
-        oops=None if end is None else _describe(guest, end, len(exits)),
-        console=console,
-        tree=tree,
+        instructions=0,
+        oops=None if outcome.end is None else _describe(guest, outcome.end, len(exits)),
+        console=tuple(guest.calls.lines),
     )
 
 
@@ -145,20 +188,29 @@ def _describe(guest: LinuxGuest, end: object, exits: int) -> str:
 
 
 def _again(
-    guest: LinuxGuest, function: str, texts: Sequence[str], answer: int, depth: int
-) -> tuple[int, tuple[TreeLine, ...]]:
-    """Instructions that the call executes, in a second run, and the tree of calls down to `depth`;
+    guest: LinuxGuest, calls: Sequence[Called], answer: int, depth: int
+) -> Iterator[tuple[int, tuple[TreeLine, ...]]]:
+    """Instructions that each call executes, in a second run, and its tree of calls down to `depth`;
     the guest stays slow."""
+    if not calls:
+        return
     guest.reset()
-    values = [resolve(text, guest).value for text in texts]
-    if not depth:
+    tracer: CallTracer | None = None
+    if depth:
+        tracer = CallTracer(guest)
+        guest.machine.hooks.handler = TracedExits(answer, tracer)
+    else:
         guest.count_instructions()
+    earlier: list[Earlier] = []
+    for call in calls:
+        arguments = tuple(resolve(text, guest, earlier) for text in call.arguments)
         guest.instructions = 0
-        guest.call(function, *values)
-        return guest.instructions, ()
-    tracer = CallTracer(guest)
-    guest.machine.hooks.handler = TracedExits(answer, tracer)
-    tracer.begin()
-    guest.call(function, *values)
-    tracer.end()
-    return tracer.instructions, tracer.lines(depth)
+        if tracer is not None:
+            tracer.begin()
+        outcome = guest.call(call.function, *(argument.value for argument in arguments))
+        earlier.append(Earlier(outcome.value or 0, arguments))
+        if tracer is None:
+            yield guest.instructions, ()
+        else:
+            tracer.end()
+            yield tracer.instructions, tracer.lines(depth)

@@ -125,3 +125,38 @@ def test_a_call_that_does_not_return_is_a_finding(run):
     assert status == 1
     assert found["returned"] is None
     assert found["oops"].startswith("did not return: 2000000 basic blocks used up in ")
+
+
+def test_calls_in_a_row_share_a_machine(run):
+    found, status = run(
+        *("call", "set_memory_decrypted", "page:0", "1"),
+        *("--then", "set_memory_encrypted argument:1.1 1"),
+        *("--then", "strlen string:hello"),
+    )
+    assert status == 0
+    first, second, third = found["calls"]
+    address = first["arguments"][0]["value"]
+    assert second["arguments"][0]["value"] == address
+    assert [(one["gva"], one["private"]) for one in first["ptes"] + second["ptes"]] == [
+        (address, False),
+        (address, True),
+    ]
+    assert [call["args"][2] for call in first["hypercalls"] + second["hypercalls"]] == [0, 0x10]
+    assert (third["returned"], third["hypercalls"]) == (5, [])
+    assert all(one["instructions"] for one in found["calls"])
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("strlen result:2", "there is no call 2 before this one"),
+        ("strlen argument:1.3", "call 1 has 1 arguments"),
+        ("strlen argument:1", "use result:N or argument:N.M"),
+        ("'", "No closing quotation"),
+        (" ", "give a function and its arguments"),
+    ],
+)
+def test_a_call_that_cannot_follow_is_one_line(run, text, problem):
+    found, status = run("call", "strlen", "string:a", "--then", text)
+    assert status == 2
+    assert problem in found["message"]

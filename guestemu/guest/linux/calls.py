@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Calling functions of a booted kernel.
 
-The vCPU stands at `rest_init`, on the boot stack, with everything a kernel function may use. A call
-restores that context, pushes the address of `rest_init` (a stop) as return address and runs.
+The vCPU stands where the boot was stopped, at `rest_init` on the boot stack unless another function
+was asked for, with everything a kernel function may use. A call restores that context, pushes the
+address of the stop as return address and runs.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class KernelCalls:
         self._console = booted.console
         self._log = KernelLog(booted.kernel, booted.machine.ram)
         self._seen = self._start = self._place_in_log()
-        self._stop = self.kernel.address(STOP_AT)
+        self._stop = booted.end.rip
         self._index: SymbolIndex | None = None
         self._loop: tuple[int, str] = (0, "")
         self.lines: list[str] = []

@@ -21,7 +21,7 @@ from guestemu.abi.addresses import PAGE_SHIFT
 from guestemu.abi.errors import InputError
 from guestemu.abi.msrs import SEV_STATUS_SEV, SEV_STATUS_SEV_ES, SEV_STATUS_SEV_SNP
 from guestemu.guest.linux.analysed import load_analysis, save_analysis
-from guestemu.guest.linux.boot import DEFAULT_COMMAND_LINE, boot_kernel
+from guestemu.guest.linux.boot import DEFAULT_COMMAND_LINE, STOP_AT, boot_kernel
 from guestemu.guest.linux.cache import CacheKey, build_id, cache_directory, mark_used, prune
 from guestemu.guest.linux.guest import LinuxGuest
 from guestemu.guest.linux.kernel import Kernel, load_kernel
@@ -75,6 +75,7 @@ class _Key(msgspec.Struct, frozen=True):
     digest: str
     config: MachineConfig
     command_line: str
+    until: str
 
 
 class LinuxLoader:
@@ -124,26 +125,27 @@ class LinuxLoader:
         config: MachineConfig,
         budget: int,
         command_line: str = DEFAULT_COMMAND_LINE,
+        until: str = STOP_AT,
     ) -> LinuxGuest:
-        """The kernel in `path`, booted and prepared; `budget` bounds each operation, in basic
-        blocks, and may differ from call to call.
+        """The kernel in `path`, booted to the function `until` and prepared; `budget` bounds each
+        operation, in basic blocks, and may differ from call to call.
 
         Raises `InputError` for an image or a configuration that does not boot.
         """
         kernel = self.kernel(path)
-        key = _Key(kernel.digest, config, command_line)
+        key = _Key(kernel.digest, config, command_line, until)
         guest = self._guests.get(key)
         if guest is None:
-            guest = self._guests[key] = self._boot(kernel, config, budget, command_line)
+            guest = self._guests[key] = self._boot(kernel, budget, key)
         guest.set_budget(budget)
         guest.reset()
         return guest
 
-    def _boot(
-        self, kernel: Kernel, config: MachineConfig, budget: int, command_line: str
-    ) -> LinuxGuest:
+    def _boot(self, kernel: Kernel, budget: int, key: _Key) -> LinuxGuest:
+        config, command_line = key.config, key.command_line
         directory = cache_directory()
-        parts = (kernel.digest, msgspec.json.encode(config).decode(), command_line, build_id())
+        machine = msgspec.json.encode(config).decode()
+        parts = (kernel.digest, machine, command_line, key.until, build_id())
         file = None if directory is None else directory / f"{CacheKey(parts).name}.guest"
         if file is not None and file.exists():
             try:
@@ -154,7 +156,7 @@ class LinuxLoader:
                 mark_used(file)
                 return LinuxGuest(prepared, budget)
         recorder = BootRecorder()
-        booted = boot_kernel(kernel, config, recorder, command_line=command_line)
+        booted = boot_kernel(kernel, config, recorder, until=key.until, command_line=command_line)
         # what regions cost, the host need not hear: no page changes its status
         prepared = prepare(booted, list(recorder.exits))
         if file is not None:

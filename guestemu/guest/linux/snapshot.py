@@ -23,7 +23,7 @@ from guestemu.abi.regions import Region
 from guestemu.events.base import kind_of
 from guestemu.events.exits import HypercallExit, MapGpaRangeExit, WrmsrExit
 from guestemu.guest.base import BootExit, PlacedRegion
-from guestemu.guest.linux.boot import STOP_AT, BootedKernel, build_machine
+from guestemu.guest.linux.boot import BootedKernel, build_machine
 from guestemu.guest.linux.cache import read_sealed, write_sealed
 from guestemu.guest.linux.es import EsState
 from guestemu.guest.linux.kernel import Kernel
@@ -142,7 +142,6 @@ def load_snapshot(path: Path, kernel: Kernel, config: MachineConfig, command_lin
         raise SnapshotMismatch(f"{path}: made for another kernel, configuration or emulator")
     bare = msgspec.structs.replace(config, defer_memory_hooks=True)
     machine, platform = build_machine(kernel, bare, console, load=False)
-    platform.hook_stop(kernel.address(STOP_AT))
     context = Context(machine.engine)
     if len(context.bytes) != body.header.context_size:
         raise SnapshotMismatch(f"{path}: the emulator's context has another size")
@@ -161,6 +160,7 @@ def load_snapshot(path: Path, kernel: Kernel, config: MachineConfig, command_lin
     platform.tsc = body.tsc
     console.resume(body.console)
     stop = Trap(machine.current.read_register("rip"))
+    platform.hook_stop(stop.rip)
     booted = BootedKernel(kernel, machine, platform, console, stop, 0.0)
     regions = {Region(number): placed for number, placed in body.regions.items()}
     boot_exits = [_boot_exit(*one) for one in body.boot_exits]
