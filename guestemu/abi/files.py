@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Reading files that others made: regular ones, of a bounded size, without waiting."""
+"""Reading files of others, without waiting, up to a size; and outputs that cannot be written."""
 
 from __future__ import annotations
 
@@ -9,8 +9,20 @@ import stat
 from pathlib import Path
 from typing import Final
 
+from guestemu.abi.errors import GuestemuError, InputError, MissingError
+
 LARGEST_INPUT: Final = 64 << 20
 """Bytes of a file in a campaign's directory: far more than any has."""
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+def not_written(path: Path, what: str, error: OSError) -> GuestemuError:
+    """What to raise where `what` cannot be written to `path`: `MissingError` for a full disk, which
+    is no fault of the path, else `InputError`."""
+    text = f"{path}: cannot write the {what}: {error.strerror}"
+    if error.errno in _FULL:
+        return MissingError(f"{text}; make room there, or name another place")
+    return InputError(f"{text}; give a path that can be written")
 
 
 def read_regular(path: Path, limit: int = LARGEST_INPUT) -> bytes:

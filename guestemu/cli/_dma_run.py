@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -16,7 +17,8 @@ from guestemu.cli import console
 if TYPE_CHECKING:
     from guestemu.cli._interrupts import Interrupts
     from guestemu.dma.events import Event
-    from guestemu.dma.observer import Observer
+    from guestemu.dma.observer import Observer, Output
+    from guestemu.dma.parquet import ParquetWriter
     from guestemu.dma.perfetto_trace import PerfettoWriter
     from guestemu.dma.report import DmaReport
     from guestemu.dma.run import DmaRun, RunOptions
@@ -48,8 +50,8 @@ class WorkloadOrder(msgspec.Struct, frozen=True):
     devices: tuple[str, ...]
 
 
-def run_workload(order: WorkloadOrder, request: Request) -> DmaReport:
-    """Records the trace on the kernel of `request.guest`, then replays it there.
+def run_workload(order: WorkloadOrder, request: Request) -> tuple[DmaReport, list[OSError]]:
+    """Records the trace on the kernel of `request.guest`, then replays it there; as `run`.
 
     Raises `InputError`.
     """
@@ -74,12 +76,13 @@ def run_workload(order: WorkloadOrder, request: Request) -> DmaReport:
             path.write_bytes(recording.text)
         except OSError as error:
             raise InputError(f"--dump-trace {path}: {error.strerror}") from None
-        report = run(msgspec.structs.replace(request, source=str(path)))
-    return msgspec.structs.replace(report, workload=recording.counts)
+        report, failures = run(msgspec.structs.replace(request, source=str(path)))
+    return msgspec.structs.replace(report, workload=recording.counts), failures
 
 
-def run(request: Request) -> DmaReport:
-    """Replays and writes every file that is asked for."""
+def run(request: Request) -> tuple[DmaReport, list[OSError]]:
+    """Replays and writes every file that is asked for; the report, and which files could not be
+    written."""
     from guestemu.dma.patterns import is_pattern, parse_patterns, pattern_events
 
     if is_pattern(request.source):
@@ -106,56 +109,62 @@ def _replay(
     total: int | None,
     position: Callable[[], int],
     reader: EventReader | None,
-) -> DmaReport:
+) -> tuple[DmaReport, list[OSError]]:
+    outputs: list[Output] = []
     with ExitStack() as files:
         comparison = _comparison(request)
-        page = None if request.report is None else files.enter_context(_open_page(request.report))
-        perfetto = _perfetto(request, files)
-        writers = _parquet(request, files) + (() if perfetto is None else (perfetto,))
-        driver = _driver(request, writers)
+        page = None if request.report is None else _open_page(request.report, files, outputs)
+        perfetto = None
+        if request.parquet is not None:
+            from guestemu.dma.parquet import ParquetWriter
+
+            _add(request.parquet, ParquetWriter(request.parquet), files, outputs)
+        if request.perfetto is not None:
+            from guestemu.dma.perfetto_trace import PerfettoWriter
+
+            perfetto = PerfettoWriter(request.perfetto, request.guest)
+            _add(request.perfetto, perfetto, files, outputs)
+        driver = _driver(request, tuple(outputs))
         interrupted = _drive(driver, comparison, events, total, position)
         report = driver.report(None if reader is None else reader.report(), interrupted)
         if comparison is not None:
             report = msgspec.structs.replace(report, policies=comparison.result())
         if perfetto is not None:
             for migration in report.migrations:
-                perfetto.add_migration(migration)
+                outputs[-1].attempt(partial(perfetto.add_migration, migration))
         if page is not None:
             from guestemu.dma.page import report_page
 
             title = f"{request.source} on {request.guest}"
-            page.write(report_page(report, title, driver.address_map(), report.policies))
-    return report
+            text = report_page(report, title, driver.address_map(), report.policies)
+            outputs[0].attempt(partial(page.write, text))
+    return report, [output.failure for output in outputs if output.failure is not None]
 
 
-def _open_page(path: Path) -> TextIO:
+def _open_page(path: Path, files: ExitStack, outputs: list[Output]) -> TextIO:
     """Opened first, so that a bad path fails early."""
     from guestemu.abi.errors import InputError
+    from guestemu.dma.observer import Output
 
     try:
-        return path.open("w", encoding="utf-8")
+        page = path.open("w", encoding="utf-8")
     except OSError as error:
         raise InputError(f"--html {path}: {error.strerror}; give a file name") from None
+    output = Output(path)
+    outputs.append(output)
+    files.callback(output.attempt, page.close)
+    return page
 
 
-def _parquet(request: Request, files: ExitStack) -> tuple[Observer, ...]:
-    if request.parquet is None:
-        return ()
-    from guestemu.dma.parquet import ParquetWriter
+def _add(
+    path: Path, writer: ParquetWriter | PerfettoWriter, files: ExitStack, outputs: list[Output]
+) -> None:
+    """`writer` hears of everything, and is closed at the end."""
+    from guestemu.dma.observer import Output
 
-    table = ParquetWriter(request.parquet)
-    files.callback(table.close)
-    return (table,)
-
-
-def _perfetto(request: Request, files: ExitStack) -> PerfettoWriter | None:
-    if request.perfetto is None:
-        return None
-    from guestemu.dma.perfetto_trace import PerfettoWriter
-
-    trace = PerfettoWriter(request.perfetto, request.guest)
-    files.callback(trace.close)
-    return trace
+    output = Output(path, writer)
+    outputs.append(output)
+    files.callback(output.attempt, writer.close)
 
 
 def _options(request: Request) -> RunOptions:

@@ -184,8 +184,7 @@ def _record(
 
     if source:
         raise InputError(f"dma {source}: --workload makes the trace; leave the file out")
-    report = run_workload(order, request)
-    return _finish(report, request, strict, as_json)
+    return _finish(run_workload(order, request), request, strict, as_json)
 
 
 def _policies(text: str | None) -> tuple[str, ...]:
@@ -205,12 +204,17 @@ def _replay(request: Request, strict: bool, as_json: bool) -> int:
     return _finish(run(request), request, strict, as_json)
 
 
-def _finish(report: DmaReport, request: Request, strict: bool, as_json: bool) -> int:
+def _finish(
+    done: tuple[DmaReport, list[OSError]], request: Request, strict: bool, as_json: bool
+) -> int:
+    report, failures = done
     if as_json:
         console.emit_json(report)
     else:
         _print(report)
     _advise(report, request.memory)
+    if failures:
+        raise failures[0]
     if report.interrupted:
         return EXIT_INTERRUPTED
     is_good = report.is_clean if strict else report.is_ok

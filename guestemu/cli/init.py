@@ -10,7 +10,7 @@ from typing import Annotated, Final
 
 import typer
 
-from guestemu.abi.errors import InputError
+from guestemu.abi.errors import InputError, MissingError
 from guestemu.abi.names import command_line
 from guestemu.abi.shipped import shipped_path
 from guestemu.cli import console
@@ -40,12 +40,18 @@ def command(
     """
     if directory.is_dir() and any(directory.iterdir()):
         raise InputError(f"{directory}: not empty; name a new directory")
-    shutil.copytree(
-        shipped_path("host-project"),
-        directory,
-        dirs_exist_ok=True,
-        ignore=shutil.ignore_patterns(*_LEFT_OUT),
-    )
+    try:
+        shutil.copytree(
+            shipped_path("host-project"),
+            directory,
+            dirs_exist_ok=True,
+            ignore=shutil.ignore_patterns(*_LEFT_OUT),
+        )
+    except shutil.Error as error:
+        reason = str(error.args[0][0][2]).partition(": ")[0].partition("] ")[2]
+        raise MissingError(f"{directory}: not complete: {reason}; name another place") from error
+    except OSError as error:
+        raise InputError(f"{directory}: {error.strerror}; name another directory") from error
     files = sorted(str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file())
     if as_json:
         console.emit_json({"directory": str(directory), "files": files})

@@ -84,14 +84,16 @@ def command(
         workers = jobs or _jobs(len(programs))
         results = replay_all(programs, workers, record, watch, allowed, limit)
     seconds = time.perf_counter() - start
-    if junit is not None:
-        write_junit(junit, results, seconds)
-    if sarif is not None:
-        write_sarif(sarif, results)
     if as_json:
         console.emit_json(_object(results, seconds))
     else:
         _tell(results, seconds, record)
+    try:
+        if junit is not None:
+            write_junit(junit, results, seconds)
+    finally:
+        if sarif is not None:
+            write_sarif(sarif, results)
     if any(result.is_internal for result in results):
         return EXIT_INTERNAL
     if any(result.bad is not None for result in results):

@@ -86,12 +86,12 @@ def command(
     )
     run = run_program(loaded, limit)
     events = list(events_of(run))
-    if trace is not None:
-        write_jsonl(trace, loaded.header, events)
     if as_json:
         console.emit_json(run_object(run, events))
     else:
         _tell(run, events)
+    if trace is not None:
+        write_jsonl(trace, loaded.header, events)
     return EXIT_FINDINGS if is_finding(run_word(run)) else EXIT_OK
 
 
@@ -100,6 +100,8 @@ def _check_trace(path: Path | None) -> None:
 
     if path is not None and path.suffix != ".jsonl":
         raise InputError(f"--trace {path}: traces are JSON lines; name the file OUT.jsonl")
+    if path is not None and not path.parent.is_dir():
+        raise InputError(f"{path}: cannot write the trace: no such directory; name another place")
 
 
 def run_object(run: Run, events: Sequence[Line]) -> dict[str, object]:

@@ -10,6 +10,8 @@ calls_2m, calls_1g, splits. docs/dma.md has the same with types.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
@@ -127,6 +129,8 @@ class ParquetWriter:
                 None if is_file else Table(path / f"conversions{FILE_SUFFIX}", CONVERSION_COLUMNS)
             )
         except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise MissingError(f"--parquet {path}: {os.strerror(error.errno)}") from None
             raise InputError(
                 f"--parquet {path}: {error.strerror or error}; give a directory or a .parquet file"
             ) from None

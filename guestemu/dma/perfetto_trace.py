@@ -208,6 +208,8 @@ class PerfettoWriter:
 
     def close(self) -> None:
         """Ends the last slice and writes what is left."""
-        self._end()
-        self._flush()
-        self._file.close()
+        try:
+            self._end()
+            self._flush()
+        finally:
+            self._file.close()

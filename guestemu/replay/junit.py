@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
 
-from guestemu.abi.errors import InputError
+from guestemu.abi.files import not_written
 from guestemu.replay.suite import Result
 
 _NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -56,10 +56,8 @@ def xml_text(text: str) -> str:
 
 
 def write_junit(path: Path, results: Sequence[Result], seconds: float) -> None:
-    """Writes `junit_xml` to `path`. Raises `InputError` when it cannot be written."""
+    """Writes `junit_xml` to `path`. Raises what `not_written` gives when it cannot be."""
     try:
         path.write_bytes(junit_xml(results, seconds))
     except OSError as error:
-        raise InputError(
-            f"{path}: cannot write the results: {error.strerror}; give a path that can be written"
-        ) from error
+        raise not_written(path, "results", error) from error

@@ -17,7 +17,7 @@ from urllib.parse import quote
 import msgspec
 
 from guestemu import __version__
-from guestemu.abi.errors import InputError
+from guestemu.abi.files import not_written
 from guestemu.replay.suite import Result
 from guestemu.trace.explain import explain
 
@@ -162,10 +162,8 @@ def sarif_log(results: Sequence[Result]) -> bytes:
 
 
 def write_sarif(path: Path, results: Sequence[Result]) -> None:
-    """Writes `sarif_log` to `path`. Raises `InputError` when it cannot be written."""
+    """Writes `sarif_log` to `path`. Raises what `not_written` gives when it cannot be."""
     try:
         path.write_bytes(sarif_log(results))
     except OSError as error:
-        raise InputError(
-            f"{path}: cannot write the results: {error.strerror}; give a path that can be written"
-        ) from error
+        raise not_written(path, "results", error) from error

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from guestemu.abi.errors import InputError
+from guestemu.abi.files import not_written
 from guestemu.events.lines import Line
 from guestemu.program.program import Header
 from guestemu.trace.digest import trace_hash
@@ -28,7 +28,7 @@ class RunLine(msgspec.Struct, frozen=True, tag="run", tag_field="event"):
 
 
 def write_jsonl(path: Path, header: Header, events: Sequence[Line]) -> None:
-    """Writes a trace file. Raises `InputError` when `path` cannot be written."""
+    """Writes a trace file. Raises what `not_written` gives when `path` cannot be."""
     encode = msgspec.json.Encoder().encode
     fields = msgspec.to_builtins(header)
     del fields["plugin"]  # a path of this machine
@@ -38,6 +38,4 @@ def write_jsonl(path: Path, header: Header, events: Sequence[Line]) -> None:
             for record in (first, *events):
                 file.write(encode(record) + b"\n")
     except OSError as error:
-        raise InputError(
-            f"{path}: cannot write the trace: {error.strerror}; give a path that can be written"
-        ) from error
+        raise not_written(path, "trace", error) from error
