@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from guestemu.cli import console
 if TYPE_CHECKING:
     from guestemu.guest.linux.guest import LinuxGuest
     from guestemu.outcomes.cells import Cell, Verdict
+    from guestemu.report.matrix import Tried
 
 
 def images_of(names: Sequence[str]) -> list[tuple[str, Path]]:
@@ -93,8 +95,42 @@ def _cell(name: str, image: Path, row: str, experiment: Callable[[], Verdict]) -
     )
 
 
+_VALUES = {"seen": "bad", "not seen": "good", "works": "good", "failed": "bad", "absent": "warn"}
+
+
+def _tried(verb: str, cells: Sequence[Cell]) -> list[Tried]:
+    from guestemu.report.matrix import Tried
+
+    return [
+        Tried(
+            row=cell.row,
+            column=cell.kernel,
+            word=cell.outcome,
+            detail=cell.detail,
+            command=f"guestemu kernel {verb} {shlex.quote(cell.kernel)} --only {cell.row}",
+        )
+        for cell in cells
+    ]
+
+
+def write_page(path: Path, verb: str, cells: Sequence[Cell]) -> None:
+    """The cells of `guestemu kernel VERB` as an HTML page. Raises `InputError`."""
+    from guestemu.campaign.store import write_atomically
+    from guestemu.report.matrix import matrix_page
+
+    words = "Each cell was measured on that kernel, unmodified; it leads to what was seen."
+    page = matrix_page(f"guestemu kernel {verb}", words, _tried(verb, cells), _VALUES)
+    write_atomically(path, page.encode(), "--html")
+
+
 def tell(cells: Sequence[Cell]) -> None:
-    """For people: a line for each cell."""
+    """For people: of several kernels a table of outcomes, then a line for each cell."""
+    from guestemu.report.matrix import matrix_rows
+
+    names, rows = matrix_rows(_tried("", cells))
+    if len(names) > 1:
+        console.emit_table(("row", *names), rows)
+        console.emit()
     columns = ("kernel", "row", "outcome", "detail")
     console.emit_table(
         columns, [(cell.kernel, cell.row, cell.outcome, cell.detail) for cell in cells]

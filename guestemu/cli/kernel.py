@@ -525,6 +525,14 @@ Update: TypeAlias = Annotated[
 ]
 
 
+Html: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--html", metavar="OUT.html", help="Also write the table as a page.", show_default=False
+    ),
+]
+
+
 @app.command()
 def defects(
     kernels: Kernels = None,
@@ -539,6 +547,7 @@ def defects(
             show_default=False,
         ),
     ] = None,
+    html: Html = None,
     as_json: AsJson = False,
 ) -> int:
     """Measure which known defects kernels have: one small experiment for each, by running it.
@@ -553,12 +562,16 @@ def defects(
 
       guestemu kernel defects ./bzImage --only 2gib-overflow
 
+      guestemu kernel defects 6.1 6.12 --html defects.html
+
       guestemu kernel defects 7.3 --update docs/kernels.md --findings docs/findings.md
     """
     from guestemu.cli import _kernel_cells
     from guestemu.outcomes.defects import DEFECTS, SEEN
 
     cells = list(_kernel_cells.defects(kernels or [], only or []))
+    if html is not None:
+        _kernel_cells.write_page(html, "defects", cells)
     if update is not None:
         rows = [defect.name for defect in DEFECTS]
         _kernel_cells.write_table(update, "guestemu kernel defects", cells, rows, findings)
@@ -567,7 +580,11 @@ def defects(
 
 @app.command()
 def matrix(
-    kernels: Kernels = None, only: Only = None, update: Update = None, as_json: AsJson = False
+    kernels: Kernels = None,
+    only: Only = None,
+    update: Update = None,
+    html: Html = None,
+    as_json: AsJson = False,
 ) -> int:
     """Try every verb that takes a kernel on kernels: what works with which one.
 
@@ -584,6 +601,8 @@ def matrix(
     from guestemu.outcomes.verbs import VERBS
 
     cells = list(_kernel_cells.matrix(kernels or [], only or []))
+    if html is not None:
+        _kernel_cells.write_page(html, "matrix", cells)
     if update is not None:
         rows = [verb.name for verb in VERBS]
         _kernel_cells.write_table(update, "guestemu kernel matrix", cells, rows)

@@ -117,12 +117,12 @@ def _matrix_cell(rows: Sequence[Row], places: Mapping[int, str]) -> Cell:
 def _runs(rows: Iterable[Row]) -> str:
     cells = (
         tuple(
-            Cell(text, "bad" if is_unnoticed(row) and place == _LOST_COLUMN else "text")
+            Cell(text, "bad") if place == _LOST_COLUMN and is_unnoticed(row) else text
             for place, text in enumerate(row_cells(row))
         )
         for row in rows
     )
-    return table(ROW_HEADINGS, cells, "Every run", is_sortable=True, row_id="run")
+    return table(ROW_HEADINGS, cells, "Every run", is_sortable=True, row_id="run", is_words=True)
 
 
 def row_cells(row: Row) -> tuple[str, ...]:

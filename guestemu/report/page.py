@@ -50,7 +50,7 @@ a{color:var(--link)}
 table{border-collapse:collapse;width:100%;font-size:14px}
 td,th{padding:.25em .6em;text-align:right;vertical-align:top}
 th{border-bottom:1px solid var(--grid)}td:first-child,th:first-child{text-align:left}
-td.text,th.text{text-align:left}
+td.text,th.text,.words td,.words th{text-align:left}
 tbody tr:nth-child(even){background:var(--panel)}
 th button{all:unset;cursor:pointer;text-decoration:underline dotted}
 th button:focus-visible{outline:3px solid var(--link)}
@@ -157,15 +157,19 @@ def table(
     *,
     is_sortable: bool = False,
     row_id: str = "",
+    is_words: bool = False,
 ) -> str:
-    """A table of texts and `Cell`s; `caption` names it for screen readers. A sortable one has its
-    headings as buttons. With `row_id` row N has the id "`row_id`-N", so that cells can lead to it.
+    """A table of texts and `Cell`s; `caption` names it for screen readers.
+
+    A sortable one has its headings as buttons; one of words has its cells on the left. With
+    `row_id` row N has the id "`row_id`-N", so that cells can lead to it.
     """
     name = caption or ", ".join(headings)
     heads = (
         f"<button>{escape(text)}</button>" if is_sortable else escape(text) for text in headings
     )
     head = "".join(f'<th scope="col">{text}</th>' for text in heads)
+    kind = " class=words" if is_words else ""
     body = "".join(
         f"<tr{f' id={chr(34)}{escape(row_id)}-{number}{chr(34)}' if row_id else ''}>"
         f"{''.join(map(_cell, row))}</tr>"
@@ -173,7 +177,7 @@ def table(
     )
     return (
         f'<div class="scroll" role="region" aria-label="{escape(name)}" tabindex="0">'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"<table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
