@@ -95,7 +95,7 @@ def _cell(name: str, image: Path, row: str, experiment: Callable[[], Verdict]) -
     )
 
 
-_VALUES = {"seen": "bad", "not seen": "good", "works": "good", "failed": "bad", "absent": "warn"}
+_VALUES = {"seen": "bad", "not seen": "good", "ok": "good", "failed": "bad", "absent": "warn"}
 
 
 def _tried(verb: str, cells: Sequence[Cell]) -> list[Tried]:
