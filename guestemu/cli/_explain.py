@@ -89,12 +89,10 @@ def _checks() -> Mapping[str, tuple[str, str]]:
     found: dict[str, tuple[str, str]] = {}
     for check in (*standard_checks(), LostCheck()):
         about = inspect.getdoc(type(check)) or ""
-        why = explain(check.name)
         cited = "\n".join(f"{key}: {sentence}" for key, sentence in sentences(about))
-        text = "\n".join(part for part in (about, why and f"Why it matters: {why}", cited) if part)
+        before = found.get(check.name, (explain(check.name), ""))[0]
+        text = "\n".join(part for part in (before, about, cited) if part)
         module = type(check).__module__.replace(".", "/")
-        before = found.get(check.name)
-        text = f"{before[0]}\n{text}" if before else text
         found[check.name] = (text, f"{module}.py")
     for name in (LOST_STRICT, LOST_DEFINED):
         found[name] = (explain(name), "guestemu/checks/lost.py")

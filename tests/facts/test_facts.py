@@ -149,6 +149,15 @@ def test_explain_knows_ops_checks_keys_families(
     assert text in out
 
 
+def test_explain_begins_with_what_a_finding_means(capsys: pytest.CaptureFixture[str]) -> None:
+    """Several classes judge the record; their common meaning is said once."""
+    assert main(["explain", "record-hypercall-554c437a"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    meaning = "  The host's record is not what it was told: "
+    assert lines[1].startswith(meaning)
+    assert sum(line.startswith(meaning) for line in lines) == 1
+
+
 def test_explain_suggests(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "set_memory_decryptd"]) == 2
     assert "did you mean set_memory_decrypted?" in capsys.readouterr().err
