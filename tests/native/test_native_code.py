@@ -167,7 +167,7 @@ def test_switched_off_everything_runs_in_python_and_says_so(tmp_path: Path) -> N
     assert json.loads(done.stdout)["coverage"]["guest_blocks"] > 0
     first, second, *_ = done.stderr.splitlines()
     assert first.startswith("no fast path: ")
-    assert "hypercall programs take 10 times the time" in second
+    assert "hypercall programs take 12 times the time" in second
     page = tmp_path / "page.html"
     assert guestemu("report", work, "-o", str(page)).returncode == 0
     assert "Python (no fast path: " in page.read_text()
