@@ -361,7 +361,7 @@ def call(
         typer.Option(
             "--at",
             metavar="FUNCTION",
-            help="Boot to this function first; free_initmem runs behind all initcalls.",
+            help="Boot to this function first; at kernel_init the init thread runs.",
         ),
     ] = "rest_init",
     tree: Annotated[
@@ -391,7 +391,7 @@ def call(
 
       guestemu kernel call kvm_guest_cpu_offline 0
 
-      guestemu kernel call strlen string:hello --at free_initmem
+      guestemu kernel call set_memory_decrypted page:0 1 --at kernel_init
 
       guestemu kernel call __get_free_pages 0xcc0 0 --then 'set_memory_decrypted result:1 1'
     """

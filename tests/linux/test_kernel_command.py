@@ -160,3 +160,10 @@ def test_a_call_that_cannot_follow_is_one_line(run, text, problem):
     found, status = run("call", "strlen", "string:a", "--then", text)
     assert status == 2
     assert problem in found["message"]
+
+
+@pytest.mark.soak
+def test_calls_can_be_made_in_the_init_thread(run):
+    found, status = run("call", "set_memory_decrypted", "page:0", "1", "--at", "kernel_init")
+    assert status == 0
+    assert (found["returned"], len(found["ptes"]), len(found["hypercalls"])) == (0, 1, 1)
