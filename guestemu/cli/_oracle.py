@@ -13,6 +13,7 @@ from guestemu.abi.errors import InputError, MissingError
 from guestemu.cli import console
 from guestemu.cli._step_progress import StepProgress
 from guestemu.conform.compare import Disagreement, compare_step
+from guestemu.conform.kernel_choice import choose_kernel
 from guestemu.conform.reader import read_recording
 from guestemu.conform.recording import Recording, Step
 from guestemu.oracle.harness_build import build_init
@@ -21,6 +22,7 @@ from guestemu.oracle.live import LiveKvm
 from guestemu.oracle.matrix import Act, OracleCase, matrix
 from guestemu.oracle.qemu import NATIVE, TCG, Accelerator, MachineEnded, find_qemu, splats, version
 from guestemu.oracle.recorder import CaseResult, run_cases, write_recording
+from guestemu.oracle.speed import OracleSpeed, measure
 
 _STYLES: Final = {"ok": "green", "optional": "yellow", "missing": "red"}
 _SHOWN: Final = 30
@@ -217,3 +219,22 @@ def tell_replay(replayed: Replayed) -> None:
 
 def _text(value: int | str | None) -> str:
     return "-" if value is None else str(value)
+
+
+def measure_speed(kernel: str, modules: Path | None, batches: int, native: bool) -> OracleSpeed:
+    """Measures steps a second on `kernel`."""
+    with LiveKvm(find_kernel(kernel, modules), accelerator(native)) as kvm:
+        choice = choose_kernel(kvm.machine.release, kernel)
+        return measure(kvm, choice.kernel, batches)
+
+
+def tell_speed(measured: OracleSpeed) -> None:
+    """For people."""
+    rows = [
+        ("start-up", f"{measured.start_up:.1f} s"),
+        ("channel alone", f"{measured.channel:.0f} steps/s"),
+        ("model alone", f"{measured.model:.0f} steps/s"),
+        ("campaign", f"{measured.campaign:.0f} steps/s, {measured.ratio:.2f} of the channel"),
+    ]
+    for name, value in rows:
+        console.emit(f"{name:<14} {value}")

@@ -233,3 +233,34 @@ def fuzz(
     if is_interrupted:
         return EXIT_INTERRUPTED
     return EXIT_FINDINGS if sums.findings else EXIT_OK
+
+
+@app.command()
+def speed(
+    kernel: Kernel,
+    batches: Annotated[
+        int, typer.Option("--batches", metavar="N", min=1, help="Batches of 2048 steps.")
+    ] = 4,
+    modules: Modules = None,
+    native: Native = False,
+    as_json: AsJson = False,
+) -> int:
+    """Measure how fast the KVM of KERNEL answers.
+
+    Start-up, the channel alone (a client that does nothing with the replies), the model alone, and
+    a campaign with both; all in one run, as the load of a machine changes.
+
+    For example:
+
+      guestemu oracle speed 6.12
+
+      guestemu oracle speed 7.3 --batches 20 --json
+    """
+    from guestemu.cli._oracle import measure_speed, tell_speed
+
+    measured = measure_speed(kernel, modules, batches, native)
+    if as_json:
+        console.emit_json(measured)
+    else:
+        tell_speed(measured)
+    return EXIT_OK

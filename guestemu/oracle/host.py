@@ -26,7 +26,7 @@ from guestemu.oracle import wire
 from guestemu.oracle.image import find_kernel
 from guestemu.oracle.live import LiveKvm, Replies
 from guestemu.oracle.qemu import MachineEnded
-from guestemu.oracle.wire import ConfigFlag, End, Op
+from guestemu.oracle.wire import ConfigFlag, End, WireOp
 
 PREFIX: Final = "kvm:"
 _DENY_MIGRATION_CONTROL: Final = 6
@@ -34,13 +34,18 @@ _LEAF: Final = 2
 _WRITE_RET: Final = 0
 _LONG64, _COMPAT32 = 0, 1
 _NO_ERROR_CODE: Final = -1
-_CONFIG: Final = wire.CONFIG.pack(
+_NUMBERS: Final = (
     int(ConfigFlag.EXIT | ConfigFlag.USER_MSR),
-    *bytes((_LEAF, _DENY_MIGRATION_CONTROL, 1, 0)),
+    _LEAF,
+    _DENY_MIGRATION_CONTROL,
+    1,
+    0,
     PV_FEATURES,
     KVM_MSR_EXIT_REASON_FILTER,
-    *(KVM_EXIT_HYPERCALL_VALID_MASK, 0),
+    KVM_EXIT_HYPERCALL_VALID_MASK,
+    0,
 )
+_CONFIG: Final = wire.CONFIG.pack(*_NUMBERS)
 
 _machines: dict[str, LiveKvm] = {}
 """One machine for a kernel, for as long as this process lives."""
@@ -93,14 +98,14 @@ class LiveKvmHost(MapGpaRangeHost):
         super().restore(frames)
         self._is_new = has_changed
 
-    def _ask(self, op: Op, place: tuple[int, int], words: tuple[int, ...]) -> Replies:
+    def _ask(self, op: WireOp, place: tuple[int, int], words: tuple[int, ...]) -> Replies:
         flags = wire.FRESH if self._is_new else 0
         mode, cpl = place
         head = (int(op), mode, cpl, 0, wire.PAUSE, flags, 0, 0, 0)
         return self._run(wire.REQUEST.pack(*head, *words, 0))
 
-    def _resume(self, op: Op, answer: int, error: int = 0) -> Replies:
-        head = (int(Op.RESUME), 0, 0, 0, _WRITE_RET, 0, 0, error, int(op))
+    def _resume(self, op: WireOp, answer: int, error: int = 0) -> Replies:
+        head = (int(WireOp.RESUME), 0, 0, 0, _WRITE_RET, 0, 0, error, int(op))
         return self._run(wire.REQUEST.pack(*head, *(0,) * 5, answer))
 
     def _run(self, request: bytes) -> Replies:
@@ -116,7 +121,7 @@ class LiveKvmHost(MapGpaRangeHost):
 
     def hypercall(self, call: Hypercall) -> int:
         """The instruction on the real KVM; its exit, if it has one, in the reference user space."""
-        op = Op.VMCALL if call.is_vmcall else Op.VMMCALL
+        op = WireOp.VMCALL if call.is_vmcall else WireOp.VMMCALL
         place = (_LONG64 if call.is_64bit else _COMPAT32, call.cpl)
         replies = self._ask(op, place, (call.nr, call.a0, call.a1, call.a2, call.a3))
         values = wire.REPLY.unpack_from(replies[0])
@@ -143,26 +148,26 @@ class LiveKvmHost(MapGpaRangeHost):
 
     def rdmsr(self, index: int, vcpu: VcpuAccess) -> int:
         """RDMSR on the real KVM."""
-        replies = self._ask(Op.RDMSR, _place(vcpu), (0, 0, index, 0, 0))
+        replies = self._ask(WireOp.RDMSR, _place(vcpu), (0, 0, index, 0, 0))
         values = wire.REPLY.unpack_from(replies[0])
         if values[0] == End.PAUSED:
             run = self.kvm.run
             _fill_msr(run, replies)
             self._user_space.rdmsr_exit(run, vcpu)
-            replies = self._resume(Op.RDMSR, run.msr.data, run.msr.error)
+            replies = self._resume(WireOp.RDMSR, run.msr.data, run.msr.error)
             values = wire.REPLY.unpack_from(replies[0])
         self._check(values)
         return int(values[7] | values[8] << 32)
 
     def wrmsr(self, index: int, value: int, vcpu: VcpuAccess) -> None:
         """WRMSR on the real KVM."""
-        replies = self._ask(Op.WRMSR, _place(vcpu), (value, 0, index, 0, 0))
+        replies = self._ask(WireOp.WRMSR, _place(vcpu), (value, 0, index, 0, 0))
         values = wire.REPLY.unpack_from(replies[0])
         if values[0] == End.PAUSED:
             run = self.kvm.run
             _fill_msr(run, replies)
             self._user_space.wrmsr_exit(run, vcpu)
-            replies = self._resume(Op.WRMSR, 0, run.msr.error)
+            replies = self._resume(WireOp.WRMSR, 0, run.msr.error)
             values = wire.REPLY.unpack_from(replies[0])
         else:
             self._is_new = True

@@ -45,7 +45,7 @@ def requests_of(case: OracleCase, slot: int) -> list[bytes]:
 
 
 def _drop(slot: int) -> bytes:
-    return wire.REQUEST.pack(int(wire.Op.DROP), *(0,) * 5, slot, *(0,) * 8)
+    return wire.REQUEST.pack(int(wire.WireOp.DROP), *(0,) * 5, slot, *(0,) * 8)
 
 
 def vcpus_of(acts: Iterable[Act]) -> int:

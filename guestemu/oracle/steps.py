@@ -26,21 +26,21 @@ from guestemu.conform.recording import (
 )
 from guestemu.oracle import wire
 from guestemu.oracle.matrix import LONG, MODES, Act
-from guestemu.oracle.wire import ConfigFlag, End, Op
+from guestemu.oracle.wire import ConfigFlag, End, WireOp
 
 _OPS: Final[Mapping[StepOp, int]] = {
-    StepOp.VMMCALL: int(Op.VMMCALL),
-    StepOp.VMCALL: int(Op.VMCALL),
-    StepOp.RDMSR: int(Op.RDMSR),
-    StepOp.WRMSR: int(Op.WRMSR),
-    StepOp.HOST_GET_MSR: int(Op.GET_MSR),
-    StepOp.HOST_SET_MSR: int(Op.SET_MSR),
-    StepOp.ENABLE_EXITS: int(Op.EXIT_CAP),
-    StepOp.ENABLE_MSR_EXITS: int(Op.MSR_CAP),
-    StepOp.DISABLE_QUIRKS: int(Op.QUIRKS_CAP),
-    StepOp.ENFORCE_PV: int(Op.ENFORCE),
-    StepOp.SET_FILTER: int(Op.FILTER),
-    StepOp.SET_SLOT: int(Op.SLOT),
+    StepOp.VMMCALL: int(WireOp.VMMCALL),
+    StepOp.VMCALL: int(WireOp.VMCALL),
+    StepOp.RDMSR: int(WireOp.RDMSR),
+    StepOp.WRMSR: int(WireOp.WRMSR),
+    StepOp.HOST_GET_MSR: int(WireOp.GET_MSR),
+    StepOp.HOST_SET_MSR: int(WireOp.SET_MSR),
+    StepOp.ENABLE_EXITS: int(WireOp.EXIT_CAP),
+    StepOp.ENABLE_MSR_EXITS: int(WireOp.MSR_CAP),
+    StepOp.DISABLE_QUIRKS: int(WireOp.QUIRKS_CAP),
+    StepOp.ENFORCE_PV: int(WireOp.ENFORCE),
+    StepOp.SET_FILTER: int(WireOp.FILTER),
+    StepOp.SET_SLOT: int(WireOp.SLOT),
 }
 _MODE_NUMBERS: Final = {mode: number for number, mode in enumerate(MODES)}
 _ANSWERS: Final = {answer: number for number, answer in enumerate(Answer)}

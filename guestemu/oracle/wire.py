@@ -46,7 +46,7 @@ QUICK: Final = 2
 entry of the guest; the step is done where RIP is behind the instruction then."""
 
 
-class Op(enum.IntEnum):
+class WireOp(enum.IntEnum):
     """What a request asks for; the names are those of wire.h."""
 
     VMMCALL = 0
@@ -103,7 +103,7 @@ class End(enum.IntEnum):
 
 
 PAUSE: Final = 7
-"""The answer that leaves the vCPU at its exit until `Op.RESUME`."""
+"""The answer that leaves the vCPU at its exit until `WireOp.RESUME`."""
 
 EVENT_HYPERCALL: Final = 1
 EVENT_IMMEDIATE: Final = 2

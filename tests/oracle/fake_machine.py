@@ -29,7 +29,7 @@ from guestemu.host.kvm.kernels import KERNELS
 from guestemu.oracle import steps, wire
 from guestemu.oracle.direct_model import DirectVm
 from guestemu.oracle.matrix import MODES, Act, config
-from guestemu.oracle.wire import ConfigFlag, Op
+from guestemu.oracle.wire import ConfigFlag, WireOp
 
 RELEASE = "6.1.0-99-fake"
 _OPS = {number: op for op, number in steps._OPS.items()}
@@ -137,7 +137,7 @@ class Machine:
         at = wire.REQUESTS_AT + index * wire.REQUEST.size
         values = wire.REQUEST.unpack_from(self.memory, at)
         flags, slot = values[5], values[6]
-        if values[0] == Op.DROP:
+        if values[0] == WireOp.DROP:
             self.vms.pop(slot, None)
             return bytes(wire.REPLY_BYTES)
         if flags & wire.FRESH or slot not in self.vms:

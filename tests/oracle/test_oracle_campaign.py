@@ -118,6 +118,18 @@ def test_a_machine_that_does_not_start_says_why(fake, kernel):
         LiveKvm(kernel)
 
 
+def test_speed_is_measured_beside_the_channel_alone(fake, kernel, monkeypatch):
+    from guestemu.oracle import speed
+
+    fake()
+    monkeypatch.setattr(speed, "BATCH", 64)
+    with LiveKvm(kernel) as kvm:
+        measured = speed.measure(kvm, KERNELS["6.1"], 2)
+    assert measured.steps == 128
+    assert min(measured.start_up, measured.channel, measured.model, measured.campaign) > 0
+    assert measured.ratio == measured.campaign / measured.channel
+
+
 def test_no_process_is_left_behind(fake, kernel):
     fake()
     with LiveKvm(kernel) as kvm:
