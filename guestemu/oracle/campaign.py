@@ -22,7 +22,14 @@ from guestemu.oracle.generator import Generator
 from guestemu.oracle.live import LiveKvm, Replies
 from guestemu.oracle.matrix import Act, OracleCase
 from guestemu.oracle.qemu import MachineEnded
-from guestemu.oracle.reduce import OracleFinding, Reducer, Suspicion, Trouble, signature
+from guestemu.oracle.reduce import (
+    OracleFinding,
+    Reducer,
+    Suspicion,
+    Trouble,
+    act_text,
+    signature,
+)
 from guestemu.oracle.steps import pack_config, pack_request, read_reply
 
 BATCH: Final = 2048
@@ -156,7 +163,8 @@ class OracleCampaign:
             if found != expected:
                 sums.differing += 1
                 vm.is_lost = True
-                self._order(Trouble.DIFFERS, signature(act, feature, expected, found), asked)
+                kind = signature(act, expected, found)
+                self._order(Trouble.DIFFERS, kind, asked, f"{act_text(act)} ({kind})")
         if replies.splats:
             self._complaint(replies.splats, work)
 
@@ -209,7 +217,7 @@ class OracleCampaign:
                 continue
             finding = self._reducer.reduce(suspicion)
             if finding is None:
-                self.sums.notes.append(f"{suspicion.how or 'a difference'}: not seen again")
+                self.sums.notes.append(f"not seen again: {suspicion.how}")
                 continue
             seen.add(suspicion.how)
             self.sums.findings.append(finding)
