@@ -14,6 +14,7 @@ from guestemu.guest.linux.load import LOADER, linux_config
 from guestemu.kernelmig.connection import connect_firmware, connect_plain
 from guestemu.kernelmig.experiment import GUEST_BUDGET, Connect, Experiment
 from guestemu.kernelmig.handler_path import connect_handler, connect_unbound
+from guestemu.kernelmig.heat import Heat, heat_of
 from guestemu.kernelmig.scenario import Variant
 from guestemu.kernelmig.sweep import FetchOrder, Point, SweepResult, sweep
 from guestemu.kernelmig.tuples import Matrix, visible_instants
@@ -21,7 +22,6 @@ from guestemu.kernelmig.vmsa_link import LEGACY_COMMANDS, VMSA_COMMANDS, kvm_ans
 from guestemu.machine.machine import MachineConfig
 from guestemu.migration.firmware_link import FirmwareSender
 from guestemu.migration.sev_host import SevHost
-from guestemu.report.heat import Heat, heat_of
 
 MEMORY_MIB: Final = 128
 CBIT: Final = 39

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import msgspec
 
 from guestemu.kernelmig.experiment import Departure, Experiment
-from guestemu.report.heat import KEPT, LOST, UNDEFINED
+from guestemu.kernelmig.heat import KEPT, LOST, UNDEFINED
 
 
 class FetchOrder(enum.Enum):

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The heat strip: what became of a try at each place of a run, grouped by function.
-
-A place is kept, undefined (only bytes without a defined content differ) or lost.
-"""
+"""The heat strip: a bar for each function, with what became of a try at each of its places."""
 
 from __future__ import annotations
 
@@ -10,13 +7,8 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Final
 
-import msgspec
-
+from guestemu.kernelmig.heat import KEPT, LOST, UNDEFINED, Heat
 from guestemu.report.strip import StripLine
-
-KEPT: Final = "."
-UNDEFINED: Final = "u"
-LOST: Final = "L"
 
 _ORDER: Final = (KEPT, UNDEFINED, LOST)
 _UNICODE: Final = {KEPT: "·", UNDEFINED: "▒", LOST: "█"}
@@ -24,21 +16,6 @@ _ASCII: Final = {KEPT: ".", UNDEFINED: "u", LOST: "#"}
 _STYLES: Final = {KEPT: "dim", UNDEFINED: "yellow", LOST: "red"}
 _NAME: Final = 32
 _BAR: Final = 34
-
-
-class Heat(msgspec.Struct, frozen=True):
-    """The tries in one function, in the order of time: a letter of this module each."""
-
-    function: str
-    places: str
-
-
-def heat_of(tries: Iterable[tuple[str, str]]) -> tuple[Heat, ...]:
-    """Heats by function, in the order in which the functions come first, of (function, letter)."""
-    found: dict[str, list[str]] = {}
-    for function, letter in tries:
-        found.setdefault(function, []).append(letter)
-    return tuple(Heat(function, "".join(letters)) for function, letters in found.items())
 
 
 def heat_lines(heats: Iterable[Heat], is_ascii: bool = False) -> tuple[StripLine, ...]:

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from guestemu.report.heat import KEPT, LOST, UNDEFINED, Heat, heat_lines, heat_of
+from guestemu.kernelmig.heat import KEPT, LOST, UNDEFINED, Heat, heat_of
+from guestemu.report.heat import heat_lines
 
 
 def test_functions_in_the_order_in_which_they_come_first() -> None:
