@@ -57,14 +57,16 @@ _DEFAULTS: Final = {
 
 class Suspect(msgspec.Struct, frozen=True):
     """What a candidate must show: the symptom; suspicious code within `spots`, some of it if there
-    is any there, all of `needed`; an effect that is not `not_effect`; the steps of a migration in
-    `order`: a step left out would lose data by itself."""
+    is any there, all of `needed`; an effect that is not `not_effect`; a first violation of `check`,
+    if it names one; the steps of a migration in `order`: a step left out would lose data by itself.
+    """
 
     name: str
     spots: Spots
     order: tuple[Op, ...]
     needed: Spots = frozenset()
     not_effect: str | None = None
+    check: str = ""
 
 
 def narrow(probe: Probe, ops: tuple[Op, ...], suspect: Suspect) -> tuple[tuple[Op, ...], Suspect]:
@@ -139,6 +141,8 @@ def find_suspect(
     if look is None:
         return None
     for sighting in look.first:
+        if suspect.check not in {"", look.first[0].violation.check}:
+            return None
         if sighting.symptom.name != suspect.name:
             continue
         if suspect.not_effect == sighting.symptom.effect:

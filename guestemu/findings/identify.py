@@ -25,7 +25,7 @@ from guestemu.findings.canonical import (
 from guestemu.findings.hostcode import Spots
 from guestemu.findings.lower import is_guest_only, lower
 from guestemu.findings.probe import Look, Probe, Sighting
-from guestemu.findings.symptom import HOST_FAILED
+from guestemu.findings.symptom import HOST_FAILED, is_of_bits
 from guestemu.program.ops import SPECS, Argument, Instruction, Op
 from guestemu.program.program import Expectation, Header, Program
 from guestemu.program.validity import takes_page
@@ -98,8 +98,8 @@ def finding_key(
     """CHECK-OPKIND-HASH, a file name. The hash is of `where` alone if that has few places, because
     one line may break several rules; else of the symptom, the shape of the canonical program and
     `where`: the host, then the places of the suspected code (`HostCode.anchors`). Of a host that
-    fails the symptom says it all."""
-    if violation.check == HOST_FAILED:
+    fails, or cuts a register, the symptom says it all."""
+    if violation.check == HOST_FAILED or is_of_bits(symptom):
         words: tuple[str, ...] = (where[0], symptom)
     elif 1 < len(where) <= _PRECISE + 1:
         words = where
@@ -217,9 +217,10 @@ def _search(probe: Probe, case: Case, known: Spots) -> list[Finding]:
     """See `identify`."""
     name = case.sighting.symptom.name
     order = order_of(case.ops)
+    check = case.sighting.violation.check if is_of_bits(name) else ""
     spots, before = probe.suspicious(case.sighting), None
     while spots != before:  # what runs without a violation meanwhile clears code of suspicion
-        suspect = Suspect(name, spots, order)
+        suspect = Suspect(name, spots, order, check=check)
         start = Canonical(probe, suspect).drop(case.ops)
         shown = find_suspect(probe, probe.try_look(start, traced=True), suspect)
         if shown is not None:
@@ -228,7 +229,7 @@ def _search(probe: Probe, case: Case, known: Spots) -> list[Finding]:
     else:
         return []
     spots, effect = probe.suspicious_beside(start, shown), shown.symptom.effect
-    first = _finding(probe, start, Suspect(name, spots, order))
+    first = _finding(probe, start, Suspect(name, spots, order, check=check))
     if first is None:
         return []
     if effect == first.effect:

@@ -54,9 +54,10 @@ def _follows(
 def lost_bits(record: HypercallExit, before: bitarray, after: bitarray) -> tuple[str, bool]:
     """The register whose upper bits the host did not look at, if that explains its answer and its
     record of a call (else empty), and whether a host that ignores the call would do another thing.
+    Where it would not, all registers that explain it, separated by commas.
     """
     ret = record.ret
-    found = ""
+    found: list[str] = []
     mask = U64_MASK if record.is_64bit else U32_MASK
     words = [value & mask for value in (record.nr, *record.args)]
     for position, (register, widths) in enumerate(_REGISTERS):
@@ -71,6 +72,6 @@ def lost_bits(record: HypercallExit, before: bitarray, after: bitarray) -> tuple
             explains, is_seen = _follows(other, before, ret, after)
             if explains and is_seen:
                 return register, True
-            if explains:
-                found = found or register
-    return found, False
+            if explains and register not in found:
+                found.append(register)
+    return ",".join(found), False

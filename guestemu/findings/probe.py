@@ -19,7 +19,7 @@ from typing import Final, TypeAlias
 import msgspec
 from bitarray import bitarray
 
-from guestemu.abi.addresses import PAGE_SIZE, U32_MASK, U64_MASK
+from guestemu.abi.addresses import PAGE_SIZE, U32_MASK
 from guestemu.abi.errors import GuestemuError, ProgramTimeError, TimeUp
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
 from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
@@ -55,6 +55,7 @@ _REMEMBERED: Final = 256
 """Runs; each keeps a bit for each frame of the guest."""
 
 _MANY_FAILURES: Final = 16
+_LOWER: Final = 0xFFFF
 _SMALL: Final = (0, 1, 2, 3, 4, 16)
 
 
@@ -217,16 +218,17 @@ class Probe:
     def _by_bits(self, ops: tuple[Op, ...], sighting: Sighting) -> Sighting:
         """`sighting`, named by the register that may have lost its upper bits if a range whose
         lower bits differ shows that it did."""
-        register, index = sighting.symptom.register, sighting.violation.op
-        if not register:
+        registers, index = sighting.symptom.register, sighting.violation.op
+        if not registers:
             return sighting
-        named = of_bits(register)
         nr, gpa, pages, attributes, *rest = ops[index].arguments
-        for more, flip in product((3, 70), (0, MAP_GPA_RANGE_ENCRYPTED)):
+        tries = product(registers.split(","), (3, 70), (0, MAP_GPA_RANGE_ENCRYPTED))
+        for register, more, flip in tries:
+            named = of_bits(register)
             if register == "address":
-                place = (gpa + more * PAGE_SIZE & U64_MASK, pages)
+                place = (gpa & ~_LOWER | more * PAGE_SIZE, pages)
             else:
-                place = (gpa, pages + more & U64_MASK)
+                place = (0, pages & ~_LOWER | more)
             arguments = (nr, *place, attributes ^ flip, *rest)
             other = msgspec.structs.replace(ops[index], arguments=arguments)
             self._is_comparing = True
@@ -363,7 +365,7 @@ def _sighting(view: OpView, violation: Violation, situation: str, spots: Spots) 
     """A violation as it shows. Where a register was cut the code that ran is that of another call,
     and not to blame."""
     symptom = symptom_of(view, violation)
-    return Sighting(violation, symptom, situation, _NOTHING if is_of_bits(symptom) else spots)
+    return Sighting(violation, symptom, situation, _NOTHING if is_of_bits(symptom.name) else spots)
 
 
 def lower_halves(op: Op) -> Iterator[tuple[str, Op]]:

@@ -165,9 +165,9 @@ def symptom_of(view: OpView, violation: Violation) -> Symptom:
     return Symptom(f"{violation.check}: {_STATUS.sub('S', message)}")
 
 
-def is_of_bits(symptom: Symptom) -> bool:
-    """Whether the symptom says that a register was cut."""
-    return symptom.name.startswith(_BITS)
+def is_of_bits(name: str) -> bool:
+    """Whether the name of a symptom says that a register was cut."""
+    return name.startswith(_BITS)
 
 
 def situation_of(exits: Sequence[AnsweredExit]) -> str:

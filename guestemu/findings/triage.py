@@ -14,7 +14,7 @@ import msgspec
 
 from guestemu.abi.errors import GuestemuError, ProgramTimeError
 from guestemu.campaign.figures import merge_counts
-from guestemu.campaign.findings import FindingCount
+from guestemu.campaign.findings import NOT_REPRODUCIBLE, FindingCount
 from guestemu.campaign.readings import finding_programs, read_campaign
 from guestemu.campaign.store import write_atomically
 from guestemu.findings.bundle import make_bundle
@@ -33,9 +33,9 @@ from guestemu.trace.run import run_program
 class Triaged(msgspec.Struct, frozen=True):
     """One defect over all campaigns. `programs` are the files that show it, the first is to be
     read, and `commands` run them; `places` the suspected host code; `state`: "shown", "gone" (no
-    check fails any more), "time-up: WHY" (it takes more than its time) or "error: WHY" (the program
-    cannot be run); `strip` pictures the run, `headline` is what is wrong in one sentence, `owner`
-    whose defect it is."""
+    check fails any more), "not shown again" (it never showed twice), "time-up: WHY" (it takes more
+    than its time) or "error: WHY" (the program cannot be run); `strip` pictures the run, `headline`
+    is what is wrong in one sentence, `owner` whose defect it is."""
 
     key: str
     check: str
@@ -102,7 +102,11 @@ def _look(path: Path, count: FindingCount | None, permissions: Permissions) -> _
     counts = [] if count is None else [count]
     try:
         program = with_plugin(load_program(path), permissions, path)
-        findings = findings_of(msgspec.structs.replace(program, expectations=()))
+        plain = msgspec.structs.replace(program, expectations=())
+        if path.stem.startswith(f"{NOT_REPRODUCIBLE}-"):
+            is_ok = run_program(plain).outcome.is_ok
+            return _Group(path.stem, "not shown again" if is_ok else "shown", [path], counts)
+        findings = findings_of(plain)
     except ProgramTimeError as error:
         return _Group(path.stem, f"time-up: {error}", [path], counts)
     except GuestemuError as error:
@@ -112,7 +116,7 @@ def _look(path: Path, count: FindingCount | None, permissions: Permissions) -> _
     digest = digest_of(path.stem)
     same = [finding for finding in findings if digest_of(finding.key) == digest]
     finding = (same or findings)[0]
-    strip = run_program(msgspec.structs.replace(program, expectations=())).strip
+    strip = run_program(plain).strip
     return _Group(finding.key, "shown", [path], counts, finding, program, strip)
 
 
@@ -130,7 +134,7 @@ def _triaged(group: _Group) -> Triaged:
     finding = group.finding
     return Triaged(
         key=group.key,
-        check=group.key.partition("-")[0] if finding is None else finding.violation.check,
+        check=group.key.rsplit("-", 2)[0] if finding is None else finding.violation.check,
         program=str(group.paths[0]),
         programs=tuple(map(str, group.paths)),
         commands=tuple(

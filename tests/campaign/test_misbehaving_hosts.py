@@ -42,6 +42,11 @@ def test_what_does_not_show_again_is_a_finding_that_says_so(tmp_path):
     assert "did not show again" in program.read_text()
     run = [sys.executable, "-m", "guestemu", "run", str(program), "--plugins", str(HOSTS.parent)]
     assert subprocess.run(run, cwd=tmp_path, capture_output=True, check=False).returncode == 0
+    workdir = str(program.parents[1])
+    run = [sys.executable, "-m", "guestemu", "triage", workdir, "--plugins", str(HOSTS.parent)]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "(not shown again)" in done.stdout
 
 
 def test_state_that_survives_a_reset_shows_over_a_reset(tmp_path):
