@@ -13,7 +13,7 @@ from guestemu.campaign.readings import Reading, StatsLine, ops_in_corpus, read_s
 from guestemu.campaign.screen import duration
 from guestemu.report.card import Card, card_html, card_lines, rules_html
 from guestemu.report.charts import bar_chart, step_chart
-from guestemu.report.page import Cell, figure, html_page, section, table
+from guestemu.report.page import TableCell, figure, html_page, section, table
 
 MAX_POINTS: Final = 600
 """Points of a plot; of more lines, evenly spaced ones are drawn."""
@@ -98,7 +98,12 @@ def _findings(cards: Sequence[Card]) -> str:
     if not cards:
         return section("Findings", "<p>none</p>")
     rows = [
-        (Cell(key, to=key), Cell(headline, "text"), Cell(owner, "text"), Cell(met, "text"))
+        (
+            TableCell(key, to=key),
+            TableCell(headline, "text"),
+            TableCell(owner, "text"),
+            TableCell(met, "text"),
+        )
         for key, headline, owner, met in card_lines(cards)
     ]
     head = ("finding", "what is wrong", "whose defect", "met")

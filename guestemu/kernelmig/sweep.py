@@ -24,7 +24,7 @@ class FetchOrder(enum.Enum):
     between is sent by what it was (C15)."""
 
 
-class Point(msgspec.Struct, frozen=True):
+class Point(msgspec.Struct, frozen=True, kw_only=True):
     """One migration, `index` instructions into the window.
 
     `difference` says what the end of the run shows, None for nothing. `lost_defined`: the guest
@@ -92,7 +92,14 @@ def migrate(experiment: Experiment, index: int, order: FetchOrder) -> Point:
     ended, page = experiment.go_on()
     difference = experiment.difference(ended, departure)
     defined, strict = judge(experiment, departure, arrived, page)
-    return Point(index, difference, strict, defined, len(packets), function)
+    return Point(
+        index=index,
+        difference=difference,
+        lost_strict=strict,
+        lost_defined=defined,
+        pages=len(packets),
+        function=function,
+    )
 
 
 def judge(

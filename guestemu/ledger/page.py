@@ -10,7 +10,7 @@ from guestemu.ledger.cell import Row
 from guestemu.ledger.failures import NOTHING
 from guestemu.ledger.policies import Policy
 from guestemu.ledger.summary import PolicyTally, by_policy, is_unnoticed, tally
-from guestemu.report.page import Cell, html_page, section, table
+from guestemu.report.page import TableCell, html_page, section, table
 
 _WORDS: Final = (
     "<p>Each run: a flow of the guest in which one thing fails at one step, under one policy, then "
@@ -87,11 +87,11 @@ def _matrix(rows: Sequence[Row], column: Callable[[Row], str]) -> str:
     return _LEGEND + table(("policy", *columns), cells, is_sortable=True)
 
 
-def _matrix_cell(rows: Sequence[Row], places: Mapping[int, str]) -> Cell:
+def _matrix_cell(rows: Sequence[Row], places: Mapping[int, str]) -> TableCell:
     """What became of the runs of one policy and failure (or flow)."""
     one = tally(rows)
     if not one.runs:
-        return Cell("")
+        return TableCell("")
     lost = one.unnoticed + one.noticed
     words = [
         (one.unnoticed, "lost pages, unnoticed"),
@@ -106,7 +106,7 @@ def _matrix_cell(rows: Sequence[Row], places: Mapping[int, str]) -> Cell:
     is_harmless = one.harmless == one.runs and not one.leaked
     shown = [(lost, "lost"), *((count, what.split()[-1]) for count, what in words[2:5])]
     text = next((f"{count} of {one.runs} {what}" for count, what in shown if count), "harmless")
-    return Cell(
+    return TableCell(
         text,
         "bad" if one.unnoticed else "good" if is_harmless else "warn",
         places[id(worst)],
@@ -117,7 +117,7 @@ def _matrix_cell(rows: Sequence[Row], places: Mapping[int, str]) -> Cell:
 def _runs(rows: Iterable[Row]) -> str:
     cells = (
         tuple(
-            Cell(text, "bad") if place == _LOST_COLUMN and is_unnoticed(row) else text
+            TableCell(text, "bad") if place == _LOST_COLUMN and is_unnoticed(row) else text
             for place, text in enumerate(row_cells(row))
         )
         for row in rows

@@ -9,7 +9,7 @@ from html import escape
 
 import msgspec
 
-from guestemu.report.page import Cell, command_line, html_page, section, table
+from guestemu.report.page import TableCell, command_line, html_page, section, table
 
 
 class Tried(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,7 +36,7 @@ def matrix_page(
             *(
                 _cell(tried[numbers[row, column]], numbers[row, column], values)
                 if (row, column) in numbers
-                else Cell("")
+                else TableCell("")
                 for column in columns
             ),
         )
@@ -51,8 +51,8 @@ def matrix_page(
     return html_page(title, parts)
 
 
-def _cell(one: Tried, number: int, values: Mapping[str, str]) -> Cell:
-    return Cell(one.word, values.get(one.word, ""), f"cell-{number}", one.detail)
+def _cell(one: Tried, number: int, values: Mapping[str, str]) -> TableCell:
+    return TableCell(one.word, values.get(one.word, ""), f"cell-{number}", one.detail)
 
 
 def _legend(tried: Iterable[Tried], values: Mapping[str, str]) -> str:

@@ -112,7 +112,7 @@ _POLICY: Final = (
 _CLASSES: Final = {"good": "v-good", "bad": "v-bad", "warn": "v-warn", "text": "text"}
 
 
-class Cell(msgspec.Struct, frozen=True):
+class TableCell(msgspec.Struct, frozen=True):
     """A table's cell: its text, how it is to be taken ("good", "bad", "warn"; "text" for words,
     which stand on the left; or ""), the place on the same page that it leads to (an id, or ""), and
     what a pointer that rests on it shows."""
@@ -159,7 +159,7 @@ def table(
     row_id: str = "",
     is_words: bool = False,
 ) -> str:
-    """A table of texts and `Cell`s; `caption` names it for screen readers.
+    """A table of texts and `TableCell`s; `caption` names it for screen readers.
 
     A sortable one has its headings as buttons; one of words has its cells on the left. With
     `row_id` row N has the id "`row_id`-N", so that cells can lead to it.
@@ -182,7 +182,7 @@ def table(
 
 
 def _cell(value: object) -> str:
-    if not isinstance(value, Cell):
+    if not isinstance(value, TableCell):
         return f"<td>{escape(str(value))}</td>"
     text = escape(value.text)
     if value.to:

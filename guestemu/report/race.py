@@ -34,7 +34,7 @@ class RaceStep(msgspec.Struct, frozen=True):
     effects: tuple[str, ...]
 
 
-class Race(msgspec.Struct, frozen=True):
+class Race(msgspec.Struct, frozen=True, kw_only=True):
     """`lost_at` is the index of the first step after which nothing that the host still does saves
     the page, None if the page is kept; `before` and `after` are 16 bytes of the page from `offset`
     on as the guest had them and as it reads them at the destination."""

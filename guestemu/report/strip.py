@@ -83,21 +83,21 @@ class Column(msgspec.Struct, frozen=True):
     name: str
 
 
-class Row(msgspec.Struct, frozen=True):
+class StripRow(msgspec.Struct, frozen=True):
     """One kind of record: a word of this module for each column."""
 
     name: str
     cells: tuple[str, ...]
 
 
-class Strip(msgspec.Struct, frozen=True):
+class Strip(msgspec.Struct, frozen=True, kw_only=True):
     """The records after operation `op` (its text is `after`). `disagree` has one truth value per
     column; `sentences` say what disagrees, or that nothing does."""
 
     op: int
     after: str
     columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[StripRow, ...]
     disagree: tuple[bool, ...]
     sentences: tuple[str, ...]
 

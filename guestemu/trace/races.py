@@ -24,7 +24,7 @@ from guestemu.report.race import GUEST, HOST, Race, RaceStep
 from guestemu.testbed import Testbed, build_testbed
 from guestemu.trace.places import Places
 from guestemu.trace.run import Run, check_program, decisive_strip, run_in
-from guestemu.trace.strips import Step, StripRecorder
+from guestemu.trace.strips import NotedStep, StripRecorder
 
 MAX_OPS: Final = 64
 """Longer programs are run once for each operation, so there is a limit."""
@@ -137,7 +137,7 @@ def _effects(recorder: StripRecorder, index: int, places: Places) -> tuple[str, 
     """What operation `index` changed of the frames that the run is about."""
     if index >= len(recorder.steps) or recorder.first is None:
         return ()
-    now: Step = recorder.steps[index]
+    now: NotedStep = recorder.steps[index]
     before = recorder.steps[index - 1].views if index else recorder.first
     found = []
     views = now.views

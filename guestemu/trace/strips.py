@@ -43,8 +43,8 @@ from guestemu.report.strip import (
     UNMAPPED,
     YES,
     Column,
-    Row,
     Strip,
+    StripRow,
 )
 from guestemu.testbed import Testbed
 from guestemu.trace.places import Places
@@ -91,7 +91,7 @@ class Said(msgspec.Struct, frozen=True):
     is_done: bool
 
 
-class Views(msgspec.Struct, frozen=True):
+class FrameViews(msgspec.Struct, frozen=True, kw_only=True):
     """What is after an operation. `states` has a code per frame as its table has it,
     or is None for a guest without page states; `sent` how frames were sent so far, `kept` whether
     the destination reads what the guest had when it left (empty before that)."""
@@ -105,12 +105,12 @@ class Views(msgspec.Struct, frozen=True):
     kept: dict[int, bool]
 
 
-class Step(msgspec.Struct, frozen=True):
+class NotedStep(msgspec.Struct, frozen=True):
     """One operation that ended: its views, the ranges it touched (first frame, pages), and the
     frames it sent."""
 
     op: Op
-    views: Views
+    views: FrameViews
     touched: tuple[tuple[int, int], ...]
     has_alias: bool
     sent: frozenset[int]
@@ -130,8 +130,8 @@ class StripRecorder:
 
     def __init__(self, testbed: Testbed) -> None:
         self._testbed = testbed
-        self.first: Views | None = None
-        self.steps: list[Step] = []
+        self.first: FrameViews | None = None
+        self.steps: list[NotedStep] = []
         self.asked: list[Said] = []
         self.told: list[Said] = []
         self.moved: dict[int, Moved] = {}
@@ -144,7 +144,7 @@ class StripRecorder:
     def _observe(self, view: OpView) -> None:
         guest, host = view.guest, view.host
         if self.first is None:
-            self.first = Views(
+            self.first = FrameViews(
                 tables=view.private_before,
                 alias=guest.leaf_map.alias.copy(),
                 holes=frozenset(),
@@ -162,7 +162,7 @@ class StripRecorder:
         if is_alias:
             touched.append((view.guest.gpa(view.op.region, view.op.page) >> PAGE_SHIFT, 1))
         self.steps.append(
-            Step(
+            NotedStep(
                 view.op,
                 self._views(self._testbed.guest, self._testbed.host),
                 tuple(touched),
@@ -208,7 +208,7 @@ class StripRecorder:
                 self.told.append(Said(index, gfn, pages, private, is_taken))
                 yield (gfn, pages)
 
-    def _views(self, guest: Guest, host: Host) -> Views:
+    def _views(self, guest: Guest, host: Host) -> FrameViews:
         last = self.steps[-1].views if self.steps else self.first
         migration = self._testbed.migration
         tables, record = guest.leaf_map.private, host.private_map()
@@ -228,7 +228,7 @@ class StripRecorder:
         if left is not None and not kept:
             self.moved = {gfn: _compare(left, guest, gfn) for gfn in self._kept_frames()}
             kept = {gfn: one.before == one.after for gfn, one in self.moved.items()}
-        return Views(
+        return FrameViews(
             tables=tables.copy(),
             alias=guest.leaf_map.alias.copy(),
             holes=frozenset(guest.leaf_map.holes),
@@ -289,7 +289,9 @@ class StripRecorder:
 class _Drawing:
     """One strip in the making: a word per row and frame, then columns of equal frames."""
 
-    def __init__(self, noted: StripRecorder, last: int, frames: list[int], first: Views) -> None:
+    def __init__(
+        self, noted: StripRecorder, last: int, frames: list[int], first: FrameViews
+    ) -> None:
         self._last = last
         self._op = noted.steps[last].op
         self._frames = frames
@@ -326,7 +328,7 @@ class _Drawing:
             why.append(reasons[start])
             start = place
         rows = tuple(
-            Row(name, tuple(one[index] for one in cells)) for index, name in enumerate(names)
+            StripRow(name, tuple(one[index] for one in cells)) for index, name in enumerate(names)
         )
         return Strip(
             op=self._last,
