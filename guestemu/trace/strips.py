@@ -91,7 +91,7 @@ class Said(msgspec.Struct, frozen=True):
     is_done: bool
 
 
-class FrameViews(msgspec.Struct, frozen=True, kw_only=True):
+class StripViews(msgspec.Struct, frozen=True, kw_only=True):
     """What is after an operation. `states` has a code per frame as its table has it,
     or is None for a guest without page states; `sent` how frames were sent so far, `kept` whether
     the destination reads what the guest had when it left (empty before that)."""
@@ -110,7 +110,7 @@ class NotedStep(msgspec.Struct, frozen=True):
     frames it sent."""
 
     op: Op
-    views: FrameViews
+    views: StripViews
     touched: tuple[tuple[int, int], ...]
     has_alias: bool
     sent: frozenset[int]
@@ -130,7 +130,7 @@ class StripRecorder:
 
     def __init__(self, testbed: Testbed) -> None:
         self._testbed = testbed
-        self.first: FrameViews | None = None
+        self.first: StripViews | None = None
         self.steps: list[NotedStep] = []
         self.asked: list[Said] = []
         self.told: list[Said] = []
@@ -144,7 +144,7 @@ class StripRecorder:
     def _observe(self, view: OpView) -> None:
         guest, host = view.guest, view.host
         if self.first is None:
-            self.first = FrameViews(
+            self.first = StripViews(
                 tables=view.private_before,
                 alias=guest.leaf_map.alias.copy(),
                 holes=frozenset(),
@@ -208,7 +208,7 @@ class StripRecorder:
                 self.told.append(Said(index, gfn, pages, private, is_taken))
                 yield (gfn, pages)
 
-    def _views(self, guest: Guest, host: Host) -> FrameViews:
+    def _views(self, guest: Guest, host: Host) -> StripViews:
         last = self.steps[-1].views if self.steps else self.first
         migration = self._testbed.migration
         tables, record = guest.leaf_map.private, host.private_map()
@@ -228,7 +228,7 @@ class StripRecorder:
         if left is not None and not kept:
             self.moved = {gfn: _compare(left, guest, gfn) for gfn in self._kept_frames()}
             kept = {gfn: one.before == one.after for gfn, one in self.moved.items()}
-        return FrameViews(
+        return StripViews(
             tables=tables.copy(),
             alias=guest.leaf_map.alias.copy(),
             holes=frozenset(guest.leaf_map.holes),
@@ -290,7 +290,7 @@ class _Drawing:
     """One strip in the making: a word per row and frame, then columns of equal frames."""
 
     def __init__(
-        self, noted: StripRecorder, last: int, frames: list[int], first: FrameViews
+        self, noted: StripRecorder, last: int, frames: list[int], first: StripViews
     ) -> None:
         self._last = last
         self._op = noted.steps[last].op
