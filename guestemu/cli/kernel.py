@@ -327,6 +327,59 @@ def run(
     return EXIT_FINDINGS if report.is_wrong else EXIT_OK
 
 
+@app.command()
+def hostile(
+    image: Annotated[
+        str,
+        typer.Argument(
+            metavar="[IMAGE]",
+            help="As for `kernel run`.",
+            show_default=False,
+            autocompletion=names.images,
+        ),
+    ] = "",
+    device: Annotated[
+        str, typer.Option("--device", metavar="NAME", help="nvme, virtio-blk or virtio-rng.")
+    ] = "nvme",
+    execs: Annotated[
+        int, typer.Option("--execs", metavar="N", min=1, help="Number of experiments.")
+    ] = 100,
+    first: Annotated[
+        int, typer.Option("--first", metavar="N", min=0, help="Number of the first experiment.")
+    ] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the changes.")] = 0,
+    sev: SevName = "sev",
+    as_json: AsJson = False,
+) -> int:
+    """Let a hostile device answer a kernel's own driver, and see how the kernel bears it.
+
+    Each experiment starts from a snapshot in user space, changes a few of the device's answers
+    (registers, completions, used rings, data; some are lost) and reads through the driver. A
+    finding is a kernel that panics, warns, loops, or lets the device reach memory against a rule
+    of `kernel run`. Seed and number decide an experiment: `--first N --execs 1` repeats it.
+
+    Exit status 1 where there is a finding.
+
+    For example:
+
+      guestemu kernel hostile 6.12 --device virtio-blk --execs 50
+
+      guestemu kernel hostile 6.12 --first 17 --execs 1 --json
+    """
+    from guestemu.cli._kernel_hostile import HostileRequest, run_hostile, tell
+
+    report = run_hostile(
+        HostileRequest(image=image, sev=sev, device=device, count=execs, first=first, seed=seed)
+    )
+    if as_json:
+        console.emit_json(report)
+    else:
+        tell(report)
+    if report.interrupted:
+        raise KeyboardInterrupt
+    return EXIT_FINDINGS if report.findings else EXIT_OK
+
+
 @app.command(context_settings={"ignore_unknown_options": True})
 def call(
     function: Annotated[str, typer.Argument(metavar="FUNCTION", help="A kernel function.")],

@@ -16,6 +16,7 @@ from guestemu.events.devices import DeviceAccess
 from guestemu.guest.linux.load import LOADER
 from guestemu.guest.linux.userland import rules
 from guestemu.guest.linux.userland.session import Setting, Userland, read_device
+from guestemu.kernel.hostile import HostileRuns
 
 LIFE = """\
 read /dev/nvme0n1 512 0
@@ -181,6 +182,29 @@ def test_an_experiment_is_rolled_back(running):
     assert not running.hardware.devices["nvme"].disk.written
     assert [experiment(), experiment()] == [first, first]
     assert broken(running) == set()
+
+
+def test_hostile_answers_are_repeatable_and_do_not_outlive_their_experiment(running):
+    runs = HostileRuns(running, "virtio-blk", 1)
+    first = list(runs.run(range(3)))
+    assert [experiment.number for experiment in first] == [0, 1, 2]
+    assert any(experiment.changes for experiment in first)
+    assert list(runs.run(range(3))) == first
+    assert read_device(running, "virtio-blk").is_right
+
+
+def test_a_kernel_that_warns_is_a_finding(running, monkeypatch):
+    runs = HostileRuns(running, "virtio-blk", 1)
+    real = running.command
+
+    def command(text, budget):
+        real("say WARNING: CPU: 0 PID: 1 at drivers/x.c:7 f+0x1/0x2")
+        return real(text, budget)
+
+    monkeypatch.setattr(running, "command", command)
+    (found,) = runs.run(range(1))
+    assert found.is_finding
+    assert found.key == "warning: WARNING: CPU: N PID: N at drivers/x.c:N f+N/N"
 
 
 def test_the_trace_of_a_workload_has_the_events_that_happened(image_of, tmp_path):

@@ -48,7 +48,7 @@ class MmioSpace:
         if function is None:
             return ones
         self.accesses += 1
-        return function.mmio_read(gpa - function.bar, size) & ones
+        return function.load(gpa - function.bar, size) & ones
 
     def write(self, gpa: int, size: int, value: int) -> None:
         """A store of `size` bytes; lost where no device answers."""

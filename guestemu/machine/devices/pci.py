@@ -8,7 +8,7 @@ Each function has one 32-bit memory BAR, placed before the kernel runs, and INTA
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
 import msgspec
@@ -85,6 +85,9 @@ class PciFunction(StatefulDevice[S]):
         self.line = line
         self.dma = dma
         self.is_plugged = True
+        self.distort: Callable[[int, int, int], int] | None = None
+        """What a hostile device makes of a register: offset, size, value."""
+
         self._next_link, self._next_body = _CAPABILITIES, _FIRST_CAPABILITY
         super().__init__(self.first_state())
 
@@ -135,6 +138,11 @@ class PciFunction(StatefulDevice[S]):
             data = (value & (1 << 8 * size) - 1).to_bytes(size, "little")
             self.config[offset : offset + size] = data
             self.config[_STATUS : _STATUS + 2] = bytes((_HAS_CAPABILITIES, 0))
+
+    def load(self, offset: int, size: int) -> int:
+        """What the CPU reads from the window."""
+        value = self.mmio_read(offset, size)
+        return value if self.distort is None else self.distort(offset, size, value)
 
     def mmio_read(self, offset: int, size: int) -> int:
         """A load of 1, 2, 4 or 8 bytes from the window."""

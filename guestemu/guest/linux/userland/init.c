@@ -160,6 +160,15 @@ static long say(const char *text)
 	return call(SYS_WRITE, console, (long)text, length(text), 0, 0);
 }
 
+/* A line of the kernel's log is printed when its newline arrives; `text` has room for it. */
+static long say_line(char *text)
+{
+	long size = length(text);
+
+	text[size] = '\n';
+	return call(SYS_WRITE, console, (long)text, size + 1, 0, 0);
+}
+
 static void halt(void)
 {
 	call(SYS_REBOOT, (long)0xfee1dead, 672274793, (long)0xcdef0123, 0, 0);
@@ -196,7 +205,7 @@ static long run(const char *verb, const char *first, const char *rest, long *giv
 	if (is_equal(verb, "sleep"))
 		return do_sleep(number(first));
 	if (is_equal(verb, "say"))
-		return say(first);
+		return say_line((char *)first);
 	if (is_equal(verb, "halt"))
 		halt();
 	return -EINVAL;

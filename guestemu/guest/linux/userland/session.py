@@ -17,6 +17,7 @@ from guestemu.guest.linux.snapshot import SnapshotMismatch
 from guestemu.guest.linux.userland.initramfs import make_initramfs
 from guestemu.guest.linux.userland.modules import VIRTIO_PCI, package_of, read_modules
 from guestemu.guest.linux.userland.running import (
+    COMMAND_BUDGET,
     RunningKernel,
     command_line,
 )
@@ -149,7 +150,7 @@ class DeviceRead(msgspec.Struct, frozen=True):
     error: int
 
 
-def read_device(running: RunningKernel, name: str) -> DeviceRead:
+def read_device(running: RunningKernel, name: str, budget: int = COMMAND_BUDGET) -> DeviceRead:
     """Reads through the driver of device `name` and compares with what the device holds.
 
     Raises `InputError` for a device without a file to read, `CommandFailed`.
@@ -157,6 +158,6 @@ def read_device(running: RunningKernel, name: str) -> DeviceRead:
     device = running.hardware.devices[name]
     if not device.NODE:
         raise InputError(f"device {name}: it has no file to read from")
-    result = running.command(f"read {device.NODE} {SECTOR} 0")
+    result = running.command(f"read {device.NODE} {SECTOR} 0", budget)
     is_right = result.value == SECTOR and device.holds(result.data)
     return DeviceRead(name, device.NODE, len(result.data), is_right, max(-result.value, 0))
