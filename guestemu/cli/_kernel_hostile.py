@@ -11,7 +11,7 @@ import msgspec
 from guestemu.cli import console
 
 if TYPE_CHECKING:
-    from guestemu.kernel.hostile import Experiment
+    from guestemu.kernel.hostile import HostileExperiment
 
 
 class HostileRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,7 +30,7 @@ class HostileFinding(msgspec.Struct, frozen=True):
 
     key: str
     count: int
-    first: Experiment
+    first: HostileExperiment
 
 
 class HostileReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +64,7 @@ def run_hostile(request: HostileRequest) -> HostileReport:
     start = time.process_time()
     runs = HostileRuns(running, request.device, request.seed)
     outcomes: dict[str, int] = {}
-    findings: dict[str, list[Experiment]] = {}
+    findings: dict[str, list[HostileExperiment]] = {}
     interrupted = False
     try:
         for experiment in runs.run(range(request.first, request.first + request.count)):

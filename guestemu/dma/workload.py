@@ -39,7 +39,7 @@ _CLASSES: Final = {
 """Events by their class in include/trace/events/dma.h; others are a class of their own."""
 
 
-class Recording(msgspec.Struct, frozen=True):
+class WorkloadTrace(msgspec.Struct, frozen=True):
     """The trace as ftrace text, and the counts."""
 
     text: bytes
@@ -48,7 +48,7 @@ class Recording(msgspec.Struct, frozen=True):
 
 def record_workload(
     image: Path, setting: Setting, commands: Sequence[str], on_line: Callable[[str], None] | None
-) -> Recording:
+) -> WorkloadTrace:
     """Runs `commands` of PID 1 on the kernel in `image`.
 
     Raises `InputError` where it does not come back, and for a kernel without dma:* events.
@@ -76,7 +76,7 @@ def record_workload(
         name = _CLASSES.get(name, name)
         if name in running.mappings.counts:
             written[name] = written.get(name, 0) + 1
-    return Recording(
+    return WorkloadTrace(
         names.encode() + text,
         WorkloadCounts(
             kernel=running.kernel.version,

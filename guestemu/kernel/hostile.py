@@ -28,8 +28,8 @@ from guestemu.machine.memory import GuestRam
 COMMAND_BLOCKS: Final = 1_500_000
 """Budget of a command; an honest read takes some 20,000 basic blocks."""
 
-_WAITING_NS: Final = 500_000_000
-"""Guest time that passes in a budget only where the CPU is idle."""
+_WAITING_TICKS: Final = 20
+"""Interrupts that come in a budget only where the CPU is idle: then time jumps to the next one."""
 
 _WARNING: Final = re.compile(
     r"\[[ \d.]+\] (?:-+\[ cut here|WARNING: |BUG: |Oops|general protection|UBSAN|"
@@ -44,7 +44,7 @@ _PROVOKED: Final[dict[str, tuple[str, ...]]] = {
 """What the device's driver is asked beside a read."""
 
 
-class Experiment(msgspec.Struct, frozen=True, kw_only=True):
+class HostileExperiment(msgspec.Struct, frozen=True, kw_only=True):
     """One experiment: its number, what was changed, how it ended, and one line about it.
 
     `outcome` is "right", "data" (other bytes arrived), "error" (an errno), "waits" (the driver
@@ -150,12 +150,12 @@ class HostileRuns:
         read_device(running, device)
         running.checkpoint()
 
-    def run(self, numbers: range) -> Iterator[Experiment]:
+    def run(self, numbers: range) -> Iterator[HostileExperiment]:
         """The experiments `numbers`, one after the other; each depends on seed and number only."""
         for number in numbers:
             yield self._one(number)
 
-    def _one(self, number: int) -> Experiment:
+    def _one(self, number: int) -> HostileExperiment:
         running, plan = self._running, _Plan(self._seed, number)
         device = running.hardware.devices[self._name]
         honest = device.dma
@@ -176,11 +176,13 @@ class HostileRuns:
             device.dma, device.distort = honest, None
             running.rollback()
         self.stale_bytes += port.stale
-        return Experiment(number=number, outcome=outcome, text=text, changes=tuple(plan.changes))
+        return HostileExperiment(
+            number=number, outcome=outcome, text=text, changes=tuple(plan.changes)
+        )
 
     def _workload(self, printed: int, broken: int) -> tuple[str, str]:
         running = self._running
-        start = running.platform.tsc
+        start = running.interrupts
         try:
             for command in _PROVOKED.get(self._name, ()):
                 running.command(command, COMMAND_BLOCKS)
@@ -189,7 +191,7 @@ class HostileRuns:
             kind = failed.ended.reason
             if kind != "budget":
                 return "panic", failed.ended.text
-            is_idle = running.platform.tsc - start > _WAITING_NS
+            is_idle = running.interrupts - start > _WAITING_TICKS
             return ("waits" if is_idle else "loop"), failed.ended.text
         warning = _WARNING.search(running.console.text, printed)
         if warning is not None:

@@ -32,7 +32,7 @@ _NO_VECTOR: Final = 0xFFFF
 _MASK32: Final = 0xFFFFFFFF
 
 
-class Buffer(NamedTuple):
+class QueueBuffer(NamedTuple):
     """One descriptor: address, length in bytes, who may write."""
 
     gpa: int
@@ -100,7 +100,7 @@ class VirtioFunction(PciFunction[VirtioState]):
         """The device-specific configuration."""
         return b""
 
-    def serve(self, number: int, chain: list[Buffer]) -> int:
+    def serve(self, number: int, chain: list[QueueBuffer]) -> int:
         """Carries out the request `chain` of queue `number`; the bytes written into it."""
         raise NotImplementedError
 
@@ -213,17 +213,17 @@ class VirtioFunction(PciFunction[VirtioState]):
         queue.seen = queue.seen + 1 & 0xFFFF
         return self._word(at, f"queue {number} available")
 
-    def _chain(self, number: int, queue: SplitQueue, head: int) -> list[Buffer]:
+    def _chain(self, number: int, queue: SplitQueue, head: int) -> list[QueueBuffer]:
         """The buffers of a request; a chain longer than its table is cut."""
         table, entries, index = queue.descriptors, queue.size, head
-        chain: list[Buffer] = []
+        chain: list[QueueBuffer] = []
         while len(chain) < entries and index < entries:
             raw = self.dma.read(table + 16 * index, 16, f"queue {number} descriptor")
             gpa, size, flags, following = struct.unpack("<QIHH", raw)
             if flags & _INDIRECT:
                 table, entries, index = gpa, size // 16, 0
                 continue
-            chain.append(Buffer(gpa, size, bool(flags & _DEVICE_WRITES)))
+            chain.append(QueueBuffer(gpa, size, bool(flags & _DEVICE_WRITES)))
             if not flags & _NEXT:
                 break
             index = following

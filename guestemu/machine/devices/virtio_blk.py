@@ -8,7 +8,7 @@ from typing import Final
 
 from guestemu.machine.devices.disk import SECTOR, Disk
 from guestemu.machine.devices.pci import PciIds
-from guestemu.machine.devices.virtio import VENDOR, Buffer, VirtioFunction
+from guestemu.machine.devices.virtio import VENDOR, QueueBuffer, VirtioFunction
 
 _IN, _OUT, _FLUSH, _GET_ID = 0, 1, 4, 8
 _OK, _IOERR, _UNSUPPORTED = b"\0", b"\1", b"\2"
@@ -40,7 +40,7 @@ class VirtioBlk(VirtioFunction):
         """See `PciFunction`."""
         return self.disk.starts_with(data)
 
-    def serve(self, number: int, chain: list[Buffer]) -> int:
+    def serve(self, number: int, chain: list[QueueBuffer]) -> int:
         """See `VirtioFunction`."""
         if len(chain) < 2 or chain[0].size < _HEADER:
             return 0
@@ -50,7 +50,7 @@ class VirtioBlk(VirtioFunction):
         self.dma.write(chain[-1].gpa, status, "status", is_payload=True)
         return written + 1
 
-    def _transfer(self, kind: int, sector: int, data: list[Buffer]) -> tuple[bytes, int]:
+    def _transfer(self, kind: int, sector: int, data: list[QueueBuffer]) -> tuple[bytes, int]:
         """Status and the number of bytes written into the buffers."""
         if kind == _FLUSH:
             return _OK, 0

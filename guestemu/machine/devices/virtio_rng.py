@@ -6,7 +6,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from guestemu.machine.devices.pci import PciIds
-from guestemu.machine.devices.virtio import VENDOR, Buffer, VirtioFunction
+from guestemu.machine.devices.virtio import VENDOR, QueueBuffer, VirtioFunction
 
 
 class VirtioRng(VirtioFunction):
@@ -22,7 +22,7 @@ class VirtioRng(VirtioFunction):
             later in {0, earlier + 1 & 0xFF} for earlier, later in pairwise(data)
         )
 
-    def serve(self, number: int, chain: list[Buffer]) -> int:
+    def serve(self, number: int, chain: list[QueueBuffer]) -> int:
         """See `VirtioFunction`."""
         written = 0
         for buffer in chain:

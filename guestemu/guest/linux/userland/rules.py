@@ -113,19 +113,27 @@ class DeviceRules:
         for gfn in range(gpa >> PAGE_SHIFT, (gpa + max(size, 1) - 1 >> PAGE_SHIFT) + 1):
             yield from self._judge_page(gfn)
         if access.is_payload:
-            start, end = self._bounce_pool()
-            if end:
-                self.checked[BOUNCE_POOL] += 1
-                if not start <= gpa or gpa + size > end:
-                    yield BOUNCE_POOL, f"payload outside of the bounce pool {start:#x}-{end:#x}"
+            yield from self._judge_payload(gpa, size)
         if self._mappings.is_known:
-            self.checked[MAPPING] += 1
-            if self._mappings.span_of(gpa, size) is None:
-                late = self._mappings.ended_span_of(gpa, size)
-                if late is None:
-                    yield MAPPING, "no DMA mapping covers it"
-                else:
-                    yield MAPPING, f"its mapping ({late.event}, {late.device}) has ended"
+            yield from self._judge_mapping(gpa, size)
+
+    def _judge_payload(self, gpa: int, size: int) -> Iterator[tuple[str, str]]:
+        start, end = self._bounce_pool()
+        if not end:
+            return
+        self.checked[BOUNCE_POOL] += 1
+        if not start <= gpa or gpa + size > end:
+            yield BOUNCE_POOL, f"payload outside of the bounce pool {start:#x}-{end:#x}"
+
+    def _judge_mapping(self, gpa: int, size: int) -> Iterator[tuple[str, str]]:
+        self.checked[MAPPING] += 1
+        if self._mappings.span_of(gpa, size) is not None:
+            return
+        late = self._mappings.ended_span_of(gpa, size)
+        if late is None:
+            yield MAPPING, "no DMA mapping covers it"
+        else:
+            yield MAPPING, f"its mapping ({late.event}, {late.device}) has ended"
 
     def _judge_page(self, gfn: int) -> Iterator[tuple[str, str]]:
         private = self._is_private_in_tables(gfn)
