@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The table of docs/hosts-tested.md: a campaign on each host of `defects.py`, and on each pair.
+"""A table of what campaigns find on each host of `defects.py`, and on each pair.
 
 `python tests/quality/defects/table.py [NAME...]` from the top of the tree prints rows in Markdown:
 the target and the default engine of docs, 20,000 executions, seeds 1 to 3 (EXECS, SEEDS and JOBS in

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The hosts with one defect each are what they say: one piece of the correct file replaced."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).with_name("defects")))
+
+import defects
+
+ALL = [(name,) for name in defects.DEFECTS] + list(defects.PAIRS)
+
+
+@pytest.mark.parametrize("names", ALL, ids="+".join)
+def test_a_defect_is_a_file_that_differs_from_the_correct_one(names, tmp_path):
+    path, _, name = defects.write(tmp_path, *names).rpartition(":")
+    source = Path(path).read_text()
+    compile(source, path, "exec")
+    assert f"class {name}(Vmm)" in source
+    assert source != defects.CORRECT.read_text()
+    assert defects.changed_lines(*names)
+
+
+def test_there_are_thirty_defects_and_eight_pairs():
+    assert len(defects.DEFECTS) >= 30
+    assert len(defects.PAIRS) >= 8
