@@ -28,7 +28,7 @@ _INNER: Final = "3"
 _MODULE: Final = ("-m", "guestemu", "bench", "--json")
 
 
-class Comparison(msgspec.Struct, frozen=True):
+class PairedRuns(msgspec.Struct, frozen=True):
     """One figure of this checkout and of the other, in `unit`; `ratio` says how many times more
     time this one takes. None where one of the two could not measure it."""
 
@@ -108,7 +108,7 @@ def compare(
     names: Sequence[str],
     rounds: int,
     progress: Callable[[str], None] = lambda _line: None,
-) -> Iterator[Comparison]:
+) -> Iterator[PairedRuns]:
     """Measures the figures `names` (all that both have for none) of two checkouts, `rounds` times
     each. Raises `InputError`."""
     chosen = common_names((own, other), names)
@@ -123,7 +123,7 @@ def compare(
         yield _summarize(name, [(turn[own].get(name), turn[other].get(name)) for turn in seen])
 
 
-def _summarize(name: str, pairs: Sequence[tuple[Figure | None, Figure | None]]) -> Comparison:
+def _summarize(name: str, pairs: Sequence[tuple[Figure | None, Figure | None]]) -> PairedRuns:
     values = [
         (mine.value, theirs.value)
         for mine, theirs in pairs
@@ -131,8 +131,8 @@ def _summarize(name: str, pairs: Sequence[tuple[Figure | None, Figure | None]]) 
     ]
     unit = next((mine.unit for mine, _ in pairs if mine is not None), "")
     if not values:
-        return Comparison(name, None, unit, None, None)
+        return PairedRuns(name, None, unit, None, None)
     is_rate = unit == "/s"
     ratios = [theirs / mine if is_rate else mine / theirs for mine, theirs in values]
     mine, theirs = (round(median(side), 4) for side in zip(*values, strict=True))
-    return Comparison(name, mine, unit, theirs, round(median(ratios), 3))
+    return PairedRuns(name, mine, unit, theirs, round(median(ratios), 3))

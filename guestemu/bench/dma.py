@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Final
 
 from guestemu.bench.figure import Pair
-from guestemu.bench.scene import Scene
+from guestemu.bench.scene import BenchScene
 from guestemu.dma.emulate import Emulation
 from guestemu.dma.model import ModelRun
 from guestemu.dma.patterns import parse_patterns, pattern_events
@@ -23,7 +23,7 @@ _RESETS: Final = "e1000:scenario=reset,rounds=50"
 _MEMORY: Final = 1024
 
 
-def model(scene: Scene) -> Pair:
+def model(scene: BenchScene) -> Pair:
     """Events per second from an ftrace text through the model guest and the analysis, beside
     reading the text."""
     text = b"".join(trace_text(synthetic_events(_EVENTS)))
@@ -43,7 +43,7 @@ def model(scene: Scene) -> Pair:
     return Pair(run, parse, "reading the trace", "/s", items=_EVENTS, floor_items=_EVENTS)
 
 
-def snippet(scene: Scene) -> Pair:
+def snippet(scene: BenchScene) -> Pair:
     """Pages per second converted by the snippet guest, each cleared by its own memset and judged by
     the checks, beside the same events on the model guest."""
     events = list(pattern_events(parse_patterns(_RESETS)))

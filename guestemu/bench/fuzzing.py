@@ -28,7 +28,7 @@ _PATIENCE: Final = 60
 _DONE: Final = re.compile(r"Done (\d+) runs in (\d+) second")
 
 
-class Campaign(msgspec.Struct):
+class TimedCampaign(msgspec.Struct):
     """What `guestemu fuzz --json` says, as far as it matters here."""
 
     executions: int
@@ -53,7 +53,7 @@ def parse_null(stderr: str) -> float | None:
 def parse_campaign(stdout: bytes) -> float | None:
     """Executions per second from a campaign's JSON, None if that is not what it is."""
     try:
-        return msgspec.json.decode(stdout, type=Campaign).execs_per_second
+        return msgspec.json.decode(stdout, type=TimedCampaign).execs_per_second
     except msgspec.DecodeError:
         return None
 

@@ -12,7 +12,7 @@ from typing import Final
 from guestemu.abi.errors import MissingError
 from guestemu.abi.regions import Region
 from guestemu.bench.figure import Pair, Work
-from guestemu.bench.scene import NoHost, Scene
+from guestemu.bench.scene import BenchScene, NoHost
 from guestemu.guest.base import Guest
 from guestemu.guest.linux.boot import DEFAULT_COMMAND_LINE, boot_kernel
 from guestemu.guest.linux.guest import LinuxGuest
@@ -48,7 +48,7 @@ def _conversions(guest: Guest) -> Work:
     return run
 
 
-def call(scene: Scene) -> Pair:
+def call(scene: BenchScene) -> Pair:
     """Reset and set_memory_decrypted() of one page on a 4 KiB leaf in a real kernel, beside the
     snippet's."""
     against = "the snippet's"
@@ -94,7 +94,7 @@ def _file(image: Path) -> _File:
     return _File(image)
 
 
-def restore(scene: Scene) -> Pair:
+def restore(scene: BenchScene) -> Pair:
     """A prepared kernel guest from its file in the cache, beside reading that file."""
     against = "reading the file"
 
@@ -105,7 +105,7 @@ def restore(scene: Scene) -> Pair:
     return _with_kernel(make, against)
 
 
-def boot(scene: Scene) -> Pair:
+def boot(scene: BenchScene) -> Pair:
     """A boot of an analysed kernel to rest_init, beside restoring a prepared one from its file."""
     against = "restoring"
 

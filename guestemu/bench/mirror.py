@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa, RamAddr
 from guestemu.bench.figure import Pair
-from guestemu.bench.scene import Scene
+from guestemu.bench.scene import BenchScene
 from guestemu.host.mirror.context import HandlerConfig
 from guestemu.host.mirror.driver import MailboxHandler
 from guestemu.host.mirror.mailbox import AAD_SIZE, MAILBOX_GPA, MAILBOX_PAGES
@@ -28,7 +28,7 @@ _FRAMES: Final = (MAILBOX_GPA >> PAGE_SHIFT) + MAILBOX_PAGES
 _IV_SIZE: Final = 12
 
 
-def save(scene: Scene) -> Pair:
+def save(scene: BenchScene) -> Pair:
     """Pages per second that a migration handler exports, AES-128-GCM in the emulated guest's own
     instructions, beside the same encryption by the cryptography package."""
     source = _handler(1, 2)
@@ -47,7 +47,7 @@ def save(scene: Scene) -> Pair:
     return Pair(run, seal, "AES-128-GCM of a page", "/s")
 
 
-def transfer(scene: Scene) -> Pair:
+def transfer(scene: BenchScene) -> Pair:
     """Pages per second from one guest to another through two migration handlers, beside the
     firmware's SEND_UPDATE_DATA and RECEIVE_UPDATE_DATA."""
     source, target = _handler(1, 2), _handler(2, 1)

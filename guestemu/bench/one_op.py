@@ -18,7 +18,7 @@ from typing import Final, NoReturn
 import msgspec
 
 from guestemu.bench.floor import Floor, FloorLibrary, cache_directory, compile_floor
-from guestemu.bench.scene import Scene
+from guestemu.bench.scene import BenchScene
 from guestemu.campaign.engines.atheris import AtherisEngine, drive, load_core, register
 from guestemu.campaign.executor import Executor
 from guestemu.campaign.feedback import Feedback
@@ -81,7 +81,7 @@ def run_python(name: str, executions: int) -> None:
 
 def run_c(name: str, executions: int) -> None:
     """Fuzzes the C floor and prints the same at the exit, which is libFuzzer's doing."""
-    scene = Scene()
+    scene = BenchScene()
     library = FloorLibrary(compile_floor(cache_directory()))
     floor = scene.hooked_floor
     if name != CONVERSION:

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.ciphers.modes import ECB
 
 from guestemu.abi.addresses import PAGE_SIZE, Gfn
 from guestemu.bench.figure import Pair
-from guestemu.bench.scene import GENERATION, Scene, page_of
+from guestemu.bench.scene import GENERATION, BenchScene, page_of
 from guestemu.dma.synthetic import synthetic_events, trace_text
 from guestemu.dma.trace import TraceReader
 from guestemu.machine.cipher import PageCipher
@@ -28,7 +28,7 @@ _RECENT: Final = 0xF
 _KEY: Final = bytes(range(16))
 
 
-def decode(scene: Scene) -> Pair:
+def decode(scene: BenchScene) -> Pair:
     """Random bytes to ops, beside a plain struct.unpack of the same records; per op."""
     data = random.Random(0).randbytes(_RECORDS * RECORD_SIZE)
     decoder = decoder_for(Header()).decode
@@ -44,7 +44,7 @@ def decode(scene: Scene) -> Pair:
     return Pair(run, unpack, "struct.unpack", items=_RECORDS, floor_items=_RECORDS)
 
 
-def parse(scene: Scene) -> Pair:
+def parse(scene: BenchScene) -> Pair:
     """Events per second read from an ftrace text, beside splitting its lines into words."""
     text = b"".join(trace_text(synthetic_events(_EVENTS)))
 
@@ -61,7 +61,7 @@ def parse(scene: Scene) -> Pair:
     return Pair(run, split, "split into words", "/s", items=_EVENTS, floor_items=_EVENTS)
 
 
-def settle(scene: Scene) -> Pair:
+def settle(scene: BenchScene) -> Pair:
     """One page through the cipher (a stale view made current), beside plain AES-ECB of 4 KiB."""
     cipher = PageCipher(_KEY)
     plain = AES128(_KEY)
@@ -79,7 +79,7 @@ def settle(scene: Scene) -> Pair:
     return Pair(run, ecb, "AES-128-ECB of a page")
 
 
-def rollback(scene: Scene) -> Pair:
+def rollback(scene: BenchScene) -> Pair:
     """Undoing the stores of one conversion, beside a plain copy of as many pages."""
     machine = scene.testbed.guest.machine
     ram = machine.ram
@@ -103,7 +103,7 @@ def rollback(scene: Scene) -> Pair:
     return Pair(run, copy, f"copying {len(dirty)} pages")
 
 
-def read_views(scene: Scene) -> Pair:
+def read_views(scene: BenchScene) -> Pair:
     """A page written through one view and read through the other, from the host's side; beside a
     read of the view that is current."""
     ram = scene.testbed.guest.machine.ram
@@ -123,7 +123,7 @@ def read_views(scene: Scene) -> Pair:
     return Pair(run, current, "the view that is current")
 
 
-def boot(scene: Scene) -> Pair:
+def boot(scene: BenchScene) -> Pair:
     """Building a testbed (64 MiB) and freeing it, beside creating and freeing a bare CPU."""
     header = Header(guest=f"snippet:{GENERATION}")
 

@@ -17,7 +17,7 @@ import msgspec
 
 from guestemu.bench.figure import Pair, Work
 from guestemu.bench.floor import Floor, FloorCall, FloorLibrary, FloorProgram
-from guestemu.bench.scene import Scene
+from guestemu.bench.scene import BenchScene
 from guestemu.campaign.fastpath.fastpath import FastPath, open_fast_path, why_not
 from guestemu.campaign.fastpath.records import OpRecord
 from guestemu.campaign.mutator import Mutator
@@ -136,7 +136,7 @@ class Programs:
         return ram.dirty_list[: ram.watch.dirty_count].tolist()
 
 
-def _pair(scene: Scene, hooks: bool) -> Pair:
+def _pair(scene: BenchScene, hooks: bool) -> Pair:
     against = _HOOKED if hooks else _PLAIN
     programs = Programs()
     if programs.note:
@@ -148,18 +148,18 @@ def _pair(scene: Scene, hooks: bool) -> Pair:
     return Pair(programs.run, floor, against, items=count, floor_items=count, note=note)
 
 
-def unhooked(scene: Scene) -> Pair:
+def unhooked(scene: BenchScene) -> Pair:
     """A mixed conversion program of a campaign, checks and states included, beside C without a
     memory hook."""
     return _pair(scene, hooks=False)
 
 
-def hooked(scene: Scene) -> Pair:
+def hooked(scene: BenchScene) -> Pair:
     """The same program beside C with guestemu's hooks."""
     return _pair(scene, hooks=True)
 
 
-def large(scene: Scene) -> Pair:
+def large(scene: BenchScene) -> Pair:
     """The same program in a guest of 8 GiB, beside one of 256 MiB."""
     against = f"a guest of {_MEBIBYTES} MiB"
     big, small = Programs(_LARGE), Programs()

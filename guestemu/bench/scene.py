@@ -69,7 +69,7 @@ class NoHost:
         """Accepted."""
 
 
-class Conversion(msgspec.Struct, frozen=True):
+class RecordedConversion(msgspec.Struct, frozen=True):
     """The fixed program of the execution figures, as guestemu ran it once.
 
     `dirty` are the pages it wrote (indices of the dirty list), `gva` and `gpa` its page.
@@ -81,7 +81,7 @@ class Conversion(msgspec.Struct, frozen=True):
     dirty: list[int]
 
 
-def observe_conversion(guest: Guest) -> Conversion:
+def observe_conversion(guest: Guest) -> RecordedConversion:
     """Runs set_memory_decrypted of one 4 KiB-leaf page and notes what it wrote; resets."""
     ram = guest.machine.ram
     gva = guest.gva(Region.D, PAGE)
@@ -89,7 +89,7 @@ def observe_conversion(guest: Guest) -> Conversion:
     outcome = guest.set_memory_decrypted(gva, 1)
     dirty = ram.dirty_list[: ram.watch.dirty_count].tolist()
     guest.reset()
-    return Conversion(gva, guest.gpa(Region.D, PAGE), outcome, dirty)
+    return RecordedConversion(gva, guest.gpa(Region.D, PAGE), outcome, dirty)
 
 
 class HypercallLoop:
@@ -133,7 +133,7 @@ class HypercallLoop:
         return Floor(library, machine, _LOOP_AT, self.registers, [], hooks=False)
 
 
-class Scene:
+class BenchScene:
     """Built piece by piece, when a benchmark asks for it."""
 
     @cached_property
@@ -181,7 +181,7 @@ class Scene:
         return build_testbed(Header(guest=_CONFIDENTIAL))
 
     @cached_property
-    def conversion(self) -> Conversion:
+    def conversion(self) -> RecordedConversion:
         """The fixed program, as seen on `testbed`."""
         return observe_conversion(self.testbed.guest)
 

@@ -12,11 +12,11 @@ from bitarray import bitarray
 
 from guestemu.abi.addresses import PAGE_SHIFT
 from guestemu.bench.figure import Pair
-from guestemu.bench.scene import Scene
+from guestemu.bench.scene import BenchScene
 from guestemu.host.kvm.findings import KMALLOC_MAX, FindingLog
 from guestemu.host.kvm.page_enc_bitmap import PageEncBitmap
 from guestemu.host.kvm.page_enc_ioctls import get_bitmap, pack_argument
-from guestemu.host.kvm.run import Run
+from guestemu.host.kvm.run import KvmRun
 from guestemu.host.standin import StandInVcpu
 from guestemu.host.userspace.reference import ReferenceUserSpace
 
@@ -33,7 +33,7 @@ def _plain_map() -> bitarray:
 
 def _update(pages: int) -> Pair:
     user_space = ReferenceUserSpace(TERABYTE)
-    request = Run()
+    request = KvmRun()
     request.hypercall.args[:3] = [_FIRST << PAGE_SHIFT, pages, 0]
     vcpu = StandInVcpu()
     bits = _plain_map()
@@ -50,22 +50,22 @@ def _update(pages: int) -> Pair:
     return Pair(run, assign, "bitarray slice assignment")
 
 
-def one(scene: Scene) -> Pair:
+def one(scene: BenchScene) -> Pair:
     """A notification of 1 page at the reference handler, beside the plain bitmap call."""
     return _update(1)
 
 
-def leaf(scene: Scene) -> Pair:
+def leaf(scene: BenchScene) -> Pair:
     """A notification of 512 pages at the reference handler, beside the plain bitmap call."""
     return _update(512)
 
 
-def million(scene: Scene) -> Pair:
+def million(scene: BenchScene) -> Pair:
     """A notification of 2^20 pages at the reference handler, beside the plain bitmap call."""
     return _update(1 << 20)
 
 
-def export(scene: Scene) -> Pair:
+def export(scene: BenchScene) -> Pair:
     """KVM_GET_PAGE_ENC_BITMAP of all of a 1 TiB guest, in the largest calls that kmalloc allows;
     beside copying the map out."""
     bitmap = PageEncBitmap(TERABYTE, FindingLog())

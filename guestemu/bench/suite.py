@@ -21,12 +21,12 @@ from guestemu.bench import (
     status,
 )
 from guestemu.bench.figure import TURN_SECONDS, Figure, Pair, measure
-from guestemu.bench.scene import Scene
+from guestemu.bench.scene import BenchScene
 
 ROUNDS: Final = 7
 FUZZ_SECONDS: Final = 8
 
-_PREPARED: Final[Mapping[str, Callable[[Scene], Pair]]] = {
+_PREPARED: Final[Mapping[str, Callable[[BenchScene], Pair]]] = {
     "execution": execution.bare,
     "execution-python": execution.bare_hooked,
     "two-views": execution.two_views,
@@ -73,25 +73,25 @@ _HELP: Final = "executions per second of a campaign under atheris, with coverage
 _ONE_OP_HELP: Final = "one op, all checks, under atheris, beside C under libFuzzer: target"
 
 
-class Entry(msgspec.Struct, frozen=True):
+class FigureEntry(msgspec.Struct, frozen=True):
     """One line of `guestemu bench --list`."""
 
     name: str
     summary: str
 
 
-def entries() -> tuple[Entry, ...]:
+def entries() -> tuple[FigureEntry, ...]:
     """Every figure, in the order of the report."""
-    timed = (Entry(name, _summary(make)) for name, make in _PREPARED.items())
+    timed = (FigureEntry(name, _summary(make)) for name, make in _PREPARED.items())
     return (
         *timed,
-        *(Entry(name, f"target {_CAMPAIGNS[name]}: {_HELP}") for name in _CAMPAIGNS),
-        *(Entry(name, f"{_ONE_OP_HELP} {target}") for name, target in _ONE_OP.items()),
-        *(Entry(name, f"target {long_runs.TARGET}: {text}") for name, text in _LONG.items()),
+        *(FigureEntry(name, f"target {_CAMPAIGNS[name]}: {_HELP}") for name in _CAMPAIGNS),
+        *(FigureEntry(name, f"{_ONE_OP_HELP} {target}") for name, target in _ONE_OP.items()),
+        *(FigureEntry(name, f"target {long_runs.TARGET}: {text}") for name, text in _LONG.items()),
     )
 
 
-def _summary(make: Callable[[Scene], Pair]) -> str:
+def _summary(make: Callable[[BenchScene], Pair]) -> str:
     return " ".join((make.__doc__ or "").split()).rstrip(".")
 
 
@@ -117,7 +117,7 @@ def run(
     Raises `InputError` for a name that does not exist.
     """
     chosen = choose(names)
-    scene = Scene()
+    scene = BenchScene()
     pairs: dict[str, Pair] = {}
     for name in chosen:
         if name in _PREPARED:

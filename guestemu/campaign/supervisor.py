@@ -27,9 +27,9 @@ from guestemu.campaign.findings import FindingCount
 from guestemu.campaign.session import Report, add_lengths, median_length
 from guestemu.campaign.store import Store
 from guestemu.campaign.worker import (
-    Failure,
     Message,
     WorkerConfig,
+    WorkerFailure,
     input_path,
     read_noted_input,
 )
@@ -58,7 +58,7 @@ class Worker:
         self.config = config
         self.lives: list[Report] = []
         self.report: Report | None = None
-        self.failure: Failure | None = None
+        self.failure: WorkerFailure | None = None
         self.is_done = False
         self.is_killed_for_hanging = False
         self._store = store
@@ -382,7 +382,7 @@ def _rate_of(report: Report | None) -> float:
     return round(report.executions / report.seconds, 1)
 
 
-def _raise(failure: Failure, store: Store, index: int) -> None:
+def _raise(failure: WorkerFailure, store: Store, index: int) -> None:
     if failure.is_input:
         raise InputError(failure.message)
     if failure.is_missing:

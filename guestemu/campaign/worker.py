@@ -67,7 +67,7 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     """Ops in the longest program; 0: as the target has it."""
 
 
-class Failure(msgspec.Struct, frozen=True):
+class WorkerFailure(msgspec.Struct, frozen=True):
     """Why a worker cannot go on: an error that a user can mend (`is_input`, `is_missing`), or a
     defect of guestemu, whose traceback is in the worker's log."""
 
@@ -80,7 +80,7 @@ class Message(msgspec.Struct, frozen=True):
     """One line to the supervisor."""
 
     report: Report | None = None
-    failure: Failure | None = None
+    failure: WorkerFailure | None = None
 
 
 def input_path(store: Store, index: int) -> Path:
@@ -126,13 +126,15 @@ class _Pipe:
         self.send(Message(report=report))
 
 
-def _failure(error: BaseException) -> Failure:
+def _failure(error: BaseException) -> WorkerFailure:
     if isinstance(error, HostFailedError):
-        return Failure(str(error), is_input=True, is_missing=False)
+        return WorkerFailure(str(error), is_input=True, is_missing=False)
     if isinstance(error, InputError | MissingError):
-        return Failure(str(error), isinstance(error, InputError), isinstance(error, MissingError))
+        return WorkerFailure(
+            str(error), isinstance(error, InputError), isinstance(error, MissingError)
+        )
     traceback.print_exception(error)
-    return Failure(f"{type(error).__name__}: {error}", is_input=False, is_missing=False)
+    return WorkerFailure(f"{type(error).__name__}: {error}", is_input=False, is_missing=False)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from guestemu.claims.result import Evidence, Witness
+from guestemu.claims.result import ClaimWitness, Evidence
 from guestemu.explore.confirm import confirm
 from guestemu.explore.count import Space, Tally
 from guestemu.explore.model import Scenario
@@ -36,7 +36,7 @@ TIGHT_ORDERS = (1, 4, 5, 6)
 """Rows in which the status is copied, or read, after that."""
 
 
-class Cell(msgspec.Struct, frozen=True):
+class InterleavingCell(msgspec.Struct, frozen=True):
     """One counted cell: row of the table, script, rules of the model, tally."""
 
     row: int
@@ -60,13 +60,15 @@ class Cell(msgspec.Struct, frozen=True):
         return self.tally.lost_defined
 
 
-def count(row: int, script: str, rules: Rules | None = None) -> Cell:
+def count(row: int, script: str, rules: Rules | None = None) -> InterleavingCell:
     """Counts the cell of order `row` (1 to 6) and `script` (a name, or steps in the notation)."""
     scenario = Scenario(parse_order(str(row)), parse_script(script), rules=rules or Rules())
-    return Cell(row, script, scenario.rules, Space(scenario))
+    return InterleavingCell(row, script, scenario.rules, Space(scenario))
 
 
-def count_rows(rows: Iterable[int], script: str, rules: Rules | None = None) -> tuple[Cell, ...]:
+def count_rows(
+    rows: Iterable[int], script: str, rules: Rules | None = None
+) -> tuple[InterleavingCell, ...]:
     """`count` for several orders."""
     return tuple(count(row, script, rules) for row in rows)
 
@@ -80,7 +82,7 @@ class MachineCheck(msgspec.Struct, frozen=True):
     guests: tuple[str, ...] = (MODEL,)
 
 
-def machine_check(cells: Iterable[Cell]) -> MachineCheck:
+def machine_check(cells: Iterable[InterleavingCell]) -> MachineCheck:
     """Migrates by losing interleavings of `cells`, `MIGRATIONS` at most and of all cells, and by as
     many harmless ones; private pages go through the SEV firmware."""
     chosen = tuple(cells)
@@ -96,7 +98,7 @@ def machine_check(cells: Iterable[Cell]) -> MachineCheck:
     return MachineCheck(not found.disagreements, (text,), (MODEL, MACHINE))
 
 
-def evidence(cell: Cell, note: str = "", by_defined: bool = False) -> Evidence:
+def evidence(cell: InterleavingCell, note: str = "", by_defined: bool = False) -> Evidence:
     """The losing interleavings of a cell and how to count them again."""
     order = cell.space.scenario.order
     lost = cell.lost_defined if by_defined else cell.lost
@@ -106,15 +108,15 @@ def evidence(cell: Cell, note: str = "", by_defined: bool = False) -> Evidence:
     return Evidence(f"{name}{', ' + note if note else ''}", lost, "losing interleavings", how)
 
 
-def witness(cell: Cell, rank: int = 0) -> tuple[Witness, ...]:
+def witness(cell: InterleavingCell, rank: int = 0) -> tuple[ClaimWitness, ...]:
     """Losing interleaving number `rank` of a cell, none if there are not so many."""
     if rank >= cell.lost:
         return ()
     text = format_witness(unrank(cell.space, rank))
-    return (Witness(text, f"guestemu explore {_options(cell)} --witness {rank}"),)
+    return (ClaimWitness(text, f"guestemu explore {_options(cell)} --witness {rank}"),)
 
 
-def _options(cell: Cell) -> str:
+def _options(cell: InterleavingCell) -> str:
     script = cell.space.scenario.script
     name = f"'{format_script(script.steps)}'" if " " in script.name else script.name
     default = Rules()

@@ -22,8 +22,8 @@ from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
 from guestemu.claims.claim import Claim, Lab, Need
 from guestemu.claims.dma_plots import boot_plot, lifetime_plot, rewritten_plot, sharing_plots
 from guestemu.claims.kernels import CalledKernel
-from guestemu.claims.result import ClaimResult, Evidence, Witness, decide
-from guestemu.dma.clearing import BUFFER_BYTES, Clearing, Path
+from guestemu.claims.result import ClaimResult, ClaimWitness, Evidence, decide
+from guestemu.dma.clearing import BUFFER_BYTES, Clearing, ClearingPath
 from guestemu.dma.model import ModelRun
 from guestemu.dma.patterns import parse_patterns, pattern_events
 from guestemu.dma.report import DmaReport
@@ -40,7 +40,7 @@ _READ: Final = "pages that hold one byte over and over, read through their new v
 _IO_PHASES: Final = frozenset({"io", "mkfs"})
 
 
-def paths_of(lab: Lab) -> dict[str, tuple[Path, ...]]:
+def paths_of(lab: Lab) -> dict[str, tuple[ClearingPath, ...]]:
     """The measured paths of every guest that there is."""
     paths = {}
     for guest in (*SNIPPETS, *lab.kernels):
@@ -48,20 +48,20 @@ def paths_of(lab: Lab) -> dict[str, tuple[Path, ...]]:
     return paths
 
 
-def _named(paths: dict[str, tuple[Path, ...]], name: str) -> list[tuple[str, Path]]:
+def _named(paths: dict[str, tuple[ClearingPath, ...]], name: str) -> list[tuple[str, ClearingPath]]:
     return [(guest, path) for guest, found in paths.items() for path in found if path.name == name]
 
 
-def _only(paths: Iterable[tuple[str, Path]], name: str) -> list[Path]:
+def _only(paths: Iterable[tuple[str, ClearingPath]], name: str) -> list[ClearingPath]:
     return [path for _, path in paths if path.name == name]
 
 
-def _is_written(path: Path) -> bool:
+def _is_written(path: ClearingPath) -> bool:
     """Whether the path writes what was asked for: 5.10 converts a power of two of pages (B5)."""
     return path.rewritten >= min(path.pages, BUFFER_BYTES // PAGE_SIZE)
 
 
-def _evidence(guest: str, path: Path) -> Evidence:
+def _evidence(guest: str, path: ClearingPath) -> Evidence:
     direction = "made private" if path.to_private else "shared"
     return Evidence(
         f"{guest}: {path.name}",
@@ -89,7 +89,7 @@ def pool_clearing(lab: Lab) -> ClaimResult:
         evidence=tuple(_evidence(*found) for found in (*backing, *expansion, *handed)),
         guests=tuple(paths),
         witnesses=(
-            Witness(
+            ClaimWitness(
                 "dma_alloc_coherent() of three pages, then the device's view of them",
                 "guestemu dma dma-pool --json",
             ),
@@ -206,7 +206,7 @@ def lifetimes(_lab: Lab) -> ClaimResult:
         evidence=tuple(evidence),
         guests=(f"model:{_MODEL}",),
         witnesses=(
-            Witness(
+            ClaimWitness(
                 "rings and queues of a probe, then rounds of I/O; the page has the histogram",
                 "guestemu dma nvme:scenario=io,rounds=9 --html io.html",
             ),
@@ -358,7 +358,7 @@ def boot_regions(lab: Lab) -> ClaimResult:
         ),
         evidence=tuple(evidence),
         guests=tuple(lab.kernels),
-        witnesses=(Witness("the boot's exits in their order", "guestemu kernel boot --json"),),
+        witnesses=(ClaimWitness("the boot's exits in their order", "guestemu kernel boot --json"),),
         remark=(
             "The section's C-bit is clear from the first page tables on (A35), long before any "
             "notification; until MIGRATION_CONTROL is 1 only that switch protects it. swiotlb and "

@@ -31,7 +31,7 @@ from guestemu.claims import (
     sync_orders,
 )
 from guestemu.claims.claim import Claim, Lab, Need
-from guestemu.claims.result import ClaimResult, Verdict
+from guestemu.claims.result import ClaimResult, ClaimVerdict
 
 
 class Decided(msgspec.Struct, frozen=True):
@@ -44,7 +44,7 @@ class Decided(msgspec.Struct, frozen=True):
     @property
     def is_decided(self) -> bool:
         """The experiment gave one of the outcomes that it knows."""
-        return self.result.verdict is not Verdict.UNDECIDED
+        return self.result.verdict is not ClaimVerdict.UNDECIDED
 
 
 def _key(claim: Claim) -> tuple[int, str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from guestemu.claims.result import Plot
-from guestemu.dma.clearing import Path
+from guestemu.dma.clearing import ClearingPath
 from guestemu.dma.report import DmaReport
 from guestemu.dma.summary import human_time
 from guestemu.report.charts import bar_chart, step_chart, svg_file
@@ -16,7 +16,7 @@ _PERCENT: Final = 100
 _PAGES: Final = "shared pages"
 
 
-def rewritten_plot(name: str, paths: Iterable[tuple[str, Path]]) -> Plot:
+def rewritten_plot(name: str, paths: Iterable[tuple[str, ClearingPath]]) -> Plot:
     """For each guest and path the part of the converted pages that is written right after."""
     bars = [
         (f"{guest}: {path.name}", round(_PERCENT * path.rewritten / path.pages, 1))

@@ -18,7 +18,7 @@ from guestemu.ledger.flows import PAGES, find_flows
 from guestemu.ledger.matrix import find_failures, run_flow_rows
 from guestemu.ledger.policies import find_policies
 from guestemu.ledger.rig import Rig
-from guestemu.ledger.vmm import Migration
+from guestemu.ledger.vmm import VmmMigration
 
 FLOW: Final = "decrypt-3"
 FAILURE: Final = "lookup"
@@ -70,7 +70,7 @@ def warning_loses(found: Iterable[FailedLookup]) -> bool:
     """Every guest that warns goes on, migrates, and has lost pages."""
     warned = [each for each in found if each.guest != WITHDRAWS]
     return bool(warned) and all(
-        each.is_logged and each.migration == Migration.COMPLETED.value and each.lost
+        each.is_logged and each.migration == VmmMigration.COMPLETED.value and each.lost
         for each in warned
     )
 
@@ -79,7 +79,7 @@ def withdrawal_saves(found: Iterable[FailedLookup]) -> bool:
     """The guest that writes 0 loses nothing, as it does not migrate."""
     withdrawn = [each for each in found if each.guest == WITHDRAWS]
     return bool(withdrawn) and not any(
-        each.lost or each.migration == Migration.COMPLETED.value for each in withdrawn
+        each.lost or each.migration == VmmMigration.COMPLETED.value for each in withdrawn
     )
 
 

@@ -26,7 +26,7 @@ from guestemu.claims.failed_lookup import (
     warning_loses,
     withdrawal_saves,
 )
-from guestemu.claims.result import ClaimResult, Evidence, Witness, decide
+from guestemu.claims.result import ClaimResult, ClaimWitness, Evidence, decide
 from guestemu.claims.vmm import PATCH_SET, make_migration
 from guestemu.claims.witness_text import program_witness
 from guestemu.host.qemu.blockers import (
@@ -96,7 +96,7 @@ def blocker_while_running(
         ),
         guests=(f"QEMU model {PATCH_SET}",),
         witnesses=(
-            Witness(
+            ClaimWitness(
                 "migrate; migrate_add_blocker() in the first pass: -16 (EBUSY); the migration "
                 "completes"
             ),

@@ -19,24 +19,24 @@ from guestemu.claims.platforms import (
     MODEL,
     SOURCE_ASID,
     TARGET_ASID,
-    Packet,
     Transfer,
+    TransportPacket,
     must,
 )
-from guestemu.claims.result import ClaimResult, Evidence, Witness, decide
+from guestemu.claims.result import ClaimResult, ClaimWitness, Evidence, decide
 from guestemu.claims.witness_text import program_witness
-from guestemu.host.firmware.buffers import ActivateBuffer, Buffer, CopyBuffer, HandleBuffer
+from guestemu.host.firmware.buffers import ActivateBuffer, CommandBuffer, CopyBuffer, HandleBuffer
 from guestemu.host.firmware.dispatch import execute
 from guestemu.program.ops import Op, OpKind, canonical_op
 
-Execute = Callable[[Transfer, Command, Buffer], Status]
+Execute = Callable[[Transfer, Command, CommandBuffer], Status]
 """Runs a command on the source; a test may put a defect in between."""
 
 _DATA_BITS: Final = 512
 """Bits of a packet's data that are flipped one by one, spread over the page."""
 
 
-def _on_source(transfer: Transfer, command: Command, buffer: Buffer) -> Status:
+def _on_source(transfer: Transfer, command: Command, buffer: CommandBuffer) -> Status:
     return execute(transfer.source, command, buffer)
 
 
@@ -74,7 +74,7 @@ def cloning(_lab: Lab, run: Execute = _on_source) -> ClaimResult:
         ),
         guests=(MODEL,),
         witnesses=(
-            Witness(
+            ClaimWitness(
                 "SEND_START, SEND_UPDATE_DATA for each page, SEND_FINISH; no DEACTIVATE, and VMRUN "
                 "with the same ASID goes on"
             ),
@@ -120,7 +120,7 @@ def moving_pages(
         ),
         guests=(MODEL,),
         witnesses=(
-            Witness("ACTIVATE, COPY of one page to a free frame, read with the guest's key"),
+            ClaimWitness("ACTIVATE, COPY of one page to a free frame, read with the guest's key"),
             program_witness(CACHED, _STALE, "the second look is as the first, the third is not"),
         ),
         remark=(
@@ -210,19 +210,19 @@ def tampering(_lab: Lab) -> ClaimResult:
         ),
         guests=(MODEL,),
         witnesses=(
-            Witness("SEND_UPDATE_DATA of page 1, RECEIVE_UPDATE_DATA of its packet to page 0"),
+            ClaimWitness("SEND_UPDATE_DATA of page 1, RECEIVE_UPDATE_DATA of its packet to page 0"),
         ),
     )
 
 
-def _flip_bits(transfer: Transfer, packet: Packet, page: int) -> tuple[int, int]:
+def _flip_bits(transfer: Transfer, packet: TransportPacket, page: int) -> tuple[int, int]:
     """Packets tried and accepted. Bit 0 of the header, the compressed flag, is left out: it is
     refused as unsupported, before the MAC is looked at (E9)."""
     header_bits = range(1, 8 * len(packet.header))
     step = 8 * len(packet.data) // _DATA_BITS
-    changed = [Packet(_flip(packet.header, bit), packet.data) for bit in header_bits]
+    changed = [TransportPacket(_flip(packet.header, bit), packet.data) for bit in header_bits]
     changed += [
-        Packet(packet.header, _flip(packet.data, number * step + number % step))
+        TransportPacket(packet.header, _flip(packet.data, number * step + number % step))
         for number in range(_DATA_BITS)
     ]
     accepted = sum(transfer.receive(each, page) is Status.SUCCESS for each in changed)

@@ -15,7 +15,7 @@ from guestemu.abi.addresses import PAGE_SHIFT, RamAddr
 from guestemu.claims.claim import Claim, Lab
 from guestemu.claims.handler_path import GUEST as HANDLER
 from guestemu.claims.handler_path import NamedPages
-from guestemu.claims.result import ClaimResult, Evidence, Witness, decide
+from guestemu.claims.result import ClaimResult, ClaimWitness, Evidence, decide
 from guestemu.host.qemu.interfaces import Region
 from guestemu.host.qemu.memory_map import MemoryMap, RamBlock
 from guestemu.host.qemu.outgoing import page_status
@@ -89,7 +89,9 @@ def gpas(
         ),
         guests=(f"QEMU model {PATCH_SET}", HANDLER),
         witnesses=(
-            Witness("virtio-mem block, plug, unplug: its pages have content and no GPA to ask for"),
+            ClaimWitness(
+                "virtio-mem block, plug, unplug: its pages have content and no GPA to ask for"
+            ),
             named.witness(),
         ),
         remark="The save area of a vCPU, which the guest does not map either, has no GPA for the "

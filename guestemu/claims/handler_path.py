@@ -11,15 +11,15 @@ from typing import Final
 
 from guestemu.abi.addresses import Gpa
 from guestemu.abi.errors import GuestemuError
-from guestemu.claims.page_views import Views, both_views, compare_views
-from guestemu.claims.result import Evidence, Witness
+from guestemu.claims.page_views import KeptBytes, both_views, compare_views
+from guestemu.claims.result import ClaimWitness, Evidence
 from guestemu.claims.witness_text import program_witness
 from guestemu.host.mirror.host import MirrorPrototypeHost
 from guestemu.host.mirror.proposals import Proposal
 from guestemu.host.mirror.side import Weakness
-from guestemu.host.mirror.world import MirrorWorld, Place
+from guestemu.host.mirror.world import MemoryKind, MirrorWorld
 from guestemu.mirror.cases import CASES, DEFECTIVE, NAMINGS, Naming
-from guestemu.mirror.table import Cell, Fate, cells
+from guestemu.mirror.table import Fate, NamingCell, cells
 from guestemu.program.ops import Op, OpKind, canonical_op
 from guestemu.program.program import Header
 from guestemu.program.text import parse_text
@@ -49,7 +49,7 @@ class NamedPages:
     above the hole, too, if the GPA is not its block's; the others arrive by ram_addr_t alone.
     """
 
-    def __init__(self, table: dict[tuple[str, str], Cell] | None = None) -> None:
+    def __init__(self, table: dict[tuple[str, str], NamingCell] | None = None) -> None:
         self.table = name_pages() if table is None else table
 
     def _fates(self, naming: str) -> list[Fate]:
@@ -76,13 +76,13 @@ class NamedPages:
             for (naming, page), cell in self.table.items()
         )
 
-    def witness(self) -> Witness:
+    def witness(self) -> ClaimWitness:
         """A page above the hole that a block's address names wrongly."""
         program = parse_text(self.table[BLOCK_GPA, HOLE].program, HOLE)
         return program_witness(program.header, program.ops, "the handler stops at an MMIO address")
 
 
-def name_pages() -> dict[tuple[str, str], Cell]:
+def name_pages() -> dict[tuple[str, str], NamingCell]:
     """Runs the cells of docs/mirror.md's table that C29 is about."""
     namings = [naming for naming in (*NAMINGS, *DEFECTIVE) if naming.name in _ROWS]
     cases = [case for case in CASES if case.name in COLUMNS]
@@ -92,17 +92,17 @@ def name_pages() -> dict[tuple[str, str], Cell]:
 # C15 ------------------------------------------------------------------------------------------
 
 
-def send_by_handler(is_shared: bool, world: MirrorWorld | None = None) -> Views:
+def send_by_handler(is_shared: bool, world: MirrorWorld | None = None) -> KeptBytes:
     """A page of the guest, mapped with C=0 or C=1 and filled, goes through both handlers: the
     handler reads and writes with C=1 whatever the guest's mapping is (F15).
 
     Raises `GuestemuError` if a handler does not take it.
     """
     world = MirrorWorld() if world is None else world
-    world.write(Place.LOW, _PAGE, _VALUE, is_shared)
-    gpa = Gpa(world.ram_addr(Place.LOW, _PAGE))
+    world.write(MemoryKind.LOW, _PAGE, _VALUE, is_shared)
+    gpa = Gpa(world.ram_addr(MemoryKind.LOW, _PAGE))
     before = both_views(world.source.ram, gpa)
-    answers = world.save(Place.LOW, _PAGE), world.restore(0, Place.LOW, _PAGE)
+    answers = world.save(MemoryKind.LOW, _PAGE), world.restore(0, MemoryKind.LOW, _PAGE)
     if any(answers):
         raise GuestemuError(f"migration handler: SAVE and RESTORE gave {answers}")
     found = compare_views(before, both_views(world.target.ram, gpa))
@@ -110,9 +110,9 @@ def send_by_handler(is_shared: bool, world: MirrorWorld | None = None) -> Views:
     return found
 
 
-def exported_shared_page() -> Witness:
+def exported_shared_page() -> ClaimWitness:
     """The program of a VMM that gives every page to the handler, and the guest's load of one."""
-    place = int(Place.LOW)
+    place = int(MemoryKind.LOW)
     ops = (
         Op(OpKind.MIRROR_SETUP, (int(Proposal.RAM_ADDR), 0)),
         Op(OpKind.MIRROR_WRITE, (place, _PAGE, _VALUE, 1)),

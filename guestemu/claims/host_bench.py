@@ -27,7 +27,7 @@ MODEL: Final = "host model"
 FRAMES: Final = 16
 
 
-class HostChoice(msgspec.Struct, frozen=True):
+class BenchedHost(msgspec.Struct, frozen=True):
     """A host by its name and the defects repaired; `plugin` is the path of its code, if any."""
 
     name: str
@@ -42,7 +42,7 @@ class HostChoice(msgspec.Struct, frozen=True):
         )
 
 
-class StatusCall(msgspec.Struct, frozen=True):
+class TimedCall(msgspec.Struct, frozen=True):
     """A status hypercall for frames [start, end)."""
 
     start: int
@@ -56,7 +56,7 @@ class StatusCall(msgspec.Struct, frozen=True):
 class HostBench:
     """One host with `frames` frames; a guest that consented, if it was asked."""
 
-    def __init__(self, choice: HostChoice, frames: int = FRAMES) -> None:
+    def __init__(self, choice: BenchedHost, frames: int = FRAMES) -> None:
         self.host = load_host(choice.name, choice.switches, choice.plugin)
         self._vcpu = StandInVcpu()
         self._frames = frames
@@ -79,7 +79,7 @@ class HostBench:
         call = self._vcpu.hypercall(nr, gpa, pages, attributes)
         return to_signed(self.host.hypercall(call) & U64_MASK, 64)
 
-    def run(self, calls: Sequence[StatusCall]) -> tuple[bitarray, list[int]]:
+    def run(self, calls: Sequence[TimedCall]) -> tuple[bitarray, list[int]]:
         """The record after `calls` on a new VM, and the answers."""
         self.start()
         answers = [

@@ -12,15 +12,15 @@ from typing import Final
 from guestemu.abi.addresses import PAGE_SHIFT
 from guestemu.abi.hypercalls import MAP_GPA_RANGE_ENCRYPTED
 from guestemu.claims.claim import Claim, Lab
-from guestemu.claims.host_bench import FRAMES, MODEL, HostBench, HostChoice
-from guestemu.claims.result import ClaimResult, Evidence, Witness, decide
+from guestemu.claims.host_bench import FRAMES, MODEL, BenchedHost, HostBench
+from guestemu.claims.result import ClaimResult, ClaimWitness, Evidence, decide
 from guestemu.host.kvm.findings import FindingKind, ReportsFindings
 from guestemu.operations import host_operations
 from guestemu.program.ops import OpKind
 
 # C23 ------------------------------------------------------------------------------------------
 
-SIZED: Final = HostChoice("bitmap-v8")
+SIZED: Final = BenchedHost("bitmap-v8")
 """The bitmap of RAM size."""
 
 _PLUGGED: Final = 8
@@ -28,12 +28,12 @@ _PLUGGED: Final = 8
 
 
 def ram_size(
-    _lab: Lab, sized: HostChoice = SIZED, growing: HostChoice | None = None
+    _lab: Lab, sized: BenchedHost = SIZED, growing: BenchedHost | None = None
 ) -> ClaimResult:
     """C23: a report for memory that is plugged in later."""
-    other = growing or HostChoice("bitmap-v6")
+    other = growing or BenchedHost("bitmap-v6")
     seen = {choice: _report_then_plug(choice) for choice in (sized, other)}
-    listed = _listed(HostChoice("shared-list-v10"))
+    listed = _listed(BenchedHost("shared-list-v10"))
     answer, is_shared = seen[sized]
     other_keeps = seen[other][1]
     return ClaimResult(
@@ -51,7 +51,7 @@ def ram_size(
         ),
         guests=(MODEL,),
         witnesses=(
-            Witness(
+            ClaimWitness(
                 f"set shared [{FRAMES}, {FRAMES + 1}), plug {_PLUGGED} pages at {FRAMES}, "
                 "KVM_GET_PAGE_ENC_BITMAP",
                 "guestemu run corpora/hosts/hot-plug-v8.prog",
@@ -60,7 +60,7 @@ def ram_size(
     )
 
 
-def _report_then_plug(choice: HostChoice) -> tuple[int, bool]:
+def _report_then_plug(choice: BenchedHost) -> tuple[int, bool]:
     """The answer to the report, and whether the plugged page then counts as shared."""
     bench = HostBench(choice)
     host = bench.start()
@@ -71,7 +71,7 @@ def _report_then_plug(choice: HostChoice) -> tuple[int, bool]:
     return answer, bits >= 0 and not bits & 1
 
 
-def _listed(choice: HostChoice) -> int:
+def _listed(choice: BenchedHost) -> int:
     bench = HostBench(choice)
     host = bench.start()
     bench.call(FRAMES << PAGE_SHIFT, 1, False)
@@ -81,11 +81,11 @@ def _listed(choice: HostChoice) -> int:
 # C24 ------------------------------------------------------------------------------------------
 
 GROWING: Final = tuple(
-    HostChoice(name) for name in ("bitmap-v1", "bitmap-v2", "bitmap-v3", "bitmap-v6")
+    BenchedHost(name) for name in ("bitmap-v1", "bitmap-v2", "bitmap-v3", "bitmap-v6")
 )
 """Bitmaps that a hypercall makes larger."""
 
-BOUNDED: Final = tuple(HostChoice(name) for name in ("bitmap-v8", "map-gpa-range"))
+BOUNDED: Final = tuple(BenchedHost(name) for name in ("bitmap-v8", "map-gpa-range"))
 
 _HIGH_GPA: Final = 1 << 46
 _NODES: Final = 512
@@ -93,13 +93,13 @@ _NODES: Final = 512
 
 def unlimited_memory(
     _lab: Lab,
-    growing: tuple[HostChoice, ...] = GROWING,
-    bounded: tuple[HostChoice, ...] = BOUNDED,
+    growing: tuple[BenchedHost, ...] = GROWING,
+    bounded: tuple[BenchedHost, ...] = BOUNDED,
 ) -> ClaimResult:
     """C24: one hypercall for a frame at 64 TiB, and alternate pages on the list."""
     taken = {choice: _allocated(choice) for choice in growing}
     kept = {choice: _allocated(choice) for choice in bounded}
-    per_call = _regions_per_call(HostChoice("shared-list-v10"))
+    per_call = _regions_per_call(BenchedHost("shared-list-v10"))
     grows = all(amount for amount in taken.values())
     return ClaimResult(
         verdict=decide(
@@ -127,7 +127,7 @@ def unlimited_memory(
         ),
         guests=(MODEL,),
         witnesses=(
-            Witness(
+            ClaimWitness(
                 "hypercall nr=12 a0=0x400000000000 a1=1 a2=0",
                 "guestemu run corpora/hosts/growth-v6.prog",
             ),
@@ -135,7 +135,7 @@ def unlimited_memory(
     )
 
 
-def _allocated(choice: HostChoice) -> int:
+def _allocated(choice: BenchedHost) -> int:
     """Bytes of kernel memory beyond the bound that one call makes the host allocate."""
     bench = HostBench(choice)
     host = bench.start()
@@ -146,7 +146,7 @@ def _allocated(choice: HostChoice) -> int:
     return max(sizes, default=0)
 
 
-def _regions_per_call(choice: HostChoice) -> float:
+def _regions_per_call(choice: BenchedHost) -> float:
     bench = HostBench(choice, 2 * _NODES + 1)
     host = bench.start()
     for page in range(_NODES):
@@ -159,7 +159,7 @@ def _regions_per_call(choice: HostChoice) -> float:
 _SIZE_BITS: Final = 4
 _RESERVED: Final = range(5, 64)
 
-HANDLERS: Final = tuple(HostChoice(name) for name in ("map-gpa-range", "qemu-v4", "qemu-10.2"))
+HANDLERS: Final = tuple(BenchedHost(name) for name in ("map-gpa-range", "qemu-v4", "qemu-10.2"))
 
 
 def _attribute_words() -> Iterator[int]:
@@ -169,12 +169,12 @@ def _attribute_words() -> Iterator[int]:
         yield from (hint | private for hint in range(1 << _SIZE_BITS))
 
 
-def reserved_bits(_lab: Lab, handlers: tuple[HostChoice, ...] = HANDLERS) -> ClaimResult:
+def reserved_bits(_lab: Lab, handlers: tuple[BenchedHost, ...] = HANDLERS) -> ClaimResult:
     """C27: which attribute words are refused, and what each handler makes of them."""
     words = list(_attribute_words())
     reserved = [word for word in words if word >> _SIZE_BITS + 1]
-    accepted: dict[HostChoice, int] = {}
-    odd: dict[HostChoice, list[int]] = {}
+    accepted: dict[BenchedHost, int] = {}
+    odd: dict[BenchedHost, list[int]] = {}
     for choice in handlers:
         bench = HostBench(choice)
         accepted[choice] = sum(_takes(bench, word) for word in reserved)
@@ -208,7 +208,7 @@ def reserved_bits(_lab: Lab, handlers: tuple[HostChoice, ...] = HANDLERS) -> Cla
         ),
         guests=(MODEL,),
         witnesses=(
-            Witness(
+            ClaimWitness(
                 f"attributes {first[0]:#x}: shared by bit 4, private for a handler that reads the "
                 "whole word",
                 "guestemu run corpora/hosts/attributes-word-v4.prog",

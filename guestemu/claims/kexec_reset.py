@@ -19,7 +19,7 @@ from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTE
 from guestemu.abi.regions import Region
 from guestemu.claims.claim import Claim, Lab
 from guestemu.claims.kernels import BUDGET, MEMORY, image
-from guestemu.claims.result import ClaimResult, Evidence, Witness, decide
+from guestemu.claims.result import ClaimResult, ClaimWitness, Evidence, decide
 from guestemu.claims.witness_text import program_witness
 from guestemu.host.registry import load_host
 from guestemu.program.ops import Op, OpKind
@@ -123,7 +123,7 @@ def reset_at_boot(lab: Lab, stops_others: bool = True) -> ClaimResult:
         witnesses=(
             *((program_witness(header, before.first),) if before.first else ()),
             *(
-                Witness(
+                ClaimWitness(
                     f"256 shared pages, kexec, an e820 entry at {_HOLE:#x}",
                     f"guestemu kernel kexec --image {name.partition(':')[2]} --hole {_HOLE:#x}",
                 )

@@ -13,7 +13,7 @@ from typing import ClassVar, Final
 from guestemu.abi.msrs import KVM_MIGRATION_READY, MSR_KVM_MIGRATION_CONTROL
 from guestemu.claims.claim import Claim, Lab, Need
 from guestemu.claims.kernels import CalledKernel
-from guestemu.claims.result import ClaimResult, Evidence, Witness, decide
+from guestemu.claims.result import ClaimResult, ClaimWitness, Evidence, decide
 from guestemu.claims.witness_text import program_witness
 from guestemu.host.base import Host, VcpuAccess
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
@@ -116,7 +116,7 @@ def one_bit(lab: Lab, leaving: tuple[tuple[str, str, Leave], ...] = LEAVING) -> 
         evidence=tuple(evidence),
         guests=lab.kernels,
         witnesses=tuple(
-            Witness(
+            ClaimWitness(
                 "kvm_cpu_down_prepare(0), then kvm_cpu_online(0): WRMSR 0, and nothing that takes "
                 "it back",
                 f"guestemu kernel call kvm_cpu_down_prepare 0 --image {_series(name)}",

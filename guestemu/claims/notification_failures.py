@@ -19,7 +19,7 @@ from guestemu.abi.regions import Region
 from guestemu.abi.x86 import VECTOR_PF
 from guestemu.claims.claim import Claim, Lab, Need
 from guestemu.claims.kernels import CalledKernel
-from guestemu.claims.result import ClaimResult, Evidence, Witness, decide
+from guestemu.claims.result import ClaimResult, ClaimWitness, Evidence, decide
 from guestemu.claims.witness_text import program_witness
 from guestemu.guest.base import CallOutcome, GuestOops
 from guestemu.machine.exits import BudgetExhausted
@@ -185,7 +185,7 @@ def error_up_the_chain(lab: Lab) -> ClaimResult:
         ),
         guests=lab.kernels,
         witnesses=tuple(
-            Witness(
+            ClaimWitness(
                 "the host refuses, the caller gets 0",
                 "guestemu kernel call set_memory_decrypted page:0 1 "
                 f"--answer -{_EINVAL} --image {name.partition(':')[2]}",

@@ -12,7 +12,7 @@ BothViews = tuple[bytes, bytes]
 """A page through C=1 and through C=0."""
 
 
-class Views(msgspec.Struct, frozen=True):
+class KeptBytes(msgspec.Struct, frozen=True):
     """Of one page at the target: bytes (of 4096) that each view shows as the source's did."""
 
     private_kept: int
@@ -34,9 +34,9 @@ def both_views(ram: GuestRam, gpa: Gpa) -> BothViews:
     return ram.read(gpa, PAGE_SIZE), ram.read(gpa, PAGE_SIZE, private=False)
 
 
-def compare_views(source: BothViews, target: BothViews) -> Views:
+def compare_views(source: BothViews, target: BothViews) -> KeptBytes:
     """What of `source` is at `target`."""
-    return Views(*(_equal(one, other) for one, other in zip(source, target, strict=True)))
+    return KeptBytes(*(_equal(one, other) for one, other in zip(source, target, strict=True)))
 
 
 def _equal(one: bytes, other: bytes) -> int:

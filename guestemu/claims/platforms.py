@@ -17,7 +17,7 @@ from guestemu.abi.errors import GuestemuError
 from guestemu.abi.sev_firmware import Command, Status
 from guestemu.host.firmware.buffers import (
     ActivateBuffer,
-    Buffer,
+    CommandBuffer,
     HandleBuffer,
     InitBuffer,
     LaunchMeasureBuffer,
@@ -53,7 +53,7 @@ _SESSION_SIZE: Final = 128
 _MEASURE_SIZE: Final = 48
 
 
-class Packet(msgspec.Struct, frozen=True):
+class TransportPacket(msgspec.Struct, frozen=True):
     """A page under the transport key: the 52-byte header and the ciphertext (E13)."""
 
     header: bytes
@@ -98,13 +98,13 @@ class Transfer:
         must(target, Command.ACTIVATE, ActivateBuffer(start.handle, TARGET_ASID))
         return start.handle
 
-    def send(self, address: int) -> Packet:
+    def send(self, address: int) -> TransportPacket:
         """SEND_UPDATE_DATA of the page at system-physical `address`."""
         memory = self.source.memory
         must(self.source, Command.SEND_UPDATE_DATA, _update(self.source_handle, address))
-        return Packet(memory.read(_HEADER, _HEADER_SIZE), memory.read(_DATA, PAGE_SIZE))
+        return TransportPacket(memory.read(_HEADER, _HEADER_SIZE), memory.read(_DATA, PAGE_SIZE))
 
-    def receive(self, packet: Packet, address: int) -> Status:
+    def receive(self, packet: TransportPacket, address: int) -> Status:
         """RECEIVE_UPDATE_DATA of `packet` to the page at `address` of the target."""
         self.target.memory.write(_HEADER, packet.header)
         self.target.memory.write(_DATA, packet.data)
@@ -117,7 +117,7 @@ class Transfer:
         must(self.target, Command.RECEIVE_FINISH, HandleBuffer(self.target_handle))
 
 
-def must(platform: Platform, command: Command, buffer: Buffer) -> None:
+def must(platform: Platform, command: Command, buffer: CommandBuffer) -> None:
     """Runs a command that has to succeed; raises `GuestemuError` where it does not."""
     status = execute(platform, command, buffer)
     if status is not Status.SUCCESS:

@@ -13,18 +13,19 @@ from typing import Final
 import msgspec
 
 from guestemu.claims.claim import Claim, Lab
-from guestemu.claims.host_bench import MODEL, HostBench, HostChoice, StatusCall
-from guestemu.claims.result import ClaimResult, Evidence, Witness, decide
+from guestemu.claims.host_bench import MODEL, BenchedHost, HostBench, TimedCall
+from guestemu.claims.result import ClaimResult, ClaimWitness, Evidence, decide
 
 _UNIVERSE: Final = 4
 """Pages that the calls are about."""
 
 SETTERS: Final = tuple(
-    HostChoice(name) for name in ("map-gpa-range", "qemu-v4", "qemu-10.2", "bitmap-v6", "bitmap-v8")
+    BenchedHost(name)
+    for name in ("map-gpa-range", "qemu-v4", "qemu-10.2", "bitmap-v6", "bitmap-v8")
 )
 """Hosts that set the status to a value and answer 0."""
 
-COUNTER: Final = HostChoice("shared-list-v10")
+COUNTER: Final = BenchedHost("shared-list-v10")
 """A host whose answer is a change of a count (K2-d)."""
 
 
@@ -32,23 +33,23 @@ class _Repeats(msgspec.Struct, frozen=True):
     sequences: int
     records: int
     answers: int
-    first: tuple[StatusCall, ...]
+    first: tuple[TimedCall, ...]
 
 
-def _calls() -> list[StatusCall]:
+def _calls() -> list[TimedCall]:
     return [
-        StatusCall(start, end, private)
+        TimedCall(start, end, private)
         for start in range(_UNIVERSE)
         for end in range(start + 1, _UNIVERSE + 1)
         for private in (False, True)
     ]
 
 
-def _repeat_all(choice: HostChoice) -> _Repeats:
+def _repeat_all(choice: BenchedHost) -> _Repeats:
     """Every sequence of two calls on four pages, with the second made once and twice."""
     bench = HostBench(choice)
     records = answers = sequences = 0
-    first: tuple[StatusCall, ...] = ()
+    first: tuple[TimedCall, ...] = ()
     for pair in product(_calls(), repeat=2):
         once, _ = bench.run(pair)
         twice, given = bench.run((*pair, pair[-1]))
@@ -62,7 +63,7 @@ def _repeat_all(choice: HostChoice) -> _Repeats:
 
 
 def re_execution(
-    _lab: Lab, setters: tuple[HostChoice, ...] = SETTERS, counter: HostChoice = COUNTER
+    _lab: Lab, setters: tuple[BenchedHost, ...] = SETTERS, counter: BenchedHost = COUNTER
 ) -> ClaimResult:
     """C22: a hypercall that is made again, as after a migration in the middle of its exit."""
     by_value = {choice: _repeat_all(choice) for choice in setters}
@@ -93,7 +94,9 @@ def re_execution(
             )
         ),
         guests=(MODEL,),
-        witnesses=(Witness(f"{counter.title}: {', then '.join(map(str, by_count.first))}, twice"),)
+        witnesses=(
+            ClaimWitness(f"{counter.title}: {', then '.join(map(str, by_count.first))}, twice"),
+        )
         if by_count.first
         else (),
     )

@@ -9,7 +9,7 @@ import msgspec
 
 from guestemu.claims.claim import Claim
 from guestemu.claims.debate import Decided
-from guestemu.claims.result import ClaimResult, Evidence, Plot, Verdict, Witness
+from guestemu.claims.result import ClaimResult, ClaimVerdict, ClaimWitness, Evidence, Plot
 
 
 class ClaimReport(msgspec.Struct, frozen=True):
@@ -20,11 +20,11 @@ class ClaimReport(msgspec.Struct, frozen=True):
     id: str
     text: str
     who: str
-    verdict: Verdict
+    verdict: ClaimVerdict
     condition: str
     evidence: tuple[Evidence, ...]
     guests: tuple[str, ...]
-    witnesses: tuple[Witness, ...]
+    witnesses: tuple[ClaimWitness, ...]
     remark: str
     plots: tuple[str, ...]
     seconds: float
@@ -78,7 +78,7 @@ def file_name(plot: Plot) -> str:
 
 def condition(result: ClaimResult) -> str:
     """What completes the verdict "true only if"; "" for any other."""
-    return result.condition if result.verdict is Verdict.CONDITIONAL else ""
+    return result.condition if result.verdict is ClaimVerdict.CONDITIONAL else ""
 
 
 def verdict_words(result: ClaimResult) -> str:

@@ -12,7 +12,7 @@ import enum
 import msgspec
 
 
-class Verdict(enum.StrEnum):
+class ClaimVerdict(enum.StrEnum):
     """How a claim fares."""
 
     CONFIRMED = "confirmed"
@@ -36,7 +36,7 @@ class Evidence(msgspec.Struct, frozen=True, omit_defaults=True):
     how: str = ""
 
 
-class Witness(msgspec.Struct, frozen=True):
+class ClaimWitness(msgspec.Struct, frozen=True):
     """A smallest example, to look at and to run again.
 
     `text` is a program, an interleaving or a list of steps; `command` what shows it from a checkout
@@ -64,11 +64,11 @@ class ClaimResult(msgspec.Struct, frozen=True):
     "host model" where no guest runs; `remark` is for what the verdict cannot say.
     """
 
-    verdict: Verdict
+    verdict: ClaimVerdict
     evidence: tuple[Evidence, ...]
     guests: tuple[str, ...]
     condition: str = ""
-    witnesses: tuple[Witness, ...] = ()
+    witnesses: tuple[ClaimWitness, ...] = ()
     remark: str = ""
     plots: tuple[Plot, ...] = ()
 
@@ -78,18 +78,20 @@ class ClaimResult(msgspec.Struct, frozen=True):
         return not any(guest.startswith(("snippet:", "linux:")) for guest in self.guests)
 
 
-def decide(*, confirmed: bool = False, refuted: bool = False, conditional: bool = False) -> Verdict:
-    """The verdict whose condition holds; `Verdict.UNDECIDED` if none or more than one does.
+def decide(
+    *, confirmed: bool = False, refuted: bool = False, conditional: bool = False
+) -> ClaimVerdict:
+    """The verdict whose condition holds; `ClaimVerdict.UNDECIDED` if none or more than one does.
 
     An experiment passes conditions on what it measured, never constants.
     """
     holding = [
         verdict
         for verdict, holds in (
-            (Verdict.CONFIRMED, confirmed),
-            (Verdict.REFUTED, refuted),
-            (Verdict.CONDITIONAL, conditional),
+            (ClaimVerdict.CONFIRMED, confirmed),
+            (ClaimVerdict.REFUTED, refuted),
+            (ClaimVerdict.CONDITIONAL, conditional),
         )
         if holds
     ]
-    return holding[0] if len(holding) == 1 else Verdict.UNDECIDED
+    return holding[0] if len(holding) == 1 else ClaimVerdict.UNDECIDED

@@ -14,7 +14,7 @@ from guestemu.claims.cells import (
     LOOSE_ORDERS,
     MODEL,
     TIGHT_ORDERS,
-    Cell,
+    InterleavingCell,
     count_rows,
     evidence,
     machine_check,
@@ -28,7 +28,7 @@ _ALL: Final = (1, 2, 3, 4, 5, 6)
 _DEFAULT: Final = Rules()
 
 
-def _lost(cells: tuple[Cell, ...]) -> int:
+def _lost(cells: tuple[InterleavingCell, ...]) -> int:
     return sum(cell.lost for cell in cells)
 
 

@@ -20,7 +20,7 @@ from guestemu.claims import cells
 from guestemu.claims.claim import Claim, Lab
 from guestemu.claims.handler_path import GUEST as HANDLER
 from guestemu.claims.handler_path import exported_shared_page, send_by_handler
-from guestemu.claims.page_views import Views, both_views, compare_views
+from guestemu.claims.page_views import KeptBytes, both_views, compare_views
 from guestemu.claims.platforms import GUEST_BASE, Transfer
 from guestemu.claims.result import ClaimResult, Evidence, decide
 from guestemu.claims.witness_text import program_witness
@@ -61,7 +61,7 @@ class _Pair:
         if not outcome.is_ok:
             raise GuestemuError(f"{GUEST}: {outcome.violations[0].message}")
 
-    def send(self, page: int, as_private: bool) -> Views:
+    def send(self, page: int, as_private: bool) -> KeptBytes:
         """Sends page D[`page`] and compares what the views show on both sides."""
         gpa = self.source.guest.gpa(Region.D, page)
         before = both_views(self.source.guest.machine.ram, gpa)
@@ -124,7 +124,7 @@ _SENT_AS_PLAIN: Final = (
 """A page that is sent by what it is, and then flipped back unwritten."""
 
 
-def _show(what: str, views: Views) -> tuple[Evidence, ...]:
+def _show(what: str, views: KeptBytes) -> tuple[Evidence, ...]:
     how = "4096 bytes compared with the source's"
     return (
         Evidence(f"{what}: read with C=1", _word(views.keeps_private), how=how),
@@ -132,7 +132,9 @@ def _show(what: str, views: Views) -> tuple[Evidence, ...]:
     )
 
 
-def all_as_encrypted(_lab: Lab, handler: Callable[[bool], Views] = send_by_handler) -> ClaimResult:
+def all_as_encrypted(
+    _lab: Lab, handler: Callable[[bool], KeptBytes] = send_by_handler
+) -> ClaimResult:
     """C15: a page in use with C=1 and one in use with C=0, each sent both ways; and through a
     migration handler, which has only the private way."""
     pair = _Pair()

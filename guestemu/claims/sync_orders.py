@@ -12,7 +12,7 @@ from typing import Final
 from guestemu.claims.cells import (
     LOOSE_ORDERS,
     TIGHT_ORDERS,
-    Cell,
+    InterleavingCell,
     count,
     count_rows,
     evidence,
@@ -27,7 +27,7 @@ _ALL: Final = (1, 2, 3, 4, 5, 6)
 _DEFAULT: Final = Rules()
 
 
-def _lost(cells: tuple[Cell, ...]) -> int:
+def _lost(cells: tuple[InterleavingCell, ...]) -> int:
     return sum(cell.lost for cell in cells)
 
 

@@ -14,7 +14,7 @@ from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, RamAddr
 from guestemu.abi.errno import EIO
 from guestemu.host.qemu.blockers import MigrationBlockers
 from guestemu.host.qemu.dirty_log import KvmDirtyLogs
-from guestemu.host.qemu.interfaces import Packet, Region, SendStart, TransportError
+from guestemu.host.qemu.interfaces import Region, SendStart, SevPacket, TransportError
 from guestemu.host.qemu.memory_map import MemoryMap
 from guestemu.host.qemu.outgoing import page_status
 from guestemu.host.qemu.precopy import Precopy
@@ -50,7 +50,7 @@ class _NoFirmware:
     def send_start(self) -> SendStart:
         raise TransportError("SEND_START", -EIO)
 
-    def send_update_data(self, address: RamAddr) -> Packet:
+    def send_update_data(self, address: RamAddr) -> SevPacket:
         raise TransportError("SEND_UPDATE_DATA", -EIO)
 
     def send_finish(self) -> None:

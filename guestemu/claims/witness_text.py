@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from guestemu.claims.result import Witness
+from guestemu.claims.result import ClaimWitness
 from guestemu.program.ops import Op
 from guestemu.program.program import Header, Program
 from guestemu.program.text import format_text
@@ -13,7 +13,7 @@ from guestemu.program.text import format_text
 _SEPARATOR = "---"
 
 
-def program_witness(header: Header, ops: Sequence[Op], note: str = "") -> Witness:
+def program_witness(header: Header, ops: Sequence[Op], note: str = "") -> ClaimWitness:
     """The program of `ops` and the command that runs it; `note` becomes a comment at its end."""
     default = set(format_text(Program(Header())).splitlines())
     lines = format_text(Program(header, tuple(ops))).rstrip().splitlines()
@@ -25,4 +25,4 @@ def program_witness(header: Header, ops: Sequence[Op], note: str = "") -> Witnes
     ]
     if note:
         kept.append(f"# {note}")
-    return Witness("\n".join(kept), "guestemu run PROGRAM")
+    return ClaimWitness("\n".join(kept), "guestemu run PROGRAM")

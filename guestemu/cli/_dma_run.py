@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from guestemu.dma.what_if import Comparison
 
 
-class Request(msgspec.Struct, frozen=True):
+class DmaRequest(msgspec.Struct, frozen=True):
     """The command line: what to replay on which guest, and what to write. Memory in MiB."""
 
     source: str
@@ -50,7 +50,7 @@ class WorkloadOrder(msgspec.Struct, frozen=True):
     devices: tuple[str, ...]
 
 
-def run_workload(order: WorkloadOrder, request: Request) -> tuple[DmaReport, list[OSError]]:
+def run_workload(order: WorkloadOrder, request: DmaRequest) -> tuple[DmaReport, list[OSError]]:
     """Records the trace on the kernel of `request.guest`, then replays it there; as `run`.
 
     Raises `InputError`.
@@ -80,7 +80,7 @@ def run_workload(order: WorkloadOrder, request: Request) -> tuple[DmaReport, lis
     return msgspec.structs.replace(report, workload=recording.counts), failures
 
 
-def run(request: Request) -> tuple[DmaReport, list[OSError]]:
+def run(request: DmaRequest) -> tuple[DmaReport, list[OSError]]:
     """Replays and writes every file that is asked for; the report, and which files could not be
     written."""
     from guestemu.dma.patterns import is_pattern, parse_patterns, pattern_events
@@ -104,7 +104,7 @@ def run(request: Request) -> tuple[DmaReport, list[OSError]]:
 
 
 def _replay(
-    request: Request,
+    request: DmaRequest,
     events: Iterable[Event],
     total: int | None,
     position: Callable[[], int],
@@ -167,7 +167,7 @@ def _add(
     files.callback(output.attempt, writer.close)
 
 
-def _options(request: Request) -> RunOptions:
+def _options(request: DmaRequest) -> RunOptions:
     from guestemu.dma.migration import parse_plan
     from guestemu.dma.run import RunOptions
 
@@ -176,7 +176,7 @@ def _options(request: Request) -> RunOptions:
     return RunOptions(request.cma, *parse_plan(request.migrate))
 
 
-def _driver(request: Request, observers: tuple[Observer, ...]) -> DmaRun:
+def _driver(request: DmaRequest, observers: tuple[Observer, ...]) -> DmaRun:
     from guestemu.dma.model import PREFIX, ModelRun, is_model
 
     options = _options(request)
@@ -193,7 +193,7 @@ def _driver(request: Request, observers: tuple[Observer, ...]) -> DmaRun:
     return Emulation(build_testbed(header), observers=observers, options=options)
 
 
-def _comparison(request: Request) -> Comparison | None:
+def _comparison(request: DmaRequest) -> Comparison | None:
     """Policies are compared on the model of the guest's kernel generation."""
     if not request.policies:
         return None

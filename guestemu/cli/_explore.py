@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from guestemu.explore.model import Scenario
     from guestemu.explore.pct import PctResult
     from guestemu.explore.report import CellReport, WitnessReport
-    from guestemu.explore.table import Row, Table
+    from guestemu.explore.table import CountRow, Table
 
 MAX_LISTED: Final = 100_000
 
@@ -43,13 +43,13 @@ def show_table(scenarios: Sequence[Scenario], with_reduction: bool, as_json: boo
     return EXIT_FINDINGS if any(row.losing for row in rows) else EXIT_OK
 
 
-def _cell(row: Row) -> str:
+def _cell(row: CountRow) -> str:
     """Losing of all, and the losses that count as defined in brackets where they differ."""
     defined = f" ({row.lost_defined})" if row.lost_defined != row.lost_strict else ""
     return f"{row.lost_strict}/{row.total}{defined}"
 
 
-def _print_matrix(rows: Sequence[Row]) -> None:
+def _print_matrix(rows: Sequence[CountRow]) -> None:
     scripts = list(dict.fromkeys(row.script for row in rows))
     lines: dict[str, list[str]] = {}
     for row in rows:
@@ -62,7 +62,7 @@ def _print_matrix(rows: Sequence[Row]) -> None:
         console.emit("losing/all interleavings; lost_strict and lost_defined agree")
 
 
-def _print_cell(row: Row) -> None:
+def _print_cell(row: CountRow) -> None:
     number = f"{row.row}: " if row.row else ""
     console.emit(f"order   {number}{row.order}")
     name = "" if row.script == row.script_steps else f"{row.script}: "
@@ -71,7 +71,7 @@ def _print_cell(row: Row) -> None:
     console.emit(f"lost_defined  {row.lost_defined}")
 
 
-def _print_reduction(rows: Sequence[Row]) -> None:
+def _print_reduction(rows: Sequence[CountRow]) -> None:
     lines = []
     for row in rows:
         kept = row.reduced.states if row.reduced is not None else 0

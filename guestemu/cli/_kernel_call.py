@@ -15,7 +15,7 @@ from guestemu.cli import console
 
 if TYPE_CHECKING:
     from guestemu.kernel.call import CallReport
-    from guestemu.kernel.calltree import TreeLine
+    from guestemu.kernel.calltree import FunctionLine
 
 _MAX_LINES = 16
 
@@ -84,7 +84,7 @@ def tell(report: CallReport) -> None:
         console.emit(_node(node))
 
 
-def _node(node: TreeLine) -> str:
+def _node(node: FunctionLine) -> str:
     """Instructions of the function with all that it called, then its own."""
     indent = "  " * node.depth
     times = f" ({node.times} times)" if node.times > 1 else ""

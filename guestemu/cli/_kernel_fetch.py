@@ -24,7 +24,7 @@ class Fetched(msgspec.Struct, frozen=True):
     path: str
 
 
-class Offer(msgspec.Struct, frozen=True):
+class PackageOffer(msgspec.Struct, frozen=True):
     """A kernel that can be fetched. `size` in bytes; `path` where it is in the cache already."""
 
     name: str
@@ -44,7 +44,7 @@ def _archive(suites: Sequence[str]) -> Archive:
     return Archive(cache_root() / "apt", suites or SUITES, console.note)
 
 
-def list_kernels(names: Sequence[str], suites: Sequence[str]) -> list[Offer]:
+def list_kernels(names: Sequence[str], suites: Sequence[str]) -> list[PackageOffer]:
     """What there is, newest of every series and flavour; only `names` if there are some."""
     from guestemu.guest.linux.images import kernel_directory
 
@@ -54,7 +54,7 @@ def list_kernels(names: Sequence[str], suites: Sequence[str]) -> list[Offer]:
     for package in archive.find(names) if names else archive.newest():
         path = directory / package.file
         offers.append(
-            Offer(
+            PackageOffer(
                 name=package.title,
                 series=package.series,
                 flavour=package.flavour,
@@ -87,7 +87,7 @@ def fetch_kernels(
     return rows
 
 
-def tell_list(offers: Sequence[Offer]) -> None:
+def tell_list(offers: Sequence[PackageOffer]) -> None:
     """For people."""
     for offer in offers:
         mark = "  fetched" if offer.path is not None else ""

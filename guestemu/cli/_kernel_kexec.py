@@ -11,7 +11,7 @@ from guestemu.abi.hypercalls import answer_text, hypercall_text
 from guestemu.cli import console
 
 if TYPE_CHECKING:
-    from guestemu.kernel.kexec import KexecReport, Moment
+    from guestemu.kernel.kexec import KexecMoment, KexecReport
 
 _BUDGET: Final = 20_000_000
 _MAX_LINES: Final = 16
@@ -79,6 +79,6 @@ _MEANING: Final = {
 }
 
 
-def _moment(moment: Moment) -> str:
+def _moment(moment: KexecMoment) -> str:
     ready = "may migrate" if moment.migration_ready else "may not migrate"
     return f"the host has {moment.shared} pages as shared and {ready}"

@@ -13,7 +13,7 @@ from guestemu.cli._options import AsJson
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
 
 if TYPE_CHECKING:
-    from guestemu.kernelmig.run import Report, Request
+    from guestemu.kernelmig.run import SweepReport, SweepRequest
 
 _LINUX: Final = "linux:"
 DEFAULT_EVERY: Final = 100
@@ -133,9 +133,9 @@ def _request(
     sev: str,
     tuples: bool,
     there_and_back: bool,
-) -> Request:
+) -> SweepRequest:
     from guestemu.guest.linux.images import find_image
-    from guestemu.kernelmig.run import LEAVES, PATHS, Request
+    from guestemu.kernelmig.run import LEAVES, PATHS, SweepRequest
     from guestemu.kernelmig.sweep import FetchOrder
 
     orders = {one.value: one for one in FetchOrder}
@@ -150,10 +150,10 @@ def _request(
     if not guest.startswith(_LINUX):
         raise InputError(f"--guest {guest}: only real kernels here; give linux:IMAGE")
     image = find_image(guest.removeprefix(_LINUX))
-    return Request(image, every, path, leaf, orders[order], sev, tuples, there_and_back)
+    return SweepRequest(image, every, path, leaf, orders[order], sev, tuples, there_and_back)
 
 
-def _tell(report: Report) -> None:
+def _tell(report: SweepReport) -> None:
     from guestemu.report.heat import heat_lines
 
     console.emit(f"Linux {report.version}, {report.sev}, {report.path}, {report.order}")

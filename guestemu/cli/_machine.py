@@ -37,7 +37,7 @@ _TOOLS: Final = {
 _PARANOID: Final = Path("/proc/sys/kernel/perf_event_paranoid")
 
 
-class Finding(msgspec.Struct, frozen=True):
+class MachineItem(msgspec.Struct, frozen=True):
     """One thing looked at: `state` is "ok", "optional" (not there and not needed) or "missing";
     `detail` is what there is, `remedy` how to get what is not."""
 
@@ -47,7 +47,7 @@ class Finding(msgspec.Struct, frozen=True):
     remedy: str = ""
 
 
-def examine() -> tuple[Finding, ...]:
+def examine() -> tuple[MachineItem, ...]:
     """Everything that matters on this machine, needed things first."""
     return (
         _python(),
@@ -62,9 +62,9 @@ def examine() -> tuple[Finding, ...]:
     )
 
 
-def _python() -> Finding:
+def _python() -> MachineItem:
     detail = f"{platform.python_version()} on {platform.machine()}, {os.cpu_count()} CPUs"
-    return Finding("python", "ok", detail)
+    return MachineItem("python", "ok", detail)
 
 
 def _version(package: str) -> str | None:
@@ -74,38 +74,38 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _package(name: str) -> Finding:
+def _package(name: str) -> MachineItem:
     version = _version(name)
     if version is None:
-        return Finding(name, "missing", "not installed", f"pip install {name}")
-    return Finding(name, "ok", version)
+        return MachineItem(name, "missing", "not installed", f"pip install {name}")
+    return MachineItem(name, "ok", version)
 
 
-def _optional_package(name: str, remedy: str) -> Finding:
+def _optional_package(name: str, remedy: str) -> MachineItem:
     version = _version(name)
     if version is None:
-        return Finding(name, "optional", "not installed", remedy)
-    return Finding(name, "ok", version)
+        return MachineItem(name, "optional", "not installed", remedy)
+    return MachineItem(name, "ok", version)
 
 
-def _try(name: str, probe: Callable[[], Finding]) -> Finding:
+def _try(name: str, probe: Callable[[], MachineItem]) -> MachineItem:
     """What `probe` finds; anything it raises is something missing."""
     try:
         return probe()
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
-        return Finding(name, "missing", text, "reinstall guestemu and unicorn 2.1.x")
+        return MachineItem(name, "missing", text, "reinstall guestemu and unicorn 2.1.x")
 
 
-def _exception_layout() -> Finding:
+def _exception_layout() -> MachineItem:
     from guestemu.machine.exceptions import exception_layout
 
     found = exception_layout()
     detail = f"found in libunicorn (context bytes {found.old_exception} and {found.error_code})"
-    return Finding("exception layout", "ok", detail)
+    return MachineItem("exception layout", "ok", detail)
 
 
-def _guest() -> Finding:
+def _guest() -> MachineItem:
     """Boots the default guest and converts a page."""
     from guestemu.program.ops import Op, OpKind
     from guestemu.program.program import Program
@@ -116,48 +116,48 @@ def _guest() -> Finding:
     word = run_word(run)
     if word != OK or len(run.outcome.results[0].exits) != 1:
         raise RuntimeError(f"the test program ended in {word}")
-    return Finding("guest code", "ok", f"{run.program.header.guest} converts a page")
+    return MachineItem("guest code", "ok", f"{run.program.header.guest} converts a page")
 
 
-def _native_code() -> Finding:
+def _native_code() -> MachineItem:
     from guestemu import native
 
     why = native.why_not()
     if not why:
-        return Finding("native code", "ok", "hooks, fast path and mutator run as machine code")
-    return Finding("native code", "optional", f"{why}; {native.COST}", native.REMEDY)
+        return MachineItem("native code", "ok", "hooks, fast path and mutator run as machine code")
+    return MachineItem("native code", "optional", f"{why}; {native.COST}", native.REMEDY)
 
 
-def _tools() -> Iterator[Finding]:
+def _tools() -> Iterator[MachineItem]:
     binutils, compilers = _TOOLS
     missing = [name for name in binutils if shutil.which(name) is None]
     if missing:
         detail = f"no {' and no '.join(missing)}"
-        yield Finding("binutils", "optional", detail, _TOOLS[binutils])
+        yield MachineItem("binutils", "optional", detail, _TOOLS[binutils])
     else:
-        yield Finding("binutils", "ok", ", ".join(str(shutil.which(name)) for name in binutils))
+        yield MachineItem("binutils", "ok", ", ".join(str(shutil.which(name)) for name in binutils))
     found = next((path for name in compilers if (path := shutil.which(name))), None)
     if found is None:
-        yield Finding("C compiler", "optional", "none", _TOOLS[compilers])
+        yield MachineItem("C compiler", "optional", "none", _TOOLS[compilers])
     else:
-        yield Finding("C compiler", "ok", found)
+        yield MachineItem("C compiler", "ok", found)
 
 
-def _cache() -> Finding:
+def _cache() -> MachineItem:
     entries = cached()
     size = sum(entry.bytes for entry in entries) / 2**20
     detail = f"{size:,.0f} MiB in {root()}"
-    return Finding("cache", "ok", detail, "guestemu cache shows it" if entries else "")
+    return MachineItem("cache", "ok", detail, "guestemu cache shows it" if entries else "")
 
 
-def _perf() -> Finding:
+def _perf() -> MachineItem:
     release = platform.release()
     try:
         level = int(_PARANOID.read_text())
     except (OSError, ValueError):
-        return Finding("kernel perf", "optional", f"Linux {release} without perf events")
+        return MachineItem("kernel perf", "optional", f"Linux {release} without perf events")
     detail = f"Linux {release}, perf_event_paranoid {level}"
     if level > 1:
         remedy = "profiling with perf: sysctl kernel.perf_event_paranoid=1"
-        return Finding("kernel perf", "optional", detail, remedy)
-    return Finding("kernel perf", "ok", detail)
+        return MachineItem("kernel perf", "optional", detail, remedy)
+    return MachineItem("kernel perf", "ok", detail)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from guestemu.cli._interrupts import Interrupts
 from guestemu.cli._late_progress import LateProgress
-from guestemu.kernelmig.run import Watcher
+from guestemu.kernelmig.run import SweepWatcher
 
 if TYPE_CHECKING:
     from rich.progress import ProgressColumn
@@ -39,7 +39,7 @@ class _Bar(LateProgress):
         )
 
 
-class ProgressWatcher(Watcher):
+class ProgressWatcher(SweepWatcher):
     """A bar for each window; Ctrl-C waits for the migration that runs."""
 
     def __init__(self, interrupts: Interrupts) -> None:
@@ -47,16 +47,16 @@ class ProgressWatcher(Watcher):
         self._bar: _Bar | None = None
 
     def begin(self, name: str, total: int) -> None:
-        """See `Watcher`."""
+        """See `SweepWatcher`."""
         self.close()
         self._bar = _Bar(name, total)
 
     def before(self) -> None:
-        """See `Watcher`."""
+        """See `SweepWatcher`."""
         self._interrupts.hold()
 
     def after(self) -> None:
-        """See `Watcher`."""
+        """See `SweepWatcher`."""
         if self._bar is not None:
             self._bar.advance()
         self._interrupts.release()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from guestemu.mirror.noticed import ThreatCell
-    from guestemu.mirror.table import Cell
+    from guestemu.mirror.table import NamingCell
 
 
 def mirror(
@@ -72,7 +72,7 @@ def mirror(
     from guestemu.mirror.cases import DEFECTIVE, NAMINGS
     from guestemu.mirror.table import Fate, cells
 
-    found: list[Cell] = []
+    found: list[NamingCell] = []
     interrupted = False
     try:
         found.extend(cells((*NAMINGS, *DEFECTIVE) if defects else NAMINGS))
@@ -89,7 +89,7 @@ def mirror(
     return EXIT_FINDINGS if any(cell.fate == Fate.CORRUPTED for cell in found) else EXIT_OK
 
 
-def _tell(found: Sequence[Cell], why: bool) -> None:
+def _tell(found: Sequence[NamingCell], why: bool) -> None:
     pages = list(dict.fromkeys(cell.page for cell in found))
     fates = {(cell.naming, cell.page): cell.fate for cell in found}
     rows = [

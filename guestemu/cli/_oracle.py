@@ -15,7 +15,7 @@ from guestemu.cli._step_progress import StepProgress
 from guestemu.conform.compare import Disagreement, compare_step
 from guestemu.conform.kernel_choice import choose_kernel
 from guestemu.conform.reader import read_recording
-from guestemu.conform.recording import Recording, Step
+from guestemu.conform.recording import RecordedStep, Recording
 from guestemu.oracle.harness_build import build_init
 from guestemu.oracle.image import find_kernel
 from guestemu.oracle.live import LiveKvm
@@ -142,9 +142,9 @@ def record_matrix(kernel: str, modules: Path | None, output: Path, native: bool)
     )
 
 
-def cases_of(recording: Recording) -> list[tuple[OracleCase, tuple[Step, ...]]]:
+def cases_of(recording: Recording) -> list[tuple[OracleCase, tuple[RecordedStep, ...]]]:
     """The cases of a recording with their steps, in the order of their first step."""
-    found: dict[int, list[Step]] = {}
+    found: dict[int, list[RecordedStep]] = {}
     for step in recording.steps:
         found.setdefault(step.id, []).append(step)
     return [
@@ -153,7 +153,7 @@ def cases_of(recording: Recording) -> list[tuple[OracleCase, tuple[Step, ...]]]:
     ]
 
 
-def _act(step: Step) -> Act:
+def _act(step: RecordedStep) -> Act:
     return Act(op=step.op, inputs=step.inputs, mode=step.mode, cpl=step.cpl, vcpu=step.vcpu)
 
 

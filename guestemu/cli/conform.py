@@ -16,7 +16,7 @@ from guestemu.cli.errors import EXIT_FINDINGS, EXIT_INTERRUPTED, EXIT_OK
 if TYPE_CHECKING:
     from guestemu.conform.kernel_choice import KernelChoice
     from guestemu.conform.recording import Recording
-    from guestemu.conform.run import Tally
+    from guestemu.conform.run import StepTally
 
 GROUP: Final = "Regression"
 ORDER: Final = 20
@@ -69,7 +69,7 @@ def command(
     """
     from guestemu.conform.kernel_choice import choose_kernel, without_defects
     from guestemu.conform.reader import read_recording
-    from guestemu.conform.run import Tally
+    from guestemu.conform.run import StepTally
 
     source = read_recording(recording)
     if kernel is None:
@@ -83,7 +83,7 @@ def command(
         )
     if repaired:
         choice = without_defects(choice)
-    tally = Tally()
+    tally = StepTally()
     interrupted = _compare(source, choice, tally)
     if as_json:
         _emit_object(source, choice, tally)
@@ -94,7 +94,7 @@ def command(
     return EXIT_FINDINGS if tally.disagree else EXIT_OK
 
 
-def _compare(source: Recording, choice: KernelChoice, tally: Tally) -> bool:
+def _compare(source: Recording, choice: KernelChoice, tally: StepTally) -> bool:
     """Runs the recording into `tally`. True: Ctrl-C ended it between two steps."""
     from guestemu.cli._interrupts import Interrupts
     from guestemu.cli._step_progress import StepProgress
@@ -121,7 +121,7 @@ def _compare(source: Recording, choice: KernelChoice, tally: Tally) -> bool:
     return interrupted
 
 
-def _emit_object(source: Recording, choice: KernelChoice, tally: Tally) -> None:
+def _emit_object(source: Recording, choice: KernelChoice, tally: StepTally) -> None:
     console.emit_json(
         {
             "kernel": source.meta.kernel,
@@ -135,7 +135,7 @@ def _emit_object(source: Recording, choice: KernelChoice, tally: Tally) -> None:
     )
 
 
-def _tell(source: Recording, choice: KernelChoice, tally: Tally) -> None:
+def _tell(source: Recording, choice: KernelChoice, tally: StepTally) -> None:
     console.emit(f"recorded from {source.meta.kernel}, compared with the model of {choice.name}")
     if tally.disagree:
         rows = [

@@ -13,7 +13,7 @@ from guestemu.cli._options import AsJson
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_INTERRUPTED, EXIT_OK
 
 if TYPE_CHECKING:
-    from guestemu.cli._dma_run import Request, WorkloadOrder
+    from guestemu.cli._dma_run import DmaRequest, WorkloadOrder
     from guestemu.dma.report import DmaReport
 
 GROUP: Final = "Kernels and hosts"
@@ -152,7 +152,7 @@ def command(
 
       trace-cmd report | guestemu dma - --guest model:6.1 --policy all --html dma.html
     """
-    from guestemu.cli._dma_run import Request, WorkloadOrder
+    from guestemu.cli._dma_run import DmaRequest, WorkloadOrder
 
     if list_patterns:
         _list(as_json)
@@ -160,8 +160,8 @@ def command(
     if workload is not None:
         devices = tuple(device or ["nvme"])
         order = WorkloadOrder(workload, dump_trace, sev, devices)
-        return _record(order, source, Request("", guest, host, memory), strict, as_json)
-    request = Request(
+        return _record(order, source, DmaRequest("", guest, host, memory), strict, as_json)
+    request = DmaRequest(
         source,
         guest,
         host,
@@ -177,7 +177,7 @@ def command(
 
 
 def _record(
-    order: WorkloadOrder, source: str, request: Request, strict: bool, as_json: bool
+    order: WorkloadOrder, source: str, request: DmaRequest, strict: bool, as_json: bool
 ) -> int:
     from guestemu.abi.errors import InputError
     from guestemu.cli._dma_run import run_workload
@@ -195,7 +195,7 @@ def _policies(text: str | None) -> tuple[str, ...]:
     return parse_policies(text)
 
 
-def _replay(request: Request, strict: bool, as_json: bool) -> int:
+def _replay(request: DmaRequest, strict: bool, as_json: bool) -> int:
     from guestemu.abi.errors import InputError
     from guestemu.cli._dma_run import run
 
@@ -205,7 +205,7 @@ def _replay(request: Request, strict: bool, as_json: bool) -> int:
 
 
 def _finish(
-    done: tuple[DmaReport, list[OSError]], request: Request, strict: bool, as_json: bool
+    done: tuple[DmaReport, list[OSError]], request: DmaRequest, strict: bool, as_json: bool
 ) -> int:
     report, failures = done
     if as_json:
@@ -243,14 +243,14 @@ def _advise(report: DmaReport, memory: int) -> None:
 
 def _list(as_json: bool) -> None:
     from guestemu.dma.drivers import DRIVERS
-    from guestemu.dma.patterns import Scenario
+    from guestemu.dma.patterns import DriverScenario
 
     if as_json:
         patterns = [
             {"name": name, "help": driver.help, "parameters": driver.parameters}
             for name, driver in DRIVERS.items()
         ]
-        scenarios = [scenario.value for scenario in Scenario]
+        scenarios = [scenario.value for scenario in DriverScenario]
         console.emit_json({"patterns": patterns, "scenarios": scenarios}, "patterns")
         return
     rows = []
@@ -261,6 +261,6 @@ def _list(as_json: bool) -> None:
             rows.append(("", f"{key}={parameter.default}", allowed, parameter.help))
     console.emit_table(("pattern", "default", "range", "what"), rows)
     console.emit()
-    known = "|".join(scenario.value for scenario in Scenario)
+    known = "|".join(scenario.value for scenario in DriverScenario)
     console.emit(f"every pattern also takes scenario={known} and rounds=N;")
     console.emit("patterns join with +: nvme:queues=4,scenario=reset,rounds=3+e1000")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from guestemu.ledger.cell import Row
     from guestemu.ledger.failures import Failure
     from guestemu.ledger.flows import Flow
-    from guestemu.ledger.policies import Policy
+    from guestemu.ledger.policies import LedgerRow
 
 GROUP: Final = "Study"
 ORDER: Final = 20
@@ -100,7 +100,7 @@ def _check_writable(path: Path) -> None:
 
 
 def _run(
-    todo: Sequence[tuple[Policy, Flow]], failures: Sequence[Failure], every_step: bool
+    todo: Sequence[tuple[LedgerRow, Flow]], failures: Sequence[Failure], every_step: bool
 ) -> tuple[list[Row], bool]:
     """The rows, and whether they are all. After Ctrl-C those of the flows that are done, the
     present one among them; an interrupt inside a hook of the emulated CPU would be lost."""
@@ -132,7 +132,7 @@ def _run(
 
 def _show(
     rows: Sequence[Row],
-    policies: Sequence[Policy],
+    policies: Sequence[LedgerRow],
     with_rows: bool,
     html: Path | None,
     as_json: bool,

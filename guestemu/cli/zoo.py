@@ -17,7 +17,7 @@ from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
 
 if TYPE_CHECKING:
     from guestemu.zoo.bug import ZooBug
-    from guestemu.zoo.cell import Cell, CellResult
+    from guestemu.zoo.cell import CellResult, HuntCell
 
 GROUP: Final = "Study"
 ORDER: Final = 30
@@ -190,7 +190,7 @@ def run(
 
 
 def _gather(
-    cells: list[Cell], known: list[CellResult], jobs: int, seeds: int, path: Path | None
+    cells: list[HuntCell], known: list[CellResult], jobs: int, seeds: int, path: Path | None
 ) -> tuple[list[CellResult], bool]:
     """Runs what `known` does not answer and adds it to the file `path`; all results of `cells`,
     and whether the user stopped it."""
@@ -200,7 +200,7 @@ def _gather(
 
     by_key = {one.cell.key: one for one in known}
     gathered: list[CellResult] = []
-    missing: list[Cell] = []
+    missing: list[HuntCell] = []
     for cell in cells:
         result = by_key.get(cell.key)
         if result is not None and is_covered(cell, result):
@@ -215,7 +215,7 @@ def _gather(
                 append_result(path, result)
             progress.advance()
 
-        def is_needless(cell: Cell) -> bool:
+        def is_needless(cell: HuntCell) -> bool:
             settled = is_settled(cell, gathered, seeds)
             if settled:
                 progress.advance()

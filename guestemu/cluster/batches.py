@@ -11,8 +11,8 @@ from guestemu.abi.errors import GuestemuError, InputError, MissingError
 from guestemu.checks.lost import LOST_DEFINED, LOST_STRICT
 from guestemu.cluster.dask import Cluster
 from guestemu.cluster.jobs import (
-    Answer,
     Batch,
+    JobAnswer,
     ReplayBatch,
     RunBatch,
     Task,
@@ -21,7 +21,7 @@ from guestemu.cluster.jobs import (
     run_task,
 )
 from guestemu.cluster.wire import identity
-from guestemu.explore.model import Verdict
+from guestemu.explore.model import PageVerdict
 from guestemu.explore.programs import LinkKind, interleaving_ops
 from guestemu.explore.witness import Witness
 from guestemu.host.permission import Permissions
@@ -33,7 +33,7 @@ _RUNS_PER_BATCH: Final = 128
 """Migrations of one task: some seconds, of which starting the process takes half of one."""
 
 
-def run_batches(cluster: Cluster, work: Sequence[Batch]) -> Iterator[tuple[int, Answer]]:
+def run_batches(cluster: Cluster, work: Sequence[Batch]) -> Iterator[tuple[int, JobAnswer]]:
     """Runs batches somewhere; the answers as they come, with their place in `work`. Raises what
     a batch failed of as a whole."""
     own = identity()
@@ -94,7 +94,7 @@ def _readable(
 
 def judge_on(
     cluster: Cluster, witnesses: Iterable[Witness], link: LinkKind
-) -> Iterator[tuple[Witness, Verdict]]:
+) -> Iterator[tuple[Witness, PageVerdict]]:
     """The machine's verdict on each interleaving, in any order. Raises `GuestemuError` where a
     process dies."""
     chosen = list(witnesses)
@@ -104,7 +104,7 @@ def judge_on(
         if answer.death:
             raise GuestemuError(f"--cluster: a process that ran migrations died: {answer.death}")
         for witness, checks in zip(parts[number], answer.checks, strict=True):
-            yield witness, Verdict(LOST_STRICT in checks, LOST_DEFINED in checks)
+            yield witness, PageVerdict(LOST_STRICT in checks, LOST_DEFINED in checks)
 
 
 def _text(witness: Witness, link: LinkKind) -> bytes:

@@ -34,7 +34,7 @@ from guestemu.cluster.dask import NOBODY_S, Cluster, NodeLost
 from guestemu.cluster.exchange import Exchange
 from guestemu.cluster.shares import Share, divide, place
 from guestemu.cluster.sums import add_up
-from guestemu.cluster.wire import Start, encode
+from guestemu.cluster.wire import ShareStart, encode
 from guestemu.processes import EndSignals
 
 EXCHANGE_S: Final = 1.0
@@ -152,7 +152,7 @@ class ClusterCampaign:
     def _begin(self, share: Share, address: str) -> None:
         """Starts a share on a worker, which may go away meanwhile."""
         configs = share.left(self._left())
-        start = Start(
+        start = ShareStart(
             share=share.number,
             life=share.starts,
             workdir=str(self._store.root),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The process that runs batches of programs: each `Task` on stdin, its `Answer` on stdout.
+"""The process that runs batches of programs: each `Task` on stdin, its `JobAnswer` on stdout.
 
 It keeps the testbed of the last header, ends when there was nothing to do for `IDLE_S`, and dies
 with the thread of the Dask worker that started it.
@@ -15,7 +15,7 @@ from typing import Final
 
 from guestemu.abi.errors import InputError, MissingError
 from guestemu.cluster.jobs import (
-    Answer,
+    JobAnswer,
     ReplayBatch,
     RunBatch,
     Task,
@@ -37,13 +37,15 @@ _STDOUT: Final = 1
 _STDERR: Final = 2
 
 
-def replay(number: int, batch: ReplayBatch, bench: Bench) -> Answer:
+def replay(number: int, batch: ReplayBatch, bench: Bench) -> JobAnswer:
     """Judges every file."""
     allowed = Permissions(tuple(map(Path, batch.plugins)))
-    return Answer(number, [replay_bytes(name, data, bench, allowed) for name, data in batch.files])
+    return JobAnswer(
+        number, [replay_bytes(name, data, bench, allowed) for name, data in batch.files]
+    )
 
 
-def run(number: int, batch: RunBatch, bench: Bench) -> Answer:
+def run(number: int, batch: RunBatch, bench: Bench) -> JobAnswer:
     """Runs every program; the names of its failing checks."""
     checks: list[list[str]] = []
     try:
@@ -52,16 +54,16 @@ def run(number: int, batch: RunBatch, bench: Bench) -> Answer:
             checks.append(sorted({found.check for found in done.outcome.violations}))
     except (InputError, MissingError) as error:
         is_input = isinstance(error, InputError)
-        return Answer(number, failure=str(error), is_input=is_input, is_missing=not is_input)
-    return Answer(number, checks=checks)
+        return JobAnswer(number, failure=str(error), is_input=is_input, is_missing=not is_input)
+    return JobAnswer(number, checks=checks)
 
 
-def work(task: Task, bench: Bench) -> Answer:
+def work(task: Task, bench: Bench) -> JobAnswer:
     """Runs whichever batch it is, if both ends have the same guestemu."""
     own = identity()
     if task.sender != own:
         text = f"--cluster: a worker has {own}, this is {task.sender}; install the same on both"
-        return Answer(task.number, failure=text, is_missing=True)
+        return JobAnswer(task.number, failure=text, is_missing=True)
     if isinstance(task.batch, ReplayBatch):
         return replay(task.number, task.batch, bench)
     return run(task.number, task.batch, bench)

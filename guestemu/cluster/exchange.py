@@ -15,7 +15,7 @@ import msgspec
 from guestemu.abi.errors import GuestemuError, InputError, MissingError
 from guestemu.campaign.journal import input_name
 from guestemu.campaign.store import Store, write_atomically
-from guestemu.campaign.worker import Failure
+from guestemu.campaign.worker import WorkerFailure
 from guestemu.cluster.dask import NodeLost
 from guestemu.cluster.shares import Share
 from guestemu.cluster.wire import News, Post, decode_news, encode
@@ -111,7 +111,7 @@ class Exchange:
         share.is_done = news.is_done
 
 
-def _raise(failure: Failure, share: Share) -> None:
+def _raise(failure: WorkerFailure, share: Share) -> None:
     address = "" if share.node is None else share.node.address
     text = f"{failure.message} (on worker {address})"
     if failure.is_input:

@@ -16,7 +16,7 @@ from typing import IO, Final, TypeAlias
 
 import msgspec
 
-from guestemu.cluster.wire import Identity
+from guestemu.cluster.wire import NodeIdentity
 from guestemu.replay.suite import Result
 
 
@@ -42,10 +42,10 @@ class Task(msgspec.Struct, frozen=True):
 
     number: int
     batch: Batch
-    sender: Identity
+    sender: NodeIdentity
 
 
-class Answer(msgspec.Struct, frozen=True):
+class JobAnswer(msgspec.Struct, frozen=True):
     """What became of batch `number`: one of `results` (replay) or of `checks` (run) for each
     program. `death`, if not empty, says how the process died; then there is neither.
     `is_input` and `is_missing` tell the kind of a `failure` that concerns all of the batch."""
@@ -61,7 +61,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 encode: Final = msgspec.msgpack.Encoder().encode
 decode_task: Final = msgspec.msgpack.Decoder(Task).decode
-decode_answer: Final = msgspec.msgpack.Decoder(Answer).decode
+decode_answer: Final = msgspec.msgpack.Decoder(JobAnswer).decode
 
 _LENGTH: Final = 8
 """Bytes of the length in front of a frame."""
@@ -99,7 +99,7 @@ _warm: Final = threading.local()
 
 
 def run_task(data: bytes) -> bytes:
-    """Runs an encoded `Task` in the process that belongs to this thread; the encoded `Answer`."""
+    """Runs an encoded `Task` in the process of this thread; the encoded `JobAnswer`."""
     status = 0
     while status == 0:
         child: _Child | None = getattr(_warm, "child", None)
@@ -111,7 +111,7 @@ def run_task(data: bytes) -> bytes:
         _warm.child = None
         status = answer
     how = f"signal {-status}" if status < 0 else f"status {status}"
-    return encode(Answer(decode_task(data).number, death=how))
+    return encode(JobAnswer(decode_task(data).number, death=how))
 
 
 def write_frame(stream: IO[bytes], data: bytes) -> None:

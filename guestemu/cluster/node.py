@@ -27,9 +27,9 @@ from guestemu.campaign.figures import Figures
 from guestemu.campaign.journal import Entry, InputNoted, input_name, journal_path
 from guestemu.campaign.store import Store
 from guestemu.campaign.supervisor import Supervisor
-from guestemu.campaign.worker import Failure, WorkerConfig
+from guestemu.campaign.worker import WorkerConfig, WorkerFailure
 from guestemu.cluster.tail import DirectoryTail, JournalTail
-from guestemu.cluster.wire import News, Start, decode_post, decode_start, encode
+from guestemu.cluster.wire import News, ShareStart, decode_post, decode_start, encode
 
 LEASE_S: Final = 30.0
 """Seconds without a call after which a node ends."""
@@ -37,13 +37,13 @@ LEASE_S: Final = 30.0
 _CLOSING_S: Final = 10.0
 
 
-def _failure(error: BaseException) -> Failure:
+def _failure(error: BaseException) -> WorkerFailure:
     is_input, is_missing = isinstance(error, InputError), isinstance(error, MissingError)
     text = str(error) if is_input or is_missing else f"{type(error).__name__}: {error}"
-    return Failure(text, is_input, is_missing)
+    return WorkerFailure(text, is_input, is_missing)
 
 
-def _fill(store: Store, start: Start) -> None:
+def _fill(store: Store, start: ShareStart) -> None:
     """Puts into the node's directory what the campaign knows so far."""
     for data in start.inputs:
         store.save_input(data)
@@ -53,7 +53,7 @@ def _fill(store: Store, start: Start) -> None:
 
 
 class Node:
-    """See the module's docstring. `start` is an encoded `Start`. Raises `InputError` where the
+    """See the module's docstring. `start` is an encoded `ShareStart`. Raises `InputError` where the
     machine has no room, `MissingError` and `GuestemuError` come with the `News`."""
 
     lease = LEASE_S
@@ -73,7 +73,7 @@ class Node:
         self._deaths = DirectoryTail(store.infrastructure, "crash-*.bin", "death-*.bin")
         self._logs = DirectoryTail(store.infrastructure, "worker-*.log")
         self._figures: Figures | None = None
-        self._problem: Failure | None = None
+        self._problem: WorkerFailure | None = None
         self._over = threading.Event()
         self._is_forgotten = False
         self._called = time.monotonic()
@@ -127,7 +127,9 @@ class Node:
         files = list(self._deaths.read())
         if problem is not None:
             files += self._logs.read()
-            problem = Failure(self._told(problem.message), problem.is_input, problem.is_missing)
+            problem = WorkerFailure(
+                self._told(problem.message), problem.is_input, problem.is_missing
+            )
         if figures is not None:
             lines = [self._told(line) for line in figures.infrastructure]
             figures = replace(figures, infrastructure=lines)

@@ -17,12 +17,12 @@ import guestemu
 from guestemu.campaign.figures import Figures
 from guestemu.campaign.journal import Entry
 from guestemu.campaign.store import CampaignRecord
-from guestemu.campaign.worker import Failure, WorkerConfig
+from guestemu.campaign.worker import WorkerConfig, WorkerFailure
 from guestemu.program.program import FORMAT_VERSION
 from guestemu.program.table import table_digest
 
 
-class Identity(msgspec.Struct, frozen=True):
+class NodeIdentity(msgspec.Struct, frozen=True):
     """What has to be equal on all machines: guestemu's version, the version of the program format,
     and a digest of the table of ops, by which the binary form is decoded."""
 
@@ -31,12 +31,12 @@ class Identity(msgspec.Struct, frozen=True):
     ops: str
 
 
-def identity() -> Identity:
+def identity() -> NodeIdentity:
     """That of this process."""
-    return Identity(guestemu.__version__, FORMAT_VERSION, table_digest())
+    return NodeIdentity(guestemu.__version__, FORMAT_VERSION, table_digest())
 
 
-class Start(msgspec.Struct, frozen=True):
+class ShareStart(msgspec.Struct, frozen=True):
     """A share of a campaign for one node, for the `life`-th time.
 
     `workdir` is the submitter's directory, which the node writes in texts in place of its own.
@@ -73,10 +73,10 @@ class News(msgspec.Struct, frozen=True):
     files: list[tuple[str, bytes]]
     figures: Figures | None
     is_done: bool = False
-    failure: Failure | None = None
+    failure: WorkerFailure | None = None
 
 
 encode: Final = msgspec.msgpack.Encoder().encode
-decode_start: Final = msgspec.msgpack.Decoder(Start).decode
+decode_start: Final = msgspec.msgpack.Decoder(ShareStart).decode
 decode_post: Final = msgspec.msgpack.Decoder(Post).decode
 decode_news: Final = msgspec.msgpack.Decoder(News).decode

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from guestemu.conform.recording import Event, Hex, Outcome, SetupResults, Step
+from guestemu.conform.recording import Event, Hex, RecordedOutcome, RecordedStep, SetupResults
 
 Value = int | str | None
 """A field as the recording writes it: wide numbers in hexadecimal, None for a field left out."""
@@ -29,7 +29,7 @@ class Disagreement(msgspec.Struct, frozen=True):
 
 
 def compare_step(
-    step: Step, rc: SetupResults, events: Sequence[Event], out: Outcome
+    step: RecordedStep, rc: SetupResults, events: Sequence[Event], out: RecordedOutcome
 ) -> list[Disagreement]:
     """Every difference between the recorded `step` and what the model did; empty: they agree."""
     pairs = [

@@ -25,8 +25,8 @@ from guestemu.conform.recording import (
     HypercallEvent,
     ImmediateEvent,
     Inputs,
-    Outcome,
     RdmsrEvent,
+    RecordedOutcome,
     SetupResults,
     StepOp,
     WrmsrEvent,
@@ -36,7 +36,7 @@ from guestemu.host.kvm.kernels import KvmKernel
 from guestemu.host.kvm.memory_slots import MemorySlot, MemorySlots
 from guestemu.host.kvm.merged import MergedKvm
 from guestemu.host.kvm.msr_filter import MsrFilter, MsrFilterRange
-from guestemu.host.kvm.run import Run
+from guestemu.host.kvm.run import KvmRun
 from guestemu.host.kvm.settings import VmSettings
 from guestemu.host.kvm.uapi import KVM_MSR_FILTER_READ, KVM_MSR_FILTER_WRITE
 from guestemu.host.userspace.base import UserSpace
@@ -96,7 +96,7 @@ class ScriptedUserSpace(UserSpace):
     def _rip_offset(self, rip: int) -> int:
         return to_signed(rip - self.code)
 
-    def hypercall_exit(self, run: Run, vcpu: VcpuAccess) -> None:
+    def hypercall_exit(self, run: KvmRun, vcpu: VcpuAccess) -> None:
         """Notes the exit, then does what `answer` says; all but UNTOUCHED write `ret`."""
         request = run.hypercall
         self.events.append(
@@ -125,12 +125,12 @@ class ScriptedUserSpace(UserSpace):
         elif answer is Answer.CLEAR_CS_L:
             self.clear_cs_l()
 
-    def interrupted(self, run: Run, vcpu: VcpuAccess, rip: int, rax: int) -> None:
+    def interrupted(self, run: KvmRun, vcpu: VcpuAccess, rip: int, rax: int) -> None:
         """Notes what KVM_RUN returned and the registers then."""
         run.immediate_exit = False
         self.events.append(ImmediateEvent(-1, EINTR, self._rip_offset(rip), Hex(rax)))
 
-    def rdmsr_exit(self, run: Run, vcpu: VcpuAccess) -> None:
+    def rdmsr_exit(self, run: KvmRun, vcpu: VcpuAccess) -> None:
         """Notes the exit; answers with `answer_error` and `answer_data`."""
         access = run.msr
         rip_offset = self._rip_offset(vcpu.read_register("rip"))
@@ -140,7 +140,7 @@ class ScriptedUserSpace(UserSpace):
         access.error = self.inputs.answer_error
         access.data = self.inputs.answer_data
 
-    def wrmsr_exit(self, run: Run, vcpu: VcpuAccess) -> None:
+    def wrmsr_exit(self, run: KvmRun, vcpu: VcpuAccess) -> None:
         """Notes the exit; answers with `answer_error`."""
         access = run.msr
         rip_offset = self._rip_offset(vcpu.read_register("rip"))
@@ -218,29 +218,29 @@ class RecordedHost(Host):
         """The exits of the step begun last."""
         return tuple(self._script.events)
 
-    def refused_mode(self, mode: str) -> Outcome | None:
+    def refused_mode(self, mode: str) -> RecordedOutcome | None:
         """The outcome where KVM_SET_SREGS refuses the step's mode, else None.
 
         7.2 refuses long mode before KVM_SET_CPUID2 (recorded).
         """
         is_long = mode in ("long64", "compat32")
         if is_long and self._cfg.cpuid is Cpuid.NONE and self._kernel.sregs_need_cpuid:
-            return Outcome(outcome="set_sregs_failed", rc=-EINVAL)
+            return RecordedOutcome(outcome="set_sregs_failed", rc=-EINVAL)
         return None
 
-    def ioctl(self, op: StepOp, inputs: Inputs) -> Outcome:
+    def ioctl(self, op: StepOp, inputs: Inputs) -> RecordedOutcome:
         """Does a step that is an ioctl. Raises `ValueError` for what is none."""
         if op is StepOp.HOST_GET_MSR:
             processed, data = self.kvm.msrs.host_get(inputs.msr)
-            return Outcome(ioctl=processed, data=Hex(data))
+            return RecordedOutcome(ioctl=processed, data=Hex(data))
         if op is StepOp.HOST_SET_MSR:
-            return Outcome(ioctl=self.kvm.msrs.host_set(inputs.msr, inputs.val))
+            return RecordedOutcome(ioctl=self.kvm.msrs.host_set(inputs.msr, inputs.val))
         if op is StepOp.SET_SLOT:
-            return Outcome(ioctl=self._set_slot(inputs))
+            return RecordedOutcome(ioctl=self._set_slot(inputs))
         settings, value = self.settings, inputs.val
         if op is StepOp.SET_FILTER:
             kind = FILTERS[value % len(FILTERS)]
-            return Outcome(ioctl=settings.set_msr_filter(_FILTERS.get(kind, _NO_FILTER)))
+            return RecordedOutcome(ioctl=settings.set_msr_filter(_FILTERS.get(kind, _NO_FILTER)))
         match op:
             case StepOp.ENABLE_EXITS:
                 result = settings.enable_exit_hypercall(value)
@@ -252,7 +252,7 @@ class RecordedHost(Host):
                 result = settings.enforce_pv_features(bool(value))
             case _:
                 raise ValueError(f"{op.value} is no ioctl")
-        return Outcome(ioctl=result)
+        return RecordedOutcome(ioctl=result)
 
     def _set_slot(self, inputs: Inputs) -> int:
         if self.settings.slots is None:

@@ -13,7 +13,7 @@ import msgspec
 
 from guestemu.abi.errors import InputError
 from guestemu.abi.files import read_regular
-from guestemu.conform.recording import FORMAT, FailedCase, Hex, Meta, Recording, Step
+from guestemu.conform.recording import FORMAT, FailedCase, Hex, Meta, RecordedStep, Recording
 
 _START: Final = "start"
 _LARGEST: Final = 256 << 20
@@ -42,7 +42,7 @@ def decode_hex(kind: type, value: object) -> object:
 _PROBE = msgspec.json.Decoder(_Probe)
 _META = msgspec.json.Decoder(Meta)
 _FAILED = msgspec.json.Decoder(FailedCase)
-_STEP = msgspec.json.Decoder(Step, dec_hook=decode_hex)
+_STEP = msgspec.json.Decoder(RecordedStep, dec_hook=decode_hex)
 
 
 def read_recording(path: Path) -> Recording:
@@ -82,10 +82,10 @@ class _Reader:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._meta: Meta | None = None
-        self._steps: list[Step] = []
+        self._steps: list[RecordedStep] = []
         self._lines: list[int] = []
         self._failed: list[FailedCase] = []
-        self._last: dict[int, Step] = {}
+        self._last: dict[int, RecordedStep] = {}
 
     def take(self, number: int, line: bytes) -> None:
         """Reads line `number`. Raises `InputError` with its place."""
@@ -116,7 +116,7 @@ class _Reader:
                 number, "a second run starts here; one run a file, split the file at this line"
             )
 
-    def _take_step(self, number: int, step: Step) -> None:
+    def _take_step(self, number: int, step: RecordedStep) -> None:
         """The steps of a case must come in rising order, with one configuration."""
         if self._meta is None:
             raise self._bad(

@@ -18,9 +18,9 @@ from guestemu.conform.recording import (
     Event,
     Hex,
     HypercallEvent,
-    Outcome,
     RdmsrEvent,
-    Step,
+    RecordedOutcome,
+    RecordedStep,
     StepOp,
     WrmsrEvent,
 )
@@ -45,23 +45,25 @@ _NO_ERROR_CODE: Final = -1
 
 
 def read_outcome(
-    vm: TestVm, step: Step, mode: Mode, end: Exit, events: tuple[Event, ...]
-) -> Outcome:
+    vm: TestVm, step: RecordedStep, mode: Mode, end: Exit, events: tuple[Event, ...]
+) -> RecordedOutcome:
     """The `out` of a step whose instruction ran in `vm` until `end`."""
     port = end.port if isinstance(end, PortOut) else None
     code = vm.code(step.op)
     patched = None if code == OPCODES[step.op] else code.hex()
     if port == PORT_DONE:
-        out = _with_registers(vm, step, mode, Outcome(outcome="done"))
+        out = _with_registers(vm, step, mode, RecordedOutcome(outcome="done"))
     elif port is not None and 0 <= port - PORT_EXCEPTION < layout.VECTORS:
-        out = _with_registers(vm, step, mode, Outcome(outcome="exception"))
+        out = _with_registers(vm, step, mode, RecordedOutcome(outcome="exception"))
         out = _with_frame(vm, step, mode, port - PORT_EXCEPTION, out)
     else:
         out = _other_end(vm, step, end, events)
     return msgspec.structs.replace(out, code_patched_to=patched)
 
 
-def _with_registers(vm: TestVm, step: Step, mode: Mode, out: Outcome) -> Outcome:
+def _with_registers(
+    vm: TestVm, step: RecordedStep, mode: Mode, out: RecordedOutcome
+) -> RecordedOutcome:
     before = initial_registers(step.op, step.inputs, step.cpl)
     after = vm.registers()
     changed = [
@@ -82,7 +84,9 @@ def _with_registers(vm: TestVm, step: Step, mode: Mode, out: Outcome) -> Outcome
     return msgspec.structs.replace(out, eax_s=to_signed(after.rax, 32))
 
 
-def _with_frame(vm: TestVm, step: Step, mode: Mode, vector: int, out: Outcome) -> Outcome:
+def _with_frame(
+    vm: TestVm, step: RecordedStep, mode: Mode, vector: int, out: RecordedOutcome
+) -> RecordedOutcome:
     """Adds what the handler finds on its stack (APM volume 2, 8.9)."""
     has_code = vector in VECTORS_WITH_ERROR_CODE and mode is not Mode.REAL16
     word = {Mode.REAL16: "H", Mode.PROT32: "I"}.get(mode, "Q")
@@ -100,7 +104,9 @@ def _with_frame(vm: TestVm, step: Step, mode: Mode, vector: int, out: Outcome) -
     )
 
 
-def _other_end(vm: TestVm, step: Step, end: Exit, events: tuple[Event, ...]) -> Outcome:
+def _other_end(
+    vm: TestVm, step: RecordedStep, end: Exit, events: tuple[Event, ...]
+) -> RecordedOutcome:
     """Anything but one of the guest's OUT instructions: an exit that the recorder does not expect.
 
     HLT exits to user space only without an in-kernel interrupt controller; with one the vCPU sleeps
@@ -119,7 +125,7 @@ def _other_end(vm: TestVm, step: Step, end: Exit, events: tuple[Event, ...]) -> 
         name, reason = "other_exit", _EXIT_IO
     else:
         name, reason = f"unexpected {type(end).__name__}", _NO_EXIT
-    return Outcome(
+    return RecordedOutcome(
         outcome=name,
         exit_reason=reason,
         info=0,

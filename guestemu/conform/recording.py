@@ -185,10 +185,10 @@ class WrmsrEvent(_Line, frozen=True, tag_field="exit", tag="X86_WRMSR"):
 Event = HypercallEvent | ImmediateEvent | RdmsrEvent | WrmsrEvent
 
 
-class Outcome(_Line, frozen=True):
+class RecordedOutcome(_Line, frozen=True):
     """How a step ended: a guest outcome with its registers, or an ioctl's result.
 
-    `us` (the time it took) is not part of the behaviour and is dropped by `Step.expected`.
+    `us` (the time it took) is not part of the behaviour and is dropped by `RecordedStep.expected`.
     """
 
     outcome: str | None = None
@@ -212,7 +212,7 @@ class Outcome(_Line, frozen=True):
     us: int | None = None
 
 
-class Step(_Line, frozen=True):
+class RecordedStep(_Line, frozen=True):
     """One recorded step. `mode` and `cpl` are the guest code's; ioctls have none."""
 
     id: int
@@ -223,13 +223,13 @@ class Step(_Line, frozen=True):
     op: StepOp
     inputs: Inputs = msgspec.field(name="in")
     events: tuple[Event, ...]
-    out: Outcome
+    out: RecordedOutcome
     mode: str = "long64"
     cpl: int = 0
     vcpu: int = 0
 
     @property
-    def expected(self) -> Outcome:
+    def expected(self) -> RecordedOutcome:
         """`out` without the time."""
         return msgspec.structs.replace(self.out, us=None)
 
@@ -261,6 +261,6 @@ class Recording(msgspec.Struct, frozen=True):
     cases that could not be recorded."""
 
     meta: Meta
-    steps: tuple[Step, ...]
+    steps: tuple[RecordedStep, ...]
     lines: tuple[int, ...]
     failed: tuple[FailedCase, ...] = ()

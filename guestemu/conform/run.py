@@ -14,7 +14,7 @@ from guestemu.abi.x86 import Mode
 from guestemu.conform.compare import Disagreement, compare_step
 from guestemu.conform.model import RecordedHost
 from guestemu.conform.readout import read_outcome
-from guestemu.conform.recording import Outcome, Recording, Step
+from guestemu.conform.recording import RecordedOutcome, RecordedStep, Recording
 from guestemu.conform.testvm import CODE, TestVm
 from guestemu.host.kvm.kernels import KvmKernel
 from guestemu.machine import layout
@@ -30,7 +30,7 @@ class UnsupportedStep(msgspec.Struct, frozen=True):
     reason: str
 
 
-class Tally(msgspec.Struct):
+class StepTally(msgspec.Struct):
     """What was found so far. `steps` counts all steps that were looked at, so
     `steps` = `agree` + steps with a disagreement + `unsupported`."""
 
@@ -52,7 +52,7 @@ class Conformance:
         self._vm.close()
 
     def run(
-        self, recording: Recording, tally: Tally, after_step: Callable[[], None] = lambda: None
+        self, recording: Recording, tally: StepTally, after_step: Callable[[], None] = lambda: None
     ) -> None:
         """Compares every step and adds the result to `tally`; `after_step` is called after each.
 
@@ -77,7 +77,7 @@ class Conformance:
                 tally.agree += not differences
             after_step()
 
-    def execute(self, host: RecordedHost, step: Step) -> Outcome:
+    def execute(self, host: RecordedHost, step: RecordedStep) -> RecordedOutcome:
         """Does one step and returns how it ended; its exits are in `host.events`."""
         if step.op.is_ioctl:
             host.begin(step.inputs, layout.STUB)
@@ -94,7 +94,7 @@ class Conformance:
         return read_outcome(self._vm, step, mode, end, host.events)
 
 
-def unsupported_reason(step: Step) -> str | None:
+def unsupported_reason(step: RecordedStep) -> str | None:
     """Why `step` cannot be compared, or None: MSRs that are not KVM's, modes that are none."""
     if step.vcpu:
         return "vCPU 1; the machine of this comparison has one vCPU"

@@ -8,7 +8,7 @@ import msgspec
 from guestemu.dma.lifetimes import LifetimeHistogram, Lifetimes
 
 
-class Tally(msgspec.Struct, frozen=True):
+class AllocationTally(msgspec.Struct, frozen=True):
     """Figures of a device, of a phase or of the whole trace.
 
     `allocations` and `frees` are events; `unknown_frees` those of `frees` that matched no
@@ -49,12 +49,12 @@ class Account(msgspec.Struct, frozen=True):
     `lifetime_buckets` lifetimes by power of two (key: the lower bound in ns).
     """
 
-    total: Tally
+    total: AllocationTally
     failed_allocations: int
     null_frees: int
     pages_lost: int
-    by_device: dict[str, Tally]
-    by_phase: dict[str, Tally]
+    by_device: dict[str, AllocationTally]
+    by_phase: dict[str, AllocationTally]
     lifetimes: Lifetimes
     lifetimes_by_device: dict[str, Lifetimes]
     orders_by_device: dict[str, dict[int, int]]
@@ -79,7 +79,7 @@ class Level:
 
 
 class DeviceEvents:
-    """What happened for one device in one phase; the sums of `Tally` come from these.
+    """What happened for one device in one phase; the sums of `AllocationTally` come from these.
 
     `blocking` and `nonblocking` count allocations by pages, `released` counts freed buffers by
     pages: sums are made at the end, as this happens for every event.
@@ -87,7 +87,7 @@ class DeviceEvents:
 
     __slots__ = ("blocking", "frees", "nonblocking", "owner", "released", "unknown_frees")
 
-    def __init__(self, owner: Device) -> None:
+    def __init__(self, owner: DeviceAccount) -> None:
         self.owner = owner
         self.frees = self.unknown_frees = 0
         self.blocking: dict[int, int] = {}
@@ -116,9 +116,9 @@ class DeviceEvents:
                 orders[order] = orders.get(order, 0) + count
         return dict(sorted(orders.items()))
 
-    def tally(self, driver: str, level: Level) -> Tally:
+    def tally(self, driver: str, level: Level) -> AllocationTally:
         """The sums, with the live pages of `level`."""
-        return Tally(
+        return AllocationTally(
             driver=driver,
             allocations=self.allocations,
             frees=self.frees,
@@ -141,7 +141,7 @@ def _sum_pages(counts: dict[int, int]) -> int:
     return sum(pages * count for pages, count in counts.items())
 
 
-class Device:
+class DeviceAccount:
     """One device: its driver, what is live, the lifetimes of its buffers."""
 
     __slots__ = ("driver", "level", "lifetimes")

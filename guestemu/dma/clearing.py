@@ -34,7 +34,7 @@ _TAIL_END: Final = "__end_bss_decrypted"
 _FILL: Final = bytes(range(256)) * (PAGE_SIZE // 256)
 
 
-class Path(msgspec.Struct, frozen=True):
+class ClearingPath(msgspec.Struct, frozen=True):
     """One path of a kernel: `pages` were converted (`to_private` or to shared), `rewritten` of them
     held one byte over and over right after it."""
 
@@ -77,7 +77,7 @@ class Clearing:
         self._pool = [step[1:] for step in self._log.steps if step[0] == "pool"]
         self._line = 0
 
-    def paths(self) -> tuple[Path, ...]:
+    def paths(self) -> tuple[ClearingPath, ...]:
         """All paths that this guest has. A real kernel's swiotlb is left out: it was shared while
         the kernel booted, where the emulator does not keep two views of a page."""
         guest = self._testbed.guest
@@ -90,39 +90,43 @@ class Clearing:
             )
         return (self.expansion(), self.hand_out(), *self.coherent(), *own)
 
-    def coherent(self) -> tuple[Path, Path]:
+    def coherent(self) -> tuple[ClearingPath, ClearingPath]:
         """dma_alloc_coherent of three pages, and its free after the buffer was written."""
         self._step(self._alloc(BUFFER_BYTES))
         frames = self._converted()
-        made = Path("dma_alloc_coherent", False, len(frames), self._rewritten(frames, False))
+        made = ClearingPath(
+            "dma_alloc_coherent", False, len(frames), self._rewritten(frames, False)
+        )
         ram = self._testbed.guest.machine.ram
         for gfn in frames:
             ram.write(Gpa(gfn << PAGE_SHIFT), _FILL, private=False)
         self._line += 1
         self._run.step(Free(self._line, 0, 0, "t", "dev", "", self._line - 1 << 24, BUFFER_BYTES))
         frames = self._converted()
-        freed = Path("dma_free_coherent", True, len(frames), self._rewritten(frames, True))
+        freed = ClearingPath("dma_free_coherent", True, len(frames), self._rewritten(frames, True))
         return made, freed
 
-    def expansion(self) -> Path:
+    def expansion(self) -> ClearingPath:
         """The atomic pools, when they were made."""
         frames = [gfn for first, pages in self._pool for gfn in range(first, first + pages)]
-        return Path("atomic pool expansion", False, len(frames), self._rewritten(frames, False))
+        return ClearingPath(
+            "atomic pool expansion", False, len(frames), self._rewritten(frames, False)
+        )
 
-    def hand_out(self) -> Path:
+    def hand_out(self) -> ClearingPath:
         """An allocation that may not sleep: a page of the pool, which converts nothing."""
         frames = [gfn for first, pages in self._pool for gfn in range(first, first + pages)]
         before = set(self._uniform(frames, False))
         self._step(self._alloc(_POOL_PAGE, gfp=GFP_ATOMIC))
         fresh = set(self._uniform(frames, False)) - before
-        return Path("atomic pool hand-out", False, 1, len(fresh))
+        return ClearingPath("atomic pool hand-out", False, 1, len(fresh))
 
-    def _shared(self, name: str, size: int, origin: Origin) -> Path:
+    def _shared(self, name: str, size: int, origin: Origin) -> ClearingPath:
         self._step(self._alloc(size, origin=origin))
         frames = self._converted()
-        return Path(name, False, len(frames), self._rewritten(frames, False))
+        return ClearingPath(name, False, len(frames), self._rewritten(frames, False))
 
-    def _bss_tail(self, guest: LinuxGuest) -> tuple[Path, ...]:
+    def _bss_tail(self, guest: LinuxGuest) -> tuple[ClearingPath, ...]:
         """The unused part of .bss..decrypted, given back at the end of boot (A36)."""
         symbols = guest.calls.kernel.symbols
         if not {_TAIL, _TAIL_END} <= symbols.keys():
@@ -130,7 +134,9 @@ class Clearing:
         first, end = (symbols[name] - KERNEL_MAP >> PAGE_SHIFT for name in (_TAIL, _TAIL_END))
         guest.call("mem_encrypt_free_decrypted_mem")
         frames = list(range(first, end))
-        return (Path(".bss..decrypted tail", True, len(frames), self._rewritten(frames, True)),)
+        return (
+            ClearingPath(".bss..decrypted tail", True, len(frames), self._rewritten(frames, True)),
+        )
 
     def _alloc(
         self, size: int, gfp: frozenset[str] = GFP_KERNEL, origin: Origin = Origin.DMA

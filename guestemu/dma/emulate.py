@@ -29,7 +29,7 @@ from guestemu.dma.kernel import KernelCoherent
 from guestemu.dma.leaves import GIB_PAGES
 from guestemu.dma.live import Accountant
 from guestemu.dma.observer import Observer, Observers
-from guestemu.dma.report import MachineCounts, PoolCounts, Violation
+from guestemu.dma.report import MachineCounts, PoolCounts, TraceViolation
 from guestemu.dma.run import NO_OPTIONS, DmaRun, RunOptions
 from guestemu.events.exits import AnsweredExit, HypercallExit
 from guestemu.guest.base import CallOutcome
@@ -52,7 +52,7 @@ class ViolationLog:
     def __init__(self) -> None:
         self.line = 0
         self.count = 0
-        self.kept: list[Violation] = []
+        self.kept: list[TraceViolation] = []
         self._standing = ""
 
     def add(self, check: str, message: str, fact: str = "") -> None:
@@ -63,7 +63,7 @@ class ViolationLog:
             self._standing = message
         self.count += 1
         if len(self.kept) < KEPT_VIOLATIONS:
-            self.kept.append(Violation(check, self.line, message, fact))
+            self.kept.append(TraceViolation(check, self.line, message, fact))
 
 
 class WatchedConversions:

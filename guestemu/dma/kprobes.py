@@ -24,7 +24,7 @@ _ALLOC: Final = b"dma_alloc_attrs"
 _FREE: Final = b"dma_free_attrs"
 
 
-class Call(msgspec.Struct, frozen=True, gc=False):
+class ProbedCall(msgspec.Struct, frozen=True, gc=False):
     """A call of dma_alloc_attrs() or dma_free_attrs(): device, bytes, printed flags and attributes,
     kernel address (0 when an allocation gave NULL or NULL was freed)."""
 
@@ -50,7 +50,7 @@ class KprobePairs:
     """Joins the calls of dma_alloc_attrs() with their returns, the innermost first per task."""
 
     def __init__(self) -> None:
-        self._pending: dict[bytes, list[Call]] = {}
+        self._pending: dict[bytes, list[ProbedCall]] = {}
         self._count = 0
 
     @property
@@ -58,7 +58,7 @@ class KprobePairs:
         """Calls whose return has not been seen."""
         return self._count
 
-    def see(self, task: bytes, event: bytes, body: bytes) -> Call | None:
+    def see(self, task: bytes, event: bytes, body: bytes) -> ProbedCall | None:
         """One probe line of the task `task` (name and PID). Raises `Unusable`.
 
         None for a call of dma_alloc_attrs(), which counts when it returns.
@@ -72,12 +72,12 @@ class KprobePairs:
             return self._return(task, fields)
         if _FREE in event or _FREE in where:
             device, size = _device(fields), _number(fields, b"size")
-            return Call(
+            return ProbedCall(
                 False, device, size, b"", fields.get(b"attrs", b""), _number(fields, b"addr")
             )
         if self._count >= MAX_PENDING:
             raise Unusable("too many calls of dma_alloc_attrs without a return")
-        call = Call(
+        call = ProbedCall(
             True,
             _device(fields),
             _number(fields, b"size"),
@@ -91,7 +91,7 @@ class KprobePairs:
         self._count += 1
         return None
 
-    def _return(self, task: bytes, fields: dict[bytes, bytes]) -> Call:
+    def _return(self, task: bytes, fields: dict[bytes, bytes]) -> ProbedCall:
         calls = self._pending.get(task)
         if not calls:
             raise Unusable("a return of dma_alloc_attrs without its call")

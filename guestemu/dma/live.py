@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT
-from guestemu.dma.account import Account, Device, DeviceEvents, Leak, Level, Tally
+from guestemu.dma.account import Account, AllocationTally, DeviceAccount, DeviceEvents, Leak, Level
 from guestemu.dma.anomalies import AnomalyKind, AnomalyLog
 from guestemu.dma.events import Alloc, Event, Free, Mark
 from guestemu.dma.lifetimes import LifetimeHistogram
@@ -40,7 +40,7 @@ class Accountant:
         self._common = LiveSet()
         self._spaces: dict[str, LiveSet] = {"": self._common}
         self._total = Level()
-        self._devices: dict[str, Device] = {}
+        self._devices: dict[str, DeviceAccount] = {}
         self._phase = Level()
         self._phase_name = FIRST_PHASE
         self._phases: dict[str, Level] = {FIRST_PHASE: self._phase}
@@ -208,7 +208,7 @@ class Accountant:
         """What happens to the device in this phase; `driver` is taken where it is a new device."""
         owner = self._devices.get(device)
         if owner is None:
-            owner = self._devices[device] = Device(driver)
+            owner = self._devices[device] = DeviceAccount(driver)
         cell = self._cells[device] = DeviceEvents(owner)
         return cell
 
@@ -225,13 +225,13 @@ class Accountant:
     def result(self) -> Account:
         """The account of the events seen so far. The empty first phase is left out."""
         self._close_phase()
-        nobody = Device("")
+        nobody = DeviceAccount("")
         total = DeviceEvents(nobody)
         lifetimes = LifetimeHistogram()
         for device_state in self._devices.values():
             lifetimes.merge(device_state.lifetimes)
         devices = {name: DeviceEvents(device) for name, device in self._devices.items()}
-        phases: dict[str, Tally] = {}
+        phases: dict[str, AllocationTally] = {}
         for phase, cells in self._by_phase.items():
             events = DeviceEvents(nobody)
             for device, cell in cells.items():

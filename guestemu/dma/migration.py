@@ -37,7 +37,7 @@ _LIMITS: Final[Mapping[str, tuple[int, int]]] = {
 }
 
 
-class StatusSource(enum.StrEnum):
+class SentBy(enum.StrEnum):
     """By which status a page is sent."""
 
     COPIED = "copied"
@@ -85,7 +85,7 @@ class Migration(msgspec.Struct, frozen=True):
     ended before. The first 1000 passes are listed.
     """
 
-    status: StatusSource
+    status: SentBy
     plan: MigrationPlan
     passes: tuple[Pass, ...]
     sent: int
@@ -108,7 +108,7 @@ class MigrationObserver:
     back count as the latest time seen.
     """
 
-    def __init__(self, private: bitarray, plan: MigrationPlan, status: StatusSource) -> None:
+    def __init__(self, private: bitarray, plan: MigrationPlan, status: SentBy) -> None:
         self._private = private
         self._plan = plan
         self._source = status
@@ -197,7 +197,7 @@ class MigrationObserver:
         """Fetches and clears the log, then copies the status."""
         self._begin_ns = now
         self._log, self._dirty = self._dirty, _bits(self._dirty, 0)
-        if self._source is StatusSource.COPIED:
+        if self._source is SentBy.COPIED:
             self._copied = self._private.copy()
         self._total = self._log.count()
         self._next = self._done = self._sent = self._resent = self._wrong_way = self._converted = 0
@@ -286,15 +286,15 @@ def _position(bits: bitarray, begin: int, count: int) -> int:
     return high
 
 
-def parse_plan(text: str) -> tuple[MigrationPlan, tuple[StatusSource, ...]]:
+def parse_plan(text: str) -> tuple[MigrationPlan, tuple[SentBy, ...]]:
     """Reads `[at=SECONDS][,rate=MIB][,passes=N][,stop=PAGES][,status=copied|live]`; without
     `status` both. InputError names what is wrong."""
     plan = MigrationPlan()
-    sources = tuple(StatusSource)
+    sources = tuple(SentBy)
     for setting in filter(None, text.split(",")):
         key, _, value = setting.partition("=")
-        if key == "status" and value in tuple(StatusSource):
-            sources = (StatusSource(value),)
+        if key == "status" and value in tuple(SentBy):
+            sources = (SentBy(value),)
         elif key == "at" and _is_number(value.replace(".", "", 1)):
             plan = msgspec.structs.replace(plan, at_ns=round(float(value) * _SECOND))
         elif key in _LIMITS and _is_number(value) and _in_range(key, int(value)):

@@ -20,7 +20,7 @@ from guestemu.dma.policies import BATCH, KERNEL, allocator_for
 from guestemu.dma.report import MachineCounts, PoolCounts
 from guestemu.dma.run import NO_OPTIONS, DmaRun, RunOptions
 from guestemu.guest.dma.coherent import CoherentDma
-from guestemu.guest.dma.policy import POLICIES, Policy
+from guestemu.guest.dma.policy import POLICIES, AllocatorRules
 from guestemu.guest.dma.zones import ZonedAllocator
 from guestemu.guest.registry import GuestEntry
 
@@ -147,7 +147,7 @@ def is_model(guest: str) -> bool:
     return guest.startswith(PREFIX)
 
 
-def model_policy(generation: str) -> Policy:
+def model_policy(generation: str) -> AllocatorRules:
     """The DMA code of a generation. InputError lists the names when it is none."""
     policy = POLICIES.get(generation)
     if policy is None:

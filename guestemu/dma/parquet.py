@@ -75,7 +75,7 @@ class _Writer(Protocol):
         """Writes the footer."""
 
 
-class Table:
+class ParquetFile:
     """A Parquet file that grows by rows. OSError where the file cannot be written."""
 
     def __init__(self, path: Path, columns: Mapping[str, str]) -> None:
@@ -124,9 +124,11 @@ class ParquetWriter:
             if not is_file:
                 path.mkdir(parents=True, exist_ok=True)
             events = path if is_file else path / f"events{FILE_SUFFIX}"
-            self._events = Table(events, EVENT_COLUMNS)
+            self._events = ParquetFile(events, EVENT_COLUMNS)
             self._conversions = (
-                None if is_file else Table(path / f"conversions{FILE_SUFFIX}", CONVERSION_COLUMNS)
+                None
+                if is_file
+                else ParquetFile(path / f"conversions{FILE_SUFFIX}", CONVERSION_COLUMNS)
             )
         except OSError as error:
             if error.errno == errno.ENOSPC:

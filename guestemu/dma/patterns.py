@@ -32,7 +32,7 @@ _EVENT_NS: Final = 10_000
 _PHASE_NS: Final = 1_000_000_000
 
 
-class Scenario(enum.Enum):
+class DriverScenario(enum.Enum):
     """What happens to a driver."""
 
     PROBE = "probe"
@@ -49,7 +49,7 @@ class Pattern(msgspec.Struct, frozen=True):
 
     name: str
     values: dict[str, int]
-    scenario: Scenario = Scenario.PROBE
+    scenario: DriverScenario = DriverScenario.PROBE
     rounds: int = 1
 
     @property
@@ -77,7 +77,7 @@ def _parse_one(text: str) -> Pattern:
     if driver is None:
         raise InputError(f"pattern {name!r}: no such pattern; use {', '.join(DRIVERS)}")
     values = {key: parameter.default for key, parameter in driver.parameters.items()}
-    scenario = Scenario.PROBE
+    scenario = DriverScenario.PROBE
     rounds = _ROUNDS.default
     for setting in filter(None, settings.split(",")):
         key, _, value = setting.partition("=")
@@ -93,13 +93,13 @@ def _parse_one(text: str) -> Pattern:
     return Pattern(name, values, scenario, rounds)
 
 
-def _parse_scenario(name: str, driver: Driver, value: str) -> Scenario:
+def _parse_scenario(name: str, driver: Driver, value: str) -> DriverScenario:
     try:
-        scenario = Scenario(value)
+        scenario = DriverScenario(value)
     except ValueError:
-        known = ", ".join(scenario.value for scenario in Scenario)
+        known = ", ".join(scenario.value for scenario in DriverScenario)
         raise InputError(f"pattern {name}: no scenario {value!r}; use {known}") from None
-    if scenario is Scenario.RESIZE and driver.ring_size is None:
+    if scenario is DriverScenario.RESIZE and driver.ring_size is None:
         raise InputError(f"pattern {name}: has no ring to resize; use scenario=reset")
     return scenario
 
@@ -181,18 +181,18 @@ def _life(stage: _Stage, pattern: Pattern) -> Iterator[Event]:
     rings: list[_Buffer] = []
     scenario = pattern.scenario
     yield from _probe(stage, pattern, layout, bound, rings)
-    if scenario is Scenario.UNBIND:
+    if scenario is DriverScenario.UNBIND:
         yield stage.mark(f"{pattern.name}-unbind")
         yield from stage.free(rings)
         yield from stage.free(bound)
-    if scenario in (Scenario.RESIZE, Scenario.RESET):
+    if scenario in (DriverScenario.RESIZE, DriverScenario.RESET):
         yield from _replace(stage, pattern, layout, rings)
-    if scenario is Scenario.IO:
+    if scenario is DriverScenario.IO:
         yield from _work(stage, pattern, layout, bound)
-    if scenario in (Scenario.UNPLUG, Scenario.KEXEC):
+    if scenario in (DriverScenario.UNPLUG, DriverScenario.KEXEC):
         for turn in range(1, pattern.rounds + 1):
             yield stage.mark(f"{pattern.name}-{scenario.value}-{turn}")
-            if scenario is Scenario.UNPLUG:
+            if scenario is DriverScenario.UNPLUG:
                 yield from stage.free(rings)
                 yield from stage.free(bound)
             else:
@@ -211,7 +211,7 @@ def _probe(
     yield stage.mark(f"{pattern.name}-probe")
     yield from stage.alloc(layout.bound, bound)
     yield from stage.alloc(layout.rings, rings)
-    if pattern.scenario is not Scenario.IO:
+    if pattern.scenario is not DriverScenario.IO:
         yield from stage.alloc(layout.pools, bound)
 
 
@@ -222,7 +222,7 @@ def _replace(
     for turn in range(1, pattern.rounds + 1):
         yield stage.mark(f"{pattern.name}-{pattern.scenario.value}-{turn}")
         fresh: list[_Buffer] = []
-        if pattern.scenario is Scenario.RESIZE:
+        if pattern.scenario is DriverScenario.RESIZE:
             wants = (other if turn % 2 else layout).rings
             yield from stage.alloc(wants, fresh)
             yield from stage.free(rings)

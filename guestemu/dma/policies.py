@@ -44,7 +44,7 @@ MAX_SMALL_PAGES: Final = 512
 _LEAF_ORDER: Final = LEAF_PAGES.bit_length() - 1
 
 
-class Store(Protocol):
+class BlockStore(Protocol):
     """Where a policy takes blocking allocations from."""
 
     def take(self, size: int, mask: int) -> tuple[Gfn, int] | None:
@@ -58,7 +58,7 @@ class Store(Protocol):
 class StoreAllocator:
     """`CoherentAllocator`: a store in front of what the kernel does."""
 
-    def __init__(self, inner: CoherentDma, store: Store, guest: CoherentGuest) -> None:
+    def __init__(self, inner: CoherentDma, store: BlockStore, guest: CoherentGuest) -> None:
         self._inner = inner
         self._store = store
         self._guest = guest
@@ -121,7 +121,7 @@ class KeptBlocks:
         self._kept: dict[int, list[Gfn]] = {}
 
     def take(self, size: int, mask: int) -> tuple[Gfn, int] | None:
-        """See `Store`. The whole block is converted, so that any buffer of its order fits."""
+        """See `BlockStore`. The whole block is converted, so that any buffer of its order fits."""
         order = get_order(size)
         kept = self._kept.get(order)
         if kept and mask == DMA_BIT_MASK_64:
@@ -135,7 +135,7 @@ class KeptBlocks:
         return block.gfn, block.pages
 
     def give(self, gfn: Gfn, size: int) -> int:
-        """See `Store`."""
+        """See `BlockStore`."""
         self._kept.setdefault(get_order(size), []).append(gfn)
         return 0
 
@@ -158,7 +158,7 @@ class SmallPool:
         self._pool = AtomicPool(Zone.NORMAL)
 
     def take(self, size: int, mask: int) -> tuple[Gfn, int] | None:
-        """See `Store`."""
+        """See `BlockStore`."""
         if pfn_up(size) > self._limit or mask != DMA_BIT_MASK_64:
             return None
         gfn = self._pool.allocate(size)
@@ -173,7 +173,7 @@ class SmallPool:
         return None if gfn is None else (gfn, block.pages)
 
     def give(self, gfn: Gfn, size: int) -> int:
-        """See `Store`."""
+        """See `BlockStore`."""
         self._pool.free(gfn)
         return 0
 
@@ -187,7 +187,7 @@ class AlignedBlocks:
         self._blocks: dict[int, BuddyAllocator] = {}
 
     def take(self, size: int, mask: int) -> tuple[Gfn, int] | None:
-        """See `Store`."""
+        """See `BlockStore`."""
         order = get_order(size)
         if order > _LEAF_ORDER or mask != DMA_BIT_MASK_64:
             return None
@@ -205,7 +205,7 @@ class AlignedBlocks:
         return None if found is None else (found.gfn, LEAF_PAGES)
 
     def give(self, gfn: Gfn, size: int) -> int:
-        """See `Store`."""
+        """See `BlockStore`."""
         first = Gfn(gfn & -LEAF_PAGES)
         allocator = self._blocks[first]
         allocator.free(gfn)
@@ -217,7 +217,7 @@ class AlignedBlocks:
         return LEAF_PAGES
 
 
-_STORES: Final[Mapping[str, Callable[[CoherentGuest, ZonedAllocator, int], Store]]] = {
+_STORES: Final[Mapping[str, Callable[[CoherentGuest, ZonedAllocator, int], BlockStore]]] = {
     "keep-shared": lambda guest, memory, _limit: KeptBlocks(guest, memory),
     "pool-small": SmallPool,
     "align-2m": lambda guest, memory, _limit: AlignedBlocks(guest, memory),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import msgspec
 
-from guestemu.dma.account import Account, Leak, Tally
+from guestemu.dma.account import Account, AllocationTally, Leak
 from guestemu.dma.analysis import Analysis
 from guestemu.dma.anomalies import Anomaly, AnomalyLog
 from guestemu.dma.lifetimes import Lifetimes
@@ -15,7 +15,7 @@ from guestemu.dma.replay import Replay
 from guestemu.dma.trace import CallSite, GarbageLine, TraceReport
 
 
-class Violation(msgspec.Struct, frozen=True):
+class TraceViolation(msgspec.Struct, frozen=True):
     """What a check said: its name, the trace line replayed at that moment (0: before the first),
     one sentence, and the item of the reference that demands it."""
 
@@ -45,7 +45,7 @@ class MachineCounts(msgspec.Struct, frozen=True):
     pages_encrypted: int
     hypercalls: int
     peak_shared_pages: int
-    violations: tuple[Violation, ...] | None = ()
+    violations: tuple[TraceViolation, ...] | None = ()
     violation_count: int | None = 0
     pools: PoolCounts = PoolCounts()
 
@@ -125,11 +125,11 @@ class DmaReport(msgspec.Struct, frozen=True):
     pages_encrypted: int | None
     hypercalls: int | None
     peak_shared_pages: int | None
-    violations: tuple[Violation, ...] | None
+    violations: tuple[TraceViolation, ...] | None
     violation_count: int | None
     pools: PoolCounts | None
-    by_device: dict[str, Tally]
-    by_phase: dict[str, Tally]
+    by_device: dict[str, AllocationTally]
+    by_phase: dict[str, AllocationTally]
     lifetimes: Lifetimes
     lifetimes_by_device: dict[str, Lifetimes]
     lifetime_buckets: dict[int, int]

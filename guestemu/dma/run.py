@@ -13,7 +13,7 @@ from guestemu.abi.addresses import PAGE_SHIFT
 from guestemu.dma.analysis import Analysis, Analyst
 from guestemu.dma.events import Event
 from guestemu.dma.live import Accountant
-from guestemu.dma.migration import Migration, MigrationObserver, MigrationPlan, StatusSource
+from guestemu.dma.migration import Migration, MigrationObserver, MigrationPlan, SentBy
 from guestemu.dma.observer import Observer
 from guestemu.dma.replay import Replayer
 from guestemu.dma.report import DmaReport, MachineCounts, make_report
@@ -39,7 +39,7 @@ class RunOptions(msgspec.Struct, frozen=True):
 
     cma: int = 0
     plan: MigrationPlan | None = None
-    sources: tuple[StatusSource, ...] = tuple(StatusSource)
+    sources: tuple[SentBy, ...] = tuple(SentBy)
 
     @property
     def cma_pages(self) -> int:

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from guestemu.dma.account import Tally
+from guestemu.dma.account import AllocationTally
 from guestemu.dma.analysis_text import print_analysis, print_migrations, print_policies, shown
 from guestemu.dma.report import DmaReport, WorkloadCounts
 from guestemu.dma.trace import CallSite
@@ -166,7 +166,9 @@ def _totals(report: DmaReport) -> Table:
     return table
 
 
-def _tallies(title: str, what: str, tallies: Mapping[str, Tally], has_driver: bool) -> Table:
+def _tallies(
+    title: str, what: str, tallies: Mapping[str, AllocationTally], has_driver: bool
+) -> Table:
     """One row per name; devices by pages, phases in the order they came."""
     items = list(tallies.items())
     if has_driver:

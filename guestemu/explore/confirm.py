@@ -18,7 +18,7 @@ import msgspec
 
 from guestemu.checks.lost import LOST_DEFINED, LOST_STRICT
 from guestemu.explore.count import Space
-from guestemu.explore.model import Scenario, Verdict
+from guestemu.explore.model import PageVerdict, Scenario
 from guestemu.explore.programs import LinkKind, check_rules, interleaving_ops
 from guestemu.explore.witness import Witness, format_witness, replay, unrank
 from guestemu.program.program import Header
@@ -31,19 +31,19 @@ _TRIES: Final = 1000
 """Draws for one harmless interleaving before a cell counts as having none (left)."""
 
 
-Judge: TypeAlias = Callable[[Iterable[Witness], LinkKind], Iterator[tuple[Witness, Verdict]]]
+Judge: TypeAlias = Callable[[Iterable[Witness], LinkKind], Iterator[tuple[Witness, PageVerdict]]]
 """Runs interleavings on machines, pages by this link; each with its verdict, in any
 order."""
 
 
-class Disagreement(msgspec.Struct, frozen=True):
+class VerdictMismatch(msgspec.Struct, frozen=True):
     """An interleaving whose verdicts differ, each (lost_strict, lost_defined)."""
 
     order: str
     script: str
     interleaving: str
-    model: Verdict
-    machine: Verdict
+    model: PageVerdict
+    machine: PageVerdict
 
 
 class Confirmation(msgspec.Struct, frozen=True):
@@ -59,7 +59,7 @@ class Confirmation(msgspec.Struct, frozen=True):
     link: str
     seconds: float
     is_interrupted: bool = False
-    first: tuple[Disagreement, ...] = ()
+    first: tuple[VerdictMismatch, ...] = ()
 
     @property
     def runs(self) -> int:
@@ -67,15 +67,17 @@ class Confirmation(msgspec.Struct, frozen=True):
         return self.confirmed + self.disagreements
 
 
-def machine_verdict(testbed: Testbed, witness: Witness, link: LinkKind) -> Verdict:
+def machine_verdict(testbed: Testbed, witness: Witness, link: LinkKind) -> PageVerdict:
     """Runs an interleaving on the machine."""
     steps = (moment.step for moment in witness.moments)
     outcome = testbed.run(interleaving_ops(witness.scenario.order, steps, link))
     names = {violation.check for violation in outcome.violations}
-    return Verdict(LOST_STRICT in names, LOST_DEFINED in names)
+    return PageVerdict(LOST_STRICT in names, LOST_DEFINED in names)
 
 
-def judge_here(witnesses: Iterable[Witness], link: LinkKind) -> Iterator[tuple[Witness, Verdict]]:
+def judge_here(
+    witnesses: Iterable[Witness], link: LinkKind
+) -> Iterator[tuple[Witness, PageVerdict]]:
     """`machine_verdict` of each, in one warm testbed of this process."""
     testbed = build_testbed(Header())
     try:
@@ -153,7 +155,7 @@ def confirm(
     for space in spaces:
         check_rules(space.scenario.rules)
     tally = Counter[str]()
-    first: list[Disagreement] = []
+    first: list[VerdictMismatch] = []
     is_interrupted = False
     start = time.perf_counter()
     try:
@@ -180,9 +182,9 @@ def confirm(
     )
 
 
-def _disagreement(witness: Witness, found: Verdict) -> Disagreement:
+def _disagreement(witness: Witness, found: PageVerdict) -> VerdictMismatch:
     scenario = witness.scenario
-    return Disagreement(
+    return VerdictMismatch(
         scenario.order.name,
         scenario.script.name,
         format_witness(witness),

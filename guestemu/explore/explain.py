@@ -8,9 +8,9 @@ import msgspec
 from guestemu.explore.model import (
     Form,
     Page,
+    PageVerdict,
     Scenario,
     State,
-    Verdict,
     final_pass,
     reads,
 )
@@ -70,7 +70,7 @@ def explain(witness: Witness) -> str:
     """What is lost and why, in one or two sentences."""
     token = lost_token(witness)
     final = witness.moments[-1].after
-    verdict: Verdict = witness.verdict
+    verdict: PageVerdict = witness.verdict
     if not verdict.lost_strict:
         return f"nothing is lost: the guest reads t{token}"
     sent = last_send(witness)
@@ -101,7 +101,7 @@ def _cause(witness: Witness, sent: LastSend | None) -> str:
     return text + "."
 
 
-def _remark(verdict: Verdict) -> str:
+def _remark(verdict: PageVerdict) -> str:
     if verdict.lost_defined:
         return ""
     return (

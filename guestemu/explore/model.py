@@ -23,7 +23,16 @@ from typing import Final, NamedTuple
 import msgspec
 
 from guestemu.explore.rules import Rules
-from guestemu.explore.steps import SENDS, GuestStep, HostStep, Hypercall, Order, Pte, Script, Write
+from guestemu.explore.steps import (
+    SENDS,
+    GuestStep,
+    HostStep,
+    Order,
+    Pte,
+    Script,
+    StatusHypercall,
+    Write,
+)
 
 LIVE_PASSES: Final = 2
 """Of G.2, before the final one."""
@@ -94,7 +103,7 @@ class Scenario(msgspec.Struct, frozen=True):
         return len(self.script.steps) + self.live_steps + 1
 
 
-class Verdict(NamedTuple):
+class PageVerdict(NamedTuple):
     """What is wrong with the page after the guest's last step.
 
     `lost_strict`: it does not read as the last value the guest wrote, whatever flips came after.
@@ -149,7 +158,7 @@ def after_guest(scenario: Scenario, state: State) -> State | None:
         case Pte(to_shared):
             is_dirty = state.is_dirty or (on_source and rules.pte_sets_dirty)
             return state._replace(guest=state.guest + 1, is_shared=to_shared, is_dirty=is_dirty)
-        case Hypercall(to_shared):
+        case StatusHypercall(to_shared):
             if not on_source:
                 return state._replace(guest=state.guest + 1)
             is_dirty = state.is_dirty or rules.hypercall_sets_dirty
@@ -273,7 +282,7 @@ def last_token(steps: tuple[GuestStep, ...]) -> int:
 def is_defined(scenario: Scenario) -> bool:
     """Whether the script's last value is defined at its end: no flip (by the rule
     `undefined_from_hypercall`: no notification) came after its last write."""
-    kind = Hypercall if scenario.rules.undefined_from_hypercall else Pte
+    kind = StatusHypercall if scenario.rules.undefined_from_hypercall else Pte
     now = False
     defined = True
     for step in scenario.script.steps:
@@ -285,7 +294,7 @@ def is_defined(scenario: Scenario) -> bool:
     return defined
 
 
-def verdict(scenario: Scenario, state: State) -> Verdict:
+def verdict(scenario: Scenario, state: State) -> PageVerdict:
     """The verdict on a final state."""
     rules = scenario.rules
     lost = not reads(rules, state, last_token(scenario.script.steps))
@@ -297,4 +306,4 @@ def verdict(scenario: Scenario, state: State) -> Verdict:
         lost = lost or is_stale
     if rules.lost_only_if_stale:
         lost = lost and is_stale
-    return Verdict(lost, lost and is_defined(scenario))
+    return PageVerdict(lost, lost and is_defined(scenario))

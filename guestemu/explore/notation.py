@@ -28,10 +28,10 @@ from guestemu.explore.steps import (
     SENDS,
     GuestStep,
     HostStep,
-    Hypercall,
     Order,
     Pte,
     Script,
+    StatusHypercall,
     Write,
 )
 
@@ -87,7 +87,7 @@ def _guest_step(word: str, place: int) -> GuestStep:
     kind, sign, token = match.groups()
     if token is not None:
         return Write(int(token))
-    return Pte(sign == "-") if kind.lower() == "pte" else Hypercall(sign == "-")
+    return Pte(sign == "-") if kind.lower() == "pte" else StatusHypercall(sign == "-")
 
 
 def parse_order(text: str) -> Order:
@@ -138,7 +138,7 @@ def format_guest_step(step: GuestStep) -> str:
     match step:
         case Pte(to_shared):
             return "PTE-" if to_shared else "PTE+"
-        case Hypercall(to_shared):
+        case StatusHypercall(to_shared):
             return "HC-" if to_shared else "HC+"
         case Write(token):
             return f"t{token}!"

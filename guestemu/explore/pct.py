@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.errors import InputError
-from guestemu.explore.model import Scenario, Verdict, after_guest, after_host, initial, verdict
+from guestemu.explore.model import PageVerdict, Scenario, after_guest, after_host, initial, verdict
 
 _SIDES: Final = 2
 
@@ -55,7 +55,9 @@ def check_depth(scenario: Scenario, depth: int) -> None:
         )
 
 
-def schedule(scenario: Scenario, depth: int, random: Random) -> tuple[tuple[bool, ...], Verdict]:
+def schedule(
+    scenario: Scenario, depth: int, random: Random
+) -> tuple[tuple[bool, ...], PageVerdict]:
     """One random interleaving (True: the guest's step) and its verdict."""
     guest_first = random.random() < 1 / _SIDES
     changes = frozenset(random.sample(range(scenario.steps), depth - 1))
@@ -81,7 +83,7 @@ def explore_random(
     check_depth(scenario, depth)
     random = Random(seed)
     seen: Counter[tuple[bool, ...]] = Counter()
-    verdicts: dict[tuple[bool, ...], Verdict] = {}
+    verdicts: dict[tuple[bool, ...], PageVerdict] = {}
     is_interrupted = False
     try:
         for _ in range(runs):

@@ -24,7 +24,7 @@ from guestemu.checks.lost import LOST_DEFINED, LOST_STRICT
 from guestemu.explore.model import START_TOKEN
 from guestemu.explore.notation import format_order, format_script
 from guestemu.explore.rules import Rules
-from guestemu.explore.steps import GuestStep, HostStep, Hypercall, Order, Pte, Write
+from guestemu.explore.steps import GuestStep, HostStep, Order, Pte, StatusHypercall, Write
 from guestemu.explore.witness import PassStep, Stop, Witness, format_witness
 from guestemu.program.ops import Op, OpKind, canonical_op
 from guestemu.program.program import Expectation, Header, Program
@@ -66,7 +66,7 @@ def guest_op(step: GuestStep) -> Op:
     match step:
         case Pte(to_shared):
             return Op(OpKind.TOUCH_CBIT, (int(not to_shared),), page=PAGE)
-        case Hypercall(to_shared):
+        case StatusHypercall(to_shared):
             status = MAP_GPA_RANGE_DECRYPTED if to_shared else MAP_GPA_RANGE_ENCRYPTED
             arguments = (KVM_HC_MAP_GPA_RANGE, 0, 1, status, 0)
             return Op(OpKind.HYPERCALL, arguments, page=PAGE, has_page=True)

@@ -15,7 +15,7 @@ class Pte(msgspec.Struct, frozen=True):
     to_shared: bool
 
 
-class Hypercall(msgspec.Struct, frozen=True):
+class StatusHypercall(msgspec.Struct, frozen=True):
     """The guest notifies: the host's status of the page becomes shared or private."""
 
     to_shared: bool
@@ -27,7 +27,7 @@ class Write(msgspec.Struct, frozen=True):
     token: int
 
 
-GuestStep: TypeAlias = Pte | Hypercall | Write
+GuestStep: TypeAlias = Pte | StatusHypercall | Write
 
 
 class HostStep(enum.Enum):
@@ -70,16 +70,16 @@ class Order(msgspec.Struct, frozen=True):
     row: int | None = None
 
 
-_TO_SHARED: Final = (Pte(True), Hypercall(True))
-_TO_PRIVATE: Final = (Pte(False), Hypercall(False))
+_TO_SHARED: Final = (Pte(True), StatusHypercall(True))
+_TO_PRIVATE: Final = (Pte(False), StatusHypercall(False))
 
 SCRIPTS: Final = (
     Script("S1", (*_TO_SHARED, Write(1))),
-    Script("S1b", (Hypercall(True), Pte(True), Write(1))),
-    Script("S1c", (Pte(True), Write(1), Hypercall(True))),
+    Script("S1b", (StatusHypercall(True), Pte(True), Write(1))),
+    Script("S1c", (Pte(True), Write(1), StatusHypercall(True))),
     Script("S2", (*_TO_SHARED, Write(1), *_TO_PRIVATE, Write(2))),
     Script("S3", (Write(1), *_TO_SHARED, *_TO_PRIVATE)),
-    Script("S0", (Pte(True), Write(1), Write(2), Hypercall(True))),
+    Script("S0", (Pte(True), Write(1), Write(2), StatusHypercall(True))),
 )
 """The scripts of G.2: S1 PTE, hypercall, write; S1b hypercall first; S1c write before the
 hypercall; S2 there and back with a write each; S3 there and back without rewriting; S0 two writes

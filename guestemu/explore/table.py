@@ -17,7 +17,7 @@ from guestemu.explore.reduce import Reduction, reduce
 TINY_S: Final = 1e-9
 
 
-class Row(msgspec.Struct, frozen=True, omit_defaults=True):
+class CountRow(msgspec.Struct, frozen=True, omit_defaults=True):
     """One cell. `losing` is `lost_strict` under the name of the command's contract; `row` is the
     order's row in G.2 or None; `order_steps` and `script_steps` are in the notation. `seconds` is
     for the counting, `reduced_seconds` for the reduced exploration, which gives verdicts only."""
@@ -48,7 +48,7 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def count_row(
     scenario: Scenario, with_reduction: bool, on_layer: Callable[[], None] = lambda: None
-) -> Row:
+) -> CountRow:
     """Counts one cell."""
     start = time.perf_counter()
     space = Space(scenario, on_layer)
@@ -56,7 +56,7 @@ def count_row(
     reduction = reduce(scenario) if with_reduction else None
     reduced = time.perf_counter()
     tally = space.tally
-    return Row(
+    return CountRow(
         row=scenario.order.row,
         order=scenario.order.name,
         order_steps=format_order(scenario.order.steps),
@@ -78,7 +78,7 @@ class Table(msgspec.Struct, frozen=True, omit_defaults=True):
     """Rows and their sums. The reduction's figures are None if it did not run; `states_per_second`
     and `reduced_states_per_second` are states kept over the time of the exploration alone."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[CountRow, ...]
     states: int
     seconds: float
     states_per_second: float
@@ -87,7 +87,7 @@ class Table(msgspec.Struct, frozen=True, omit_defaults=True):
     disagreements: int | None = None
 
     @staticmethod
-    def of(rows: tuple[Row, ...], seconds: float) -> Table:
+    def of(rows: tuple[CountRow, ...], seconds: float) -> Table:
         """Sums `rows`, which took `seconds` altogether."""
         states = sum(row.states for row in rows)
         reductions = [row.reduced for row in rows if row.reduced is not None]

@@ -18,9 +18,9 @@ import msgspec
 from guestemu.abi.errors import InputError
 from guestemu.explore.count import Space, Tally
 from guestemu.explore.model import (
+    PageVerdict,
     Scenario,
     State,
-    Verdict,
     after_guest,
     after_host,
     guest_step,
@@ -61,7 +61,7 @@ class Witness(msgspec.Struct, frozen=True):
     moments: tuple[Moment, ...]
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> PageVerdict:
         """Of the whole interleaving."""
         return verdict(self.scenario, self.moments[-1].after)
 

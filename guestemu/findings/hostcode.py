@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from _typeshed import TraceFunction
 
 Spots: TypeAlias = frozenset[int]
-"""Byte code locations, numbered by the `HostCode` that recorded them."""
+"""Byte code locations, numbered by the `ByteCodeTrace` that recorded them."""
 
 _OWN: Final = f"{Path(guestemu.__file__).parent}/"
 _MODELS: Final = f"{_OWN}host/"
@@ -40,10 +40,10 @@ def _foreign() -> tuple[str, ...]:
     return (*(f"{sysconfig.get_path(name)}/" for name in names), "<frozen")
 
 
-class TracedExits:
+class CodeTracedExits:
     """Stands between vCPU and recorder and traces while an exit is answered."""
 
-    def __init__(self, code: HostCode, handler: ExitHandler) -> None:
+    def __init__(self, code: ByteCodeTrace, handler: ExitHandler) -> None:
         self._code = code
         self._handler = handler
 
@@ -80,7 +80,7 @@ class TracedExits:
             self._code.stop()
 
 
-class HostCode:
+class ByteCodeTrace:
     """Records byte code between `start` and `stop`; `is_model`: of `guestemu.host`."""
 
     def __init__(self, is_model: bool) -> None:

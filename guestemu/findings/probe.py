@@ -26,7 +26,7 @@ from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
 from guestemu.abi.x86 import Mode
 from guestemu.checks.base import OpView, Violation
 from guestemu.events.exits import AnsweredExit
-from guestemu.findings.hostcode import HostCode, Spots, TracedExits
+from guestemu.findings.hostcode import ByteCodeTrace, CodeTracedExits, Spots
 from guestemu.findings.rules import ACCEPTED, LATE_RULES
 from guestemu.findings.symptom import (
     Symptom,
@@ -115,7 +115,7 @@ class Probe:
         is_model = type(host).__module__.startswith(_MODELS) and not isinstance(
             host, PluginHost | NativeHost
         )
-        self.code = HostCode(is_model)
+        self.code = ByteCodeTrace(is_model)
         self.runs = 0
         self.is_slow = len(testbed.checks) == 1 or not testbed.guest.name.startswith("snippet:")
         self._cover: dict[str, Spots] = {}
@@ -200,7 +200,7 @@ class Probe:
         handler = hooks.handler
         if traced and handler is not None:
             code.take()
-            hooks.handler = TracedExits(code, handler)
+            hooks.handler = CodeTracedExits(code, handler)
         try:
             for index, op in enumerate(ops):
                 if traced and op.kind in HOST_SPECS:

@@ -39,17 +39,19 @@ def _load_number(number: int) -> bytes:
     return b"\xb8" + number.to_bytes(4, "little")  # mov eax, number
 
 
-class Stub(msgspec.Struct, frozen=True):
+class OvmfStub(msgspec.Struct, frozen=True):
     """A stub's code and where it lies, in bytes from `layout.STUB` on."""
 
     code: bytes
     offset: int
 
 
-FIRST_STUB: Final = Stub(_load_number(KVM_HC_PAGE_ENC_STATUS_2019) + _ARGUMENTS + _VMMCALL, _OFFSET)
+FIRST_STUB: Final = OvmfStub(
+    _load_number(KVM_HC_PAGE_ENC_STATUS_2019) + _ARGUMENTS + _VMMCALL, _OFFSET
+)
 """As first posted."""
 
-FIXED_STUB: Final = Stub(
+FIXED_STUB: Final = OvmfStub(
     _SAVE + _load_number(KVM_HC_PAGE_ENC_STATUS) + _ARGUMENTS + _VMMCALL + _RESTORE, 2 * _OFFSET
 )
 """With commit 9f7dec1533's number, and RBX kept."""
@@ -63,7 +65,7 @@ class StubResult(msgspec.Struct, frozen=True):
 
 
 def call_stub(
-    machine: Machine, stub: Stub, gpa: Gpa, pages: int, encrypted: bool, rbx: int
+    machine: Machine, stub: OvmfStub, gpa: Gpa, pages: int, encrypted: bool, rbx: int
 ) -> StubResult:
     """Calls `stub` in 64-bit mode at CPL 0 with `rbx` in RBX; low memory has to be mapped.
 

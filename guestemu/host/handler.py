@@ -18,7 +18,7 @@ from guestemu.abi.msrs import KVM_MIGRATION_READY, MSR_KVM_MIGRATION_CONTROL
 from guestemu.host.base import VcpuAccess
 from guestemu.host.kvm.guest_memory import GuestMemory, MemoryFaultExit
 from guestemu.host.kvm.host import MergedHost
-from guestemu.host.kvm.run import Run
+from guestemu.host.kvm.run import KvmRun
 from guestemu.host.userspace.base import UserSpace, VmStopped
 from guestemu.host.userspace.injection import Injection
 
@@ -83,7 +83,7 @@ class _HandledExits(UserSpace):
         self.handler.reset(self.memory)
         return True
 
-    def hypercall_exit(self, run: Run, vcpu: VcpuAccess) -> None:
+    def hypercall_exit(self, run: KvmRun, vcpu: VcpuAccess) -> None:
         """Asks the handler."""
         request = run.hypercall
         if self.injection.answers:
@@ -94,14 +94,14 @@ class _HandledExits(UserSpace):
             raise TypeError(f"map_gpa_range returned {answer!r:.60}; return 0 or a negative errno")
         request.ret = answer & U64_MASK
 
-    def rdmsr_exit(self, run: Run, vcpu: VcpuAccess) -> None:
+    def rdmsr_exit(self, run: KvmRun, vcpu: VcpuAccess) -> None:
         """What the guest wrote last."""
         if self.injection.take_msr_error() or not self._serves(run):
             run.msr.error = 1
         else:
             run.msr.data = self.migration_control
 
-    def wrmsr_exit(self, run: Run, vcpu: VcpuAccess) -> None:
+    def wrmsr_exit(self, run: KvmRun, vcpu: VcpuAccess) -> None:
         """Asks the handler."""
         value = run.msr.data
         fails = self.injection.take_msr_error() or not self._serves(run)
@@ -110,7 +110,7 @@ class _HandledExits(UserSpace):
         else:
             self.migration_control = value
 
-    def _serves(self, run: Run) -> bool:
+    def _serves(self, run: KvmRun) -> bool:
         is_known = run.msr.index == MSR_KVM_MIGRATION_CONTROL
         return is_known and self.handler.serves_migration_control
 

@@ -42,7 +42,7 @@ _KINDS: Final = (
 )
 
 
-class Argument(msgspec.Struct, frozen=True):
+class CallArgument(msgspec.Struct, frozen=True):
     """One argument: as it was written, and its 64-bit value."""
 
     text: str
@@ -57,7 +57,7 @@ class Earlier(msgspec.Struct, frozen=True):
     """A call that was made before in the same guest: RAX, and its arguments."""
 
     value: int
-    arguments: tuple[Argument, ...]
+    arguments: tuple[CallArgument, ...]
 
 
 def parse_number(text: str, what: str) -> int:
@@ -68,22 +68,22 @@ def parse_number(text: str, what: str) -> int:
         raise InputError(f"{what}: {text!r} is no number; write 42 or 0x2a") from None
 
 
-def resolve(text: str, guest: LinuxGuest, earlier: Sequence[Earlier] = ()) -> Argument:
+def resolve(text: str, guest: LinuxGuest, earlier: Sequence[Earlier] = ()) -> CallArgument:
     """The value of one argument; allocates in `guest` what it asks for. `earlier` are the calls
     before this one.
 
     Raises `InputError` for a text that means nothing or an allocation that fails.
     """
     if text.startswith("string:"):
-        return Argument(text, _string(text.removeprefix("string:"), guest))
+        return CallArgument(text, _string(text.removeprefix("string:"), guest))
     if text == "device":
-        return Argument(text, _device(guest))
+        return CallArgument(text, _device(guest))
     match = _SUM.fullmatch(text)
     base, extra = (match[1], parse_number(match[2], text)) if match else (text, 0)
     kind, colon, rest = base.partition(":")
     if colon and kind in {"result", "argument"}:
-        return Argument(text, _earlier(base, rest, earlier) + extra & U64_MASK)
-    return Argument(text, _base(base, guest) + extra & U64_MASK)
+        return CallArgument(text, _earlier(base, rest, earlier) + extra & U64_MASK)
+    return CallArgument(text, _base(base, guest) + extra & U64_MASK)
 
 
 def _earlier(text: str, place: str, earlier: Sequence[Earlier]) -> int:

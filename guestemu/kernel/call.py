@@ -16,8 +16,8 @@ from guestemu.events.memory import LeafChange
 from guestemu.guest.base import CallOutcome, GuestOops
 from guestemu.guest.linux.guest import LinuxGuest
 from guestemu.guest.linux.recorder import BootRecorder
-from guestemu.kernel.arguments import Argument, Earlier, resolve
-from guestemu.kernel.calltree import CallTracer, TracedExits, TreeLine
+from guestemu.kernel.arguments import CallArgument, Earlier, resolve
+from guestemu.kernel.calltree import CallTracer, FunctionLine, TracedExits
 from guestemu.machine.exits import BudgetExhausted
 
 MAX_ARGUMENTS: Final = 6
@@ -54,7 +54,7 @@ class CallReport(msgspec.Struct, frozen=True):
     that the kernel printed, `tree` who called whom if that was asked for."""
 
     function: str
-    arguments: tuple[Argument, ...]
+    arguments: tuple[CallArgument, ...]
     returned: int | None
     hypercalls: tuple[CalledExit, ...]
     msrs: tuple[CalledMsr, ...]
@@ -63,7 +63,7 @@ class CallReport(msgspec.Struct, frozen=True):
     instructions: int
     oops: str | None = None
     console: tuple[str, ...] = ()
-    tree: tuple[TreeLine, ...] = ()
+    tree: tuple[FunctionLine, ...] = ()
 
 
 class Called(msgspec.Struct, frozen=True):
@@ -137,7 +137,7 @@ def _check(guest: LinuxGuest, call: Called) -> None:
 def _report(
     guest: LinuxGuest,
     function: str,
-    arguments: tuple[Argument, ...],
+    arguments: tuple[CallArgument, ...],
     outcome: CallOutcome,
     recorder: BootRecorder,
 ) -> CallReport:
@@ -189,7 +189,7 @@ def _describe(guest: LinuxGuest, end: object, exits: int) -> str:
 
 def _again(
     guest: LinuxGuest, calls: Sequence[Called], answer: int, depth: int
-) -> Iterator[tuple[int, tuple[TreeLine, ...]]]:
+) -> Iterator[tuple[int, tuple[FunctionLine, ...]]]:
     """Instructions that each call executes, in a second run, and its tree of calls down to `depth`;
     the guest stays slow."""
     if not calls:

@@ -28,7 +28,7 @@ _EXCEPTION: Final = "asm_exc_"
 _COLD: Final = ".cold"
 
 
-class TreeLine(msgspec.Struct, frozen=True):
+class FunctionLine(msgspec.Struct, frozen=True):
     """One node, at `depth` (the called function is at 0): a function that ran `times` times, with
     the instructions of its own and those of it and all below; or, with `is_exit`, an exit there,
     `times` times."""
@@ -104,15 +104,15 @@ class CallTracer:
         """How many ran."""
         return self._root.total
 
-    def lines(self, max_depth: int) -> tuple[TreeLine, ...]:
+    def lines(self, max_depth: int) -> tuple[FunctionLine, ...]:
         """The tree from the top, functions down to `max_depth` levels; exits always."""
-        found: list[TreeLine] = []
+        found: list[FunctionLine] = []
 
         def walk(node: _Node, depth: int) -> None:
             for child in node.children.values():
                 if child.is_exit or depth < max_depth:
                     found.append(
-                        TreeLine(
+                        FunctionLine(
                             min(depth, max_depth),
                             child.name,
                             child.times,

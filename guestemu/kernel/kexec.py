@@ -42,7 +42,7 @@ _SYS_RESTART: Final = 1
 _HOLE: Final = 0x1000
 
 
-class Refused(msgspec.Struct, frozen=True):
+class KexecRefused(msgspec.Struct, frozen=True):
     """A hypercall that the host answered with an error."""
 
     nr: int
@@ -50,7 +50,7 @@ class Refused(msgspec.Struct, frozen=True):
     ret: int
 
 
-class Moment(msgspec.Struct, frozen=True):
+class KexecMoment(msgspec.Struct, frozen=True):
     """The host's record at one time: `shared` pages, and whether it may migrate."""
 
     shared: int
@@ -69,12 +69,12 @@ class KexecReport(msgspec.Struct, frozen=True):
     old: str
     new: str
     host: str
-    running: Moment
-    at_jump: Moment
-    before_reset: Moment
-    after: Moment
+    running: KexecMoment
+    at_jump: KexecMoment
+    before_reset: KexecMoment
+    after: KexecMoment
     hypercalls: int
-    refused: tuple[Refused, ...]
+    refused: tuple[KexecRefused, ...]
     msr: tuple[int, ...]
     stale: tuple[tuple[int, int], ...]
     missing: tuple[tuple[int, int], ...]
@@ -90,13 +90,13 @@ class _Watch:
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        self.refused: list[Refused] = []
+        self.refused: list[KexecRefused] = []
         self.msr: list[int] = []
         self.hypercalls = 0
-        self.first: Moment | None = None
+        self.first: KexecMoment | None = None
 
-    def moment(self) -> Moment:
-        return Moment(self.host.private_map().count(0), self.host.migration_ready)
+    def moment(self) -> KexecMoment:
+        return KexecMoment(self.host.private_map().count(0), self.host.migration_ready)
 
     def begin(self) -> None:
         """The new kernel starts."""
@@ -123,7 +123,7 @@ class _Watch:
     def _note(self, nr: int, arguments: tuple[int, int, int, int], answer: int) -> int:
         signed = to_signed(answer, 64)
         if signed:
-            self.refused.append(Refused(nr, arguments, signed))
+            self.refused.append(KexecRefused(nr, arguments, signed))
         return answer
 
     def rdmsr(self, index: int, vcpu: VcpuAccess) -> int:

@@ -57,26 +57,26 @@ Runner = Callable[[list[str], Path | None], "subprocess.CompletedProcess[str]"]
 """Runs a command in a directory and returns its status and its output as text."""
 
 
-class Source(msgspec.Struct, frozen=True):
+class ImageSource(msgspec.Struct, frozen=True):
     """One suite at one address, as in a line of sources.list."""
 
     address: str
     suite: str
 
 
-def configured(runner: Runner) -> tuple[Source, ...]:
+def configured(runner: Runner) -> tuple[ImageSource, ...]:
     """The suites that this machine's own apt is configured for, in their order."""
     form = "$(REPO_URI)|$(RELEASE)"
     command = ["apt-get", "indextargets", "--no-release-info", "--format", form]
-    found: dict[Source, None] = {}
+    found: dict[ImageSource, None] = {}
     for line in runner([*command, "Created-By: Packages"], None).stdout.splitlines():
         address, bar, suite = line.partition("|")
         if bar and address.startswith(_SCHEMES):
-            found[Source(address.rstrip("/"), suite)] = None
+            found[ImageSource(address.rstrip("/"), suite)] = None
     return tuple(found)
 
 
-def locate(suites: Iterable[str], known: tuple[Source, ...]) -> tuple[Source, ...]:
+def locate(suites: Iterable[str], known: tuple[ImageSource, ...]) -> tuple[ImageSource, ...]:
     """Where each of `suites` is, by what the machine has configured (`known`).
 
     A suite that is configured is taken as it is. Another one lies where its sort does: security
@@ -94,7 +94,7 @@ def locate(suites: Iterable[str], known: tuple[Source, ...]) -> tuple[Source, ..
         if suite in own:
             found.append(own[suite])
         elif addresses:
-            found.append(Source(addresses[0], suite))
+            found.append(ImageSource(addresses[0], suite))
     if not found:
         raise MissingError(
             "this machine's apt has no Debian source; get a linux-image-* (6.19 and later: "
@@ -106,7 +106,7 @@ def locate(suites: Iterable[str], known: tuple[Source, ...]) -> tuple[Source, ..
 class PrivateRoot:
     """An apt of its own below `directory`, for `sources`."""
 
-    def __init__(self, directory: Path, sources: tuple[Source, ...], runner: Runner) -> None:
+    def __init__(self, directory: Path, sources: tuple[ImageSource, ...], runner: Runner) -> None:
         self.sources = sources
         self._directory = directory
         self._runner = runner
@@ -154,7 +154,7 @@ class PrivateRoot:
             say(f"not all lists could be got: {reason(result)}")
 
     @staticmethod
-    def _line(source: Source) -> str:
+    def _line(source: ImageSource) -> str:
         option = f" [signed-by={KEYRING}]" if KEYRING.exists() else ""
         return f"deb{option} {source.address} {source.suite} main\n"
 

@@ -23,9 +23,9 @@ from guestemu.guest.base import BootExit
 from guestemu.guest.linux.load import LOADER
 from guestemu.kernelmig.connection import Connection, connect_plain
 from guestemu.kernelmig.host import StatusHost
-from guestemu.kernelmig.recording import Recording, record_window
-from guestemu.kernelmig.reference import Reference
-from guestemu.kernelmig.scenario import Scenario, Variant, place_scenario
+from guestemu.kernelmig.recording import WindowRecording, record_window
+from guestemu.kernelmig.reference import UndisturbedRun
+from guestemu.kernelmig.scenario import SweepScenario, Variant, place_scenario
 from guestemu.kernelmig.station import Station, send_frames, state_parts, touched_frames
 from guestemu.kernelmig.vmsa_link import VmsaPacket
 from guestemu.machine.exits import Exit
@@ -79,7 +79,7 @@ class Experiment:
         self._functions = sorted((start, name) for name, start in self.kernel.symbols.items())
         self.config = config
         try:
-            self.scenario: Scenario = place_scenario(guest, variant)
+            self.scenario: SweepScenario = place_scenario(guest, variant)
             host.exits.clear()
             self._start = capture_state(guest.machine, state_parts(guest.platform, host))
             self._shared = bytes(host.shared)
@@ -89,10 +89,10 @@ class Experiment:
         finally:
             guest.reset()
         recorder = self._copy()
-        self.recording: Recording = record_window(recorder, self.scenario)
+        self.recording: WindowRecording = record_window(recorder, self.scenario)
         recorder.close()
         self._stays = self._copy()
-        self.reference = Reference(self._stays, self.scenario.end)
+        self.reference = UndisturbedRun(self._stays, self.scenario.end)
         self.source = self._copy()
         self._stepper = Stepper(self.source.machine)
         self.page_at_end = bytes([self.scenario.fill]) * PAGE_SIZE

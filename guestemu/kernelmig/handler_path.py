@@ -13,7 +13,7 @@ from typing import Final
 
 from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa
 from guestemu.host.firmware.memory import PlacedCipher
-from guestemu.host.mirror.mailbox import Form
+from guestemu.host.mirror.mailbox import PageForm
 from guestemu.kernelmig.connection import GUEST_AT, Connection, is_es
 from guestemu.kernelmig.vmsa import load_vmsa, save_vmsa
 from guestemu.kernelmig.vmsa_link import VmsaPacket
@@ -47,7 +47,9 @@ class HandlerVmsaLink:
         load_vmsa(machine, machine.ram.read(Gpa(VMSA_FRAME << PAGE_SHIFT), PAGE_SIZE))
 
 
-def connect_handler(source: Machine, destination: Machine, form: Form = Form.BOUND) -> Connection:
+def connect_handler(
+    source: Machine, destination: Machine, form: PageForm = PageForm.BOUND
+) -> Connection:
     """Handlers in both machines; the destination's RAM is elsewhere in its host's memory. Raises
     what `handler_link` raises."""
     destination.ram.cipher = PlacedCipher(destination.config.key, GUEST_AT >> PAGE_SHIFT)
@@ -60,4 +62,4 @@ def connect_handler(source: Machine, destination: Machine, form: Form = Form.BOU
 def connect_unbound(source: Machine, destination: Machine) -> Connection:
     """The same with packets that fit any page at any time, for experiments that use each packet
     many times: handlers that bind them refuse that."""
-    return connect_handler(source, destination, Form.UNBOUND)
+    return connect_handler(source, destination, PageForm.UNBOUND)

@@ -29,7 +29,7 @@ Status = Callable[[int], bool]
 _Choose = Callable[[tuple[int, ...], Stored, Status], LastPacket]
 
 
-class Order(msgspec.Struct, frozen=True):
+class SweepOrder(msgspec.Struct, frozen=True):
     """One order. `is_right`: no tuple of it may lose. `steps` instants make a tuple."""
 
     name: str
@@ -96,14 +96,14 @@ def _cleared_late(at: tuple[int, ...], stored: Stored, status: Status) -> LastPa
 
 
 ORDERS: Final = (
-    Order("D+E+S, stop", 2, True, _at_once),
-    Order("D, E+S at the stop", 2, True, _log_then_stop),
-    Order("E, D+S at the stop", 2, False, _status_then_stop),
-    Order("D+E+S, stop by the first E", 2, False, _status_reused),
-    Order("D, E+S, stop", 3, True, _log_first),
-    Order("E, D+S, stop", 3, False, _status_first),
-    Order("D+E+S, log cleared after S, stop", 3, False, _cleared_late),
-    Order("D, E, S, stop", 4, True, _log_first_send_apart),
-    Order("E, D, S, stop", 4, False, _status_first_send_apart),
+    SweepOrder("D+E+S, stop", 2, True, _at_once),
+    SweepOrder("D, E+S at the stop", 2, True, _log_then_stop),
+    SweepOrder("E, D+S at the stop", 2, False, _status_then_stop),
+    SweepOrder("D+E+S, stop by the first E", 2, False, _status_reused),
+    SweepOrder("D, E+S, stop", 3, True, _log_first),
+    SweepOrder("E, D+S, stop", 3, False, _status_first),
+    SweepOrder("D+E+S, log cleared after S, stop", 3, False, _cleared_late),
+    SweepOrder("D, E, S, stop", 4, True, _log_first_send_apart),
+    SweepOrder("E, D, S, stop", 4, False, _status_first_send_apart),
 )
 """As the tables show them."""

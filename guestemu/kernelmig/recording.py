@@ -15,7 +15,7 @@ import msgspec
 
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Gpa, Gva
 from guestemu.abi.x86 import PTE_ADDRESS_MASK, PTE_PSE
-from guestemu.kernelmig.scenario import Scenario
+from guestemu.kernelmig.scenario import SweepScenario
 from guestemu.kernelmig.station import Station
 from guestemu.machine.callbacks import MemoryHook
 from guestemu.machine.engine import HOOK_MEM, MEM_WRITE
@@ -40,7 +40,7 @@ class PageStore(msgspec.Struct, frozen=True, gc=False):
     size: int
 
 
-class Event(msgspec.Struct, frozen=True):
+class ConversionStep(msgspec.Struct, frozen=True):
     """A step of the conversion by instruction `index`: "pte", "pmd" …, "invlpg", "wbinvd",
     "clflush", "mov-cr" or "vmmcall"; `value` is what an entry got, else 0."""
 
@@ -56,12 +56,12 @@ class Flip(msgspec.Struct, frozen=True):
     is_private: bool
 
 
-class Recording(msgspec.Struct, frozen=True):
+class WindowRecording(msgspec.Struct, frozen=True):
     """The window of one scenario, `length` instructions long. All lists are in order."""
 
     length: int
     stores: tuple[PageStore, ...]
-    events: tuple[Event, ...]
+    events: tuple[ConversionStep, ...]
     flips: tuple[Flip, ...]
 
     def is_private_at(self, index: int) -> bool:
@@ -98,7 +98,7 @@ class Recording(msgspec.Struct, frozen=True):
         return runs
 
 
-def record_window(station: Station, scenario: Scenario) -> Recording:
+def record_window(station: Station, scenario: SweepScenario) -> WindowRecording:
     """Steps the guest of `station`, which stands at the scenario's start, through the window."""
     recorder = _Recorder(station, scenario)
     stepper = Stepper(station.machine)
@@ -109,13 +109,13 @@ def record_window(station: Station, scenario: Scenario) -> Recording:
 
 
 class _Recorder:
-    def __init__(self, station: Station, scenario: Scenario) -> None:
+    def __init__(self, station: Station, scenario: SweepScenario) -> None:
         self._machine = station.machine
         self._scenario = scenario
         self._index = 0
         self._kinds: dict[int, str] = {}
         self._stores: list[PageStore] = []
-        self._events: list[Event] = []
+        self._events: list[ConversionStep] = []
         self._table_stores: list[tuple[int, int, int]] = []
         self._mask = station.machine.ram.cbit_mask
         station.machine.engine.add_hook(HOOK_MEM, MemoryHook(self._on_access))
@@ -128,7 +128,7 @@ class _Recorder:
             code = self._machine.current.read_memory(Gva(rip), 4) or b""
             kind = self._kinds[rip] = _kind_of(code)
         if kind:
-            self._events.append(Event(index, kind))
+            self._events.append(ConversionStep(index, kind))
 
     def _on_access(
         self, _uc: object, kind: int, address: int, size: int, value: int, _user: object
@@ -142,7 +142,7 @@ class _Recorder:
         elif size == 8:
             self._table_stores.append((self._index, gpa, value & (1 << 64) - 1))
 
-    def finish(self, length: int) -> Recording:
+    def finish(self, length: int) -> WindowRecording:
         """The recording; only now is it known which entries map the page."""
         entries = self._entries()
         cbit = self._machine.pte_cbit
@@ -151,13 +151,13 @@ class _Recorder:
         for index, gpa, value in self._table_stores:
             if gpa not in entries:
                 continue
-            self._events.append(Event(index, entries[gpa], value))
+            self._events.append(ConversionStep(index, entries[gpa], value))
             is_leaf = entries[gpa] == "pte" and bool(value)
             if is_leaf and bool(value & cbit) != is_private:
                 is_private = not is_private
                 flips.append(Flip(index, is_private))
         events = tuple(sorted(self._events, key=lambda event: event.index))
-        return Recording(length, tuple(self._stores), events, tuple(flips))
+        return WindowRecording(length, tuple(self._stores), events, tuple(flips))
 
     def _entries(self) -> dict[int, str]:
         """GPAs of the entries on the way to the page, with their levels' names."""

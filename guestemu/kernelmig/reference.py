@@ -22,7 +22,7 @@ from guestemu.machine.exits import Exit, Trap
 from guestemu.migration.transfer import MachineState
 
 
-class Reference:
+class UndisturbedRun:
     """Runs `station`, which stands at the scenario's start and has not run yet, to `end`.
 
     `log` are its exits, `state` is where it ended, `undefined` the frames that are left out.

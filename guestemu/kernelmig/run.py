@@ -16,7 +16,7 @@ from guestemu.kernelmig.experiment import GUEST_BUDGET, Connect, Experiment
 from guestemu.kernelmig.handler_path import connect_handler, connect_unbound
 from guestemu.kernelmig.heat import Heat, heat_of
 from guestemu.kernelmig.scenario import Variant
-from guestemu.kernelmig.sweep import FetchOrder, Point, SweepResult, sweep
+from guestemu.kernelmig.sweep import FetchOrder, SweepPoint, SweepResult, sweep
 from guestemu.kernelmig.tuples import Matrix, visible_instants
 from guestemu.kernelmig.vmsa_link import LEGACY_COMMANDS, VMSA_COMMANDS, kvm_answers
 from guestemu.machine.machine import MachineConfig
@@ -35,7 +35,7 @@ PATHS: Final[Mapping[str, Connect]] = {
 }
 
 
-class Request(msgspec.Struct, frozen=True):
+class SweepRequest(msgspec.Struct, frozen=True):
     """The options. `leaf` and `path` are keys of `LEAVES` and `PATHS`."""
 
     image: Path
@@ -48,7 +48,7 @@ class Request(msgspec.Struct, frozen=True):
     there_and_back: bool
 
 
-class Window(msgspec.Struct, frozen=True):
+class InstructionWindow(msgspec.Struct, frozen=True):
     """The sweep over one window of `instructions`: see `SweepResult`."""
 
     name: str
@@ -59,7 +59,7 @@ class Window(msgspec.Struct, frozen=True):
     lost_defined: int
     seconds: float
     pages: float
-    first: list[Point]
+    first: list[SweepPoint]
     heat: tuple[Heat, ...] = ()
 
 
@@ -72,7 +72,7 @@ class Tuples(msgspec.Struct, frozen=True):
     is_right: bool
 
 
-class Report(msgspec.Struct):
+class SweepReport(msgspec.Struct):
     """The JSON object. Counts are over all windows; times and rates are of the migrations alone, of
     sweep and matrix; `cpu_seconds` are this process's, the rest of `seconds` it waited for a core.
     `instants` and `matrix` are of the tuples; `kvm` is what KVM's ioctls answered that this
@@ -94,7 +94,7 @@ class Report(msgspec.Struct):
     cpu_seconds: float = 0.0
     instants: int = 0
     matrix: int = 0
-    windows: list[Window] = msgspec.field(default_factory=list)
+    windows: list[InstructionWindow] = msgspec.field(default_factory=list)
     kvm: dict[str, str] = msgspec.field(default_factory=dict)
     interrupted: bool = False
 
@@ -105,7 +105,7 @@ class Report(msgspec.Struct):
         return bool(self.differences or self.lost_defined) or loses
 
 
-class Watcher:
+class SweepWatcher:
     """Told of the work as it goes; does nothing by itself. Any method may raise
     KeyboardInterrupt, which ends the run with what was found."""
 
@@ -119,11 +119,13 @@ class Watcher:
         """It has ended."""
 
 
-def run(request: Request, watcher: Watcher) -> Report:
+def run(request: SweepRequest, watcher: SweepWatcher) -> SweepReport:
     """Does all of it. Raises `InputError` for an image or a configuration that does not boot."""
     config = linux_config(MEMORY_MIB, CBIT, request.sev, coherent=False)
     kernel = LOADER.kernel(request.image)
-    report = Report(kernel.version, request.sev, request.path, request.every, request.order.value)
+    report = SweepReport(
+        kernel.version, request.sev, request.path, request.every, request.order.value
+    )
     if request.sev != "sev":
         report.kvm = _refusals(request.image, config, request.sev)
     if request.sev == "snp":
@@ -143,7 +145,11 @@ def run(request: Request, watcher: Watcher) -> Report:
 
 
 def _sweep(
-    request: Request, config: MachineConfig, variant: Variant, report: Report, watcher: Watcher
+    request: SweepRequest,
+    config: MachineConfig,
+    variant: Variant,
+    report: SweepReport,
+    watcher: SweepWatcher,
 ) -> None:
     result = SweepResult()
     experiment = Experiment(request.image, config, variant, PATHS[request.path])
@@ -160,7 +166,7 @@ def _sweep(
         report.seconds += result.seconds
         report.cpu_seconds += result.cpu_seconds
         report.windows.append(
-            Window(
+            InstructionWindow(
                 variant.name,
                 length,
                 result.points,
@@ -175,7 +181,9 @@ def _sweep(
         )
 
 
-def _tuples(request: Request, config: MachineConfig, report: Report, watcher: Watcher) -> None:
+def _tuples(
+    request: SweepRequest, config: MachineConfig, report: SweepReport, watcher: SweepWatcher
+) -> None:
     variant = Variant(False, request.there_and_back)
     connect = connect_unbound if request.path == "handler" else PATHS[request.path]
     experiment = Experiment(request.image, config, variant, connect)
@@ -198,7 +206,7 @@ def _tuples(request: Request, config: MachineConfig, report: Report, watcher: Wa
         )
 
 
-def _follow(steps: Iterable[object], watcher: Watcher) -> None:
+def _follow(steps: Iterable[object], watcher: SweepWatcher) -> None:
     """Runs a generator of migrations and tells the watcher of each."""
     iterator = iter(steps)
     done = object()

@@ -23,7 +23,7 @@ from guestemu.abi.regions import Region
 from guestemu.guest.linux.dma import GFP_KERNEL
 from guestemu.guest.linux.guest import LinuxGuest
 from guestemu.guest.linux.prepare import GET_FREE_PAGES
-from guestemu.kernelmig.stub import Load, Stub
+from guestemu.kernelmig.stub import MemoryArgument, Stub
 from guestemu.machine.engine import REGISTERS
 from guestemu.machine.paging import walk
 
@@ -54,7 +54,7 @@ class Variant(msgspec.Struct, frozen=True):
         return ("split" if self.split else "no split") + (", there and back" * self.round_trip)
 
 
-class Scenario(msgspec.Struct, frozen=True):
+class SweepScenario(msgspec.Struct, frozen=True):
     """A placed scenario: virtual addresses of the program and of its labels, and the page.
 
     The guest starts at `start`; at `window_end` the window is done and the page all `fill`; at
@@ -74,7 +74,7 @@ class Scenario(msgspec.Struct, frozen=True):
         return PRIVATE if self.variant.round_trip else SHARED
 
 
-def place_scenario(guest: LinuxGuest, variant: Variant) -> Scenario:
+def place_scenario(guest: LinuxGuest, variant: Variant) -> SweepScenario:
     """Puts the program into `guest`, whose vCPU then stands in front of its first instruction.
 
     Raises `InputError` where the kernel lacks a function or memory for it.
@@ -102,7 +102,7 @@ def place_scenario(guest: LinuxGuest, variant: Variant) -> Scenario:
     alloc, free = address("dma_alloc_attrs"), address("dma_free_attrs")
     handle = results + _HANDLE_AT
     stub.call(alloc, device, _DMA_SIZE, handle, GFP_KERNEL, 0, result=results + 32)
-    stub.call(free, device, _DMA_SIZE, Load(results + 32), Load(handle), 0)
+    stub.call(free, device, _DMA_SIZE, MemoryArgument(results + 32), MemoryArgument(handle), 0)
     stub.call(decrypt, page, 1, result=results + 40)
     stub.call(memset, page, LAST, PAGE_SIZE)
     end = stub.here
@@ -113,7 +113,7 @@ def place_scenario(guest: LinuxGuest, variant: Variant) -> Scenario:
     engine.write(REGISTERS["rsp"], guest.calls.stack - _STACK_GAP)
     engine.write(REGISTERS["rip"], stub.start)
     engine.flush_tlb()
-    return Scenario(variant, stub.start, window_end, end, page, placer.gfn(page))
+    return SweepScenario(variant, stub.start, window_end, end, page, placer.gfn(page))
 
 
 class _Placer:

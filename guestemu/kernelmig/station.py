@@ -18,7 +18,7 @@ from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa
 from guestemu.guest.linux.boot import build_machine
 from guestemu.guest.linux.es import EsState
 from guestemu.guest.linux.kernel import Kernel
-from guestemu.guest.linux.platform import Console, Platform
+from guestemu.guest.linux.platform import Console, GuestPlatform
 from guestemu.kernelmig.host import StatusHost
 from guestemu.machine.callbacks import CodeHook
 from guestemu.machine.engine import HOOK_CODE
@@ -38,7 +38,7 @@ _ZERO_PAGE: Final = bytes(PAGE_SIZE)
 class ClockPart:
     """The platform's TSC, a `StatePart`."""
 
-    def __init__(self, platform: Platform) -> None:
+    def __init__(self, platform: GuestPlatform) -> None:
         self._platform = platform
 
     def capture(self) -> bytes:
@@ -53,7 +53,7 @@ class ClockPart:
 class SevPart:
     """What KVM keeps for a SEV-ES guest: the registered GHCB; a `StatePart`."""
 
-    def __init__(self, platform: Platform) -> None:
+    def __init__(self, platform: GuestPlatform) -> None:
         self._sev = platform.sev
 
     def capture(self) -> bytes:
@@ -126,7 +126,7 @@ class Station:
         self.machine.close()
 
 
-def state_parts(platform: Platform, host: StatusHost) -> dict[str, StatePart]:
+def state_parts(platform: GuestPlatform, host: StatusHost) -> dict[str, StatePart]:
     """What travels beside CPU, MSRs and pages."""
     return {"clock": ClockPart(platform), "sev": SevPart(platform), "status": host}
 

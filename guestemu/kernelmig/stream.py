@@ -18,13 +18,13 @@ from guestemu.migration.endpoints import Handover
 from guestemu.migration.firmware_link import FirmwareReceiver, FirmwareSender, Offer, Opening
 from guestemu.migration.host_record import HostRecord
 from guestemu.migration.links import Packet
-from guestemu.migration.stream import Channel
+from guestemu.migration.stream import MessageChannel
 
 _NO_RECORD = HostRecord((), True)
 """The status of frames is a part of the machine's state here (`StatusHost`)."""
 
 
-def send_guest(channel: Channel, station: Station, frames: Iterable[int]) -> int:
+def send_guest(channel: MessageChannel, station: Station, frames: Iterable[int]) -> int:
     """Sends the stopped guest of `station` with the content of `frames`; the number of frames.
 
     Raises `InputError` for a destination that says something else, `SevIoctlError` for one that
@@ -47,7 +47,7 @@ def send_guest(channel: Channel, station: Station, frames: Iterable[int]) -> int
     return count
 
 
-def receive_guest(channel: Channel, station: Station) -> None:
+def receive_guest(channel: MessageChannel, station: Station) -> None:
     """Makes the empty `station` the guest that comes. Raises `InputError` for a stream that says
     something else, `SevIoctlError` for a packet that was changed on its way."""
     receiver = FirmwareReceiver(station.machine.ram, GUEST_AT)

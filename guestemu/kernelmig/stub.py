@@ -28,7 +28,7 @@ _LOAD_RAX: Final = b"\x48\xa1"
 _PAUSE: Final = b"\xf3\x90"
 
 
-class Load:
+class MemoryArgument:
     """An argument that the program reads from memory: the 64-bit word at `address`."""
 
     __slots__ = ("address",)
@@ -54,11 +54,13 @@ class Stub:
         """The address of the next instruction."""
         return self.start + len(self._code)
 
-    def call(self, function: int, *arguments: int | Load, result: int | None = None) -> None:
+    def call(
+        self, function: int, *arguments: int | MemoryArgument, result: int | None = None
+    ) -> None:
         """Calls the function at address `function` with up to five arguments; RAX is stored at
         address `result`. Loaded arguments are RDX or RCX."""
         for name, value in zip(_ARGUMENTS, arguments, strict=False):
-            if isinstance(value, Load):
+            if isinstance(value, MemoryArgument):
                 self._code += _LOAD_RAX + struct.pack("<Q", value.address) + _FROM_RAX[name]
             else:
                 self._load(name, value)

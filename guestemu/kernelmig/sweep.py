@@ -24,7 +24,7 @@ class FetchOrder(enum.Enum):
     between is sent by what it was (C15)."""
 
 
-class Point(msgspec.Struct, frozen=True, kw_only=True):
+class SweepPoint(msgspec.Struct, frozen=True, kw_only=True):
     """One migration, `index` instructions into the window.
 
     `difference` says what the end of the run shows, None for nothing. `lost_defined`: the guest
@@ -60,10 +60,10 @@ class SweepResult(msgspec.Struct):
     pages: int = 0
     seconds: float = 0.0
     cpu_seconds: float = 0.0
-    first: list[Point] = msgspec.field(default_factory=list)
+    first: list[SweepPoint] = msgspec.field(default_factory=list)
     tries: list[tuple[str, str]] = msgspec.field(default_factory=list)
 
-    def add(self, point: Point, seconds: float, cpu_seconds: float) -> None:
+    def add(self, point: SweepPoint, seconds: float, cpu_seconds: float) -> None:
         """Counts one more."""
         self.points += 1
         self.differences += point.difference is not None
@@ -82,7 +82,7 @@ SHOWN = 8
 """Points that went wrong and are shown."""
 
 
-def migrate(experiment: Experiment, index: int, order: FetchOrder) -> Point:
+def migrate(experiment: Experiment, index: int, order: FetchOrder) -> SweepPoint:
     """One migration, with the source stopped in front of instruction `index` of the window."""
     departure = experiment.leave(index)
     function = experiment.function
@@ -92,7 +92,7 @@ def migrate(experiment: Experiment, index: int, order: FetchOrder) -> Point:
     ended, page = experiment.go_on()
     difference = experiment.difference(ended, departure)
     defined, strict = judge(experiment, departure, arrived, page)
-    return Point(
+    return SweepPoint(
         index=index,
         difference=difference,
         lost_strict=strict,
@@ -118,7 +118,7 @@ def judge(
 
 def sweep(
     experiment: Experiment, every: int, order: FetchOrder, result: SweepResult
-) -> Iterator[Point]:
+) -> Iterator[SweepPoint]:
     """Migrates at instruction 0, `every`, 2 * `every` … of the window; adds to `result`."""
     for index in range(0, experiment.recording.length, every):
         start, start_cpu = time.perf_counter(), time.process_time()

@@ -15,8 +15,8 @@ from itertools import combinations_with_replacement
 import msgspec
 
 from guestemu.kernelmig.experiment import Experiment
-from guestemu.kernelmig.orders import ORDERS, LastPacket, Order
-from guestemu.kernelmig.recording import Recording
+from guestemu.kernelmig.orders import ORDERS, LastPacket, SweepOrder
+from guestemu.kernelmig.recording import WindowRecording
 from guestemu.kernelmig.sweep import judge
 from guestemu.migration.links import Packet
 
@@ -50,7 +50,7 @@ class OrderResult(msgspec.Struct, frozen=True):
     example: tuple[int, ...] | None
 
 
-def visible_instants(recording: Recording) -> list[int]:
+def visible_instants(recording: WindowRecording) -> list[int]:
     """The instants that a host could tell apart, as numbers of instructions executed.
 
     Of each run of stores to the page the first, the second, those at a quarter, a half and three
@@ -125,7 +125,7 @@ class Matrix:
         """The host's record of the page at an instant that was migrated."""
         return self._seen[index].is_private
 
-    def judge_order(self, order: Order) -> OrderResult:
+    def judge_order(self, order: SweepOrder) -> OrderResult:
         """`order` over all its tuples; after `run`."""
         tuples = lost = undefined = 0
         example: tuple[int, ...] | None = None

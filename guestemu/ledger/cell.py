@@ -18,7 +18,7 @@ from guestemu.ledger.flows import Flow
 from guestemu.ledger.pages import NOTHING_LOST, Loss, mapped
 from guestemu.ledger.rig import Rig
 from guestemu.ledger.scene import Scene
-from guestemu.ledger.vmm import Migration, Wait, at_start, while_running
+from guestemu.ledger.vmm import VmmMigration, Wait, at_start, while_running
 from guestemu.program.ops import Op, OpKind
 
 
@@ -77,7 +77,7 @@ class Ending(msgspec.Struct, frozen=True):
     noticed: frozenset[Noticed]
     log: frozenset[str]
     told: int
-    migration: Migration
+    migration: VmmMigration
     waited: Wait
     loss: Loss
     corrupted: int
@@ -115,9 +115,9 @@ def run_flow(
     migration, waited = _decide(rig, scene, flow, when)
     corrupted, loss = 0, NOTHING_LOST
     has_violations = bool(scene.violations)
-    if migration is not Migration.GUEST_DEAD:
+    if migration is not VmmMigration.GUEST_DEAD:
         corrupted = scene.written.judge(scene.guest).defined
-    if migration is Migration.COMPLETED:
+    if migration is VmmMigration.COMPLETED:
         loss = _migrate(rig, scene, flow, when)
     noticed = frozenset(_noticed(scene, migration, has_violations))
     return Ending(noticed, log, told, migration, waited, loss, corrupted, scene.leaked, counts)
@@ -129,22 +129,22 @@ def _begin_migration(scene: Scene, flow: Flow) -> None:
         scene.step(op)
 
 
-def _decide(rig: Rig, scene: Scene, flow: Flow, when: When) -> tuple[Migration, Wait]:
+def _decide(rig: Rig, scene: Scene, flow: Flow, when: When) -> tuple[VmmMigration, Wait]:
     """What the VMM does; while it waits for READY, a kexec goes on."""
     if scene.is_dead:
-        return Migration.GUEST_DEAD, Wait.NOTHING
+        return VmmMigration.GUEST_DEAD, Wait.NOTHING
     if when is When.DURING:
         aborted = while_running(rig.host, rig.policy)
-        return aborted or Migration.COMPLETED, Wait.NOTHING
+        return aborted or VmmMigration.COMPLETED, Wait.NOTHING
     refused = at_start(rig.host)
-    if refused is Migration.TIMED_OUT:
+    if refused is VmmMigration.TIMED_OUT:
         if flow.late is None:
             return refused, Wait.TIMEOUT
         flow.late(scene)
-        refused = Migration.GUEST_DEAD if scene.has_died() else at_start(rig.host)
-        waited = Wait.TIMEOUT if refused is Migration.TIMED_OUT else Wait.REBOOT
-        return refused or Migration.COMPLETED, waited
-    return refused or Migration.COMPLETED, Wait.NOTHING
+        refused = VmmMigration.GUEST_DEAD if scene.has_died() else at_start(rig.host)
+        waited = Wait.TIMEOUT if refused is VmmMigration.TIMED_OUT else Wait.REBOOT
+        return refused or VmmMigration.COMPLETED, waited
+    return refused or VmmMigration.COMPLETED, Wait.NOTHING
 
 
 def _migrate(rig: Rig, scene: Scene, flow: Flow, when: When) -> Loss:
@@ -162,7 +162,7 @@ def _migrate(rig: Rig, scene: Scene, flow: Flow, when: When) -> Loss:
     return scene.written.judge(scene.guest)
 
 
-def _noticed(scene: Scene, migration: Migration, has_violations: bool) -> set[Noticed]:
+def _noticed(scene: Scene, migration: VmmMigration, has_violations: bool) -> set[Noticed]:
     found = {
         Noticed.CALLER: scene.has_error,
         Noticed.ADMIN: migration in _NOT_DONE,
@@ -172,7 +172,7 @@ def _noticed(scene: Scene, migration: Migration, has_violations: bool) -> set[No
     return {who for who, is_so in found.items() if is_so}
 
 
-_NOT_DONE: Final = frozenset({Migration.REFUSED, Migration.TIMED_OUT, Migration.ABORTED})
+_NOT_DONE: Final = frozenset({VmmMigration.REFUSED, VmmMigration.TIMED_OUT, VmmMigration.ABORTED})
 
 
 def make_row(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from guestemu.guest.snippet.elf import SnippetImage, parse_snippet
-from guestemu.machine.assemble import PLACED, Source, build, build_all
+from guestemu.machine.assemble import PLACED, AssemblySource, build, build_all
 
 GENERATION: Final = "6.1"
 """The kernel generation whose snippet the policies change."""
@@ -22,7 +22,7 @@ GENERATION: Final = "6.1"
 POLICY_WORD: Final = "error_policy"
 """Symbol of the 8-byte word that selects the policy."""
 
-_SOURCE: Final = Source(
+_SOURCE: Final = AssemblySource(
     "ledger/snippets/policy.S",
     (*PLACED, "--script=../../guest/snippet/snippet.ld"),
 )

@@ -10,9 +10,9 @@ from guestemu.abi.errors import GuestemuError, InputError
 from guestemu.ledger.cell import Ending, Row, When, make_row, run_flow
 from guestemu.ledger.failures import FAILURES, Failure, Point
 from guestemu.ledger.flows import Flow
-from guestemu.ledger.policies import Policy
+from guestemu.ledger.policies import LedgerRow
 from guestemu.ledger.rig import Rig
-from guestemu.ledger.vmm import Migration
+from guestemu.ledger.vmm import VmmMigration
 
 MAX_STEPS: Final = 5
 """Steps of one kind in one flow that are run unless all are asked for: the first, the last and
@@ -28,7 +28,9 @@ def find_failures(names: tuple[str, ...]) -> tuple[Failure, ...]:
     return tuple(by_name[name] for name in names) or FAILURES
 
 
-def plan(policies: Iterable[Policy], flows: Iterable[Flow]) -> tuple[tuple[Policy, Flow], ...]:
+def plan(
+    policies: Iterable[LedgerRow], flows: Iterable[Flow]
+) -> tuple[tuple[LedgerRow, Flow], ...]:
     """What is run one after another; a real kernel cannot do every flow."""
     chosen = tuple(flows)
     return tuple(
@@ -46,7 +48,7 @@ def run_flow_rows(
     whens = (When.BEFORE, When.DURING) if flow.in_migration and rig.can_migrate else (When.BEFORE,)
     for when in whens:
         normal = run_flow(rig, flow, when)
-        if normal is None or normal.migration is Migration.GUEST_DEAD:
+        if normal is None or normal.migration is VmmMigration.GUEST_DEAD:
             raise GuestemuError(f"ledger: flow {flow.name} under {rig.policy.name} does not end")
         yield make_row(rig, flow, when, None, 0, normal, normal)
         for failure in failures:

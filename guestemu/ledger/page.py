@@ -8,7 +8,7 @@ from typing import Final
 
 from guestemu.ledger.cell import Row
 from guestemu.ledger.failures import NOTHING
-from guestemu.ledger.policies import Policy
+from guestemu.ledger.policies import LedgerRow
 from guestemu.ledger.summary import PolicyTally, by_policy, is_unnoticed, tally
 from guestemu.report.page import TableCell, html_page, section, table
 
@@ -35,7 +35,7 @@ ROW_HEADINGS: Final = (
 _LOST_COLUMN: Final = ROW_HEADINGS.index("lost")
 
 
-def ledger_page(rows: Sequence[Row], policies: Sequence[Policy]) -> str:
+def ledger_page(rows: Sequence[Row], policies: Sequence[LedgerRow]) -> str:
     """The page of `rows`; `policies` say what each name means."""
     ran = {row.policy for row in rows}
     known = [(policy.name, policy.text) for policy in policies if policy.name in ran]

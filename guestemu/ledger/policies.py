@@ -17,7 +17,7 @@ from guestemu.abi.errors import InputError
 LINUX: Final = "linux:"
 
 
-class Policy(msgspec.Struct, frozen=True):
+class LedgerRow(msgspec.Struct, frozen=True):
     """A row of the ledger's table. `guest` is a name as `--guest` takes it, or "" for the policy
     code with `word` in `error_policy`."""
 
@@ -35,33 +35,33 @@ class Policy(msgspec.Struct, frozen=True):
 
 
 POLICIES: Final = (
-    Policy("ignore", "the error is dropped", 0),
-    Policy("warn", "WARN_ONCE, then on as if nothing had happened", 1),
-    Policy("propagate", "-EIO to the caller, who acts as in 6.1", 2),
-    Policy("propagate-leak", "-EIO to the caller, who acts as in 6.12", 2, callers="6.12"),
-    Policy("msr-zero", "MIGRATION_CONTROL = 0; the VMM looks when a migration starts", 3),
-    Policy(
+    LedgerRow("ignore", "the error is dropped", 0),
+    LedgerRow("warn", "WARN_ONCE, then on as if nothing had happened", 1),
+    LedgerRow("propagate", "-EIO to the caller, who acts as in 6.1", 2),
+    LedgerRow("propagate-leak", "-EIO to the caller, who acts as in 6.12", 2, callers="6.12"),
+    LedgerRow("msr-zero", "MIGRATION_CONTROL = 0; the VMM looks when a migration starts", 3),
+    LedgerRow(
         "msr-zero-abort",
         "MIGRATION_CONTROL = 0; the VMM also aborts a running migration",
         3,
         aborts_on_zero=True,
     ),
-    Policy("stop-call", "a hypercall that stops this and every later migration", 4),
-    Policy("permanent", "MIGRATION_CONTROL = disabled for good, unlike a reboot's 0", 5),
-    Policy("bug", "BUG()", 6),
-    Policy("upstream-5.17", "Linux 5.16 to 5.18 as they are", guest="snippet:5.17"),
-    Policy("upstream-6.1", "Linux 5.19 to about 6.6 as they are", guest="snippet:6.1"),
-    Policy("upstream-6.12", "Linux 6.12 as it is", guest="snippet:6.12", callers="6.12"),
+    LedgerRow("stop-call", "a hypercall that stops this and every later migration", 4),
+    LedgerRow("permanent", "MIGRATION_CONTROL = disabled for good, unlike a reboot's 0", 5),
+    LedgerRow("bug", "BUG()", 6),
+    LedgerRow("upstream-5.17", "Linux 5.16 to 5.18 as they are", guest="snippet:5.17"),
+    LedgerRow("upstream-6.1", "Linux 5.19 to about 6.6 as they are", guest="snippet:6.1"),
+    LedgerRow("upstream-6.12", "Linux 6.12 as it is", guest="snippet:6.12", callers="6.12"),
 )
 """Those of our own code; `kernel_policy` adds a real kernel."""
 
 
-def kernel_policy(guest: str) -> Policy:
+def kernel_policy(guest: str) -> LedgerRow:
     """The row of a real kernel, `guest` as in `linux:6.1`."""
-    return Policy(guest, "a real, unmodified kernel", guest=guest)
+    return LedgerRow(guest, "a real, unmodified kernel", guest=guest)
 
 
-def find_policies(names: tuple[str, ...], kernels: tuple[str, ...]) -> tuple[Policy, ...]:
+def find_policies(names: tuple[str, ...], kernels: tuple[str, ...]) -> tuple[LedgerRow, ...]:
     """The policies of these names, all for none; `kernels` are those that can be booted here.
 
     Raises `InputError` for a name that does not exist.

@@ -22,7 +22,7 @@ from guestemu.host.base import Host
 from guestemu.ledger.code import GENERATION, POLICY_WORD, load_policy_code
 from guestemu.ledger.host import LedgerHost
 from guestemu.ledger.injector import Injector, guest_symbols
-from guestemu.ledger.policies import Policy
+from guestemu.ledger.policies import LedgerRow
 from guestemu.machine.machine import Machine, MachineConfig
 from guestemu.migration.links import plain_link
 from guestemu.migration_operations import DESTINATION_KEY
@@ -45,7 +45,7 @@ class Rig:
     """`bed` and `injector` of one policy. `can_migrate`: the whole guest moves; for a real kernel
     its pages do (`carry`)."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: LedgerRow) -> None:
         self.policy = policy
         self.host = LedgerHost()
         self.can_migrate = not policy.is_kernel
@@ -89,11 +89,11 @@ def _checks() -> tuple[Check, ...]:
     return (ProgressCheck(), MappingCheck(), ConversionCheck(), ReadyCheck(), FreePagesCheck())
 
 
-def _destination(policy: Policy) -> tuple[Guest, Host]:
+def _destination(policy: LedgerRow) -> tuple[Guest, Host]:
     return _guest(policy, DESTINATION_KEY)[0], LedgerHost()
 
 
-def _guest(policy: Policy, key: bytes | None) -> tuple[Guest, dict[str, int]]:
+def _guest(policy: LedgerRow, key: bytes | None) -> tuple[Guest, dict[str, int]]:
     """The policy's guest, and the symbols of its code if that is ours."""
     if policy.is_kernel:
         settings = GuestSettings(policy.guest, CBIT, KERNEL_MEMORY, 1, BUDGET, True)
@@ -104,7 +104,7 @@ def _guest(policy: Policy, key: bytes | None) -> tuple[Guest, dict[str, int]]:
 
 
 def _snippet(
-    policy: Policy, generation: str, image: SnippetImage, key: bytes | None
+    policy: LedgerRow, generation: str, image: SnippetImage, key: bytes | None
 ) -> SnippetGuest:
     config = MachineConfig(frames=MEMORY << 20 >> PAGE_SHIFT, cbit=CBIT, sev_status=SEV_STATUS_SEV)
     if key is not None:

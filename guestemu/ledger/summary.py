@@ -9,10 +9,10 @@ import msgspec
 
 from guestemu.ledger.cell import Noticed, Row
 from guestemu.ledger.failures import NOTHING
-from guestemu.ledger.vmm import Migration
+from guestemu.ledger.vmm import VmmMigration
 
 
-class Tally(msgspec.Struct, frozen=True):
+class LedgerTally(msgspec.Struct, frozen=True):
     """Runs with a failure, each counted once in the first of these that fits: `dead` (the guest
     stopped), `unnoticed` (pages are lost and nobody but guestemu's checks can know), `noticed`
     (pages are lost although somebody can know), `stopped` (the migration was refused or aborted
@@ -33,7 +33,7 @@ class PolicyTally(msgspec.Struct, frozen=True):
     """The tally of one policy."""
 
     policy: str
-    tally: Tally
+    tally: LedgerTally
 
 
 def is_unnoticed(row: Row) -> bool:
@@ -41,15 +41,15 @@ def is_unnoticed(row: Row) -> bool:
     return row.lost > 0 and set(row.noticed_by) <= {Noticed.CHECKS.value}
 
 
-def tally(rows: Iterable[Row]) -> Tally:
+def tally(rows: Iterable[Row]) -> LedgerTally:
     """Counts the runs among `rows` that had a failure."""
     failed = [row for row in rows if row.failure != NOTHING]
-    dead = [row for row in failed if row.migration == Migration.GUEST_DEAD.value]
-    alive = [row for row in failed if row.migration != Migration.GUEST_DEAD.value]
+    dead = [row for row in failed if row.migration == VmmMigration.GUEST_DEAD.value]
+    alive = [row for row in failed if row.migration != VmmMigration.GUEST_DEAD.value]
     lossy = [row for row in alive if row.lost]
     unnoticed = sum(map(is_unnoticed, lossy))
     stopped = sum(Noticed.ADMIN.value in row.noticed_by for row in alive if not row.lost)
-    return Tally(
+    return LedgerTally(
         runs=len(failed),
         dead=len(dead),
         unnoticed=unnoticed,

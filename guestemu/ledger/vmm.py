@@ -12,10 +12,10 @@ from __future__ import annotations
 import enum
 
 from guestemu.ledger.host import LedgerHost
-from guestemu.ledger.policies import Policy
+from guestemu.ledger.policies import LedgerRow
 
 
-class Migration(enum.Enum):
+class VmmMigration(enum.Enum):
     """What became of the migration that was asked for."""
 
     COMPLETED = "completed"
@@ -39,16 +39,16 @@ class Wait(enum.Enum):
     """It did not."""
 
 
-def at_start(host: LedgerHost) -> Migration | None:
+def at_start(host: LedgerHost) -> VmmMigration | None:
     """Why no migration starts; None: it does."""
     if host.is_stopped or host.is_disabled:
-        return Migration.REFUSED
-    return None if host.migration_ready else Migration.TIMED_OUT
+        return VmmMigration.REFUSED
+    return None if host.migration_ready else VmmMigration.TIMED_OUT
 
 
-def while_running(host: LedgerHost, policy: Policy) -> Migration | None:
+def while_running(host: LedgerHost, policy: LedgerRow) -> VmmMigration | None:
     """Why a running migration ends early; None: it goes on."""
     if host.is_stopped or host.is_disabled:
-        return Migration.ABORTED
+        return VmmMigration.ABORTED
     is_withdrawn = policy.aborts_on_zero and not host.migration_ready
-    return Migration.ABORTED if is_withdrawn else None
+    return VmmMigration.ABORTED if is_withdrawn else None

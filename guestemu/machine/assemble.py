@@ -34,7 +34,7 @@ PLACED: Final = ("-static", "--no-dynamic-linker", "--nmagic")
 """Flags of `ld` for code that a linker script or an address places."""
 
 
-class Source(msgspec.Struct, frozen=True):
+class AssemblySource(msgspec.Struct, frozen=True):
     """One `.S` and how it is linked.
 
     `path` is relative to the package `guestemu`. `link` are the flags of `ld` that place it: a
@@ -56,15 +56,15 @@ class Source(msgspec.Struct, frozen=True):
         return self.source.with_suffix(".elf")
 
 
-def _blob(path: str, base: int) -> Source:
-    return Source(path, (*PLACED, f"-Ttext={base:#x}", "--entry=0"))
+def _blob(path: str, base: int) -> AssemblySource:
+    return AssemblySource(path, (*PLACED, f"-Ttext={base:#x}", "--entry=0"))
 
 
 SOURCES: Final = (
     _blob("machine/native/modes.S", MODES),
     _blob("host/mirror/handler.S", 0),
     *(
-        Source(f"guest/snippet/snippet-{name}.S", (*PLACED, "--script=snippet.ld"))
+        AssemblySource(f"guest/snippet/snippet-{name}.S", (*PLACED, "--script=snippet.ld"))
         for name in SNIPPETS
     ),
 )
@@ -76,7 +76,7 @@ def _run(arguments: list[str], directory: Path) -> None:
         raise InputError(f"{arguments[0]} refused its input, correct it: {done.stderr.strip()}")
 
 
-def build(source: Source, output: Path) -> None:
+def build(source: AssemblySource, output: Path) -> None:
     """Assembles and links `source` into the ELF file `output`.
 
     Errors: `MissingError` without binutils, `InputError` with the message of `as` or `ld`.

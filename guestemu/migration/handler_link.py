@@ -19,7 +19,7 @@ from guestemu.abi.errors import GuestemuError, InputError
 from guestemu.host.firmware.memory import GuestDram
 from guestemu.host.mirror.context import HandlerConfig
 from guestemu.host.mirror.driver import MailboxHandler
-from guestemu.host.mirror.mailbox import Form, Header, Ret
+from guestemu.host.mirror.mailbox import PageForm, PageHeader, Ret
 from guestemu.host.mirror.placement import Placement, place_identity
 from guestemu.host.mirror.vm import SharedRamMirror
 from guestemu.machine.machine import Machine
@@ -71,12 +71,12 @@ def handler_frames(placement: Placement) -> frozenset[int]:
     return frozenset(page.ram_addr >> PAGE_SHIFT for page in placement.pages)
 
 
-def source_config(form: Form = Form.BOUND) -> HandlerConfig:
+def source_config(form: PageForm = PageForm.BOUND) -> HandlerConfig:
     """The configuration of the handler that a guest leaves by."""
     return HandlerConfig(TRANSPORT_KEY, SOURCE_NAME, DESTINATION_NAME, form)
 
 
-def destination_config(form: Form = Form.BOUND) -> HandlerConfig:
+def destination_config(form: PageForm = PageForm.BOUND) -> HandlerConfig:
     """The configuration of the handler that a guest comes in by."""
     return HandlerConfig(TRANSPORT_KEY, DESTINATION_NAME, SOURCE_NAME, form)
 
@@ -143,7 +143,7 @@ class HandlerReceiver:
         if not packet.is_private:
             self._dram.write(gpa, packet.data)
             return
-        header = Header.unpack(packet.header)
+        header = PageHeader.unpack(packet.header)
         if not self._is_open or (header is not None and not header.sequence & _COUNT):
             _must("init", 0, self.handler.init())
             self._is_open = True
@@ -190,7 +190,7 @@ class HandlerLink(msgspec.Struct, frozen=True):
 def handler_link(
     source: Machine,
     destination: Machine,
-    form: Form = Form.BOUND,
+    form: PageForm = PageForm.BOUND,
     placement: Placement | None = None,
 ) -> HandlerLink:
     """Handlers in both machines, with an open session. Raises `InputError`, `HandlerError`."""

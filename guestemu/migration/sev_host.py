@@ -25,7 +25,7 @@ from guestemu.host.firmware.identity import (
     generate_owner,
 )
 from guestemu.host.firmware.kvm import memory_encrypt_op
-from guestemu.host.firmware.kvm_memory import FrameAllocator, KernelHeap, UserSpace
+from guestemu.host.firmware.kvm_memory import FrameAllocator, KernelHeap, UserMemory
 from guestemu.host.firmware.kvm_params import KvmStruct, SevCmd
 from guestemu.host.firmware.kvm_vm import KvmConfig, KvmSevHost, KvmSevVm
 from guestemu.host.firmware.memory import HostMemory
@@ -95,7 +95,7 @@ class SevHost:
         pages = (_BUFFERS_END - _BUFFERS) // PAGE_SIZE
         first = _OWN_MEMORY // PAGE_SIZE
         frames = FrameAllocator(first + pages, first + _OWN_SIZE // PAGE_SIZE)
-        self.user = UserSpace(self.memory, frames)
+        self.user = UserMemory(self.memory, frames)
         self.user.map(_BUFFERS, _OWN_MEMORY, pages)
         heap = KernelHeap(self.memory, frames)
         self.vm = KvmSevVm(KvmSevHost(self.platform, self.user, heap, KvmConfig(sev_fd=_SEV_FD)))

@@ -39,7 +39,7 @@ class PlainRequest(msgspec.Struct, frozen=True, tag="plain"):
 Message: TypeAlias = PlainRequest | Offer | Opening | Packet | Handover
 
 
-class Channel:
+class MessageChannel:
     """Messages over two byte streams, one in each direction."""
 
     def __init__(self, incoming: BinaryIO, outgoing: BinaryIO) -> None:
@@ -79,7 +79,7 @@ class Channel:
 _REMEDY: Final = "connect it to the other end of this version"
 
 
-def offer_guest(channel: Channel, guest: Guest, host: Host) -> Source:
+def offer_guest(channel: MessageChannel, guest: Guest, host: Host) -> Source:
     """The source's side up to the first page: waits for the destination's wish and opens the link.
 
     The steps of the source that is returned are over all frames that the guest uses; its
@@ -98,7 +98,7 @@ def offer_guest(channel: Channel, guest: Guest, host: Host) -> Source:
     return Source(guest, host, sender, frames, channel.put)
 
 
-def accept_guest(channel: Channel, guest: Guest, host: Host, firmware: bool) -> Destination:
+def accept_guest(channel: MessageChannel, guest: Guest, host: Host, firmware: bool) -> Destination:
     """The destination's side, to the end: `guest`, booted with the source's configuration and then
     wiped, becomes the guest that came. Raises `InputError`, `SevIoctlError`."""
     destination = Destination(guest, host)

@@ -12,7 +12,7 @@ import msgspec
 
 from guestemu.host.mirror.host import MirrorPrototypeHost
 from guestemu.host.mirror.proposals import Proposal
-from guestemu.host.mirror.world import Place
+from guestemu.host.mirror.world import MemoryKind
 
 PAGE: Final = 1
 VALUE: Final = 0x5A
@@ -23,7 +23,7 @@ class PageCase(msgspec.Struct, frozen=True):
     destination's firmware has its handler at other pages."""
 
     name: str
-    place: Place
+    place: MemoryKind
     is_guests: bool = True
     other_build: bool = False
 
@@ -49,13 +49,13 @@ class Naming(msgspec.Struct, frozen=True):
 
 
 CASES: Final = (
-    PageCase("low", Place.LOW),
-    PageCase("PCI hole", Place.ABOVE_HOLE),
-    PageCase("hot-plugged", Place.HOT_PLUGGED),
-    PageCase("unmapped", Place.UNMAPPED),
-    PageCase("VMSA", Place.VMSA),
-    PageCase("handler", Place.OWN, is_guests=False),
-    PageCase("other build's", Place.PEER, other_build=True),
+    PageCase("low", MemoryKind.LOW),
+    PageCase("PCI hole", MemoryKind.ABOVE_HOLE),
+    PageCase("hot-plugged", MemoryKind.HOT_PLUGGED),
+    PageCase("unmapped", MemoryKind.UNMAPPED),
+    PageCase("VMSA", MemoryKind.VMSA),
+    PageCase("handler", MemoryKind.OWN, is_guests=False),
+    PageCase("other build's", MemoryKind.PEER, other_build=True),
 )
 """`handler`: a page that both firmware builds have for the handler. `other build's`: a page of the
 guest that only the destination's build has for it."""

@@ -19,7 +19,7 @@ from guestemu.program.program import Header, Program
 from guestemu.testbed import Outcome, Testbed, build_testbed
 
 
-class Witness(enum.StrEnum):
+class ThreatWitness(enum.StrEnum):
     """Who of those at the migration noticed an attack."""
 
     HANDLER = "handler"
@@ -36,7 +36,7 @@ class ThreatCell(msgspec.Struct, frozen=True):
     handlers: str
     threat: str
     actor: str
-    noticed_by: Witness
+    noticed_by: ThreatWitness
     lost: str
     program: str
 
@@ -53,7 +53,7 @@ def threat_program(naming: Naming, threat: Threat) -> Program:
     return Program(header, tuple(map(canonical_op, ops)))
 
 
-def _noticed(threat: Threat, outcome: Outcome, has_stopped: bool) -> Witness:
+def _noticed(threat: Threat, outcome: Outcome, has_stopped: bool) -> ThreatWitness:
     """A handler that has stopped was noticed by the VMM that waited for it."""
     first = 1 + len(threat.before)
     results = [
@@ -61,8 +61,8 @@ def _noticed(threat: Threat, outcome: Outcome, has_stopped: bool) -> Witness:
         for result in outcome.results[first : first + len(threat.attack)]
     ]
     if all(result >= 0 for result in results):
-        return Witness.NOBODY
-    return Witness.VMM if has_stopped and -EIO in results else Witness.HANDLER
+        return ThreatWitness.NOBODY
+    return ThreatWitness.VMM if has_stopped and -EIO in results else ThreatWitness.HANDLER
 
 
 def _lost(threat: Threat, outcome: Outcome, damaged: Iterable[int]) -> str:
@@ -104,7 +104,7 @@ def _cell(
     assert isinstance(host, HasMirrorWorld)  # HANDLERS name such hosts only
     world = host.mirror_world()
     noticed = _noticed(threat, outcome, bool(world.source.stop or world.target.stop))
-    lost = _lost(threat, outcome, world.target.damaged()) if noticed is Witness.NOBODY else ""
+    lost = _lost(threat, outcome, world.target.damaged()) if noticed is ThreatWitness.NOBODY else ""
     comment = f"Handlers: {naming.name}; {threat.actor}: {threat.name}; noticed by {noticed}."
     places = range(1 + len(threat.before), len(program.ops))
     text = annotated(program, outcome, places, comment)

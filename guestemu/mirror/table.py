@@ -36,7 +36,7 @@ class Fate(enum.StrEnum):
     """It, another page or the handler was lost, and some VMM went on."""
 
 
-class Cell(msgspec.Struct, frozen=True):
+class NamingCell(msgspec.Struct, frozen=True):
     """One cell: its witness as the text of a program, and the reason in words."""
 
     naming: str
@@ -80,7 +80,7 @@ def judge(case: PageCase, outcome: Outcome) -> tuple[Fate, str]:
     return Fate.RIGHT, "the destination holds the source's bytes"
 
 
-def cells(namings: Iterable[Naming], cases: Iterable[PageCase] = CASES) -> Iterator[Cell]:
+def cells(namings: Iterable[Naming], cases: Iterable[PageCase] = CASES) -> Iterator[NamingCell]:
     """Runs every cell, row by row. Raises what `build_testbed` raises."""
     columns = tuple(cases)
     for naming in namings:
@@ -91,7 +91,7 @@ def cells(namings: Iterable[Naming], cases: Iterable[PageCase] = CASES) -> Itera
                 testbed = testbed or build_testbed(program.header)
                 outcome = testbed.run(program.ops)
                 fate, reason = judge(case, outcome)
-                yield Cell(
+                yield NamingCell(
                     naming.name, case.name, fate, reason, _text(program, outcome, naming, case)
                 )
         finally:

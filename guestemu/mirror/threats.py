@@ -3,7 +3,7 @@
 
 Source: F9 (who may harm whom, Rutherford's worry), F10 (answers), F13 (what a VMM may write into
 the mailbox), F15 (shared pages). After the attack the guest at the destination loads what it had
-written; `Load` says what that should be.
+written; `FilledPage` says what that should be.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import msgspec
 
 from guestemu.host.mirror.mailbox import Function
 from guestemu.host.mirror.proposals import Proposal
-from guestemu.host.mirror.world import Place
+from guestemu.host.mirror.world import MemoryKind
 from guestemu.mirror.cases import Naming
 from guestemu.program.ops import Op, OpKind
 
@@ -24,10 +24,10 @@ SECOND: Final = 0xA5
 _FLIPPED, _OTHER_SENDER, _NO_KEY = range(3)
 _UNALIGNED: Final = 0x100008
 _UNKNOWN: Final = 9
-_LOW, _PLUGGED, _PEER = int(Place.LOW), int(Place.HOT_PLUGGED), int(Place.PEER)
+_LOW, _PLUGGED, _PEER = int(MemoryKind.LOW), int(MemoryKind.HOT_PLUGGED), int(MemoryKind.PEER)
 
 
-class Load(msgspec.Struct, frozen=True):
+class FilledPage(msgspec.Struct, frozen=True):
     """The byte that the guest filled a page with, which it should find at the destination."""
 
     place: int
@@ -43,7 +43,7 @@ class Threat(msgspec.Struct, frozen=True):
     actor: str
     before: tuple[Op, ...]
     attack: tuple[Op, ...]
-    loads: tuple[Load, ...] = ()
+    loads: tuple[FilledPage, ...] = ()
     other_build: bool = False
 
 
@@ -72,7 +72,7 @@ def _tell(private: int) -> Op:
 
 
 _ONE_MOVED: Final = (_write(_LOW, 1, FIRST), _migrate(_LOW, 1))
-_FIRST_PAGE: Final = Load(_LOW, 1, FIRST)
+_FIRST_PAGE: Final = FilledPage(_LOW, 1, FIRST)
 
 THREATS: Final = (
     Threat(
@@ -98,21 +98,21 @@ THREATS: Final = (
             _save(_LOW, 1),
         ),
         (_restore(0, _PLUGGED, 0),),
-        (Load(_PLUGGED, 0, SECOND),),
+        (FilledPage(_PLUGGED, 0, SECOND),),
     ),
     Threat(
         "the same packet twice",
         "VMM",
         (*_ONE_MOVED, _write(_LOW, 1, SECOND), _migrate(_LOW, 1)),
         (_restore(0, _LOW, 1),),
-        (Load(_LOW, 1, SECOND),),
+        (FilledPage(_LOW, 1, SECOND),),
     ),
     Threat(
         "packets out of order",
         "VMM",
         (_write(_LOW, 1, FIRST), _save(_LOW, 1), _write(_LOW, 1, SECOND), _save(_LOW, 1)),
         (_restore(1, _LOW, 1), _restore(0, _LOW, 1)),
-        (Load(_LOW, 1, SECOND),),
+        (FilledPage(_LOW, 1, SECOND),),
     ),
     Threat("a changed packet", "network", _ONE_MOVED, (_inject(_FLIPPED),), (_FIRST_PAGE,)),
     Threat(

@@ -12,7 +12,7 @@ from typing import Final
 from guestemu.abi.addresses import U32_MASK, U64_MASK, to_signed
 from guestemu.abi.x86 import VECTOR_PF, VECTORS_WITH_ERROR_CODE
 from guestemu.conform.model import RecordedHost
-from guestemu.conform.recording import Config, Event, Hex, Outcome, StepOp
+from guestemu.conform.recording import Config, Event, Hex, RecordedOutcome, StepOp
 from guestemu.host.base import GuestFault, Hypercall
 from guestemu.host.kvm.kernels import KvmKernel
 from guestemu.machine import layout
@@ -76,7 +76,7 @@ class DirectVm:
         self.rc = self._hosts[0].rc
         self._end: int | None = None
 
-    def do(self, act: Act) -> tuple[tuple[Event, ...], Outcome]:
+    def do(self, act: Act) -> tuple[tuple[Event, ...], RecordedOutcome]:
         """The exits and the outcome of `act`."""
         events, out = self._do(act)
         if act.op.is_msr and len(self._hosts) > 1:
@@ -86,7 +86,7 @@ class DirectVm:
         self._end = out.vector if out.ioctl is None else out.ioctl
         return events, out
 
-    def _do(self, act: Act) -> tuple[tuple[Event, ...], Outcome]:
+    def _do(self, act: Act) -> tuple[tuple[Event, ...], RecordedOutcome]:
         if act.op.is_ioctl:
             return (), self._ioctl(act)
         host = self._hosts[act.vcpu]
@@ -113,14 +113,14 @@ class DirectVm:
         index = act.inputs.msr if act.op.is_msr else 0
         return hash((where, int(host.kvm.path), host.kvm.run.exit_reason, index, self._end))
 
-    def _ioctl(self, act: Act) -> Outcome:
+    def _ioctl(self, act: Act) -> RecordedOutcome:
         op = act.op
         if op.is_msr or op is StepOp.ENFORCE_PV:
             return self._hosts[act.vcpu].ioctl(op, act.inputs)
         outcomes = [host.ioctl(op, act.inputs) for host in self._hosts]
         return outcomes[0]
 
-    def _hypercall(self, host: RecordedHost, act: Act) -> Outcome:
+    def _hypercall(self, host: RecordedHost, act: Act) -> RecordedOutcome:
         inputs, vcpu = act.inputs, self._vcpu
         vcpu.rax = inputs.rax
         result = host.hypercall(
@@ -139,14 +139,14 @@ class DirectVm:
         if vcpu.rip != _CODE:
             reason, name = (-1, "timeout") if self.cfg.irqchip else (_EXIT_HLT, "other_exit")
             rip = to_signed(vcpu.rip - _CODE) + 3
-            return Outcome(
+            return RecordedOutcome(
                 outcome=name, exit_reason=reason, info=0, rip_off=rip, rax=Hex(result), hw=Hex(0)
             )
         return self._done(act, result)
 
-    def _done(self, act: Act, rax: int, rdx: int | None = None) -> Outcome:
+    def _done(self, act: Act, rax: int, rdx: int | None = None) -> RecordedOutcome:
         is_call, is_long = act.op.is_hypercall, act.mode == LONG
-        return Outcome(
+        return RecordedOutcome(
             outcome="done",
             rax=Hex(rax),
             rdx=None if rdx is None else Hex(rdx),
@@ -161,7 +161,7 @@ class DirectVm:
         code = self._vcpu.patched
         return None if code is None else code.hex()
 
-    def _msr(self, host: RecordedHost, act: Act) -> Outcome:
+    def _msr(self, host: RecordedHost, act: Act) -> RecordedOutcome:
         inputs, vcpu = act.inputs, self._vcpu
         if act.op is StepOp.WRMSR:
             host.wrmsr(inputs.msr, inputs.val, vcpu)
@@ -169,7 +169,7 @@ class DirectVm:
         value = host.rdmsr(inputs.msr, vcpu)
         return self._done(act, value & U32_MASK, value >> 32)
 
-    def _fault(self, act: Act, fault: GuestFault) -> Outcome:
+    def _fault(self, act: Act, fault: GuestFault) -> RecordedOutcome:
         inputs = act.inputs
         has_code = fault.vector in VECTORS_WITH_ERROR_CODE and act.mode != REAL
         rdx = None
@@ -182,8 +182,8 @@ class DirectVm:
         return _with_fault(self._done(act, rax, rdx), fault, has_code)
 
 
-def _with_fault(done: Outcome, fault: GuestFault, has_code: bool) -> Outcome:
-    return Outcome(
+def _with_fault(done: RecordedOutcome, fault: GuestFault, has_code: bool) -> RecordedOutcome:
+    return RecordedOutcome(
         outcome="exception",
         rax=done.rax,
         rdx=done.rdx,

@@ -16,7 +16,7 @@ from guestemu.conform.kernel_choice import choose_kernel
 from guestemu.host.base import GuestFault, Hypercall, VcpuAccess
 from guestemu.host.kvm.host import PV_FEATURES
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
-from guestemu.host.kvm.run import Run
+from guestemu.host.kvm.run import KvmRun
 from guestemu.host.kvm.uapi import (
     KVM_EXIT_HYPERCALL_VALID_MASK,
     KVM_MSR_EXIT_REASON_FILTER,
@@ -178,7 +178,7 @@ def _place(vcpu: VcpuAccess) -> tuple[int, int]:
     return (_LONG64 if vcpu.is_64bit else _COMPAT32, vcpu.cpl)
 
 
-def _fill(run: Run, replies: Replies) -> None:
+def _fill(run: KvmRun, replies: Replies) -> None:
     """`run->hypercall` as the real KVM left it at the exit."""
     _, _, nr, *words = wire.EVENT.unpack_from(replies[0], wire.REPLY.size)
     request = run.hypercall
@@ -187,7 +187,7 @@ def _fill(run: Run, replies: Replies) -> None:
     request.ret, request.longmode, request.pad = words[6:9]
 
 
-def _fill_msr(run: Run, replies: Replies) -> None:
+def _fill_msr(run: KvmRun, replies: Replies) -> None:
     values = wire.EVENT.unpack_from(replies[0], wire.REPLY.size)
     run.msr.reason, run.msr.index, run.msr.data = values[1], values[2], values[9]
     run.msr.error = 0

@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from guestemu.conform.recording import FORMAT, FailedCase, Hex, Step
+from guestemu.conform.recording import FORMAT, FailedCase, Hex, RecordedStep
 from guestemu.oracle import wire
 from guestemu.oracle.live import LiveKvm
 from guestemu.oracle.matrix import Act, OracleCase
@@ -32,7 +32,7 @@ class CaseResult(msgspec.Struct, frozen=True):
 
     number: int
     case: OracleCase
-    steps: tuple[Step, ...]
+    steps: tuple[RecordedStep, ...]
     error: str = ""
 
 
@@ -53,11 +53,11 @@ def vcpus_of(acts: Iterable[Act]) -> int:
     return 1 + max((act.vcpu for act in acts), default=0)
 
 
-def step_of(number: int, case: OracleCase, index: int, reply: memoryview) -> Step:
+def step_of(number: int, case: OracleCase, index: int, reply: memoryview) -> RecordedStep:
     """What a recording has about one act of a case."""
     act = case.acts[index]
     events, out = read_reply(act, reply)
-    return Step(
+    return RecordedStep(
         id=number,
         step=index,
         grp=case.group,
@@ -139,7 +139,7 @@ def meta_line(machine: wire.MachineFacts) -> str:
     )
 
 
-def step_line(step: Step) -> str:
+def step_line(step: RecordedStep) -> str:
     """A step as a recording has it; what is as usual in `in` is left out."""
     return json.dumps(_plain(step), separators=(",", ":"))
 

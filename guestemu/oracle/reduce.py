@@ -23,7 +23,7 @@ from guestemu.conform.recording import (
     Filter,
     Hex,
     Inputs,
-    Outcome,
+    RecordedOutcome,
     StepOp,
 )
 from guestemu.host.kvm.kernels import KERNELS, KvmKernel
@@ -84,13 +84,13 @@ _PROPERTIES: Final = {
 
 def signature(
     act: Act,
-    expected: tuple[tuple[Event, ...], Outcome],
-    found: tuple[tuple[Event, ...], Outcome],
+    expected: tuple[tuple[Event, ...], RecordedOutcome],
+    found: tuple[tuple[Event, ...], RecordedOutcome],
 ) -> str:
     """Names the kind of a difference: the instruction and the fields that differ."""
     fields = [
         name
-        for name in Outcome.__struct_fields__
+        for name in RecordedOutcome.__struct_fields__
         if getattr(expected[1], name) != getattr(found[1], name)
     ]
     exits = f"{len(expected[0])}/{len(found[0])}" if expected[0] != found[0] else ""

@@ -18,8 +18,8 @@ from guestemu.conform.recording import (
     Hex,
     HypercallEvent,
     ImmediateEvent,
-    Outcome,
     RdmsrEvent,
+    RecordedOutcome,
     SetupResults,
     StepOp,
     WrmsrEvent,
@@ -129,7 +129,7 @@ def read_setup(reply: memoryview) -> SetupResults:
     return SetupResults(*_REPLY.unpack_from(reply)[16:22])
 
 
-def read_reply(act: Act, reply: memoryview) -> tuple[tuple[Event, ...], Outcome]:
+def read_reply(act: Act, reply: memoryview) -> tuple[tuple[Event, ...], RecordedOutcome]:
     """The exits and the outcome of `act`. What /init cannot have written reads as an outcome that
     no model has."""
     values = _REPLY.unpack_from(reply)
@@ -140,7 +140,7 @@ def read_reply(act: Act, reply: memoryview) -> tuple[tuple[Event, ...], Outcome]
     return events, _other(act, values)
 
 
-def _finished(act: Act, values: tuple[int, ...]) -> Outcome:
+def _finished(act: Act, values: tuple[int, ...]) -> RecordedOutcome:
     end, _, vector, changed, _, _, _, rax, rdx, _, fault_rip, errcode, cr2 = values[:13]
     rdx_seen = rax_s = eax_s = None
     if not act.op.is_hypercall:
@@ -150,7 +150,7 @@ def _finished(act: Act, values: tuple[int, ...]) -> Outcome:
     else:
         eax_s = to_signed(rax & 0xFFFFFFFF, 32)
     is_fault = end == _EXCEPTION
-    return Outcome(
+    return RecordedOutcome(
         outcome="exception" if is_fault else "done",
         rax=Hex(rax),
         rdx=rdx_seen,
@@ -165,17 +165,17 @@ def _finished(act: Act, values: tuple[int, ...]) -> Outcome:
     )
 
 
-def _other(act: Act, values: tuple[int, ...]) -> Outcome:
+def _other(act: Act, values: tuple[int, ...]) -> RecordedOutcome:
     end, _, _, _, rc, reason, info, rax = values[:8]
     rip, data, hw = values[9], values[13], values[14]
     if end == _IOCTL:
-        return Outcome(ioctl=rc, data=Hex(data) if act.op in _READ_OPS else None)
+        return RecordedOutcome(ioctl=rc, data=Hex(data) if act.op in _READ_OPS else None)
     if end == End.SREGS_REFUSED:
-        return Outcome(outcome="set_sregs_failed", rc=rc)
+        return RecordedOutcome(outcome="set_sregs_failed", rc=rc)
     if end == End.NO_VM:
-        return Outcome(outcome="no_vm", rc=rc)
+        return RecordedOutcome(outcome="no_vm", rc=rc)
     name = next((text for kind, text in _ENDS.items() if kind == end), f"unknown outcome {end}")
-    return Outcome(
+    return RecordedOutcome(
         outcome=name,
         exit_reason=reason,
         info=info,

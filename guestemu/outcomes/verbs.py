@@ -24,7 +24,7 @@ from guestemu.host.registry import load_host
 from guestemu.kernel.call import call_function
 from guestemu.kernel.efi import Variable, efi_opt_in
 from guestemu.kernel.kexec import kexec
-from guestemu.kernelmig.run import Request, Watcher, run
+from guestemu.kernelmig.run import SweepRequest, SweepWatcher, run
 from guestemu.kernelmig.sweep import FetchOrder
 from guestemu.machine.exits import Trap
 from guestemu.outcomes.cells import ABSENT, FAILED, Verdict
@@ -145,8 +145,10 @@ def _kexec(image: Path) -> Verdict:
 
 
 def _explore(image: Path) -> Verdict:
-    request = Request(image, EVERY, "plain", "both", FetchOrder.DIRTY_FIRST, "sev", False, False)
-    report = run(request, Watcher())
+    request = SweepRequest(
+        image, EVERY, "plain", "both", FetchOrder.DIRTY_FIRST, "sev", False, False
+    )
+    report = run(request, SweepWatcher())
     detail = (
         f"{report.points} migrations, {report.differences} guests differ, "
         f"{report.lost_defined} lose stores"

@@ -69,7 +69,7 @@ class Posture(NamedTuple):
     raw: bool
 
 
-class Place(NamedTuple):
+class PageOperand(NamedTuple):
     """What byte 2 of a record says about the page operand."""
 
     region: Region
@@ -78,7 +78,7 @@ class Place(NamedTuple):
     flag: bool
 
 
-class Plan(NamedTuple):
+class RecordPlan(NamedTuple):
     """How to read the records of one kind."""
 
     kind: OpKind
@@ -101,10 +101,10 @@ def _posture(byte: int, has_mode: bool, is_call: bool) -> Posture:
 
 
 @cache
-def _plan_of(kind: OpKind) -> Plan:
+def _plan_of(kind: OpKind) -> RecordPlan:
     spec = SPECS[kind]
     is_call = kind is OpKind.HYPERCALL
-    return Plan(
+    return RecordPlan(
         kind=kind,
         palettes=tuple(palette_of(kind, i) for i in range(len(spec.arguments))),
         masks=tuple(ARGUMENT_MASKS[argument.sort] for argument in spec.arguments),
@@ -134,7 +134,9 @@ class OpDecoder:
             for byte in range(256)
         )
         self.places = tuple(
-            Place(region, REGIONS[region].pages, page_palette(region), bool(byte & _PAGE_FLAG))
+            PageOperand(
+                region, REGIONS[region].pages, page_palette(region), bool(byte & _PAGE_FLAG)
+            )
             for byte in range(256)
             for region in (regions[(byte & 3) % len(regions)],)
         )

@@ -11,13 +11,13 @@ from typing import Final
 
 import msgspec
 
-from guestemu.trace.instructions import Decoder, Flow
+from guestemu.trace.instructions import ControlFlow, Decoder
 from guestemu.trace.symbols import SITE_TEXT, Symbols
 
 _MAX_PERIOD: Final = 4
 
 
-class Node(msgspec.Struct):
+class CallNode(msgspec.Struct):
     """A call (`name` of the function), a site inside it (`is_site`), or a repeated group.
 
     `times` it happened in a row; `children` in order of time. A repeated group has no name.
@@ -27,7 +27,7 @@ class Node(msgspec.Struct):
     address: int = 0
     is_site: bool = False
     times: int = 1
-    children: list[Node] = []
+    children: list[CallNode] = []
 
 
 class TreeLine(msgspec.Struct, frozen=True):
@@ -41,31 +41,31 @@ class TreeLine(msgspec.Struct, frozen=True):
 
 
 class _Frame(msgspec.Struct):
-    node: Node
+    node: CallNode
     is_tail: bool
 
 
-def build_tree(addresses: Iterable[int], decoder: Decoder, symbols: Symbols) -> Node:
+def build_tree(addresses: Iterable[int], decoder: Decoder, symbols: Symbols) -> CallNode:
     """The calls in `addresses`; the root has no name."""
-    root = Node("", children=[])
+    root = CallNode("", children=[])
     stack = [_Frame(root, False)]
     is_entry = True
     for address in addresses:
         top = stack[-1].node
         is_start = address in symbols.functions and address != top.address
         if is_entry or is_start:
-            node = Node(symbols.name(address), address, children=[])
+            node = CallNode(symbols.name(address), address, children=[])
             top.children.append(node)
             stack.append(_Frame(node, not is_entry))  # jumped or fell into: its RET is the caller's
             top = node
         is_entry = False
         mark = _mark(address, symbols)
         if mark is not None:
-            top.children.append(Node(mark, address, is_site=True, children=[]))
+            top.children.append(CallNode(mark, address, is_site=True, children=[]))
         flow = decoder.at(address).flow
-        if flow is Flow.CALL:
+        if flow is ControlFlow.CALL:
             is_entry = True
-        elif flow is Flow.RETURN:
+        elif flow is ControlFlow.RETURN:
             while len(stack) > 1 and stack.pop().is_tail:
                 pass
     return root
@@ -79,11 +79,11 @@ def _mark(address: int, symbols: Symbols) -> str | None:
     return f"WARN {name}" if name is not None else None
 
 
-def fold(node: Node) -> Node:
+def fold(node: CallNode) -> CallNode:
     """`node` with repetitions of one to four neighbours folded, from the leaves up."""
     children = [fold(child) for child in node.children]
     shapes = [_shape(child) for child in children]
-    folded: list[Node] = []
+    folded: list[CallNode] = []
     index = 0
     while index < len(children):
         period, times = _repetition(shapes, index)
@@ -93,12 +93,12 @@ def fold(node: Node) -> Node:
         elif period == 1:
             folded.append(msgspec.structs.replace(group[0], times=times))
         else:
-            folded.append(Node("", times=times, children=group))
+            folded.append(CallNode("", times=times, children=group))
         index += period * times
     return msgspec.structs.replace(node, children=folded)
 
 
-def _shape(node: Node) -> int:
+def _shape(node: CallNode) -> int:
     return hash((node.name, node.times, *(_shape(child) for child in node.children)))
 
 
@@ -117,13 +117,13 @@ def _repetition(shapes: Sequence[int], start: int) -> tuple[int, int]:
     return best
 
 
-def tree_lines(root: Node, max_depth: int) -> Iterator[TreeLine]:
+def tree_lines(root: CallNode, max_depth: int) -> Iterator[TreeLine]:
     """The lines of a folded tree without its root, calls down to `max_depth` (a repeated group is
     no level of its own); sites always."""
     yield from _lines(root, 0, max_depth)
 
 
-def _lines(node: Node, depth: int, levels: int) -> Iterator[TreeLine]:
+def _lines(node: CallNode, depth: int, levels: int) -> Iterator[TreeLine]:
     for child in node.children:
         line = TreeLine(depth, child.name, child.address, child.is_site, child.times)
         if child.name:

@@ -74,7 +74,7 @@ class InstructionRecorder:
             self.addresses.append(address)
 
 
-class Flow(enum.Enum):
+class ControlFlow(enum.Enum):
     """Where an instruction leads."""
 
     NEXT = "next"
@@ -82,12 +82,12 @@ class Flow(enum.Enum):
     RETURN = "return"
 
 
-class Instruction(msgspec.Struct, frozen=True):
+class TracedInstruction(msgspec.Struct, frozen=True):
     """One decoded instruction."""
 
     address: int
     text: str
-    flow: Flow
+    flow: ControlFlow
 
 
 class Decoder:
@@ -96,22 +96,24 @@ class Decoder:
     def __init__(self, guest: Guest) -> None:
         self._vcpu = guest.machine.current
         self._capstone = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
-        self._known: dict[int, Instruction] = {}
+        self._known: dict[int, TracedInstruction] = {}
 
-    def at(self, address: int) -> Instruction:
+    def at(self, address: int) -> TracedInstruction:
         """The instruction at `address`."""
         known = self._known.get(address)
         if known is None:
             known = self._known[address] = self._decode(address)
         return known
 
-    def _decode(self, address: int) -> Instruction:
+    def _decode(self, address: int) -> TracedInstruction:
         code = self._vcpu.read_memory(Gva(address), _LONGEST) or b""
         for _, _, mnemonic, operands in self._capstone.disasm_lite(code, address, 1):
-            flow = Flow.NEXT
+            flow = ControlFlow.NEXT
             if mnemonic == "call":
-                flow = Flow.CALL
+                flow = ControlFlow.CALL
             elif mnemonic in {"ret", "iretq"}:
-                flow = Flow.RETURN
-            return Instruction(address, f"{mnemonic} {operands}".strip(), flow)
-        return Instruction(address, f".byte {code[0]:#04x}" if code else "?", Flow.NEXT)
+                flow = ControlFlow.RETURN
+            return TracedInstruction(address, f"{mnemonic} {operands}".strip(), flow)
+        return TracedInstruction(
+            address, f".byte {code[0]:#04x}" if code else "?", ControlFlow.NEXT
+        )

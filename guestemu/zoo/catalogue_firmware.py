@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from guestemu.host.firmware.host import SevFirmwareHost
-from guestemu.host.firmware.kvm_vm import Defect
+from guestemu.host.firmware.kvm_vm import SevDefect
 from guestemu.zoo.bug import Configuration, ZooBug, with_header
 from guestemu.zoo.hosts_firmware import (
     LateStateWorld,
@@ -38,28 +38,28 @@ FIRMWARE_BUGS: Final = (
         "guest_len plus offset wraps at 32 bits before the page-cross test",
         "E23",
         "KVM before f94f053aa3a5",
-        defective_host(Defect.LENGTH_OVERFLOW),
+        defective_host(SevDefect.LENGTH_OVERFLOW),
     ),
     _firmware(
         "M14",
         "RECEIVE_START leaks the firmware's handle where no ASID could be bound",
         "E24, CVE-2021-47389",
         "KVM before 5.15",
-        defective_host(Defect.MISSING_DECOMMISSION),
+        defective_host(SevDefect.MISSING_DECOMMISSION),
     ),
     _firmware(
         "M15",
         "SEND_UPDATE_DATA copies old kernel memory out behind the packet",
         "E23",
         "KVM before d22d2474e395",
-        defective_host(Defect.UNINITIALISED_TAIL),
+        defective_host(SevDefect.UNINITIALISED_TAIL),
     ),
     _firmware(
         "M16",
         "RECEIVE_UPDATE_DATA pins for read: the firmware writes the shared zero page",
         "E25",
         "KVM before 'Pin guest memory for write'",
-        defective_host(Defect.READ_ONLY_PIN),
+        defective_host(SevDefect.READ_ONLY_PIN),
     ),
     _firmware(
         "M25",

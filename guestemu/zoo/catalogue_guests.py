@@ -10,7 +10,7 @@ import msgspec
 
 from guestemu.abi.caches import CacheModel
 from guestemu.checks import standard_checks
-from guestemu.guest.dma.policy import OnFailure, Policy
+from guestemu.guest.dma.policy import AllocatorRules, OnFailure
 from guestemu.guest.snippet.info import E820_RAM
 from guestemu.program.program import Header
 from guestemu.zoo.bug import Configuration, ZooBug, with_header
@@ -56,7 +56,7 @@ def _clean(name: str, variant: str, header: Header) -> Configuration:
     return Configuration(name, header, guest=variant_guest(variant), checks=with_agreement)
 
 
-def _dma(bug_id: str, title: str, facts: str, where: str, policy: Policy) -> ZooBug:
+def _dma(bug_id: str, title: str, facts: str, where: str, policy: AllocatorRules) -> ZooBug:
     """A bug in what the coherent allocator does with a failed conversion."""
     header = with_header(budget=_MEMSET_BUDGET)
     repaired = Configuration("coherent allocator that leaks", header, guest=policy_guest(_LEAKS))
@@ -64,7 +64,7 @@ def _dma(bug_id: str, title: str, facts: str, where: str, policy: Policy) -> Zoo
     return ZooBug(bug_id, title, facts, where, "dma", "free-pages", planted, repaired)
 
 
-_LEAKS: Final = Policy("leaks", False, OnFailure.LEAK, OnFailure.LEAK, True)
+_LEAKS: Final = AllocatorRules("leaks", False, OnFailure.LEAK, OnFailure.LEAK, True)
 
 
 def _whole(size: int) -> Sequence[tuple[int, int, int]]:
@@ -94,21 +94,21 @@ GUEST_BUGS: Final = (
         "pages are freed although decrypting failed half-way",
         "A.9, CVE-2024-35939",
         "Linux 5.8 to 6.8",
-        Policy("m2", False, OnFailure.FREE, OnFailure.LEAK, True),
+        AllocatorRules("m2", False, OnFailure.FREE, OnFailure.LEAK, True),
     ),
     _dma(
         "M3",
         "the result of set_memory_encrypted is ignored, pages are freed shared",
         "A.9",
         "Linux before 5.15",
-        Policy("m3", True, OnFailure.LEAK, OnFailure.FREE, False),
+        AllocatorRules("m3", True, OnFailure.LEAK, OnFailure.FREE, False),
     ),
     _dma(
         "M4",
         "a failed re-encryption is logged and the ring buffer is freed all the same",
         "A.9, CVE-2024-36909 and its family",
         "Hyper-V drivers before 2024",
-        Policy("m4", False, OnFailure.LEAK, OnFailure.FREE, True),
+        AllocatorRules("m4", False, OnFailure.LEAK, OnFailure.FREE, True),
     ),
     _variant(
         "M5",

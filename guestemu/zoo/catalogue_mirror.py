@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import ClassVar, Final
 
 from guestemu.checks.mirror import CONTEXT, EXPORTED, SKIPPED, STOPPED
-from guestemu.host.firmware.kvm_vm import Defect
+from guestemu.host.firmware.kvm_vm import SevDefect
 from guestemu.host.firmware.world import SevWorld
 from guestemu.host.mirror.host import MirrorHost
 from guestemu.host.mirror.side import Weakness
@@ -17,7 +17,7 @@ _HEADER: Final = with_header(host="mirror")
 _REPAIRED: Final = Configuration("mirror", _HEADER)
 
 
-def mirror_host(defect: Defect | Weakness) -> Callable[[], MirrorHost]:
+def mirror_host(defect: SevDefect | Weakness) -> Callable[[], MirrorHost]:
     """Hosts whose KVM, or whose handlers and VMMs, have one defect."""
 
     class Host(MirrorHost):
@@ -27,7 +27,7 @@ def mirror_host(defect: Defect | Weakness) -> Callable[[], MirrorHost]:
 
         def make_world(self) -> SevWorld:
             """See `SevFirmwareHost`."""
-            return SevWorld(defects=frozenset({defect} if isinstance(defect, Defect) else ()))
+            return SevWorld(defects=frozenset({defect} if isinstance(defect, SevDefect) else ()))
 
         def weaknesses(self) -> frozenset[Weakness]:
             """See `MirrorHost`."""
@@ -37,7 +37,7 @@ def mirror_host(defect: Defect | Weakness) -> Callable[[], MirrorHost]:
 
 
 def _mirror(
-    bug_id: str, title: str, facts: str, where: str, check: str, defect: Defect | Weakness
+    bug_id: str, title: str, facts: str, where: str, check: str, defect: SevDefect | Weakness
 ) -> ZooBug:
     planted = Configuration(f"mirror with {bug_id}", _HEADER, host=mirror_host(defect))
     return ZooBug(bug_id, title, facts, where, "mirror", check, planted, _REPAIRED)
@@ -50,7 +50,7 @@ MIRROR_BUGS: Final = (
         "F2",
         "KVM 5.15",
         CONTEXT,
-        Defect.MIRROR_SOURCE_UNLOCKED,
+        SevDefect.MIRROR_SOURCE_UNLOCKED,
     ),
     _mirror(
         "M28c",
@@ -58,7 +58,7 @@ MIRROR_BUGS: Final = (
         "E20, F1",
         "mutation of KVM 7.1",
         "sev-firmware",
-        Defect.MIRROR_ALL_COMMANDS,
+        SevDefect.MIRROR_ALL_COMMANDS,
     ),
     _mirror(
         "M62b",

@@ -3,7 +3,7 @@
 
     python -m guestemu.zoo.cell CELL
 
-CELL is a `Cell` as JSON; the `CellResult` goes to stdout as one line of JSON. libFuzzer never
+CELL is a `HuntCell` as JSON; the `CellResult` goes to stdout as one line of JSON. libFuzzer never
 returns and takes one target per process, and the plain arm changes code while it is imported: hence
 the process, and the imports inside functions.
 """
@@ -31,7 +31,7 @@ _STDOUT: Final = 1
 _STDERR: Final = 2
 
 
-class Cell(msgspec.Struct, frozen=True):
+class HuntCell(msgspec.Struct, frozen=True):
     """One campaign: `bug` by id, planted or repaired; `engine` "atheris" or "random"; `arm` `OURS`
     or, for atheris without our feedback and mutator, `PLAIN`. `execs` and `seconds` bound it."""
 
@@ -58,7 +58,7 @@ class CellResult(msgspec.Struct, frozen=True):
     the find; `others` counts violations of other checks.
     """
 
-    cell: Cell
+    cell: HuntCell
     found: bool
     executions: int
     seconds: float
@@ -84,7 +84,7 @@ class Clock:
         )
 
 
-def make_session(cell: Cell) -> ZooSession:
+def make_session(cell: HuntCell) -> ZooSession:
     """The session of `cell`, its testbed booted. Raises `InputError` for an unknown bug."""
     from guestemu.abi.errors import InputError
     from guestemu.zoo.catalogue import BUGS
@@ -104,7 +104,7 @@ def make_session(cell: Cell) -> ZooSession:
     )
 
 
-def result_of(cell: Cell, session: ZooSession, clock: Clock) -> CellResult:
+def result_of(cell: HuntCell, session: ZooSession, clock: Clock) -> CellResult:
     """What `session` found since `clock` was made."""
     from guestemu.program.op_text import format_op
 
@@ -123,7 +123,7 @@ def result_of(cell: Cell, session: ZooSession, clock: Clock) -> CellResult:
     )
 
 
-def run_here(cell: Cell) -> CellResult:
+def run_here(cell: HuntCell) -> CellResult:
     """Runs a cell of the random engine in this process."""
     from guestemu.campaign.engines.random import RandomEngine
 
@@ -147,7 +147,7 @@ def _instrument() -> None:
         importlib.import_module("guestemu.zoo.catalogue")
 
 
-def work(cell: Cell) -> NoReturn:
+def work(cell: HuntCell) -> NoReturn:
     """Runs `cell`, writes its result, ends the process."""
     from guestemu.processes import follow_parent
 
@@ -186,4 +186,4 @@ def work(cell: Cell) -> NoReturn:
 
 
 if __name__ == "__main__":
-    work(msgspec.json.decode(sys.argv[1].encode(), type=Cell))
+    work(msgspec.json.decode(sys.argv[1].encode(), type=HuntCell))

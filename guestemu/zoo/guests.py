@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from guestemu.abi.addresses import PAGE_SHIFT, Gpa
 from guestemu.guest.base import CallOutcome, Guest
-from guestemu.guest.dma.policy import Policy
+from guestemu.guest.dma.policy import AllocatorRules
 from guestemu.guest.registry import SNIPPET_STATUS, GuestSettings
 from guestemu.guest.snippet.guest import SnippetGuest
 from guestemu.machine.machine import MachineConfig
@@ -33,7 +33,7 @@ def _machine_config(settings: GuestSettings) -> MachineConfig:
 class PolicyGuest(SnippetGuest):
     """A snippet guest whose coherent allocator follows `policy` instead of its generation's."""
 
-    def __init__(self, settings: GuestSettings, policy: Policy) -> None:
+    def __init__(self, settings: GuestSettings, policy: AllocatorRules) -> None:
         image = load_variant("clean")
         super().__init__(GENERATION, _machine_config(settings), settings.budget, image)
         self._policy = policy
@@ -59,7 +59,7 @@ def variant_guest(name: str) -> GuestFactory:
     return make
 
 
-def policy_guest(policy: Policy) -> GuestFactory:
+def policy_guest(policy: AllocatorRules) -> GuestFactory:
     """Guests of clean code whose coherent allocator follows `policy`."""
     return lambda settings: PolicyGuest(settings, policy)
 

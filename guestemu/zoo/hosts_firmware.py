@@ -15,7 +15,7 @@ from guestemu.abi.sev_firmware import KvmSevCommand, Status
 from guestemu.host.firmware.host import SevFirmwareHost
 from guestemu.host.firmware.kvm import MIRROR_COMMANDS, memory_encrypt_op
 from guestemu.host.firmware.kvm_params import DebugParams, SevCmd, UpdateParams
-from guestemu.host.firmware.kvm_vm import Defect, KvmSevVm
+from guestemu.host.firmware.kvm_vm import KvmSevVm, SevDefect
 from guestemu.host.firmware.world import CMD, DATA, SevWorld
 
 _BLOCK = 16
@@ -149,6 +149,6 @@ def firmware_host(make: Callable[[], SevWorld]) -> Callable[[], SevFirmwareHost]
     return Host
 
 
-def defective_host(defect: Defect) -> Callable[[], SevFirmwareHost]:
+def defective_host(defect: SevDefect) -> Callable[[], SevFirmwareHost]:
     """Hosts whose KVM has a historic defect."""
     return firmware_host(lambda: SevWorld(defects=frozenset({defect})))

@@ -17,7 +17,7 @@ import msgspec
 from guestemu.abi.errors import EngineError
 from guestemu.zoo.bug import ZooBug
 from guestemu.zoo.catalogue import repaired_configurations
-from guestemu.zoo.cell import Cell, CellResult
+from guestemu.zoo.cell import CellResult, HuntCell
 
 _POLL_S: Final = 0.05
 _SHOWN: Final = 2000
@@ -32,7 +32,7 @@ def plan_cells(
     seeds: Iterable[int],
     execs: int | None,
     seconds: float | None,
-) -> list[Cell]:
+) -> list[HuntCell]:
     """The cells of a run, seed by seed: one for each bug, or with `is_repaired` one for each
     different repaired configuration (named by the first bug whose twin it is)."""
     names = (
@@ -41,13 +41,13 @@ def plan_cells(
         else [bug.id for bug in bugs]
     )
     return [
-        Cell(name, not is_repaired, engine, arm, seed, execs, seconds)
+        HuntCell(name, not is_repaired, engine, arm, seed, execs, seconds)
         for seed in seeds
         for name in names
     ]
 
 
-def is_covered(cell: Cell, result: CellResult) -> bool:
+def is_covered(cell: HuntCell, result: CellResult) -> bool:
     """Whether `result` answers `cell`: the same campaign with a find, or with no smaller budget."""
     if cell.key != result.cell.key:
         return False
@@ -57,7 +57,7 @@ def is_covered(cell: Cell, result: CellResult) -> bool:
     return is_long and (cell.execs is None or result.executions >= cell.execs)
 
 
-def is_settled(cell: Cell, results: Iterable[CellResult], seeds: int) -> bool:
+def is_settled(cell: HuntCell, results: Iterable[CellResult], seeds: int) -> bool:
     """Whether the median over `seeds` campaigns is known to be "not found" without `cell`: more
     than half of them ran the same budget on the same bug and arm and found nothing."""
     missed = sum(
@@ -71,12 +71,12 @@ def is_settled(cell: Cell, results: Iterable[CellResult], seeds: int) -> bool:
 class _Running(msgspec.Struct):
     """A cell and its process."""
 
-    cell: Cell
+    cell: HuntCell
     process: subprocess.Popen[bytes]
     log: Path
 
 
-def _start(cell: Cell, log: Path) -> _Running:
+def _start(cell: HuntCell, log: Path) -> _Running:
     with log.open("wb") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "guestemu.zoo.cell", msgspec.json.encode(cell).decode()],
@@ -101,10 +101,10 @@ def _finish(running: _Running) -> CellResult:
 
 
 def run_cells(
-    cells: Iterable[Cell],
+    cells: Iterable[HuntCell],
     jobs: int,
     done: Callable[[CellResult], None],
-    is_needless: Callable[[Cell], bool] = lambda cell: False,
+    is_needless: Callable[[HuntCell], bool] = lambda cell: False,
 ) -> None:
     """Runs `cells`, `jobs` at a time; `done` gets every result as it comes. A cell that
     `is_needless` when its turn comes is left out.

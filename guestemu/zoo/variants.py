@@ -23,7 +23,7 @@ import msgspec
 
 from guestemu.abi.errors import InputError
 from guestemu.guest.snippet.elf import SNP_IMAGE, TDX_IMAGE, SnippetImage, parse_snippet
-from guestemu.machine.assemble import PACKAGE, PLACED, Source, build, build_all
+from guestemu.machine.assemble import PACKAGE, PLACED, AssemblySource, build, build_all
 
 GENERATION: Final = "6.12"
 _SNIPPETS: Final = PACKAGE / "guest" / "snippet"
@@ -323,7 +323,7 @@ def build_variant(name: str, output: Path) -> None:
         # An absolute path stays itself under `PACKAGE`.
         place = (*PLACED, "--script=snippet.ld")
         unit = _UNITS.get(name, GENERATION)
-        source = Source(str(directory / f"snippet-{unit}.S"), place)
+        source = AssemblySource(str(directory / f"snippet-{unit}.S"), place)
         build(source, output)
 
 

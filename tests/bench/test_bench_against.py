@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from guestemu.abi.errors import InputError
-from guestemu.bench.against import Comparison, compare, find_checkout
+from guestemu.bench.against import PairedRuns, compare, find_checkout
 from guestemu.cli.main import main
 
 BENCH = """
@@ -40,9 +40,9 @@ def test_ratios_are_of_time_and_only_what_both_have_is_measured(tmp_path):
     there = checkout(tmp_path / "b", theirs=1.0, gone=5.0, rate=400.0, decode=6.0)
     lines: list[str] = []
     assert list(compare(here, there, [], 2, lines.append)) == [
-        Comparison("decode", 3.0, "us", 6.0, 0.5),
-        Comparison("rate", 100.0, "/s", 400.0, 4.0),
-        Comparison("gone", None, "us", None, None),
+        PairedRuns("decode", 3.0, "us", 6.0, 0.5),
+        PairedRuns("rate", 100.0, "/s", 400.0, 4.0),
+        PairedRuns("gone", None, "us", None, None),
     ]
     assert lines == ["round 1 of 2", "round 2 of 2"]
     (one,) = compare(here, there, ["rate"], 1)

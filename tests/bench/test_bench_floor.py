@@ -7,7 +7,7 @@ from guestemu.abi.errors import EngineError, MissingError
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
 from guestemu.bench import floor as floor_module
 from guestemu.bench.floor import Floor, compile_floor, find_compiler
-from guestemu.bench.scene import CONVERSION, LOOP_CALLS, Scene
+from guestemu.bench.scene import CONVERSION, LOOP_CALLS, BenchScene
 from guestemu.guest.snippet.elf import load_snippet
 from guestemu.guest.snippet.memory_map import STACK_SIZE, STACKS
 
@@ -15,15 +15,15 @@ needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="no C compil
 
 
 @pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
+def scene(tmp_path_factory: pytest.TempPathFactory) -> BenchScene:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        scene = Scene()
+        scene = BenchScene()
         assert scene.floor_note or scene.library is not None
     return scene
 
 
-def dirty_pages(scene: Scene) -> dict[int, bytes]:
+def dirty_pages(scene: BenchScene) -> dict[int, bytes]:
     """Every page the conversion wrote, as guestemu leaves it, by index of the dirty list."""
     guest = scene.testbed.guest
     guest.machine.hooks.handler = scene.testbed.recorder
@@ -36,7 +36,9 @@ def dirty_pages(scene: Scene) -> dict[int, bytes]:
 
 @needs_compiler
 @pytest.mark.parametrize("name", ["floor", "hooked_floor"])
-def test_floor_makes_the_hypercall_and_the_stores_of_the_guest(scene: Scene, name: str) -> None:
+def test_floor_makes_the_hypercall_and_the_stores_of_the_guest(
+    scene: BenchScene, name: str
+) -> None:
     expected = scene.testbed.run(CONVERSION)
     (record,) = expected.results[0].exits
     floor: Floor = getattr(scene, name)
@@ -57,7 +59,7 @@ def test_floor_makes_the_hypercall_and_the_stores_of_the_guest(scene: Scene, nam
 
 
 @needs_compiler
-def test_hooked_floor_notes_the_pages_that_guestemu_notes(scene: Scene) -> None:
+def test_hooked_floor_notes_the_pages_that_guestemu_notes(scene: BenchScene) -> None:
     hooked = scene.hooked_floor
     assert hooked is not None
     hooked.run(1)
@@ -66,7 +68,7 @@ def test_hooked_floor_notes_the_pages_that_guestemu_notes(scene: Scene) -> None:
 
 
 @needs_compiler
-def test_floor_says_when_an_execution_wrote_an_unexpected_page(scene: Scene) -> None:
+def test_floor_says_when_an_execution_wrote_an_unexpected_page(scene: BenchScene) -> None:
     library = scene.library
     assert library is not None
     few = scene.conversion.dirty[:1]
@@ -84,7 +86,7 @@ def test_floor_says_when_an_execution_wrote_an_unexpected_page(scene: Scene) -> 
 
 
 @needs_compiler
-def test_the_loop_makes_as_many_hypercalls_in_c_and_in_python(scene: Scene) -> None:
+def test_the_loop_makes_as_many_hypercalls_in_c_and_in_python(scene: BenchScene) -> None:
     calls: list[int] = []
     loop = scene.loop
     hooks = loop.testbed.guest.machine.hooks
@@ -104,7 +106,7 @@ def test_the_loop_makes_as_many_hypercalls_in_c_and_in_python(scene: Scene) -> N
 def test_without_a_compiler_the_scene_says_so_and_has_no_floor(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(floor_module, "COMPILERS", ("no-such-compiler",))
-    scene = Scene()
+    scene = BenchScene()
     assert scene.library is None
     assert scene.floor is None
     assert "no C compiler" in scene.floor_note

@@ -7,14 +7,14 @@ import pytest
 
 from guestemu.bench import programs as programs_module
 from guestemu.bench.programs import Programs
-from guestemu.bench.scene import Scene
+from guestemu.bench.scene import BenchScene
 from guestemu.campaign.executor import Executor
 from guestemu.campaign.fastpath.library import load_library
 from guestemu.campaign.feedback import Feedback
 from guestemu.campaign.targets import find_target
 from guestemu.events.exits import HypercallExit
 
-library = Scene().library
+library = BenchScene().library
 if library is None or load_library() is None:
     pytest.skip("no C compiler", allow_module_level=True)
 

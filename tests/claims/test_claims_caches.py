@@ -23,7 +23,7 @@ from guestemu.claims.cache_lines import (
 from guestemu.claims.claim import Lab
 from guestemu.claims.firmware_promises import moving_pages
 from guestemu.claims.instruction_boundaries import Flushing
-from guestemu.claims.result import Verdict
+from guestemu.claims.result import ClaimVerdict
 from guestemu.program.program import Header
 from guestemu.testbed import build_testbed
 
@@ -113,17 +113,17 @@ def test_copy_needs_the_hosts_lines_of_the_target_flushed() -> None:
 
 def test_a_mapping_that_no_flush_repairs_confirms_c30(views: LineViews) -> None:
     blind = msgspec.structs.replace(views, mapping_flushed=0)
-    assert moving_pages(Lab(), lambda: blind).verdict is Verdict.CONFIRMED
+    assert moving_pages(Lab(), lambda: blind).verdict is ClaimVerdict.CONFIRMED
 
 
 def test_a_copy_that_never_arrives_confirms_c30() -> None:
     lost = Copied(Status.SUCCESS, 0)
-    assert moving_pages(Lab(), copy=lambda _flushes: lost).verdict is Verdict.CONFIRMED
+    assert moving_pages(Lab(), copy=lambda _flushes: lost).verdict is ClaimVerdict.CONFIRMED
 
 
 def test_caches_that_need_no_flush_leave_c30_undecided(views: LineViews) -> None:
     coherent = msgspec.structs.replace(views, mapping=PAGE_SIZE)
     kept = Copied(Status.SUCCESS, PAGE_SIZE)
     assert moving_pages(Lab(), lambda: coherent, lambda _flushes: kept).verdict is (
-        Verdict.UNDECIDED
+        ClaimVerdict.UNDECIDED
     )

@@ -31,9 +31,9 @@ from guestemu.claims import (
 )
 from guestemu.claims.claim import Lab
 from guestemu.claims.handler_path import NamedPages
-from guestemu.claims.host_bench import HostChoice
-from guestemu.claims.page_views import Views
-from guestemu.claims.result import ClaimResult, Verdict
+from guestemu.claims.host_bench import BenchedHost
+from guestemu.claims.page_views import KeptBytes
+from guestemu.claims.result import ClaimResult, ClaimVerdict
 from guestemu.explore.confirm import Confirmation
 from guestemu.explore.rules import Rules
 from guestemu.host.firmware import commands_receive, packet
@@ -41,10 +41,10 @@ from guestemu.host.firmware.platform import Platform
 from guestemu.host.firmware.state import FirmwareGuest
 from guestemu.host.qemu.blockers import MigrationBlockers
 from guestemu.host.registry import load_host
-from guestemu.mirror.table import Cell, Fate
+from guestemu.mirror.table import Fate, NamingCell
 
-C, R, IF = Verdict.CONFIRMED, Verdict.REFUTED, Verdict.CONDITIONAL
-UNDECIDED = Verdict.UNDECIDED
+C, R, IF = ClaimVerdict.CONFIRMED, ClaimVerdict.REFUTED, ClaimVerdict.CONDITIONAL
+UNDECIDED = ClaimVerdict.UNDECIDED
 
 NO_FINAL_PASS = Rules(final_pass_is_missing=True)
 RESENDS = Rules(final_resends_changed=True)
@@ -70,7 +70,7 @@ ANY_KEY_READS = Rules(source_key_is_readable=True, plain_survives_private_send=T
     ],
 )
 def test_other_rules_of_the_order_model(
-    experiment: Callable[[Lab, Rules], ClaimResult], rules: Rules, verdict: Verdict
+    experiment: Callable[[Lab, Rules], ClaimResult], rules: Rules, verdict: ClaimVerdict
 ) -> None:
     assert experiment(Lab(), rules).verdict is verdict
 
@@ -144,7 +144,7 @@ def test_a_private_send_that_moves_bytes_changes_c15_and_c15b(
 ) -> None:
     send = send_by_status._Pair.send
     monkeypatch.setattr(send_by_status._Pair, "send", lambda pair, page, _: send(pair, page, False))
-    moved = Views(0, PAGE_SIZE)
+    moved = KeptBytes(0, PAGE_SIZE)
     assert send_by_status.all_as_encrypted(Lab(), lambda _is_shared: moved).verdict is C
     assert send_by_status.not_yet_touched(Lab()).verdict is R
 
@@ -159,20 +159,20 @@ def test_an_msr_that_all_hosts_keep_for_the_vm_confirms_c17() -> None:
 
 
 def test_a_list_whose_answer_does_not_count_confirms_c22() -> None:
-    repaired = HostChoice("shared-list-v10", ("list", "result"))
+    repaired = BenchedHost("shared-list-v10", ("list", "result"))
     assert re_execution.re_execution(Lab(), (), repaired).verdict is C
-    posted = HostChoice("shared-list-v10")
+    posted = BenchedHost("shared-list-v10")
     assert re_execution.re_execution(Lab(), (posted,), posted).verdict is R
 
 
 def test_a_bitmap_that_grows_confirms_c23() -> None:
-    assert host_records.ram_size(Lab(), HostChoice("bitmap-v6")).verdict is C
-    repaired = HostChoice("bitmap-v8", ("silent-range",))
+    assert host_records.ram_size(Lab(), BenchedHost("bitmap-v6")).verdict is C
+    repaired = BenchedHost("bitmap-v8", ("silent-range",))
     assert host_records.ram_size(Lab(), repaired).verdict is UNDECIDED
 
 
 def test_repaired_growth_refutes_c24() -> None:
-    growing = tuple(HostChoice(host.name, ("growth",)) for host in host_records.GROWING)
+    growing = tuple(BenchedHost(host.name, ("growth",)) for host in host_records.GROWING)
     assert host_records.unlimited_memory(Lab(), growing).verdict is R
     assert host_records.unlimited_memory(Lab(), growing[:1], host_records.GROWING).verdict is (
         UNDECIDED
@@ -189,9 +189,9 @@ def test_a_host_that_refuses_reserved_bits_confirms_c27(tmp_path: Path) -> None:
     """
     path = tmp_path / "strict.py"
     path.write_text(textwrap.dedent(source))
-    strict = HostChoice(f"{path}:Strict", plugin=str(path))
+    strict = BenchedHost(f"{path}:Strict", plugin=str(path))
     assert host_records.reserved_bits(Lab(), (strict,)).verdict is C
-    both = (strict, HostChoice("map-gpa-range"))
+    both = (strict, BenchedHost("map-gpa-range"))
     assert host_records.reserved_bits(Lab(), both).verdict is UNDECIDED
 
 
@@ -296,13 +296,13 @@ def test_a_handler_that_behaves_otherwise_leaves_c29_undecided(
     assert guest_addresses.gpas(Lab(), name_them=lambda: other).verdict is UNDECIDED
 
 
-def named(cell: Cell, fate: Fate) -> Cell:
+def named(cell: NamingCell, fate: Fate) -> NamingCell:
     return msgspec.structs.replace(cell, fate=fate)
 
 
 def test_a_handler_that_exports_as_the_guest_maps_leaves_c15_undecided() -> None:
-    def by_mapping(is_shared: bool) -> Views:
-        return Views(0, PAGE_SIZE) if is_shared else Views(PAGE_SIZE, 0)
+    def by_mapping(is_shared: bool) -> KeptBytes:
+        return KeptBytes(0, PAGE_SIZE) if is_shared else KeptBytes(PAGE_SIZE, 0)
 
     assert send_by_status.all_as_encrypted(Lab(), by_mapping).verdict is UNDECIDED
 

@@ -15,7 +15,7 @@ from guestemu.claims import debate, kernels, rewriting
 from guestemu.claims.claim import Claim, Lab, Need
 from guestemu.claims.debate import Decided, all_claims
 from guestemu.claims.page import page, section
-from guestemu.claims.result import ClaimResult, Evidence, Verdict
+from guestemu.claims.result import ClaimResult, ClaimVerdict, Evidence
 from guestemu.cli.main import main
 
 Captured = pytest.CaptureFixture[str]
@@ -33,7 +33,7 @@ def unforeseen(monkeypatch: pytest.MonkeyPatch) -> None:
     """C7's experiment gives something that nobody foresaw; C4 is interrupted."""
 
     def shrug(_lab: Lab) -> ClaimResult:
-        return ClaimResult(Verdict.UNDECIDED, (Evidence("what", "?"),), ("order model",))
+        return ClaimResult(ClaimVerdict.UNDECIDED, (Evidence("what", "?"),), ("order model",))
 
     def interrupt(_lab: Lab) -> ClaimResult:
         raise KeyboardInterrupt
@@ -109,7 +109,7 @@ def test_ctrl_c_waits_for_the_end_of_an_experiment(
 ) -> None:
     def interrupted(_lab: Lab) -> ClaimResult:
         os.kill(os.getpid(), signal.SIGINT)
-        return ClaimResult(Verdict.CONFIRMED, (Evidence("what", 1),), ("order model",))
+        return ClaimResult(ClaimVerdict.CONFIRMED, (Evidence("what", 1),), ("order model",))
 
     claims = tuple(
         msgspec.structs.replace(claim, experiment=interrupted) for claim in rewriting.CLAIMS

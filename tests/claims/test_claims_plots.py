@@ -15,7 +15,7 @@ from guestemu.claims.debate import Decided
 from guestemu.claims.dma_plots import boot_plot, rewritten_plot
 from guestemu.claims.page import section
 from guestemu.cli.main import main
-from guestemu.dma.clearing import Path as DmaPath
+from guestemu.dma.clearing import ClearingPath as DmaPath
 from guestemu.report.charts import bar_chart, step_chart, svg_file
 
 DOCS = Path(__file__).parents[2] / "docs"

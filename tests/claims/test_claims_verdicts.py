@@ -9,12 +9,12 @@ import pytest
 
 from guestemu.claims.claim import Need
 from guestemu.claims.debate import Decided, all_claims, find_claims
-from guestemu.claims.result import ClaimResult, Verdict, decide
+from guestemu.claims.result import ClaimResult, ClaimVerdict, decide
 from guestemu.cli.main import main
 from guestemu.program.text import parse_text
 from guestemu.testbed import build_testbed
 
-C, R, IF = Verdict.CONFIRMED, Verdict.REFUTED, Verdict.CONDITIONAL
+C, R, IF = ClaimVerdict.CONFIRMED, ClaimVerdict.REFUTED, ClaimVerdict.CONDITIONAL
 
 EXPECTED = {
     "C1": IF,
@@ -59,7 +59,7 @@ def test_a_claim_is_decided_as_expected(ident: str, results: dict[str, ClaimResu
     result = results[ident]
     if ident in EXPECTED:
         assert result.verdict is EXPECTED[ident]
-    assert result.verdict is not Verdict.UNDECIDED
+    assert result.verdict is not ClaimVerdict.UNDECIDED
     assert result.evidence
     assert result.guests
     assert result.verdict is not IF or result.condition
@@ -128,5 +128,5 @@ def test_a_verdict_is_one_condition_that_holds() -> None:
     assert decide(confirmed=True) is C
     assert decide(refuted=True) is R
     assert decide(conditional=True) is IF
-    assert decide() is Verdict.UNDECIDED
-    assert decide(confirmed=True, refuted=True) is Verdict.UNDECIDED
+    assert decide() is ClaimVerdict.UNDECIDED
+    assert decide(confirmed=True, refuted=True) is ClaimVerdict.UNDECIDED

@@ -29,13 +29,13 @@ from guestemu.cluster import exchange as exchange_module
 from guestemu.cluster.batches import judge_on, replay_on
 from guestemu.cluster.dask import Cluster, NodeLost, _compare, _identity
 from guestemu.cluster.exchange import Exchange
-from guestemu.cluster.jobs import Answer, RunBatch, Task, decode_answer, run_task
+from guestemu.cluster.jobs import JobAnswer, RunBatch, Task, decode_answer, run_task
 from guestemu.cluster.jobs import encode as encode_task
 from guestemu.cluster.node import Node
 from guestemu.cluster.shares import Share, divide, place
 from guestemu.cluster.sums import add_up
 from guestemu.cluster.tail import DirectoryTail, JournalTail
-from guestemu.cluster.wire import News, Post, Start, decode_news, decode_post, encode, identity
+from guestemu.cluster.wire import News, Post, ShareStart, decode_news, decode_post, encode, identity
 from guestemu.explore.confirm import choose
 from guestemu.explore.count import Space
 from guestemu.explore.model import Scenario
@@ -67,8 +67,8 @@ def new_campaign(root: Path, **chosen: object):
     return prepare(Options(**{**options, "workdir": root, **chosen}))
 
 
-def new_start(campaign, **changed: object) -> Start:
-    start = Start(
+def new_start(campaign, **changed: object) -> ShareStart:
+    start = ShareStart(
         share=3,
         life=1,
         workdir=str(campaign.store.root),
@@ -373,7 +373,7 @@ def test_a_task_of_another_guestemu_is_refused():
 def test_a_batch_that_cannot_run_is_the_users_error():
     class Refusing:
         def run(self, work, jobs):
-            yield encode_task(Answer(0, failure="no such host", is_input=True))
+            yield encode_task(JobAnswer(0, failure="no such host", is_input=True))
 
     space = Space(Scenario(ORDERS[1], SCRIPTS[0], 2))
     with pytest.raises(InputError, match="no such host"):

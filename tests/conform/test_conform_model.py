@@ -14,8 +14,8 @@ from guestemu.conform.recording import (
     Cpuid,
     Filter,
     Hex,
-    Outcome,
-    Step,
+    RecordedOutcome,
+    RecordedStep,
     StepOp,
 )
 from guestemu.host.base import GuestFault
@@ -62,7 +62,7 @@ def patched(step, vcpu):
 def fault(step, error, vcpu, registers):
     has_code = error.vector in VECTORS_WITH_ERROR_CODE and step.mode != "real16"
     cr2 = {"cr2": Hex(vcpu.cr2)} if vcpu.cr2 is not None else {}
-    return Outcome(
+    return RecordedOutcome(
         outcome="exception",
         other_regs_changed="",
         vector=error.vector,
@@ -97,10 +97,10 @@ def execute(host, step):
             return fault(step, error, vcpu, hypercall_registers(step, values.rax))
         if vcpu.registers["rip"] == CODE + 3:
             # one instruction too many is skipped: the guest lands behind its OUT, on a HLT
-            return Outcome(
+            return RecordedOutcome(
                 outcome="other_exit", exit_reason=5, info=0, rip_off=6, rax=Hex(rax), hw=Hex(0)
             )
-        return Outcome(
+        return RecordedOutcome(
             outcome="done",
             other_regs_changed="",
             **hypercall_registers(step, rax),
@@ -113,13 +113,13 @@ def execute(host, step):
         except GuestFault as error:
             return fault(step, error, vcpu, before)
         registers = {"rax": Hex(value & U32), "rdx": Hex(value >> 32)}
-        return Outcome(outcome="done", other_regs_changed="", **registers)
+        return RecordedOutcome(outcome="done", other_regs_changed="", **registers)
     registers = {"rax": Hex(values.val & U32), "rdx": Hex(values.val >> 32)}
     try:
         host.wrmsr(values.msr, values.val, vcpu)
     except GuestFault as error:
         return fault(step, error, vcpu, registers)
-    return Outcome(outcome="done", other_regs_changed="", **registers)
+    return RecordedOutcome(outcome="done", other_regs_changed="", **registers)
 
 
 @pytest.mark.parametrize("name", ["linux-6.1", "linux-6.12"])
@@ -163,13 +163,13 @@ def run_step(host, op, **inputs):
         "msr_filter": "none",
     }
     values |= {"cfg": cfg, "rc": {}, "events": []}
-    step = msgspec.convert(values, Step, dec_hook=decode_hex)
+    step = msgspec.convert(values, RecordedStep, dec_hook=decode_hex)
     host.begin(step.inputs, CODE)
     return execute(host, step)
 
 
 def test_7_2_refuses_long_mode_before_cpuid_was_set():
-    refused = Outcome(outcome="set_sregs_failed", rc=-22)
+    refused = RecordedOutcome(outcome="set_sregs_failed", rc=-22)
     assert run_step(case("7.2", cpuid=Cpuid.NONE), "vmmcall", rax="0xc") == refused
     assert run_step(case("6.18", cpuid=Cpuid.NONE), "vmmcall", rax="0xc") != refused
 

@@ -11,7 +11,7 @@ from guestemu.conform import model, testvm
 from guestemu.conform.kernel_choice import choose_kernel, without_defects
 from guestemu.conform.reader import read_recording
 from guestemu.conform.recording import StepOp
-from guestemu.conform.run import Conformance, Tally
+from guestemu.conform.run import Conformance, StepTally
 from guestemu.host.kvm.base_calls import RAX_EINVAL, RAX_ENOSYS
 from guestemu.host.kvm.merged import MergedKvm
 from guestemu.host.kvm.msr_access import MsrAccess
@@ -21,7 +21,7 @@ RECORDED = ["linux-6.1", "linux-6.12"]
 
 def replay(recording, kernel=None):
     conformance = Conformance(kernel or choose_kernel(recording.meta.kernel, "test").kernel)
-    tally = Tally()
+    tally = StepTally()
     conformance.run(recording, tally)
     conformance.close()
     return tally

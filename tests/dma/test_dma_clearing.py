@@ -12,7 +12,7 @@ from recorded import dma_lines, trace_path
 from guestemu.abi.addresses import Gva
 from guestemu.claims.claim import Lab
 from guestemu.claims.coherent_memory import TRACES, lifetimes, most_paths_clear, pool_clearing
-from guestemu.claims.result import Verdict
+from guestemu.claims.result import ClaimVerdict
 from guestemu.dma.clearing import Clearing
 from guestemu.guest.base import CallOutcome
 from guestemu.guest.snippet.guest import SnippetGuest
@@ -37,8 +37,8 @@ def test_the_paths_of_a_snippet(guest: str, converted: int, swiotlb: int) -> Non
 
 
 def test_c9_is_confirmed_and_c10_conditional() -> None:
-    assert pool_clearing(Lab()).verdict is Verdict.CONFIRMED
-    assert most_paths_clear(Lab()).verdict is Verdict.CONDITIONAL
+    assert pool_clearing(Lab()).verdict is ClaimVerdict.CONFIRMED
+    assert most_paths_clear(Lab()).verdict is ClaimVerdict.CONDITIONAL
 
 
 def test_without_the_memset_c9_is_open_and_c10_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,8 +48,8 @@ def test_without_the_memset_c9_is_open_and_c10_wrong(monkeypatch: pytest.MonkeyP
         return memset(self, gva, byte, 0)
 
     monkeypatch.setattr(SnippetGuest, "memset", clear_nothing)
-    assert pool_clearing(Lab()).verdict is Verdict.UNDECIDED
-    assert most_paths_clear(Lab()).verdict is Verdict.REFUTED
+    assert pool_clearing(Lab()).verdict is ClaimVerdict.UNDECIDED
+    assert most_paths_clear(Lab()).verdict is ClaimVerdict.REFUTED
 
 
 @pytest.mark.parametrize("name", TRACES)
@@ -60,7 +60,7 @@ def test_the_traces_of_the_claims_are_the_recorded_ones(name: str) -> None:
 
 def test_c11_counts_equal_a_count_of_the_text() -> None:
     result = lifetimes(Lab())
-    assert result.verdict is Verdict.CONDITIONAL
+    assert result.verdict is ClaimVerdict.CONDITIONAL
     values = {item.name: (item.value, item.how) for item in result.evidence}
     for name in TRACES:
         lines = dma_lines(name)

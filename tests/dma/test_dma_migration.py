@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from guestemu.abi.errors import InputError
 from guestemu.dma.cost import Conversion
 from guestemu.dma.events import Mark
-from guestemu.dma.migration import MigrationObserver, MigrationPlan, StatusSource, parse_plan
+from guestemu.dma.migration import MigrationObserver, MigrationPlan, SentBy, parse_plan
 
 FRAMES = 64
 RATE = 1
@@ -32,7 +32,7 @@ STEPS = st.lists(
 ).map(sorted)
 
 
-def observed(steps: list[Step], plan: MigrationPlan, source: StatusSource) -> MigrationObserver:
+def observed(steps: list[Step], plan: MigrationPlan, source: SentBy) -> MigrationObserver:
     private = bitarray(FRAMES, endian="little")
     private.setall(1)
     observer = MigrationObserver(private, plan, source)
@@ -50,9 +50,7 @@ def observed(steps: list[Step], plan: MigrationPlan, source: StatusSource) -> Mi
     return observer
 
 
-def brute_force(
-    steps: list[Step], plan: MigrationPlan, source: StatusSource
-) -> tuple[list[int], ...]:
+def brute_force(steps: list[Step], plan: MigrationPlan, source: SentBy) -> tuple[list[int], ...]:
     """Page after page; a step counts after the page whose sending ends at its moment."""
     live = [1] * FRAMES
     dirty = [True] * FRAMES
@@ -81,7 +79,7 @@ def brute_force(
             now += PAGE_NS
             if not is_last:
                 guest(now)
-            sent_as = copied[page] if source is StatusSource.COPIED else live[page]
+            sent_as = copied[page] if source is SentBy.COPIED else live[page]
             sums[1] += page in way
             way[page] = sent_as
             if page in wrong_since:
@@ -108,11 +106,9 @@ def brute_force(
         passes=st.integers(1, 5),
         stop=st.sampled_from([0, 4, FRAMES]),
     ),
-    st.sampled_from(StatusSource),
+    st.sampled_from(SentBy),
 )
-def test_passes_equal_brute_force(
-    steps: list[Step], plan: MigrationPlan, source: StatusSource
-) -> None:
+def test_passes_equal_brute_force(steps: list[Step], plan: MigrationPlan, source: SentBy) -> None:
     last = (10 * FRAMES * PAGE_NS, 0, 1, True, False)
     done = observed([*steps, last], plan, source).finish()
     *passes, ending = brute_force([*steps, last], plan, source)
@@ -125,24 +121,24 @@ def test_passes_equal_brute_force(
 def test_a_page_that_changes_between_copy_and_sending_is_sent_the_wrong_way() -> None:
     steps = [(10 * PAGE_NS + 1, 40, 2, False, True), (1_000_000_000, 0, 1, True, False)]
     plan = MigrationPlan(rate=RATE, stop=0)
-    copied = observed(steps, plan, StatusSource.COPIED).finish()
+    copied = observed(steps, plan, SentBy.COPIED).finish()
     assert [(p.sent, p.wrong_way) for p in copied.passes] == [(FRAMES, 2), (2, 0), (0, 0)]
     assert copied.wrong_at_end == copied.changed_since_sent == 0
     assert copied.wrong_page_seconds == pytest.approx((2 * (FRAMES - 41) + 2 - 1 + 1 - 1 + 1) / 256)
-    assert observed(steps, plan, StatusSource.LIVE).finish().wrong_way == 0
+    assert observed(steps, plan, SentBy.LIVE).finish().wrong_way == 0
 
 
 def test_a_freed_page_is_never_sent_again() -> None:
     """The free makes it private and does not write it: no log names it (C6)."""
     steps = [(0, 3, 1, False, True), (20 * PAGE_NS, 3, 1, True, False)]
     steps.append((1_000_000_000, 0, 1, True, False))
-    done = observed(steps, MigrationPlan(PAGE_NS, RATE), StatusSource.LIVE).finish()
+    done = observed(steps, MigrationPlan(PAGE_NS, RATE), SentBy.LIVE).finish()
     assert done.changed_since_sent == 1
     assert done.resent == 0
 
 
 def test_a_migration_after_the_end_has_not_begun() -> None:
-    done = observed([(5, 3, 1, False, True)], MigrationPlan(at_ns=6), StatusSource.LIVE).finish()
+    done = observed([(5, 3, 1, False, True)], MigrationPlan(at_ns=6), SentBy.LIVE).finish()
     assert not done.has_begun
     assert not done.passes
 
@@ -150,8 +146,8 @@ def test_a_migration_after_the_end_has_not_begun() -> None:
 def test_a_plan_is_read() -> None:
     plan, sources = parse_plan("at=1.5,rate=100,passes=3,stop=9,status=live")
     assert plan == MigrationPlan(1_500_000_000, 100, 3, 9)
-    assert sources == (StatusSource.LIVE,)
-    assert parse_plan("") == (MigrationPlan(), tuple(StatusSource))
+    assert sources == (SentBy.LIVE,)
+    assert parse_plan("") == (MigrationPlan(), tuple(SentBy))
 
 
 @pytest.mark.parametrize("text", ["at=x", "rate=0", "passes=1001", "stop=-1", "status=old", "x=1"])

@@ -15,7 +15,7 @@ from guestemu.dma.events import Alloc, Event, Free
 from guestemu.dma.live import Accountant
 from guestemu.dma.patterns import parse_patterns, pattern_events
 from guestemu.dma.replay import PROGRESS_EVENTS, Replay, replay
-from guestemu.dma.report import DmaReport, MachineCounts, Violation, make_report, to_json
+from guestemu.dma.report import DmaReport, MachineCounts, TraceViolation, make_report, to_json
 from guestemu.dma.source import open_trace
 from guestemu.dma.summary import human_time, print_summary
 from guestemu.guest.dma.coherent import CoherentDma
@@ -168,7 +168,7 @@ def test_json_has_the_promised_keys_and_no_machine_figures_without_a_machine() -
 
 
 def test_json_takes_machine_figures_from_the_observer() -> None:
-    machine = MachineCounts(10, 3, 17, 9, (Violation("status", 4, "page 3 differs", "A1"),), 1)
+    machine = MachineCounts(10, 3, 17, 9, (TraceViolation("status", 4, "page 3 differs", "A1"),), 1)
     report = json.loads(to_json(report_of([alloc(0)], machine)))
     assert (report["pages_decrypted"], report["hypercalls"]) == (10, 17)
     assert report["violations"] == [

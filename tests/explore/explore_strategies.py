@@ -11,16 +11,16 @@ from guestemu.explore.steps import (
     SENDS,
     GuestStep,
     HostStep,
-    Hypercall,
     Order,
     Pte,
     Script,
+    StatusHypercall,
     Write,
 )
 
 _guest_steps: st.SearchStrategy[GuestStep] = st.one_of(
     st.builds(Pte, st.booleans()),
-    st.builds(Hypercall, st.booleans()),
+    st.builds(StatusHypercall, st.booleans()),
     st.builds(Write, st.integers(0, 2)),
 )
 scripts = st.lists(_guest_steps, min_size=1, max_size=4).map(

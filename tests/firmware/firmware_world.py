@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from guestemu.abi.sev_firmware import Command, GuestState, Policy, Status
 from guestemu.host.firmware.buffers import (
     ActivateBuffer,
-    Buffer,
+    CommandBuffer,
     GuestStatusBuffer,
     HandleBuffer,
     InitBuffer,
@@ -73,7 +73,7 @@ def working(name: str, es: bool = True, seed: str = "") -> Platform:
     return platform
 
 
-def do(platform: Platform, command: Command, buffer: Buffer) -> None:
+def do(platform: Platform, command: Command, buffer: CommandBuffer) -> None:
     status = execute(platform, command, buffer)
     assert status is Status.SUCCESS, f"{command.name}: {status.name}"
 

@@ -8,7 +8,7 @@ from firmware_world import content, identity, source_of
 from guestemu.abi.sev_firmware import KvmSevCommand as Id
 from guestemu.host.firmware.identity import Identity
 from guestemu.host.firmware.kvm import memory_encrypt_op
-from guestemu.host.firmware.kvm_memory import FrameAllocator, KernelHeap, UserSpace
+from guestemu.host.firmware.kvm_memory import FrameAllocator, KernelHeap, UserMemory
 from guestemu.host.firmware.kvm_params import (
     BlobParams,
     KvmStruct,
@@ -17,7 +17,7 @@ from guestemu.host.firmware.kvm_params import (
     StartParams,
     UpdateParams,
 )
-from guestemu.host.firmware.kvm_vm import Defect, KvmConfig, KvmSevHost, KvmSevVm
+from guestemu.host.firmware.kvm_vm import KvmConfig, KvmSevHost, KvmSevVm, SevDefect
 from guestemu.host.firmware.memory import HostMemory
 from guestemu.host.firmware.platform import Platform
 
@@ -34,11 +34,11 @@ class Host:
     """Buffers from CMD to 0x80000 and guest memory at GUEST are mapped, LAZY is anonymous and
     untouched, READ_ONLY is not writable, nothing is at HOLE."""
 
-    def __init__(self, name: str = "target", *defects: Defect, **settings: object) -> None:
+    def __init__(self, name: str = "target", *defects: SevDefect, **settings: object) -> None:
         memory = HostMemory(1 << 30)
         self.platform = Platform(memory, identity(name), source_of(f"{name} kvm"))
         frames = FrameAllocator(0x10000, 0x30000)
-        self.user = UserSpace(memory, frames)
+        self.user = UserMemory(memory, frames)
         self.user.map(CMD, 0x100_0000, 0x70)
         self.user.map(GUEST, GUEST_AT, GUEST_PAGES)
         self.user.map(READ_ONLY, 0x900_0000, 1, writable=False)
@@ -107,7 +107,7 @@ def update(guest: int = GUEST, size: int = 4096, **changes: int) -> UpdateParams
     return params
 
 
-def pair(*defects: Defect) -> tuple[Host, Host]:
+def pair(*defects: SevDefect) -> tuple[Host, Host]:
     """A source that sends to a target that receives."""
     source, target = Host("source"), Host("target", *defects)
     source.sending(peer="target")

@@ -10,7 +10,7 @@ from kvm_world import GUEST, GUEST_AT, Host, carry, pair, update
 from guestemu.abi.addresses import PAGE_SIZE, Gpa
 from guestemu.abi.sev_firmware import KvmSevCommand as Id
 from guestemu.host.firmware.kvm import register_region, unregister_region
-from guestemu.host.firmware.kvm_vm import Defect
+from guestemu.host.firmware.kvm_vm import SevDefect
 from guestemu.machine.cache import CachedRam
 from guestemu.machine.cipher import PageCipher
 from guestemu.machine.engine import Engine
@@ -30,7 +30,7 @@ def attached(host: Host) -> CachedRam:
     return ram
 
 
-def received(*defects: Defect) -> tuple[bytes, bytes]:
+def received(*defects: SevDefect) -> tuple[bytes, bytes]:
     """A page that user space wrote just before its packet was received: what the guest reads
     there, at once and after the cache threw its lines out; and what was sent."""
     source, target = pair(*defects)
@@ -48,11 +48,11 @@ def test_a_received_page_is_what_was_sent():
 
 
 def test_without_the_flush_a_line_of_user_space_goes_over_the_received_page():
-    found, sent = received(Defect.MISSING_CLFLUSH)
+    found, sent = received(SevDefect.MISSING_CLFLUSH)
     assert found != sent
 
 
-@pytest.mark.parametrize("defects", [(), (Defect.MISSING_CLFLUSH,)], ids=["flushed", "not"])
+@pytest.mark.parametrize("defects", [(), (SevDefect.MISSING_CLFLUSH,)], ids=["flushed", "not"])
 def test_a_registered_page_is_flushed(defects):
     host = Host("target", *defects)
     assert host.op(Id.INIT) == 0
@@ -63,7 +63,7 @@ def test_a_registered_page_is_flushed(defects):
     assert (ram.read_dram(LOW, PAGE_SIZE) == NEW) == (not defects)
 
 
-def launched(*defects: Defect) -> tuple[Host, CachedRam]:
+def launched(*defects: SevDefect) -> tuple[Host, CachedRam]:
     host = Host("target", *defects)
     host.launched()
     return host, attached(host)
@@ -77,7 +77,9 @@ def test_unregistering_writes_dirty_private_lines_back():
     assert ram.flush_lines(LOW, PAGE_SIZE, private=True) == 0
 
 
-@pytest.mark.parametrize("defects", [(), (Defect.MISSING_RECLAIM_FLUSH,)], ids=["flushed", "M19"])
+@pytest.mark.parametrize(
+    "defects", [(), (SevDefect.MISSING_RECLAIM_FLUSH,)], ids=["flushed", "M19"]
+)
 def test_a_reclaimed_page_belongs_to_the_host(defects):
     """CVE-2022-0171: the host uses the page again; then the guest's lines leave the cache."""
     host, ram = launched(*defects)

@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from guestemu.abi.sev_firmware import Command, Status
 from guestemu.host.firmware.buffers import (
     ActivateBuffer,
-    Buffer,
+    CommandBuffer,
     HandleBuffer,
     LaunchMeasureBuffer,
     PlatformStatusBuffer,
@@ -53,7 +53,7 @@ class Commands(RuleBasedStateMachine):
         known = sorted(self.states)
         return known[index] if index < len(known) else 900
 
-    def run(self, command: Command, buffer: Buffer) -> Status:
+    def run(self, command: Command, buffer: CommandBuffer) -> Status:
         return execute(self.platform, command, buffer)
 
     @rule()
@@ -84,7 +84,7 @@ class Commands(RuleBasedStateMachine):
     )
     def transition(self, index: int, name: str) -> None:
         handle = self.pick(index)
-        buffer: Buffer = HandleBuffer(handle)
+        buffer: CommandBuffer = HandleBuffer(handle)
         if name == "SEND_START":
             buffer = send_start_buffer(self.platform, handle, identity("other"))
         if name == "LAUNCH_MEASURE":

@@ -32,7 +32,7 @@ from firmware_world import (
 from guestemu.abi.sev_firmware import Command, GuestState, Policy, Status
 from guestemu.host.firmware.buffers import (
     ActivateBuffer,
-    Buffer,
+    CommandBuffer,
     CopyBuffer,
     DebugBuffer,
     GuestStatusBuffer,
@@ -72,7 +72,7 @@ class World:
             execute(self.platform, Command.SHUTDOWN, Nothing())
         elif cell.platform == "WORKING":
             self._fill(cell)
-        self.buffer: Buffer = self._buffer(cell)
+        self.buffer: CommandBuffer = self._buffer(cell)
         for bad in sorted((bad.split(":")[0] for bad in cell.bad), key=_turn):
             BREAK[bad](self)
 
@@ -86,7 +86,7 @@ class World:
             asid = OWN_ASID if cell.bound else 0
             self.handle = guest_in(platform, GuestState(cell.state), self.policy, asid)
 
-    def _buffer(self, cell: Cell) -> Buffer:
+    def _buffer(self, cell: Cell) -> CommandBuffer:
         handle, command = self.handle, self.command
         if command is Command.SEND_START:
             return send_start_buffer(self.platform, handle, identity("other"))
@@ -98,7 +98,7 @@ class World:
             self.platform.memory.write(PACKET, given.packet)
         if command in (Command.SEND_UPDATE_VMSA, Command.RECEIVE_UPDATE_VMSA):
             return update_buffer(handle, SPARE)
-        table: dict[type[Buffer], Callable[[], Buffer]] = {
+        table: dict[type[CommandBuffer], Callable[[], CommandBuffer]] = {
             HandleBuffer: lambda: HandleBuffer(handle),
             ActivateBuffer: lambda: ActivateBuffer(handle, FREE_ASID),
             GuestStatusBuffer: lambda: GuestStatusBuffer(handle, state=99),

@@ -39,7 +39,7 @@ from guestemu.host.firmware.kvm_params import (
     StartParams,
     UpdateParams,
 )
-from guestemu.host.firmware.kvm_vm import Defect, KvmSevVm
+from guestemu.host.firmware.kvm_vm import KvmSevVm, SevDefect
 
 MIRROR_MAY = {Id.LAUNCH_UPDATE_VMSA, Id.GUEST_STATUS, Id.DBG_DECRYPT, Id.DBG_ENCRYPT}
 MIGRATION = [
@@ -216,7 +216,7 @@ def test_a_range_stays_within_a_page(command: Id, offset: int, size: int, crosse
 @pytest.mark.parametrize("size", [0xFFFFFFF0, 0xFFFFFFFF])
 def test_length_overflow(command: Id, size: int) -> None:
     """M13: repaired KVM refuses; before, the firmware is asked and refuses the length."""
-    new, old = Host(), Host("target", Defect.LENGTH_OVERFLOW)
+    new, old = Host(), Host("target", SevDefect.LENGTH_OVERFLOW)
     for host, expected in ((new, -EINVAL), (old, -EIO)):
         host.sending()
         params = update(GUEST + 16, size, trans_len=4096)
@@ -234,9 +234,9 @@ def test_transport_length_is_copied_out_as_given() -> None:
 
 
 @pytest.mark.parametrize(
-    ("defects", "tail"), [((), bytes(16)), ((Defect.UNINITIALISED_TAIL,), b"\x5a" * 16)]
+    ("defects", "tail"), [((), bytes(16)), ((SevDefect.UNINITIALISED_TAIL,), b"\x5a" * 16)]
 )
-def test_the_tail_of_the_transport_buffer(defects: tuple[Defect, ...], tail: bytes) -> None:
+def test_the_tail_of_the_transport_buffer(defects: tuple[SevDefect, ...], tail: bytes) -> None:
     """M15: before the repair it shows what the kernel kept there before."""
     host = Host("target", *defects)
     host.sending()
@@ -314,7 +314,7 @@ def test_a_read_only_target_cannot_be_pinned() -> None:
 
 def test_receiving_to_an_untouched_page() -> None:
     """M16: pinned for read only, the firmware writes the zero page that everybody shares."""
-    for defects, is_torn in (((), False), ((Defect.READ_ONLY_PIN,), True)):
+    for defects, is_torn in (((), False), ((SevDefect.READ_ONLY_PIN,), True)):
         source, target = pair(*defects)
         carry(source, target, 0)
         assert target.op(Id.RECEIVE_UPDATE_DATA, update(LAZY)) == 0
@@ -331,7 +331,7 @@ def test_a_second_receive_start_finds_its_asid_owned() -> None:
 
 def test_missing_decommission_exhausts_the_handles() -> None:
     """M14: each failed bind leaks a handle."""
-    source, target = pair(Defect.MISSING_DECOMMISSION)
+    source, target = pair(SevDefect.MISSING_DECOMMISSION)
     params = target.receive_params(source)
     errors = set()
     for _ in range(1023):

@@ -12,7 +12,7 @@ from guestemu.abi.errors import InputError
 from guestemu.guest.snippet.elf import SNP_IMAGE, TDX_IMAGE, load_snippet, parse_snippet
 from guestemu.guest.snippet.generations import GENERATIONS
 from guestemu.guest.snippet.info import E820_ENTRIES, INFO_SIZE, OFFSETS, InfoBlock
-from guestemu.machine.assemble import SNIPPETS, SOURCES, Source, build
+from guestemu.machine.assemble import SNIPPETS, SOURCES, AssemblySource, build
 
 CODE = {
     "vmmcall": {b"\x0f\x01\xd9", b"\x0f\x01\xc1"},
@@ -132,7 +132,9 @@ def test_a_memory_map_with_too_many_lines_is_refused() -> None:
 
 @pytest.mark.skipif(not (shutil.which("as") and shutil.which("ld")), reason="needs binutils")
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.path)
-def test_committed_files_are_what_their_sources_build(source: Source, tmp_path: Path) -> None:
+def test_committed_files_are_what_their_sources_build(
+    source: AssemblySource, tmp_path: Path
+) -> None:
     first, second = tmp_path / "first.elf", tmp_path / "second.elf"
     build(source, first)
     build(source, second)

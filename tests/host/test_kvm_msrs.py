@@ -6,7 +6,7 @@ from guestemu.host.base import GuestFault
 from guestemu.host.kvm.kernels import find_kernel
 from guestemu.host.kvm.msr_access import MsrAccess
 from guestemu.host.kvm.msr_filter import MsrFilter, MsrFilterRange, deny_migration_control
-from guestemu.host.kvm.run import Run
+from guestemu.host.kvm.run import KvmRun
 from guestemu.host.kvm.settings import VmSettings
 from guestemu.host.registry import load_host
 from guestemu.host.standin import StandInVcpu
@@ -18,7 +18,7 @@ CONTROL = MSR_KVM_MIGRATION_CONTROL
 
 def make(**settings):
     vm = VmSettings(find_kernel("6.1"), memory=1 << 21, **settings)
-    return vm, MsrAccess(vm, Run(), ReferenceUserSpace(512))
+    return vm, MsrAccess(vm, KvmRun(), ReferenceUserSpace(512))
 
 
 def test_first_range_that_rules_the_access_decides():

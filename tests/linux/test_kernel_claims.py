@@ -17,7 +17,7 @@ from guestemu.claims import (
 from guestemu.claims.claim import Lab
 from guestemu.claims.debate import decide_claim, find_claims
 from guestemu.claims.kernels import CalledKernel
-from guestemu.claims.result import ClaimResult, Verdict
+from guestemu.claims.result import ClaimResult, ClaimVerdict
 from guestemu.explore.rules import Rules
 
 Image = Callable[[str], Path]
@@ -34,9 +34,15 @@ def result_of(ident: str, lab: Lab) -> ClaimResult:
 
 @pytest.mark.parametrize(
     ("ident", "verdict"),
-    [("C13", Verdict.REFUTED), ("C16", Verdict.CONFIRMED), ("C21", Verdict.CONDITIONAL)],
+    [
+        ("C13", ClaimVerdict.REFUTED),
+        ("C16", ClaimVerdict.CONFIRMED),
+        ("C21", ClaimVerdict.CONDITIONAL),
+    ],
 )
-def test_a_claim_about_kernels(ident: str, verdict: Verdict, image_of: Image, series: str) -> None:
+def test_a_claim_about_kernels(
+    ident: str, verdict: ClaimVerdict, image_of: Image, series: str
+) -> None:
     result = result_of(ident, lab_for(image_of, series))
     assert result.verdict is verdict
     assert result.guests == (f"linux:{series}",)
@@ -44,14 +50,14 @@ def test_a_claim_about_kernels(ident: str, verdict: Verdict, image_of: Image, se
 
 def test_the_size_hint_of_a_kernel_is_that_of_our_guests(image_of: Image, series: str) -> None:
     result = result_of("C28", lab_for(image_of, series))
-    assert result.verdict is Verdict.REFUTED
+    assert result.verdict is ClaimVerdict.REFUTED
     assert result.evidence[-1].value == "512 pages, hint 0"
 
 
 def test_no_instruction_of_a_conversion_loses_a_page(image_of: Image) -> None:
     lab = lab_for(image_of, "6.1")
     result = result_of("C8", lab)
-    assert result.verdict is Verdict.CONDITIONAL
+    assert result.verdict is ClaimVerdict.CONDITIONAL
     anywhere, between, control = (evidence.value for evidence in result.evidence[:3])
     assert (anywhere, between) == (0, 0)
     assert isinstance(control, int)
@@ -60,9 +66,9 @@ def test_no_instruction_of_a_conversion_loses_a_page(image_of: Image) -> None:
 
 def test_a_kernel_warns_of_a_failed_lookup_and_loses_the_rest(image_of: Image, series: str) -> None:
     lab = lab_for(image_of, series)
-    assert result_of("C19", lab).verdict is Verdict.CONFIRMED
+    assert result_of("C19", lab).verdict is ClaimVerdict.CONFIRMED
     single = result_of("C20", lab)
-    assert single.verdict is Verdict.CONDITIONAL
+    assert single.verdict is ClaimVerdict.CONDITIONAL
     values = {evidence.name: evidence for evidence in single.evidence}
     lost = [values[f"linux:{series}: lookup fails at page {page} of 3"] for page in range(3)]
     assert [evidence.value for evidence in lost] == [3, 2, 1]
@@ -70,14 +76,14 @@ def test_a_kernel_warns_of_a_failed_lookup_and_loses_the_rest(image_of: Image, s
 
 
 def test_without_a_kernel_that_could_lose_the_page_c8_is_undecided() -> None:
-    assert instruction_boundaries.between_steps(Lab()).verdict is Verdict.UNDECIDED
+    assert instruction_boundaries.between_steps(Lab()).verdict is ClaimVerdict.UNDECIDED
     lossy = Rules(final_pass_is_missing=True)
-    assert instruction_boundaries.between_steps(Lab(), lossy).verdict is Verdict.CONFIRMED
+    assert instruction_boundaries.between_steps(Lab(), lossy).verdict is ClaimVerdict.CONFIRMED
 
 
 def test_kexec_keeps_the_record_of_an_unaligned_entry(image_of: Image) -> None:
     result = result_of("C26", lab_for(image_of, "6.12"))
-    assert result.verdict is Verdict.CONDITIONAL
+    assert result.verdict is ClaimVerdict.CONDITIONAL
     values = {evidence.name: evidence.value for evidence in result.evidence}
     assert values["linux:6.12: kexec, e820 entries of whole pages"] == 0
     assert values["linux:6.12: kexec, e820 entry at 0x4000800"] == 256
@@ -89,7 +95,7 @@ def test_an_msr_that_says_why_refutes_c16(image_of: Image, series: str) -> None:
 
     lab = lab_for(image_of, series)
     ways = tuple(map(saying, range(3)))
-    assert migration_control.one_bit(lab, ways).verdict is Verdict.REFUTED
+    assert migration_control.one_bit(lab, ways).verdict is ClaimVerdict.REFUTED
 
 
 def test_the_atomic_pools_grow_at_run_time(
@@ -97,12 +103,12 @@ def test_the_atomic_pools_grow_at_run_time(
 ) -> None:
     lab = lab_for(image_of, series)
     result = result_of("C12", lab)
-    assert result.verdict is Verdict.CONDITIONAL
+    assert result.verdict is ClaimVerdict.CONDITIONAL
     grown = [one.value for one in result.evidence if "growth of the atomic pools" in one.name]
     assert len(grown) == 1
     assert int(grown[0]) > 0
     monkeypatch.setattr(coherent_memory, "run_time_growth", lambda kernel: 0)
-    assert coherent_memory.boot_regions(lab).verdict is Verdict.CONFIRMED
+    assert coherent_memory.boot_regions(lab).verdict is ClaimVerdict.CONFIRMED
 
 
 def test_a_refused_notification_reaches_no_caller_as_sev_and_as_es(
@@ -124,7 +130,7 @@ def test_a_kernel_that_faults_confirms_c13(
 
     monkeypatch.setattr(notification_failures, "run_hole", without_present)
     lab = lab_for(image_of, series)
-    assert notification_failures.page_fault_anyway(lab).verdict is Verdict.CONFIRMED
+    assert notification_failures.page_fault_anyway(lab).verdict is ClaimVerdict.CONFIRMED
 
 
 def test_a_callback_that_does_not_fail_leaves_c21_confirmed(
@@ -132,4 +138,4 @@ def test_a_callback_that_does_not_fail_leaves_c21_confirmed(
 ) -> None:
     monkeypatch.setattr(notification_failures, "_make_callback_fail", lambda kernel: None)
     lab = lab_for(image_of, series)
-    assert notification_failures.error_up_the_chain(lab).verdict is Verdict.CONFIRMED
+    assert notification_failures.error_up_the_chain(lab).verdict is ClaimVerdict.CONFIRMED

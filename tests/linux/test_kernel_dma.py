@@ -11,7 +11,7 @@ from guestemu.abi.addresses import PAGE_SIZE, Gpa
 from guestemu.abi.errno import ENOSYS
 from guestemu.claims.claim import Lab
 from guestemu.claims.coherent_memory import boot_regions
-from guestemu.claims.result import Verdict
+from guestemu.claims.result import ClaimVerdict
 from guestemu.dma.clearing import Clearing
 from guestemu.dma.cost import Conversion
 from guestemu.dma.emulate import Emulation
@@ -87,7 +87,7 @@ def test_a_kernel_clears_what_it_allocates_and_poisons_what_it_returns(
 
 def test_c12_is_conditional(series: str, image_of: Callable[[str], Path]) -> None:
     result = boot_regions(Lab((f"linux:{image_of(series)}",)))
-    assert result.verdict is Verdict.CONDITIONAL
+    assert result.verdict is ClaimVerdict.CONDITIONAL
 
 
 def test_pages_of_the_atomic_pool_come_back(kernel: Bench) -> None:

@@ -19,7 +19,7 @@ from guestemu.kernelmig.run import CBIT, MEMORY_MIB
 from guestemu.kernelmig.station import Station, touched_frames
 from guestemu.kernelmig.stream import receive_guest
 from guestemu.machine.exits import Trap
-from guestemu.migration.stream import Channel
+from guestemu.migration.stream import MessageChannel
 
 
 class Arrived(msgspec.Struct):
@@ -37,7 +37,7 @@ def main(image: str, end: int) -> None:
     station = Station(LOADER.kernel(Path(image)), config)
     station.stop_at(end)
     output = os.fdopen(os.dup(1), "wb")
-    receive_guest(Channel(sys.stdin.buffer, output), station)
+    receive_guest(MessageChannel(sys.stdin.buffer, output), station)
     ended = station.go_on()
     shared = bytes(station.host.shared)
     ram = station.machine.ram

@@ -8,7 +8,7 @@ import struct
 import pytest
 
 from guestemu.abi.errors import EngineError
-from guestemu.kernelmig.run import Request, Watcher, run
+from guestemu.kernelmig.run import SweepRequest, SweepWatcher, run
 from guestemu.kernelmig.sweep import FetchOrder, migrate
 from guestemu.kernelmig.vmsa import load_vmsa, save_vmsa
 from guestemu.kernelmig.vmsa_link import VmsaPacket
@@ -92,7 +92,7 @@ def test_a_save_area_survives_a_round_trip(experiment_of) -> None:
 def test_what_kvm_refuses(image_of, sev: str, answers: dict[str, str]) -> None:
     """E.2: ids 10 and 14 do not exist; E20: an SNP VM has no legacy commands."""
     image = image_of("6.1")
-    request = Request(image, 1 << 20, "plain", "4k", FetchOrder.DIRTY_FIRST, sev, False, False)
-    report = run(request, Watcher())
+    request = SweepRequest(image, 1 << 20, "plain", "4k", FetchOrder.DIRTY_FIRST, sev, False, False)
+    report = run(request, SweepWatcher())
     assert report.kvm == answers
     assert report.points == (1 if sev == "es" else 0)

@@ -13,7 +13,7 @@ from kernel_destination import Arrived
 
 from guestemu.kernelmig.station import touched_frames
 from guestemu.kernelmig.stream import send_guest
-from guestemu.migration.stream import Channel
+from guestemu.migration.stream import MessageChannel
 
 INSIDE_THE_SPLIT = 16_000
 
@@ -30,7 +30,7 @@ def test_a_kernel_goes_on_in_another_process(experiment_of, image_of) -> None:
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        channel = Channel(process.stdout, process.stdin)
+        channel = MessageChannel(process.stdout, process.stdin)
         frames = touched_frames(experiment.source.machine)
         assert send_guest(channel, experiment.source, frames) == len(frames) > 5000
         process.stdin.close()

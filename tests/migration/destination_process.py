@@ -11,14 +11,14 @@ from migration_world import KEY, host_for, snippet
 
 from guestemu.abi.regions import Region
 from guestemu.exit_recorder import ExitRecorder
-from guestemu.migration.stream import Channel, accept_guest
+from guestemu.migration.stream import MessageChannel, accept_guest
 
 
 def main(kind: str) -> None:
     guest = snippet(KEY)
     host = host_for(guest)
     output = os.fdopen(os.dup(1), "wb")
-    channel = Channel(sys.stdin.buffer, output)
+    channel = MessageChannel(sys.stdin.buffer, output)
     accept_guest(channel, guest, host, kind == "firmware")
     recorder = ExitRecorder(host, guest)
     guest.machine.hooks.handler = recorder

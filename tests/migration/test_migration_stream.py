@@ -20,7 +20,7 @@ from guestemu.abi.regions import Region
 from guestemu.exit_recorder import ExitRecorder
 from guestemu.migration.links import Packet
 from guestemu.migration.stepping import Stepper
-from guestemu.migration.stream import Channel, PlainRequest, accept_guest, offer_guest
+from guestemu.migration.stream import MessageChannel, PlainRequest, accept_guest, offer_guest
 
 HERE = Path(__file__).parent
 
@@ -46,7 +46,7 @@ def test_two_processes_share_nothing_but_the_stream(kind: str) -> None:
     )
     assert process.stdin is not None
     assert process.stdout is not None
-    channel = Channel(process.stdout, process.stdin)
+    channel = MessageChannel(process.stdout, process.stdin)
     source = offer_guest(channel, guest, host)
     source.steps.fetch(clear=True)
     source.steps.copy_status()
@@ -83,9 +83,9 @@ def stop_inside_conversion(machine, guest, gva: int) -> None:
 
 def test_what_is_put_is_what_comes_out() -> None:
     stream = io.BytesIO()
-    Channel(io.BytesIO(), stream).put(Packet(7, False, bytes(4096)))
+    MessageChannel(io.BytesIO(), stream).put(Packet(7, False, bytes(4096)))
     stream.seek(0)
-    assert Channel(stream, io.BytesIO()).get() == Packet(7, False, bytes(4096))
+    assert MessageChannel(stream, io.BytesIO()).get() == Packet(7, False, bytes(4096))
 
 
 @pytest.mark.parametrize(
@@ -100,24 +100,24 @@ def test_what_is_put_is_what_comes_out() -> None:
 )
 def test_a_broken_stream_is_an_input_error(data: bytes, message: str) -> None:
     with pytest.raises(InputError, match=message) as raised:
-        Channel(io.BytesIO(data), io.BytesIO()).get()
+        MessageChannel(io.BytesIO(data), io.BytesIO()).get()
     assert "connect it to the other end" in str(raised.value)
 
 
 @pytest.mark.parametrize("message", [PlainRequest(), Packet(1 << 40, False, bytes(4096))])
 def test_a_message_out_of_place_is_an_input_error(message: PlainRequest | Packet) -> None:
     stream = io.BytesIO()
-    Channel(io.BytesIO(), stream).put(message)
+    MessageChannel(io.BytesIO(), stream).put(message)
     stream.seek(0)
     guest = snippet()
     with pytest.raises(InputError, match="among pages"):
-        accept_guest(Channel(stream, io.BytesIO()), guest, host_for(guest), firmware=False)
+        accept_guest(MessageChannel(stream, io.BytesIO()), guest, host_for(guest), firmware=False)
 
 
 def test_a_source_that_hears_pages_first_refuses() -> None:
     stream = io.BytesIO()
-    Channel(io.BytesIO(), stream).put(Packet(1, False, bytes(4096)))
+    MessageChannel(io.BytesIO(), stream).put(Packet(1, False, bytes(4096)))
     stream.seek(0)
     guest = snippet()
     with pytest.raises(InputError, match="Packet came first"):
-        offer_guest(Channel(stream, io.BytesIO()), guest, host_for(guest))
+        offer_guest(MessageChannel(stream, io.BytesIO()), guest, host_for(guest))

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from guestemu.abi.addresses import PAGE_SIZE, Gpa, RamAddr
 from guestemu.host.mirror.context import HandlerConfig
 from guestemu.host.mirror.driver import MailboxHandler
-from guestemu.host.mirror.mailbox import AAD_SIZE, Form, Header
+from guestemu.host.mirror.mailbox import AAD_SIZE, PageForm, PageHeader
 from guestemu.host.mirror.placement import Placement, place_identity
 from guestemu.host.mirror.vm import SharedRamMirror
 from guestemu.machine.machine import Machine, MachineConfig
@@ -71,7 +71,7 @@ def pair(**settings: object) -> tuple[Side, Side]:
     return source, target
 
 
-def seal(key: bytes, header: Header, plain: bytes) -> tuple[bytes, bytes]:
+def seal(key: bytes, header: PageHeader, plain: bytes) -> tuple[bytes, bytes]:
     """The packet that `header` (its tag is not looked at) and `plain` make, by the `cryptography`
     package alone: header bytes and ciphertext."""
     head = header.pack()[:AAD_SIZE]
@@ -79,4 +79,4 @@ def seal(key: bytes, header: Header, plain: bytes) -> tuple[bytes, bytes]:
     return head + sealed[PAGE_SIZE:], sealed[:PAGE_SIZE]
 
 
-FORMS = tuple(Form)
+FORMS = tuple(PageForm)

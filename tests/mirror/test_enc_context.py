@@ -18,7 +18,7 @@ from guestemu.abi.sev_firmware import KvmSevCommand as Id
 from guestemu.abi.sev_firmware import Status
 from guestemu.host.firmware.kvm import MIRROR_COMMANDS, register_region
 from guestemu.host.firmware.kvm_params import DebugParams, GuestStatusParams, StartParams
-from guestemu.host.firmware.kvm_vm import Defect, KvmSevVm, WouldBlock
+from guestemu.host.firmware.kvm_vm import KvmSevVm, SevDefect, WouldBlock
 from guestemu.host.firmware.world import GUESTS, OUTPUT, SevWorld
 from guestemu.host.mirror.enc_context import (
     begin_create_vcpu,
@@ -33,7 +33,7 @@ class World(SevWorld):
     """SevWorld's host with descriptors 10 (running SEV guest) and 11 upwards for new VMs; 7 is
     open and no VM's."""
 
-    def __init__(self, *defects: Defect) -> None:
+    def __init__(self, *defects: SevDefect) -> None:
         super().__init__(defects=frozenset(defects))
         self.running, self.empty, first_mirror = self.vms
         first_mirror.put()
@@ -123,7 +123,7 @@ def test_the_target_of_a_copy_has_no_vcpu_not_even_a_coming_one() -> None:
 
 @pytest.mark.parametrize("cap", [COPY, MOVE])
 def test_an_snp_source(cap: int) -> None:
-    for defects, expected in (((), -EINVAL), ((Defect.MIRROR_OF_SNP,), 0)):
+    for defects, expected in (((), -EINVAL), ((SevDefect.MIRROR_OF_SNP,), 0)):
         world = World(*defects)
         world.running.is_snp = True
         assert world.cap(cap, world.new(), world.running) == expected
@@ -160,7 +160,7 @@ def test_the_command_filter(command: int) -> None:
     """M28: a mirror may issue four commands; before the repair it was none."""
     for defects, allowed in (
         ((), MIRROR_COMMANDS),
-        ((Defect.MIRROR_NO_COMMANDS,), frozenset[int]()),
+        ((SevDefect.MIRROR_NO_COMMANDS,), frozenset[int]()),
     ):
         world = World(*defects)
         mirror = world.new()
@@ -175,7 +175,7 @@ def test_the_command_filter(command: int) -> None:
 def test_a_filter_that_lets_everything_through(command: int) -> None:
     """M28, the other way: the command reaches the owner's guest in the firmware."""
     results = []
-    for defects in ((), (Defect.MIRROR_ALL_COMMANDS,)):
+    for defects in ((), (SevDefect.MIRROR_ALL_COMMANDS,)):
         world = World(*defects)
         mirror = world.new()
         world.cap(COPY, mirror, world.running)
@@ -248,7 +248,7 @@ def test_vcpus_of_a_plain_sev_guest_need_not_match() -> None:
 
 
 def test_a_vcpu_in_creation_keeps_a_move_away() -> None:
-    for defects, expected in (((), -EBUSY), ((Defect.MOVE_DURING_VCPU_CREATION,), 0)):
+    for defects, expected in (((), -EBUSY), ((SevDefect.MOVE_DURING_VCPU_CREATION,), 0)):
         world = World(*defects)
         source, target = world.es_guest(1), world.new()
         add_vcpu(target)
@@ -292,7 +292,7 @@ def test_ioctls_and_vcpus_wait_for_the_lock(cap: int) -> None:
 
 def test_a_source_that_moves_while_it_is_copied() -> None:
     """M27: the mirror keeps the context of a VM that has none, and outlives it."""
-    world = World(Defect.MIRROR_SOURCE_UNLOCKED)
+    world = World(SevDefect.MIRROR_SOURCE_UNLOCKED)
     source, mirror, target = world.running, world.new(), world.new()
     results: list[int] = []
     handle = source.handle
@@ -310,7 +310,7 @@ def test_a_source_that_moves_while_it_is_copied() -> None:
 
 
 def test_the_unlocked_copy_makes_the_same_tests() -> None:
-    world = World(Defect.MIRROR_SOURCE_UNLOCKED)
+    world = World(SevDefect.MIRROR_SOURCE_UNLOCKED)
     mirror, late = world.new(), world.new()
     assert world.cap(COPY, mirror, world.running) == 0
     assert (mirror.asid, world.running.users) == (world.running.asid, 2)

@@ -8,19 +8,19 @@ import random
 import pytest
 from mirror_world import KEY, PAGE, Side, content, pair, seal
 
-from guestemu.host.mirror.mailbox import Form, Header, Ret
+from guestemu.host.mirror.mailbox import PageForm, PageHeader, Ret
 
 
-@pytest.mark.parametrize("form", [Form.BOUND, Form.UNBOUND])
+@pytest.mark.parametrize("form", [PageForm.BOUND, PageForm.UNBOUND])
 @pytest.mark.parametrize("native", [True, False])
-def test_packets_are_those_of_the_cryptography_package(form: Form, native: bool) -> None:
+def test_packets_are_those_of_the_cryptography_package(form: PageForm, native: bool) -> None:
     for seed in range(3 if native else 1):
         key = random.Random(seed).randbytes(16)
         side = Side(seed + 1, 2, key, form=form, native_hooks=native).ready()
         for number, page in enumerate((bytes(4096), b"\xff" * 4096, content(seed))):
             side.write(PAGE, page)
             saved = side.handler.save(PAGE)
-            header = Header.unpack(saved.header)
+            header = PageHeader.unpack(saved.header)
             assert saved.ret == 0
             assert header is not None
             assert header.sequence == 1 << 32 | number
@@ -30,15 +30,15 @@ def test_packets_are_those_of_the_cryptography_package(form: Form, native: bool)
 def test_a_header_names_sender_address_and_sequence() -> None:
     side = Side(0xABCD_1234_5678_9ABC, 2, key=KEY, machine=Side().machine).ready()
     first, second = (side.handler.save(address) for address in (PAGE, 0x7000))
-    headers = [Header.unpack(saved.header) for saved in (first, second)]
+    headers = [PageHeader.unpack(saved.header) for saved in (first, second)]
     assert [header.address for header in headers if header] == [PAGE, 0x7000]
     assert [header.sequence for header in headers if header] == [1 << 32, (1 << 32) + 1]
     assert {header.sender for header in headers if header} == {0xABCD_1234_5678_9ABC}
 
 
 def test_the_unbound_form_has_no_address() -> None:
-    side = Side(form=Form.UNBOUND).ready()
-    header = Header.unpack(side.handler.save(PAGE).header)
+    side = Side(form=PageForm.UNBOUND).ready()
+    header = PageHeader.unpack(side.handler.save(PAGE).header)
     assert header is not None
     assert (header.form, header.address) == (2, 0)
 
@@ -53,7 +53,7 @@ def test_a_page_arrives() -> None:
 
 def test_a_packet_of_our_own_making_is_taken() -> None:
     _, target = pair()
-    header = Header(1, PAGE, 7 << 32, 1, bytes(16))
+    header = PageHeader(1, PAGE, 7 << 32, 1, bytes(16))
     assert target.handler.restore(PAGE, *seal(KEY, header, content("made"))) == 0
     assert target.read() == content("made")
 
@@ -97,8 +97,8 @@ def test_the_bound_form_refuses_another_address_order_and_sender() -> None:
     assert restore(PAGE, second.header, second.page) == 0
 
 
-@pytest.mark.parametrize("form", [Form.BOUND, Form.UNBOUND])
-def test_a_packet_is_not_taken_by_its_own_sender(form: Form) -> None:
+@pytest.mark.parametrize("form", [PageForm.BOUND, PageForm.UNBOUND])
+def test_a_packet_is_not_taken_by_its_own_sender(form: PageForm) -> None:
     source, target = pair(form=form)
     saved = source.handler.save(PAGE)
     assert source.handler.restore(PAGE, saved.header, saved.page) == Ret.AUTHENTICATION
@@ -106,7 +106,7 @@ def test_a_packet_is_not_taken_by_its_own_sender(form: Form) -> None:
 
 
 def test_the_unbound_form_takes_any_packet_anywhere_any_number_of_times() -> None:
-    source, target = pair(form=Form.UNBOUND)
+    source, target = pair(form=PageForm.UNBOUND)
     first, second = source.handler.save(PAGE), source.handler.save(0x7000)
     for saved, address in ((second, 0x600000), (first, 0x600000), (first, 0x7000)):
         assert target.handler.restore(address, saved.header, saved.page) == 0
@@ -114,14 +114,14 @@ def test_the_unbound_form_takes_any_packet_anywhere_any_number_of_times() -> Non
 
 
 def test_forms_do_not_mix() -> None:
-    source = Side(1, 2, form=Form.UNBOUND).ready()
+    source = Side(1, 2, form=PageForm.UNBOUND).ready()
     target = Side(2, 1).ready()
     saved = source.handler.save(PAGE)
     assert target.handler.restore(PAGE, saved.header, saved.page) == Ret.AUTHENTICATION
 
 
 def test_the_prototypes_form_is_a_copy_without_header() -> None:
-    source, target = pair(form=Form.COPY)
+    source, target = pair(form=PageForm.COPY)
     saved = source.handler.save(PAGE)
     assert (saved.header, saved.page) == (b"", content(PAGE))
     assert target.handler.restore(PAGE, b"", saved.page) == 0
@@ -137,7 +137,7 @@ def test_after_reset_no_iv_comes_twice_and_no_old_packet_is_taken() -> None:
         assert side.handler.save(PAGE).ret == Ret.INVALID_FUNCTION
         side.ready()
     new = source.handler.save(PAGE)
-    headers = [Header.unpack(saved.header) for saved in (old, new)]
+    headers = [PageHeader.unpack(saved.header) for saved in (old, new)]
     assert len({header.iv for header in headers if header}) == 2
     assert target.handler.restore(PAGE, old.header, old.page) == Ret.AUTHENTICATION
     assert target.handler.restore(PAGE, new.header, new.page) == 0

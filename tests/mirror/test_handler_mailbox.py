@@ -11,7 +11,7 @@ from guestemu.abi.errors import InputError
 from guestemu.host.mirror.context import handler_code
 from guestemu.host.mirror.driver import MailboxHandler
 from guestemu.host.mirror.interface import Handler, HandlerError, MirrorVm, StopCause
-from guestemu.host.mirror.mailbox import Form, Ret, pack_command
+from guestemu.host.mirror.mailbox import PageForm, Ret, pack_command
 from guestemu.host.mirror.placement import place_identity
 from guestemu.host.mirror.vm import SharedRamMirror
 
@@ -121,7 +121,7 @@ def test_a_handler_refuses_its_own_pages(page: int) -> None:
 
 
 def test_without_the_guard_a_handler_overwrites_itself() -> None:
-    source, target = pair(guards_itself=False, form=Form.UNBOUND)
+    source, target = pair(guards_itself=False, form=PageForm.UNBOUND)
     source.write(PAGE, b"\x06" * 4096)
     saved = source.handler.save(PAGE)
     with pytest.raises(HandlerError) as caught:

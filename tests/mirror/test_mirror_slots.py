@@ -13,7 +13,7 @@ from guestemu.abi.errors import InputError
 from guestemu.host.mirror.context import HandlerConfig
 from guestemu.host.mirror.driver import MailboxHandler
 from guestemu.host.mirror.interface import HandlerError, MirrorSlot, StopCause
-from guestemu.host.mirror.mailbox import Header
+from guestemu.host.mirror.mailbox import PageHeader
 from guestemu.host.mirror.mmu import Translation
 from guestemu.host.mirror.placement import (
     PROTOTYPE_REACH,
@@ -55,7 +55,7 @@ def test_ram_addresses_shifted_behind_the_identity_map(shift: int) -> None:
     )
     side.write(PAGE, content(shift))
     saved = handler.save(PAGE)
-    header = Header.unpack(saved.header)
+    header = PageHeader.unpack(saved.header)
     assert header is not None
     assert (saved.ret, header.address) == (0, PAGE)
     # The handler knows its own pages under their shifted addresses, too.

@@ -10,7 +10,7 @@ import pytest
 from guestemu.abi.addresses import PAGE_SIZE, Gfn, Gpa
 from guestemu.abi.errors import InputError
 from guestemu.host.firmware.memory import PlacedCipher
-from guestemu.host.mirror.mailbox import Form, Ret
+from guestemu.host.mirror.mailbox import PageForm, Ret
 from guestemu.machine.machine import Machine, MachineConfig
 from guestemu.migration.handler_link import (
     FIRMWARE_MAILBOX,
@@ -35,7 +35,7 @@ def fill(machine: Machine, private: bool, gfn: int = PAGE) -> None:
 
 
 class Pair:
-    def __init__(self, form: Form = Form.BOUND) -> None:
+    def __init__(self, form: PageForm = PageForm.BOUND) -> None:
         self.source = Machine(MachineConfig(frames=FRAMES))
         self.target = Machine(MachineConfig(frames=FRAMES, key=KEY))
         self.target.ram.cipher = PlacedCipher(KEY, 1 << 20)
@@ -143,7 +143,7 @@ def test_handlers_as_new_after_ram_was_put_back(pair: Pair) -> None:
 
 
 def test_packets_of_the_unbound_form_fit_anywhere() -> None:
-    pair = Pair(Form.UNBOUND)
+    pair = Pair(PageForm.UNBOUND)
     fill(pair.source, True)
     packet = pair.link.send(PAGE, True)
     for _ in range(2):

@@ -14,7 +14,7 @@ from guestemu.campaign.migration_ops import PAGES, STEPS
 from guestemu.campaign.session import Plan, Report, Session
 from guestemu.campaign.targets import find_target
 from guestemu.program.ops import Op, OpKind, canonical_op
-from guestemu.zoo.cell import OURS, Cell, run_here
+from guestemu.zoo.cell import OURS, HuntCell, run_here
 
 
 def fuzz(target: str, execs: int, seed: int = 1, faults: bool = False) -> Report:
@@ -35,7 +35,7 @@ def test_nothing_is_found_where_nothing_is_wrong() -> None:
     ("bug", "execs"), [("M27", 1000), ("M28c", 500), ("M62b", 100), ("M63", 1000)]
 )
 def test_planted_bugs_are_found(bug: str, execs: int) -> None:
-    result = run_here(Cell(bug, True, "random", OURS, 1, execs))
+    result = run_here(HuntCell(bug, True, "random", OURS, 1, execs))
     assert result.found, bug
 
 

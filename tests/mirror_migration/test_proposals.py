@@ -33,7 +33,7 @@ from guestemu.host.mirror.side import (
     handler_pages,
 )
 from guestemu.mirror.cases import CASES, DEFECTIVE, NAMINGS
-from guestemu.mirror.table import Cell, Fate, cells
+from guestemu.mirror.table import Fate, NamingCell, cells
 
 ABOVE_4G = 0x1_0000_0000
 
@@ -47,7 +47,7 @@ def registry_of(pages: tuple[Gpa, ...]) -> TupleRegistry:
 
 
 @pytest.fixture(scope="module")
-def table() -> dict[tuple[str, str], Cell]:
+def table() -> dict[tuple[str, str], NamingCell]:
     found = cells((*NAMINGS, *DEFECTIVE))
     return {(cell.naming, cell.page): cell for cell in found}
 
@@ -165,7 +165,7 @@ def test_a_handler_page_without_ram() -> None:
 # The table ---------------------------------------------------------------------------------------
 
 
-def test_what_becomes_of_pages(table: dict[tuple[str, str], Cell]) -> None:
+def test_what_becomes_of_pages(table: dict[tuple[str, str], NamingCell]) -> None:
     right, kept, refused = Fate.RIGHT, Fate.KEPT, Fate.REFUSED
     pages = [case.name for case in CASES]
     rows = {naming.name: [table[naming.name, page].fate for page in pages] for naming in NAMINGS}
@@ -178,7 +178,7 @@ def test_what_becomes_of_pages(table: dict[tuple[str, str], Cell]) -> None:
     }
 
 
-def test_what_defects_corrupt(table: dict[tuple[str, str], Cell]) -> None:
+def test_what_defects_corrupt(table: dict[tuple[str, str], NamingCell]) -> None:
     names = {naming.name for naming in DEFECTIVE}
     wrong = {key for key, cell in table.items() if cell.fate is Fate.CORRUPTED}
     assert wrong == {

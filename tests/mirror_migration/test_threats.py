@@ -9,7 +9,7 @@ from guestemu.abi.addresses import to_signed
 from guestemu.abi.errno import EINVAL, EIO
 from guestemu.checks import mirror as checks
 from guestemu.host.mirror.host import MirrorPrototypeHost
-from guestemu.mirror.noticed import ThreatCell, Witness, threat_cells
+from guestemu.mirror.noticed import ThreatCell, ThreatWitness, threat_cells
 from guestemu.mirror.threats import HANDLERS, THREATS
 from guestemu.program.program import Header
 from guestemu.program.text import parse_text
@@ -43,7 +43,7 @@ def table() -> dict[tuple[str, str], ThreatCell]:
     return {(cell.handlers, cell.threat): cell for cell in threat_cells(HANDLERS, THREATS)}
 
 
-def names(table: dict[tuple[str, str], ThreatCell], handlers: str, by: Witness) -> set[str]:
+def names(table: dict[tuple[str, str], ThreatCell], handlers: str, by: ThreatWitness) -> set[str]:
     return {
         threat
         for (name, threat), cell in table.items()
@@ -62,22 +62,22 @@ NO_ORDER = {"restore to another page", "the same packet twice", "packets out of 
 def test_a_handler_that_binds_packets_notices_all_but_a_wrong_status(
     table: dict[tuple[str, str], ThreatCell],
 ) -> None:
-    assert names(table, "bound", Witness.NOBODY) == NO_ONE_CAN_NOTICE
+    assert names(table, "bound", ThreatWitness.NOBODY) == NO_ONE_CAN_NOTICE
     assert all(table["bound", threat].lost for threat in NO_ONE_CAN_NOTICE)
-    assert names(table, "bound", Witness.VMM) == {"store into the handler's code"}
+    assert names(table, "bound", ThreatWitness.VMM) == {"store into the handler's code"}
 
 
 def test_without_address_and_order_pages_are_replaced_by_old_and_other_ones(
     table: dict[tuple[str, str], ThreatCell],
 ) -> None:
-    assert names(table, "unbound", Witness.NOBODY) == NO_ONE_CAN_NOTICE | NO_ORDER
+    assert names(table, "unbound", ThreatWitness.NOBODY) == NO_ONE_CAN_NOTICE | NO_ORDER
     assert "0xa5a5" in table["unbound", "packets out of order"].lost
 
 
 def test_the_prototype_notices_what_is_no_command(
     table: dict[tuple[str, str], ThreatCell],
 ) -> None:
-    assert names(table, "prototype", Witness.HANDLER) == {
+    assert names(table, "prototype", ThreatWitness.HANDLER) == {
         *("an unknown command", "save of an unaligned page", "store into the handler's key")
     }
     assert "destination's handler" in table["prototype", "restore over the handler"].lost

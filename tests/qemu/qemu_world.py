@@ -20,13 +20,13 @@ from guestemu.host.firmware.identity import (
     generate_identity,
     generate_owner,
 )
-from guestemu.host.firmware.kvm_memory import FrameAllocator, KernelHeap, UserSpace
+from guestemu.host.firmware.kvm_memory import FrameAllocator, KernelHeap, UserMemory
 from guestemu.host.firmware.kvm_params import BlobParams, StartParams
 from guestemu.host.firmware.kvm_vm import KvmConfig, KvmSevHost, KvmSevVm
 from guestemu.host.firmware.memory import HostMemory
 from guestemu.host.firmware.platform import API_VERSION, Platform
 from guestemu.host.qemu.incoming import Incoming
-from guestemu.host.qemu.interfaces import ChannelError, Packet, Region, SendStart, TransportError
+from guestemu.host.qemu.interfaces import ChannelError, Region, SendStart, SevPacket, TransportError
 from guestemu.host.qemu.kvm_transport import BUFFER_PAGES, KvmTransport, PeerCertificates
 from guestemu.host.qemu.memory_map import MemoryMap
 
@@ -58,7 +58,7 @@ class SevMachine:
         memory = HostMemory(1 << 30)
         self.platform = Platform(memory, identity(name), seeded(f"{name} keys"))
         frames = FrameAllocator(0x10000, 0x30000)
-        self.user = UserSpace(memory, frames)
+        self.user = UserMemory(memory, frames)
         self.user.map(BUFFERS, 0x100_0000, BUFFER_PAGES)
         self.user.map(RAM_HVA, RAM_AT, pages)
         heap = KernelHeap(memory, frames)
@@ -178,10 +178,10 @@ class Token:
         self._note("SEND_START")
         return SendStart(0, b"pdh", b"session")
 
-    def send_update_data(self, address: RamAddr) -> Packet:
+    def send_update_data(self, address: RamAddr) -> SevPacket:
         self._note("SEND_UPDATE_DATA")
         value = self.content(address // PAGE, private=True)
-        return Packet(b"h", repr(value).encode())
+        return SevPacket(b"h", repr(value).encode())
 
     def send_finish(self) -> None:
         self._note("SEND_FINISH")
@@ -192,7 +192,7 @@ class Token:
     def receive_start(self, start: SendStart) -> None:
         self._note("RECEIVE_START")
 
-    def receive_update_data(self, packet: Packet, address: RamAddr) -> None:
+    def receive_update_data(self, packet: SevPacket, address: RamAddr) -> None:
         self._note("RECEIVE_UPDATE_DATA")
         self.pages[address // PAGE] = (self.name, eval(packet.data.decode()))
 

@@ -24,7 +24,7 @@ from guestemu.host.qemu.blockers import (
 from guestemu.host.qemu.convergence import Throughput, forecast, threshold_pages
 from guestemu.host.qemu.host_status import HostBitmap, HostRegions
 from guestemu.host.qemu.incoming import Incoming, IncomingFailed, IncomingState, system_reset
-from guestemu.host.qemu.interfaces import Packet, Region, SendStart
+from guestemu.host.qemu.interfaces import Region, SendStart, SevPacket
 from guestemu.host.qemu.memory_map import MemoryMap, PcLayout, pc_machine
 from guestemu.host.qemu.outgoing import page_status
 from guestemu.host.qemu.patch_sets import PATCH_SETS, defects_left
@@ -77,7 +77,7 @@ def test_states_of_a_whole_migration() -> None:
     writer = target.begin()
     target.load()
     states.append(target.incoming.state)
-    writer.encrypted_page("pc.ram", 0, Packet(b"h", b"3"), SendStart(0, b"p", b"s"))
+    writer.encrypted_page("pc.ram", 0, SevPacket(b"h", b"3"), SendStart(0, b"p", b"s"))
     target.load()
     states.append(target.incoming.state)
     writer.status_bitmap([BitmapRange(0, 64, b"\x01" + bytes(7))], "pc.ram")
@@ -142,7 +142,7 @@ def test_a_cut_stream_says_how_much_of_ram_was_overwritten() -> None:
 def test_a_refused_receive_start_fails_with_ram_untouched() -> None:
     target = Target("2021-v4")
     target.token.fails["RECEIVE_START"] = 0
-    page = (0, Packet(b"h", b"3"), SendStart(0, b"p", b"s"))
+    page = (0, SevPacket(b"h", b"3"), SendStart(0, b"p", b"s"))
     target.begin().encrypted_page("pc.ram", *page)
     with pytest.raises(IncomingFailed, match="no page overwritten"):
         target.load()
@@ -151,7 +151,7 @@ def test_a_refused_receive_start_fails_with_ram_untouched() -> None:
 def test_a_failed_receive_finish_is_a_failure() -> None:
     target = Target("2021-v4", [])
     target.token.fails["RECEIVE_FINISH"] = 0
-    target.begin().encrypted_page("pc.ram", 0, Packet(b"h", b"3"), SendStart(0, b"p", b"s"))
+    target.begin().encrypted_page("pc.ram", 0, SevPacket(b"h", b"3"), SendStart(0, b"p", b"s"))
     target.load()
     with pytest.raises(IncomingFailed, match="RECEIVE_FINISH"):
         target.incoming.finish()
@@ -160,7 +160,7 @@ def test_a_failed_receive_finish_is_a_failure() -> None:
 
 def test_f17_a_helper_page_is_refused() -> None:
     target = Target("2021-v4")
-    target.begin().helper_page("pc.ram", 0, Packet(b"h", b"d"))
+    target.begin().helper_page("pc.ram", 0, SevPacket(b"h", b"d"))
     with pytest.raises(IncomingFailed, match="migration helper"):
         target.load()
 

@@ -9,7 +9,7 @@ from bitarray import bitarray
 from guestemu.abi.addresses import Gfn, RamAddr
 from guestemu.abi.errno import EINVAL
 from guestemu.abi.errors import InputError
-from guestemu.host.qemu.dirty_log import DirtyLog, KvmDirtyLogs
+from guestemu.host.qemu.dirty_log import KvmDirtyLogs, QemuDirtyLog
 from guestemu.host.qemu.memory_map import MemoryMap, PcLayout, pc_machine
 from guestemu.host.qemu.patch_sets import ORDERS, defects_left, parse_order, patch_set
 
@@ -103,7 +103,7 @@ def test_slots_of_a_bounded_size() -> None:
 
 
 def test_an_auto_clear_log_is_empty_after_get() -> None:
-    log = DirtyLog(100, is_manual=False)
+    log = QemuDirtyLog(100, is_manual=False)
     log.mark(7)
     assert log.get().count() == 1
     assert log.get().count() == 0
@@ -111,7 +111,7 @@ def test_an_auto_clear_log_is_empty_after_get() -> None:
 
 
 def test_a_manual_log_keeps_until_cleared() -> None:
-    log = DirtyLog(100, is_manual=True)
+    log = QemuDirtyLog(100, is_manual=True)
     log.mark(7)
     log.mark(70)
     found = log.get()
@@ -123,7 +123,7 @@ def test_a_manual_log_keeps_until_cleared() -> None:
 
 def test_a_write_between_get_and_clear_goes_with_the_clear() -> None:
     """D30: it is not reported again; harmless for data sent after CLEAR."""
-    log = DirtyLog(64, is_manual=True)
+    log = QemuDirtyLog(64, is_manual=True)
     log.mark(7)
     found = log.get()
     log.mark(7)
@@ -133,7 +133,7 @@ def test_a_write_between_get_and_clear_goes_with_the_clear() -> None:
 
 @pytest.mark.parametrize(("first", "pages"), [(1, 64), (0, 65), (64, 64), (128, 0), (0, 101)])
 def test_clear_of_an_odd_range(first: int, pages: int) -> None:
-    log = DirtyLog(100, is_manual=True)
+    log = QemuDirtyLog(100, is_manual=True)
     assert log.clear(first, pages, bitarray(128, endian="little")) == -EINVAL
     assert log.clear(64, 36, bitarray(36, endian="little")) == 0
 

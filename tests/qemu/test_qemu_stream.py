@@ -13,7 +13,7 @@ import pytest
 from guestemu.abi.errors import InputError
 from guestemu.host.kvm.findings import FindingKind
 from guestemu.host.qemu import status_fields
-from guestemu.host.qemu.interfaces import Packet, SendStart
+from guestemu.host.qemu.interfaces import SendStart, SevPacket
 from guestemu.host.qemu.stream_format import (
     BitmapRange,
     BlockEntry,
@@ -36,7 +36,7 @@ from guestemu.host.qemu.wire import StreamError
 
 RAM = 0x40000
 LIMITS = StreamLimits({"pc.ram": RAM, "vga.vram": 0x4000}, RAM >> 12)
-PACKET = Packet(b"h" * 52, b"t" * 4096)
+PACKET = SevPacket(b"h" * 52, b"t" * 4096)
 START = SendStart(1, b"P" * 2084, b"S" * 128)
 
 
@@ -143,8 +143,8 @@ def test_reading_in_pieces_and_from_a_pipe(wire: Format) -> None:
 def test_the_layout_of_2020() -> None:
     """D12: flag 0x200, be32 subtype; start data on the first page; CONTINUE drops the name."""
     records: list[Record] = [
-        EncryptedPage("pc.ram", 0x3000, SendStart(7, b"pp", b"sss"), Packet(b"hh", b"d")),
-        EncryptedPage("pc.ram", 0x4000, None, Packet(b"h", b"dd")),
+        EncryptedPage("pc.ram", 0x3000, SendStart(7, b"pp", b"sss"), SevPacket(b"hh", b"d")),
+        EncryptedPage("pc.ram", 0x4000, None, SevPacket(b"h", b"dd")),
         StatusBitmap((BitmapRange(0x1000, 2, b"\x01" + bytes(7)),)),
     ]
     assert written(records, Format.BITMAP) == (
@@ -158,7 +158,7 @@ def test_the_layout_of_2020() -> None:
 def test_the_layout_of_2019_v2() -> None:
     """D8b: no subtype; the bitmap under a flag of its own, without a block."""
     records: list[Record] = [
-        EncryptedPage("pc.ram", 0x1000, SendStart(7, b"p", b"s"), Packet(b"h", b"d")),
+        EncryptedPage("pc.ram", 0x1000, SendStart(7, b"p", b"s"), SevPacket(b"h", b"d")),
         BITMAP,
     ]
     assert written(records, Format.FLAGS_2019_V2) == (

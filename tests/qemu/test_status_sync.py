@@ -8,7 +8,7 @@ import random
 import pytest
 from bitarray import bitarray
 
-from guestemu.host.qemu.patch_sets import PATCH_SETS, Defect, defects_left
+from guestemu.host.qemu.patch_sets import PATCH_SETS, QemuDefect, defects_left
 from guestemu.host.qemu.status_sync import (
     counted_pages,
     is_encrypted,
@@ -18,7 +18,7 @@ from guestemu.host.qemu.status_sync import (
 
 IN_2019 = PATCH_SETS["2019-v2"].defects
 IN_2020 = PATCH_SETS["2020-v1"].defects
-NONE: frozenset[Defect] = frozenset()
+NONE: frozenset[QemuDefect] = frozenset()
 
 
 def ones(size: int) -> bitarray:
@@ -36,7 +36,7 @@ def random_bits(size: int, seed: int) -> bitarray:
     return bitarray([rng.random() < 0.5 for _ in range(size)], endian="little")
 
 
-def wrong(bitmap: bitarray, start: int, defects: frozenset[Defect]) -> int:
+def wrong(bitmap: bitarray, start: int, defects: frozenset[QemuDefect]) -> int:
     """Pages of an all-encrypted map that are wrong after storing `bitmap` at `start`."""
     pages = len(bitmap)
     status, right = ones(512), ones(512)
@@ -48,7 +48,7 @@ def wrong(bitmap: bitarray, start: int, defects: frozenset[Defect]) -> int:
 def test_d11_aligned_all_shared_pages_stay_encrypted() -> None:
     assert wrong(zeros(256), 0, IN_2020) == 256
     assert wrong(zeros(256), 0, IN_2019) == 256
-    assert wrong(zeros(256), 0, IN_2020 - {Defect.ZERO_WORD}) == 0
+    assert wrong(zeros(256), 0, IN_2020 - {QemuDefect.ZERO_WORD}) == 0
 
 
 def test_d11_unaligned_all_shared() -> None:
@@ -61,11 +61,11 @@ def test_d11_unaligned_random_half() -> None:
 
 
 def test_d11_the_mask_alone_does_not_help() -> None:
-    assert wrong(zeros(256), 3, IN_2020 - {Defect.MASK}) == 198
+    assert wrong(zeros(256), 3, IN_2020 - {QemuDefect.MASK}) == 198
 
 
-@pytest.mark.parametrize("left", [Defect.MASK, Defect.BYTE_PAGE, Defect.VALUE_SHIFT])
-def test_each_of_the_three_of_2020_is_wrong_alone(left: Defect) -> None:
+@pytest.mark.parametrize("left", [QemuDefect.MASK, QemuDefect.BYTE_PAGE, QemuDefect.VALUE_SHIFT])
+def test_each_of_the_three_of_2020_is_wrong_alone(left: QemuDefect) -> None:
     assert wrong(random_bits(250, 1), 3, frozenset({left})) > 0
 
 
@@ -81,15 +81,15 @@ def test_repaired_is_a_copy(seed: int) -> None:
 def test_d4_only_whole_words_of_shared_pages_are_lost() -> None:
     bitmap = zeros(128)
     bitmap[70] = True
-    assert wrong(bitmap, 64, IN_2019 - {Defect.TAIL_BITS}) == 64
-    assert wrong(bitmap, 64, frozenset({Defect.ZERO_WORD})) == 64
+    assert wrong(bitmap, 64, IN_2019 - {QemuDefect.TAIL_BITS}) == 64
+    assert wrong(bitmap, 64, frozenset({QemuDefect.ZERO_WORD})) == 64
 
 
 def test_d4_bits_behind_the_range_are_overwritten() -> None:
     bitmap = zeros(64)
     bitmap[0] = True
     status = ones(128)
-    store_bitmap(status, bitmap, 0, 10, frozenset({Defect.TAIL_BITS}))
+    store_bitmap(status, bitmap, 0, 10, frozenset({QemuDefect.TAIL_BITS}))
     assert status.count(0) == 63
     status = ones(128)
     store_bitmap(status, bitmap, 0, 10, NONE)

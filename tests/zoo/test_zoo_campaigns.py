@@ -18,7 +18,7 @@ from guestemu.cli.main import main
 from guestemu.zoo import session as zoo_session
 from guestemu.zoo.bug import Configuration
 from guestemu.zoo.catalogue import BUGS, find_bugs, repaired_configurations
-from guestemu.zoo.cell import OURS, PLAIN, Cell, CellResult, make_session, run_here
+from guestemu.zoo.cell import OURS, PLAIN, CellResult, HuntCell, make_session, run_here
 from guestemu.zoo.plain import PlainEngine
 from guestemu.zoo.results import append_result, median_of, read_results
 from guestemu.zoo.runner import is_covered, is_settled, plan_cells, run_cells
@@ -28,8 +28,8 @@ from guestemu.zoo.table import zoo_page
 TWINS = repaired_configurations(BUGS.values())
 
 
-def cell(bug: str, planted: bool = True, execs: int = 3000, seed: int = 1) -> Cell:
-    return Cell(bug, planted, "random", OURS, seed, execs)
+def cell(bug: str, planted: bool = True, execs: int = 3000, seed: int = 1) -> HuntCell:
+    return HuntCell(bug, planted, "random", OURS, seed, execs)
 
 
 # Executions until the random engine with seed 1 found them, with room.
@@ -71,7 +71,7 @@ def test_a_campaign_repeats_itself():
 @pytest.mark.parametrize("arm", ["ours", pytest.param("plain", marks=pytest.mark.soak)])
 def test_atheris_finds_in_a_process_of_its_own(arm: str):
     found: list[CellResult] = []
-    run_cells([Cell("M74", True, "atheris", arm, 1, 20_000)], 1, found.append)
+    run_cells([HuntCell("M74", True, "atheris", arm, 1, 20_000)], 1, found.append)
     assert [result.found for result in found] == [True]
 
 
@@ -92,7 +92,7 @@ def options_given(arm: str, session: ZooSession, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("arm", [OURS, PLAIN])
 def test_a_campaign_starts_from_nothing(arm: str, monkeypatch: pytest.MonkeyPatch):
     """No corpus directory, no seed inputs, no dictionary: libFuzzer hears of options only."""
-    session = make_session(Cell("M74", True, "atheris", arm, 1, 10))
+    session = make_session(HuntCell("M74", True, "atheris", arm, 1, 10))
     options = options_given(arm, session, monkeypatch)
     assert session.store is None
     assert "-seed=2" in options
@@ -123,7 +123,7 @@ def test_the_random_engine_starts_from_nothing():
 
 def test_a_process_that_dies_is_told():
     with pytest.raises(Exception, match="died with status"):
-        run_cells([Cell("M99", True, "random", OURS, 1, 10)], 1, lambda result: None)
+        run_cells([HuntCell("M99", True, "random", OURS, 1, 10)], 1, lambda result: None)
 
 
 def test_cells_of_a_run():
@@ -140,10 +140,10 @@ def test_cells_of_a_run():
 
 def settle(missed: int, found: int = 0, execs: int = 100, wanted: int = 100, arm: str = OURS):
     results = [
-        CellResult(Cell("M1", True, "atheris", arm, seed, execs), seed > missed, execs, 1.0)
+        CellResult(HuntCell("M1", True, "atheris", arm, seed, execs), seed > missed, execs, 1.0)
         for seed in range(1, missed + found + 1)
     ]
-    return is_settled(Cell("M1", True, "atheris", OURS, 5, wanted), results, 5)
+    return is_settled(HuntCell("M1", True, "atheris", OURS, 5, wanted), results, 5)
 
 
 def test_seeds_after_a_majority_of_misses_are_needless():
@@ -157,9 +157,9 @@ def test_seeds_after_a_majority_of_misses_are_needless():
 
 
 def test_needless_cells_are_not_run():
-    seen: list[Cell] = []
+    seen: list[HuntCell] = []
 
-    def needless(one: Cell) -> bool:
+    def needless(one: HuntCell) -> bool:
         seen.append(one)
         return True
 
@@ -178,7 +178,7 @@ def test_needless_cells_are_not_run():
     ],
 )
 def test_a_result_answers_a_budget(found: bool, executions: int, seconds: float, wanted: bool):
-    asked = Cell("M1", True, "random", OURS, 1, 100, 10.0)
+    asked = HuntCell("M1", True, "random", OURS, 1, 100, 10.0)
     ran = msgspec.structs.replace(asked, execs=1000)
     assert is_covered(asked, CellResult(ran, found, executions, seconds)) is wanted
     assert not is_covered(cell("M1", seed=2), CellResult(ran, found, executions, seconds))
@@ -211,7 +211,9 @@ def test_the_median_of_seeds():
 def test_the_page_has_every_bug_and_figure():
     results = [
         CellResult(cell("M1"), True, 123, 0.25, "agreement"),
-        CellResult(Cell("M2", True, "atheris", PLAIN, 1, 900), False, 900, 3.0, cpu_seconds=1.5),
+        CellResult(
+            HuntCell("M2", True, "atheris", PLAIN, 1, 900), False, 900, 3.0, cpu_seconds=1.5
+        ),
         CellResult(cell("M21", planted=False), False, 60_000, 12.0, cpu_seconds=5.0),
     ]
     page = zoo_page(tuple(BUGS.values()), results)
@@ -226,7 +228,7 @@ def test_the_page_has_every_bug_and_figure():
 
 def test_the_page_compares_the_arms():
     def median(bug: str, arm: str, found: bool, executions: int, cpu: float) -> CellResult:
-        one = Cell(bug, True, "atheris", arm, 1, 900)
+        one = HuntCell(bug, True, "atheris", arm, 1, 900)
         return CellResult(one, found, executions, 9.0, cpu_seconds=cpu)
 
     results = [

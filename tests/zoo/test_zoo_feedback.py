@@ -8,7 +8,7 @@ import pytest
 
 from guestemu.abi.sev_firmware import KvmSevCommand as Id
 from guestemu.program.ops import Op, OpKind
-from guestemu.zoo.cell import OURS, Cell, make_session
+from guestemu.zoo.cell import OURS, HuntCell, make_session
 from guestemu.zoo.session import ZooSession
 
 
@@ -18,7 +18,7 @@ def ioctl(command: int, vm: int = 0) -> Op:
 
 @pytest.fixture(scope="module")
 def session() -> ZooSession:
-    return make_session(Cell("M13", False, "random", OURS, 1, None))
+    return make_session(HuntCell("M13", False, "random", OURS, 1, None))
 
 
 def is_new(session: ZooSession, *ops: Op) -> bool:

@@ -9,18 +9,18 @@ from typing import Final
 from guestemu.abi.errors import InputError, MissingError
 from guestemu.abi.names import nearest
 from guestemu.campaign.engines.atheris import AtherisEngine
-from guestemu.campaign.engines.base import Engine
+from guestemu.campaign.engines.base import FuzzingEngine
 from guestemu.campaign.engines.exhaustive import ExhaustiveEngine
 from guestemu.campaign.engines.hypothesis import HypothesisEngine
 from guestemu.campaign.engines.random import RandomEngine
 
 _ENGINES: Final = (AtherisEngine(), RandomEngine(), HypothesisEngine(), ExhaustiveEngine())
 
-ENGINES: Final[Mapping[str, Engine]] = {engine.name: engine for engine in _ENGINES}
+ENGINES: Final[Mapping[str, FuzzingEngine]] = {engine.name: engine for engine in _ENGINES}
 """Every engine by name, the preferred one first."""
 
 
-def choose_engine(name: str | None) -> tuple[Engine, str]:
+def choose_engine(name: str | None) -> tuple[FuzzingEngine, str]:
     """The engine called `name`, or the first that this machine has, with a note for the user
     (empty if there is nothing to say).
 

@@ -12,7 +12,7 @@ Leave = Callable[[BaseException | None], NoReturn]
 """Ends the process: with the session's last report (None), or saying what went wrong."""
 
 
-class Engine(Protocol):
+class FuzzingEngine(Protocol):
     """Chooses inputs for a session until the session is over.
 
     `remedy` says in one phrase what a machine without the engine lacks and how to get it.

@@ -20,7 +20,7 @@ from guestemu.campaign.fastpath.records import (
 )
 from guestemu.guest.base import Guest
 from guestemu.machine.leafmap import LeafMap
-from guestemu.program.binary import OpDecoder, Place, Plan, Posture
+from guestemu.program.binary import OpDecoder, PageOperand, Posture, RecordPlan
 
 _CPL_SHIFT: Final = 2
 _VMCALL_SHIFT: Final = 4
@@ -69,7 +69,7 @@ class Tables:
         self._keep.append(records)
         return ctypes.addressof(records)
 
-    def _plan(self, plan: Plan) -> PlanRecord:
+    def _plan(self, plan: RecordPlan) -> PlanRecord:
         record = PlanRecord(int(plan.kind), plan.has_page, plan.is_call, len(plan.masks))
         for position, (palette, mask) in enumerate(zip(plan.palettes, plan.masks, strict=True)):
             record.palettes[position] = self.words(palette)
@@ -83,7 +83,7 @@ class Tables:
         self._keep.append(records)
         return ctypes.addressof(records)
 
-    def _place(self, place: Place) -> PlaceRecord:
+    def _place(self, place: PageOperand) -> PlaceRecord:
         return PlaceRecord(
             int(place.region), place.pages, self.words(place.palette), int(place.flag)
         )

@@ -18,7 +18,7 @@ from guestemu.abi.errors import InputError
 from guestemu.guest.dma.cma import CmaArea
 from guestemu.guest.dma.conversions import CoherentGuest
 from guestemu.guest.dma.gfp import GFP_KERNEL, may_block
-from guestemu.guest.dma.policy import OnFailure, Policy
+from guestemu.guest.dma.policy import AllocatorRules, OnFailure
 from guestemu.guest.dma.pools import AtomicPools, PoolGrowth
 from guestemu.guest.dma.zones import DMA_BIT_MASK_64, ZonedAllocator
 
@@ -160,7 +160,7 @@ class CoherentDma:
         self,
         guest: CoherentGuest,
         memory: ZonedAllocator,
-        policy: Policy,
+        policy: AllocatorRules,
         pool_bytes: int | None = None,
         pool_guest: CoherentGuest | None = None,
         cma_pages: int = 0,

@@ -30,7 +30,7 @@ class OnFailure(enum.Enum):
     """They are never used again."""
 
 
-class Policy(msgspec.Struct, frozen=True):
+class AllocatorRules(msgspec.Struct, frozen=True):
     """One generation's rules. `converts_whole_order`: the tail of the order block is converted too
     (B5). `warns`: a failed re-encryption is logged. `clears_swiotlb_late`: swiotlb is cleared after
     its decryption (A.9)."""
@@ -52,22 +52,22 @@ _PAGES_FREE: Final = (False, OnFailure.FREE, OnFailure.LEAK, True)
 _PAGES_LEAK: Final = (False, OnFailure.LEAK, OnFailure.LEAK, True)
 
 _POLICIES: Final = {
-    "5.10": Policy("5.10", *_ORDER_FREE, True),
-    "2020": Policy("2020", *_ORDER_FREE, True),
-    "5.17": Policy("5.17", *_PAGES_FREE, True),
-    "6.1": Policy("6.1", *_PAGES_FREE),
-    "6.12": Policy("6.12", *_PAGES_LEAK),
+    "5.10": AllocatorRules("5.10", *_ORDER_FREE, True),
+    "2020": AllocatorRules("2020", *_ORDER_FREE, True),
+    "5.17": AllocatorRules("5.17", *_PAGES_FREE, True),
+    "6.1": AllocatorRules("6.1", *_PAGES_FREE),
+    "6.12": AllocatorRules("6.12", *_PAGES_LEAK),
 }
-POLICIES: Final[Mapping[str, Policy]] = _POLICIES
+POLICIES: Final[Mapping[str, AllocatorRules]] = _POLICIES
 """Policies by kernel generation; 2020 is the patch set on top of code like 5.10's."""
 
 
-def add_policy(generation: str, policy: Policy) -> None:
+def add_policy(generation: str, policy: AllocatorRules) -> None:
     """The policy of a kernel generation that another package adds."""
     _POLICIES[generation] = policy
 
 
-def policy_named(name: str) -> Policy:
+def policy_named(name: str) -> AllocatorRules:
     """The policy of a kernel generation. InputError lists the names when it is none."""
     policy = POLICIES.get(name)
     if policy is None:

@@ -30,7 +30,7 @@ from guestemu.abi.x86 import PTE_RW, PTE_USER, RFLAGS_FIXED, Mode
 from guestemu.guest.linux.bootparams import MemoryRange, make_boot_params, pc_memory_map
 from guestemu.guest.linux.ccblob import launch_pages
 from guestemu.guest.linux.kernel import KERNEL_MAP, Kernel
-from guestemu.guest.linux.platform import Console, Platform
+from guestemu.guest.linux.platform import Console, GuestPlatform
 from guestemu.guest.linux.printk import KernelLog
 from guestemu.machine import layout
 from guestemu.machine.exits import BudgetExhausted, Exit, ExitHandler, Shutdown, Trap
@@ -92,7 +92,7 @@ class BootedKernel(msgspec.Struct):
 
     kernel: Kernel
     machine: Machine
-    platform: Platform
+    platform: GuestPlatform
     console: Console
     end: Exit
     seconds: float
@@ -110,7 +110,7 @@ def build_machine(
     load: bool = True,
     memory: MemoryBefore | None = None,
     kvm_features: int | None = None,
-) -> tuple[Machine, Platform]:
+) -> tuple[Machine, GuestPlatform]:
     """A machine with the kernel loaded, its vCPU in 64-bit mode before the first instruction.
 
     Without `load` the kernel's segments are left out (a snapshot brings them); `memory` is empty
@@ -144,7 +144,7 @@ def build_machine(
     if kvm_features is None:
         kvm_features = SNP_KVM_FEATURES if is_snp else KVM_FEATURES
         kvm_features = TDX_KVM_FEATURES if config.tdx else kvm_features
-    platform = Platform(machine, console, kvm_features)
+    platform = GuestPlatform(machine, console, kvm_features)
     _install_sites(kernel, machine, platform)
     setup_data = 0
     if is_snp:
@@ -157,7 +157,7 @@ def build_machine(
     return machine, platform
 
 
-def _install_sites(kernel: Kernel, machine: Machine, platform: Platform) -> None:
+def _install_sites(kernel: Kernel, machine: Machine, platform: GuestPlatform) -> None:
     for site in kernel.sites:
         for address in (site.address, site.address - KERNEL_MAP):
             if site.mnemonic in {"rdmsr", "wrmsr"}:

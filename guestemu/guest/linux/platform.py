@@ -88,7 +88,7 @@ class Console:
                     self._on_line(line.rstrip("\r"))
 
 
-class Platform:
+class GuestPlatform:
     """Installs itself into a machine. `kvm_features` is EAX of CPUID 0x40000001.
 
     `sev` is what answers a SEV-ES or SNP guest's VMGEXIT, None for plain SEV; `td` a TD's TDCALL.

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.errors import InputError
-from guestemu.guest.dma.policy import Policy, add_policy
+from guestemu.guest.dma.policy import AllocatorRules, add_policy
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +59,7 @@ GENERATIONS: Final[Mapping[str, Generation]] = _GENERATIONS
 """By name, oldest first; those of other packages last."""
 
 
-def register_generation(generation: Generation, policy: Policy) -> None:
+def register_generation(generation: Generation, policy: AllocatorRules) -> None:
     """Adds a generation of another package, and how its kernel allocates coherent memory.
 
     Raises `InputError` for a name that is taken.

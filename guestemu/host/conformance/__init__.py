@@ -2,6 +2,6 @@
 """What every host must do, as checks that `guestemu hosts --check` and the tests run."""
 
 from guestemu.host.conformance.probe import Abi
-from guestemu.host.conformance.suite import CHECKS, Failure, check_host
+from guestemu.host.conformance.suite import CHECKS, HostFault, check_host
 
-__all__ = ["CHECKS", "Abi", "Failure", "check_host"]
+__all__ = ["CHECKS", "Abi", "HostFault", "check_host"]

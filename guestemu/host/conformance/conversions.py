@@ -11,7 +11,7 @@ from typing import Final
 from guestemu.abi.addresses import U32_MASK, U64_MASK
 from guestemu.abi.hypercalls import KVM_ENOSYS, KVM_EPERM
 from guestemu.host.base import GuestFault
-from guestemu.host.conformance.probe import FRAMES, Abi, Probe
+from guestemu.host.conformance.probe import FRAMES, Abi, HostProbe
 from guestemu.host.kvm.findings import ReportsFindings
 
 _EPERM: Final = -KVM_EPERM & U64_MASK
@@ -28,7 +28,7 @@ _SEQUENCES: Final = 400
 _UNIVERSE: Final = 6
 
 
-def fresh_vm(probe: Probe) -> Iterator[str]:
+def fresh_vm(probe: HostProbe) -> Iterator[str]:
     """A new VM: one bit for each frame, little-endian, all private, migration not allowed."""
     bits = probe.map()
     if len(bits) != FRAMES:
@@ -39,7 +39,7 @@ def fresh_vm(probe: Probe) -> Iterator[str]:
         yield "a new VM is ready for migration"
 
 
-def early_notice(probe: Probe) -> Iterator[str]:
+def early_notice(probe: HostProbe) -> Iterator[str]:
     """What the guest says before it opts in is recorded like everything else (A38, A39)."""
     result = probe.convert(3, 1, private=False)
     if result:
@@ -48,7 +48,7 @@ def early_notice(probe: Probe) -> Iterator[str]:
         yield f"before the opt-in: shared frames are {_text(probe.shared())}"
 
 
-def single_ranges(probe: Probe) -> Iterator[str]:
+def single_ranges(probe: HostProbe) -> Iterator[str]:
     """To shared and back to private: exactly the range changes, and the answer is 0."""
     for gfn, pages in _RANGES:
         for private in (False, True):
@@ -61,7 +61,7 @@ def single_ranges(probe: Probe) -> Iterator[str]:
                 yield f"{what}: shared frames are {_text(probe.shared())}"
 
 
-def sequences(probe: Probe) -> Iterator[str]:
+def sequences(probe: HostProbe) -> Iterator[str]:
     """Random sequences of conversions agree with a plain set of pages."""
     chooser = random.Random(1)
     for _ in range(_SEQUENCES):
@@ -81,7 +81,7 @@ def sequences(probe: Probe) -> Iterator[str]:
                 return
 
 
-def size_hints(probe: Probe) -> Iterator[str]:
+def size_hints(probe: HostProbe) -> Iterator[str]:
     """Merged ABI: bit 4 alone says private; the page-size hint and other bits do not."""
     if probe.abi is not Abi.MAP_GPA_RANGE:
         return
@@ -93,14 +93,14 @@ def size_hints(probe: Probe) -> Iterator[str]:
             yield f"attributes {attributes:#x} recorded as {'private' if is_private else 'shared'}"
 
 
-def unaligned(probe: Probe) -> Iterator[str]:
+def unaligned(probe: HostProbe) -> Iterator[str]:
     """A GPA inside a page is refused."""
     for gpa in (0x1001, 0x1800, 0x1FFF):
         if probe.call(probe.abi.number, gpa, 1, 0) == 0:
             yield f"gpa {gpa:#x} was accepted"
 
 
-def wrapping(probe: Probe) -> Iterator[str]:
+def wrapping(probe: HostProbe) -> Iterator[str]:
     """A range whose end wraps is refused and nothing happens."""
     for gfn, pages in ((2, U64_MASK), (1, U64_MASK), (FRAMES, U64_MASK - FRAMES + 1)):
         if probe.convert(gfn, pages, private=False) == 0:
@@ -108,7 +108,7 @@ def wrapping(probe: Probe) -> Iterator[str]:
         yield from _unchanged(probe, f"gfn {gfn:#x} with {pages:#x} pages")
 
 
-def beyond_ram(probe: Probe) -> Iterator[str]:
+def beyond_ram(probe: HostProbe) -> Iterator[str]:
     """A range that leaves RAM: refused as a whole, or its part in RAM is recorded."""
     for gfn, pages in _BEYOND:
         probe.reset()
@@ -121,7 +121,7 @@ def beyond_ram(probe: Probe) -> Iterator[str]:
             )
 
 
-def refusals(probe: Probe) -> Iterator[str]:
+def refusals(probe: HostProbe) -> Iterator[str]:
     """An answer other than 0 means that nothing changed; 0 pages change nothing."""
     probe.convert(4, 4, private=False)
     for gfn, pages, private in ((10, 2, False), (4, 4, True), (4, 0, True), (20, 0, False)):
@@ -131,7 +131,7 @@ def refusals(probe: Probe) -> Iterator[str]:
             yield f"gfn {gfn} with {pages} pages: answered {result:#x} but the record changed"
 
 
-def privilege(probe: Probe) -> Iterator[str]:
+def privilege(probe: HostProbe) -> Iterator[str]:
     """Above CPL 0: -EPERM, whatever the arguments, and nothing changes."""
     for cpl, number in product((1, 2, 3), (probe.abi.number, 100)):
         result = probe.call(number, 0x1001, 0, 0, cpl=cpl)
@@ -142,7 +142,7 @@ def privilege(probe: Probe) -> Iterator[str]:
     yield from _unchanged(probe, "CPL 3")
 
 
-def other_numbers(probe: Probe) -> Iterator[str]:
+def other_numbers(probe: HostProbe) -> Iterator[str]:
     """Unknown hypercalls: -ENOSYS, and nothing changes."""
     for number in (0, 2, 100, 1000, U64_MASK, 1 << 32 | probe.abi.number):
         result = probe.call(number, 0x1000, 1, 0)
@@ -151,7 +151,7 @@ def other_numbers(probe: Probe) -> Iterator[str]:
     yield from _unchanged(probe, "an unknown number")
 
 
-def narrow_mode(probe: Probe) -> Iterator[str]:
+def narrow_mode(probe: HostProbe) -> Iterator[str]:
     """Outside 64-bit code arguments and result are 32 bits wide."""
     high = 0xDEADBEEF << 32
     result = probe.call(high | probe.abi.number, high | 0x5000, high | 2, high, is_64bit=False)
@@ -162,7 +162,7 @@ def narrow_mode(probe: Probe) -> Iterator[str]:
         yield f"32-bit code: answered {result:#x}, wider than EAX"
 
 
-def any_input(probe: Probe) -> Iterator[str]:
+def any_input(probe: HostProbe) -> Iterator[str]:
     """Edge values in every register: a 64-bit answer or an exception for the guest, never more."""
     edges = (0, 1, 0xFFF, 0x1000, 0xFF000, 1 << 31, 1 << 47, 1 << 52, 1 << 63, U64_MASK)
     counts = (0, 1, 1 << 31, 1 << 52, U64_MASK)
@@ -179,7 +179,7 @@ def any_input(probe: Probe) -> Iterator[str]:
         yield f"state is {probe.host.state}"
 
 
-def host_survives(probe: Probe) -> Iterator[str]:
+def host_survives(probe: HostProbe) -> Iterator[str]:
     """No input makes the host allocate without bound or corrupt memory (for hosts that tell)."""
     for gfn, pages in ((2, U64_MASK), (1 << 35, 1), (0, 1 << 38)):
         probe.convert(gfn, pages, private=False)
@@ -188,7 +188,7 @@ def host_survives(probe: Probe) -> Iterator[str]:
             yield f"{finding.kind.value}: {finding.message}"
 
 
-def repeatable(probe: Probe) -> Iterator[str]:
+def repeatable(probe: HostProbe) -> Iterator[str]:
     """The same calls after a reset give the same answers and the same record."""
 
     def run() -> tuple[list[int], bytes]:
@@ -203,7 +203,7 @@ def repeatable(probe: Probe) -> Iterator[str]:
     yield from _unchanged(probe, "reset")
 
 
-def _unchanged(probe: Probe, what: str) -> Iterator[str]:
+def _unchanged(probe: HostProbe, what: str) -> Iterator[str]:
     if probe.shared():
         yield f"{what}: frames {_text(probe.shared())} are shared"
 

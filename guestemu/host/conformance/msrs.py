@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 from guestemu.abi.addresses import U64_MASK
 from guestemu.abi.msrs import MSR_KVM_CUSTOM_LAST, MSR_KVM_MIGRATION_CONTROL
-from guestemu.host.conformance.probe import FRAMES, Abi, Probe
+from guestemu.host.conformance.probe import FRAMES, Abi, HostProbe
 
 
-def migration_control(probe: Probe) -> Iterator[str]:
+def migration_control(probe: HostProbe) -> Iterator[str]:
     """The opt-in MSR is there and means what it says, or is not there at all."""
     if not probe.wrmsr(MSR_KVM_MIGRATION_CONTROL, 1):
         if probe.host.migration_ready:
@@ -29,7 +29,7 @@ def migration_control(probe: Probe) -> Iterator[str]:
         yield "a new VM is ready for migration"
 
 
-def reserved_bits(probe: Probe) -> Iterator[str]:
+def reserved_bits(probe: HostProbe) -> Iterator[str]:
     """Merged ABI: a write with reserved bits is refused and changes nothing (K5-f)."""
     if probe.abi is not Abi.MAP_GPA_RANGE:
         return
@@ -40,7 +40,7 @@ def reserved_bits(probe: Probe) -> Iterator[str]:
             yield f"WRMSR of {value:#x} made the VM ready for migration"
 
 
-def msr_privilege(probe: Probe) -> Iterator[str]:
+def msr_privilege(probe: HostProbe) -> Iterator[str]:
     """Above CPL 0 RDMSR and WRMSR are #GP and change nothing."""
     if probe.wrmsr(MSR_KVM_MIGRATION_CONTROL, 1, cpl=3):
         yield "WRMSR went through at CPL 3"
@@ -50,7 +50,7 @@ def msr_privilege(probe: Probe) -> Iterator[str]:
         yield "WRMSR at CPL 3 made the VM ready for migration"
 
 
-def unknown_msrs(probe: Probe) -> Iterator[str]:
+def unknown_msrs(probe: HostProbe) -> Iterator[str]:
     """MSRs that nobody implements are #GP."""
     for index in (MSR_KVM_MIGRATION_CONTROL + 1, MSR_KVM_CUSTOM_LAST):
         if probe.rdmsr(index) is not None:
@@ -59,7 +59,7 @@ def unknown_msrs(probe: Probe) -> Iterator[str]:
             yield f"WRMSR of {index:#x} went through"
 
 
-def fault_orders(probe: Probe) -> Iterator[str]:
+def fault_orders(probe: HostProbe) -> Iterator[str]:
     """Ordered answers reach the guest and record nothing; ordered MSR errors are #GP; both end."""
     try:
         probe.host.inject_answer(U64_MASK - 21, 2)

@@ -45,7 +45,7 @@ class Abi(enum.Enum):
         return MAP_GPA_RANGE_ENCRYPTED if self is Abi.MAP_GPA_RANGE else 1
 
 
-class Probe:
+class HostProbe:
     """One host, reset to a VM of `FRAMES` frames when made, and again by `reset`.
 
     `opt_in` does what a guest of the patch sets does before it converts anything (K1-m); where

@@ -18,11 +18,11 @@ from guestemu.abi.errors import TimeUp
 from guestemu.abi.hypercalls import KVM_HC_PAGE_ENC_STATUS_2019
 from guestemu.host.base import GuestFault, Host
 from guestemu.host.conformance import conversions, msrs
-from guestemu.host.conformance.probe import Abi, Probe
+from guestemu.host.conformance.probe import Abi, HostProbe
 from guestemu.host.kvm.historic import HistoricHost
 from guestemu.machine.watchdog import Watchdog
 
-Check = Callable[[Probe], Iterator[str]]
+Check = Callable[[HostProbe], Iterator[str]]
 """Runs on a freshly reset host; yields one line for each thing that is wrong."""
 
 CHECKS: Final[Mapping[str, Check]] = {
@@ -57,7 +57,7 @@ _BEFORE_OPT_IN: Final = frozenset(
 """Checks of a guest that has not opted in; the others start with one that has (K1-m)."""
 
 
-class Failure(msgspec.Struct, frozen=True, gc=False):
+class HostFault(msgspec.Struct, frozen=True, gc=False):
     """One thing that is wrong with a host: the check's name and one line."""
 
     check: str
@@ -73,7 +73,7 @@ def abi_of(host: Host) -> Abi:
     return Abi.PAGE_ENC_STATUS
 
 
-def check_host(host: Host, abi: Abi | None = None) -> list[Failure]:
+def check_host(host: Host, abi: Abi | None = None) -> list[HostFault]:
     """Runs every check on `host`; an empty list means that it conforms.
 
     `abi` defaults to `abi_of(host)`. An exception from the host, whatever it is, is a failure of
@@ -85,17 +85,17 @@ def check_host(host: Host, abi: Abi | None = None) -> list[Failure]:
         for name, check in CHECKS.items():
             bound.renew()
             try:
-                probe = Probe(host, chosen)
+                probe = HostProbe(host, chosen)
                 if name not in _BEFORE_OPT_IN:
                     probe.opt_in()
-                failures += [Failure(name, message) for message in check(probe)]
+                failures += [HostFault(name, message) for message in check(probe)]
             except GuestFault as fault:
                 text = f"a hypercall raised an exception in the guest: {fault}"
-                failures.append(Failure(name, text))
+                failures.append(HostFault(name, text))
             except TimeUp as error:
-                failures.append(Failure(name, str(error)))
+                failures.append(HostFault(name, str(error)))
             except Exception as error:
                 text = str(error) or type(error).__name__
-                failures.append(Failure(name, text.splitlines()[0]))
+                failures.append(HostFault(name, text.splitlines()[0]))
             bound.rest()
     return failures

@@ -11,21 +11,21 @@ from __future__ import annotations
 import msgspec
 
 
-class Buffer(msgspec.Struct):
+class CommandBuffer(msgspec.Struct):
     """Any command buffer."""
 
 
-class Nothing(Buffer):
+class Nothing(CommandBuffer):
     """SHUTDOWN and DF_FLUSH take no buffer."""
 
 
-class InitBuffer(Buffer):
+class InitBuffer(CommandBuffer):
     """INIT; with `es` guests may have SEV-ES."""
 
     es: bool = False
 
 
-class PlatformStatusBuffer(Buffer):
+class PlatformStatusBuffer(CommandBuffer):
     """PLATFORM_STATUS; everything is written."""
 
     state: int = 0
@@ -34,20 +34,20 @@ class PlatformStatusBuffer(Buffer):
     guest_count: int = 0
 
 
-class HandleBuffer(Buffer):
+class HandleBuffer(CommandBuffer):
     """Commands that take only a guest."""
 
     handle: int = 0
 
 
-class ActivateBuffer(Buffer):
+class ActivateBuffer(CommandBuffer):
     """ACTIVATE."""
 
     handle: int = 0
     asid: int = 0
 
 
-class GuestStatusBuffer(Buffer):
+class GuestStatusBuffer(CommandBuffer):
     """GUEST_STATUS; `state`, `asid` and `policy` are written, of a bad handle only `state` (E4)."""
 
     handle: int = 0
@@ -56,7 +56,7 @@ class GuestStatusBuffer(Buffer):
     state: int = 0
 
 
-class CopyBuffer(Buffer):
+class CopyBuffer(CommandBuffer):
     """COPY: `length` bytes of the guest from `source_address` to `target_address` (E12)."""
 
     handle: int = 0
@@ -65,7 +65,7 @@ class CopyBuffer(Buffer):
     target_address: int = 0
 
 
-class StartBuffer(Buffer):
+class StartBuffer(CommandBuffer):
     """LAUNCH_START and RECEIVE_START. `handle` is the guest to share a key with, or 0; the new
     handle is written there."""
 
@@ -77,7 +77,7 @@ class StartBuffer(Buffer):
     session_length: int = 0
 
 
-class LaunchUpdateBuffer(Buffer):
+class LaunchUpdateBuffer(CommandBuffer):
     """LAUNCH_UPDATE_DATA and _VMSA: encrypts in place."""
 
     handle: int = 0
@@ -85,7 +85,7 @@ class LaunchUpdateBuffer(Buffer):
     length: int = 0
 
 
-class LaunchMeasureBuffer(Buffer):
+class LaunchMeasureBuffer(CommandBuffer):
     """LAUNCH_MEASURE; `length` is written where it was too small."""
 
     handle: int = 0
@@ -93,7 +93,7 @@ class LaunchMeasureBuffer(Buffer):
     length: int = 0
 
 
-class SendStartBuffer(Buffer):
+class SendStartBuffer(CommandBuffer):
     """SEND_START; `policy`, and `session_length` where it was wrong, are written (E5)."""
 
     handle: int = 0
@@ -108,7 +108,7 @@ class SendStartBuffer(Buffer):
     session_length: int = 0
 
 
-class UpdateBuffer(Buffer):
+class UpdateBuffer(CommandBuffer):
     """SEND_UPDATE_DATA, RECEIVE_UPDATE_DATA and their VMSA forms. SEND writes `header_length`
     (E6); `transport_length` is never written."""
 
@@ -121,7 +121,7 @@ class UpdateBuffer(Buffer):
     transport_length: int = 0
 
 
-class DebugBuffer(Buffer):
+class DebugBuffer(CommandBuffer):
     """DBG_DECRYPT and DBG_ENCRYPT."""
 
     handle: int = 0

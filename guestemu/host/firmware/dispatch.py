@@ -20,7 +20,7 @@ from guestemu.host.firmware import (
 )
 from guestemu.host.firmware.buffers import (
     ActivateBuffer,
-    Buffer,
+    CommandBuffer,
     CopyBuffer,
     DebugBuffer,
     GuestStatusBuffer,
@@ -37,14 +37,16 @@ from guestemu.host.firmware.buffers import (
 from guestemu.host.firmware.platform import Platform
 from guestemu.host.firmware.state import Refused
 
-_B = TypeVar("_B", bound=Buffer)
-_Run = Callable[[Platform, Buffer], None]
+_B = TypeVar("_B", bound=CommandBuffer)
+_Run = Callable[[Platform, CommandBuffer], None]
 
 
-def _takes(kind: type[_B], command: Callable[[Platform, _B], None]) -> tuple[type[Buffer], _Run]:
+def _takes(
+    kind: type[_B], command: Callable[[Platform, _B], None]
+) -> tuple[type[CommandBuffer], _Run]:
     """`command` with the test that it gets its own kind of buffer."""
 
-    def run(platform: Platform, buffer: Buffer) -> None:
+    def run(platform: Platform, buffer: CommandBuffer) -> None:
         if not isinstance(buffer, kind):
             raise TypeError(f"{command.__name__} takes a {kind.__name__}")
         command(platform, buffer)
@@ -52,7 +54,7 @@ def _takes(kind: type[_B], command: Callable[[Platform, _B], None]) -> tuple[typ
     return kind, run
 
 
-_COMMANDS: Final[Mapping[int, tuple[type[Buffer], _Run]]] = {
+_COMMANDS: Final[Mapping[int, tuple[type[CommandBuffer], _Run]]] = {
     Command.INIT: _takes(InitBuffer, commands_platform.init),
     Command.SHUTDOWN: _takes(Nothing, commands_platform.shutdown),
     Command.PLATFORM_STATUS: _takes(PlatformStatusBuffer, commands_platform.platform_status),
@@ -81,13 +83,13 @@ _COMMANDS: Final[Mapping[int, tuple[type[Buffer], _Run]]] = {
 }
 
 
-def buffer_kind(command: int) -> type[Buffer] | None:
+def buffer_kind(command: int) -> type[CommandBuffer] | None:
     """The buffer that a command id takes, or None for an id that the firmware does not know."""
     entry = _COMMANDS.get(command)
     return entry[0] if entry else None
 
 
-def execute(platform: Platform, command: int, buffer: Buffer) -> Status:
+def execute(platform: Platform, command: int, buffer: CommandBuffer) -> Status:
     """Runs `command` and returns its status; INVALID_COMMAND for an unknown id. `buffer` is of
     `buffer_kind(command)` (else TypeError: software cannot hand over the wrong kind)."""
     entry = _COMMANDS.get(command)

@@ -18,10 +18,10 @@ from guestemu.host.firmware import kvm_debug, kvm_launch, kvm_migrate
 from guestemu.host.firmware.kvm_memory import UserFault
 from guestemu.host.firmware.kvm_params import SevCmd
 from guestemu.host.firmware.kvm_vm import (
-    Defect,
     KernelError,
     KvmSevVm,
-    Region,
+    PinnedRange,
+    SevDefect,
     WouldBlock,
 )
 
@@ -92,9 +92,9 @@ def memory_encrypt_op(vm: KvmSevVm, argp: int) -> int:
 def mirror_may_issue(vm: KvmSevVm, command: int) -> bool:
     """is_cmd_allowed_from_mirror, with M28's two defects."""
     defects = vm.host.config.defects
-    if Defect.MIRROR_NO_COMMANDS in defects:
+    if SevDefect.MIRROR_NO_COMMANDS in defects:
         return False
-    return Defect.MIRROR_ALL_COMMANDS in defects or command in MIRROR_COMMANDS
+    return SevDefect.MIRROR_ALL_COMMANDS in defects or command in MIRROR_COMMANDS
 
 
 def _run(vm: KvmSevVm, cmd: SevCmd, handler: _Handler) -> int:
@@ -121,7 +121,7 @@ def register_region(vm: KvmSevVm, addr: int, size: int) -> int:
         pages = vm.pin(addr, size, True)
     except KernelError as error:
         return -error.errno
-    vm.regions.append(Region(addr, size, pages))
+    vm.regions.append(PinnedRange(addr, size, pages))
     vm.host.flush_pages(pages)
     return 0
 

@@ -67,7 +67,7 @@ class KernelHeap:
         self._frames.release(address, size + PAGE_MASK >> PAGE_SHIFT)
 
 
-class UserSpace:
+class UserMemory:
     """One process: host virtual pages to host frames."""
 
     def __init__(self, memory: PhysicalMemory, frames: FrameAllocator) -> None:

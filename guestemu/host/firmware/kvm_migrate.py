@@ -19,7 +19,7 @@ from guestemu.host.firmware.kvm_params import (
     StartParams,
     UpdateParams,
 )
-from guestemu.host.firmware.kvm_vm import Defect, KernelError, KvmSevVm
+from guestemu.host.firmware.kvm_vm import KernelError, KvmSevVm, SevDefect
 
 
 def send_start(vm: KvmSevVm, cmd: SevCmd) -> int:
@@ -65,7 +65,7 @@ def _crosses_page(vm: KvmSevVm, params: UpdateParams) -> bool:
     """The page-cross test; before its repair the sum wrapped at 32 bits (M13)."""
     offset = params.guest_uaddr & PAGE_MASK
     end = params.guest_len + offset
-    if Defect.LENGTH_OVERFLOW in vm.host.config.defects:
+    if SevDefect.LENGTH_OVERFLOW in vm.host.config.defects:
         return end & U32_MASK > PAGE_SIZE
     return params.guest_len > PAGE_SIZE or end > PAGE_SIZE
 
@@ -93,7 +93,7 @@ def send_update_data(vm: KvmSevVm, cmd: SevCmd) -> int:
 
 
 def _send_pinned(vm: KvmSevVm, cmd: SevCmd, params: UpdateParams, page: int) -> int:
-    zero = Defect.UNINITIALISED_TAIL not in vm.host.config.defects
+    zero = SevDefect.UNINITIALISED_TAIL not in vm.host.config.defects
     with kernel_buffers(vm) as memory:
         header = memory.allocated(params.hdr_len, zero)
         transport = memory.allocated(params.trans_len, zero)
@@ -134,7 +134,7 @@ def receive_start(vm: KvmSevVm, cmd: SevCmd) -> int:
     has_dh = params.dh_uaddr and params.dh_len
     if not has_dh or not params.session_uaddr or not params.session_len:
         raise KernelError(EINVAL)
-    decommissions = Defect.MISSING_DECOMMISSION not in vm.host.config.defects
+    decommissions = SevDefect.MISSING_DECOMMISSION not in vm.host.config.defects
     return start(vm, cmd, Command.RECEIVE_START, decommissions)
 
 
@@ -149,7 +149,7 @@ def receive_update_data(vm: KvmSevVm, cmd: SevCmd) -> int:
         raise KernelError(EINVAL)
     header = host.copy_blob(params.hdr_uaddr, params.hdr_len)
     packet = host.copy_blob(params.trans_uaddr, params.trans_len)
-    for_write = Defect.READ_ONLY_PIN not in host.config.defects
+    for_write = SevDefect.READ_ONLY_PIN not in host.config.defects
     pages = vm.pin(params.guest_uaddr & ~PAGE_MASK, PAGE_SIZE, for_write)
     host.flush_pages(pages)
     try:

@@ -16,13 +16,13 @@ from guestemu.abi.errno import EBADF, EBUSY, EFAULT, EINVAL, EIO, ENOMEM
 from guestemu.abi.sev_firmware import FW_BLOB_MAX, Command, PlatformState, Status
 from guestemu.host.firmware.buffers import (
     ActivateBuffer,
-    Buffer,
+    CommandBuffer,
     HandleBuffer,
     InitBuffer,
     Nothing,
 )
 from guestemu.host.firmware.dispatch import execute
-from guestemu.host.firmware.kvm_memory import KernelHeap, UserFault, UserSpace
+from guestemu.host.firmware.kvm_memory import KernelHeap, UserFault, UserMemory
 from guestemu.host.firmware.kvm_params import SevCmd
 from guestemu.host.firmware.platform import Platform
 
@@ -37,7 +37,7 @@ class KernelError(Exception):
         self.errno = errno
 
 
-class Defect(enum.Enum):
+class SevDefect(enum.Enum):
     """Historic defects, off by default (the behaviour of Linux 7.1)."""
 
     LENGTH_OVERFLOW = "length-overflow"
@@ -85,7 +85,7 @@ class KvmConfig(msgspec.Struct, frozen=True):
     max_asid: int = 509
     memlock_pages: int | None = None
     sev_fd: int = 3
-    defects: frozenset[Defect] = frozenset()
+    defects: frozenset[SevDefect] = frozenset()
 
 
 class KvmSevHost:
@@ -94,7 +94,7 @@ class KvmSevHost:
     def __init__(
         self,
         platform: Platform,
-        user: UserSpace,
+        user: UserMemory,
         heap: KernelHeap,
         config: KvmConfig | None = None,
     ) -> None:
@@ -142,7 +142,7 @@ class KvmSevHost:
 
     def flush_pages(self, pages: list[int]) -> None:
         """sev_clflush_pages."""
-        if Defect.MISSING_CLFLUSH in self.config.defects:
+        if SevDefect.MISSING_CLFLUSH in self.config.defects:
             return
         self.flushed += pages
         for page in pages:
@@ -156,7 +156,7 @@ class KvmSevHost:
     def memory_reclaimed(self) -> None:
         """sev_guest_memory_reclaimed: pages of a SEV guest go back to the host; their lines with
         the C-bit must not be written over what the host puts there."""
-        if Defect.MISSING_RECLAIM_FLUSH not in self.config.defects:
+        if SevDefect.MISSING_RECLAIM_FLUSH not in self.config.defects:
             self.wbinvd()
 
     def flush_encrypted_page(self, page: int) -> None:
@@ -184,7 +184,7 @@ class KvmSevHost:
             raise KernelError(EFAULT) from None
 
 
-class Region(msgspec.Struct, frozen=True):
+class PinnedRange(msgspec.Struct, frozen=True):
     """A registered range of host virtual memory and the pages it pinned."""
 
     uaddr: int
@@ -228,9 +228,9 @@ class KvmSevVm:
         self.created_vcpus = 0
         self.vcpus: list[SevVcpu] = []
         self.pages_locked = 0
-        self.regions: list[Region] = []
+        self.regions: list[PinnedRange] = []
 
-    def call(self, cmd: SevCmd, fd: int, command: Command, buffer: Buffer) -> int:
+    def call(self, cmd: SevCmd, fd: int, command: Command, buffer: CommandBuffer) -> int:
         """__sev_issue_cmd: 0, or -EIO with the firmware's status in `cmd.error`; -EBADF where `fd`
         is not /dev/sev."""
         if fd != self.host.config.sev_fd:
@@ -239,7 +239,7 @@ class KvmSevVm:
         cmd.error = status & 0xFFFF_FFFF
         return -EIO if status else 0
 
-    def issue(self, cmd: SevCmd, command: Command, buffer: Buffer) -> int:
+    def issue(self, cmd: SevCmd, command: Command, buffer: CommandBuffer) -> int:
         """sev_issue_cmd: with the descriptor of LAUNCH_START or RECEIVE_START (-EBADF before)."""
         return self.call(cmd, self.fd, command, buffer)
 

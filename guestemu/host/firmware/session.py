@@ -23,14 +23,14 @@ _SESSION: Final = struct.Struct("<16s32s16s32s32s")
 assert _SESSION.size == SESSION_SIZE
 
 
-class Channel(msgspec.Struct, frozen=True):
+class TransportKeys(msgspec.Struct, frozen=True):
     """The transport keys of an open session: encryption and integrity, 16 bytes each."""
 
     tek: bytes
     tik: bytes
 
 
-class Session(msgspec.Struct, frozen=True):
+class FirmwareSession(msgspec.Struct, frozen=True):
     """The blob: `nonce` and `iv` of 16 bytes, `wrapped`, `wrap_mac` and `policy_mac` of 32."""
 
     nonce: bytes
@@ -44,9 +44,9 @@ class Session(msgspec.Struct, frozen=True):
         return _SESSION.pack(self.nonce, self.wrapped, self.iv, self.wrap_mac, self.policy_mac)
 
 
-def unpack_session(data: bytes) -> Session:
+def unpack_session(data: bytes) -> FirmwareSession:
     """The fields of 128 bytes of session blob."""
-    return Session(*_SESSION.unpack(data))
+    return FirmwareSession(*_SESSION.unpack(data))
 
 
 def policy_mac(tik: bytes, policy: int) -> bytes:
@@ -59,23 +59,23 @@ def open_client(
     peer: ec.EllipticCurvePublicKey,
     policy: int,
     random: Callable[[int], bytes],
-) -> tuple[Session, Channel]:
+) -> tuple[FirmwareSession, TransportKeys]:
     """The sender's side: random transport keys, wrapped for the owner of `peer`."""
-    channel = Channel(random(KEY_SIZE), random(KEY_SIZE))
+    channel = TransportKeys(random(KEY_SIZE), random(KEY_SIZE))
     nonce = random(16)
     kek, kik = wrap_keys(master_secret(private, peer, nonce))
     iv = random(16)
     wrapped = counter_cipher(kek, iv, channel.tek + channel.tik)
     wrap_mac = hmac.digest(kik, wrapped, "sha256")
-    return Session(nonce, wrapped, iv, wrap_mac, policy_mac(channel.tik, policy)), channel
+    return FirmwareSession(nonce, wrapped, iv, wrap_mac, policy_mac(channel.tik, policy)), channel
 
 
 def open_server(
-    private: ec.EllipticCurvePrivateKey, peer: ec.EllipticCurvePublicKey, session: Session
-) -> Channel | None:
+    private: ec.EllipticCurvePrivateKey, peer: ec.EllipticCurvePublicKey, session: FirmwareSession
+) -> TransportKeys | None:
     """The receiver's side: the transport keys, or None where the MAC of the wrapping is wrong."""
     kek, kik = wrap_keys(master_secret(private, peer, session.nonce))
     if not hmac.compare_digest(hmac.digest(kik, session.wrapped, "sha256"), session.wrap_mac):
         return None
     keys = counter_cipher(kek, session.iv, session.wrapped)
-    return Channel(keys[:KEY_SIZE], keys[KEY_SIZE:])
+    return TransportKeys(keys[:KEY_SIZE], keys[KEY_SIZE:])

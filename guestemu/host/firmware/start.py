@@ -26,11 +26,11 @@ from guestemu.host.firmware.certificates import (
 )
 from guestemu.host.firmware.kdf import KEY_SIZE
 from guestemu.host.firmware.platform import Platform
-from guestemu.host.firmware.session import Channel, open_server, policy_mac, unpack_session
+from guestemu.host.firmware.session import TransportKeys, open_server, policy_mac, unpack_session
 from guestemu.host.firmware.state import FirmwareGuest, Refused, advance
 
 
-def receive_channel(platform: Platform, buffer: StartBuffer) -> Channel:
+def receive_channel(platform: Platform, buffer: StartBuffer) -> TransportKeys:
     """The transport keys out of the session blob: lengths (0x04), peer certificate (0x06), MACs of
     keys and policy (0x0B), policy version and reserved bits (0x07)."""
     if buffer.session_length != SESSION_SIZE:
@@ -53,7 +53,7 @@ def receive_channel(platform: Platform, buffer: StartBuffer) -> Channel:
 
 
 def new_guest(
-    platform: Platform, buffer: StartBuffer, channel: Channel | None, command: Command
+    platform: Platform, buffer: StartBuffer, channel: TransportKeys | None, command: Command
 ) -> None:
     """A guest with its own key or that of `buffer.handle`: handle (0x10), equal policies without
     NOKS (0x07), a free slot (0x17), ES on this platform (0x15). Writes the new handle."""

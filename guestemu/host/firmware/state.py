@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from guestemu.abi.sev_firmware import Command, GuestState, Policy, Status
-from guestemu.host.firmware.session import Channel
+from guestemu.host.firmware.session import TransportKeys
 
 _S = GuestState
 _C = Command
@@ -54,7 +54,7 @@ class FirmwareGuest:
     state: GuestState = GuestState.INVALID
     asid: int = 0
     is_pending: bool = False
-    channel: Channel | None = None
+    channel: TransportKeys | None = None
     digest_input: bytearray = field(default_factory=bytearray)
     vmsas: set[int] = field(default_factory=set)
 

@@ -32,7 +32,7 @@ from guestemu.host.firmware.kvm import (
     register_region,
     unregister_region,
 )
-from guestemu.host.firmware.kvm_memory import FrameAllocator, KernelHeap, UserSpace
+from guestemu.host.firmware.kvm_memory import FrameAllocator, KernelHeap, UserMemory
 from guestemu.host.firmware.kvm_params import (
     BlobParams,
     DebugParams,
@@ -43,7 +43,7 @@ from guestemu.host.firmware.kvm_params import (
     StartParams,
     UpdateParams,
 )
-from guestemu.host.firmware.kvm_vm import Defect, KvmConfig, KvmSevHost, KvmSevVm
+from guestemu.host.firmware.kvm_vm import KvmConfig, KvmSevHost, KvmSevVm, SevDefect
 from guestemu.host.firmware.memory import HostMemory
 from guestemu.host.firmware.platform import API_VERSION, Platform
 
@@ -82,7 +82,7 @@ _LAST_SHIFT: Final = 24
 _ID = KvmSevCommand
 
 
-class Offer(msgspec.Struct, frozen=True):
+class FirmwareOffer(msgspec.Struct, frozen=True):
     """What a peer sent: its certificate, a session and a packet of one page."""
 
     pdh: bytes
@@ -117,13 +117,13 @@ class SevWorld:
     """
 
     def __init__(
-        self, name: str = "host", peer: str = "peer", defects: frozenset[Defect] = frozenset()
+        self, name: str = "host", peer: str = "peer", defects: frozenset[SevDefect] = frozenset()
     ) -> None:
         memory = HostMemory(_MEMORY)
         source = random.Random(name).randbytes
         self.platform = Platform(memory, _identity(name), source)
         frames = FrameAllocator(0x10000, 0x30000)
-        self.user = UserSpace(memory, frames)
+        self.user = UserMemory(memory, frames)
         self.user.map(*_BUFFERS)
         self.user.map(GUESTS[0], _GUEST_AT, GUEST_PAGES)
         self.user.map_anonymous(GUESTS[1], GUEST_PAGES)
@@ -162,7 +162,7 @@ class SevWorld:
         write(AMD, peer.authority.chain())
         write(PLAIN, known_bytes(GUEST_PAGES * PAGE_SIZE, 2))
 
-    def take_offer(self, offer: Offer) -> None:
+    def take_offer(self, offer: FirmwareOffer) -> None:
         """Puts what a peer sent into user space's buffers."""
         write = self.user.write
         write(OFFER_PDH, offer.pdh)
@@ -284,7 +284,7 @@ class SevWorld:
 
 
 @functools.cache
-def make_offer(source: str = "peer", receiver: str = "host") -> Offer:
+def make_offer(source: str = "peer", receiver: str = "host") -> FirmwareOffer:
     """The session and the packet that a host called `source` sends to the one called `receiver`."""
     world = SevWorld(source, receiver)
     for command in (_ID.SEND_START, _ID.SEND_UPDATE_DATA):
@@ -292,7 +292,7 @@ def make_offer(source: str = "peer", receiver: str = "host") -> Offer:
         if result:
             raise RuntimeError(f"the peer cannot send: {command!r} {result}")
     read = world.user.read
-    return Offer(
+    return FirmwareOffer(
         world.platform.identity.pdh.pack(),
         read(SESSION, _SESSION_LENGTH),
         read(HEADER, _HEADER_LENGTH),

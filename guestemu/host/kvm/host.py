@@ -11,7 +11,7 @@ from guestemu.abi.cpuid import KVM_FEATURE_HC_MAP_GPA_RANGE, KVM_FEATURE_MIGRATI
 from guestemu.abi.errors import InputError
 from guestemu.host.base import Host, Hypercall, MapGpaRange, VcpuAccess
 from guestemu.host.kvm.kernels import DEFAULT_KERNEL, KvmKernel, find_kernel
-from guestemu.host.kvm.merged import MergedKvm, Path
+from guestemu.host.kvm.merged import ExitPath, MergedKvm
 from guestemu.host.kvm.msr_filter import deny_migration_control
 from guestemu.host.kvm.settings import VmSettings
 from guestemu.host.kvm.tdx_map_gpa import KVM_6_16, KVM_7_2, TdxKvm
@@ -92,16 +92,16 @@ class MergedHost(Host):
 
     def rdmsr(self, index: int, vcpu: VcpuAccess) -> int:
         """See `MsrAccess.read`."""
-        self.kvm.path = Path.MSR_FAULT
+        self.kvm.path = ExitPath.MSR_FAULT
         value = self.kvm.msrs.read(index, vcpu)
-        self.kvm.path = Path.MSR_READ
+        self.kvm.path = ExitPath.MSR_READ
         return value
 
     def wrmsr(self, index: int, value: int, vcpu: VcpuAccess) -> None:
         """See `MsrAccess.write`."""
-        self.kvm.path = Path.MSR_FAULT
+        self.kvm.path = ExitPath.MSR_FAULT
         self.kvm.msrs.write(index, value, vcpu)
-        self.kvm.path = Path.MSR_WRITE
+        self.kvm.path = ExitPath.MSR_WRITE
 
     @property
     def state(self) -> int:

@@ -16,7 +16,7 @@ from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
 from guestemu.host.base import Hypercall, MapGpaRange
 from guestemu.host.kvm.base_calls import RAX_EINVAL, RAX_ENOSYS, RAX_EPERM, answer_base_call
 from guestemu.host.kvm.msr_access import MsrAccess
-from guestemu.host.kvm.run import Run
+from guestemu.host.kvm.run import KvmRun
 from guestemu.host.kvm.settings import VmSettings
 from guestemu.host.kvm.uapi import (
     KVM_EXIT_HYPERCALL,
@@ -28,7 +28,7 @@ from guestemu.host.userspace.base import UserSpace
 INSTRUCTION_LENGTH: Final = 3
 
 
-class Path(enum.IntEnum):
+class ExitPath(enum.IntEnum):
     """Which way the last exit went, for coverage feedback."""
 
     NONE = 0
@@ -49,21 +49,21 @@ class Path(enum.IntEnum):
 
 
 # Plain names: an enum member costs an attribute lookup for each exit.
-_NOT_CPL0: Final = Path.NOT_CPL0
-_KVM_ANSWERED: Final = Path.KVM_ANSWERED
-_NOT_ENABLED: Final = Path.NOT_ENABLED
-_UNALIGNED: Final = Path.UNALIGNED
-_NO_PAGES: Final = Path.NO_PAGES
-_WRAPS: Final = Path.WRAPS
-_LOST_EXIT: Final = Path.LOST_EXIT
-_USER_SPACE: Final = Path.USER_SPACE
-_USER_SPACE_32BIT: Final = Path.USER_SPACE_32BIT
+_NOT_CPL0: Final = ExitPath.NOT_CPL0
+_KVM_ANSWERED: Final = ExitPath.KVM_ANSWERED
+_NOT_ENABLED: Final = ExitPath.NOT_ENABLED
+_UNALIGNED: Final = ExitPath.UNALIGNED
+_NO_PAGES: Final = ExitPath.NO_PAGES
+_WRAPS: Final = ExitPath.WRAPS
+_LOST_EXIT: Final = ExitPath.LOST_EXIT
+_USER_SPACE: Final = ExitPath.USER_SPACE
+_USER_SPACE_32BIT: Final = ExitPath.USER_SPACE_32BIT
 
 
 class MergedKvm:
     """KVM of one VM with one vCPU; `settings` is changed by the set-up ioctls before it runs.
 
-    `run` is the page shared with `user_space`; `path` (a `Path` value) is for coverage feedback.
+    `run` is the page shared with `user_space`; `path`, an `ExitPath` value, is for coverage.
     """
 
     __slots__ = ("_touches_vcpu", "_user_exit", "msrs", "path", "run", "settings", "user_space")
@@ -71,15 +71,15 @@ class MergedKvm:
     def __init__(self, settings: VmSettings, user_space: UserSpace) -> None:
         self.settings = settings
         self.user_space = user_space
-        self.run = Run()
-        self.path = Path.NONE
+        self.run = KvmRun()
+        self.path = ExitPath.NONE
         self.msrs = MsrAccess(settings, self.run, user_space)
         self._user_exit = user_space.hypercall_exit
         self._touches_vcpu = user_space.touches_vcpu
 
     def restore(self) -> None:
         """As after the set-up ioctls, without any exit; the settings and user space stay."""
-        self.path = Path.NONE
+        self.path = ExitPath.NONE
         self.run.restore()
         self.msrs.restore()
 
@@ -90,7 +90,7 @@ class MergedKvm:
         where a VMCALL cannot be turned into a VMMCALL.
         """
         if call.is_vmcall:
-            self.path = Path.VMCALL_FAULT
+            self.path = ExitPath.VMCALL_FAULT
             fix_instruction(call, self.settings.disabled_quirks)
         is_64bit = call.is_64bit
         nr = call.nr if is_64bit else call.nr & U32_MASK
@@ -172,6 +172,6 @@ class MergedKvm:
 
     def _interrupt(self, call: Hypercall, result: int) -> None:
         """Re-entry with immediate_exit: the hypercall completes, KVM_RUN returns -EINTR."""
-        self.path = Path.INTERRUPTED
+        self.path = ExitPath.INTERRUPTED
         rip = (call.vcpu.read_register("rip") + INSTRUCTION_LENGTH) & U64_MASK
         self.user_space.interrupted(self.run, call.vcpu, rip, result)

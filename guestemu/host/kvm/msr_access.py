@@ -14,7 +14,7 @@ from __future__ import annotations
 from guestemu.abi.x86 import VECTOR_GP
 from guestemu.host.base import GuestFault, VcpuAccess
 from guestemu.host.kvm.pv_msrs import MsrResult, PvMsrs
-from guestemu.host.kvm.run import Run
+from guestemu.host.kvm.run import KvmRun
 from guestemu.host.kvm.settings import VmSettings
 from guestemu.host.kvm.uapi import (
     KVM_EXIT_X86_RDMSR,
@@ -33,7 +33,7 @@ class MsrAccess:
 
     __slots__ = ("_run", "_settings", "_user_space", "pv")
 
-    def __init__(self, settings: VmSettings, run: Run, user_space: UserSpace) -> None:
+    def __init__(self, settings: VmSettings, run: KvmRun, user_space: UserSpace) -> None:
         self._settings = settings
         self._run = run
         self._user_space = user_space

@@ -54,7 +54,7 @@ class MsrExit(msgspec.Struct, gc=False):
     data: int = 0
 
 
-class Run(msgspec.Struct):
+class KvmRun(msgspec.Struct):
     """`struct kvm_run`: why KVM_RUN returned and the record of that exit.
 
     `immediate_exit` set by user space makes the next KVM_RUN complete the pending exit and return

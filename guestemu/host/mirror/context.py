@@ -21,7 +21,7 @@ from elftools.elf.elffile import ELFFile
 from guestemu.abi.addresses import PAGE_SIZE, PUD_SIZE, Gpa
 from guestemu.abi.errors import InputError
 from guestemu.abi.x86 import PTE_ACCESSED, PTE_DIRTY, PTE_PRESENT, PTE_PSE, PTE_RW
-from guestemu.host.mirror.mailbox import Form
+from guestemu.host.mirror.mailbox import PageForm
 from guestemu.host.mirror.placement import Placement, tables_needed
 from guestemu.machine.memory import GuestRam
 
@@ -53,7 +53,7 @@ class HandlerConfig(msgspec.Struct, frozen=True):
     key: bytes
     sender: int
     peer: int
-    form: Form = Form.BOUND
+    form: PageForm = PageForm.BOUND
     shift: int = 0
     guards_itself: bool = True
     cbit: int | None = None
@@ -115,7 +115,9 @@ def start_cr3(placement: Placement, config: HandlerConfig, machine_cbit: int) ->
 
 
 def _context_page(placement: Placement, config: HandlerConfig, aliases: Iterable[int]) -> bytes:
-    flags = {Form.BOUND: _FLAG_BOUND, Form.UNBOUND: 0, Form.COPY: _FLAG_COPY}[config.form]
+    flags = {PageForm.BOUND: _FLAG_BOUND, PageForm.UNBOUND: 0, PageForm.COPY: _FLAG_COPY}[
+        config.form
+    ]
     flags |= _FLAG_GUARD if config.guards_itself else 0
     gpas = {page.mirror_gpa for page in placement.pages} | set(aliases)
     own = sorted({gva for gpa in gpas for gva in placement.gvas(gpa)})

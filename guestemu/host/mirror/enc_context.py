@@ -19,7 +19,7 @@ from guestemu.abi.kvm_caps import (
     KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM,
 )
 from guestemu.host.firmware.kvm import share_context
-from guestemu.host.firmware.kvm_vm import Defect, KvmSevVm, SevVcpu, WouldBlock
+from guestemu.host.firmware.kvm_vm import KvmSevVm, SevDefect, SevVcpu, WouldBlock
 
 Files = Mapping[int, KvmSevVm | None]
 """A process's descriptors: a VM's, or another file (None)."""
@@ -58,7 +58,7 @@ def copy_enc_context_from(
     source = files.get(source_fd)
     if source is None:
         return -EBADF
-    if Defect.MIRROR_SOURCE_UNLOCKED in vm.host.config.defects:
+    if SevDefect.MIRROR_SOURCE_UNLOCKED in vm.host.config.defects:
         return _copy_unlocked(vm, source, between)
     result = _lock_two(vm, source)
     if result:
@@ -67,7 +67,7 @@ def copy_enc_context_from(
         between()
         if vm.is_sev or not source.is_sev or source.owner is not None or vm.created_vcpus:
             return -EINVAL
-        if source.is_snp and Defect.MIRROR_OF_SNP not in vm.host.config.defects:
+        if source.is_snp and SevDefect.MIRROR_OF_SNP not in vm.host.config.defects:
             return -EINVAL
         share_context(vm, source)
         return 0
@@ -111,7 +111,7 @@ def move_enc_context_from(
         between()
         if vm.is_sev or not source.is_sev:
             return -EINVAL
-        if source.is_snp and Defect.MIRROR_OF_SNP not in vm.host.config.defects:
+        if source.is_snp and SevDefect.MIRROR_OF_SNP not in vm.host.config.defects:
             return -EINVAL
         result = _check_vcpus(vm, source)
         if result:
@@ -157,7 +157,7 @@ def _unlock_two(target: KvmSevVm, source: KvmSevVm) -> None:
 
 
 def _check_vcpus(target: KvmSevVm, source: KvmSevVm) -> int:
-    if Defect.MOVE_DURING_VCPU_CREATION not in target.host.config.defects and any(
+    if SevDefect.MOVE_DURING_VCPU_CREATION not in target.host.config.defects and any(
         vm.created_vcpus != len(vm.vcpus) for vm in (target, source)
     ):
         return -EBUSY

@@ -9,7 +9,7 @@ import msgspec
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from guestemu.abi.addresses import PAGE_SIZE
-from guestemu.host.mirror.mailbox import AAD_SIZE, Header
+from guestemu.host.mirror.mailbox import AAD_SIZE, PageHeader
 from guestemu.host.mirror.side import TRANSPORT_KEY
 
 if TYPE_CHECKING:
@@ -32,12 +32,12 @@ def forged(packet: Sent, kind: int, name: int, due: tuple[int, int]) -> Sent:
     there is nothing else to make, whatever `kind` is. `OTHER_SENDER` has the owner's key, as
     another guest of the same owner has; `OTHER_KEY` says that it is the source.
     """
-    header = Header.unpack(packet.header)
+    header = PageHeader.unpack(packet.header)
     if kind == FLIPPED or header is None:
         page = bytes([packet.page[0] ^ 1]) + packet.page[1:]
         return _as_foreign(packet, packet.header, page)
     session, number = due
-    own = Header(
+    own = PageHeader(
         header.form,
         name if header.address or header.form == 1 else 0,
         session << 32 | number,

@@ -56,7 +56,7 @@ class Ret(enum.IntEnum):
     ADDRESS = -3
 
 
-class Form(enum.Enum):
+class PageForm(enum.Enum):
     """How a page leaves the handler.
 
     `bound`: AES-128-GCM; sender, address and sequence number are authenticated and checked.
@@ -69,7 +69,7 @@ class Form(enum.Enum):
     COPY = "copy"
 
 
-class Header(msgspec.Struct, frozen=True):
+class PageHeader(msgspec.Struct, frozen=True):
     """What precedes a page in the bound and unbound forms, 48 bytes.
 
     The first 32 bytes are GCM's additional data. `form` is 1 for bound, 2 for unbound; `address` is
@@ -90,7 +90,7 @@ class Header(msgspec.Struct, frozen=True):
         )
 
     @classmethod
-    def unpack(cls, data: bytes) -> Header | None:
+    def unpack(cls, data: bytes) -> PageHeader | None:
         """The fields of 48 bytes with the right magic, else None."""
         if len(data) != _HEADER.size:
             return None

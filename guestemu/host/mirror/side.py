@@ -17,7 +17,7 @@ from guestemu.host.firmware.memory import PlacedCipher
 from guestemu.host.mirror.context import HandlerConfig
 from guestemu.host.mirror.driver import MailboxHandler
 from guestemu.host.mirror.interface import HandlerError, HandlerStop, Saved
-from guestemu.host.mirror.mailbox import MAILBOX_GPA, MAILBOX_PAGES, Form
+from guestemu.host.mirror.mailbox import MAILBOX_GPA, MAILBOX_PAGES, PageForm
 from guestemu.host.mirror.placement import Placement, tables_needed
 from guestemu.host.mirror.proposals import (
     OWN_BLOCK,
@@ -94,7 +94,7 @@ def handler_pages(proposal: Proposal, is_other_build: bool) -> tuple[Gpa, ...]:
     return (*pages, *(Gpa(mailbox + i * PAGE_SIZE) for i in range(MAILBOX_PAGES)))
 
 
-class Side:
+class MirrorSide:
     """One end, called `name` in headers, whose peer is `peer`. `base` is where RAM lies in the
     host's memory."""
 
@@ -158,12 +158,12 @@ class Side:
         placement = place_handler(proposal, self.map, pages, registry)
         vm = SharedRamMirror(self.ram, mirror_slots(proposal, self.map, placement))
         weak = self.weaknesses
-        form = Form.COPY if Weakness.COPY_FORM in weak else Form.BOUND
+        form = PageForm.COPY if Weakness.COPY_FORM in weak else PageForm.BOUND
         config = HandlerConfig(
             TRANSPORT_KEY,
             self.name,
             self.peer,
-            Form.UNBOUND if Weakness.UNBOUND in weak else form,
+            PageForm.UNBOUND if Weakness.UNBOUND in weak else form,
             shift_of(proposal),
             Weakness.NO_GUARD not in weak,
             47 if Weakness.CBIT_47 in weak else None,

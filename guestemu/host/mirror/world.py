@@ -26,7 +26,7 @@ from guestemu.host.mirror.side import (
     VIRTIO_MEM,
     VIRTIO_MEM_AT,
     VMSA,
-    Side,
+    MirrorSide,
     Weakness,
 )
 
@@ -43,7 +43,7 @@ _DESTINATION_BASE: Final = 0x4_0000_0000
 _FORMER: Final = 0xD1
 
 
-class Place(enum.IntEnum):
+class MemoryKind(enum.IntEnum):
     """Which memory a page is of."""
 
     LOW = 0
@@ -96,8 +96,8 @@ class MirrorWorld:
 
     def __init__(self, weaknesses: frozenset[Weakness] = frozenset()) -> None:
         self.weaknesses = weaknesses
-        self.source = Side(_SOURCE, _DESTINATION, _SOURCE_KEY, 0)
-        self.target = Side(_DESTINATION, _SOURCE, _DESTINATION_KEY, _DESTINATION_BASE)
+        self.source = MirrorSide(_SOURCE, _DESTINATION, _SOURCE_KEY, 0)
+        self.target = MirrorSide(_DESTINATION, _SOURCE, _DESTINATION_KEY, _DESTINATION_BASE)
         self.is_touched = True
         self.seen = Seen()
         self.reset()
@@ -129,21 +129,21 @@ class MirrorWorld:
     def ram_addr(self, place: int, page: int) -> RamAddr:
         """Which page of RAM is meant; numbers are taken modulo what there is."""
         blocks = self.source.map.blocks
-        kind = Place(place % len(Place))
+        kind = MemoryKind(place % len(MemoryKind))
         offset = page % _PAGES << PAGE_SHIFT
-        if kind is Place.VMSA:
+        if kind is MemoryKind.VMSA:
             return blocks[VMSA].ram_addr
-        if kind in (Place.OWN, Place.PEER):
-            side = self.source if kind is Place.OWN else self.target
+        if kind in (MemoryKind.OWN, MemoryKind.PEER):
+            side = self.source if kind is MemoryKind.OWN else self.target
             pages = side.firmware
             return RamAddr(pages[page % len(pages)])
-        if kind is Place.TWIN:
+        if kind is MemoryKind.TWIN:
             return RamAddr(blocks[DIMM].ram_addr + MAILBOX_GPA + (page % MAILBOX_PAGES << 12))
         starts = {
-            Place.LOW: _LOW,
-            Place.ABOVE_HOLE: HOLE,
-            Place.HOT_PLUGGED: blocks[DIMM].ram_addr,
-            Place.UNMAPPED: blocks[VIRTIO_MEM].ram_addr,
+            MemoryKind.LOW: _LOW,
+            MemoryKind.ABOVE_HOLE: HOLE,
+            MemoryKind.HOT_PLUGGED: blocks[DIMM].ram_addr,
+            MemoryKind.UNMAPPED: blocks[VIRTIO_MEM].ram_addr,
         }
         return RamAddr(starts[kind] + offset)
 
@@ -306,12 +306,12 @@ class MirrorWorld:
     def _is_guarded(self, address: int) -> bool:
         return address in self.target.own and Weakness.NO_GUARD not in self.weaknesses
 
-    def _name(self, side: Side, address: RamAddr) -> int | None:
+    def _name(self, side: MirrorSide, address: RamAddr) -> int | None:
         if Weakness.BLOCK_GPA in self.weaknesses and self.proposal is Proposal.GPA:
             return block_address(side.map, address)
         return command_address(self.proposal, side.map, address)
 
-    def _note_stop(self, side: Side, before: HandlerStop | None, is_sane: bool) -> None:
+    def _note_stop(self, side: MirrorSide, before: HandlerStop | None, is_sane: bool) -> None:
         if side.stop is not None and before is None and is_sane and not self._is_poked:
             self.seen.stop = side.stop
 

@@ -20,7 +20,7 @@ from guestemu.host.kvm.guest_memory import (
     MemoryFaultExit,
 )
 from guestemu.host.kvm.host import MergedHost
-from guestemu.host.kvm.run import MsrExit, Run
+from guestemu.host.kvm.run import KvmRun, MsrExit
 from guestemu.host.kvm.uapi import (
     KVM_EXIT_HYPERCALL,
     KVM_EXIT_MEMORY_FAULT,
@@ -120,7 +120,7 @@ class NativeUserSpace(UserSpace):
             raise VmStopped(f"{self.spec} stopped the VM")
         return answer, data
 
-    def hypercall_exit(self, run: Run, vcpu: VcpuAccess) -> None:
+    def hypercall_exit(self, run: KvmRun, vcpu: VcpuAccess) -> None:
         """Hands the exit to the handler; `ret` is what it leaves there."""
         request = run.hypercall
         if self.injection.answers:
@@ -139,11 +139,11 @@ class NativeUserSpace(UserSpace):
         elif not access.error and access.index == MSR_KVM_MIGRATION_CONTROL:
             self.migration_control = access.data
 
-    def rdmsr_exit(self, run: Run, vcpu: VcpuAccess) -> None:
+    def rdmsr_exit(self, run: KvmRun, vcpu: VcpuAccess) -> None:
         """Hands the exit to the handler."""
         self._msr_exit(KVM_EXIT_X86_RDMSR, run.msr)
 
-    def wrmsr_exit(self, run: Run, vcpu: VcpuAccess) -> None:
+    def wrmsr_exit(self, run: KvmRun, vcpu: VcpuAccess) -> None:
         """Hands the exit to the handler."""
         self._msr_exit(KVM_EXIT_X86_WRMSR, run.msr)
 

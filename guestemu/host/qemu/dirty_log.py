@@ -14,7 +14,7 @@ from guestemu.abi.errno import EINVAL
 from guestemu.host.qemu.memory_map import KvmSlot, MemoryMap
 
 
-class DirtyLog:
+class QemuDirtyLog:
     """The log of one slot of `pages` pages. Manual: with KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2."""
 
     def __init__(self, pages: int, *, is_manual: bool) -> None:
@@ -58,7 +58,7 @@ class KvmDirtyLogs:
     def __init__(self, machine: MemoryMap, *, is_manual: bool = False) -> None:
         self.is_manual = is_manual
         self.slots: tuple[KvmSlot, ...] = machine.slots()
-        self.logs = tuple(DirtyLog(slot.pages, is_manual=is_manual) for slot in self.slots)
+        self.logs = tuple(QemuDirtyLog(slot.pages, is_manual=is_manual) for slot in self.slots)
 
     def mark(self, gfn: Gfn) -> bool:
         """The guest wrote frame `gfn`; False if no slot has it (MMIO)."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from guestemu.host.kvm.findings import ResourceFinding
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
-from guestemu.host.qemu.patch_sets import Defect, defects_left, patch_set
+from guestemu.host.qemu.patch_sets import QemuDefect, defects_left, patch_set
 from guestemu.program.ops import OpKind
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class QemuMigrationHost(MapGpaRangeHost):
             self._qemu = None
         super().restore(frames)
 
-    def defects(self) -> frozenset[Defect]:
+    def defects(self) -> frozenset[QemuDefect]:
         """The defects that this host has."""
         if not self.is_as_posted:
             return frozenset()

@@ -25,7 +25,7 @@ from guestemu.host.qemu.interfaces import (
     TransportError,
 )
 from guestemu.host.qemu.memory_map import MemoryMap
-from guestemu.host.qemu.patch_sets import Defect, PatchSet
+from guestemu.host.qemu.patch_sets import PatchSet, QemuDefect
 from guestemu.host.qemu.stream_format import (
     BlockList,
     EncryptedPage,
@@ -75,7 +75,7 @@ class Incoming:
         self,
         machine: MemoryMap,
         version: PatchSet,
-        defects: frozenset[Defect],
+        defects: frozenset[QemuDefect],
         pages: GuestPages,
         sev: SevDestination,
         sink: StatusSink,
@@ -91,7 +91,7 @@ class Incoming:
             {name: block.size for name, block in machine.blocks.items()}, machine.top_gfn
         )
         self._reader = StreamReader(
-            version.wire, limits, is_repaired=Defect.UNCHECKED_WIRE not in defects
+            version.wire, limits, is_repaired=QemuDefect.UNCHECKED_WIRE not in defects
         )
         self._arrived = {
             name: bitarray(block.pages, endian="little") for name, block in machine.blocks.items()
@@ -150,7 +150,7 @@ class Incoming:
         self._require_open()
         if self.state is not IncomingState.ACTIVE:
             raise self._failed(GuestemuError("the stream ended before the first page"))
-        if not self.has_status and Defect.UNCHECKED_WIRE not in self._defects:
+        if not self.has_status and QemuDefect.UNCHECKED_WIRE not in self._defects:
             raise self._failed(GuestemuError("the stream ended without the page status"))
         try:
             if self._has_session:
@@ -181,7 +181,7 @@ class Incoming:
             case StatusBitmap():
                 self._bitmap(record)
             case SharedRegions(regions=regions):
-                keeps = Defect.LIST_LOAD in self._defects
+                keeps = QemuDefect.LIST_LOAD in self._defects
                 self._regions = (*self._regions, *regions) if keeps else regions
                 self._sink.set_shared_regions(self._regions)
                 self.has_status = True
@@ -215,7 +215,7 @@ class Incoming:
 NO_REGIONS: Final[tuple[Region, ...]] = ()
 
 
-def system_reset(version: PatchSet, defects: frozenset[Defect], sink: StatusSink) -> bool:
+def system_reset(version: PatchSet, defects: frozenset[QemuDefect], sink: StatusSink) -> bool:
     """What a reset of the machine does to the page status; whether it did something.
 
     2020: the boot CPU's reset hook makes every page encrypted (D15). 2021 as posted: the list
@@ -225,8 +225,8 @@ def system_reset(version: PatchSet, defects: frozenset[Defect], sink: StatusSink
     if version.resets_status:
         sink.set_page_enc_bitmap(Gfn(0), 0, None)
         return True
-    has_list = Defect.LIST_RESET in version.defects
-    if has_list and Defect.LIST_RESET not in defects:
+    has_list = QemuDefect.LIST_RESET in version.defects
+    if has_list and QemuDefect.LIST_RESET not in defects:
         sink.set_shared_regions(NO_REGIONS)
         return True
     return False

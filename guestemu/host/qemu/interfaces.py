@@ -30,7 +30,7 @@ class SendStart(msgspec.Struct, frozen=True):
     session: bytes
 
 
-class Packet(msgspec.Struct, frozen=True):
+class SevPacket(msgspec.Struct, frozen=True):
     """What SEND_UPDATE_DATA makes of a page: packet header (52 bytes) and transport data."""
 
     header: bytes
@@ -101,7 +101,7 @@ class SevSource(Protocol):
     def send_start(self) -> SendStart:
         """SEND_START towards the destination whose certificates were given to QEMU."""
 
-    def send_update_data(self, address: RamAddr) -> Packet:
+    def send_update_data(self, address: RamAddr) -> SevPacket:
         """SEND_UPDATE_DATA of the 4 KiB page at `address`."""
 
     def send_finish(self) -> None:
@@ -117,7 +117,7 @@ class SevDestination(Protocol):
     def receive_start(self, start: SendStart) -> None:
         """RECEIVE_START with the source's policy, PDH and session."""
 
-    def receive_update_data(self, packet: Packet, address: RamAddr) -> None:
+    def receive_update_data(self, packet: SevPacket, address: RamAddr) -> None:
         """RECEIVE_UPDATE_DATA of a packet into the 4 KiB page at `address`."""
 
     def receive_finish(self) -> None:

@@ -16,7 +16,7 @@ from guestemu.abi.errno import EFAULT, EINVAL
 from guestemu.abi.errors import InputError
 from guestemu.abi.sev_firmware import FW_BLOB_MAX, HEADER_SIZE, SESSION_SIZE, KvmSevCommand
 from guestemu.host.firmware.kvm import memory_encrypt_op
-from guestemu.host.firmware.kvm_memory import UserFault, UserSpace
+from guestemu.host.firmware.kvm_memory import UserFault, UserMemory
 from guestemu.host.firmware.kvm_params import (
     KvmStruct,
     SendStartParams,
@@ -25,7 +25,7 @@ from guestemu.host.firmware.kvm_params import (
     UpdateParams,
 )
 from guestemu.host.firmware.kvm_vm import KvmSevVm
-from guestemu.host.qemu.interfaces import Packet, SendStart, TransportError
+from guestemu.host.qemu.interfaces import SendStart, SevPacket, TransportError
 
 COMMAND: Final = 0x0000
 PARAMETERS: Final = 0x1000
@@ -55,7 +55,7 @@ class KvmTransport:
     def __init__(
         self,
         vm: KvmSevVm,
-        user: UserSpace,
+        user: UserMemory,
         *,
         buffers: int,
         ram_hva: int,
@@ -115,13 +115,13 @@ class KvmTransport:
         policy = done.policy if done is not None else 0
         return SendStart(policy, self._own_pdh, self._user.read(session, SESSION_SIZE))
 
-    def send_update_data(self, address: RamAddr) -> Packet:
+    def send_update_data(self, address: RamAddr) -> SevPacket:
         """See `SevSource`."""
         header, data = self._buffers + BLOBS[0], self._buffers + BLOBS[1]
         page = self._ram_hva + address
         params = UpdateParams(header, HEADER_SIZE, 0, page, PAGE_SIZE, 0, data, PAGE_SIZE)
         self.call(KvmSevCommand.SEND_UPDATE_DATA, params)
-        return Packet(self._user.read(header, HEADER_SIZE), self._user.read(data, PAGE_SIZE))
+        return SevPacket(self._user.read(header, HEADER_SIZE), self._user.read(data, PAGE_SIZE))
 
     def send_finish(self) -> None:
         """See `SevSource`."""
@@ -143,7 +143,7 @@ class KvmTransport:
         )
         self.call(command, params)
 
-    def receive_update_data(self, packet: Packet, address: RamAddr) -> None:
+    def receive_update_data(self, packet: SevPacket, address: RamAddr) -> None:
         """See `SevDestination`."""
         command = KvmSevCommand.RECEIVE_UPDATE_DATA
         size = len(packet.data)

@@ -16,7 +16,7 @@ from guestemu.abi.errors import InputError
 from guestemu.host.qemu.stream_format import Format
 
 
-class Defect(enum.Enum):
+class QemuDefect(enum.Enum):
     """A defect as posted; its value is the switch that repairs it."""
 
     SLOT_SECTION = "slot-section"
@@ -126,13 +126,13 @@ class PatchSet(msgspec.Struct, frozen=True):
     summary: str
     wire: Format
     order: Order
-    defects: frozenset[Defect]
+    defects: frozenset[QemuDefect]
     forces_flash: bool = False
     resets_status: bool = False
     downtime_ms: int = 300
 
 
-_D: Final = Defect
+_D: Final = QemuDefect
 _IN_2019: Final = frozenset(
     {
         _D.SLOT_SECTION,
@@ -218,7 +218,7 @@ def patch_set(name: str) -> PatchSet:
     return PATCH_SETS[name]
 
 
-def defects_left(version: PatchSet, repaired: Iterable[str]) -> frozenset[Defect]:
+def defects_left(version: PatchSet, repaired: Iterable[str]) -> frozenset[QemuDefect]:
     """The defects of `version` without those in `repaired`; `InputError` for a switch that the
     version does not have."""
     names = frozenset(repaired)

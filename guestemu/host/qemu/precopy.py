@@ -27,7 +27,7 @@ from guestemu.host.qemu.dirty_log import KvmDirtyLogs
 from guestemu.host.qemu.interfaces import Channel, ChannelError, GuestPages, TransportError
 from guestemu.host.qemu.memory_map import RamBlock
 from guestemu.host.qemu.migration_bitmap import MigrationBitmap
-from guestemu.host.qemu.patch_sets import Defect, Order, StepKind
+from guestemu.host.qemu.patch_sets import Order, QemuDefect, StepKind
 from guestemu.host.qemu.sev_send import OutgoingSev
 from guestemu.host.qemu.status import PageStatus, UnmappedPage
 from guestemu.host.qemu.stream_format import StatusBitmap
@@ -56,7 +56,7 @@ class SentPage(msgspec.Struct, frozen=True):
     is_private: bool
 
 
-class Step(msgspec.Struct, frozen=True):
+class PrecopyStep(msgspec.Struct, frozen=True):
     """What `Precopy.step` did. `page` with the sending steps; None there: no page was left.
     `ends_pass`: the next step begins a new pass."""
 
@@ -110,7 +110,7 @@ class Precopy:
             raise InputError(f"the order of steps needs {needed} dirty log; make the logs that way")
         self._clears_lazily = not is_auto and StepKind.CLEAR not in self._order
         self._writer = StreamWriter(
-            channel, status.version.wire, wide_gfns=Defect.LIST_WIDTH in self._defects
+            channel, status.version.wire, wide_gfns=QemuDefect.LIST_WIDTH in self._defects
         )
         self._blockers = blockers or MigrationBlockers()
         self._resends_changed = resends_changed
@@ -167,7 +167,7 @@ class Precopy:
         self._writer.block_list([(block.name, block.size) for block in blocks])
         self._writer.end_of_section()
 
-    def step(self) -> Step:
+    def step(self) -> PrecopyStep:
         """The next step of the pass. In the pass after `stop`, once drained, does nothing more."""
         self._require(Phase.ACTIVE, Phase.DEVICE)
         kind = self._order[self._next]
@@ -180,21 +180,21 @@ class Precopy:
         else:
             self._bitmap.sync_log()
         self._next += 1
-        return Step(kind)
+        return PrecopyStep(kind)
 
-    def _send_step(self, kind: StepKind) -> Step:
+    def _send_step(self, kind: StepKind) -> PrecopyStep:
         sent: SentPage | None = None
         if not self._is_drained:
             sent = self._guarded_page(kind is StepKind.SEND_LIVE)
         if self.pending_pages and not self._is_drained and self.phase is not Phase.FAILED:
-            return Step(kind, sent)
+            return PrecopyStep(kind, sent)
         if self.phase is Phase.ACTIVE:
             self._next = 0
             self.counters.passes += 1
             self._guard(self._writer.end_of_section)
         else:
             self._is_drained = True
-        return Step(kind, sent, ends_pass=True)
+        return PrecopyStep(kind, sent, ends_pass=True)
 
     def run_pass(self) -> int:
         """Steps to the end of the pass; the number of pages sent."""
@@ -217,7 +217,7 @@ class Precopy:
                     self._bitmap.clear_chunk(*page)
                 sent.append(self._send_page(*page, is_live))
 
-        if self.phase is Phase.DEVICE and Defect.RETURN_OVERWRITTEN in self._defects:
+        if self.phase is Phase.DEVICE and QemuDefect.RETURN_OVERWRITTEN in self._defects:
             try:
                 send()
             except (TransportError, UnmappedPage) as error:

@@ -11,8 +11,8 @@ import enum
 
 from guestemu.abi.addresses import RamAddr
 from guestemu.host.kvm.findings import FindingKind, FindingLog, ResourceFinding
-from guestemu.host.qemu.interfaces import Packet, SendStart, SevSource, TransportError
-from guestemu.host.qemu.patch_sets import Defect
+from guestemu.host.qemu.interfaces import SendStart, SevPacket, SevSource, TransportError
+from guestemu.host.qemu.patch_sets import QemuDefect
 
 
 class SevState(enum.Enum):
@@ -25,7 +25,7 @@ class SevState(enum.Enum):
 class OutgoingSev:
     """One VM's; lives through several attempts to migrate, which is where D16 shows."""
 
-    def __init__(self, sev: SevSource, defects: frozenset[Defect]) -> None:
+    def __init__(self, sev: SevSource, defects: frozenset[QemuDefect]) -> None:
         self._sev = sev
         self._defects = defects
         self._log = FindingLog()
@@ -39,7 +39,7 @@ class OutgoingSev:
         """Uses of the freed header buffer."""
         return self._log.found
 
-    def save_page(self, address: RamAddr) -> tuple[Packet, SendStart | None]:
+    def save_page(self, address: RamAddr) -> tuple[SevPacket, SendStart | None]:
         """sev_save_outgoing_page(): with SEND_START before the first page (lazily, D16)."""
         start = None
         if self.state is SevState.RUNNING:
@@ -65,7 +65,7 @@ class OutgoingSev:
         if self.state is not SevState.SEND_UPDATE:
             return
         try:
-            if Defect.FINISH_ON_FAILURE in self._defects and not is_cancelled:
+            if QemuDefect.FINISH_ON_FAILURE in self._defects and not is_cancelled:
                 self._sev.send_finish()
             else:
                 self._sev.send_cancel()
@@ -75,4 +75,4 @@ class OutgoingSev:
 
     def _release(self) -> None:
         self.state = SevState.RUNNING
-        self._has_freed_header = Defect.DANGLING_HEADER in self._defects
+        self._has_freed_header = QemuDefect.DANGLING_HEADER in self._defects

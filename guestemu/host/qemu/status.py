@@ -18,7 +18,7 @@ from guestemu.abi.errors import GuestemuError
 from guestemu.host.kvm.page_enc_bitmap import bitmap_bytes
 from guestemu.host.qemu.interfaces import Region, RegionSource, StatusSource
 from guestemu.host.qemu.memory_map import BlockKind, MemoryMap, RamBlock, Section
-from guestemu.host.qemu.patch_sets import Defect, PatchSet
+from guestemu.host.qemu.patch_sets import PatchSet, QemuDefect
 from guestemu.host.qemu.status_sync import is_encrypted, store_bitmap, whole_words
 from guestemu.host.qemu.stream_format import BitmapRange, SharedRegions, StatusBitmap
 from guestemu.host.userspace.qemu_v4_stream import gfn_of_block_page
@@ -29,7 +29,9 @@ class UnmappedPage(GuestemuError):
     stops."""
 
 
-def forced_status(block: RamBlock, version: PatchSet, defects: frozenset[Defect]) -> bool | None:
+def forced_status(
+    block: RamBlock, version: PatchSet, defects: frozenset[QemuDefect]
+) -> bool | None:
     """The status that a block's kind decides alone, None where the record is asked.
 
     ROM is plain (D8, F16b); the 2020 and 2021 sets force flash (D13); device RAM is plain only in
@@ -39,7 +41,7 @@ def forced_status(block: RamBlock, version: PatchSet, defects: frozenset[Defect]
         return False
     if version.forces_flash and block.kind in (BlockKind.FLASH_CODE, BlockKind.FLASH_VARS):
         return block.kind is BlockKind.FLASH_CODE
-    if block.kind is BlockKind.DEVICE and Defect.DEVICE_RAM not in defects:
+    if block.kind is BlockKind.DEVICE and QemuDefect.DEVICE_RAM not in defects:
         return False
     return None
 
@@ -47,7 +49,9 @@ def forced_status(block: RamBlock, version: PatchSet, defects: frozenset[Defect]
 class PageStatus(ABC):
     """The status record of one migration."""
 
-    def __init__(self, machine: MemoryMap, version: PatchSet, defects: frozenset[Defect]) -> None:
+    def __init__(
+        self, machine: MemoryMap, version: PatchSet, defects: frozenset[QemuDefect]
+    ) -> None:
         self.machine = machine
         self.version = version
         self.defects = defects
@@ -97,14 +101,14 @@ class BitmapStatus(PageStatus):
         self,
         machine: MemoryMap,
         version: PatchSet,
-        defects: frozenset[Defect],
+        defects: frozenset[QemuDefect],
         source: StatusSource,
     ) -> None:
         super().__init__(machine, version, defects)
         self._source = source
         self.encrypted = bitarray(machine.ram_pages, endian="little")
         """DIRTY_MEMORY_ENCRYPTED, by page of ram_addr_t: zeros at first as posted."""
-        self.encrypted.setall(Defect.OPPOSITE_DEFAULTS not in defects)
+        self.encrypted.setall(QemuDefect.OPPOSITE_DEFAULTS not in defects)
         self.block_maps: dict[str, bitarray] = {}
         """`encbmap` of each block: ones at first."""
         for name, block in machine.blocks.items():
@@ -122,7 +126,7 @@ class BitmapStatus(PageStatus):
     def _sync_slot(self, section: Section, gfn: Gfn, pages: int, address: RamAddr) -> None:
         """D2: as posted buffer and first gfn are the slot's, length and place the section's."""
         bits = self._fetch(gfn, pages)
-        if Defect.SLOT_SECTION in self.defects:
+        if QemuDefect.SLOT_SECTION in self.defects:
             pages, address = section.size >> PAGE_SHIFT, section.ram_addr
         store_bitmap(self.encrypted, bits, address >> PAGE_SHIFT, pages, self.defects)
 
@@ -133,7 +137,7 @@ class BitmapStatus(PageStatus):
 
     def block_resized(self, block: RamBlock) -> None:
         """qemu_ram_resize() clears the block's dirty bits, and as posted its status (D7)."""
-        if Defect.CLEAR_STATUS in self.defects:
+        if QemuDefect.CLEAR_STATUS in self.defects:
             first = block.ram_addr >> PAGE_SHIFT
             self.encrypted[first : first + block.pages] = False
             self.block_maps[block.name].setall(False)
@@ -144,7 +148,7 @@ class BitmapStatus(PageStatus):
         if forced is not None:
             return bitarray([forced], "little") * block.pages
         bits = self.block_maps[block.name]
-        return (whole_words(bits) if Defect.WORD_TEST in self.defects else bits)[: block.pages]
+        return (whole_words(bits) if QemuDefect.WORD_TEST in self.defects else bits)[: block.pages]
 
     def _copied(self, block: RamBlock, page: int) -> bool:
         return is_encrypted(self.block_maps[block.name], page, self.defects)
@@ -169,7 +173,7 @@ class ListStatus(PageStatus):
         self,
         machine: MemoryMap,
         version: PatchSet,
-        defects: frozenset[Defect],
+        defects: frozenset[QemuDefect],
         source: RegionSource,
     ) -> None:
         super().__init__(machine, version, defects)
@@ -182,7 +186,7 @@ class ListStatus(PageStatus):
 
     def _gfn(self, block: RamBlock, page: int) -> Gfn:
         """D23: as posted from the address of the block's memory region."""
-        if Defect.BLOCK_GFN in self.defects:
+        if QemuDefect.BLOCK_GFN in self.defects:
             return gfn_of_block_page(page, block.mr_addr)
         return self._mapped_gfn(block, page)
 

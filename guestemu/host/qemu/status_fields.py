@@ -11,7 +11,7 @@ from guestemu.host.kvm.findings import HOST_MEMORY_BOUND, FindingKind, FindingLo
 from guestemu.host.kvm.page_enc_bitmap import bitmap_bytes
 from guestemu.host.qemu.interfaces import Region
 from guestemu.host.qemu.stream_format import BITMAP_CONTINUE, BITMAP_END, BitmapRange
-from guestemu.host.qemu.wire import Wire
+from guestemu.host.qemu.wire import QemuWire
 from guestemu.host.userspace.qemu_v4_stream import SHARED_REGION_LIST_CONT, SHARED_REGION_LIST_END
 
 MAX_RANGES: Final = 512
@@ -37,7 +37,7 @@ class StatusReader:
         self._log = log
         self._is_repaired = is_repaired
 
-    def bitmap_ranges(self, wire: Wire) -> tuple[BitmapRange, ...]:
+    def bitmap_ranges(self, wire: QemuWire) -> tuple[BitmapRange, ...]:
         """{ be32 1, range } ..., be32 2."""
         ranges: list[BitmapRange] = []
         total = 0
@@ -56,7 +56,7 @@ class StatusReader:
                 reason = f"ranges of {total} bytes together"
                 raise wire.refuse("bitmap", reason, total, HOST_MEMORY_BOUND)
 
-    def bitmap_range(self, wire: Wire) -> BitmapRange:
+    def bitmap_range(self, wire: QemuWire) -> BitmapRange:
         """be64 base GPA, be64 npages, be64 size, bytes."""
         start = wire.u64("bitmap base GPA")
         pages = wire.u64("bitmap npages")
@@ -67,7 +67,7 @@ class StatusReader:
             self._believe(wire, start, pages, size)
         return BitmapRange(start, pages, wire.take(size, "bitmap"))
 
-    def _validate(self, wire: Wire, start: int, pages: int, size: int) -> None:
+    def _validate(self, wire: QemuWire, start: int, pages: int, size: int) -> None:
         """Gilbert's three: alignment, size against sense, npages against size."""
         if start & PAGE_MASK:
             reason = f"{start:#x} is not page-aligned"
@@ -81,7 +81,7 @@ class StatusReader:
             reason = f"{size} bytes for {pages} pages, which need {need}"
             raise wire.refuse("bitmap size", reason, size, need, back=8)
 
-    def _believe(self, wire: Wire, start: int, pages: int, size: int) -> None:
+    def _believe(self, wire: QemuWire, start: int, pages: int, size: int) -> None:
         """malloc(size), read, KVM_SET_PAGE_ENC_BITMAP of npages: notes what that would do."""
         if size > HOST_MEMORY_BOUND:
             message = f"the stream made QEMU allocate {size} bytes for a bitmap"
@@ -96,7 +96,7 @@ class StatusReader:
             reason = f"QEMU ends: malloc of {size} bytes that the stream promised"
             raise wire.refuse("bitmap size", reason, size, HOST_MEMORY_BOUND, back=8)
 
-    def regions(self, wire: Wire) -> tuple[Region, ...]:
+    def regions(self, wire: QemuWire) -> tuple[Region, ...]:
         """{ be32 1, be32 start, be32 end } ..., be32 2 (D22); as posted any other word ends it."""
         regions: list[Region] = []
         limit = self._top + SPARE_REGIONS
@@ -124,7 +124,9 @@ class StatusReader:
         self._log.add(FindingKind.HOST_MEMORY, count * REGION_BYTES, message, "D22, M55")
 
 
-def _validate_region(wire: Wire, regions: list[Region], start: int, end: int, limit: int) -> None:
+def _validate_region(
+    wire: QemuWire, regions: list[Region], start: int, end: int, limit: int
+) -> None:
     """Not empty, in order of their starts, not too many. They may overlap, as QEMU's own list does
     (D20), and lie above RAM, as a guest's MMIO does."""
     if not start < end:

@@ -13,19 +13,19 @@ from bitarray import bitarray
 from bitarray.util import ba2int, int2ba
 
 from guestemu.abi.addresses import PAGE_SHIFT, U64_MASK, to_signed
-from guestemu.host.qemu.patch_sets import Defect
+from guestemu.host.qemu.patch_sets import QemuDefect
 
 WORD: Final = 64
-_RANGE_2020: Final = frozenset({Defect.MASK, Defect.BYTE_PAGE, Defect.VALUE_SHIFT})
+_RANGE_2020: Final = frozenset({QemuDefect.MASK, QemuDefect.BYTE_PAGE, QemuDefect.VALUE_SHIFT})
 
 
-def counted_pages(pages: int, defects: frozenset[Defect]) -> int:
+def counted_pages(pages: int, defects: frozenset[QemuDefect]) -> int:
     """`pages` as the posted code counts them: in an int, so 2^31 and more are negative (D8)."""
-    return to_signed(pages, 32) if Defect.INT_PAGES in defects else pages
+    return to_signed(pages, 32) if QemuDefect.INT_PAGES in defects else pages
 
 
 def store_bitmap(
-    status: bitarray, bitmap: bitarray, start: int, pages: int, defects: frozenset[Defect]
+    status: bitarray, bitmap: bitarray, start: int, pages: int, defects: frozenset[QemuDefect]
 ) -> None:
     """Stores the first `pages` bits of `bitmap` into `status` from page `start` of ram_addr_t on.
 
@@ -37,7 +37,7 @@ def store_bitmap(
         return
     if start % WORD == 0:
         _store_aligned(status, bitmap, start, pages, defects)
-    elif Defect.UNALIGNED_STRIDE in defects:
+    elif QemuDefect.UNALIGNED_STRIDE in defects:
         for index in range((pages + WORD - 1) // WORD):
             word = (start + index) // WORD
             _put(status, word * WORD, _word(bitmap, index))
@@ -48,20 +48,20 @@ def store_bitmap(
 
 
 def _store_aligned(
-    status: bitarray, bitmap: bitarray, start: int, pages: int, defects: frozenset[Defect]
+    status: bitarray, bitmap: bitarray, start: int, pages: int, defects: frozenset[QemuDefect]
 ) -> None:
     """D4: word by word, `if (bitmap[k])`; the last word whole."""
     for index in range((pages + WORD - 1) // WORD):
         word = _word(bitmap, index)
-        if Defect.ZERO_WORD in defects and not word.any():
+        if QemuDefect.ZERO_WORD in defects and not word.any():
             continue
-        if Defect.TAIL_BITS not in defects:
+        if QemuDefect.TAIL_BITS not in defects:
             word = word[: pages - index * WORD]
         _put(status, start + index * WORD, word)
 
 
 def _store_2020(
-    status: bitarray, bitmap: bitarray, start: int, pages: int, defects: frozenset[Defect]
+    status: bitarray, bitmap: bitarray, start: int, pages: int, defects: frozenset[QemuDefect]
 ) -> None:
     """D10: word by word through `_store_range`, which returns where it believes to be."""
     address = start << PAGE_SHIFT
@@ -72,19 +72,19 @@ def _store_2020(
 
 
 def _store_range(
-    status: bitarray, address: int, pages: int, value: int, defects: frozenset[Defect]
+    status: bitarray, address: int, pages: int, value: int, defects: frozenset[QemuDefect]
 ) -> int:
     """...set_encrypted_range(start, length, value) as posted: `address` in bytes, `pages` <= 64.
 
     A shift by 64 does what x86 does: nothing.
     """
     while pages > 0:
-        is_mixed = Defect.BYTE_PAGE in defects
+        is_mixed = QemuDefect.BYTE_PAGE in defects
         position = address % WORD if is_mixed else (address >> PAGE_SHIFT) % WORD
         count = min(pages, WORD - position)
-        shift = count if Defect.MASK in defects else WORD - count
+        shift = count if QemuDefect.MASK in defects else WORD - count
         mask = (U64_MASK >> shift % WORD) << position & U64_MASK
-        bits = value if Defect.VALUE_SHIFT in defects else value << position & U64_MASK
+        bits = value if QemuDefect.VALUE_SHIFT in defects else value << position & U64_MASK
         first = (address >> PAGE_SHIFT) // WORD * WORD
         old = ba2int(_padded(status, first, first + WORD))
         new = old & ~mask | bits & mask
@@ -95,9 +95,9 @@ def _store_range(
     return address
 
 
-def is_encrypted(status: bitarray, page: int, defects: frozenset[Defect]) -> bool:
+def is_encrypted(status: bitarray, page: int, defects: frozenset[QemuDefect]) -> bool:
     """Whether `page` counts as encrypted; as posted in 2019 if its word is not 0 (D6)."""
-    if Defect.WORD_TEST in defects:
+    if QemuDefect.WORD_TEST in defects:
         first = page // WORD * WORD
         return status[first : first + WORD].any()
     return bool(status[page])

@@ -15,7 +15,7 @@ import msgspec
 
 from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE
 from guestemu.abi.errors import InputError
-from guestemu.host.qemu.interfaces import Packet, Region, SendStart
+from guestemu.host.qemu.interfaces import Region, SendStart, SevPacket
 
 FLAG_ZERO: Final = 0x02
 """A page of one repeated byte, which follows (RAM_SAVE_FLAG_ZERO, once _COMPRESS)."""
@@ -95,7 +95,7 @@ class EncryptedPage(msgspec.Struct, frozen=True):
     block: str
     offset: int
     start: SendStart | None
-    packet: Packet
+    packet: SevPacket
 
 
 class HelperPage(msgspec.Struct, frozen=True):
@@ -103,7 +103,7 @@ class HelperPage(msgspec.Struct, frozen=True):
 
     block: str
     offset: int
-    packet: Packet
+    packet: SevPacket
 
 
 class BitmapRange(msgspec.Struct, frozen=True):

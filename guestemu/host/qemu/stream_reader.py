@@ -22,7 +22,7 @@ from guestemu.host.kvm.findings import (
     FindingLog,
     ResourceFinding,
 )
-from guestemu.host.qemu.interfaces import Packet, SendStart
+from guestemu.host.qemu.interfaces import SendStart, SevPacket
 from guestemu.host.qemu.status_fields import StatusReader
 from guestemu.host.qemu.stream_format import (
     FLAG_BITMAP_V2,
@@ -49,7 +49,7 @@ from guestemu.host.qemu.stream_format import (
     ZeroPage,
     split_word,
 )
-from guestemu.host.qemu.wire import Wire
+from guestemu.host.qemu.wire import QemuWire
 
 _WITH_BLOCK: Final = FLAG_ZERO | FLAG_PAGE | FLAG_ENCRYPTED
 
@@ -97,13 +97,13 @@ class StreamReader:
 
         Reads as the records are asked for, so those before the bad one were given out.
         """
-        wire = Wire(io.BytesIO(source) if isinstance(source, bytes) else source, self.offset)
+        wire = QemuWire(io.BytesIO(source) if isinstance(source, bytes) else source, self.offset)
         while not wire.at_end():
             record = self._record(wire)
             self.offset = wire.offset
             yield record
 
-    def _record(self, wire: Wire) -> Record:
+    def _record(self, wire: QemuWire) -> Record:
         address, flags = split_word(wire.u64("page header"), self._page_bits)
         kind = flags & ~FLAG_CONTINUE
         if kind & _WITH_BLOCK and kind & _WITH_BLOCK == kind:
@@ -122,7 +122,7 @@ class StreamReader:
             return StatusBitmap((self._status.bitmap_range(wire),))
         raise wire.refuse("flags", f"unknown combination {flags:#x}", flags, back=8)
 
-    def _select_block(self, wire: Wire, flags: int, address: int) -> str:
+    def _select_block(self, wire: QemuWire, flags: int, address: int) -> str:
         """ram_block_from_stream(): the named block, or the last one; the offset must be in it."""
         at = wire.offset - 8
         if not flags & FLAG_CONTINUE:
@@ -143,7 +143,7 @@ class StreamReader:
             )
         return self._block
 
-    def _block_list(self, wire: Wire, total: int) -> BlockList:
+    def _block_list(self, wire: QemuWire, total: int) -> BlockList:
         """MEM_SIZE: every block must be ours, once, with our length; their sum is the total."""
         found: list[BlockEntry] = []
         names: set[str] = set()
@@ -164,7 +164,7 @@ class StreamReader:
             left -= length
         return BlockList(total, tuple(found))
 
-    def _encrypted(self, wire: Wire, block: str, offset: int) -> Record:
+    def _encrypted(self, wire: QemuWire, block: str, offset: int) -> Record:
         subtype = SUBTYPE_PAGE
         if self._format is not Format.FLAGS_2019_V2:
             subtype = wire.u32("subtype")
@@ -181,14 +181,14 @@ class StreamReader:
             return HelperPage(block, offset, self._packet(wire))
         raise wire.refuse("subtype", f"unknown subtype {subtype:#x}", subtype, back=4)
 
-    def _send_start(self, wire: Wire) -> SendStart:
+    def _send_start(self, wire: QemuWire) -> SendStart:
         policy = wire.u32("policy")
         return SendStart(policy, self._blob(wire, "PDH"), self._blob(wire, "session"))
 
-    def _packet(self, wire: Wire) -> Packet:
-        return Packet(self._blob(wire, "packet header"), self._blob(wire, "packet data"))
+    def _packet(self, wire: QemuWire) -> SevPacket:
+        return SevPacket(self._blob(wire, "packet header"), self._blob(wire, "packet data"))
 
-    def _blob(self, wire: Wire, field: str) -> bytes:
+    def _blob(self, wire: QemuWire, field: str) -> bytes:
         """be32 length and bytes; 1 to `MAX_BLOB` if the wire is not believed."""
         length = wire.u32(f"{field} length")
         if length > MAX_BLOB or not length:

@@ -10,7 +10,7 @@ from typing import Final
 
 from guestemu.abi.addresses import PAGE_MASK
 from guestemu.abi.errors import InputError
-from guestemu.host.qemu.interfaces import Channel, Packet, Region, SendStart
+from guestemu.host.qemu.interfaces import Channel, Region, SendStart, SevPacket
 from guestemu.host.qemu.stream_format import (
     BITMAP_CONTINUE,
     BITMAP_END,
@@ -100,7 +100,7 @@ class StreamWriter:
         self._page(block, offset, FLAG_PAGE, check_data(data))
 
     def encrypted_page(
-        self, block: str, offset: int, packet: Packet, start: SendStart | None = None
+        self, block: str, offset: int, packet: SevPacket, start: SendStart | None = None
     ) -> None:
         """A page through the firmware; `start` with the first one of a migration."""
         body = [] if self._wire is Format.FLAGS_2019_V2 else [_U32.pack(SUBTYPE_PAGE)]
@@ -109,7 +109,7 @@ class StreamWriter:
         body += [blob(packet.header), blob(packet.data)]
         self._page(block, offset, FLAG_ENCRYPTED, b"".join(body))
 
-    def helper_page(self, block: str, offset: int, packet: Packet) -> None:
+    def helper_page(self, block: str, offset: int, packet: SevPacket) -> None:
         """A page that the migration helper encrypted (F17); not in the format of 2019 v2."""
         if self._wire is Format.FLAGS_2019_V2:
             raise InputError("helper page in a 2019-v2 stream: the format has no subtypes")

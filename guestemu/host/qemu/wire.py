@@ -36,7 +36,7 @@ class StreamError(InputError):
         self.fault = fault
 
 
-class Wire:
+class QemuWire:
     """A cursor over `source`. `offset` is the position in the whole stream, which may come in
     several sources. Never asks for more bytes than a caller's limit allows."""
 

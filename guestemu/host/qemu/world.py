@@ -21,9 +21,9 @@ from guestemu.abi.errors import InputError
 from guestemu.host.kvm.findings import ResourceFinding
 from guestemu.host.kvm.page_enc_bitmap import bitmap_bytes
 from guestemu.host.kvm.region_list import cut_regions, merge_region, take_bits
-from guestemu.host.qemu.interfaces import Packet, Region, SendStart, TransportError
+from guestemu.host.qemu.interfaces import Region, SendStart, SevPacket, TransportError
 from guestemu.host.qemu.memory_map import MemoryMap, PcLayout, pc_machine
-from guestemu.host.qemu.patch_sets import Defect, PatchSet
+from guestemu.host.qemu.patch_sets import PatchSet, QemuDefect
 from guestemu.host.qemu.sev_send import OutgoingSev
 from guestemu.host.qemu.status import BitmapStatus, ListStatus, PageStatus
 from guestemu.host.qemu.stream_format import BitmapRange, Format, SharedRegions, StatusBitmap
@@ -78,10 +78,10 @@ class SendingFirmware:
         self._move("SEND_START", "running", "sending")
         return SendStart(0, b"\0" * 16, b"\0" * 16)
 
-    def send_update_data(self, _address: RamAddr) -> Packet:
+    def send_update_data(self, _address: RamAddr) -> SevPacket:
         """See `interfaces.SevSource`."""
         self._move("SEND_UPDATE_DATA", "sending", "sending")
-        return Packet(b"\0" * 52, b"\0" * 16)
+        return SevPacket(b"\0" * 52, b"\0" * 16)
 
     def send_finish(self) -> None:
         """See `interfaces.SevSource`."""
@@ -108,7 +108,7 @@ class QemuWorld:
     `page_bits` the target page size of the stream reader."""
 
     def __init__(
-        self, version: PatchSet, defects: frozenset[Defect], page_bits: int = PAGE_SHIFT
+        self, version: PatchSet, defects: frozenset[QemuDefect], page_bits: int = PAGE_SHIFT
     ) -> None:
         self.version = version
         self.defects = defects
@@ -124,7 +124,7 @@ class QemuWorld:
             {name: block.size for name, block in self.machine.blocks.items()},
             self.machine.top_gfn,
         )
-        is_repaired = Defect.UNCHECKED_WIRE not in defects
+        is_repaired = QemuDefect.UNCHECKED_WIRE not in defects
         self.reader = StreamReader(
             version.wire, limits, is_repaired=is_repaired, page_bits=page_bits
         )
@@ -208,7 +208,7 @@ class QemuWorld:
         the source refuses to write it or the destination to read it."""
         self.is_touched = True
         channel = _Bytes()
-        wide = Defect.LIST_WIDTH in self.defects
+        wide = QemuDefect.LIST_WIDTH in self.defects
         writer = StreamWriter(channel, self.version.wire, wide_gfns=wide)
         record = self.status.final_record()
         try:
@@ -229,7 +229,7 @@ class QemuWorld:
 
     def _receive(self, record: object) -> None:
         if isinstance(record, SharedRegions):
-            if Defect.LIST_LOAD not in self.defects:
+            if QemuDefect.LIST_LOAD not in self.defects:
                 self.received.clear()
             for start, end in record.regions:
                 merge_region(self.received, start, end)
@@ -247,7 +247,7 @@ class QemuWorld:
         self.is_touched = True
         if not self.has_list:
             return -ENOTTY
-        if Defect.LIST_RESET not in self.defects:
+        if QemuDefect.LIST_RESET not in self.defects:
             self.regions.clear()
         return 0
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The `UserSpace` interface: the VMM's side of KVM_RUN.
 
-KVM calls it at an exit with the shared `Run` page and the exited vCPU; what it leaves in the page
-when it returns is what the next KVM_RUN completes the exit with.
+KVM calls it at an exit with the shared `KvmRun` page and the exited vCPU; what it leaves in the
+page when it returns is what the next KVM_RUN completes the exit with.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from guestemu.abi.errors import GuestemuError
 from guestemu.host.base import VcpuAccess
-from guestemu.host.kvm.run import Run
+from guestemu.host.kvm.run import KvmRun
 
 
 class VmStopped(GuestemuError):
@@ -29,15 +29,15 @@ class UserSpace(ABC):
     says False, and KVM then need not look at the vCPU again when it completes the exit."""
 
     @abstractmethod
-    def hypercall_exit(self, run: Run, vcpu: VcpuAccess) -> None:
+    def hypercall_exit(self, run: KvmRun, vcpu: VcpuAccess) -> None:
         """KVM_EXIT_HYPERCALL: the request is in `run.hypercall`; the answer goes to its `ret`."""
 
     @abstractmethod
-    def rdmsr_exit(self, run: Run, vcpu: VcpuAccess) -> None:
+    def rdmsr_exit(self, run: KvmRun, vcpu: VcpuAccess) -> None:
         """KVM_EXIT_X86_RDMSR: fills `run.msr.data`, or sets `run.msr.error` for #GP."""
 
     @abstractmethod
-    def wrmsr_exit(self, run: Run, vcpu: VcpuAccess) -> None:
+    def wrmsr_exit(self, run: KvmRun, vcpu: VcpuAccess) -> None:
         """KVM_EXIT_X86_WRMSR: takes `run.msr.data`, or sets `run.msr.error` for #GP."""
 
     def restore(self) -> bool:
@@ -47,7 +47,7 @@ class UserSpace(ABC):
         """
         return False
 
-    def interrupted(self, run: Run, vcpu: VcpuAccess, rip: int, rax: int) -> None:
+    def interrupted(self, run: KvmRun, vcpu: VcpuAccess, rip: int, rax: int) -> None:
         """KVM_RUN returned -EINTR because `run.immediate_exit` was set at the exit before.
 
         The exit was completed: `rip` and `rax` are what KVM_GET_REGS shows. Here: asks for no

@@ -28,7 +28,7 @@ from guestemu.host.kvm.guest_memory import (
     MemoryFaultExit,
 )
 from guestemu.host.kvm.host import MergedHost
-from guestemu.host.kvm.run import Run
+from guestemu.host.kvm.run import KvmRun
 from guestemu.host.userspace.base import UserSpace, VmStopped
 from guestemu.host.userspace.injection import Injection
 
@@ -68,7 +68,7 @@ class ConvertingUserSpace(UserSpace):
     def convert(self, gpa: int, pages: int, attributes: int) -> int:
         """Converts a range as the VMM does; `attributes` as the guest gave them, 64 bits."""
 
-    def hypercall_exit(self, run: Run, vcpu: VcpuAccess) -> None:
+    def hypercall_exit(self, run: KvmRun, vcpu: VcpuAccess) -> None:
         """Converts; `ret` is written by a handler with "stale-ret" repaired only (V1)."""
         request = run.hypercall
         if self.injection.answers:
@@ -152,12 +152,12 @@ class ConvertingUserSpace(UserSpace):
             self._set_attributes(gpa, size, before)
         return error
 
-    def rdmsr_exit(self, run: Run, vcpu: VcpuAccess) -> None:
+    def rdmsr_exit(self, run: KvmRun, vcpu: VcpuAccess) -> None:
         """No modelled VMM serves an MSR: an error, #GP in the guest."""
         self.injection.take_msr_error()
         run.msr.error = 1
 
-    def wrmsr_exit(self, run: Run, vcpu: VcpuAccess) -> None:
+    def wrmsr_exit(self, run: KvmRun, vcpu: VcpuAccess) -> None:
         """No modelled VMM serves an MSR: an error, #GP in the guest."""
         self.injection.take_msr_error()
         run.msr.error = 1

@@ -10,7 +10,7 @@ from guestemu.abi.errno import EINVAL
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
 from guestemu.host.base import VcpuAccess
 from guestemu.host.kvm.guest_memory import MemoryFaultExit
-from guestemu.host.kvm.run import Run
+from guestemu.host.kvm.run import KvmRun
 from guestemu.host.userspace.converting import (
     ANSWER_ONE,
     ATTRIBUTES_FIRST,
@@ -31,7 +31,7 @@ class OpenVmmUserSpace(ConvertingUserSpace):
 
     __slots__ = ()
 
-    def hypercall_exit(self, run: Run, vcpu: VcpuAccess) -> None:
+    def hypercall_exit(self, run: KvmRun, vcpu: VcpuAccess) -> None:
         """Answers 0 or 1; another number is answered 1 and ends the VM."""
         request = run.hypercall
         if self.injection.answers:

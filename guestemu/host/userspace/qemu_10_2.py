@@ -17,7 +17,7 @@ from guestemu.abi.errno import EINVAL
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
 from guestemu.host.base import VcpuAccess
 from guestemu.host.kvm.host import MergedHost
-from guestemu.host.kvm.run import Run
+from guestemu.host.kvm.run import KvmRun
 from guestemu.host.userspace.base import UserSpace, VmStopped
 from guestemu.host.userspace.injection import Injection
 
@@ -48,7 +48,7 @@ class Qemu102UserSpace(UserSpace):
         self.attributes.setall(True)
         self.injection = Injection()
 
-    def hypercall_exit(self, run: Run, vcpu: VcpuAccess) -> None:
+    def hypercall_exit(self, run: KvmRun, vcpu: VcpuAccess) -> None:
         """D27; `ret` is never written, so the guest sees 0 or stale bytes (M22)."""
         request = run.hypercall
         if self.injection.answers:
@@ -86,12 +86,12 @@ class Qemu102UserSpace(UserSpace):
         self.attributes[first : min(end, self._frames)] = is_private
         return 0
 
-    def rdmsr_exit(self, run: Run, vcpu: VcpuAccess) -> None:
+    def rdmsr_exit(self, run: KvmRun, vcpu: VcpuAccess) -> None:
         """QEMU 10.2 has no handler for MIGRATION_CONTROL: an error."""
         self.injection.take_msr_error()
         run.msr.error = 1
 
-    def wrmsr_exit(self, run: Run, vcpu: VcpuAccess) -> None:
+    def wrmsr_exit(self, run: KvmRun, vcpu: VcpuAccess) -> None:
         """QEMU 10.2 has no handler for MIGRATION_CONTROL: an error."""
         self.injection.take_msr_error()
         run.msr.error = 1

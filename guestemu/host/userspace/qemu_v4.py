@@ -16,7 +16,7 @@ from guestemu.abi.msrs import KVM_MIGRATION_READY, MSR_KVM_MIGRATION_CONTROL
 from guestemu.host.base import VcpuAccess
 from guestemu.host.kvm.host import MergedHost
 from guestemu.host.kvm.region_list import Region, cut_regions, merge_region
-from guestemu.host.kvm.run import Run
+from guestemu.host.kvm.run import KvmRun
 from guestemu.host.userspace.base import UserSpace
 from guestemu.host.userspace.injection import Injection
 from guestemu.host.userspace.qemu_list import add_qemu_region, remove_qemu_region
@@ -53,7 +53,7 @@ class QemuV4UserSpace(UserSpace):
         """Grows with every change of the list."""
         return self._version
 
-    def hypercall_exit(self, run: Run, vcpu: VcpuAccess) -> None:
+    def hypercall_exit(self, run: KvmRun, vcpu: VcpuAccess) -> None:
         """D19: any non-zero attributes word means encrypted; `ret` is left as it is."""
         request = run.hypercall
         if self.injection.answers:
@@ -76,14 +76,14 @@ class QemuV4UserSpace(UserSpace):
         if STALE_RET in self._repaired:
             request.ret = 0
 
-    def rdmsr_exit(self, run: Run, vcpu: VcpuAccess) -> None:
+    def rdmsr_exit(self, run: KvmRun, vcpu: VcpuAccess) -> None:
         """D24: gives back a variable of QEMU's; another index is an error."""
         if run.msr.index != MSR_KVM_MIGRATION_CONTROL or self.injection.take_msr_error():
             run.msr.error = 1
         else:
             run.msr.data = self.msr
 
-    def wrmsr_exit(self, run: Run, vcpu: VcpuAccess) -> None:
+    def wrmsr_exit(self, run: KvmRun, vcpu: VcpuAccess) -> None:
         """D24: exactly READY removes the blocker, and nothing ever adds it again."""
         access = run.msr
         if access.index != MSR_KVM_MIGRATION_CONTROL or self.injection.take_msr_error():

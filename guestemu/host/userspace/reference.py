@@ -17,7 +17,7 @@ from guestemu.abi.addresses import PAGE_SHIFT
 from guestemu.abi.hypercalls import MAP_GPA_RANGE_ENCRYPTED
 from guestemu.abi.msrs import KVM_MIGRATION_READY, MSR_KVM_MIGRATION_CONTROL
 from guestemu.host.base import VcpuAccess
-from guestemu.host.kvm.run import Run
+from guestemu.host.kvm.run import KvmRun
 from guestemu.host.userspace.base import UserSpace
 from guestemu.host.userspace.injection import Injection
 
@@ -41,7 +41,7 @@ class ReferenceUserSpace(UserSpace):
         self.migration_control = 0
         self.injection = Injection()
 
-    def hypercall_exit(self, run: Run, vcpu: VcpuAccess) -> None:
+    def hypercall_exit(self, run: KvmRun, vcpu: VcpuAccess) -> None:
         """Records a range by attribute bit 4 and answers 0; the size bits and all others are
         hints that change nothing."""
         request = run.hypercall
@@ -65,7 +65,7 @@ class ReferenceUserSpace(UserSpace):
         self.migration_control = 0
         return True
 
-    def rdmsr_exit(self, run: Run, vcpu: VcpuAccess) -> None:
+    def rdmsr_exit(self, run: KvmRun, vcpu: VcpuAccess) -> None:
         """Gives the latch back; any other MSR is an error."""
         access = run.msr
         if access.index != MSR_KVM_MIGRATION_CONTROL or self.injection.take_msr_error():
@@ -73,7 +73,7 @@ class ReferenceUserSpace(UserSpace):
         else:
             access.data = self.migration_control
 
-    def wrmsr_exit(self, run: Run, vcpu: VcpuAccess) -> None:
+    def wrmsr_exit(self, run: KvmRun, vcpu: VcpuAccess) -> None:
         """Last writer wins, whichever vCPU it is (K5-e); a reserved bit is an error (K5-f)."""
         access = run.msr
         is_known = access.index == MSR_KVM_MIGRATION_CONTROL

@@ -15,7 +15,7 @@ import msgspec
 
 from guestemu.abi.errors import InputError
 from guestemu.events.devices import DeviceAccess
-from guestemu.guest.linux.platform import Platform
+from guestemu.guest.linux.platform import GuestPlatform
 from guestemu.machine.devices import find_device, pci, pic, pit, rtc
 from guestemu.machine.devices.mmio import HOLE_START, SPACING, MmioSpace
 from guestemu.machine.devices.pci import PciBus, PciFunction
@@ -40,7 +40,7 @@ class PcHardware:
     def __init__(
         self,
         machine: Machine,
-        platform: Platform,
+        platform: GuestPlatform,
         names: Sequence[str],
         on_access: Callable[[DeviceAccess], None],
     ) -> None:

@@ -19,7 +19,7 @@ from guestemu.events.base import Event
 from guestemu.events.devices import DeviceAccess, DeviceViolation
 from guestemu.events.exits import HypercallExit
 from guestemu.guest.linux.kernel import Kernel
-from guestemu.guest.linux.platform import Platform
+from guestemu.guest.linux.platform import GuestPlatform
 from guestemu.guest.linux.userland.mappings import DmaMappings
 from guestemu.machine import rmp, sept
 from guestemu.machine.machine import Machine
@@ -52,7 +52,7 @@ class DeviceRules:
         self,
         kernel: Kernel,
         machine: Machine,
-        platform: Platform,
+        platform: GuestPlatform,
         mappings: DmaMappings,
         notify: Callable[[Event], None],
     ) -> None:
