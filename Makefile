@@ -75,8 +75,8 @@ types: install
 # Rebuilds the committed code of guests from assembly (needs binutils).
 snippets: install
 	$(BIN)/python -m guestemu.machine.assemble
-	$(BIN)/python -m guestemu.ledger.code
-	$(BIN)/python -m guestemu.zoo.variants
+	$(BIN)/python -m guestemu.study.ledger.code
+	$(BIN)/python -m guestemu.campaign.planted.variants
 
 clean:
 	rm -rf guestemu/native/*.so guestemu/native/*.guest $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

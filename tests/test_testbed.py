@@ -22,7 +22,7 @@ from guestemu.machine.machine import MachineConfig
 from guestemu.program.generate import generate_ops
 from guestemu.program.ops import SPECS, Op, OpKind, Region, canonical_op
 from guestemu.program.program import Header, Program, SevKind
-from guestemu.testbed import Testbed, build_testbed, run_program
+from guestemu.runner.testbed import Testbed, build_testbed, run_program
 
 GENERATIONS = ["5.10", "2020", "5.17", "6.1", "6.12"]
 HEADER = Header(vcpus=2, budget=20_000)

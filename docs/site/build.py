@@ -173,8 +173,8 @@ def _picture(match: re.Match[str]) -> str:
     from guestemu.program.text import load_program
     from guestemu.report.race import race_svg
     from guestemu.report.strip import strip_svg
-    from guestemu.trace.races import race_of
-    from guestemu.trace.run import run_program
+    from guestemu.report.trace.races import race_of
+    from guestemu.report.trace.run import run_program
 
     kind, place = match.groups()
     if kind == "flow":
@@ -343,7 +343,7 @@ def studies() -> str:
         verdicts[verdict] = verdicts.get(verdict, 0) + 1
     alone = sum(1 for row in rows if row[3].strip())
     words = ", ".join(f"{count} *{verdict}*" for verdict, count in verdicts.items())
-    from guestemu.zoo.catalogue import BUGS
+    from guestemu.campaign.planted.catalogue import BUGS
 
     return "\n".join(
         [

@@ -16,7 +16,7 @@ from guestemu.dma.run import BATCH_EVENTS
 from guestemu.dma.synthetic import synthetic_events, trace_text
 from guestemu.dma.trace import TraceReader
 from guestemu.program.program import Header
-from guestemu.testbed import build_testbed
+from guestemu.runner.testbed import build_testbed
 
 _EVENTS: Final = 20_000
 _RESETS: Final = "e1000:scenario=reset,rounds=50"

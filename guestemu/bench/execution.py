@@ -8,7 +8,7 @@ from guestemu.bench.floor import Floor
 from guestemu.bench.scene import CONVERSION, HYPERCALL, LOOP_CALLS, ROUND_TRIP, BenchScene, NoHost
 from guestemu.machine.exits import ExitHandler
 from guestemu.program.ops import Op
-from guestemu.testbed import Testbed
+from guestemu.runner.testbed import Testbed
 
 _C_FLOOR = "the same in C, one hook"
 _C_HOOKED = "the same in C with guestemu's hooks"

@@ -20,7 +20,7 @@ from guestemu.machine.cipher import PageCipher
 from guestemu.machine.engine import Engine
 from guestemu.program.binary import RECORD, RECORD_SIZE, decoder_for
 from guestemu.program.program import Header
-from guestemu.testbed import build_testbed
+from guestemu.runner.testbed import build_testbed
 
 _RECORDS: Final = 64
 _EVENTS: Final = 4000

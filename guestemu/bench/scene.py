@@ -22,7 +22,7 @@ from guestemu.machine import layout
 from guestemu.machine.engine import RegisterBatch
 from guestemu.program.ops import Op, OpKind
 from guestemu.program.program import Header, SevKind
-from guestemu.testbed import Testbed, build_testbed
+from guestemu.runner.testbed import Testbed, build_testbed
 
 GENERATION: Final = "6.1"
 PAGE: Final = 3

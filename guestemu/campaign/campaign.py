@@ -25,8 +25,8 @@ from guestemu.campaign.seeds import FLOWS_WORD, seed_inputs
 from guestemu.campaign.store import CampaignRecord, Store
 from guestemu.campaign.supervisor import Supervisor
 from guestemu.campaign.targets import Target, find_target
+from guestemu.campaign.triage.identify import digest_of
 from guestemu.campaign.worker import WorkerConfig
-from guestemu.findings.identify import digest_of
 from guestemu.host.permission import is_code, named_by_user
 from guestemu.program.ops import OpKind
 from guestemu.program.program import Header

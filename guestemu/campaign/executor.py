@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from guestemu.abi.errors import InputError, TimeUp
 from guestemu.campaign.feedback import Feedback
+from guestemu.campaign.lockstep.check import LockstepCheck
+from guestemu.campaign.lockstep.run import HostChoice
 from guestemu.campaign.migration_ops import Limit, migration_limiter
 from guestemu.campaign.ranges import limit_ops
 from guestemu.campaign.snp_ranges import limit_snp_ops
@@ -15,13 +17,11 @@ from guestemu.campaign.td_ranges import limit_td_ops
 from guestemu.checks.base import Violation
 from guestemu.host.base import Host
 from guestemu.host.userspace.base import VmStopped
-from guestemu.lockstep.check import LockstepCheck
-from guestemu.lockstep.run import HostChoice
 from guestemu.machine.watchdog import Watchdog
 from guestemu.program.binary import RECORD_SIZE, OpDecoder
 from guestemu.program.ops import Op, OpKind, Region
 from guestemu.program.program import Header
-from guestemu.testbed import TIME_UP, Testbed, build_testbed
+from guestemu.runner.testbed import TIME_UP, Testbed, build_testbed
 
 
 def _limiter(target: Target, lawful: bool) -> Limit | None:

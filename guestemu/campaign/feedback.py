@@ -34,7 +34,7 @@ from guestemu.machine.exits import (
     Trap,
     Unbacked,
 )
-from guestemu.testbed import Testbed
+from guestemu.runner.testbed import Testbed
 
 GUEST_COUNTERS: Final = 1 << 12
 MODEL_COUNTERS: Final = 1 << 12

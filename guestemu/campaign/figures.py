@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from guestemu.campaign.findings import FindingCount
-from guestemu.findings.identify import digest_of
+from guestemu.campaign.triage.identify import digest_of
 
 
 class WorkerFigures(msgspec.Struct, frozen=True):

@@ -25,10 +25,10 @@ from guestemu.campaign.journal import (
     unsettled,
 )
 from guestemu.campaign.store import Store
+from guestemu.campaign.triage.explain import comment_of, run_command, unstable_comment
+from guestemu.campaign.triage.identify import Case, Finding
 from guestemu.checks.base import Violation
 from guestemu.checks.first_state import is_of_new_vm
-from guestemu.findings.explain import comment_of, run_command, unstable_comment
-from guestemu.findings.identify import Case, Finding
 from guestemu.program.binary import encode_ops
 from guestemu.program.ops import Op, OpKind, canonical_op
 from guestemu.program.program import Program

@@ -3,10 +3,10 @@
 
 A campaign meets the same defect thousands of times. Each violating program is looked at with its
 host traced, which gives a *sign*: symptom, extent, suspicious host code, fault ops before. Where a
-sign is new, the finding behind it is identified (guestemu.findings), which takes some thousand
-runs. A sign met 2, 4, 8 and 16 times is identified again, because two defects may read alike,
-unless that took seconds. Of what is met often only a part is looked at, and a campaign that ends by
-the clock looks no longer than a part of its time.
+sign is new, the finding behind it is identified (guestemu.campaign.triage), which takes some
+thousand runs. A sign met 2, 4, 8 and 16 times is identified again, because two defects may read
+alike, unless that took seconds. Of what is met often only a part is looked at, and a campaign that
+ends by the clock looks no longer than a part of its time.
 """
 
 from __future__ import annotations
@@ -18,11 +18,18 @@ from typing import Final, TypeAlias
 import msgspec
 
 from guestemu.campaign.executor import Executor
+from guestemu.campaign.triage.hostcode import Spots
+from guestemu.campaign.triage.identify import (
+    Case,
+    Finding,
+    cases_of,
+    digest_of,
+    host_name,
+    identify,
+)
+from guestemu.campaign.triage.probe import Look, Probe
+from guestemu.campaign.triage.symptom import HOST_FAILED, Symptom, failure_of, plain_message
 from guestemu.checks.base import Violation
-from guestemu.findings.hostcode import Spots
-from guestemu.findings.identify import Case, Finding, cases_of, digest_of, host_name, identify
-from guestemu.findings.probe import Look, Probe
-from guestemu.findings.symptom import HOST_FAILED, Symptom, failure_of, plain_message
 from guestemu.program.ops import SPECS, Op, OpKind
 
 _AGAIN: Final = frozenset({1, 2, 4, 8, 16})

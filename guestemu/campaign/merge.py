@@ -22,7 +22,7 @@ from guestemu.campaign.store import CampaignRecord, Store
 from guestemu.campaign.targets import find_target
 from guestemu.machine.watchdog import Watchdog
 from guestemu.program.ops import OpKind
-from guestemu.trace.run import seconds_for
+from guestemu.report.trace.run import seconds_for
 
 
 class Merged(msgspec.Struct, frozen=True):

@@ -25,9 +25,9 @@ from guestemu.campaign.findings import FindingCount
 from guestemu.campaign.programs import IN_A_ROW, ProgramSet
 from guestemu.campaign.store import Store
 from guestemu.campaign.targets import Target
+from guestemu.campaign.triage.identify import digest_of
 from guestemu.checks.base import Violation
 from guestemu.checks.progress import ProgressCheck
-from guestemu.findings.identify import digest_of
 from guestemu.host.base import Host
 from guestemu.program.ops import Op, OpKind
 from guestemu.program.program import Header

@@ -43,7 +43,7 @@ from guestemu.campaign.journal import (
     unsettled,
 )
 from guestemu.campaign.reserve import Reserve
-from guestemu.findings.identify import digest_of
+from guestemu.campaign.triage.identify import digest_of
 from guestemu.program.program import Header, Program
 from guestemu.program.text import format_text
 

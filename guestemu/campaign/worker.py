@@ -36,7 +36,7 @@ from guestemu.parts import load_parts
 from guestemu.processes import follow_parent
 from guestemu.program.binary import RECORD_SIZE
 from guestemu.program.program import Header
-from guestemu.trace.run import seconds_for
+from guestemu.report.trace.run import seconds_for
 
 _STDOUT: Final = 1
 _STDERR: Final = 2

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from guestemu.campaign.campaign import Options
-    from guestemu.cluster.dask import Cluster
-    from guestemu.explore.confirm import Judge
+    from guestemu.campaign.cluster.dask import Cluster
     from guestemu.host.permission import Permissions
     from guestemu.replay.suite import Result
+    from guestemu.study.explore_confirm import Judge
 
 MAX_WORKERS: Final = 1 << 16
 
@@ -41,7 +41,7 @@ def workers_of(cluster: Cluster) -> dict[str, int]:
 
 def check_jobs(address: str, jobs: int | None) -> None:
     """Raises `InputError` for --jobs where the cluster has the workers that it has."""
-    from guestemu.cluster.dask import LOCAL
+    from guestemu.campaign.cluster.dask import LOCAL
 
     if address != LOCAL and jobs is not None and jobs > 1:
         raise InputError(
@@ -52,9 +52,9 @@ def check_jobs(address: str, jobs: int | None) -> None:
 def fuzz(options: Options, address: str, as_json: bool) -> int:
     """Runs a campaign; as `guestemu fuzz` otherwise."""
     from guestemu.campaign.campaign import prepare
+    from guestemu.campaign.cluster.campaign import ClusterCampaign
+    from guestemu.campaign.cluster.dask import Cluster
     from guestemu.campaign.screen import Screen
-    from guestemu.cluster.campaign import ClusterCampaign
-    from guestemu.cluster.dask import Cluster
 
     check_jobs(address, options.jobs)
     with Cluster(address, options.jobs) as cluster:
@@ -90,8 +90,8 @@ def replay(
 ) -> tuple[Result, ...]:
     """Replays programs on the cluster's workers. Raises `InputError` for --record, which writes
     where the programs are."""
-    from guestemu.cluster.batches import replay_on
-    from guestemu.cluster.dask import Cluster
+    from guestemu.campaign.cluster.batches import replay_on
+    from guestemu.campaign.cluster.dask import Cluster
 
     if record:
         raise InputError("replay: --record has no meaning with --cluster; leave one out")
@@ -106,8 +106,8 @@ def judge(address: str) -> Iterator[Judge]:
     """What gives the machine's verdicts by way of the cluster's workers."""
     from functools import partial
 
-    from guestemu.cluster.batches import judge_on
-    from guestemu.cluster.dask import Cluster
+    from guestemu.campaign.cluster.batches import judge_on
+    from guestemu.campaign.cluster.dask import Cluster
 
     with Cluster(address, _cores()) as cluster:
         workers_of(cluster)

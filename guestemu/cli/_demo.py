@@ -76,8 +76,8 @@ def first_act(workdir: Path) -> bool:
 def migrated_bytes(program: Program) -> Bytes:
     """The first bytes of the page that `program` reads before and after its migration."""
     from guestemu.program.ops import OpKind
-    from guestemu.trace.run import run_program
-    from guestemu.trace.words import value_of
+    from guestemu.report.trace.run import run_program
+    from guestemu.report.trace.words import value_of
 
     results = run_program(program).outcome.results
     read = [

@@ -186,7 +186,7 @@ def _driver(request: DmaRequest, observers: tuple[Observer, ...]) -> DmaRun:
     from guestemu.dma.emulate import Emulation
     from guestemu.host.permission import named_by_user
     from guestemu.program.program import Header
-    from guestemu.testbed import build_testbed
+    from guestemu.runner.testbed import build_testbed
 
     host, plugin = named_by_user(request.host)
     header = Header(guest=request.guest, host=host, memory=request.memory, plugin=plugin)

@@ -84,7 +84,7 @@ def _checks() -> Mapping[str, tuple[str, str]]:
     """Property and source of each check, by name."""
     from guestemu.checks import standard_checks
     from guestemu.checks.lost import LOST_DEFINED, LOST_STRICT, LostCheck
-    from guestemu.trace.explain import explain
+    from guestemu.report.trace.explain import explain
 
     found: dict[str, tuple[str, str]] = {}
     for check in (*standard_checks(), LostCheck()):

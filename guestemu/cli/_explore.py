@@ -14,18 +14,18 @@ from guestemu.cli.errors import EXIT_FINDINGS, EXIT_INTERRUPTED, EXIT_OK
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from guestemu.explore.count import Space
-    from guestemu.explore.model import Scenario
-    from guestemu.explore.pct import PctResult
-    from guestemu.explore.report import CellReport, WitnessReport
-    from guestemu.explore.table import CountRow, Table
+    from guestemu.migration.model.count import Space
+    from guestemu.migration.model.order_model import Scenario
+    from guestemu.migration.model.pct import PctResult
+    from guestemu.migration.model.report import CellReport, WitnessReport
+    from guestemu.migration.model.table import CountRow, Table
 
 MAX_LISTED: Final = 100_000
 
 
 def show_table(scenarios: Sequence[Scenario], with_reduction: bool, as_json: bool) -> int:
     """Counts the cells; exit status 1 if one of them loses."""
-    from guestemu.explore.table import Table, count_row
+    from guestemu.migration.model.table import Table, count_row
 
     start = time.perf_counter()
     with StepProgress(sum(2 * scenario.steps + 1 for scenario in scenarios)) as progress:
@@ -97,8 +97,8 @@ def _note_figures(table: Table) -> None:
 
 def show_witness(scenario: Scenario, rank: int, by_defined: bool, as_json: bool) -> int:
     """Shows one losing interleaving, step by step."""
-    from guestemu.explore.report import report
-    from guestemu.explore.witness import unrank
+    from guestemu.migration.model.report import report
+    from guestemu.migration.model.witness import unrank
 
     space = _space(scenario)
     shown = report(unrank(space, rank, by_defined), with_steps=True)
@@ -123,8 +123,8 @@ def show_witness(scenario: Scenario, rank: int, by_defined: bool, as_json: bool)
 def list_witnesses(scenario: Scenario, by_defined: bool, as_json: bool) -> int:
     """Lists the losing interleavings with their ranks. Raises `InputError` if there are more than
     `MAX_LISTED`."""
-    from guestemu.explore.report import report
-    from guestemu.explore.witness import format_witness, losing, witnesses
+    from guestemu.migration.model.report import report
+    from guestemu.migration.model.witness import format_witness, losing, witnesses
 
     space = _space(scenario)
     count = losing(space.tally, by_defined)
@@ -141,14 +141,14 @@ def list_witnesses(scenario: Scenario, by_defined: bool, as_json: bool) -> int:
 
 
 def _space(scenario: Scenario) -> Space:
-    from guestemu.explore.count import Space
+    from guestemu.migration.model.count import Space
 
     with StepProgress(2 * scenario.steps + 1) as progress:
         return Space(scenario, progress.advance)
 
 
 def _cell_report(space: Space, *witnesses: WitnessReport) -> CellReport:
-    from guestemu.explore.report import CellReport
+    from guestemu.migration.model.report import CellReport
 
     scenario, tally = space.scenario, space.tally
     return CellReport(
@@ -165,9 +165,9 @@ def _cell_report(space: Space, *witnesses: WitnessReport) -> CellReport:
 
 def show_random(scenario: Scenario, runs: int, depth: int, seed: int, as_json: bool) -> int:
     """Explores random interleavings; shows the first that loses and what may be left."""
-    from guestemu.explore.pct import check_depth, explore_random
-    from guestemu.explore.report import RandomReport, report
-    from guestemu.explore.witness import replay
+    from guestemu.migration.model.pct import check_depth, explore_random
+    from guestemu.migration.model.report import RandomReport, report
+    from guestemu.migration.model.witness import replay
 
     check_depth(scenario, depth)
     with StepProgress(runs) as progress:

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from guestemu.explore.confirm import Confirmation, Judge
-    from guestemu.explore.model import Scenario
-    from guestemu.explore.programs import LinkKind
+    from guestemu.migration.model.order_model import Scenario
+    from guestemu.migration.model.programs import LinkKind
+    from guestemu.study.explore_confirm import Confirmation, Judge
 
 MAX_CONFIRMED: Final = 100_000
 
@@ -34,10 +34,10 @@ def confirm(
     """Re-runs losing interleavings and as many others, here or on the workers of the cluster at
     this address; exit status 1 if a verdict differs. Raises
     `InputError` for a `wanted` that is no number and not "all", or for too many."""
-    from guestemu.explore.confirm import confirm as run
-    from guestemu.explore.confirm import planned
-    from guestemu.explore.count import Space
-    from guestemu.explore.programs import check_rules
+    from guestemu.migration.model.count import Space
+    from guestemu.migration.model.programs import check_rules
+    from guestemu.study.explore_confirm import confirm as run
+    from guestemu.study.explore_confirm import planned
 
     if wanted != "all" and not (wanted.isdecimal() and int(wanted)):
         raise InputError(f"--confirm {wanted!r}: give a number of interleavings from 1 on, or all")
@@ -98,9 +98,9 @@ def write(
     """Writes losing interleaving `rank` as a program, and shows it. Raises `InputError` where there
     is no such interleaving, or the file cannot be written."""
     from guestemu.cli._explore import show_witness
-    from guestemu.explore.count import Space
-    from guestemu.explore.programs import witness_comment, witness_program
-    from guestemu.explore.witness import unrank
+    from guestemu.migration.model.count import Space
+    from guestemu.migration.model.programs import witness_comment, witness_program
+    from guestemu.migration.model.witness import unrank
     from guestemu.program.text import format_text
 
     witness = unrank(Space(scenario), rank, by_defined)

@@ -13,8 +13,8 @@ from guestemu.cli import console
 
 if TYPE_CHECKING:
     from guestemu.guest.linux.guest import LinuxGuest
-    from guestemu.outcomes.cells import Cell, Verdict
     from guestemu.report.matrix import Tried
+    from guestemu.study.outcomes.cells import Cell, Verdict
 
 
 def images_of(names: Sequence[str]) -> list[tuple[str, Path]]:
@@ -44,7 +44,7 @@ def images_of(names: Sequence[str]) -> list[tuple[str, Path]]:
 
 def defects(names: Sequence[str], only: Sequence[str]) -> Iterator[Cell]:
     """Measures every defect (of `only`, if there are some) on every kernel."""
-    from guestemu.outcomes.defects import DEFECTS, measure
+    from guestemu.study.outcomes.defects import DEFECTS, measure
 
     wanted = _choose([defect.name for defect in DEFECTS], only)
     for name, image in images_of(names):
@@ -56,7 +56,7 @@ def defects(names: Sequence[str], only: Sequence[str]) -> Iterator[Cell]:
 
 def matrix(names: Sequence[str], only: Sequence[str]) -> Iterator[Cell]:
     """Tries every verb (of `only`, if there are some) on every kernel."""
-    from guestemu.outcomes.verbs import VERBS
+    from guestemu.study.outcomes.verbs import VERBS
 
     wanted = _choose([verb.name for verb in VERBS], only)
     for name, image in images_of(names):
@@ -75,14 +75,14 @@ def _choose(names: Sequence[str], only: Sequence[str]) -> Sequence[str]:
 
 
 def _on_guest(image: Path, experiment: Callable[[LinuxGuest], Verdict]) -> Verdict:
-    from guestemu.outcomes.verbs import guest_of
+    from guestemu.study.outcomes.verbs import guest_of
 
     return experiment(guest_of(image))
 
 
 def _cell(name: str, image: Path, row: str, experiment: Callable[[], Verdict]) -> Cell:
-    from guestemu.outcomes.cells import Cell, judge
-    from guestemu.outcomes.verbs import release
+    from guestemu.study.outcomes.cells import Cell, judge
+    from guestemu.study.outcomes.verbs import release
 
     console.note(f"{name}: {row}")
     verdict = judge(experiment)
@@ -146,8 +146,8 @@ def write_table(
 ) -> None:
     """Puts the table of `cells` into a Markdown page, and sentences of it into the page `findings`.
     Raises `InputError`."""
-    from guestemu.outcomes.cells import update, update_sentences
-    from guestemu.outcomes.defects import NOT_SEEN, SEEN
+    from guestemu.study.outcomes.cells import update, update_sentences
+    from guestemu.study.outcomes.defects import NOT_SEEN, SEEN
 
     table = update(path, command, cells, rows)
     if findings is not None:

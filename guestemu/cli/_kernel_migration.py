@@ -13,7 +13,7 @@ from guestemu.cli._options import AsJson
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
 
 if TYPE_CHECKING:
-    from guestemu.kernelmig.run import SweepReport, SweepRequest
+    from guestemu.migration.sweep.run import SweepReport, SweepRequest
 
 _LINUX: Final = "linux:"
 DEFAULT_EVERY: Final = 100
@@ -106,7 +106,7 @@ def kernel_migration(
     """
     from guestemu.cli._interrupts import Interrupts
     from guestemu.cli._migration_progress import ProgressWatcher
-    from guestemu.kernelmig.run import run
+    from guestemu.migration.sweep.run import run
 
     request = _request(guest, every, path, leaf, order, sev, tuples, there_and_back)
     with Interrupts() as interrupts:
@@ -135,8 +135,8 @@ def _request(
     there_and_back: bool,
 ) -> SweepRequest:
     from guestemu.guest.linux.images import find_image
-    from guestemu.kernelmig.run import LEAVES, PATHS, SweepRequest
-    from guestemu.kernelmig.sweep import FetchOrder
+    from guestemu.migration.sweep.instants import FetchOrder
+    from guestemu.migration.sweep.run import LEAVES, PATHS, SweepRequest
 
     orders = {one.value: one for one in FetchOrder}
     for option, value, known in (

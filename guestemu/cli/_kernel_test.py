@@ -18,7 +18,7 @@ from guestemu.cli import console
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK, one_line
 
 if TYPE_CHECKING:
-    from guestemu.outcomes.cells import Cell, Key
+    from guestemu.study.outcomes.cells import Cell, Key
 
 EXIT_SKIP: Final = 125
 """What tells `git bisect run` that a commit cannot be tested."""
@@ -78,7 +78,7 @@ class Examined(msgspec.Struct, frozen=True, kw_only=True):
 def examine(request: Examination) -> Examined:
     """Tests an image. Raises `Untestable`, and `InputError` for a row or kind that does not
     exist."""
-    from guestemu.outcomes.experiments import choose
+    from guestemu.study.outcomes.experiments import choose
 
     keys = choose(request.only, request.kinds)
     start = time.monotonic()
@@ -104,8 +104,8 @@ def _measure(request: Examination, image: str, keys: Sequence[Key]) -> tuple[str
     from guestemu.cli._step_progress import StepProgress
     from guestemu.guest.linux.images import find_image
     from guestemu.guest.linux.load import LOADER
-    from guestemu.outcomes.experiments import KernelTask, measure_all
-    from guestemu.outcomes.store import CellStore
+    from guestemu.study.outcomes.experiments import KernelTask, measure_all
+    from guestemu.study.outcomes.store import CellStore
 
     try:
         path = find_image(image)
@@ -126,7 +126,7 @@ def _measure(request: Examination, image: str, keys: Sequence[Key]) -> tuple[str
 
 def _check_measured(path: Path, cells: Sequence[Cell]) -> None:
     """Raises `Untestable` where not one experiment could be made."""
-    from guestemu.outcomes.cells import ABSENT, FAILED
+    from guestemu.study.outcomes.cells import ABSENT, FAILED
 
     if any(cell.outcome not in {ABSENT, FAILED} for cell in cells):
         return
@@ -140,7 +140,7 @@ def _boot_again(path: Path, kind: str) -> None:
     """Shows the end of the console of a kernel that does not boot. Raises `Untestable`."""
     from guestemu.cli._kernel_boot import BootRequest, boot_image
     from guestemu.guest.linux.boot import BOOT_BUDGET, STOP_AT
-    from guestemu.outcomes.experiments import BIT, MEMORY_MIB
+    from guestemu.study.outcomes.experiments import BIT, MEMORY_MIB
 
     request = BootRequest(
         image=str(path),
@@ -158,7 +158,7 @@ def _boot_again(path: Path, kind: str) -> None:
 
 
 def _status(cells: Iterable[Cell], counts_known: bool) -> int:
-    from guestemu.outcomes.experiments import KNOWN_DEFECT, WRONG, verdict_of
+    from guestemu.study.outcomes.experiments import KNOWN_DEFECT, WRONG, verdict_of
 
     bad = {WRONG, KNOWN_DEFECT} if counts_known else {WRONG}
     return EXIT_FINDINGS if any(verdict_of(cell) in bad for cell in cells) else EXIT_OK
@@ -187,7 +187,7 @@ def _differences(here: Iterable[Cell], there: Iterable[Cell]) -> list[Difference
 
 
 def _word(cell: Cell) -> str:
-    from guestemu.outcomes.experiments import verdict_of
+    from guestemu.study.outcomes.experiments import verdict_of
 
     return f"{verdict_of(cell)} ({cell.defect})" if cell.defect else verdict_of(cell)
 
@@ -195,8 +195,8 @@ def _word(cell: Cell) -> str:
 def as_object(report: Examined) -> dict[str, object]:
     """What --json prints: `report`, each cell with its verdict, of a known defect also since when
     and where."""
-    from guestemu.outcomes.experiments import EXPERIMENTS, verdict_of
-    from guestemu.outcomes.known import BY_NAME
+    from guestemu.study.outcomes.experiments import EXPERIMENTS, verdict_of
+    from guestemu.study.outcomes.known import BY_NAME
 
     cells = []
     for cell in report.cells:
@@ -215,7 +215,7 @@ def as_object(report: Examined) -> dict[str, object]:
 
 def tell(report: Examined, show_all: bool) -> None:
     """For people: a line for each kind and each known defect, then what is wrong."""
-    from guestemu.outcomes.experiments import KNOWN_DEFECT, WRONG, verdict_of
+    from guestemu.study.outcomes.experiments import KNOWN_DEFECT, WRONG, verdict_of
 
     console.emit(f"{report.version}, {report.seconds} s")
     _tell_kinds(report.cells)
@@ -244,8 +244,8 @@ def tell(report: Examined, show_all: bool) -> None:
 
 
 def _tell_kinds(cells: Sequence[Cell]) -> None:
-    from guestemu.outcomes.cells import ABSENT
-    from guestemu.outcomes.experiments import KNOWN_DEFECT, RIGHT, WRONG, verdict_of
+    from guestemu.study.outcomes.cells import ABSENT
+    from guestemu.study.outcomes.experiments import KNOWN_DEFECT, RIGHT, WRONG, verdict_of
 
     verdicts = (RIGHT, KNOWN_DEFECT, WRONG, ABSENT)
     by_kind: dict[str, list[Cell]] = defaultdict(list)
@@ -262,7 +262,7 @@ def _tell_kinds(cells: Sequence[Cell]) -> None:
 
 
 def _tell_known(known: dict[str, list[Cell]]) -> None:
-    from guestemu.outcomes.known import BY_NAME
+    from guestemu.study.outcomes.known import BY_NAME
 
     if known:
         console.emit()
@@ -274,7 +274,7 @@ def _tell_known(known: dict[str, list[Cell]]) -> None:
 
 
 def _tell_differences(report: Examined) -> None:
-    from guestemu.outcomes.cells import Key
+    from guestemu.study.outcomes.cells import Key
 
     if not report.against:
         return
@@ -305,7 +305,7 @@ def _short(text: str) -> str:
 
 def write_junit(path: Path, report: Examined, counts_known: bool) -> None:
     """A test case for each cell. Raises `InputError`."""
-    from guestemu.outcomes.junit import cells_xml
+    from guestemu.study.outcomes.junit import cells_xml
 
     try:
         path.write_bytes(cells_xml(report.cells, report.seconds, counts_known))

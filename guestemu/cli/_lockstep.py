@@ -11,10 +11,10 @@ from guestemu.cli import console
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
 
 if TYPE_CHECKING:
-    from guestemu.lockstep.compare import Divergence
-    from guestemu.lockstep.run import LockstepRun
+    from guestemu.campaign.lockstep.compare import Divergence
+    from guestemu.campaign.lockstep.run import LockstepRun
     from guestemu.program.program import Program
-    from guestemu.trace.run import Run
+    from guestemu.report.trace.run import Run
 
 
 def command(
@@ -26,8 +26,8 @@ def command(
     Raises `InputError` for a bad list, and for a trace, which is of one run.
     """
     from guestemu.abi.errors import InputError
-    from guestemu.lockstep.run import choices_of, run_lockstep
-    from guestemu.trace.words import is_finding, run_word
+    from guestemu.campaign.lockstep.run import choices_of, run_lockstep
+    from guestemu.report.trace.words import is_finding, run_word
 
     if trace is not None:
         raise InputError(f"--trace {trace}: a trace is of one run; name one host")
@@ -42,7 +42,7 @@ def command(
 
 def _object(found: LockstepRun) -> dict[str, object]:
     from guestemu.cli.run import run_object
-    from guestemu.trace.derive import events_of
+    from guestemu.report.trace.derive import events_of
 
     return {
         "outcome": "diverged" if found.divergences else "ok",
@@ -87,7 +87,7 @@ def _tell(found: LockstepRun) -> None:
 
 
 def _run_line(run: Run) -> str:
-    from guestemu.trace.words import run_word
+    from guestemu.report.trace.words import run_word
 
     header = run.program.header
     repaired = f" with {', '.join(header.switches)} repaired" if header.switches else ""

@@ -109,8 +109,8 @@ def _guest() -> MachineItem:
     """Boots the default guest and converts a page."""
     from guestemu.program.ops import Op, OpKind
     from guestemu.program.program import Program
-    from guestemu.trace.run import run_program
-    from guestemu.trace.words import OK, run_word
+    from guestemu.report.trace.run import run_program
+    from guestemu.report.trace.words import OK, run_word
 
     run = run_program(Program(ops=(Op(OpKind.SET_MEMORY_DECRYPTED, (1, 0)),)))
     word = run_word(run)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from guestemu.cli._interrupts import Interrupts
 from guestemu.cli._late_progress import LateProgress
-from guestemu.kernelmig.run import SweepWatcher
+from guestemu.migration.sweep.run import SweepWatcher
 
 if TYPE_CHECKING:
     from rich.progress import ProgressColumn

@@ -17,8 +17,8 @@ from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from guestemu.mirror.noticed import ThreatCell
-    from guestemu.mirror.table import NamingCell
+    from guestemu.study.mirror.noticed import ThreatCell
+    from guestemu.study.mirror.table import NamingCell
 
 
 def mirror(
@@ -69,8 +69,8 @@ def mirror(
                 "explore mirror: --threats has the prototype's defects; drop --defects"
             )
         return _threats(programs, why, as_json)
-    from guestemu.mirror.cases import DEFECTIVE, NAMINGS
-    from guestemu.mirror.table import Fate, cells
+    from guestemu.study.mirror.cases import DEFECTIVE, NAMINGS
+    from guestemu.study.mirror.table import Fate, cells
 
     found: list[NamingCell] = []
     interrupted = False
@@ -104,8 +104,8 @@ def _tell(found: Sequence[NamingCell], why: bool) -> None:
 
 def _threats(programs: Path | None, why: bool, as_json: bool) -> int:
     """`--threats`."""
-    from guestemu.mirror.noticed import threat_cells
-    from guestemu.mirror.threats import HANDLERS, THREATS
+    from guestemu.study.mirror.noticed import threat_cells
+    from guestemu.study.mirror.threats import HANDLERS, THREATS
 
     found: list[ThreatCell] = []
     interrupted = False

@@ -36,14 +36,14 @@ def guests(word: str) -> list[str]:
 
 def claims(word: str) -> list[str]:
     """Claims of the debate."""
-    from guestemu.claims.debate import all_claims
+    from guestemu.study.claims.debate import all_claims
 
     return _those(word, [claim.ident for claim in all_claims()])
 
 
 def bugs(word: str) -> list[str]:
     """Planted bugs."""
-    from guestemu.zoo.catalogue import BUGS
+    from guestemu.campaign.planted.catalogue import BUGS
 
     return _those(word, BUGS)
 

@@ -12,10 +12,10 @@ import msgspec
 from guestemu.abi.errors import InputError, MissingError
 from guestemu.cli import console
 from guestemu.cli._step_progress import StepProgress
-from guestemu.conform.compare import Disagreement, compare_step
-from guestemu.conform.kernel_choice import choose_kernel
-from guestemu.conform.reader import read_recording
-from guestemu.conform.recording import RecordedStep, Recording
+from guestemu.conformance.recordings.compare import Disagreement, compare_step
+from guestemu.conformance.recordings.kernel_choice import choose_kernel
+from guestemu.conformance.recordings.reader import read_recording
+from guestemu.conformance.recordings.recording import RecordedStep, Recording
 from guestemu.oracle.harness_build import build_init
 from guestemu.oracle.image import find_kernel
 from guestemu.oracle.live import LiveKvm

@@ -13,7 +13,7 @@ from guestemu.abi.errors import InputError
 from guestemu.cli import console
 from guestemu.cli._late_progress import LateProgress
 from guestemu.cli._oracle import accelerator
-from guestemu.conform.kernel_choice import choose_kernel, without_defects
+from guestemu.conformance.recordings.kernel_choice import choose_kernel, without_defects
 from guestemu.oracle.campaign import OracleCampaign
 from guestemu.oracle.image import find_kernel
 from guestemu.oracle.live import LiveKvm

@@ -17,8 +17,8 @@ from guestemu.cli.errors import EXIT_FINDINGS, EXIT_INTERRUPTED, EXIT_OK
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from guestemu.claims.claim import Claim, Lab
-    from guestemu.claims.debate import Decided
+    from guestemu.study.claims.claim import Claim, Lab
+    from guestemu.study.claims.debate import Decided
 
 GROUP: Final = "Study"
 ORDER: Final = 10
@@ -62,9 +62,9 @@ def command(
 
       guestemu claims --plots plots C9 C11
     """
-    from guestemu.claims.claim import Lab
-    from guestemu.claims.debate import can_run, find_claims
-    from guestemu.claims.kernels import found_kernels
+    from guestemu.study.claims.claim import Lab
+    from guestemu.study.claims.debate import can_run, find_claims
+    from guestemu.study.claims.kernels import found_kernels
 
     if markdown and as_json:
         raise InputError("claims: --markdown and --json are two forms of one result; give one")
@@ -89,9 +89,9 @@ def command(
 def _run(claims: Sequence[Claim], lab: Lab) -> list[Decided]:
     """Runs the experiments; after Ctrl-C those that are done, the present one (a second Ctrl-C:
     not that) among them. An interrupt inside a hook of the emulated CPU would be lost."""
-    from guestemu.claims.debate import decide_claim
     from guestemu.cli._interrupts import Interrupts
     from guestemu.cli._step_progress import StepProgress
+    from guestemu.study.claims.debate import decide_claim
 
     decided: list[Decided] = []
     with StepProgress(len(claims)) as progress, Interrupts() as interrupts:
@@ -115,7 +115,7 @@ def _make_directory(path: Path) -> None:
 
 
 def _write_plots(decided: Sequence[Decided], directory: Path) -> None:
-    from guestemu.claims.report import file_name
+    from guestemu.study.claims.report import file_name
 
     for plot in (plot for each in decided for plot in each.result.plots):
         path = directory / file_name(plot)
@@ -132,8 +132,8 @@ def _show(
     markdown: bool,
     as_json: bool,
 ) -> None:
-    from guestemu.claims.page import page
-    from guestemu.claims.report import lines, report
+    from guestemu.study.claims.page import page
+    from guestemu.study.claims.report import lines, report
 
     if as_json:
         console.emit_json(report(decided, skipped))

@@ -14,9 +14,9 @@ from guestemu.cli._options import AsJson
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_INTERRUPTED, EXIT_OK
 
 if TYPE_CHECKING:
-    from guestemu.conform.kernel_choice import KernelChoice
-    from guestemu.conform.recording import Recording
-    from guestemu.conform.run import StepTally
+    from guestemu.conformance.recordings.kernel_choice import KernelChoice
+    from guestemu.conformance.recordings.recording import Recording
+    from guestemu.conformance.recordings.run import StepTally
 
 GROUP: Final = "Regression"
 ORDER: Final = 20
@@ -67,9 +67,9 @@ def command(
 
       guestemu conform linux-6.12.jsonl --repaired
     """
-    from guestemu.conform.kernel_choice import choose_kernel, without_defects
-    from guestemu.conform.reader import read_recording
-    from guestemu.conform.run import StepTally
+    from guestemu.conformance.recordings.kernel_choice import choose_kernel, without_defects
+    from guestemu.conformance.recordings.reader import read_recording
+    from guestemu.conformance.recordings.run import StepTally
 
     source = read_recording(recording)
     if kernel is None:
@@ -98,7 +98,7 @@ def _compare(source: Recording, choice: KernelChoice, tally: StepTally) -> bool:
     """Runs the recording into `tally`. True: Ctrl-C ended it between two steps."""
     from guestemu.cli._interrupts import Interrupts
     from guestemu.cli._step_progress import StepProgress
-    from guestemu.conform.run import Conformance
+    from guestemu.conformance.recordings.run import Conformance
 
     conformance = Conformance(choice.kernel)
     start = time.monotonic()

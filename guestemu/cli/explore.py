@@ -15,8 +15,8 @@ from guestemu.cli._options import AsJson, Cluster
 from guestemu.cli.errors import EXIT_OK
 
 if TYPE_CHECKING:
-    from guestemu.explore.model import Scenario
-    from guestemu.explore.programs import LinkKind
+    from guestemu.migration.model.order_model import Scenario
+    from guestemu.migration.model.programs import LinkKind
 
 GROUP: Final = "Migration"
 ORDER: Final = 10
@@ -224,7 +224,7 @@ def _check_machine(
     mode: str | None, confirm: str | None, prog: Path | None, link: str, is_reduced: bool
 ) -> LinkKind:
     """What --link names. Refuses switches that would be without effect."""
-    from guestemu.explore.programs import LinkKind
+    from guestemu.migration.model.programs import LinkKind
 
     if confirm is not None and (mode or is_reduced):
         raise InputError(f"explore: --confirm has no meaning with {mode or '--reduce'}; give one")
@@ -242,9 +242,9 @@ def _scenarios(
     order: str | None, script: str | None, passes: int, rule: list[str]
 ) -> list[Scenario]:
     """The cells asked for: where no order or script is given, all of the table's."""
-    from guestemu.explore.model import Scenario
-    from guestemu.explore.notation import parse_order, parse_rules, parse_script
-    from guestemu.explore.steps import ORDERS, SCRIPTS
+    from guestemu.migration.model.notation import parse_order, parse_rules, parse_script
+    from guestemu.migration.model.order_model import Scenario
+    from guestemu.migration.model.steps import ORDERS, SCRIPTS
 
     orders = ORDERS if order is None else (parse_order(order),)
     scripts = SCRIPTS if script is None else (parse_script(script),)

@@ -74,7 +74,7 @@ def _include(as_json: bool) -> int:
 
 
 def _check(spec: str, as_json: bool) -> int:
-    from guestemu.host.conformance import CHECKS, check_host
+    from guestemu.conformance.hosts import CHECKS, check_host
     from guestemu.host.permission import named_by_user
     from guestemu.host.registry import load_host
 

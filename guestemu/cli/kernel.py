@@ -15,7 +15,7 @@ from guestemu.cli._options import AsJson
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
 
 if TYPE_CHECKING:
-    from guestemu.outcomes.cells import Cell
+    from guestemu.study.outcomes.cells import Cell
 
 GROUP: Final = "Kernels and hosts"
 ORDER: Final = 10
@@ -620,7 +620,7 @@ def defects(
       guestemu kernel defects 7.3 --update docs/kernels.md --findings docs/findings.md
     """
     from guestemu.cli import _kernel_cells
-    from guestemu.outcomes.defects import DEFECTS, SEEN
+    from guestemu.study.outcomes.defects import DEFECTS, SEEN
 
     cells = list(_kernel_cells.defects(kernels or [], only or []))
     if html is not None:
@@ -650,8 +650,8 @@ def matrix(
       guestemu kernel matrix --update docs/kernels.md
     """
     from guestemu.cli import _kernel_cells
-    from guestemu.outcomes.cells import FAILED
-    from guestemu.outcomes.verbs import VERBS
+    from guestemu.study.outcomes.cells import FAILED
+    from guestemu.study.outcomes.verbs import VERBS
 
     cells = list(_kernel_cells.matrix(kernels or [], only or []))
     if html is not None:
@@ -759,7 +759,7 @@ def examine(
 
 def _give(cells: Sequence[Cell], as_json: bool, bad: str) -> int:
     from guestemu.cli import _kernel_cells
-    from guestemu.outcomes.cells import FAILED
+    from guestemu.study.outcomes.cells import FAILED
 
     if as_json:
         console.emit_json({"rows": cells})

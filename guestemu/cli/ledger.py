@@ -16,10 +16,10 @@ from guestemu.cli.errors import EXIT_INTERRUPTED, EXIT_OK
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from guestemu.ledger.cell import Row
-    from guestemu.ledger.failures import Failure
-    from guestemu.ledger.flows import Flow
-    from guestemu.ledger.policies import LedgerRow
+    from guestemu.study.ledger.cell import Row
+    from guestemu.study.ledger.failures import Failure
+    from guestemu.study.ledger.flows import Flow
+    from guestemu.study.ledger.policies import LedgerRow
 
 GROUP: Final = "Study"
 ORDER: Final = 20
@@ -69,9 +69,9 @@ def command(
       guestemu ledger --kernels --html ledger.html --json
     """
     from guestemu.guest.linux.images import fetched_images
-    from guestemu.ledger.flows import find_flows
-    from guestemu.ledger.matrix import find_failures, plan
-    from guestemu.ledger.policies import LINUX, find_policies
+    from guestemu.study.ledger.flows import find_flows
+    from guestemu.study.ledger.matrix import find_failures, plan
+    from guestemu.study.ledger.policies import LINUX, find_policies
 
     wanted = tuple(policies or ())
     found: tuple[str, ...] = ()
@@ -106,8 +106,8 @@ def _run(
     present one among them; an interrupt inside a hook of the emulated CPU would be lost."""
     from guestemu.cli._interrupts import Interrupts
     from guestemu.cli._step_progress import StepProgress
-    from guestemu.ledger.matrix import run_flow_rows
-    from guestemu.ledger.rig import Rig
+    from guestemu.study.ledger.matrix import run_flow_rows
+    from guestemu.study.ledger.rig import Rig
 
     rows: list[Row] = []
     rig: Rig | None = None
@@ -138,14 +138,14 @@ def _show(
     as_json: bool,
     is_whole: bool,
 ) -> None:
-    from guestemu.ledger.page import (
+    from guestemu.study.ledger.page import (
         ROW_HEADINGS,
         TALLY_HEADINGS,
         ledger_page,
         row_cells,
         tally_cells,
     )
-    from guestemu.ledger.summary import by_policy
+    from guestemu.study.ledger.summary import by_policy
 
     if html is not None:
         html.write_text(ledger_page(rows, policies))

@@ -14,7 +14,7 @@ from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
 
 if TYPE_CHECKING:
     from guestemu.report.race import Race
-    from guestemu.trace.run import Run
+    from guestemu.report.trace.run import Run
 
 GROUP: Final = "Migration"
 ORDER: Final = 20
@@ -46,8 +46,8 @@ def command(
       guestemu race examples/demo/forgotten-error.prog -o race.html
     """
     from guestemu.cli._program import Overrides, load
-    from guestemu.trace.races import race_of
-    from guestemu.trace.words import is_finding, run_word
+    from guestemu.report.trace.races import race_of
+    from guestemu.report.trace.words import is_finding, run_word
 
     loaded = load(program, Overrides(guest, host, plugins=tuple(plugins or ())))
     race, run = race_of(loaded)

@@ -41,9 +41,9 @@ def command(
     from guestemu.campaign.page import report_page
     from guestemu.campaign.readings import read_campaign
     from guestemu.campaign.store import write_atomically
+    from guestemu.campaign.triage.cards import cards_of
     from guestemu.cli._step_progress import StepProgress
     from guestemu.cli.status import campaign_object
-    from guestemu.findings.cards import cards_of
     from guestemu.host.permission import permissions
 
     reading = read_campaign(workdir)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from guestemu.events.lines import Line
-    from guestemu.trace.run import Run
+    from guestemu.report.trace.run import Run
 
 GROUP: Final = "Start"
 ORDER: Final = 40
@@ -68,10 +68,10 @@ def command(
       guestemu run --host map-gpa-range,qemu-v4,bitmap-v8 my.prog
     """
     from guestemu.cli._program import Overrides, load
-    from guestemu.trace.derive import events_of
-    from guestemu.trace.jsonl import write_jsonl
-    from guestemu.trace.run import run_program
-    from guestemu.trace.words import is_finding, run_word
+    from guestemu.report.trace.derive import events_of
+    from guestemu.report.trace.jsonl import write_jsonl
+    from guestemu.report.trace.run import run_program
+    from guestemu.report.trace.words import is_finding, run_word
 
     _check_trace(trace)
     if host is not None and "," in host:
@@ -110,8 +110,8 @@ def run_object(run: Run, events: Sequence[Line]) -> dict[str, object]:
 
     from guestemu.events.exits import HypercallExit
     from guestemu.events.lines import answer_of
-    from guestemu.trace.digest import trace_hash
-    from guestemu.trace.words import run_word
+    from guestemu.report.trace.digest import trace_hash
+    from guestemu.report.trace.words import run_word
 
     return {
         "outcome": run_word(run),
@@ -135,9 +135,9 @@ def run_object(run: Run, events: Sequence[Line]) -> dict[str, object]:
 def _tell(run: Run, events: Sequence[Line]) -> None:
     from guestemu.events.exits import HypercallExit
     from guestemu.program.op_text import format_op
-    from guestemu.trace.digest import trace_hash
-    from guestemu.trace.summary import tell_op
-    from guestemu.trace.words import run_word
+    from guestemu.report.trace.digest import trace_hash
+    from guestemu.report.trace.summary import tell_op
+    from guestemu.report.trace.words import run_word
 
     header = run.program.header
     repaired = f" with {', '.join(header.switches)} repaired" if header.switches else ""

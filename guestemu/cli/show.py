@@ -23,9 +23,9 @@ from guestemu.cli._options import (
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
 
 if TYPE_CHECKING:
-    from guestemu.trace.calltree import TreeLine
-    from guestemu.trace.run import Run
-    from guestemu.trace.shown import ShownOp
+    from guestemu.report.trace.calltree import TreeLine
+    from guestemu.report.trace.run import Run
+    from guestemu.report.trace.shown import ShownOp
 
 GROUP: Final = "Start"
 ORDER: Final = 50
@@ -66,8 +66,8 @@ def command(
       guestemu show -n 40 --depth 2 my.prog
     """
     from guestemu.cli._program import Overrides, load
-    from guestemu.trace.shown import show_program
-    from guestemu.trace.words import is_finding, run_word
+    from guestemu.report.trace.shown import show_program
+    from guestemu.report.trace.words import is_finding, run_word
 
     allowed = tuple(plugins or ())
     loaded = load(
@@ -85,8 +85,8 @@ def command(
 def _object(run: Run, index: int, shown: ShownOp) -> dict[str, object]:
     from guestemu.program.op_text import format_op
     from guestemu.program.ops import SPECS
-    from guestemu.trace.summary import tell_op
-    from guestemu.trace.words import VM_STOPPED, op_word, value_of
+    from guestemu.report.trace.summary import tell_op
+    from guestemu.report.trace.words import VM_STOPPED, op_word, value_of
 
     op = run.program.ops[index]
     results = run.outcome.results
@@ -109,7 +109,7 @@ def _object(run: Run, index: int, shown: ShownOp) -> dict[str, object]:
 def _tell(run: Run, index: int, shown: ShownOp) -> None:
     from guestemu.program.op_text import format_op
     from guestemu.program.ops import SPECS
-    from guestemu.trace.summary import tell_op
+    from guestemu.report.trace.summary import tell_op
 
     op = run.program.ops[index]
     told = tell_op(run, index)

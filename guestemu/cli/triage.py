@@ -13,7 +13,7 @@ from guestemu.cli._options import AsJson, Plugins
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_INPUT, EXIT_OK
 
 if TYPE_CHECKING:
-    from guestemu.findings.triage import Triaged
+    from guestemu.campaign.triage.triage import Triaged
 
 GROUP: Final = "Search"
 ORDER: Final = 30
@@ -45,8 +45,8 @@ def command(
 
       guestemu triage day1 day2 --no-write --json
     """
+    from guestemu.campaign.triage.triage import programs_in, triage
     from guestemu.cli._step_progress import StepProgress
-    from guestemu.findings.triage import programs_in, triage
     from guestemu.host.permission import permissions
 
     with StepProgress(programs_in(workdirs)) as progress:

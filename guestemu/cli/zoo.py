@@ -16,8 +16,8 @@ from guestemu.cli._options import AsJson
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
 
 if TYPE_CHECKING:
-    from guestemu.zoo.bug import ZooBug
-    from guestemu.zoo.cell import CellResult, HuntCell
+    from guestemu.campaign.planted.bug import ZooBug
+    from guestemu.campaign.planted.cell import CellResult, HuntCell
 
 GROUP: Final = "Study"
 ORDER: Final = 30
@@ -66,7 +66,7 @@ def list_bugs(ids: Ids = None, repaired: Repaired = False, as_json: AsJson = Fal
 
       guestemu zoo list --repaired
     """
-    from guestemu.zoo.catalogue import find_bugs, repaired_configurations
+    from guestemu.campaign.planted.catalogue import find_bugs, repaired_configurations
 
     bugs = find_bugs(ids or ())
     if repaired:
@@ -162,10 +162,10 @@ def run(
       guestemu zoo run --repaired --time 10m --campaigns 1
     """
     from guestemu.campaign.engines import choose_engine
-    from guestemu.zoo.catalogue import find_bugs
-    from guestemu.zoo.cell import OURS, PLAIN
-    from guestemu.zoo.results import read_results
-    from guestemu.zoo.runner import plan_cells
+    from guestemu.campaign.planted.catalogue import find_bugs
+    from guestemu.campaign.planted.cell import OURS, PLAIN
+    from guestemu.campaign.planted.results import read_results
+    from guestemu.campaign.planted.runner import plan_cells
 
     bugs = find_bugs(ids or ())
     choose_engine(engine)
@@ -194,9 +194,9 @@ def _gather(
 ) -> tuple[list[CellResult], bool]:
     """Runs what `known` does not answer and adds it to the file `path`; all results of `cells`,
     and whether the user stopped it."""
+    from guestemu.campaign.planted.results import append_result
+    from guestemu.campaign.planted.runner import is_covered, is_settled, run_cells
     from guestemu.cli._step_progress import StepProgress
-    from guestemu.zoo.results import append_result
-    from guestemu.zoo.runner import is_covered, is_settled, run_cells
 
     by_key = {one.cell.key: one for one in known}
     gathered: list[CellResult] = []
@@ -232,7 +232,7 @@ def _tell(
     bugs: tuple[ZooBug, ...], gathered: list[CellResult], repaired: bool, as_json: bool
 ) -> int:
     """Prints what was found; the exit status."""
-    from guestemu.zoo.results import median_of
+    from guestemu.campaign.planted.results import median_of
 
     figures: list[BugFigures] = []
     for bug in bugs:
@@ -287,9 +287,9 @@ def table(
       guestemu zoo table zoo.jsonl -o docs/zoo.md
     """
     from guestemu.abi.errors import InputError
-    from guestemu.zoo.catalogue import BUGS
-    from guestemu.zoo.results import read_results
-    from guestemu.zoo.table import zoo_page
+    from guestemu.campaign.planted.catalogue import BUGS
+    from guestemu.campaign.planted.results import read_results
+    from guestemu.campaign.planted.table import zoo_page
 
     for path in results:
         if not path.is_file():

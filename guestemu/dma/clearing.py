@@ -22,7 +22,7 @@ from guestemu.guest.dma.gfp import GFP_ATOMIC, GFP_KERNEL
 from guestemu.guest.linux.guest import LinuxGuest
 from guestemu.guest.linux.kernel import KERNEL_MAP
 from guestemu.program.program import Header
-from guestemu.testbed import Testbed, build_testbed
+from guestemu.runner.testbed import Testbed, build_testbed
 
 BUFFER_BYTES: Final = 3 * PAGE_SIZE
 """Three pages: 5.10 converts a fourth (B5)."""

@@ -36,7 +36,7 @@ from guestemu.guest.base import CallOutcome
 from guestemu.guest.dma.coherent import CoherentAllocator, CoherentDma
 from guestemu.guest.dma.emulated import TrackedAllocator
 from guestemu.guest.dma.policy import policy_named
-from guestemu.testbed import OpResult, Testbed
+from guestemu.runner.testbed import OpResult, Testbed
 
 KEPT_VIOLATIONS: Final = 1000
 MEMSET_BYTES: Final = 4 << 20

@@ -18,7 +18,7 @@ from guestemu.events.exits import AnsweredExit, MapGpaRangeExit
 from guestemu.program.op_text import format_op
 from guestemu.program.ops import Op
 from guestemu.program.program import Program
-from guestemu.trace.run import run_program
+from guestemu.report.trace.run import run_program
 
 MAX_STEPS: Final = 4096
 _VMMCALL: Final = "VMMCALL"

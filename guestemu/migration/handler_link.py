@@ -4,8 +4,8 @@ in a mirror VM, under a transport key that only the two handlers have (F5 to F13
 
 Both machines' firmware brings the same handler in pages that the guest does not use, so these do
 not travel (F9). A page is named by its frame number times 4096, GPA and RAM address at once: guests
-here have one block of RAM (`guestemu.mirror` has the others). The packet that opens a session makes
-the receiver's VMM issue INIT.
+here have one block of RAM (`guestemu.study.mirror` has the others). The packet that opens a session
+makes the receiver's VMM issue INIT.
 """
 
 from __future__ import annotations

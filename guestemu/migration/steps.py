@@ -4,7 +4,8 @@
 A host fetches the dirty log into a snapshot (with or without clearing it), clears the log of the
 pages in the snapshot, copies the status of all pages, and sends the pages of the snapshot, each by
 the copied status or by the status as it is now. The order of these steps is the host's: they are
-methods here and the caller decides. `guestemu.explore.model` has the same rules on tokens.
+methods here and the caller decides. `guestemu.migration.model.order_model` has the same rules on
+tokens.
 """
 
 from __future__ import annotations

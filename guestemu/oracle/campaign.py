@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from guestemu.conform.recording import Config
+from guestemu.conformance.recordings.recording import Config
 from guestemu.host.kvm.kernels import KvmKernel
 from guestemu.oracle import wire
 from guestemu.oracle.direct_model import DirectVm

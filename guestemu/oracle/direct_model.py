@@ -11,8 +11,8 @@ from typing import Final
 
 from guestemu.abi.addresses import U32_MASK, U64_MASK, to_signed
 from guestemu.abi.x86 import VECTOR_PF, VECTORS_WITH_ERROR_CODE
-from guestemu.conform.model import RecordedHost
-from guestemu.conform.recording import Config, Event, Hex, RecordedOutcome, StepOp
+from guestemu.conformance.recordings.model import RecordedHost
+from guestemu.conformance.recordings.recording import Config, Event, Hex, RecordedOutcome, StepOp
 from guestemu.host.base import GuestFault, Hypercall
 from guestemu.host.kvm.kernels import KvmKernel
 from guestemu.machine import layout

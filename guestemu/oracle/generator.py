@@ -15,7 +15,15 @@ from typing import Final, TypeVar
 
 from guestemu.abi.addresses import PAGE_MASK, U64_MASK
 from guestemu.abi.msrs import MSR_KVM_CUSTOM_FIRST
-from guestemu.conform.recording import Answer, Config, Cpuid, Filter, Hex, Inputs, StepOp
+from guestemu.conformance.recordings.recording import (
+    Answer,
+    Config,
+    Cpuid,
+    Filter,
+    Hex,
+    Inputs,
+    StepOp,
+)
 from guestemu.oracle.matrix import COMPAT, LONG, MODES, PROT, REAL, Act, config
 
 _T = TypeVar("_T")

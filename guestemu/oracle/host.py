@@ -12,7 +12,7 @@ import atexit
 from typing import ClassVar, Final
 
 from guestemu.abi.errors import HostFailedError, InputError
-from guestemu.conform.kernel_choice import choose_kernel
+from guestemu.conformance.recordings.kernel_choice import choose_kernel
 from guestemu.host.base import GuestFault, Hypercall, VcpuAccess
 from guestemu.host.kvm.host import PV_FEATURES
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost

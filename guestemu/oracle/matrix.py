@@ -16,7 +16,15 @@ import msgspec
 
 from guestemu.abi.addresses import U32_MASK, U64_MASK
 from guestemu.abi.msrs import MSR_KVM_CUSTOM_FIRST, MSR_KVM_MIGRATION_CONTROL
-from guestemu.conform.recording import Answer, Config, Cpuid, Filter, Hex, Inputs, StepOp
+from guestemu.conformance.recordings.recording import (
+    Answer,
+    Config,
+    Cpuid,
+    Filter,
+    Hex,
+    Inputs,
+    StepOp,
+)
 from guestemu.host.kvm.uapi import KVM_X86_QUIRK_FIX_HYPERCALL_INSN
 
 LONG, COMPAT, PROT, REAL = "long64", "compat32", "prot32", "real16"

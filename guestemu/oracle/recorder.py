@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from guestemu.conform.recording import FORMAT, FailedCase, Hex, RecordedStep
+from guestemu.conformance.recordings.recording import FORMAT, FailedCase, Hex, RecordedStep
 from guestemu.oracle import wire
 from guestemu.oracle.live import LiveKvm
 from guestemu.oracle.matrix import Act, OracleCase

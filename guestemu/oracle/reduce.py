@@ -14,8 +14,8 @@ from typing import Final
 
 import msgspec
 
-from guestemu.conform.compare import Disagreement, compare_step
-from guestemu.conform.recording import (
+from guestemu.conformance.recordings.compare import Disagreement, compare_step
+from guestemu.conformance.recordings.recording import (
     Answer,
     Config,
     Cpuid,

@@ -9,7 +9,7 @@ from typing import Final
 
 from guestemu.abi.addresses import to_signed
 from guestemu.abi.x86 import VECTOR_PF
-from guestemu.conform.recording import (
+from guestemu.conformance.recordings.recording import (
     Answer,
     Config,
     Cpuid,

@@ -20,11 +20,11 @@ from guestemu.guest.base import GuestOops
 from guestemu.machine.exits import ExceptionExit
 from guestemu.program.expectation_text import format_expectation
 from guestemu.program.program import Expectation
-from guestemu.testbed import OpResult
-from guestemu.trace.derive import events_of
-from guestemu.trace.digest import trace_hash
-from guestemu.trace.run import Run
-from guestemu.trace.words import OK, VM_STOPPED, op_word, run_word, value_of
+from guestemu.report.trace.derive import events_of
+from guestemu.report.trace.digest import trace_hash
+from guestemu.report.trace.run import Run
+from guestemu.report.trace.words import OK, VM_STOPPED, op_word, run_word, value_of
+from guestemu.runner.testbed import OpResult
 
 NONE: Final = "none"
 _IMPLICIT: Final = Expectation("outcome", OK)

@@ -12,10 +12,10 @@ from guestemu.program.expectation_text import KEYWORD, format_expectation
 from guestemu.program.ops import OpKind
 from guestemu.program.program import Expectation
 from guestemu.replay.expectations import NONE, exception_of
-from guestemu.trace.derive import events_of
-from guestemu.trace.digest import trace_hash
-from guestemu.trace.run import Run
-from guestemu.trace.words import is_load, run_word, value_of
+from guestemu.report.trace.derive import events_of
+from guestemu.report.trace.digest import trace_hash
+from guestemu.report.trace.run import Run
+from guestemu.report.trace.words import is_load, run_word, value_of
 
 
 def expectations_of(run: Run, with_hash: bool = False) -> tuple[Expectation, ...]:

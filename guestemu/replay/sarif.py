@@ -19,7 +19,7 @@ import msgspec
 from guestemu import __version__
 from guestemu.abi.files import not_written
 from guestemu.replay.suite import Result
-from guestemu.trace.explain import explain
+from guestemu.report.trace.explain import explain
 
 VERSION: Final = "2.1.0"
 SCHEMA: Final = "https://json.schemastore.org/sarif-2.1.0.json"

@@ -25,8 +25,15 @@ from guestemu.program.text import load_program, parse_bytes
 from guestemu.replay.expectations import Mismatch, judge
 from guestemu.replay.pool import run_batches
 from guestemu.replay.record import record
-from guestemu.testbed import HOST_FAILED, TIME_UP, Testbed, build_testbed, with_plugin
-from guestemu.trace.run import LIMIT_LINUX_S, LIMIT_S, Run, check_program, run_in, run_program
+from guestemu.report.trace.run import (
+    LIMIT_LINUX_S,
+    LIMIT_S,
+    Run,
+    check_program,
+    run_in,
+    run_program,
+)
+from guestemu.runner.testbed import HOST_FAILED, TIME_UP, Testbed, build_testbed, with_plugin
 
 _NOTHING: Final = Permissions()
 _SPOILS: Final = frozenset({HOST_FAILED, TIME_UP})

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Final
 
-from guestemu.kernelmig.heat import KEPT, LOST, UNDEFINED, Heat
+from guestemu.migration.sweep.heat import KEPT, LOST, UNDEFINED, Heat
 from guestemu.report.strip import StripLine
 
 _ORDER: Final = (KEPT, UNDEFINED, LOST)

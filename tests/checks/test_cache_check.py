@@ -16,7 +16,7 @@ from guestemu.guest.snippet.generations import GENERATIONS
 from guestemu.program.ops import Op, OpKind, Region, canonical_op
 from guestemu.program.program import Header, Program
 from guestemu.program.text import format_text, parse_text
-from guestemu.testbed import Testbed, build_testbed
+from guestemu.runner.testbed import Testbed, build_testbed
 
 FLUSHING = Header(coherent=False, cache=CacheModel.INCOHERENT, budget=200_000)
 NOT_FLUSHING = msgspec.structs.replace(FLUSHING, coherent=True)

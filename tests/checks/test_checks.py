@@ -24,7 +24,7 @@ from guestemu.machine import layout
 from guestemu.machine.exits import Shutdown, Unbacked
 from guestemu.machine.machine import MachineConfig
 from guestemu.program.ops import Op, OpKind, canonical_op
-from guestemu.testbed import Testbed
+from guestemu.runner.testbed import Testbed
 
 PASSING = ["5.17", "6.1", "6.12"]
 GENERATIONS = ["5.10", "2020", *PASSING]

@@ -12,7 +12,7 @@ from guestemu.checks.resources import ResourceCheck
 from guestemu.host.registry import hosts, load_host
 from guestemu.program.program import Header
 from guestemu.program.text import parse_text
-from guestemu.testbed import build_testbed
+from guestemu.runner.testbed import build_testbed
 
 ON = "wrmsr msr=0x4b564d08 value=1"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from guestemu.claims.claim import Lab, Need
-from guestemu.claims.debate import Decided, all_claims, decide_claim
+from guestemu.study.claims.claim import Lab, Need
+from guestemu.study.claims.debate import Decided, all_claims, decide_claim
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,9 @@ import pytest
 
 from guestemu.abi.addresses import PAGE_SIZE
 from guestemu.abi.sev_firmware import Status
-from guestemu.claims.cache_lines import (
+from guestemu.program.program import Header
+from guestemu.runner.testbed import build_testbed
+from guestemu.study.claims.cache_lines import (
     CACHED,
     Copied,
     FlushStops,
@@ -20,12 +22,10 @@ from guestemu.claims.cache_lines import (
     look_at_lines,
     migrated_after_flush,
 )
-from guestemu.claims.claim import Lab
-from guestemu.claims.firmware_promises import moving_pages
-from guestemu.claims.instruction_boundaries import Flushing
-from guestemu.claims.result import ClaimVerdict
-from guestemu.program.program import Header
-from guestemu.testbed import build_testbed
+from guestemu.study.claims.claim import Lab
+from guestemu.study.claims.firmware_promises import moving_pages
+from guestemu.study.claims.instruction_boundaries import Flushing
+from guestemu.study.claims.result import ClaimVerdict
 
 
 @pytest.fixture(scope="module")

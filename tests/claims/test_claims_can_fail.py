@@ -13,7 +13,13 @@ import pytest
 
 from guestemu.abi.addresses import PAGE_SIZE
 from guestemu.abi.sev_firmware import Status
-from guestemu.claims import (
+from guestemu.host.firmware import commands_receive, packet
+from guestemu.host.firmware.platform import Platform
+from guestemu.host.firmware.state import FirmwareGuest
+from guestemu.host.qemu.blockers import MigrationBlockers
+from guestemu.host.registry import load_host
+from guestemu.migration.model.rules import Rules
+from guestemu.study.claims import (
     cells,
     failed_lookup,
     failure_policies,
@@ -29,19 +35,13 @@ from guestemu.claims import (
     send_by_status,
     sync_orders,
 )
-from guestemu.claims.claim import Lab
-from guestemu.claims.handler_path import NamedPages
-from guestemu.claims.host_bench import BenchedHost
-from guestemu.claims.page_views import KeptBytes
-from guestemu.claims.result import ClaimResult, ClaimVerdict
-from guestemu.explore.confirm import Confirmation
-from guestemu.explore.rules import Rules
-from guestemu.host.firmware import commands_receive, packet
-from guestemu.host.firmware.platform import Platform
-from guestemu.host.firmware.state import FirmwareGuest
-from guestemu.host.qemu.blockers import MigrationBlockers
-from guestemu.host.registry import load_host
-from guestemu.mirror.table import Fate, NamingCell
+from guestemu.study.claims.claim import Lab
+from guestemu.study.claims.handler_path import NamedPages
+from guestemu.study.claims.host_bench import BenchedHost
+from guestemu.study.claims.page_views import KeptBytes
+from guestemu.study.claims.result import ClaimResult, ClaimVerdict
+from guestemu.study.explore_confirm import Confirmation
+from guestemu.study.mirror.table import Fate, NamingCell
 
 C, R, IF = ClaimVerdict.CONFIRMED, ClaimVerdict.REFUTED, ClaimVerdict.CONDITIONAL
 UNDECIDED = ClaimVerdict.UNDECIDED

@@ -11,12 +11,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from guestemu.claims import debate, kernels, rewriting
-from guestemu.claims.claim import Claim, Lab, Need
-from guestemu.claims.debate import Decided, all_claims
-from guestemu.claims.page import page, section
-from guestemu.claims.result import ClaimResult, ClaimVerdict, Evidence
 from guestemu.cli.main import main
+from guestemu.study.claims import debate, kernels, rewriting
+from guestemu.study.claims.claim import Claim, Lab, Need
+from guestemu.study.claims.debate import Decided, all_claims
+from guestemu.study.claims.page import page, section
+from guestemu.study.claims.result import ClaimResult, ClaimVerdict, Evidence
 
 Captured = pytest.CaptureFixture[str]
 PAGE = (Path(__file__).parents[2] / "docs" / "claims.md").read_text(encoding="utf-8")

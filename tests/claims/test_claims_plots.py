@@ -10,13 +10,13 @@ from xml.etree import ElementTree
 
 import pytest
 
-from guestemu.claims import kernels
-from guestemu.claims.debate import Decided
-from guestemu.claims.dma_plots import boot_plot, rewritten_plot
-from guestemu.claims.page import section
 from guestemu.cli.main import main
 from guestemu.dma.clearing import ClearingPath as DmaPath
 from guestemu.report.charts import bar_chart, step_chart, svg_file
+from guestemu.study.claims import kernels
+from guestemu.study.claims.debate import Decided
+from guestemu.study.claims.dma_plots import boot_plot, rewritten_plot
+from guestemu.study.claims.page import section
 
 DOCS = Path(__file__).parents[2] / "docs"
 SVG = "{http://www.w3.org/2000/svg}"

@@ -7,12 +7,12 @@ import shlex
 
 import pytest
 
-from guestemu.claims.claim import Need
-from guestemu.claims.debate import Decided, all_claims, find_claims
-from guestemu.claims.result import ClaimResult, ClaimVerdict, decide
 from guestemu.cli.main import main
 from guestemu.program.text import parse_text
-from guestemu.testbed import build_testbed
+from guestemu.runner.testbed import build_testbed
+from guestemu.study.claims.claim import Need
+from guestemu.study.claims.debate import Decided, all_claims, find_claims
+from guestemu.study.claims.result import ClaimResult, ClaimVerdict, decide
 
 C, R, IF = ClaimVerdict.CONFIRMED, ClaimVerdict.REFUTED, ClaimVerdict.CONDITIONAL
 

@@ -14,6 +14,26 @@ from cluster_command import CRASHING, PLANTED
 
 from guestemu.abi.errors import InputError, MissingError
 from guestemu.campaign.campaign import Options, prepare
+from guestemu.campaign.cluster import dask as dask_module
+from guestemu.campaign.cluster import exchange as exchange_module
+from guestemu.campaign.cluster.batches import judge_on, replay_on
+from guestemu.campaign.cluster.dask import Cluster, NodeLost, _compare, _identity
+from guestemu.campaign.cluster.exchange import Exchange
+from guestemu.campaign.cluster.jobs import JobAnswer, RunBatch, Task, decode_answer, run_task
+from guestemu.campaign.cluster.jobs import encode as encode_task
+from guestemu.campaign.cluster.node import Node
+from guestemu.campaign.cluster.shares import Share, divide, place
+from guestemu.campaign.cluster.sums import add_up
+from guestemu.campaign.cluster.tail import DirectoryTail, JournalTail
+from guestemu.campaign.cluster.wire import (
+    News,
+    Post,
+    ShareStart,
+    decode_news,
+    decode_post,
+    encode,
+    identity,
+)
 from guestemu.campaign.figures import Figures, WorkerFigures
 from guestemu.campaign.findings import FindingCount
 from guestemu.campaign.journal import (
@@ -24,26 +44,14 @@ from guestemu.campaign.journal import (
     ViolationMet,
     ViolationSettled,
 )
-from guestemu.cluster import dask as dask_module
-from guestemu.cluster import exchange as exchange_module
-from guestemu.cluster.batches import judge_on, replay_on
-from guestemu.cluster.dask import Cluster, NodeLost, _compare, _identity
-from guestemu.cluster.exchange import Exchange
-from guestemu.cluster.jobs import JobAnswer, RunBatch, Task, decode_answer, run_task
-from guestemu.cluster.jobs import encode as encode_task
-from guestemu.cluster.node import Node
-from guestemu.cluster.shares import Share, divide, place
-from guestemu.cluster.sums import add_up
-from guestemu.cluster.tail import DirectoryTail, JournalTail
-from guestemu.cluster.wire import News, Post, ShareStart, decode_news, decode_post, encode, identity
-from guestemu.explore.confirm import choose
-from guestemu.explore.count import Space
-from guestemu.explore.model import Scenario
-from guestemu.explore.programs import LinkKind
-from guestemu.explore.steps import ORDERS, SCRIPTS
 from guestemu.host.permission import permissions
+from guestemu.migration.model.count import Space
+from guestemu.migration.model.order_model import Scenario
+from guestemu.migration.model.programs import LinkKind
+from guestemu.migration.model.steps import ORDERS, SCRIPTS
 from guestemu.program.binary import encode_ops
 from guestemu.program.ops import Op, OpKind
+from guestemu.study.explore_confirm import choose
 
 WRITES_RESERVED_BIT = encode_ops([Op(OpKind.WRMSR, (0x4B564D08, 2))])
 
@@ -413,7 +421,7 @@ def test_the_digest_of_the_ops_is_the_same_in_every_process():
     import subprocess
     import sys
 
-    code = "from guestemu.cluster.wire import identity; print(identity().ops)"
+    code = "from guestemu.campaign.cluster.wire import identity; print(identity().ops)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONHASHSEED": "77"},

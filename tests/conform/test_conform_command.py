@@ -10,8 +10,8 @@ from conform_recordings import CALL, DATA, line, write
 
 from guestemu.cli import _late_progress, console
 from guestemu.cli.main import main
-from guestemu.conform import run
-from guestemu.conform.kernel_choice import choose_kernel
+from guestemu.conformance.recordings import run
+from guestemu.conformance.recordings.kernel_choice import choose_kernel
 
 LINUX_6_1 = str(DATA / "linux-6.1.jsonl")
 LINUX_6_12 = str(DATA / "linux-6.12.jsonl")
@@ -39,7 +39,7 @@ def conform_json(capsys, *arguments):
 def test_recordings_agree(capsys, path, kernel, model):
     status, found = conform_json(capsys, path)
     assert status == 0
-    assert found.pop("schema").startswith("guestemu.conform/")
+    assert found.pop("schema").startswith("guestemu.conformance.recordings/")
     assert found == {
         "kernel": kernel,
         "model": model,

@@ -7,9 +7,9 @@ import msgspec
 import pytest
 
 from guestemu.abi.x86 import VECTORS_WITH_ERROR_CODE
-from guestemu.conform.model import RecordedHost
-from guestemu.conform.reader import decode_hex, read_recording
-from guestemu.conform.recording import (
+from guestemu.conformance.recordings.model import RecordedHost
+from guestemu.conformance.recordings.reader import decode_hex, read_recording
+from guestemu.conformance.recordings.recording import (
     Config,
     Cpuid,
     Filter,

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from guestemu.abi.errors import InputError
-from guestemu.conform.reader import read_recording
-from guestemu.conform.recording import Answer, HypercallEvent, StepOp
+from guestemu.conformance.recordings.reader import read_recording
+from guestemu.conformance.recordings.recording import Answer, HypercallEvent, StepOp
 
 DATA = Path(__file__).parent.parent / "data" / "kvm-oracle" / "linux-6.1.jsonl"
 

@@ -7,11 +7,11 @@ import json
 import pytest
 from conform_recordings import CALL, DATA, line, write
 
-from guestemu.conform import model, testvm
-from guestemu.conform.kernel_choice import choose_kernel, without_defects
-from guestemu.conform.reader import read_recording
-from guestemu.conform.recording import StepOp
-from guestemu.conform.run import Conformance, StepTally
+from guestemu.conformance.recordings import model, testvm
+from guestemu.conformance.recordings.kernel_choice import choose_kernel, without_defects
+from guestemu.conformance.recordings.reader import read_recording
+from guestemu.conformance.recordings.recording import StepOp
+from guestemu.conformance.recordings.run import Conformance, StepTally
 from guestemu.host.kvm.base_calls import RAX_EINVAL, RAX_ENOSYS
 from guestemu.host.kvm.merged import MergedKvm
 from guestemu.host.kvm.msr_access import MsrAccess

@@ -4,7 +4,7 @@ exactly the ways the mails and sources say."""
 
 import pytest
 
-from guestemu.host.conformance import check_host
+from guestemu.conformance.hosts import check_host
 from guestemu.host.registry import hosts, load_host
 
 # The checks that a host fails as posted; the defect's item in the law book beside each.

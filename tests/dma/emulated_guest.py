@@ -9,7 +9,7 @@ import pytest
 from guestemu.guest.snippet import guest as snippet
 from guestemu.guest.snippet.elf import SnippetImage, load_snippet
 from guestemu.program.program import Header
-from guestemu.testbed import Testbed, build_testbed
+from guestemu.runner.testbed import Testbed, build_testbed
 
 VMMCALL = b"\x0f\x01\xd9"
 NOPS = b"\x90\x90\x90"

@@ -10,12 +10,12 @@ import pytest
 from recorded import dma_lines, trace_path
 
 from guestemu.abi.addresses import Gva
-from guestemu.claims.claim import Lab
-from guestemu.claims.coherent_memory import TRACES, lifetimes, most_paths_clear, pool_clearing
-from guestemu.claims.result import ClaimVerdict
 from guestemu.dma.clearing import Clearing
 from guestemu.guest.base import CallOutcome
 from guestemu.guest.snippet.guest import SnippetGuest
+from guestemu.study.claims.claim import Lab
+from guestemu.study.claims.coherent_memory import TRACES, lifetimes, most_paths_clear, pool_clearing
+from guestemu.study.claims.result import ClaimVerdict
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_without_the_memset_c9_is_open_and_c10_wrong(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("name", TRACES)
 def test_the_traces_of_the_claims_are_the_recorded_ones(name: str) -> None:
-    packed = files("guestemu.claims").joinpath("data", f"linux-6.12-q35-{name}.trace.gz")
+    packed = files("guestemu.study.claims").joinpath("data", f"linux-6.12-q35-{name}.trace.gz")
     assert gzip.decompress(packed.read_bytes()) == trace_path(name).read_bytes()
 
 

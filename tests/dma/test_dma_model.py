@@ -18,7 +18,7 @@ from guestemu.dma.model import ModelRun
 from guestemu.dma.report import DmaReport
 from guestemu.dma.source import open_trace
 from guestemu.guest.dma.gfp import GFP_ATOMIC, GFP_KERNEL
-from guestemu.testbed import Testbed
+from guestemu.runner.testbed import Testbed
 
 GENERATIONS = ("5.10", "2020", "5.17", "6.1", "6.12")
 MEMORY = 256

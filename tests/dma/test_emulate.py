@@ -17,7 +17,7 @@ from guestemu.dma.source import open_trace
 from guestemu.guest.dma.emulated import TrackedAllocator
 from guestemu.guest.dma.gfp import GFP_ATOMIC, GFP_KERNEL
 from guestemu.program.program import Header
-from guestemu.testbed import Testbed, build_testbed
+from guestemu.runner.testbed import Testbed, build_testbed
 
 ATOMIC = {"GFP_ATOMIC", "GFP_NOWAIT"}
 

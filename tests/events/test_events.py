@@ -21,9 +21,9 @@ from guestemu.events.lines import Line, lines_of, read_lines
 from guestemu.events.memory import LeafChange
 from guestemu.events.text import describe
 from guestemu.program.text import parse_text
-from guestemu.testbed import build_testbed
-from guestemu.trace.derive import events_of
-from guestemu.trace.run import run_program
+from guestemu.report.trace.derive import events_of
+from guestemu.report.trace.run import run_program
+from guestemu.runner.testbed import build_testbed
 
 VALUES: dict[type, object] = {int: 3, bool: True, str: "text", float: 1.5}
 
@@ -117,8 +117,8 @@ class Accepted(Event, frozen=True, tag="test-accepted"):
 @pytest.fixture
 def with_an_added_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every hypercall also emits an `Accepted`."""
-    from guestemu.exit_recorder import ExitRecorder
     from guestemu.host.base import Hypercall
+    from guestemu.runner.exit_recorder import ExitRecorder
 
     answer = ExitRecorder.hypercall
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from guestemu.explore.model import Scenario
-from guestemu.explore.rules import Rules
-from guestemu.explore.steps import (
+from guestemu.migration.model.order_model import Scenario
+from guestemu.migration.model.rules import Rules
+from guestemu.migration.model.steps import (
     SENDS,
     GuestStep,
     HostStep,

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from guestemu.explore.count import Space, Tally
-from guestemu.explore.model import LIVE_PASSES, Scenario
-from guestemu.explore.rules import Rules
-from guestemu.explore.steps import ORDERS, SCRIPTS
+from guestemu.migration.model.count import Space, Tally
+from guestemu.migration.model.order_model import LIVE_PASSES, Scenario
+from guestemu.migration.model.rules import Rules
+from guestemu.migration.model.steps import ORDERS, SCRIPTS
 
 PUBLISHED = Rules()
 

@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 
 from guestemu.cli.main import main
-from guestemu.explore.confirm import choose, confirm, machine_verdict, planned
-from guestemu.explore.count import Space, interleavings
-from guestemu.explore.model import Scenario
-from guestemu.explore.notation import parse_order, parse_script
-from guestemu.explore.programs import LinkKind, witness_comment, witness_program
-from guestemu.explore.steps import ORDERS, SCRIPTS
-from guestemu.explore.witness import format_witness, replay, unrank
 from guestemu.migration.dirty_log import DirtyLog
 from guestemu.migration.links import PlainSender
+from guestemu.migration.model.count import Space, interleavings
+from guestemu.migration.model.notation import parse_order, parse_script
+from guestemu.migration.model.order_model import Scenario
+from guestemu.migration.model.programs import LinkKind, witness_comment, witness_program
+from guestemu.migration.model.steps import ORDERS, SCRIPTS
+from guestemu.migration.model.witness import format_witness, replay, unrank
 from guestemu.migration.steps import PassSteps
 from guestemu.program.program import Header
 from guestemu.program.text import format_text, parse_text
-from guestemu.testbed import build_testbed, run_program
+from guestemu.runner.testbed import build_testbed, run_program
+from guestemu.study.explore_confirm import choose, confirm, machine_verdict, planned
 
 Captured = pytest.CaptureFixture[str]
 

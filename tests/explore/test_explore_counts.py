@@ -8,10 +8,10 @@ from explore_strategies import scenarios
 from hypothesis import given, settings
 from published import PUBLISHED, TABLE, cells, surviving, tallies
 
-from guestemu.explore.count import Space, enumerate_tally
-from guestemu.explore.model import Scenario, is_defined
-from guestemu.explore.notation import parse_order, parse_rules, parse_script
-from guestemu.explore.steps import SCRIPTS
+from guestemu.migration.model.count import Space, enumerate_tally
+from guestemu.migration.model.notation import parse_order, parse_rules, parse_script
+from guestemu.migration.model.order_model import Scenario, is_defined
+from guestemu.migration.model.steps import SCRIPTS
 
 
 def test_all_36_cells_are_those_of_the_table() -> None:

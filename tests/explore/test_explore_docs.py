@@ -11,9 +11,9 @@ import pytest
 from published import surviving, tallies
 
 from guestemu.cli.main import main
-from guestemu.explore.notation import parse_rules, parse_script
-from guestemu.explore.rules import Rules
-from guestemu.explore.steps import SCRIPTS
+from guestemu.migration.model.notation import parse_rules, parse_script
+from guestemu.migration.model.rules import Rules
+from guestemu.migration.model.steps import SCRIPTS
 
 TEXT = (Path(__file__).parents[2] / "docs" / "explore.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```console\n\$ guestemu (.*)\n((?:.*\n)*?)```", TEXT)

@@ -8,15 +8,15 @@ from explore_strategies import orders, scripts
 from hypothesis import given
 
 from guestemu.abi.errors import InputError
-from guestemu.explore.notation import (
+from guestemu.migration.model.notation import (
     format_order,
     format_script,
     parse_order,
     parse_rules,
     parse_script,
 )
-from guestemu.explore.rules import Rules
-from guestemu.explore.steps import ORDERS, SCRIPTS, Order, Script
+from guestemu.migration.model.rules import Rules
+from guestemu.migration.model.steps import ORDERS, SCRIPTS, Order, Script
 
 
 @given(scripts)

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guestemu.abi.errors import InputError
-from guestemu.explore.count import run
-from guestemu.explore.model import Scenario, verdict
-from guestemu.explore.notation import parse_order, parse_script
-from guestemu.explore.pct import explore_random, schedule
+from guestemu.migration.model.count import run
+from guestemu.migration.model.notation import parse_order, parse_script
+from guestemu.migration.model.order_model import Scenario, verdict
+from guestemu.migration.model.pct import explore_random, schedule
 
 CELL = Scenario(parse_order("2"), parse_script("S1"))
 

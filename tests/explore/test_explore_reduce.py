@@ -7,10 +7,10 @@ from explore_strategies import scenarios
 from hypothesis import given, settings
 from published import cells
 
-from guestemu.explore.count import Space
-from guestemu.explore.model import Scenario
-from guestemu.explore.notation import parse_order, parse_rules, parse_script
-from guestemu.explore.reduce import reduce, reduced_ends
+from guestemu.migration.model.count import Space
+from guestemu.migration.model.notation import parse_order, parse_rules, parse_script
+from guestemu.migration.model.order_model import Scenario
+from guestemu.migration.model.reduce import reduce, reduced_ends
 
 
 def test_the_36_verdicts_from_a_fifth_of_the_states() -> None:

@@ -10,12 +10,12 @@ from explore_strategies import scenarios
 from hypothesis import given, settings
 
 from guestemu.abi.errors import InputError
-from guestemu.explore.count import Space, interleavings, run
-from guestemu.explore.explain import explain, last_send
-from guestemu.explore.model import Form, Scenario, verdict
-from guestemu.explore.notation import parse_order, parse_rules, parse_script
-from guestemu.explore.steps import ORDERS, SCRIPTS
-from guestemu.explore.witness import (
+from guestemu.migration.model.count import Space, interleavings, run
+from guestemu.migration.model.explain import explain, last_send
+from guestemu.migration.model.notation import parse_order, parse_rules, parse_script
+from guestemu.migration.model.order_model import Form, Scenario, verdict
+from guestemu.migration.model.steps import ORDERS, SCRIPTS
+from guestemu.migration.model.witness import (
     PassStep,
     Stop,
     format_witness,

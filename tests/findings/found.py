@@ -13,7 +13,7 @@ from guestemu.campaign.feedback import Feedback
 from guestemu.campaign.findings import FindingBook
 from guestemu.campaign.mutator import Mutator
 from guestemu.campaign.targets import find_target
-from guestemu.findings.identify import Finding
+from guestemu.campaign.triage.identify import Finding
 from guestemu.host.base import Host
 from guestemu.program.binary import RECORD_SIZE, decoder_for, encode_ops
 from guestemu.program.ops import Op, OpKind, canonical_op

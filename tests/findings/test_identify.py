@@ -15,15 +15,15 @@ from guestemu.abi.regions import Region
 from guestemu.abi.x86 import Mode
 from guestemu.campaign.figures import merge_counts
 from guestemu.campaign.findings import FindingCount
+from guestemu.campaign.planted.hosts_merged import HalfTruncatedHost
+from guestemu.campaign.triage.bundle import make_bundle
+from guestemu.campaign.triage.explain import comment_of
+from guestemu.campaign.triage.identify import digest_of
+from guestemu.campaign.triage.symptom import plain_message
 from guestemu.checks.base import Violation
-from guestemu.findings.bundle import make_bundle
-from guestemu.findings.explain import comment_of
-from guestemu.findings.identify import digest_of
-from guestemu.findings.symptom import plain_message
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
 from guestemu.program.ops import SPECS, Op, OpKind
 from guestemu.program.program import Header
-from guestemu.zoo.hosts_merged import HalfTruncatedHost
 
 PAGE = 4096
 

@@ -8,11 +8,8 @@ from types import SimpleNamespace
 import pytest
 from bitarray import bitarray
 
-from guestemu.checks.base import OpView, Violation
-from guestemu.checks.results import CONTRACT
-from guestemu.events.exits import AnsweredExit, HypercallExit, RdmsrExit, WrmsrExit
-from guestemu.findings.rules import ACCEPTED, rule_of
-from guestemu.findings.symptom import (
+from guestemu.campaign.triage.rules import ACCEPTED, rule_of
+from guestemu.campaign.triage.symptom import (
     MIXED,
     Symptom,
     is_convincing,
@@ -20,6 +17,9 @@ from guestemu.findings.symptom import (
     situation_of,
     symptom_of,
 )
+from guestemu.checks.base import OpView, Violation
+from guestemu.checks.results import CONTRACT
+from guestemu.events.exits import AnsweredExit, HypercallExit, RdmsrExit, WrmsrExit
 from guestemu.guest.base import CallOutcome
 from guestemu.program.ops import Op, OpKind
 

@@ -7,7 +7,7 @@ from guestemu.abi.addresses import Gpa
 from guestemu.guest.ovmf import FIRST_STUB, FIXED_STUB, call_stub
 from guestemu.program.flows.ovmf import StormPlan, boot_storm
 from guestemu.program.program import Header
-from guestemu.testbed import build_testbed
+from guestemu.runner.testbed import build_testbed
 
 RBX = 0x1122_3344_5566_7788
 

@@ -15,7 +15,7 @@ from guestemu.machine.exits import MapGpaRange, RunFailed, Terminated
 from guestemu.machine.rmp import ASSIGNED, SHARED, VALIDATED
 from guestemu.program.program import Header, SevKind
 from guestemu.program.text import parse_text
-from guestemu.testbed import Testbed, build_testbed
+from guestemu.runner.testbed import Testbed, build_testbed
 
 
 class Scene:

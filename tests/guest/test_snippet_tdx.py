@@ -18,7 +18,7 @@ from guestemu.machine.exits import ExceptionExit, RunFailed, Shutdown
 from guestemu.machine.sept import ACCEPTED, PENDING, SHARED, AccessEnd
 from guestemu.program.ops import Op, OpKind
 from guestemu.program.program import Header, SevKind
-from guestemu.testbed import Testbed, build_testbed
+from guestemu.runner.testbed import Testbed, build_testbed
 
 PAGE = 5
 

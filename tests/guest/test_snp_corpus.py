@@ -12,7 +12,7 @@ from guestemu.host.registry import load_host
 from guestemu.machine.psc_lies import LIES
 from guestemu.program.text import load_program
 from guestemu.replay.expectations import judge
-from guestemu.trace.run import run_program
+from guestemu.report.trace.run import run_program
 
 CORPUS = sorted(Path(__file__).parents[2].joinpath("corpora/snp").glob("*.prog"))
 

@@ -11,8 +11,8 @@ from guestemu.campaign.targets import TARGETS
 from guestemu.host.registry import load_host
 from guestemu.machine.psc_lies import LIES
 from guestemu.program.text import parse_text
-from guestemu.trace.run import Run, run_program
-from guestemu.trace.words import run_word
+from guestemu.report.trace.run import Run, run_program
+from guestemu.report.trace.words import run_word
 
 HEAD = "guestemu-program 1\nguest snippet:6.12\nsev snp\n"
 

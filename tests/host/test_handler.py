@@ -9,12 +9,12 @@ import pytest
 
 from guestemu.abi.addresses import U64_MASK
 from guestemu.abi.errors import HostFailedError
-from guestemu.host.conformance.suite import check_host
+from guestemu.conformance.hosts.suite import check_host
 from guestemu.host.plugin import load_plugin
 from guestemu.host.userspace.base import VmStopped
 from guestemu.program.program import Header
 from guestemu.program.text import parse_text
-from guestemu.testbed import run_program
+from guestemu.runner.testbed import run_program
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "my_handler.py"
 SHARE = "hypercall nr=12 a0=0x5000 a1={pages} a2=0 a3=0\n"

@@ -7,7 +7,6 @@ import pytest
 
 from guestemu.host.ioctls import ioctls_of
 from guestemu.host.registry import hosts, load_host
-from guestemu.operations import host_operations
 from guestemu.program.ops import (
     HOST_SPECS,
     MIRROR_SPECS,
@@ -18,6 +17,7 @@ from guestemu.program.ops import (
     OpKind,
     canonical_op,
 )
+from guestemu.runner.operations import host_operations
 
 ENOTTY, ENOMEM = -25, -12
 MEMORY = {OpKind.HOST_COMMIT_SLOT, OpKind.HOST_RESET_VCPU, OpKind.HOST_POISON_PAGE}

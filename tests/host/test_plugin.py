@@ -6,8 +6,8 @@ import textwrap
 import pytest
 
 from guestemu.abi.errors import GuestemuError, HostFailedError, PluginError
+from guestemu.conformance.hosts import check_host
 from guestemu.host.base import GuestFault
-from guestemu.host.conformance import check_host
 from guestemu.host.permission import named_by_user
 from guestemu.host.registry import load_host
 from guestemu.host.standin import StandInVcpu

@@ -13,7 +13,7 @@ from guestemu.host.standin import StandInVcpu
 from guestemu.host.userspace.base import VmStopped
 from guestemu.host.userspace.converting import ConvertingUserSpace, VmmHost
 from guestemu.program.text import parse_text
-from guestemu.testbed import build_testbed
+from guestemu.runner.testbed import build_testbed
 
 FRAMES = 1024
 PAGE = 0x1000

@@ -10,15 +10,15 @@ import msgspec
 import pytest
 
 from guestemu.abi.errors import InputError
-from guestemu.ledger.cell import Row
-from guestemu.ledger.code import build_policy_code, load_policy_code
-from guestemu.ledger.failures import FAILURES, FaultPoint
-from guestemu.ledger.flows import FLOWS, find_flows
-from guestemu.ledger.matrix import find_failures, plan, run_flow_rows
-from guestemu.ledger.page import ledger_page
-from guestemu.ledger.policies import POLICIES, find_policies, kernel_policy
-from guestemu.ledger.rig import Rig
-from guestemu.ledger.summary import by_policy, is_unnoticed, tally
+from guestemu.study.ledger.cell import Row
+from guestemu.study.ledger.code import build_policy_code, load_policy_code
+from guestemu.study.ledger.failures import FAILURES, FaultPoint
+from guestemu.study.ledger.flows import FLOWS, find_flows
+from guestemu.study.ledger.matrix import find_failures, plan, run_flow_rows
+from guestemu.study.ledger.page import ledger_page
+from guestemu.study.ledger.policies import POLICIES, find_policies, kernel_policy
+from guestemu.study.ledger.rig import Rig
+from guestemu.study.ledger.summary import by_policy, is_unnoticed, tally
 
 ROW = Row("lookup", "decrypt-3", 0, "warn", "before", (), "completed", "", 0, 0, 0, 0, 0)
 
@@ -31,7 +31,7 @@ def row(**changes: object) -> Row:
 def test_the_committed_code_is_built_from_its_source(tmp_path: Path) -> None:
     output = tmp_path / "policy.elf"
     build_policy_code(output)
-    committed = Path(__file__).parents[2] / "guestemu/ledger/snippets/policy.elf"
+    committed = Path(__file__).parents[2] / "guestemu/study/ledger/snippets/policy.elf"
     assert output.read_bytes() == committed.read_bytes()
 
 

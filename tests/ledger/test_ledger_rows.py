@@ -9,14 +9,14 @@ import pytest
 
 from guestemu.abi.addresses import PAGE_SIZE, U64_MASK
 from guestemu.checks.lost import LOST_DEFINED
-from guestemu.ledger.cell import Row
-from guestemu.ledger.flows import find_flows
-from guestemu.ledger.matrix import find_failures, run_flow_rows
-from guestemu.ledger.policies import POLICIES, find_policies
-from guestemu.ledger.rig import Rig
 from guestemu.program.ops import Op, OpKind
 from guestemu.program.program import Header
-from guestemu.testbed import build_testbed
+from guestemu.runner.testbed import build_testbed
+from guestemu.study.ledger.cell import Row
+from guestemu.study.ledger.flows import find_flows
+from guestemu.study.ledger.matrix import find_failures, run_flow_rows
+from guestemu.study.ledger.policies import POLICIES, find_policies
+from guestemu.study.ledger.rig import Rig
 
 Rows = Callable[[str, str, str], list[Row]]
 

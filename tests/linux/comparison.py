@@ -9,8 +9,8 @@ from guestemu.guest.base import GuestOops
 from guestemu.machine.exits import BudgetExhausted
 from guestemu.program.op_text import format_op
 from guestemu.program.ops import REGIONS, Op, OpKind, Region
-from guestemu.testbed import OpResult, Testbed
-from guestemu.trace.places import Places
+from guestemu.report.trace.places import Places
+from guestemu.runner.testbed import OpResult, Testbed
 
 INIT = Op(OpKind.INIT_PLATFORM, (0,))
 EARLY = (OpKind.EARLY_SET_MEMORY_ENCRYPTED, OpKind.EARLY_SET_MEMORY_DECRYPTED)

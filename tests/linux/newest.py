@@ -15,8 +15,8 @@ import msgspec
 from guestemu.guest.linux.images import cache_root, fetched_images, kernel_directory
 from guestemu.kernel.apt import NEWEST, Archive
 from guestemu.kernel.sources import BACKPORTS
-from guestemu.outcomes.defects import DEFECTS, measure
-from guestemu.outcomes.verbs import guest_of
+from guestemu.study.outcomes.defects import DEFECTS, measure
+from guestemu.study.outcomes.verbs import guest_of
 
 FILE: Final = Path(__file__).with_name("newest.json")
 QUICK: Final = tuple(

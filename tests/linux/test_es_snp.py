@@ -39,8 +39,8 @@ from guestemu.guest.linux.snapshot import load_snapshot, save_snapshot
 from guestemu.machine.exits import ExceptionExit, Hypercall, MapGpaRange, Shutdown, VcpuAccess
 from guestemu.machine.rmp import ASSIGNED, SHARED, VALIDATED
 from guestemu.program.text import parse_text
-from guestemu.trace.run import run_program
-from guestemu.trace.words import run_word
+from guestemu.report.trace.run import run_program
+from guestemu.report.trace.words import run_word
 
 BUDGET = 20_000_000
 FEATURES = {"es": "AMD SEV SEV-ES", "snp": "AMD SEV SEV-ES SEV-SNP"}

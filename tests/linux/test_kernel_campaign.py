@@ -9,9 +9,9 @@ from collections import Counter
 import pytest
 
 from guestemu.campaign.ranges import MAX_PAGES
+from guestemu.campaign.triage.probe import Probe
+from guestemu.campaign.triage.single import findings_of
 from guestemu.cli.main import main
-from guestemu.findings.probe import Probe
-from guestemu.findings.single import findings_of
 from guestemu.program.ops import Op, OpKind, Region
 from guestemu.program.program import Header, Program
 

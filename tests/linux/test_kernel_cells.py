@@ -10,7 +10,7 @@ import pytest
 from guestemu.abi.errors import InputError
 from guestemu.abi.regions import Region
 from guestemu.guest.linux.guest import LinuxGuest
-from guestemu.outcomes.cells import (
+from guestemu.study.outcomes.cells import (
     ABSENT,
     BEGIN,
     END,
@@ -20,7 +20,7 @@ from guestemu.outcomes.cells import (
     judge,
     update,
 )
-from guestemu.outcomes.defects import DEFECTS, NOT_SEEN, SEEN, Defect, measure
+from guestemu.study.outcomes.defects import DEFECTS, NOT_SEEN, SEEN, Defect, measure
 from tests.linux.conftest import Bench
 
 KNOWN = {

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from guestemu.claims import (
+from guestemu.migration.model.rules import Rules
+from guestemu.study.claims import (
     coherent_memory,
     instruction_boundaries,
     migration_control,
     notification_failures,
 )
-from guestemu.claims.claim import Lab
-from guestemu.claims.debate import decide_claim, find_claims
-from guestemu.claims.kernels import CalledKernel
-from guestemu.claims.result import ClaimResult, ClaimVerdict
-from guestemu.explore.rules import Rules
+from guestemu.study.claims.claim import Lab
+from guestemu.study.claims.debate import decide_claim, find_claims
+from guestemu.study.claims.kernels import CalledKernel
+from guestemu.study.claims.result import ClaimResult, ClaimVerdict
 
 Image = Callable[[str], Path]
 

@@ -9,9 +9,6 @@ from pathlib import Path
 
 from guestemu.abi.addresses import PAGE_SIZE, Gpa
 from guestemu.abi.errno import ENOSYS
-from guestemu.claims.claim import Lab
-from guestemu.claims.coherent_memory import boot_regions
-from guestemu.claims.result import ClaimVerdict
 from guestemu.dma.clearing import Clearing
 from guestemu.dma.cost import Conversion
 from guestemu.dma.emulate import Emulation
@@ -21,7 +18,10 @@ from guestemu.dma.run import DmaRun
 from guestemu.dma.source import open_trace
 from guestemu.program.program import Header
 from guestemu.program.text import parse_text
-from guestemu.testbed import build_testbed, run_program
+from guestemu.runner.testbed import build_testbed, run_program
+from guestemu.study.claims.claim import Lab
+from guestemu.study.claims.coherent_memory import boot_regions
+from guestemu.study.claims.result import ClaimVerdict
 from tests.linux.conftest import Bench
 
 TRACE = Path(__file__).parents[1] / "data" / "dma-traces" / "linux-6.12-q35-churn.trace"

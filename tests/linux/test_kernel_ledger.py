@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from guestemu.ledger.cell import Row
-from guestemu.ledger.flows import find_flows
-from guestemu.ledger.matrix import find_failures, run_flow_rows
-from guestemu.ledger.policies import find_policies, kernel_policy
-from guestemu.ledger.rig import Rig
+from guestemu.study.ledger.cell import Row
+from guestemu.study.ledger.flows import find_flows
+from guestemu.study.ledger.matrix import find_failures, run_flow_rows
+from guestemu.study.ledger.policies import find_policies, kernel_policy
+from guestemu.study.ledger.rig import Rig
 
 NAMES = ("host-einval", "lookup", "cpa", "hole")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from guestemu.outcomes.cells import SENTENCE, sentence, table_of
-from guestemu.outcomes.defects import DEFECTS, NOT_SEEN, SEEN
-from guestemu.outcomes.verbs import VERBS
+from guestemu.study.outcomes.cells import SENTENCE, sentence, table_of
+from guestemu.study.outcomes.defects import DEFECTS, NOT_SEEN, SEEN
+from guestemu.study.outcomes.verbs import VERBS
 
 DOCS = Path(__file__).parents[2] / "docs"
 KERNELS = (DOCS / "kernels.md").read_text(encoding="utf-8")

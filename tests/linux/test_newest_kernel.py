@@ -13,8 +13,8 @@ import pytest
 from guestemu.abi.errors import GuestemuError
 from guestemu.abi.regions import Region
 from guestemu.guest.linux.guest import LinuxGuest
-from guestemu.outcomes.defects import measure
-from guestemu.outcomes.verbs import guest_of
+from guestemu.study.outcomes.defects import measure
+from guestemu.study.outcomes.verbs import guest_of
 from tests.linux.conftest import Bench
 from tests.linux.newest import QUICK, expected, newest_image
 

@@ -20,7 +20,7 @@ from guestemu.guest.linux.image import load_image
 from guestemu.guest.linux.kernel import Kernel, load_kernel
 from guestemu.guest.linux.load import LinuxLoader, linux_config
 from guestemu.guest.linux.symbol_map import files_beside, fits, read_symbols
-from guestemu.outcomes.cells import ABSENT, Verdict, judge
+from guestemu.study.outcomes.cells import ABSENT, Verdict, judge
 
 DIGITS = b"".join(b"%d\0" % digit for digit in range(10))
 

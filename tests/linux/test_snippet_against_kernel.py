@@ -18,7 +18,7 @@ from guestemu.program.generate import generate_program
 from guestemu.program.ops import Op, OpKind
 from guestemu.program.program import Header
 from guestemu.program.text import load_program, parse_text
-from guestemu.testbed import Testbed, build_testbed
+from guestemu.runner.testbed import Testbed, build_testbed
 
 CORPUS = sorted(Path(__file__).parents[2].joinpath("corpora/conversion").glob("*.prog"))
 BUDGET = 1_000_000

@@ -10,8 +10,8 @@ from guestemu.abi.errors import MissingError
 from guestemu.guest.linux.images import find_image
 from guestemu.machine.psc_lies import LIES
 from guestemu.program.text import parse_text
-from guestemu.trace.run import run_program
-from guestemu.trace.words import run_word
+from guestemu.report.trace.run import run_program
+from guestemu.report.trace.words import run_word
 
 ENDS = {
     "stall": "run-failed",

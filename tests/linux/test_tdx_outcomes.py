@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from guestemu.guest.linux.load import LOADER, linux_config
-from guestemu.outcomes.guests import SNIPPET, outcome_guest
-from guestemu.outcomes.td_findings import FINDINGS, run_finding
-from guestemu.outcomes.td_table import run_table
+from guestemu.study.outcomes.guests import SNIPPET, outcome_guest
+from guestemu.study.outcomes.td_findings import FINDINGS, run_finding
+from guestemu.study.outcomes.td_table import run_table
 
 BUDGET = 50_000_000
 KERNELS = ["6.12", pytest.param("6.18", marks=pytest.mark.soak)]

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from guestemu.guest.linux.load import linux_config
-from guestemu.kernelmig.experiment import Experiment
-from guestemu.kernelmig.run import CBIT, MEMORY_MIB, PATHS
-from guestemu.kernelmig.scenario import Variant
+from guestemu.migration.sweep.experiment import Experiment
+from guestemu.migration.sweep.run import CBIT, MEMORY_MIB, PATHS
+from guestemu.migration.sweep.scenario import Variant
 
 _SPEC = importlib.util.spec_from_file_location(
     "linux_fixtures", Path(__file__).parent.parent / "linux" / "conftest.py"

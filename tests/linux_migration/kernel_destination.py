@@ -15,11 +15,11 @@ import msgspec
 
 from guestemu.guest.base import BootExit
 from guestemu.guest.linux.load import LOADER, linux_config
-from guestemu.kernelmig.run import CBIT, MEMORY_MIB
-from guestemu.kernelmig.station import Station, touched_frames
-from guestemu.kernelmig.stream import receive_guest
 from guestemu.machine.exits import Trap
 from guestemu.migration.stream import MessageChannel
+from guestemu.migration.sweep.run import CBIT, MEMORY_MIB
+from guestemu.migration.sweep.station import Station, touched_frames
+from guestemu.migration.sweep.stream import receive_guest
 
 
 class Arrived(msgspec.Struct):

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from guestemu.kernelmig.orders import ORDERS
-from guestemu.kernelmig.tuples import Matrix, visible_instants
+from guestemu.migration.sweep.orders import ORDERS
+from guestemu.migration.sweep.tuples import Matrix, visible_instants
 
 MEASURED_IMAGE = "6.1.0-56-cloud-amd64"
 MEASURED = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from guestemu.kernelmig.experiment import Experiment
-from guestemu.kernelmig.sweep import FetchOrder, SweepResult, migrate, sweep
+from guestemu.migration.sweep.experiment import Experiment
+from guestemu.migration.sweep.instants import FetchOrder, SweepResult, migrate, sweep
 
 
 def swept(experiment: Experiment, every: int) -> SweepResult:

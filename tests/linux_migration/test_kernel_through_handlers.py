@@ -7,12 +7,12 @@ import pytest
 
 from guestemu.abi.addresses import PAGE_SIZE, Gpa
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
-from guestemu.kernelmig.experiment import Experiment
-from guestemu.kernelmig.handler_path import VMSA_FRAME
-from guestemu.kernelmig.station import touched_frames
-from guestemu.kernelmig.sweep import FetchOrder, SweepResult, migrate, sweep
 from guestemu.machine.machine import Machine
 from guestemu.migration.handler_link import FIRMWARE_MAILBOX, FIRMWARE_PAGES, HandlerRefusal
+from guestemu.migration.sweep.experiment import Experiment
+from guestemu.migration.sweep.handler_path import VMSA_FRAME
+from guestemu.migration.sweep.instants import FetchOrder, SweepResult, migrate, sweep
+from guestemu.migration.sweep.station import touched_frames
 
 OWN = {*FIRMWARE_PAGES, FIRMWARE_MAILBOX, FIRMWARE_MAILBOX + 1}
 CASES = [

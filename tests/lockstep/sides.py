@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 from bitarray import bitarray
 
+from guestemu.campaign.lockstep.side import Side, traits_of
 from guestemu.events.exits import AnsweredExit, HypercallExit, RdmsrExit, WrmsrExit
 from guestemu.guest.base import CallOutcome
 from guestemu.host.registry import load_host
-from guestemu.lockstep.side import Side, traits_of
 from guestemu.program.ops import Op, OpKind
 
 FRAMES = 256

@@ -7,8 +7,8 @@ import msgspec
 import pytest
 from sides import FRAMES, call, rdmsr, side, wrmsr
 
-from guestemu.lockstep.known import ANSWER, END, KNOWN, READY, STATUS, VALUE, explain
-from guestemu.lockstep.side import PLUGIN, Side
+from guestemu.campaign.lockstep.known import ANSWER, END, KNOWN, READY, STATUS, VALUE, explain
+from guestemu.campaign.lockstep.side import PLUGIN, Side
 from guestemu.program.ops import Op, OpKind
 
 MERGED = side("map-gpa-range", call())

@@ -9,15 +9,15 @@ import textwrap
 import pytest
 
 from guestemu.abi.errors import InputError
+from guestemu.campaign.lockstep.check import LockstepCheck
+from guestemu.campaign.lockstep.known import KNOWN
+from guestemu.campaign.lockstep.run import HostChoice, choices_of, run_lockstep
 from guestemu.cli.main import main
 from guestemu.host.permission import named_by_user
 from guestemu.host.registry import hosts
-from guestemu.lockstep.check import LockstepCheck
-from guestemu.lockstep.known import KNOWN
-from guestemu.lockstep.run import HostChoice, choices_of, run_lockstep
 from guestemu.program.program import Header
 from guestemu.program.text import parse_text
-from guestemu.testbed import build_testbed
+from guestemu.runner.testbed import build_testbed
 
 MERGED = "map-gpa-range"
 ON = "wrmsr msr=0x4b564d08 value=1\n"

@@ -18,7 +18,7 @@ from guestemu.machine.leafmap import LeafMap, Window
 from guestemu.machine.memory import GuestRam
 from guestemu.program.ops import REGIONS, Op, OpKind, Region
 from guestemu.program.program import Header
-from guestemu.testbed import Testbed, build_testbed
+from guestemu.runner.testbed import Testbed, build_testbed
 
 ADDRESS = 0x000F_FFFF_FFFF_F000
 GENERATIONS = ["5.10", "2020", "5.17", "6.1", "6.12"]

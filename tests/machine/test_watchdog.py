@@ -16,14 +16,14 @@ import held
 import pytest
 
 from guestemu.cli.main import main
+from guestemu.conformance.hosts import suite
 from guestemu.host import plugin
-from guestemu.host.conformance import suite
 from guestemu.program.text import parse_text
 from guestemu.replay.pool import run_batches
 from guestemu.replay.suite import Bench
-from guestemu.testbed import TIME_UP
-from guestemu.trace.run import run_program
-from guestemu.trace.words import OK, run_word
+from guestemu.report.trace.run import run_program
+from guestemu.report.trace.words import OK, run_word
+from guestemu.runner.testbed import TIME_UP
 
 ENDLESS = (
     "guestemu-program 1\nbudget 1000000000\n---\nunmap D[3]\nset_memory_decrypted D[3] pages=1\n"

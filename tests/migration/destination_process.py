@@ -10,8 +10,8 @@ import sys
 from migration_world import KEY, host_for, snippet
 
 from guestemu.abi.regions import Region
-from guestemu.exit_recorder import ExitRecorder
 from guestemu.migration.stream import MessageChannel, accept_guest
+from guestemu.runner.exit_recorder import ExitRecorder
 
 
 def main(kind: str) -> None:

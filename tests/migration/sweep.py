@@ -10,7 +10,6 @@ from __future__ import annotations
 from migration_world import KEY, host_for, snippet
 
 from guestemu.abi.addresses import Gfn, Gpa
-from guestemu.exit_recorder import ExitRecorder
 from guestemu.guest.base import Guest
 from guestemu.guest.snippet.guest import SnippetGuest
 from guestemu.guest.snippet.memory_map import STACK_SIZE, STACKS
@@ -21,6 +20,7 @@ from guestemu.migration.endpoints import Destination, Source, bulk_packets
 from guestemu.migration.handler_link import HandlerLink, handler_link
 from guestemu.migration.links import PlainSender, Sender
 from guestemu.migration.stepping import Stepper
+from guestemu.runner.exit_recorder import ExitRecorder
 
 Call = tuple[str, tuple[int, ...]]
 REGISTERS = (

@@ -12,10 +12,10 @@ from guestemu.host.registry import load_host
 from guestemu.machine.layout import STUB
 from guestemu.program.program import Header
 from guestemu.program.text import parse_text
-from guestemu.testbed import Outcome, Testbed, build_testbed
-from guestemu.trace.derive import events_of
-from guestemu.trace.digest import trace_hash
-from guestemu.trace.run import run_program
+from guestemu.report.trace.derive import events_of
+from guestemu.report.trace.digest import trace_hash
+from guestemu.report.trace.run import run_program
+from guestemu.runner.testbed import Outcome, Testbed, build_testbed
 
 LINKS = pytest.mark.parametrize("link", ["firmware=0", "firmware=1"])
 PASS = "host_dirty_fetch\nhost_status_copy\nhost_send\n"

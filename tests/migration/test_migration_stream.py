@@ -17,10 +17,10 @@ from migration_world import host_for, snippet
 
 from guestemu.abi.errors import InputError
 from guestemu.abi.regions import Region
-from guestemu.exit_recorder import ExitRecorder
 from guestemu.migration.links import Packet
 from guestemu.migration.stepping import Stepper
 from guestemu.migration.stream import MessageChannel, PlainRequest, accept_guest, offer_guest
+from guestemu.runner.exit_recorder import ExitRecorder
 
 HERE = Path(__file__).parent
 

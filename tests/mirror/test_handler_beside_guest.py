@@ -16,7 +16,7 @@ from guestemu.host.mirror.driver import MailboxHandler
 from guestemu.host.mirror.placement import place_identity
 from guestemu.host.mirror.vm import SharedRamMirror
 from guestemu.program.program import Header
-from guestemu.testbed import build_testbed
+from guestemu.runner.testbed import build_testbed
 
 FILL = 0x5A5A_5A5A_5A5A_5A5A
 

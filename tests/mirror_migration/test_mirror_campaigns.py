@@ -11,10 +11,10 @@ from guestemu.campaign.engines.random import RandomEngine
 from guestemu.campaign.executor import Executor
 from guestemu.campaign.feedback import Feedback
 from guestemu.campaign.migration_ops import PAGES, STEPS
+from guestemu.campaign.planted.cell import OURS, HuntCell, run_here
 from guestemu.campaign.session import Plan, Report, Session
 from guestemu.campaign.targets import find_target
 from guestemu.program.ops import Op, OpKind, canonical_op
-from guestemu.zoo.cell import OURS, HuntCell, run_here
 
 
 def fuzz(target: str, execs: int, seed: int = 1, faults: bool = False) -> Report:

@@ -32,8 +32,8 @@ from guestemu.host.mirror.side import (
     guest_memory,
     handler_pages,
 )
-from guestemu.mirror.cases import CASES, DEFECTIVE, NAMINGS
-from guestemu.mirror.table import Fate, NamingCell, cells
+from guestemu.study.mirror.cases import CASES, DEFECTIVE, NAMINGS
+from guestemu.study.mirror.table import Fate, NamingCell, cells
 
 ABOVE_4G = 0x1_0000_0000
 

@@ -9,11 +9,11 @@ from guestemu.abi.addresses import to_signed
 from guestemu.abi.errno import EINVAL, EIO
 from guestemu.checks import mirror as checks
 from guestemu.host.mirror.host import MirrorPrototypeHost
-from guestemu.mirror.noticed import ThreatCell, ThreatWitness, threat_cells
-from guestemu.mirror.threats import HANDLERS, THREATS
 from guestemu.program.program import Header
 from guestemu.program.text import parse_text
-from guestemu.testbed import Outcome, build_testbed
+from guestemu.runner.testbed import Outcome, build_testbed
+from guestemu.study.mirror.noticed import ThreatCell, ThreatWitness, threat_cells
+from guestemu.study.mirror.threats import HANDLERS, THREATS
 
 SWITCHES = MirrorPrototypeHost.switches
 

@@ -22,7 +22,7 @@ from guestemu.checks.results import CONTRACT, ResultCheck
 from guestemu.events.exits import HypercallExit
 from guestemu.guest.base import CallOutcome
 from guestemu.program.ops import Op, OpKind
-from guestemu.testbed import Testbed
+from guestemu.runner.testbed import Testbed
 
 FRAMES = 192
 FIRST = {Region.D: 16, Region.L: 64, Region.V: 32}

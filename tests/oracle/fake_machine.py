@@ -13,7 +13,7 @@ import struct
 import sys
 import time
 
-from guestemu.conform.recording import (
+from guestemu.conformance.recordings.recording import (
     Answer,
     Cpuid,
     Filter,

@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from guestemu.cli.main import main
-from guestemu.conform.reader import read_recording
+from guestemu.conformance.recordings.reader import read_recording
 from guestemu.host.kvm.kernels import KERNELS
 from guestemu.oracle import reduce
 from guestemu.oracle.campaign import OracleCampaign
@@ -70,7 +70,7 @@ def test_a_kernel_that_crashes_or_warns_is_a_finding(fake, kernel, monkeypatch, 
 def with_77(act):
     import msgspec
 
-    from guestemu.conform.recording import Hex
+    from guestemu.conformance.recordings.recording import Hex
 
     if act.inputs.rcx != 0:
         return act

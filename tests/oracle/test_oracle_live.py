@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from guestemu.abi.errors import MissingError
-from guestemu.conform.kernel_choice import choose_kernel
+from guestemu.conformance.recordings.kernel_choice import choose_kernel
 from guestemu.guest.linux.images import find_image
 from guestemu.oracle.campaign import OracleCampaign
 from guestemu.oracle.image import find_kernel

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from guestemu.conform.kernel_choice import choose_kernel
-from guestemu.conform.reader import read_recording
-from guestemu.conform.recording import StepOp
+from guestemu.conformance.recordings.kernel_choice import choose_kernel
+from guestemu.conformance.recordings.reader import read_recording
+from guestemu.conformance.recordings.recording import StepOp
 from guestemu.oracle import wire
 from guestemu.oracle.direct_model import DirectVm
 from guestemu.oracle.live import LiveKvm

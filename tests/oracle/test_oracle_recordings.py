@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from guestemu.conform.kernel_choice import choose_kernel
-from guestemu.conform.reader import read_recording
+from guestemu.conformance.recordings.kernel_choice import choose_kernel
+from guestemu.conformance.recordings.reader import read_recording
 from guestemu.oracle.direct_model import DirectVm
 from guestemu.oracle.matrix import matrix
 

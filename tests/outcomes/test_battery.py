@@ -11,10 +11,11 @@ import pytest
 from guestemu.abi.errors import InputError
 from guestemu.cli import _kernel_test
 from guestemu.cli._kernel_test import Examination
-from guestemu.outcomes.battery import ANSWERS, ROWS, BatteryRow, program_of
-from guestemu.outcomes.cells import ABSENT, FAILED, Cell, Key
-from guestemu.outcomes.defects import NOT_SEEN, SEEN
-from guestemu.outcomes.experiments import (
+from guestemu.program.ops import OpKind
+from guestemu.study.outcomes.battery import ANSWERS, ROWS, BatteryRow, program_of
+from guestemu.study.outcomes.cells import ABSENT, FAILED, Cell, Key
+from guestemu.study.outcomes.defects import NOT_SEEN, SEEN
+from guestemu.study.outcomes.experiments import (
     EXPERIMENTS,
     KNOWN_DEFECT,
     RIGHT,
@@ -22,10 +23,9 @@ from guestemu.outcomes.experiments import (
     choose,
     verdict_of,
 )
-from guestemu.outcomes.junit import cells_xml
-from guestemu.outcomes.known import BY_NAME, find_known
-from guestemu.outcomes.store import CellStore
-from guestemu.program.ops import OpKind
+from guestemu.study.outcomes.junit import cells_xml
+from guestemu.study.outcomes.known import BY_NAME, find_known
+from guestemu.study.outcomes.store import CellStore
 
 
 def cell(row: str, outcome: str, defect: str = "", answer: str = "", **counts: int) -> Cell:

@@ -10,10 +10,10 @@ import pytest
 from guestemu.abi.errno import EAGAIN, EINVAL
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
 from guestemu.host.plugin import load_plugin
-from guestemu.outcomes.guests import SNIPPET, outcome_guest
-from guestemu.outcomes.matrix import MatrixCell, run_matrix, verdicts
 from guestemu.program.ops import Op, OpKind, Region
-from guestemu.testbed import Testbed
+from guestemu.runner.testbed import Testbed
+from guestemu.study.outcomes.guests import SNIPPET, outcome_guest
+from guestemu.study.outcomes.matrix import MatrixCell, run_matrix, verdicts
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "my_host.py"
 KINDS = ("sev", "snp", "tdx")

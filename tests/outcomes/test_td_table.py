@@ -6,9 +6,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from guestemu.outcomes.guests import SNIPPET, outcome_guest
-from guestemu.outcomes.page import access_table, conversion_table
-from guestemu.outcomes.td_table import RowResult, run_table
+from guestemu.study.outcomes.guests import SNIPPET, outcome_guest
+from guestemu.study.outcomes.page import access_table, conversion_table
+from guestemu.study.outcomes.td_table import RowResult, run_table
 
 
 @pytest.fixture(scope="module")

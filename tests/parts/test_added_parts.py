@@ -23,7 +23,7 @@ FILES = {
     "addon/op.py": '''
 from guestemu.events.base import Event
 from guestemu.guest.base import CallOutcome
-from guestemu.operations import OpContext, operation
+from guestemu.runner.operations import OpContext, operation
 from guestemu.program.kinds import Argument, Gives, OpSpec, argument
 from guestemu.program.ops import Op, define_op
 

@@ -19,7 +19,7 @@ from guestemu.host.qemu.sev_send import OutgoingSev
 from guestemu.migration.dirty_log import DirtyLog
 from guestemu.program.ops import Op, OpKind, canonical_op
 from guestemu.program.program import Header
-from guestemu.testbed import Testbed, build_testbed
+from guestemu.runner.testbed import Testbed, build_testbed
 
 
 def op(kind: OpKind, *arguments: int, page: int = 0) -> Op:

@@ -16,10 +16,10 @@ import pytest
 
 from guestemu.abi.x86 import Mode
 from guestemu.campaign.engines.random import RandomEngine
+from guestemu.campaign.planted import hosts_merged
 from guestemu.campaign.session import Plan, Session
 from guestemu.campaign.targets import find_target
 from guestemu.program.ops import Op, OpKind
-from guestemu.zoo import hosts_merged
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "findings"))
 

@@ -8,13 +8,13 @@ import planted_hosts
 import pytest
 
 from guestemu.campaign.engines.random import RandomEngine
+from guestemu.campaign.planted.catalogue import BUGS as ZOO
 from guestemu.campaign.session import Plan, Report, Session
 from guestemu.campaign.store import CampaignRecord, Store
 from guestemu.campaign.targets import TARGETS, find_target
 from guestemu.host.base import Host
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
 from guestemu.program.text import load_program
-from guestemu.zoo.catalogue import BUGS as ZOO
 
 
 class Bug(msgspec.Struct, frozen=True):

@@ -15,10 +15,10 @@ from typing import NamedTuple
 import msgspec
 import zstandard
 
+from guestemu.campaign.cluster.jobs import decode_task
+from guestemu.campaign.cluster.wire import decode_start
 from guestemu.campaign.store import CampaignRecord, Store
 from guestemu.campaign.targets import find_target
-from guestemu.cluster.jobs import decode_task
-from guestemu.cluster.wire import decode_start
 from guestemu.host.qemu.stream_format import (
     BlockEntry,
     BlockList,

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from guestemu.program.text import load_program
-from guestemu.testbed import build_testbed
-from guestemu.trace.derive import events_of
-from guestemu.trace.digest import trace_hash
-from guestemu.trace.run import run_in, run_program
+from guestemu.report.trace.derive import events_of
+from guestemu.report.trace.digest import trace_hash
+from guestemu.report.trace.run import run_in, run_program
+from guestemu.runner.testbed import build_testbed
 
 CORPORA = Path(__file__).parents[2] / "corpora"
 PROGRAMS = [
@@ -30,9 +30,9 @@ PROGRAMS = [
 CODE = """
 import sys
 from guestemu.program.text import load_program
-from guestemu.trace.derive import events_of
-from guestemu.trace.digest import trace_hash
-from guestemu.trace.run import run_program
+from guestemu.report.trace.derive import events_of
+from guestemu.report.trace.digest import trace_hash
+from guestemu.report.trace.run import run_program
 for path in sys.argv[1:]:
     print(trace_hash(events_of(run_program(load_program(path)))))
 """

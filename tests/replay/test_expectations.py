@@ -7,9 +7,9 @@ import pytest
 
 from guestemu.program.text import parse_text
 from guestemu.replay.expectations import judge
-from guestemu.trace.derive import events_of
-from guestemu.trace.digest import trace_hash
-from guestemu.trace.run import run_program
+from guestemu.report.trace.derive import events_of
+from guestemu.report.trace.digest import trace_hash
+from guestemu.report.trace.run import run_program
 
 CLEAN = "set_memory_decrypted D[3] pages=2"
 VIOLATING = "answer value=-22\nset_memory_decrypted D[3] pages=1"

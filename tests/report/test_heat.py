@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from guestemu.kernelmig.heat import KEPT, LOST, UNDEFINED, Heat, heat_of
+from guestemu.migration.sweep.heat import KEPT, LOST, UNDEFINED, Heat, heat_of
 from guestemu.report.heat import heat_lines
 
 

@@ -12,7 +12,7 @@ import pytest
 from guestemu.cli.main import main
 from guestemu.program.text import load_program
 from guestemu.report.race import HOST, Race, race_lines, race_svg
-from guestemu.trace.races import race_of
+from guestemu.report.trace.races import race_of
 
 ROOT = Path(__file__).parents[2]
 

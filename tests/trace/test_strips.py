@@ -11,7 +11,7 @@ import pytest
 
 from guestemu.program.text import load_program, parse_text
 from guestemu.report.strip import NO, YES, Strip, strip_lines, strip_svg
-from guestemu.trace.run import run_program
+from guestemu.report.trace.run import run_program
 
 ROOT = Path(__file__).parents[2]
 

@@ -21,9 +21,9 @@ from guestemu.events.operations import (
     Warned,
 )
 from guestemu.program.text import parse_text
-from guestemu.trace.derive import events_of
-from guestemu.trace.digest import trace_hash
-from guestemu.trace.run import run_program
+from guestemu.report.trace.derive import events_of
+from guestemu.report.trace.digest import trace_hash
+from guestemu.report.trace.run import run_program
 
 EVENTS: tuple[Event, ...] = (
     OpBegin("read D[0] offset=0"),

@@ -14,16 +14,16 @@ from guestemu.abi.errors import InputError
 from guestemu.campaign.engines import atheris as engines
 from guestemu.campaign.engines.atheris import AtherisEngine
 from guestemu.campaign.engines.random import RandomEngine
+from guestemu.campaign.planted import session as zoo_session
+from guestemu.campaign.planted.bug import Configuration
+from guestemu.campaign.planted.catalogue import BUGS, find_bugs, repaired_configurations
+from guestemu.campaign.planted.cell import OURS, PLAIN, CellResult, HuntCell, make_session, run_here
+from guestemu.campaign.planted.plain import PlainEngine
+from guestemu.campaign.planted.results import append_result, median_of, read_results
+from guestemu.campaign.planted.runner import is_covered, is_settled, plan_cells, run_cells
+from guestemu.campaign.planted.session import ZooSession
+from guestemu.campaign.planted.table import zoo_page
 from guestemu.cli.main import main
-from guestemu.zoo import session as zoo_session
-from guestemu.zoo.bug import Configuration
-from guestemu.zoo.catalogue import BUGS, find_bugs, repaired_configurations
-from guestemu.zoo.cell import OURS, PLAIN, CellResult, HuntCell, make_session, run_here
-from guestemu.zoo.plain import PlainEngine
-from guestemu.zoo.results import append_result, median_of, read_results
-from guestemu.zoo.runner import is_covered, is_settled, plan_cells, run_cells
-from guestemu.zoo.session import ZooSession
-from guestemu.zoo.table import zoo_page
 
 TWINS = repaired_configurations(BUGS.values())
 

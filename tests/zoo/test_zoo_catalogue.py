@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from guestemu.abi.errors import InputError
-from guestemu.zoo import variants
-from guestemu.zoo.bug import sort_key
-from guestemu.zoo.catalogue import BUGS, find_bugs, repaired_configurations
-from guestemu.zoo.catalogue_guests import GUEST_BUGS
-from guestemu.zoo.targets import TARGETS, find_target
+from guestemu.campaign.planted import variants
+from guestemu.campaign.planted.bug import sort_key
+from guestemu.campaign.planted.catalogue import BUGS, find_bugs, repaired_configurations
+from guestemu.campaign.planted.catalogue_guests import GUEST_BUGS
+from guestemu.campaign.planted.targets import TARGETS, find_target
 
 
 def test_there_are_fifty_bugs_of_the_fact_sheet():

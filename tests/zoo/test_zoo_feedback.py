@@ -7,9 +7,9 @@ from __future__ import annotations
 import pytest
 
 from guestemu.abi.sev_firmware import KvmSevCommand as Id
+from guestemu.campaign.planted.cell import OURS, HuntCell, make_session
+from guestemu.campaign.planted.session import ZooSession
 from guestemu.program.ops import Op, OpKind
-from guestemu.zoo.cell import OURS, HuntCell, make_session
-from guestemu.zoo.session import ZooSession
 
 
 def ioctl(command: int, vm: int = 0) -> Op:

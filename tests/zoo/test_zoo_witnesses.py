@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from guestemu.campaign.planted.bug import Configuration
+from guestemu.campaign.planted.catalogue import BUGS
 from guestemu.program.text import parse_text
-from guestemu.testbed import Testbed
-from guestemu.zoo.bug import Configuration
-from guestemu.zoo.catalogue import BUGS
+from guestemu.runner.testbed import Testbed
 
 WITNESSES = Path(__file__).parent / "witnesses"
 

@@ -47,7 +47,7 @@ def command(
       guestemu outcomes findings --image 6.12 --image 7.3 --json
     """
     from guestemu.guest.linux.images import find_image
-    from guestemu.outcomes.td_findings import FINDINGS, run_finding
+    from guestemu.study.outcomes.td_findings import FINDINGS, run_finding
 
     known = {finding.name: finding for finding in FINDINGS}
     for name in only or ():

@@ -45,8 +45,8 @@ def command(
       guestemu outcomes matrix --guest linux:6.12 --guest linux:7.3 --page docs/guest-kinds.md
     """
     from guestemu.cli._step_progress import StepProgress
-    from guestemu.outcomes.guests import chosen_guests
-    from guestemu.outcomes.matrix import KINDS, matrix_page, run_matrix
+    from guestemu.study.outcomes.guests import chosen_guests
+    from guestemu.study.outcomes.matrix import KINDS, matrix_page, run_matrix
 
     if page is not None and not page.parent.is_dir():
         raise InputError(f"{page}: no such directory; make it first")

@@ -29,10 +29,10 @@ def command(
     """
     from guestemu.cli._step_progress import StepProgress
     from guestemu.guest.linux.images import find_image
-    from guestemu.outcomes.guests import known_guests, outcome_guest
-    from guestemu.outcomes.page import td_page
-    from guestemu.outcomes.td_findings import FINDINGS, run_finding
-    from guestemu.outcomes.td_table import run_table
+    from guestemu.study.outcomes.guests import known_guests, outcome_guest
+    from guestemu.study.outcomes.page import td_page
+    from guestemu.study.outcomes.td_findings import FINDINGS, run_finding
+    from guestemu.study.outcomes.td_table import run_table
 
     if not file.parent.is_dir():
         raise InputError(f"{file}: no such directory; make it first")

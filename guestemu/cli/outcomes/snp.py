@@ -46,7 +46,7 @@ def command(
     """
     from guestemu.cli._step_progress import StepProgress
     from guestemu.guest.linux.images import find_image
-    from guestemu.outcomes.snp_answers import count_of, run_answers, snp_page
+    from guestemu.study.outcomes.snp_answers import count_of, run_answers, snp_page
 
     if page is not None and not page.parent.is_dir():
         raise InputError(f"{page}: no such directory; make it first")

@@ -41,10 +41,10 @@ def command(
       guestemu outcomes table --guest snippet:6.12 --guest linux:7.3 --json
     """
     from guestemu.cli._step_progress import StepProgress
-    from guestemu.outcomes.guests import chosen_guests, outcome_guest
-    from guestemu.outcomes.page import conversion_table
-    from guestemu.outcomes.td_rows import ROWS
-    from guestemu.outcomes.td_table import run_table
+    from guestemu.study.outcomes.guests import chosen_guests, outcome_guest
+    from guestemu.study.outcomes.page import conversion_table
+    from guestemu.study.outcomes.td_rows import ROWS
+    from guestemu.study.outcomes.td_table import run_table
 
     chosen = chosen_guests(guests)
     tables = {}

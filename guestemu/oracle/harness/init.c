@@ -4,8 +4,8 @@
  *
  * The channel is the memory of an ivshmem device (PCI 1af4:1110, BAR 2), mapped through sysfs. A
  * step is one instruction of a guest in a given mode and privilege level, or one ioctl; the guest's
- * memory is laid out as guestemu/conform/testvm.py has it, and what a reply holds is what
- * guestemu/conform/recording.py records. A hypercall is answered with what the request says.
+ * memory is laid out as guestemu/conformance/recordings/testvm.py has it, and what a reply holds is what
+ * guestemu/conformance/recordings/recording.py records. A hypercall is answered with what the request says.
  */
 #define _GNU_SOURCE
 #include <dirent.h>

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""docs/zoo.md: the planted bugs and what found them, written from a file of results."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from guestemu.campaign.planted.bug import ZooBug
+from guestemu.campaign.planted.catalogue import repaired_configurations
+from guestemu.campaign.planted.cell import OURS, PLAIN, CellResult
+from guestemu.campaign.planted.results import Median, median_of
+
+_INTRODUCTION: Final = """\
+# The zoo
+
+Known bugs of this field, planted one at a time in guests and hosts, and the campaigns that must
+find them. This page is written by `guestemu zoo table`; do not edit it.
+
+    guestemu zoo list                 the bugs
+    guestemu zoo list --repaired      the configurations without any
+    guestemu zoo run M6 M31           campaigns against two of them
+    guestemu zoo run --repaired --time 600
+    guestemu zoo table RESULTS -o docs/zoo.md
+
+A number is an item of the sheets in docs/facts; a letter tells several bugs of one item apart. A
+bug is planted by a switch of a host model, by a class that changes one behaviour of the reference
+host or of the firmware, or by a few changed lines of the guest's assembly
+(`guestemu/campaign/planted/variants.py` has them). Its *repaired twin* differs in nothing else.
+Every campaign starts from an empty corpus, without dictionary; both arms have the same targets,
+decoding, checks, seeds and budgets. The arm *ours* is atheris with guestemu's feedback (guest
+blocks, model states) and mutator; *plain* is atheris with its own mutator and its own coverage of
+byte-code, in all of guestemu. *Executions* and *seconds* are those of the median campaign over the
+seeds, until the check named in the table failed; `>` means that it ended without. Seconds are CPU
+time of the campaign's process, without booting. Once more than half of the seeds found nothing, the
+median is known and the others were not run.
+"""
+
+_REPAIRED: Final = """\
+Violations of any check on the same targets with the bug repaired. Seconds are of the clock; several
+campaigns may have shared a processor.
+"""
+
+_FIGURES: Final = ("found", "executions", "seconds")
+
+
+def _cell(median: Median | None) -> tuple[str, str, str]:
+    if median is None:
+        return "–", "–", "–"
+    bound = ">" if median.is_bound else ""
+    found = f"{median.found}/{median.seeds}"
+    return found, f"{bound}{median.execs}", f"{bound}{median.seconds:.2f}"
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(headings)} |", f"|{' --- |' * len(headings)}"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _found_rows(bugs: Sequence[ZooBug], results: Sequence[CellResult]) -> list[list[str]]:
+    rows = []
+    for bug in bugs:
+        arms = [_median(bug, arm, results) for arm in (OURS, PLAIN)]
+        rows.append([bug.id, bug.check, *_cell(arms[0]), *_cell(arms[1])])
+    return rows
+
+
+def _summary(bugs: Sequence[ZooBug], results: Sequence[CellResult]) -> str:
+    """A sentence for each arm: how many bugs its median campaign found, and the slowest."""
+    sentences = []
+    for arm in (OURS, PLAIN):
+        medians = {
+            bug.id: median for bug in bugs if (median := _median(bug, arm, results)) is not None
+        }
+        found = {name: one.execs for name, one in medians.items() if not one.is_bound}
+        if not medians:
+            continue
+        sentence = f"{arm.capitalize()}: {len(found)} of {len(medians)} bugs found"
+        if found:
+            slowest = max(found, key=found.__getitem__)
+            middle = statistics.median_low(found.values())
+            sentence += (
+                f", the median bug after {middle} executions, the last of them ({slowest}) after "
+                f"{found[slowest]}"
+            )
+        missed = [name for name, one in medians.items() if one.is_bound]
+        sentences.append(f"{sentence}{'; not: ' + ', '.join(missed) if missed else ''}.\n")
+    both = [
+        (ours, plain)
+        for bug in bugs
+        if (ours := _median(bug, OURS, results)) and (plain := _median(bug, PLAIN, results))
+    ]
+    if both:
+        by_executions = sum(_is_ahead(*pair, pair[0].execs, pair[1].execs) for pair in both)
+        by_seconds = sum(_is_ahead(*pair, pair[0].seconds, pair[1].seconds) for pair in both)
+        sentences.append(
+            f"Of {len(both)} bugs that both arms ran on, ours needed fewer executions for "
+            f"{by_executions} and less time for {by_seconds}.\n"
+        )
+    return "\n".join(sentences)
+
+
+def _is_ahead(ours: Median, plain: Median, own: float, other: float) -> bool:
+    return not ours.is_bound and (plain.is_bound or own < other)
+
+
+def _median(bug: ZooBug, arm: str, results: Sequence[CellResult]) -> Median | None:
+    return median_of(
+        result
+        for result in results
+        if result.cell.bug == bug.id and result.cell.planted and result.cell.arm == arm
+    )
+
+
+def _repaired_rows(bugs: Sequence[ZooBug], results: Sequence[CellResult]) -> list[list[str]]:
+    rows = []
+    for configuration in repaired_configurations(bugs):
+        own = [
+            result
+            for result in results
+            if not result.cell.planted
+            and result.cell.bug in configuration.bugs
+            and result.cell.arm == OURS
+        ]
+        wrong = sum(result.found for result in own)
+        rows.append(
+            [
+                configuration.target,
+                configuration.configuration.name,
+                ", ".join(configuration.bugs),
+                str(sum(result.executions for result in own)) if own else "–",
+                f"{sum(result.seconds for result in own):.0f}" if own else "–",
+                f"{sum(result.cpu_seconds for result in own):.0f}" if own else "–",
+                str(wrong) if own else "–",
+            ]
+        )
+    return rows
+
+
+def zoo_page(bugs: Sequence[ZooBug], results: Sequence[CellResult]) -> str:
+    """The page for `bugs` with what `results` have on them."""
+    bug_rows = [[bug.id, bug.title, bug.where, bug.target, bug.check, bug.facts] for bug in bugs]
+    return "\n".join(
+        (
+            _INTRODUCTION,
+            f"## The {len(bugs)} bugs\n",
+            _table(("bug", "what is wrong", "where", "target", "check", "facts"), bug_rows),
+            "## Campaigns\n",
+            _summary(bugs, results),
+            _table(
+                ("bug", "check", *_FIGURES, "plain: found", *_FIGURES[1:]),
+                _found_rows(bugs, results),
+            ),
+            "## Repaired configurations\n",
+            _REPAIRED,
+            _table(
+                (
+                    *("target", "configuration", "twin of", "executions", "seconds"),
+                    *("CPU seconds", "false positives"),
+                ),
+                _repaired_rows(bugs, results),
+            ),
+        )
+    )

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Cards of findings: each finding's program is run once more, for the sentence, the strip and the
+steps that a reader needs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from guestemu.abi.errors import GuestemuError
+from guestemu.abi.facts import canonical_id, facts, sentences
+from guestemu.abi.files import read_regular
+from guestemu.campaign.findings import FindingCount
+from guestemu.campaign.screen import duration
+from guestemu.campaign.triage.explain import run_command
+from guestemu.checks.base import Violation
+from guestemu.checks.lost import LOST_DEFINED, LOST_STRICT
+from guestemu.host.permission import Permissions
+from guestemu.program.op_text import format_op
+from guestemu.program.program import Header, Program
+from guestemu.program.text import format_text, load_program
+from guestemu.report.card import Card, CitedRule
+from guestemu.report.race import Race
+from guestemu.report.strip import Strip
+from guestemu.report.trace.explain import explain
+from guestemu.report.trace.races import has_migration, race_of
+from guestemu.report.trace.run import Run, run_program
+from guestemu.report.trace.summary import tell_op
+from guestemu.runner.testbed import with_plugin
+
+MAX_RUNS: Final = 24
+"""Findings whose programs are run for a page; the others are shown as they were filed."""
+
+_HOST: Final = frozenset(
+    {
+        *("record", "resources", "results", "host-failed", "migration-control", "qemu-status"),
+        *("sev-firmware", "psc-bounds", "psc-unasked", "guest-memory"),
+    }
+)
+_GUEST: Final = frozenset({"frames", "free-pages", "progress"})
+_ABOUT_RECORDS: Final = frozenset({"status", "record", "ready", "td", LOST_STRICT, LOST_DEFINED})
+_UNDECIDED: Final = "guest or host: see the steps"
+
+
+def owner_of(violation: Violation, strip: Strip | None, places: Iterable[str] = ()) -> str:
+    """Whose defect a violation is, as far as the check and the strip can say."""
+    place = next(iter(places), "")
+    if place:
+        return f"the host's defect, {':'.join(place.split(':')[:2])}"
+    if violation.check in _HOST:
+        return "the host's defect"
+    if violation.check in _GUEST:
+        return "the guest's defect"
+    said = " ".join(strip.sentences) if strip is not None else ""
+    if "told" in said:
+        return "the host's defect: it recorded what it was not told"
+    if "(it refused)" in said:
+        return "the guest's defect: it went on after the host refused"
+    if "host's record" in said and violation.check == "status":
+        return "the guest's defect: it did not tell the host"
+    return _UNDECIDED
+
+
+def headline_of(violation: Violation, strip: Strip | None) -> str:
+    """The finding in one sentence."""
+    if strip is not None and any(strip.disagree) and violation.check in _ABOUT_RECORDS:
+        return strip.sentences[0]
+    return f"{violation.message[:1].upper()}{violation.message[1:]}."
+
+
+def rules_of(citation: str) -> tuple[CitedRule, ...]:
+    """The facts of a citation, with their texts."""
+    known = facts()
+    found = []
+    for key, sentence in sentences(citation):
+        fact = known[canonical_id(key)]
+        found.append(CitedRule(key, sentence, _plain(fact.text), _plain(fact.source)))
+    return tuple(found)
+
+
+def _plain(text: str) -> str:
+    """Markdown without its marks."""
+    return re.sub(r"[*`]", "", text)
+
+
+def steps_of(run: Run) -> tuple[str, ...]:
+    """The run step by step, as `guestemu run` prints it."""
+    lines = []
+    for index, op in enumerate(run.program.ops):
+        told = tell_op(run, index)
+        lines.append(f"{index:>3}  {format_op(op)}")
+        lines += (f"       {line}" for line in told.lines)
+        lines += (f"     ! {first}" for first, *_ in told.violations)
+    return tuple(lines)
+
+
+def cards_of(
+    root: Path,
+    counts: Iterable[FindingCount],
+    permissions: Permissions,
+    advance: Callable[[], None],
+) -> tuple[Card, ...]:
+    """The cards of the campaign in `root`, those met most first. `advance` is called after each."""
+    cards: list[Card] = []
+    for found in sorted(counts, key=lambda found: (-found.count, found.key)):
+        path = root / "findings" / f"{found.key}.prog"
+        cards.append(_card(path, found, permissions, len(cards) < MAX_RUNS))
+        advance()
+    return tuple(cards)
+
+
+def _card(path: Path, count: FindingCount, permissions: Permissions, is_run: bool) -> Card:
+    met = f"met {count.count:,} times, first after {duration(count.first_seen_s)}"
+    text, state, run, race = "", "shown", None, None
+    try:
+        if not path.is_symlink():  # a page shows what is in the directory, and nothing else
+            text = _bare(read_regular(path).decode("utf-8", "backslashreplace"))
+            program = load_program(path) if is_run else None
+            if program is not None:
+                run, race = _run(with_plugin(program, permissions, path))
+    except (GuestemuError, OSError) as error:
+        state = f"error: {error}"
+    violation = _violation(run, count.check)
+    if run is not None and violation is None:
+        state = "gone"
+    strip = None if run is None else run.strip
+    places = _places(path)
+    header = run.program.header if run is not None else Header()
+    if violation is None:
+        headline = f"A violation of {count.check}; its program shows nothing wrong any more."
+        if run is None:
+            headline = f"A violation of {count.check}; its program was not run for this page."
+        violation = Violation(count.check, 0, "")
+    else:
+        headline = race.sentence if race and race.lost_at else headline_of(violation, strip)
+    return Card(
+        key=count.key,
+        check=count.check,
+        headline=headline,
+        owner=owner_of(violation, strip, places) if violation.message else "",
+        meaning=explain(count.check),
+        seen=violation.message,
+        rules=rules_of(violation.fact),
+        strip=strip,
+        race=race,
+        program=text,
+        trace=() if run is None else steps_of(run),
+        places=places,
+        command=run_command(str(path), header) if text else "",
+        state=state,
+        met=met,
+    )
+
+
+def _bare(text: str) -> str:
+    """A program without comments, expectations and header lines that say the default."""
+    kept = ("guest", "host", "---", "guestemu-program")
+    default = {
+        line
+        for line in format_text(Program(Header(), ())).splitlines()
+        if not line.startswith(kept)
+    }
+    return "\n".join(
+        line
+        for line in text.splitlines()
+        if line and not line.startswith(("#", "expect ")) and line not in default
+    )
+
+
+def _run(program: Program) -> tuple[Run, Race | None]:
+    """The run, and its race if it migrates."""
+    plain = msgspec.structs.replace(program, expectations=())
+    if not has_migration(plain):
+        return run_program(plain), None
+    race, run = race_of(plain)
+    return run, race
+
+
+def _violation(run: Run | None, check: str) -> Violation | None:
+    """The violation of `check` in `run`, or its first one."""
+    if run is None:
+        return None
+    found = run.outcome.violations
+    return next((one for one in found if one.check == check), found[0] if found else None)
+
+
+def _places(path: Path) -> tuple[str, ...]:
+    """The lines of host code that the campaign wrote into the program's comment."""
+    try:
+        if path.is_symlink():
+            return ()
+        lines = read_regular(path).decode("utf-8", "backslashreplace").splitlines()
+    except (GuestemuError, OSError):
+        return ()
+    found = []
+    is_there = False
+    for line in lines:
+        if line.startswith("# Host code that runs only"):
+            is_there = True
+        elif is_there and line.startswith("#   "):
+            found.append(line.removeprefix("#   ").strip())
+        elif is_there:
+            break
+    return tuple(found)

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Recognises a host that takes a register for its lower bits.
+
+A truncation has no line that only wrong calls execute, and what it leads to is anything: another
+range, an empty one, an accepted number. But answer and record are those of the same call with fewer
+bits, which is computed here from the contract (K3-c) and compared.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from bitarray import bitarray
+
+from guestemu.abi.addresses import PAGE_SHIFT, U32_MASK, U64_MASK
+from guestemu.abi.hypercalls import (
+    KVM_EINVAL,
+    KVM_ENOSYS,
+    KVM_EPERM,
+    MAP_GPA_RANGE_ENCRYPTED,
+)
+from guestemu.campaign.triage.rules import ACCEPTED, rule_of
+from guestemu.events.exits import HypercallExit
+
+_ERRORS: Final = {"privilege": KVM_EPERM, "number": KVM_ENOSYS}
+_REGISTERS: Final = (
+    ("number", (8, 16, 32)),
+    ("address", (31, 32, 33, 40, 44, 48)),
+    ("page count", (16, 20, 24, 31, 32, 33, 40, 44, 48, 52)),
+    ("attributes", (8, 16, 32)),
+)
+"""In the order of RAX, RBX, RCX and RDX, with the widths that are worth trying."""
+
+
+def _follows(
+    record: HypercallExit, before: bitarray, ret: int, after: bitarray
+) -> tuple[bool, bool]:
+    """Whether the contract gives this answer and this record for `record`, and whether that is more
+    than what a host does that ignores the call."""
+    rule = rule_of(record)
+    mask = U64_MASK if record.is_64bit else U32_MASK
+    if rule != ACCEPTED:
+        is_error = ret == -_ERRORS.get(rule, KVM_EINVAL) & mask
+        is_dropped = rule == "empty range" and ret == 0
+        return after == before and (is_error or is_dropped), is_error
+    first = (record.args[0] & mask) >> PAGE_SHIFT
+    end = min(first + (record.args[1] & mask), len(before))
+    expected = before.copy()
+    if first < end:
+        expected[first:end] = bool(record.args[2] & MAP_GPA_RANGE_ENCRYPTED)
+    return ret == 0 and after == expected, after != before
+
+
+def lost_bits(record: HypercallExit, before: bitarray, after: bitarray) -> tuple[str, bool]:
+    """The register whose upper bits the host did not look at, if that explains its answer and its
+    record of a call (else empty), and whether a host that ignores the call would do another thing.
+    Where it would not, all registers that explain it, separated by commas.
+    """
+    ret = record.ret
+    found: list[str] = []
+    mask = U64_MASK if record.is_64bit else U32_MASK
+    words = [value & mask for value in (record.nr, *record.args)]
+    for position, (register, widths) in enumerate(_REGISTERS):
+        for width in widths:
+            few = words[position] & (1 << width) - 1
+            if ret is None or few == words[position]:
+                continue
+            words_cut = [*words]
+            words_cut[position] = few
+            nr, a0, a1, a2, a3 = words_cut
+            other = HypercallExit(nr, (a0, a1, a2, a3), ret, 0, record.cpl, record.is_64bit)
+            explains, is_seen = _follows(other, before, ret, after)
+            if explains and is_seen:
+                return register, True
+            if explains and register not in found:
+                found.append(register)
+    return ",".join(found), False

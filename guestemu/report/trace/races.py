@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The race of a program with a migration: the program is run, and run again in other orders, to
+find the step after which the page is lost.
+
+That step is found by experiment: what stands behind step k is put in the order that is best for the
+page, first the guest's steps, then the host's. If the page is lost for every k from some step on,
+no timing of the rest saves it after that step. If it is lost whatever the order is, it is no race:
+then the guest's steps behind k are left out, to find the one that dooms the page.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from guestemu.abi.errors import InputError
+from guestemu.checks.lost import LOST_DEFINED, LOST_STRICT
+from guestemu.program.host_specs import LINK_SPECS, MIGRATION_SPECS
+from guestemu.program.op_text import format_op
+from guestemu.program.ops import SPECS, Op, OpKind
+from guestemu.program.program import Program
+from guestemu.report.race import GUEST, HOST, Race, RaceStep
+from guestemu.report.trace.places import Places
+from guestemu.report.trace.run import Run, check_program, decisive_strip, run_in
+from guestemu.report.trace.strips import NotedStep, StripRecorder
+from guestemu.runner.testbed import Testbed, build_testbed
+
+MAX_OPS: Final = 64
+"""Longer programs are run once for each operation, so there is a limit."""
+
+_LOST: Final = frozenset({LOST_STRICT, LOST_DEFINED})
+_STARTS: Final = frozenset({OpKind.MIGRATE_START, OpKind.MIGRATE_HANDLER})
+_STATUS: Final = {True: "private", False: "shared"}
+
+
+def has_migration(program: Program) -> bool:
+    """Whether a race can be drawn of `program`."""
+    return any(op.kind in _STARTS for op in program.ops) and len(program.ops) <= MAX_OPS
+
+
+def race_of(program: Program) -> tuple[Race, Run]:
+    """The race of `program`, and its run.
+
+    Raises `InputError` for a program without a migration, or with more than `MAX_OPS` operations.
+    """
+    check_program(program)
+    if not any(op.kind in _STARTS for op in program.ops):
+        raise InputError("no migration in this program; add migrate_start and migrate_stop to it")
+    if len(program.ops) > MAX_OPS:
+        raise InputError(f"{len(program.ops)} operations; a race is drawn of at most {MAX_OPS}")
+    testbed = build_testbed(program.header)
+    try:
+        recorder = StripRecorder(testbed)
+        run = run_in(testbed, program)
+        run = msgspec.structs.replace(run, strip=decisive_strip(recorder, run))
+        lost_at, is_race = _lost_at(testbed, program) if _is_lost(run) else (None, False)
+        return _race(program, run, recorder, (lost_at, is_race)), run
+    finally:
+        testbed.close()
+
+
+def _is_host(op: Op) -> bool:
+    return op.kind in MIGRATION_SPECS or op.kind in LINK_SPECS or SPECS[op.kind].by_host
+
+
+def _is_lost(run: Run) -> bool:
+    return any(found.check in _LOST for found in run.outcome.violations)
+
+
+def _lost_at(testbed: Testbed, program: Program) -> tuple[int, bool]:
+    """See the module's docstring: the index of the operation, and whether it is a race."""
+    testbed.observe = None
+    for has_guest in (True, False):
+        place = len(program.ops)
+        while place and _is_lost(run_in(testbed, _reordered(program, place - 1, has_guest))):
+            place -= 1
+        if place:
+            return place - 1, has_guest
+    return 0, False
+
+
+def _reordered(program: Program, place: int, has_guest: bool) -> Program:
+    """`program` with the guest's steps from `place` on before the host's, or without them; what
+    comes behind the end of the migration stays."""
+    ops = program.ops
+    stop = next((n for n, op in enumerate(ops) if op.kind is OpKind.MIGRATE_STOP), len(ops))
+    middle, end = ops[place : max(place, stop)], ops[max(place, stop) :]
+    guests = tuple(op for op in middle if not _is_host(op)) if has_guest else ()
+    hosts = tuple(op for op in middle if _is_host(op))
+    return msgspec.structs.replace(program, ops=(*ops[:place], *guests, *hosts, *end))
+
+
+def _race(
+    program: Program, run: Run, recorder: StripRecorder, lost: tuple[int | None, bool]
+) -> Race:
+    has_cpus = any(op.vcpu for op in program.ops)
+    steps: list[RaceStep] = []
+    band, is_open = 0, False
+    for index, op in enumerate(program.ops):
+        is_host = _is_host(op)
+        begins = op.kind in (OpKind.HOST_DIRTY_FETCH, OpKind.HOST_STATUS_COPY)
+        if begins and not is_open:
+            band, is_open = band + 1, True
+        lane = HOST if is_host else f"{GUEST} CPU {op.vcpu}" if has_cpus else GUEST
+        effects = _effects(recorder, index, run.places)
+        steps.append(RaceStep(index, lane, format_op(op), band if is_open else 0, effects))
+        if op.kind is OpKind.HOST_SEND:
+            is_open = False
+    moved = recorder.moved
+    gfn = next((gfn for gfn, one in moved.items() if one.before != one.after), None)
+    gfn = next(iter(moved), None) if gfn is None else gfn
+    shown = moved[gfn] if gfn is not None else None
+    place = run.places.frame(gfn) if gfn is not None else ""
+    return Race(
+        steps=tuple(steps),
+        lost_at=lost[0],
+        place=place,
+        offset=0 if shown is None else shown.offset,
+        before="" if shown is None else shown.before.hex(" "),
+        after="" if shown is None else shown.after.hex(" "),
+        sentence=_sentence(steps, lost, place),
+    )
+
+
+def _sentence(steps: list[RaceStep], lost: tuple[int | None, bool], place: str) -> str:
+    lost_at, is_race = lost
+    if lost_at is None:
+        return "The guest reads at the destination what it wrote."
+    step = f"operation {steps[lost_at].op} ({steps[lost_at].text})"
+    if is_race:
+        return f"{place} is lost by a race: after {step} no timing of the other steps saves it."
+    return f"{place} is lost whatever the timing: {step} is enough."
+
+
+def _effects(recorder: StripRecorder, index: int, places: Places) -> tuple[str, ...]:
+    """What operation `index` changed of the frames that the run is about."""
+    if index >= len(recorder.steps) or recorder.first is None:
+        return ()
+    now: NotedStep = recorder.steps[index]
+    before = recorder.steps[index - 1].views if index else recorder.first
+    found = []
+    views = now.views
+    frames = sorted({gfn for step in recorder.steps for gfn, _ in step.touched})[:4]
+    for gfn in frames:
+        if gfn >= len(views.tables):
+            continue
+        name = places.frame(gfn)
+        if views.tables[gfn] != before.tables[gfn]:
+            found.append(f"{name}: page tables {_STATUS[bool(views.tables[gfn])]}")
+        if views.record[gfn] != before.record[gfn]:
+            found.append(f"{name}: host's record {_STATUS[bool(views.record[gfn])]}")
+        if gfn in now.sent and gfn in views.sent:
+            found.append(f"{name}: sent as {_STATUS[views.sent[gfn]]}")
+    return tuple(found)
