@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a host holds when a VM starts: every frame private, the guest not ready for migration.
 
-SEV guests start with all of RAM encrypted (K3-a), and MSR_KVM_MIGRATION_CONTROL reads 0 until the
+SEV guests start with all of RAM encrypted (K2-a), and MSR_KVM_MIGRATION_CONTROL reads 0 until the
 guest writes it (K5-c). A host that keeps either over a reset gives the next VM the last one's.
 """
 
@@ -32,7 +32,7 @@ def first_state(index: int, private: bitarray, is_ready: bool) -> list[Violation
                 index,
                 f"host: frame {frame:#x} is recorded as shared in a {_NEW_VM} "
                 f"({total} frame{'s differ' if total > 1 else ' differs'})",
-                "K3-a",
+                "K2-a",
             )
         )
     if is_ready:

@@ -2,9 +2,9 @@
 """The host's record is what it answered: a raw notification that was answered 0 set exactly its
 range, to what attribute bit 4 says, and nothing else changed anything.
 
-Source: Documentation/virt/kvm/x86/hypercalls.rst, KVM_HC_MAP_GPA_RANGE; K3-a, K3-d. Written without
-calling any host model. Applies to hosts with `contract_state`, and to operations that
-are no conversions: after those the check `status` compares the same and says more.
+Source: Documentation/virt/kvm/x86/hypercalls.rst, KVM_HC_MAP_GPA_RANGE; H.4 item 7, K3-d. Written
+without calling any host model. Applies to hosts with `contract_state`, and to operations that are
+no conversions: after those the check `status` compares the same and says more.
 """
 
 from __future__ import annotations
@@ -98,5 +98,5 @@ class RecordCheck(Oracle):
             view.index,
             f"host: frame {frame:#x} is recorded as {word}, which no answered notification says "
             f"({total} frame{'s differ' if total > 1 else ' differs'})",
-            "K3-a, K3-d",
+            "H.4 item 7, K3-d",
         )

@@ -157,10 +157,6 @@ def command(
     if list_patterns:
         _list(as_json)
         return EXIT_OK
-    if workload is not None:
-        devices = tuple(device or ["nvme"])
-        order = WorkloadOrder(workload, dump_trace, sev, devices)
-        return _record(order, source, DmaRequest("", guest, host, memory), strict, as_json)
     request = DmaRequest(
         source,
         guest,
@@ -173,17 +169,18 @@ def command(
         parquet,
         perfetto,
     )
+    if workload is not None:
+        order = WorkloadOrder(workload, dump_trace, sev, tuple(device or ["nvme"]))
+        return _record(order, request, strict, as_json)
     return _replay(request, strict, as_json)
 
 
-def _record(
-    order: WorkloadOrder, source: str, request: DmaRequest, strict: bool, as_json: bool
-) -> int:
+def _record(order: WorkloadOrder, request: DmaRequest, strict: bool, as_json: bool) -> int:
     from guestemu.abi.errors import InputError
     from guestemu.cli._dma_run import run_workload
 
-    if source:
-        raise InputError(f"dma {source}: --workload makes the trace; leave the file out")
+    if request.source:
+        raise InputError(f"dma {request.source}: --workload makes the trace; leave the file out")
     return _finish(run_workload(order, request), request, strict, as_json)
 
 

@@ -55,7 +55,7 @@ def test_triage_explains_and_writes_a_test(campaign, answer, tmp_path):
     workdir = Path(shutil.copytree(campaign, tmp_path / "copy"))
     (found,) = answer("triage", *ALLOW, workdir, status=1)["findings"]
     assert (found["key"], found["check"], found["state"]) == (KEY, "record", "shown")
-    assert found["fact"] == "K3-a, K3-d"
+    assert found["fact"] == "H.4 item 7, K3-d"
     assert found["places"][-1].endswith("call = msgspec.structs.replace(call, a1=call.a1 - 1)")
     program = Path(found["program"])
     assert f"guestemu run {program}" in program.with_suffix(".md").read_text()

@@ -16,6 +16,7 @@ from guestemu.abi.x86 import Mode
 from guestemu.campaign.figures import merge_counts
 from guestemu.campaign.findings import FindingCount
 from guestemu.campaign.planted.hosts_merged import HalfTruncatedHost
+from guestemu.campaign.triage import single
 from guestemu.campaign.triage.bundle import make_bundle
 from guestemu.campaign.triage.explain import comment_of
 from guestemu.campaign.triage.identify import digest_of
@@ -23,7 +24,7 @@ from guestemu.campaign.triage.symptom import plain_message
 from guestemu.checks.base import Violation
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
 from guestemu.program.ops import SPECS, Op, OpKind
-from guestemu.program.program import Header
+from guestemu.program.program import Header, Program
 
 PAGE = 4096
 
@@ -221,3 +222,11 @@ def test_an_endless_loop_is_named_by_its_function_not_by_where_the_budget_ended(
     ]
     assert len(set(map(plain_message, walks))) == 1
     assert plain_message(stuck("lookup_address+0x52", "dma_free")) != plain_message(walks[0])
+
+
+def test_a_search_of_slow_runs_ends_with_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(single, "_SLOW_S", -1.0)
+    monkeypatch.setattr(single, "_SEARCH_S", 0.0)
+    ops = (Op(OpKind.SET_MEMORY_DECRYPTED, (2**64 - 1, 0), Region.D, 3),)
+    found = single.findings_of(Program(Header(host="map-gpa-range"), ops))
+    assert {finding.violation.check for finding in found} >= {"progress"}

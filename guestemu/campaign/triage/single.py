@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from typing import Final
 
 from guestemu.abi.errors import InputError
 from guestemu.campaign.ranges import limit_op
@@ -14,6 +16,13 @@ from guestemu.program.ops import Op
 from guestemu.program.program import Program
 from guestemu.report.trace.run import check_program, seconds_for
 from guestemu.runner.testbed import Testbed, build_testbed
+
+
+_SLOW_S: Final = 0.05
+"""A run that takes this long is a slow one, in seconds of CPU time."""
+
+_SEARCH_S: Final = 8.0
+"""What a search with slow runs may take; the others end by themselves within a second or two."""
 
 
 def _near(program: Program) -> Callable[[tuple[Op, ...]], bool]:
@@ -51,7 +60,11 @@ def _findings(testbed: Testbed, program: Program, bound: Watchdog) -> list[Findi
     probe.allows = _near(program)
     probe.bound = bound
     probe.run_battery()
+    start = time.process_time()
     look = probe.look(program.ops, traced=True)
+    cost = time.process_time() - start
+    if cost > _SLOW_S:
+        probe.limit(int(_SEARCH_S / cost))
     found: dict[str, Finding] = {}
     for case in cases_of(probe, program.ops, look):
         for finding in identify(probe, case):
