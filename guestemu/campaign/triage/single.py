@@ -17,7 +17,6 @@ from guestemu.program.program import Program
 from guestemu.report.trace.run import check_program, seconds_for
 from guestemu.runner.testbed import Testbed, build_testbed
 
-
 _SLOW_S: Final = 0.05
 """A run that takes this long is a slow one, in seconds of CPU time."""
 
