@@ -321,7 +321,7 @@ NEEDS_PYTHON = {
     "psc": "is no snippet",
     "hostile-host": "is no snippet",
     "lockstep": "checks of its own lockstep",
-    "migration": "checks of its own",
+    "migration": "programs have more than 16 ops",
 }
 """Targets whose executions need Python, and why; all others have a fast path."""
 

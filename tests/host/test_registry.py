@@ -36,7 +36,7 @@ def test_kernel_of_a_spec():
         ),
         ("./none.so", (), r"host \./none\.so: is code"),
         ("cmd:reboot", (), r"host cmd:reboot: is code"),
-        ("kvm:x", (), r"host kvm:x: is code"),
+        ("kvm:x", (), r"host kvm:x: starts a virtual machine, which only --host can ask for"),
     ],
 )
 def test_bad_specs_are_one_line_with_the_remedy(spec, switches, message):

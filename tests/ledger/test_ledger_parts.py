@@ -106,8 +106,9 @@ def test_each_run_is_counted_once() -> None:
 def test_the_page_has_every_run_and_escapes() -> None:
     rows = [row(lost=2), row(policy="<b>", migration="guest dead")]
     page = ledger_page(rows, POLICIES)
-    assert '<tr class="bad"><td>warn</td><td>decrypt-3</td>' in page
+    assert '<tr id="run-0"><td>warn</td><td>decrypt-3</td>' in page
+    assert '<td class="v-bad">2</td>' in page
     assert "&lt;b&gt;" in page
     assert "<b></td>" not in page
-    assert "1 / 1 (1)" in page
-    assert "1 d1" in page
+    assert ">1 of 1 lost</a>" in page
+    assert ">1 of 1 dead</a>" in page

@@ -184,7 +184,7 @@ def test_a_campaign_says_why_it_has_no_fast_path(tmp_path: Path) -> None:
 def test_committed_machine_code_is_code_of_guests() -> None:
     """Every ELF file is made by `make snippets` and runs on an emulated CPU."""
     made = {source.output.relative_to(build.PACKAGE) for source in assemble.SOURCES}
-    for directory in ("zoo/snippets", "ledger/snippets"):
+    for directory in ("campaign/planted/snippets", "study/ledger/snippets"):
         made |= {
             path.relative_to(build.PACKAGE) for path in (build.PACKAGE / directory).glob("*.elf")
         }

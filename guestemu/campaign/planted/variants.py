@@ -27,7 +27,7 @@ from guestemu.machine.assemble import PACKAGE, PLACED, AssemblySource, build, bu
 
 GENERATION: Final = "6.12"
 _SNIPPETS: Final = PACKAGE / "guest" / "snippet"
-_OUTPUT: Final = PACKAGE / "zoo" / "snippets"
+_OUTPUT: Final = PACKAGE / "campaign" / "planted" / "snippets"
 
 
 class Edit(msgspec.Struct, frozen=True):
@@ -330,9 +330,10 @@ def build_variant(name: str, output: Path) -> None:
 def main() -> int:
     """Builds every variant; returns the exit status."""
     _OUTPUT.mkdir(exist_ok=True)
+    outputs = {name: _OUTPUT / f"{name}.elf" for name in EVERY}
     return build_all(
-        (f"zoo/snippets/{name}.elf", partial(build_variant, name, _OUTPUT / f"{name}.elf"))
-        for name in EVERY
+        (str(output.relative_to(PACKAGE)), partial(build_variant, name, output))
+        for name, output in outputs.items()
     )
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from typing import Final
 
 from bitarray import bitarray
@@ -49,16 +50,19 @@ class HostProbe:
     """One host, reset to a VM of `FRAMES` frames when made, and again by `reset`.
 
     `opt_in` does what a guest of the patch sets does before it converts anything (K1-m); where
-    there is no opt-in MSR it does nothing.
+    there is no opt-in MSR it does nothing. `asked` is called before every hypercall and reset.
     """
 
-    def __init__(self, host: Host, abi: Abi) -> None:
+    def __init__(self, host: Host, abi: Abi, asked: Callable[[], None] | None = None) -> None:
         self.host = host
         self.abi = abi
+        self._asked = asked
         host.reset(FRAMES)
 
     def reset(self) -> None:
         """A new VM whose guest has opted in."""
+        if self._asked is not None:
+            self._asked()
         self.host.reset(FRAMES)
         self.opt_in()
 
@@ -71,6 +75,8 @@ class HostProbe:
         self, nr: int, *args: int, cpl: int = 0, is_64bit: bool = True, vmcall: bool = False
     ) -> int:
         """A hypercall with raw arguments; RAX."""
+        if self._asked is not None:
+            self._asked()
         vcpu = StandInVcpu(cpl=cpl, is_64bit=is_64bit)
         return self.host.hypercall(vcpu.hypercall(nr, *args, vmcall=vmcall))
 

@@ -4,7 +4,7 @@
 The checks call the host directly, without a machine. They assert what any sound host of its ABI
 does and leave open what the generations decide differently (which error, whether a range beyond
 RAM is refused or cut). The built-in hosts fail some as posted and none with every defect repaired.
-A check may take `LIMIT_S`, so a host that does not return fails it.
+A call of the host may take `LIMIT_S`, so a host that does not return fails the check that asked it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ CHECKS: Final[Mapping[str, Check]] = {
 }
 
 LIMIT_S: Final = 5.0
-"""Seconds of CPU time that one check may take; a sound host needs less than one for all."""
+"""Seconds of CPU time that one call of the host may take, with what a check does up to the next."""
 
 _BEFORE_OPT_IN: Final = frozenset(
     {"fresh-vm", "early-notice", "migration-control", "reserved-bits", "msr-privilege"}
@@ -85,7 +85,7 @@ def check_host(host: Host, abi: Abi | None = None) -> list[HostFault]:
         for name, check in CHECKS.items():
             bound.renew()
             try:
-                probe = HostProbe(host, chosen)
+                probe = HostProbe(host, chosen, bound.renew)
                 if name not in _BEFORE_OPT_IN:
                     probe.opt_in()
                 failures += [HostFault(name, message) for message in check(probe)]

@@ -23,8 +23,8 @@ POLICY_WORD: Final = "error_policy"
 """Symbol of the 8-byte word that selects the policy."""
 
 _SOURCE: Final = AssemblySource(
-    "ledger/snippets/policy.S",
-    (*PLACED, "--script=../../guest/snippet/snippet.ld"),
+    "study/ledger/snippets/policy.S",
+    (*PLACED, "--script=../../../guest/snippet/snippet.ld"),
 )
 
 

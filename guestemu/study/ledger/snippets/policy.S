@@ -5,14 +5,14 @@
 # The conversion is convert-platform.inc.S unchanged: a notification that propagates its error sets
 # INFO_finish_status, as a platform callback that fails does.
 	.intel_syntax noprefix
-	.include "../../guest/snippet/sites.inc.S"
-	.include "../../guest/snippet/info.inc.S"
-	.include "../../guest/snippet/paging.inc.S"
-	.include "../../guest/snippet/cpa.inc.S"
-	.include "../../guest/snippet/flush.inc.S"
-	.include "../../guest/snippet/split.inc.S"
-	.include "../../guest/snippet/populate.inc.S"
-	.include "../../guest/snippet/unmap.inc.S"
+	.include "../../../guest/snippet/sites.inc.S"
+	.include "../../../guest/snippet/info.inc.S"
+	.include "../../../guest/snippet/paging.inc.S"
+	.include "../../../guest/snippet/cpa.inc.S"
+	.include "../../../guest/snippet/flush.inc.S"
+	.include "../../../guest/snippet/split.inc.S"
+	.include "../../../guest/snippet/populate.inc.S"
+	.include "../../../guest/snippet/unmap.inc.S"
 	.include "on-error.inc.S"
 	.include "notify-policy.inc.S"
 
@@ -30,12 +30,12 @@
 	.endif
 	.endm
 
-	.include "../../guest/snippet/convert-platform.inc.S"
-	.include "../../guest/snippet/early.inc.S"
-	.include "../../guest/snippet/msr.inc.S"
+	.include "../../../guest/snippet/convert-platform.inc.S"
+	.include "../../../guest/snippet/early.inc.S"
+	.include "../../../guest/snippet/msr.inc.S"
 	# kvm_init_platform() is void: nobody is there to whom an error could be propagated.
 	.set	EARLY_RETURNS, 0
-	.include "../../guest/snippet/platform.inc.S"
-	.include "../../guest/snippet/memory.inc.S"
-	.include "../../guest/snippet/stubs.inc.S"
-	.include "../../guest/snippet/exceptions.inc.S"
+	.include "../../../guest/snippet/platform.inc.S"
+	.include "../../../guest/snippet/memory.inc.S"
+	.include "../../../guest/snippet/stubs.inc.S"
+	.include "../../../guest/snippet/exceptions.inc.S"
