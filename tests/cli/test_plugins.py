@@ -154,7 +154,8 @@ def test_a_host_that_fails_at_a_reset_is_a_finding(here: Path, capsys: Captured)
     words = ["--engine", "random", "--execs", "50", "--workdir", "w", "--json"]
     assert main(["fuzz", "hypercall", "--host", "evil.py:Resets", *words]) == 1
     found = json.loads(capsys.readouterr().out)
-    assert {finding["check"] for finding in found["findings"]} == {"host-failed"}
+    # The fifth reset of the process fails, whatever the program: it is not the program's doing.
+    assert {finding["check"] for finding in found["findings"]} == {"not-reproducible"}
     (program,) = (here / "w" / "findings").glob("*.prog")
     assert "Resets.reset raised ValueError: once more" in program.read_text()
 
