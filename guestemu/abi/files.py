@@ -13,14 +13,15 @@ from guestemu.abi.errors import GuestemuError, InputError, MissingError
 
 LARGEST_INPUT: Final = 64 << 20
 """Bytes of a file in a campaign's directory: far more than any has."""
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""What a full disk says."""
 
 
 def not_written(path: Path, what: str, error: OSError) -> GuestemuError:
     """What to raise where `what` cannot be written to `path`: `MissingError` for a full disk, which
     is no fault of the path, else `InputError`."""
     text = f"{path}: cannot write the {what}: {error.strerror}"
-    if error.errno in _FULL:
+    if error.errno in FULL:
         return MissingError(f"{text}; make room there, or name another place")
     return InputError(f"{text}; give a path that can be written")
 

@@ -41,7 +41,7 @@ _LEAVES_BEHIND: Final = (
 
 
 class Shelf:
-    """The store of a session and its journal. Raises `InputError` where a disk is full."""
+    """The store of a session and its journal. Raises `MissingError` where a disk is full."""
 
     def __init__(self, store: Store, index: int) -> None:
         self.store = store

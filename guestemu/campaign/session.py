@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from guestemu.abi.errors import InputError
+from guestemu.abi.errors import MissingError
 from guestemu.campaign.bounds import Bounds
 from guestemu.campaign.executor import Executor
 from guestemu.campaign.feedback import Feedback
@@ -314,7 +314,7 @@ class Session:
         if self._deadline is not None and now >= self._deadline:
             raise SessionOver
         if self.store is not None and self.store.reserve.is_used:
-            raise InputError(
+            raise MissingError(
                 f"{self.store.root}: the disk is full; what was found is saved. Make room and go "
                 "on with --resume"
             )

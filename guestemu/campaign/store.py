@@ -26,8 +26,8 @@ from typing import Final
 
 import msgspec
 
-from guestemu.abi.errors import InputError
-from guestemu.abi.files import read_regular
+from guestemu.abi.errors import GuestemuError, InputError, MissingError
+from guestemu.abi.files import FULL, read_regular
 from guestemu.abi.text import visible
 from guestemu.campaign.findings import FindingCount
 from guestemu.campaign.journal import (
@@ -93,10 +93,11 @@ class CampaignRecord(msgspec.Struct, frozen=True):
         )
 
 
-def _failure(path: Path, error: OSError, option: str = "--workdir") -> InputError:
+def _failure(path: Path, error: OSError, option: str = "--workdir") -> GuestemuError:
     reason = error.strerror or str(error)
     remedy = "make its directory" if error.errno == errno.ENOENT else "make room there"
-    return InputError(f"{path}: {reason}; {remedy}, or name another place with {option}")
+    text = f"{path}: {reason}; {remedy}, or name another place with {option}"
+    return MissingError(text) if error.errno in FULL else InputError(text)
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -111,7 +112,8 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def write_atomically(path: Path, data: bytes, option: str = "--workdir") -> None:
-    """`replace_file`, but raises `InputError` naming the file and the `option` that chose it."""
+    """`replace_file`, but raises `InputError` (on a full disk `MissingError`) naming the file and
+    the `option` that chose it."""
     try:
         replace_file(path, data)
     except OSError as error:

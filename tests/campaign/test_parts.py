@@ -234,7 +234,7 @@ def test_a_full_disk_is_named_and_leaves_no_half_file(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(InputError, match=r"x\.prog: No space left on device; .*--workdir"):
+    with pytest.raises(MissingError, match=r"x\.prog: No space left on device; .*--workdir"):
         write_atomically(tmp_path / "x.prog", b"data")
     assert list(tmp_path.iterdir()) == []
 

@@ -294,7 +294,7 @@ def test_a_full_disk_ends_the_campaign_with_what_it_found(tmp_path):
     copy = shlex.join(["cp", "-r", f"{disk}/w", f"{tmp_path}/saved"])
     command = f"{campaign}; status=$?; {copy}; exit $status"
     done = on_a_small_disk(command, disk, 700)
-    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.returncode == 3, done.stdout + done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert str(disk) in last
     assert "disk is full" in last or "No space left" in last
@@ -314,7 +314,7 @@ def test_a_disk_that_is_full_from_the_start_is_named(tmp_path):
     journal.symlink_to("/dev/full")
     shutil.rmtree(tmp_path / "w/corpus")
     done = fuzz("msr", "--execs", "50", "--resume", *RANDOM, "--workdir", "w", cwd=tmp_path)
-    assert done.returncode == 2
+    assert done.returncode == 3
     last = done.stderr.splitlines()[-1]
     assert "worker-0.jsonl: No space left on device; make room there" in last
     assert done.stderr.count("guestemu: ") == 1
