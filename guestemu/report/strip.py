@@ -69,8 +69,8 @@ _LEGEND: Final = {
     PRIVATE + REFUSED: "the host refused",
     SHARED + REFUSED: "the host refused",
     NOTHING: "nothing",
-    YES: "yes",
-    NO: "no",
+    YES: "readable",
+    NO: "not readable",
 }
 
 
