@@ -128,10 +128,14 @@ class _Skips:
                 terminalreporter.line(line)
 
 
+_ENDS = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    # A shell without job control starts what it puts in the background with SIGINT ignored, and
-    # every child takes that over: no command under test could be interrupted.
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A shell without job control starts what it puts in the background with SIGINT ignored, nohup
+    # with SIGHUP, and every child takes that over: no command under test could be ended.
+    for number, handler in _ENDS.items():
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
     if os.environ.get("CI") == "true" and not hasattr(config, "workerinput"):
         config.pluginmanager.register(_Skips(), "skips")
