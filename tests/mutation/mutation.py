@@ -46,9 +46,9 @@ JUDGES = {
     "checks/progress.py": _CHECKS,
     "checks/ready.py": _CHECKS,
     "checks/free.py": _CHECKS,
-    "findings/symptom.py": ("tests/findings/test_symptom.py",),
-    "lockstep/known.py": ("tests/lockstep/test_known.py",),
-    "lockstep/compare.py": ("tests/lockstep/test_lockstep.py",),
+    "campaign/triage/symptom.py": ("tests/findings/test_symptom.py",),
+    "campaign/lockstep/known.py": ("tests/lockstep/test_known.py",),
+    "campaign/lockstep/compare.py": ("tests/lockstep/test_lockstep.py",),
 }
 """The files that judge, and their tests, the quickest first."""
 
