@@ -22,6 +22,7 @@ from types import FrameType, TracebackType
 from typing import Final, Self
 
 from guestemu.abi.errors import TimeUp
+from guestemu.machine.interruption import defer
 from guestemu.machine.machine import Machine
 
 _WALL_FACTOR: Final = 6
@@ -110,9 +111,11 @@ class Watchdog:
     def _left(self) -> float:
         return min(self._cpu_end - time.process_time(), self._wall_end - time.monotonic())
 
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+    def _on_signal(self, _number: int, frame: FrameType | None) -> None:
         if self.is_up and not self._is_resting:
-            raise TimeUp(self.text)
+            error = TimeUp(self.text)
+            if not defer(error, frame):
+                raise error
 
     def _give_up(self) -> None:
         sys.stderr.write(f"guestemu: {self.text}, and does not stop when it is interrupted\n")

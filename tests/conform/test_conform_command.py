@@ -39,7 +39,7 @@ def conform_json(capsys, *arguments):
 def test_recordings_agree(capsys, path, kernel, model):
     status, found = conform_json(capsys, path)
     assert status == 0
-    assert found.pop("schema").startswith("guestemu.conformance.recordings/")
+    assert found.pop("schema").startswith("guestemu.conform/")
     assert found == {
         "kernel": kernel,
         "model": model,
