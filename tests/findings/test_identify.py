@@ -179,7 +179,7 @@ def test_the_comment_says_what_why_where_and_how(finding):
     comment = comment_of(finding, "somewhere", "guestemu run x.prog")
     for words in (
         finding.key,
-        "Rule: history: v12 (12 Apr 2021)",
+        "Rule: Differential: bitmap",
         "a1=call.a1 - 1",
         "guestemu run x.prog",
     ):
