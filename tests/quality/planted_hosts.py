@@ -19,7 +19,8 @@ _EINVAL = -KVM_EINVAL & U64_MASK
 
 
 def is_map(call: Hypercall) -> bool:
-    return call.nr & 0xFFFF_FFFF == KVM_HC_MAP_GPA_RANGE
+    number = call.nr if call.is_64bit else call.nr & 0xFFFF_FFFF
+    return number == KVM_HC_MAP_GPA_RANGE
 
 
 class WordBoundary(MapGpaRangeHost):

@@ -73,9 +73,9 @@ ZOO_WITNESSES = {
 PAIRS = list(itertools.combinations(WITNESSES, 2))
 ZOO_PAIRS = list(itertools.combinations(ZOO, 2))
 SECOND_TEN = (*ZOO, "Wraps", "WordBoundary", "LargeLeaf", "NoPages", "NextNumber")
-HIDING = ("WordBoundary", "LastPage")
-"""Every range of two pages or more is wrong in this host: part of the other bug's condition runs
-only when something is wrong, and so both keys differ from those of the bugs alone."""
+HIDING = {("WordBoundary", "LastPage"), ("WrongErrno", "LatePrivilege")}
+"""Part of the one bug's condition runs only when the other is at work, too (every range of two
+pages or more; every unaligned address), and so both keys differ from those of the bugs alone."""
 
 
 def host_with(*names: str):
@@ -109,7 +109,7 @@ def test_each_bug_alone_is_one_finding(alone):
 def test_two_bugs_are_two_findings(pair, alone):
     found = keys_of(*pair)
     assert len(found) == 2
-    if pair != HIDING:
+    if pair not in HIDING:
         assert len(found & set.union(*(alone[name] for name in pair))) >= 1
 
 

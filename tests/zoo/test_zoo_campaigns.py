@@ -43,8 +43,8 @@ def cell(bug: str, planted: bool = True, execs: int = 3000, seed: int = 1) -> Hu
         ("M47", 100),
         ("M74", 500),
         ("N10", 500),
-        ("N12", 2000),
-        ("N19", 500),
+        ("N12", 4000),
+        pytest.param("N19", 20_000, marks=pytest.mark.soak),
     ],
 )
 def test_the_random_engine_finds(bug: str, execs: int):
