@@ -44,17 +44,12 @@ def defer(error: BaseException, frame: FrameType | None) -> bool:
     at, caller = frame, None if frame is None else frame.f_back
     while at is not None and caller is not None:
         if _is_start(caller) and not _is_start(at):
-            is_bare = _is_outside(at)  # a hook of somebody else's, in no `try` of the machine's
-            return (is_bare or not is_guarded) and _interrupt(error, caller)
-        is_guarded = is_guarded or _is_outside(at)
+            return not is_guarded and _interrupt(error, caller)
+        name: object = at.f_globals.get("__name__")
+        if isinstance(name, str) and name.startswith(_PACKAGE) and not name.startswith(_OWN):
+            is_guarded = True
         at, caller = caller, caller.f_back
     return False
-
-
-def _is_outside(frame: FrameType) -> bool:
-    """Whether the frame is of this package but not of the machine."""
-    name: object = frame.f_globals.get("__name__")
-    return isinstance(name, str) and name.startswith(_PACKAGE) and not name.startswith(_OWN)
 
 
 def _is_start(frame: FrameType) -> bool:
