@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 from collections.abc import Iterator
@@ -33,8 +34,15 @@ GUEST = mov(0, 1) + VMMCALL + CPUID + OUT + store(PRIVATE + DATA, 7) + mov(0, 2)
 
 @pytest.fixture
 def signals() -> Iterator[None]:
-    with EndSignals():
-        yield
+    """Without the collector: a callback of its own (Hypothesis installs one) or a finalizer would
+    get the signal when it is their turn, and Python drops what they raise."""
+    gc.collect()
+    gc.disable()
+    try:
+        with EndSignals():
+            yield
+    finally:
+        gc.enable()
 
 
 class Tracer:
