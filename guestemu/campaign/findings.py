@@ -28,9 +28,10 @@ from guestemu.campaign.triage.identify import (
     identify,
 )
 from guestemu.campaign.triage.probe import Look, Probe
-from guestemu.campaign.triage.symptom import HOST_FAILED, Symptom, failure_of, plain_message
+from guestemu.campaign.triage.symptom import Symptom, failure_of, plain_message
 from guestemu.checks.base import Violation
 from guestemu.program.ops import SPECS, Op, OpKind
+from guestemu.runner.testbed import HOST_FAILED
 
 _AGAIN: Final = frozenset({1, 2, 4, 8, 16})
 _SLOW: Final = 2.0

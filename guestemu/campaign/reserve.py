@@ -9,14 +9,14 @@ more; the campaign then ends and says so.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from guestemu.abi.files import FULL
+
 SIZE: Final = 1 << 18
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Reserve:
@@ -41,7 +41,7 @@ class Reserve:
         try:
             action()
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno not in FULL:
                 raise
             self.is_used = True
             self._path.unlink(missing_ok=True)

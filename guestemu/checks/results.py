@@ -31,7 +31,7 @@ from guestemu.program.ops import OpKind
 
 CONTRACT: Final = "map-gpa-range"
 
-_OTHERS: Final = frozenset(
+OWN_HYPERCALLS: Final = frozenset(
     {
         KVM_HC_VAPIC_POLL_IRQ,
         KVM_HC_KICK_CPU,
@@ -40,6 +40,7 @@ _OTHERS: Final = frozenset(
         KVM_HC_SCHED_YIELD,
     }
 )
+"""Hypercalls that KVM answers itself, with one thing or another."""
 _CONVERSION_RESULTS: Final = frozenset({0, -ENOMEM, -EBUSY, -EPERM, -EIO})
 _CONVERSIONS: Final = frozenset({OpKind.SET_MEMORY_ENCRYPTED, OpKind.SET_MEMORY_DECRYPTED})
 _EARLY: Final = frozenset({OpKind.EARLY_SET_MEMORY_ENCRYPTED, OpKind.EARLY_SET_MEMORY_DECRYPTED})
@@ -76,7 +77,7 @@ class Reference:
             if decided is None:
                 return None
             answer = decided
-        elif nr in _OTHERS:
+        elif nr in OWN_HYPERCALLS:
             return None
         else:
             answer = -KVM_ENOSYS

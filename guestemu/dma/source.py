@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from guestemu.abi.errors import InputError
+from guestemu.abi.files import FULL
 from guestemu.dma.csv_trace import CsvReader, is_csv
 from guestemu.dma.events import Event
 from guestemu.dma.trace import TraceReader, TraceReport
 
 STANDARD_INPUT: Final = "-"
-_OF_OUTPUTS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EPIPE})
+_OF_OUTPUTS: Final = FULL | {errno.EPIPE}
 """What no read fails with: a file that is written meanwhile does."""
 _PEEKED: Final = 4096
 _BINARY: Final = {

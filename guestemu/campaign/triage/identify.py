@@ -24,11 +24,12 @@ from guestemu.campaign.triage.canonical import (
 from guestemu.campaign.triage.hostcode import Spots
 from guestemu.campaign.triage.lower import is_guest_only, lower
 from guestemu.campaign.triage.probe import Look, Probe, Sighting
-from guestemu.campaign.triage.symptom import HOST_FAILED, is_of_bits
+from guestemu.campaign.triage.symptom import is_of_bits
 from guestemu.checks.base import Violation
 from guestemu.program.ops import SPECS, Argument, Instruction, Op
 from guestemu.program.program import Expectation, Header, Program
 from guestemu.program.validity import takes_page
+from guestemu.runner.testbed import HOST_FAILED
 
 _KEY_DIGITS: Final = 8
 _NAMED: Final = frozenset({Argument.HYPERCALL_NUMBER, Argument.MSR})

@@ -27,9 +27,7 @@ from guestemu.checks.results import CONTRACT, is_open
 from guestemu.events.base import kind_of
 from guestemu.events.exits import AnsweredExit, HypercallExit, WrmsrExit
 from guestemu.program.ops import OpKind
-
-HOST_FAILED: Final = "host-failed"
-"""The check that a host of a user's fails by an exception, a wrong value or no answer."""
+from guestemu.runner.testbed import HOST_FAILED
 
 MIXED: Final = "mixed"
 _BITS: Final = "hypercall: upper bits of the "

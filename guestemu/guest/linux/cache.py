@@ -14,8 +14,10 @@ import hashlib
 import hmac
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import msgspec
 import unicorn
@@ -71,15 +73,23 @@ def build_id() -> str:
     return digest.hexdigest()
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Puts `data` at `path`, whole or not at all, and makes room. Raises OSError."""
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which stands at `path` afterwards, or not at all. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        temporary.write_bytes(data)
+        with open(temporary, "wb") as file:
+            yield file
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Puts `data` at `path`, whole or not at all. Raises OSError."""
+    with whole_file(path) as file:
+        file.write(data)
 
 
 def write_sealed(path: Path, data: bytes) -> None:

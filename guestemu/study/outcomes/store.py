@@ -74,9 +74,11 @@ class CellStore:
         if self._path is None:
             return
         try:
+            is_new = not self._path.exists()
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("ab") as file:
                 file.write(msgspec.json.encode(cell) + b"\n")
-            prune(self._path.parent, MAX_KERNELS)
+            if is_new:
+                prune(self._path.parent, MAX_KERNELS)
         except OSError:
             self._path = None
