@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,12 @@ def test_offenders_do_not_become_more(rule: rules.Rule, house: rules.House) -> N
 
 def test_limits_are_those_of_the_rules() -> None:
     assert list(rules.limits()) == [rule.__name__ for rule in rules.LIMITED]
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    """pytest imports them by their bare names: of two equal ones the second is an error."""
+    names = Counter(path.name for path in Path(__file__).parents[1].rglob("test_*.py"))
+    assert [name for name, files in names.items() if files > 1] == []
 
 
 def found(rule: rules.Rule, *files: tuple[str, str]) -> int:
