@@ -8,6 +8,7 @@ import shutil
 import signal
 import struct
 import subprocess
+import sys
 import tomllib
 import zlib
 from collections.abc import Callable, Iterator
@@ -127,6 +128,18 @@ class _Skips:
             for line in sorted(set(self.found)):
                 terminalreporter.line(line)
 
+
+def _keep_bytecode() -> None:
+    """The tests start hundreds of processes, and two workers import the same 800 modules. Where
+    Python is told to leave no bytecode beside the sources, it goes below build/."""
+    if sys.dont_write_bytecode:
+        sys.dont_write_bytecode = False
+        sys.pycache_prefix = str(Path(__file__).parents[1] / "build/bytecode")
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+_keep_bytecode()
 
 _ENDS = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
 

@@ -194,7 +194,9 @@ def test_committed_machine_code_is_code_of_guests() -> None:
 
 def build_wheel(tmp_path: Path, **environment: str) -> Path:
     source = tmp_path / "source"
-    ignored = shutil.ignore_patterns(".venv", ".git", "__pycache__", "*.so", "*.guest", ".*_cache")
+    ignored = shutil.ignore_patterns(
+        ".venv", ".git", "build", "__pycache__", "*.so", "*.guest", ".*_cache"
+    )
     shutil.copytree(ROOT, source, ignore=ignored)
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--no-deps", "-q", "-w", tmp_path, source],
