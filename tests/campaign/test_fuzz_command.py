@@ -7,12 +7,10 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from fuzz_command import PLANTED, fuzz, fuzz_json
+from fuzz_command import PLANTED, fuzz, fuzz_json, guestemu
 from held import HOSTS, Hold, end_of, is_alive, start, wait_for
 
 RANDOM = ("--engine", "random", "--seed", "1")
@@ -53,16 +51,8 @@ def test_findings_exit_1_and_their_programs_reproduce_and_replay(tmp_path):
     assert f"guestemu run {finding['program']}" in text
     assert program.name == f"{finding['key']}.prog"
     for verb, status in (("run", 1), ("replay", 0)):
-        done = subprocess.run(
-            [
-                *(sys.executable, "-m", "guestemu", verb, finding["program"]),
-                *("--plugins", str(PLANTED.parent)),
-            ],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        words = (verb, finding["program"], "--plugins", str(PLANTED.parent))
+        done = guestemu(*words, cwd=tmp_path)
         assert done.returncode == status, done.stdout + done.stderr
 
 

@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from fuzz_command import PLANTED, fuzz, fuzz_json
+from fuzz_command import PLANTED, fuzz, fuzz_json, guestemu
 
 HOSTS = Path(__file__).with_name("misbehaving_hosts.py")
 RANDOM = ("--engine", "random", "--seed", "1")
@@ -40,11 +38,9 @@ def test_what_does_not_show_again_is_a_finding_that_says_so(tmp_path):
     assert finding["check"] == "not-reproducible"
     program = tmp_path / finding["program"]
     assert "did not show again" in program.read_text()
-    run = [sys.executable, "-m", "guestemu", "run", str(program), "--plugins", str(HOSTS.parent)]
-    assert subprocess.run(run, cwd=tmp_path, capture_output=True, check=False).returncode == 0
-    workdir = str(program.parents[1])
-    run = [sys.executable, "-m", "guestemu", "triage", workdir, "--plugins", str(HOSTS.parent)]
-    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)
+    plugins = ("--plugins", str(HOSTS.parent))
+    assert guestemu("run", str(program), *plugins, cwd=tmp_path).returncode == 0
+    done = guestemu("triage", str(program.parents[1]), *plugins, cwd=tmp_path)
     assert done.returncode == 1
     assert "(not shown again)" in done.stdout
 
