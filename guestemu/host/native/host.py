@@ -65,20 +65,25 @@ class NativeUserSpace(UserSpace):
     """A native handler as the user space of one VM.
 
     `handler` is the process or the loaded library behind `spec`; `migration_control` what the guest
-    last wrote and the handler accepted.
+    last wrote and the handler accepted. A process that is `running` and serves such a memory is
+    taken over: the handler's own reset makes the new VM.
     """
 
     touches_vcpu: ClassVar[bool] = False
 
     __slots__ = ("_is_new", "_story", "handler", "injection", "memory", "migration_control", "spec")
 
-    def __init__(self, spec: str, memory: GuestMemory) -> None:
+    def __init__(
+        self, spec: str, memory: GuestMemory, running: HandlerProcess | LoadedHandler | None = None
+    ) -> None:
         self.spec = spec
         self.memory = memory
         self.injection = Injection()
         self.migration_control = 0
         self.handler: HandlerProcess | LoadedHandler
-        if spec.endswith(IN_PROCESS):
+        if isinstance(running, HandlerProcess) and running.serves(memory):
+            self.handler = running
+        elif spec.endswith(IN_PROCESS):
             self.handler = LoadedHandler(spec.removesuffix(IN_PROCESS), memory)
         else:
             self.handler = HandlerProcess(spec, memory)
@@ -179,12 +184,15 @@ class NativeHost(MergedHost):
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self.user = NativeUserSpace(path, GuestMemory(0))
         super().__init__()
 
     def make_user_space(self, frames: int) -> tuple[UserSpace, Injection]:
-        """The handler for a VM with one slot over all of RAM; started unless there is no RAM."""
-        self.user = NativeUserSpace(self._path, GuestMemory(frames))
-        if frames:
+        """The handler for a VM with one slot over all of RAM. It is started unless there is no RAM,
+        or it runs: a process for each VM costs a Python's start."""
+        running = self.user.handler
+        self.user = NativeUserSpace(self._path, GuestMemory(frames), running)
+        if frames and self.user.handler is not running:
             features = self.user.handler.start()
             self.serves_migration_control = bool(features & wire.FEATURE_MIGRATION_CONTROL)
         return self.user, self.user.injection
