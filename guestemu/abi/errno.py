@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Final
 
 EPERM: Final = 1
+ENOENT: Final = 2
 EINTR: Final = 4
 EIO: Final = 5
 E2BIG: Final = 7
@@ -18,4 +19,5 @@ EEXIST: Final = 17
 EINVAL: Final = 22
 ENOTTY: Final = 25
 ENOSYS: Final = 38
+ETIME: Final = 62
 EOPNOTSUPP: Final = 95

@@ -17,6 +17,11 @@ import msgspec
 from guestemu.abi.errors import InputError
 from guestemu.abi.names import nearest
 from guestemu.campaign.migration_ops import LAWFUL_ORDER, MAX_OPS, check_order
+from guestemu.program.device_specs import (
+    DEVICE_CHANGE_SPECS,
+    DEVICE_FAULT_SPECS,
+    DEVICE_USE_SPECS,
+)
 from guestemu.program.ops import (
     HOST_SPECS,
     LINK_SPECS,
@@ -191,6 +196,15 @@ _TARGETS: Final = (
             host="hostile-hypervisor:far",
             budget=6_000,
         ),
+    ),
+    Target(
+        name="device",
+        summary="a real kernel's driver beside a hostile device: stores, registers, configuration, "
+        "interrupts; --guest userland:DEVICE@IMAGE",
+        kinds=frozenset(DEVICE_CHANGE_SPECS) | frozenset(DEVICE_USE_SPECS),
+        fault_kinds=frozenset(DEVICE_FAULT_SPECS),
+        max_ops=4,
+        header=Header(guest="userland:virtio-blk@6.12", memory=128, budget=_BUDGET),
     ),
     Target(
         name="lockstep",

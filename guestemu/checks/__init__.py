@@ -7,6 +7,7 @@ from typing import Final
 
 from guestemu.checks.base import Check, Oracle
 from guestemu.checks.conversion import ConversionCheck, MappingCheck
+from guestemu.checks.device import DeviceCheck
 from guestemu.checks.free import FreePagesCheck
 from guestemu.checks.guest_memory import GuestMemoryCheck
 from guestemu.checks.host_ioctls import HostIoctlCheck
@@ -45,6 +46,7 @@ _STANDARD: Final[list[type[Oracle]]] = [
     PscCheck,
     ReadyCheck,
     FreePagesCheck,
+    DeviceCheck,
 ]
 """In the order in which their violations are reported."""
 

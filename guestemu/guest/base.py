@@ -9,7 +9,7 @@ the way are answered by whatever `machine.hooks.handler` is.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import msgspec
@@ -26,6 +26,7 @@ from guestemu.machine.leafmap import LeafMap
 from guestemu.machine.machine import Machine
 
 if TYPE_CHECKING:
+    from guestemu.guest.linux.userland.hostile_device import HostileDevice
     from guestemu.guest.td_stub import TdStub
 
 BootExit: TypeAlias = HypercallExit | MapGpaRangeExit | WrmsrExit
@@ -93,6 +94,8 @@ class Guest(ABC):
     """A TD's module and page states."""
     td_stub: TdStub | None = None
     """A TD's calls made by hand."""
+    device: HostileDevice | None = None
+    """The device of a kernel in user space (`use_device`)."""
     boot_exits: Sequence[BootExit] = ()
     """What the guest told its host before the state that `reset` returns to."""
 
@@ -207,6 +210,10 @@ class Guest(ABC):
         the buffer's address, `length` SW_EXITINFO2. The value is KVM's SW_EXITINFO2; -ENOSYS for a
         guest without SNP.
         """
+        return CallOutcome(-ENOSYS)
+
+    def use_device(self, call: Callable[[HostileDevice], CallOutcome]) -> CallOutcome:
+        """What `call` does with the device of a kernel in user space; -ENOSYS without one."""
         return CallOutcome(-ENOSYS)
 
     def close(self) -> None:

@@ -75,8 +75,11 @@ def load_guest(settings: GuestSettings) -> Guest:
     kind, _, generation = settings.guest.partition(":")
     if kind == "linux":
         return _load_linux(generation, settings)
+    if kind == "userland":
+        return _load_userland(generation, settings)
     if kind != "snippet" or generation not in GENERATIONS:
         names = [*(f"snippet:{name}" for name in GENERATIONS), "linux:IMAGE"]
+        names.append("userland:DEVICE@IMAGE")
         raise InputError(
             f"guest {settings.guest!r}: no such guest; {nearest(settings.guest, names)}"
         )
@@ -116,3 +119,15 @@ def _load_linux(image: str, settings: GuestSettings) -> Guest:
     if settings.vcpus != 1:
         raise InputError(f"vcpus {settings.vcpus}: a linux guest has one; write `vcpus 1`")
     return LOADER.guest(find_image(image), config, settings.budget * BUDGET_FACTOR)
+
+
+def _load_userland(spec: str, settings: GuestSettings) -> Guest:
+    """`userland:DEVICE@IMAGE`: brought to user space once for each configuration in this
+    process."""
+    from guestemu.guest.linux.userland.guest import USERLAND
+    from guestemu.guest.linux.userland.session import Setting
+
+    if settings.cache is not CacheModel.NONE or settings.vcpus != 1:
+        raise InputError(f"guest {settings.guest}: it has one vCPU and no caches; write `vcpus 1`")
+    setting = Setting(sev=settings.sev, memory=settings.memory, cbit=settings.cbit)
+    return USERLAND.guest(spec, setting, settings.budget)

@@ -12,18 +12,16 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
 
-from guestemu.abi.addresses import Gpa
 from guestemu.abi.errors import InputError
-from guestemu.events.base import Event
+from guestemu.guest.linux.userland.complaints import printed_warnings
 from guestemu.guest.linux.userland.running import CommandFailed, RunningKernel
 from guestemu.guest.linux.userland.session import read_device
-from guestemu.machine.devices.port import DmaPort
-from guestemu.machine.memory import GuestRam
+from guestemu.machine.devices.hostile import REGISTER, STORE
 
 COMMAND_BLOCKS: Final = 1_500_000
 """Budget of a command; an honest read takes some 20,000 basic blocks."""
@@ -31,12 +29,8 @@ COMMAND_BLOCKS: Final = 1_500_000
 _WAITING_TICKS: Final = 20
 """Interrupts that come in a budget only where the CPU is idle: then time jumps to the next one."""
 
-_WARNING: Final = re.compile(
-    r"\[[ \d.]+\] (?:-+\[ cut here|WARNING: |BUG: |Oops|general protection|UBSAN|"
-    r"refcount_t|kernel BUG at|INFO: task)[^\n]*(?:\n[^\n]*WARNING:[^\n]*)?"
-)
 _NUMBERS: Final = re.compile(r"0x[0-9a-f]+|[0-9a-f]{8,}|\d+")
-_HORIZON: Final = {"write": 24, "register": 24}
+_HORIZON: Final = {STORE: 24, REGISTER: 24}
 _MAX_CHANGES: Final = 4
 _PROVOKED: Final[dict[str, tuple[str, ...]]] = {
     "nvme": ("write /sys/class/nvme/nvme0/rescan_controller 1",),
@@ -78,19 +72,21 @@ class _Plan:
             for kind, limit in _HORIZON.items()
         }
         if not any(self._at.values()):
-            self._at["write"].add(self._random.randrange(4))
+            self._at[STORE].add(self._random.randrange(4))
         self._seen = dict.fromkeys(_HORIZON, 0)
         self.changes: list[str] = []
 
     def change(self, kind: str, data: bytes, what: str) -> bytes | None:
-        """The answer `data` as the guest gets it; None where it is lost."""
+        """See `Tamper`."""
+        if kind not in self._seen:
+            return data
         index = self._seen[kind]
         self._seen[kind] += 1
         if index not in self._at[kind] or not data or len(self.changes) >= _MAX_CHANGES:
             return data
         way = self._random.randrange(5)
         changed = bytearray(data)
-        if way == 0 and kind == "write":
+        if way == 0 and kind == STORE:
             self.changes.append(f"{what} lost")
             return None
         at = self._random.randrange(len(changed))
@@ -105,6 +101,14 @@ class _Plan:
         self.changes.append(f"{what}: {_differences(data, bytes(changed))}")
         return bytes(changed)
 
+    def after_store(self) -> bool:
+        """See `Tamper`."""
+        return False
+
+    def loses_interrupt(self) -> bool:
+        """See `Tamper`."""
+        return False
+
 
 def _differences(old: bytes, new: bytes) -> str:
     places = [at for at in range(len(old)) if old[at] != new[at]]
@@ -113,27 +117,6 @@ def _differences(old: bytes, new: bytes) -> str:
     first, last = places[0], places[-1] + 1
     shown = new[first : min(last, first + 8)].hex()
     return f"bytes {first} to {last} become {shown}{'...' if last - first > 8 else ''}"
-
-
-class _HostilePort(DmaPort):
-    """A DMA port whose stores follow a plan. `stale` counts bytes that were not zero in payload
-    buffers that the driver handed out to be written: what the device could have read there."""
-
-    def __init__(
-        self, ram: GuestRam, device: str, notify: Callable[[Event], None], plan: _Plan
-    ) -> None:
-        super().__init__(ram, device, notify)
-        self._plan = plan
-        self.stale = 0
-
-    def write(self, gpa: int, data: bytes, part: str, is_payload: bool = False) -> None:
-        """See `DmaPort`."""
-        if is_payload and self._is_memory(gpa, len(data)):
-            before = self._ram.read(Gpa(gpa), len(data), private=False)
-            self.stale += len(before) - before.count(0)
-        changed = self._plan.change("write", data, part)
-        if changed is not None:
-            super().write(gpa, changed, part, is_payload)
 
 
 class HostileRuns:
@@ -147,6 +130,7 @@ class HostileRuns:
         self._name = device
         self._seed = seed
         self.stale_bytes = 0
+        self._hostility = running.make_hostile(device)
         read_device(running, device)
         running.checkpoint()
 
@@ -157,25 +141,15 @@ class HostileRuns:
 
     def _one(self, number: int) -> HostileExperiment:
         running, plan = self._running, _Plan(self._seed, number)
-        device = running.hardware.devices[self._name]
-        honest = device.dma
-        port = _HostilePort(running.machine.ram, self._name, running.note, plan)
-
-        def distort(offset: int, size: int, value: int) -> int:
-            data = (value & (1 << 8 * size) - 1).to_bytes(size, "little")
-            changed = plan.change("register", data, f"register {offset:#x}")
-            return int.from_bytes(data if changed is None else changed, "little")
-
         printed = len(running.console.text)
         broken = len(running.rules.violations)
-        device.dma = port
-        device.distort = distort
+        self._hostility.begin(plan)
         try:
             outcome, text = self._workload(printed, broken)
         finally:
-            device.dma, device.distort = honest, None
+            self._hostility.end()
             running.rollback()
-        self.stale_bytes += port.stale
+        self.stale_bytes += self._hostility.port.stale
         return HostileExperiment(
             number=number, outcome=outcome, text=text, changes=tuple(plan.changes)
         )
@@ -193,9 +167,9 @@ class HostileRuns:
                 return "panic", failed.ended.text
             is_idle = running.interrupts - start > _WAITING_TICKS
             return ("waits" if is_idle else "loop"), failed.ended.text
-        warning = _WARNING.search(running.console.text, printed)
+        warning = next(iter(printed_warnings(running.console.text, printed)), None)
         if warning is not None:
-            return "warning", warning[0].partition("] ")[2].splitlines()[-1]
+            return "warning", warning
         if len(running.rules.violations) > broken:
             violation = running.rules.violations[broken]
             return "rule", f"{violation.rule}: {violation.text}"

@@ -91,6 +91,15 @@ class OpKind(enum.IntEnum):
     DMA_ALLOC_PAGES = 110
     DMA_FREE_PAGES = 111
     VM_RESET = 120
+    DEVICE_STORE = 130
+    DEVICE_REGISTER = 131
+    DEVICE_CONFIG = 132
+    DEVICE_INTERRUPT = 133
+    DEVICE_POKE = 134
+    DEVICE_READ = 135
+    DEVICE_WRITE = 136
+    DEVICE_REBIND = 137
+    DEVICE_UNBOUNCED = 138
 
 
 def new_kind(name: str, number: int) -> OpKind:

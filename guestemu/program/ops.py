@@ -20,6 +20,7 @@ import msgspec
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
 from guestemu.abi.regions import REGIONS, Instruction, Region, RegionSpec
 from guestemu.abi.x86 import Mode
+from guestemu.program.device_specs import DEVICE_SPECS
 from guestemu.program.host_specs import (
     HOST_SPECS,
     LINK_SPECS,
@@ -47,6 +48,7 @@ MAX_ARGUMENTS: Final = 5
 
 __all__ = [
     "ARGUMENT_MASKS",
+    "DEVICE_SPECS",
     "HOST_SPECS",
     "LINK_SPECS",
     "MAX_ARGUMENTS",
@@ -269,6 +271,7 @@ _SPECS: Final[dict[OpKind, OpSpec]] = {
     **MEMORY_SPECS,
     **LINK_SPECS,
     **TD_SPECS,
+    **DEVICE_SPECS,
 }
 
 SPECS: Final[Mapping[OpKind, OpSpec]] = _SPECS

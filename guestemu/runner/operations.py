@@ -32,7 +32,7 @@ class OpContext(Protocol):
 
 Operation: TypeAlias = Callable[[OpContext, Op], CallOutcome]
 
-_MODULES: Final = ("guest_operations", "memory_operations", "td_operations")
+_MODULES: Final = ("guest_operations", "memory_operations", "td_operations", "device_operations")
 """The modules of guestemu whose functions register themselves."""
 
 _OPERATIONS: Final[dict[OpKind, Operation]] = {}

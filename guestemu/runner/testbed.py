@@ -515,7 +515,7 @@ def build_testbed(header: Header, host: Host | None = None) -> Testbed:
     Raises `InputError` for a configuration that cannot be.
     """
     settings = settings_of(header)
-    if settings.guest.startswith("linux:") or host is not None:
+    if settings.guest.startswith(("linux:", "userland:")) or host is not None:
         return Testbed(load_guest(settings), host or host_of(header))
 
     def destination() -> tuple[Guest, Host]:

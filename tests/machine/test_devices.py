@@ -214,10 +214,10 @@ def test_open_bus_reads_ones():
 
 def test_a_disk_knows_what_it_holds():
     disk = Disk("label")
-    assert disk.starts_with(disk.read(0, 2)[:700])
-    assert not disk.starts_with(b"")
+    assert disk.has(disk.read(0, 2)[:700])
+    assert not disk.has(b"")
     disk.write(1, b"\1" * 512)
-    assert not disk.starts_with(Disk("label").read(0, 2))
+    assert not disk.has(Disk("label").read(0, 2))
 
 
 def test_unknown_devices_are_named():

@@ -24,10 +24,11 @@ class Disk(msgspec.Struct):
         line = f"{self.label} {number:08d}\n".encode()
         return (line * (SECTOR // len(line) + 1))[:SECTOR]
 
-    def starts_with(self, data: bytes) -> bool:
-        """Whether the disk begins with `data`, which is not empty."""
-        content = self.read(0, -(-len(data) // SECTOR))
-        return bool(data) and content.startswith(data)
+    def has(self, data: bytes, offset: int = 0) -> bool:
+        """Whether the disk has `data`, which is not empty, from byte `offset` on."""
+        first, end = offset // SECTOR, -(-(offset + len(data)) // SECTOR)
+        content = self.read(first, end - first)
+        return bool(data) and content.startswith(data, offset % SECTOR)
 
     def holds(self, first: int, count: int) -> bool:
         """Whether the disk has these sectors."""

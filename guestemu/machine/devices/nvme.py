@@ -94,9 +94,9 @@ class NvmeController(PciFunction[NvmeState]):
         """The namespace's content."""
         return self.state.disk
 
-    def holds(self, data: bytes) -> bool:
+    def holds(self, data: bytes, offset: int = 0) -> bool:
         """See `PciFunction`."""
-        return self.disk.starts_with(data)
+        return self.disk.has(data, offset)
 
     # Registers --------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from guestemu.machine.devices.pic import InterruptLine
+from guestemu.machine.devices.pic import Line
 from guestemu.machine.devices.port import DmaPort
 from guestemu.machine.devices.state import StatefulDevice
 
@@ -79,14 +79,15 @@ class PciFunction(StatefulDevice[S]):
     NODE: str = ""
     """The file in /dev that reads from the device; empty for none."""
 
-    def __init__(self, bar: int, line: InterruptLine, dma: DmaPort) -> None:
+    def __init__(self, bar: int, line: Line, dma: DmaPort) -> None:
         self.config = configuration(self.IDS, bar, line.irq)
         self.bar = bar
         self.line = line
         self.dma = dma
         self.is_plugged = True
-        self.distort: Callable[[int, int, int], int] | None = None
-        """What a hostile device makes of a register: offset, size, value."""
+        self.distort: Callable[[bool, int, int, int], int] | None = None
+        """What a hostile device makes of a load: whether it is from configuration space, offset,
+        size, value."""
 
         self._next_link, self._next_body = _CAPABILITIES, _FIRST_CAPABILITY
         super().__init__(self.first_state())
@@ -120,13 +121,14 @@ class PciFunction(StatefulDevice[S]):
         self.is_plugged = False
         self.line.set(False)
 
-    def holds(self, data: bytes) -> bool:
-        """Whether `data`, read from the start of `NODE`, is what the device holds."""
+    def holds(self, data: bytes, offset: int = 0) -> bool:
+        """Whether `data`, read from byte `offset` of `NODE` on, is what the device holds."""
         return False
 
     def config_read(self, offset: int, size: int) -> int:
         """A load from configuration space."""
-        return int.from_bytes(self.config[offset : offset + size], "little")
+        value = int.from_bytes(self.config[offset : offset + size], "little")
+        return value if self.distort is None else self.distort(True, offset, size, value)
 
     def config_write(self, offset: int, size: int, value: int) -> None:
         """A store to configuration space; a BAR keeps the bits above its size."""
@@ -142,7 +144,7 @@ class PciFunction(StatefulDevice[S]):
     def load(self, offset: int, size: int) -> int:
         """What the CPU reads from the window."""
         value = self.mmio_read(offset, size)
-        return value if self.distort is None else self.distort(offset, size, value)
+        return value if self.distort is None else self.distort(False, offset, size, value)
 
     def mmio_read(self, offset: int, size: int) -> int:
         """A load of 1, 2, 4 or 8 bytes from the window."""

@@ -8,7 +8,7 @@ lines for PCI and the edge of the timer. Not modelled: rotation, special mask mo
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -44,6 +44,15 @@ class PicState(msgspec.Struct):
     """Master and slave."""
 
     chips: list[ChipState]
+
+
+class Line(Protocol):
+    """What a device signals an interrupt by; `irq` is the input of the controllers."""
+
+    irq: int
+
+    def set(self, is_high: bool) -> None:
+        """Drives the line."""
 
 
 class InterruptLine:

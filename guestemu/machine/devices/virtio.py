@@ -16,7 +16,7 @@ import msgspec
 
 from guestemu.machine.devices.disk import Disk
 from guestemu.machine.devices.pci import PciFunction
-from guestemu.machine.devices.pic import InterruptLine
+from guestemu.machine.devices.pic import Line
 from guestemu.machine.devices.port import DmaPort
 
 VERSION_1: Final = 1 << 32
@@ -75,7 +75,7 @@ class VirtioFunction(PciFunction[VirtioState]):
     FEATURES: int = 0
     QUEUES: int = 1
 
-    def __init__(self, bar: int, line: InterruptLine, dma: DmaPort) -> None:
+    def __init__(self, bar: int, line: Line, dma: DmaPort) -> None:
         super().__init__(bar, line, dma)
         for kind, offset, size in ((1, 0, 0x38), (3, _ISR, 1), (4, _OWN, 0x100)):
             body = struct.pack("<BBB3xII", 16, kind, 0, offset, size)

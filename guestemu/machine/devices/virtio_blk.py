@@ -36,9 +36,9 @@ class VirtioBlk(VirtioFunction):
         """The start of struct virtio_blk_config: the capacity in sectors."""
         return struct.pack("<Q", self.disk.sectors)
 
-    def holds(self, data: bytes) -> bool:
+    def holds(self, data: bytes, offset: int = 0) -> bool:
         """See `PciFunction`."""
-        return self.disk.starts_with(data)
+        return self.disk.has(data, offset)
 
     def serve(self, number: int, chain: list[QueueBuffer]) -> int:
         """See `VirtioFunction`."""

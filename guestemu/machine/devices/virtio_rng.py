@@ -16,7 +16,7 @@ class VirtioRng(VirtioFunction):
     MODULES = ("virtio-rng",)
     NODE = "/dev/hwrng"
 
-    def holds(self, data: bytes) -> bool:
+    def holds(self, data: bytes, offset: int = 0) -> bool:
         """See `PciFunction`: bytes count up, and each request begins with 0."""
         return bool(data) and all(
             later in {0, earlier + 1 & 0xFF} for earlier, later in pairwise(data)

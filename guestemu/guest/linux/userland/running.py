@@ -38,6 +38,7 @@ from guestemu.guest.linux.userland.rules import DeviceRules
 from guestemu.guest.td import VirtualException
 from guestemu.machine import layout
 from guestemu.machine.callbacks import CodeHook
+from guestemu.machine.devices.hostile import Hostility
 from guestemu.machine.devices.mmio import HOLE_END, HOLE_START
 from guestemu.machine.engine import HOOK_CODE
 from guestemu.machine.exits import (
@@ -233,7 +234,7 @@ class RunningKernel:
         self.listeners.append(self.rules.hear)
         self.callers = Callers(kernel, self.machine)
         self.listeners.append(self._attribute)
-        self.machine.log.listener = self._tell
+        self.machine.log.listener = self.hear
         self.recorder = RunRecorder(self.note)
         self.machine.hooks.handler = self.recorder
         self._rip = kernel.entry
@@ -330,6 +331,14 @@ class RunningKernel:
         self.rules.restore(kept.rules)
         self._is_idle = kept.is_idle
 
+    def make_hostile(self, name: str) -> Hostility:
+        """What makes the device `name` hostile. Raises `InputError` for an unknown one."""
+        device = self.hardware.devices.get(name)
+        if device is None:
+            raise InputError(f"device {name}: this kernel has {', '.join(self.hardware.devices)}")
+        pulse = self.hardware.pic.pulse
+        return Hostility(device, self.machine.ram, self.note, pulse)
+
     def attach_segments(self, state: tuple[int, bytes]) -> None:
         """The kernel's segments from a snapshot."""
         segments = KernelSegments(self.machine.engine, self.machine.modes)
@@ -401,7 +410,8 @@ class RunningKernel:
         """One thing happened: into the machine's log, and to all who listen."""
         self.machine.log.append(event)
 
-    def _tell(self, event: Event) -> None:
+    def hear(self, event: Event) -> None:
+        """An event of this machine: counts, the hash, the rules."""
         self.accesses += isinstance(event, DeviceAccess)
         self._hash.update(msgspec.json.encode(event))
         for listener in self.listeners:
@@ -585,8 +595,13 @@ class RunningKernel:
         self.results.append(CommandResult(self._asked or "", value, data))
         vcpu.write_register("rax", 0)
 
-    def command(self, text: str, budget: int = COMMAND_BUDGET) -> CommandResult:
-        """Has PID 1 carry out one command of init.c; it must be idle.
+    def command(
+        self,
+        text: str,
+        budget: int = COMMAND_BUDGET,
+        until: Callable[[], bool] | None = None,
+    ) -> CommandResult:
+        """Has PID 1 carry out one command of init.c; it must be idle. `until` as in `run`.
 
         Raises `InputError` for a command that is no line, and `CommandFailed` where the kernel did
         not come back from it.
@@ -598,7 +613,7 @@ class RunningKernel:
         done = len(self.results)
         self._is_idle = False
         self._commands.append(text)
-        ended = self._next() or self.run(budget)
+        ended = self._next() or self.run(budget, until)
         if ended.reason != "idle" or len(self.results) == done:
             raise CommandFailed(text, ended)
         return self.results[-1]
