@@ -3,13 +3,14 @@ from __future__ import annotations
 
 import random
 from functools import cache
+from pathlib import Path
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guestemu.abi.addresses import PAGE_SHIFT
+from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gfn
 from guestemu.abi.errors import InputError
 from guestemu.abi.regions import Instruction
 from guestemu.abi.x86 import Mode
@@ -223,7 +224,7 @@ def test_what_a_host_raises_ends_the_run_and_the_testbed_lives_on() -> None:
     ("change", "message"),
     [
         ({"guest": "snippet:4.2"}, r"guest 'snippet:4\.2'.*did you mean snippet:6\.12\?"),
-        ({"memory": 16}, r"memory 16M.*32M to 8192M"),
+        ({"memory": 16}, r"memory 16M.*32M to 1048576M"),
         ({"memory": 33}, r"steps of 2M"),
         ({"vcpus": 9}, r"vcpus 9.*1 to 8"),
         ({"sev": SevKind.SEV_SNP}, r"sev snp"),
@@ -254,3 +255,27 @@ def test_an_early_conversion_is_asked_for_the_pages_that_have_bytes_of_it(
 def test_every_kind_of_operation_runs_with_its_defaults(kind: OpKind) -> None:
     (result,) = bed_of("6.12").run([canonical_op(Op(kind))]).results
     assert result.outcome.value is not None or result.outcome.end is not None
+
+
+@pytest.mark.parametrize(
+    ("cbit", "memory"), [(39, 65536), pytest.param(51, 1 << 20, marks=pytest.mark.soak)]
+)
+def test_a_large_guest_takes_the_memory_that_it_uses(cbit: int, memory: int) -> None:
+    """The last frames convert as the first do; a frame costs a few bytes, not a page."""
+    before = resident()
+    bed = build_testbed(Header(guest="snippet:6.1", cbit=cbit, memory=memory))
+    frames = memory << 8
+    results = [bed.convert(index, Gfn(frames - 512), 512, False) for index in range(2)]
+    assert [(result.outcome.value, found) for result, found in results] == [(0, ())] * 2
+    assert bed.host.private_map().count(0, frames - 512) == 512
+    bed.reset()
+    assert bed.host.private_map().count(0, frames - 512) == 0
+    assert bed.guest.leaf_map.private.count(0, frames - 512) == 0
+    used = resident() - before
+    bed.close()
+    assert used < 4 * frames + (64 << 20)
+
+
+def resident() -> int:
+    """Bytes of the process's memory that are in RAM."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_SIZE

@@ -32,14 +32,15 @@ __all__ = [
     "Oracle",
     "Violation",
     "explanations",
+    "not_as_told",
 ]
 
 
 class OpView(msgspec.Struct):
     """One finished operation.
 
-    The `*_before` maps are copies from before the operation; the maps after it are the guest's and
-    the host's own. `frames` is the range (first frame, count) that a conversion was asked for;
+    The `*_before` maps are from before the operation, and stay until the next one begins: who keeps
+    them copies them. The maps after it are the guest's and the host's own. `frames` is the range (first frame, count) that a conversion was asked for;
     `injected` the answer that user space was told to give and how often; `free_frames` the frames
     in the page allocator (after DMA operations only). `events` is everything that happened, in the
     order of time. Parts of it are `exits`, `flips` (changes of leaves) and `emitted`, the machine's
@@ -79,6 +80,27 @@ CONVERSION_KINDS: Final = frozenset(
 
 PAGE_ENC_CONTRACTS: Final = frozenset({"page-enc-status", "page-enc-status-2019"})
 """The contracts (`Host.contract`) of KVM_HC_PAGE_ENC_STATUS, which was never merged."""
+
+
+def not_as_told(
+    after: bitarray, before: bitarray, told: Sequence[tuple[int, int, bool]]
+) -> bitarray | None:
+    """The map that `after` should be, or None if it is that: `before` with each range of `told`
+    (first frame, frame after the last, value) set in turn, without what lies beyond its end.
+
+    A map has a bit for every frame of the guest: only the ranges are copied, `before` is changed
+    for the comparison and changed back.
+    """
+    total = len(before)
+    kept: list[tuple[int, bitarray]] = []
+    for first, end, value in told:
+        if first < total:
+            kept.append((first, before[first : min(end, total)]))
+            before[first : min(end, total)] = value
+    expected = None if after == before else before.copy()
+    for first, was in reversed(kept):
+        before[first : first + len(was)] = was
+    return expected
 
 
 class Check(Protocol):

@@ -13,7 +13,7 @@ from typing import ClassVar
 from bitarray import bitarray
 
 from guestemu.abi.regions import Region
-from guestemu.checks.base import CONVERSION_KINDS, OpView, Oracle, Violation
+from guestemu.checks.base import CONVERSION_KINDS, OpView, Oracle, Violation, not_as_told
 from guestemu.program.ops import OpKind
 
 _FACT = "H.4 item 1"
@@ -50,15 +50,15 @@ class ConversionCheck(Oracle):
         first, count = view.frames
         end = min(first + count, len(view.private_before))
         private = view.wants_private
-        for who, before, after in (
-            ("page tables", view.private_before, view.guest.leaf_map.private),
-            ("host", view.host_before, view.host.private_map()),
-        ):
-            if who == "host" and not view.host.records_conversions:
-                continue
-            expected = before.copy()
-            expected[first:end] = private
-            if after != expected:
+        leaf_map = view.guest.leaf_map
+        maps: list[tuple[str, bitarray, bitarray]] = []
+        if not leaf_map.became(first, end, private):
+            maps.append(("page tables", view.private_before, leaf_map.private))
+        if view.host.records_conversions:
+            maps.append(("host", view.host_before, view.host.private_map()))
+        for who, before, after in maps:
+            expected = not_as_told(after, before, ((first, end, private),))
+            if expected is not None:
                 found.append(self._explain(view, who, after, expected, first, end))
         if view.region is _ALIAS:
             page = view.op.page

@@ -16,7 +16,7 @@ from bitarray import bitarray
 
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, U32_MASK, U64_MASK
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
-from guestemu.checks.base import PAGE_ENC_CONTRACTS, OpView, Oracle, Violation
+from guestemu.checks.base import PAGE_ENC_CONTRACTS, OpView, Oracle, Violation, not_as_told
 from guestemu.events.exits import AnsweredExit
 from guestemu.host.base import Host
 from guestemu.program.ops import OpKind
@@ -57,17 +57,12 @@ class RecordCheck(Oracle):
         if view.frames is not None or not view.exits or not view.host.contract_state:
             return ()
         status = view.host.private_map()
-        expected = view.host_before
-        notified = self._expect(view)
-        if notified is not None:
-            expected = notified
-        if status == expected:
-            return ()
-        return (self._explain(view, status, expected),)
+        expected = not_as_told(status, view.host_before, self._told(view))
+        return () if expected is None else (self._explain(view, status, expected),)
 
-    def _expect(self, view: OpView) -> bitarray | None:
-        """The map as it should be; None for: as before."""
-        expected: bitarray | None = None
+    def _told(self, view: OpView) -> list[tuple[int, int, bool]]:
+        """What the answered notifications say: first frame, frame after the last, private."""
+        told: list[tuple[int, int, bool]] = []
         left = view.injected[1]
         for record in view.exits:
             if not record.is_hypercall:
@@ -80,13 +75,9 @@ class RecordCheck(Oracle):
                 continue
             if record.ret != 0:
                 continue
-            if expected is None:
-                expected = view.host_before.copy()
             first, pages = place
-            end = min(first + pages, len(expected))
-            if first < end:
-                expected[first:end] = 1 if record.args[2] & MAP_GPA_RANGE_ENCRYPTED else 0
-        return expected
+            told.append((first, first + pages, bool(record.args[2] & MAP_GPA_RANGE_ENCRYPTED)))
+        return told
 
     def _explain(self, view: OpView, status: bitarray, expected: bitarray) -> Violation:
         difference = status ^ expected

@@ -26,6 +26,7 @@ _VA_BITS: Final = (1 << 48) - 1
 _ENTRIES: Final = 512
 _FRAMES_SIZE: Final = _ENTRIES * PAGE_SIZE
 _ONE: Final = bitarray("1")
+_MAX_TOUCHED: Final = 4096
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -54,6 +55,9 @@ class LeafMap:
         self._alias = alias
         self.private = bitarray(direct.pages, endian="little")
         self.private.setall(True)
+        self._before = self.private.copy()
+        self._touched: list[tuple[int, int]] = []
+        self._is_noted = 0
         self.alias = bitarray(alias.pages if alias else 0, endian="little")
         self.alias.setall(True)
         self.moved: set[int] = set()
@@ -92,8 +96,31 @@ class LeafMap:
             if level == 1 and start <= base < end
         )
 
+    def begin(self) -> bitarray:
+        """An operation begins: `private` as it is now, valid until the next one begins. Costs what
+        has changed since the last one, whatever the guest's memory."""
+        touched = self._touched
+        for page, end in touched[self._is_noted :]:
+            self._before[page:end] = self.private[page:end]
+        if len(touched) > _MAX_TOUCHED:
+            touched[:] = [(0, len(self.private))]
+        self._is_noted = len(touched)
+        return self._before
+
+    def became(self, first: int, end: int, private: bool) -> bool:
+        """Whether the frames [first, end) are `private` and no other's leaf was stored into since
+        `begin`; False may also mean that this is not known."""
+        touched = self._touched[self._is_noted :]
+        return self.private.count(private, first, end) == end - first and all(
+            first <= page and last <= end for page, last in touched
+        )
+
     def checkpoint(self) -> None:
         """What `rollback` returns to."""
+        self._touched = [(0, len(self.private))]
+        self.begin()
+        self._touched.clear()
+        self._is_noted = 0
         self._base = (
             self.private.copy(),
             self.alias.copy(),
@@ -109,7 +136,10 @@ class LeafMap:
             return
         self._is_changed = False
         private, alias, moved, holes = self._base
-        self.private[:] = private
+        for page, end in self._touched:
+            self._before[page:end] = self.private[page:end] = private[page:end]
+        self._touched.clear()
+        self._is_noted = 0
         if alias:
             self.alias[:] = alias
         if self.moved != moved:
@@ -155,6 +185,7 @@ class LeafMap:
         bits = self.private
         if bits[page] != private:
             bits[page] = private
+            self._touched.append((page, page + 1))
             flips.append(LeafChange(Gva(direct.gva + page * PAGE_SIZE), gfn, 1, private, 1, False))
 
     def reread(self, entry_gpa: Gpa) -> list[LeafChange]:
@@ -225,6 +256,8 @@ class LeafMap:
             changed = end - page - bits.count(private, page, end)
             bits[page:end] = private
         if changed:
+            if not is_alias:
+                self._touched.append((page, end))
             flips.append(LeafChange(gva, window.gfn + page, end - page, private, changed, is_alias))
 
     def _link(self, gfn: int, level: int, base: int, flips: list[LeafChange]) -> None:

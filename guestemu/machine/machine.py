@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 MMU_CBITS: Final = frozenset({33, *range(36, 40)})
 """Positions of the view bit that the emulated MMU accepts; others go through our own walker."""
 
-_INNER_CBIT: Final = 39
+_INNER_CBIT: Final = 45
 
 
 class MachineConfig(msgspec.Struct, frozen=True):

@@ -30,7 +30,7 @@ import ctypes
 import mmap
 from collections.abc import Callable, Iterable, Iterator
 from itertools import compress
-from typing import Final
+from typing import Final, TypeVar
 
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa
 from guestemu.machine.callbacks import MemoryHook
@@ -48,6 +48,7 @@ from guestemu.machine.native import HostCode
 from guestemu.machine.resident import resident_pages
 from guestemu.machine.view_bit import ViewBit
 
+_CHUNK: Final = 1 << 20
 _MAP_NORESERVE: Final = getattr(mmap, "MAP_NORESERVE", 0x4000)
 _LOG_CAPACITY: Final = 1 << 16
 _ZERO_PAGE: Final = bytes(PAGE_SIZE)
@@ -59,6 +60,21 @@ def _anonymous(size: int) -> mmap.mmap:
     """Private anonymous memory: a fork must not share guest RAM; untouched pages are free."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
     return mmap.mmap(-1, size, flags=flags)
+
+
+_Word = TypeVar("_Word", ctypes.c_uint32, ctypes.c_uint64)
+
+
+def _words(kind: type[_Word], count: int) -> ctypes.Array[_Word]:
+    """`count` zero words, which take memory only where they are written."""
+    return (kind * count).from_buffer(_anonymous(count * ctypes.sizeof(kind)))
+
+
+def _store(target: mmap.mmap, start: int, data: bytes) -> None:
+    """Writes `data` where it is not there yet: pages that nobody wrote take no memory."""
+    end = start + len(data)
+    if target[start:end] != data:
+        target[start:end] = data
 
 
 def _content(data: bytes) -> int:
@@ -101,9 +117,9 @@ class GuestRam:
         if offset < size:
             engine.map(bit.shared | offset, size - offset, _address(self._shared_map) + offset)
             engine.map(bit.private | offset, size - offset, _address(self._private_map) + offset)
-        self.flags = bytearray(2 * frames)
+        self.flags = _anonymous(2 * frames)
         self._set_first_flags()
-        self._dirty = (ctypes.c_uint32 * (2 * frames))()
+        self._dirty = _words(ctypes.c_uint32, 2 * frames)
         self.dirty_list = memoryview(self._dirty).cast("B").cast("I")
         self._log = (ctypes.c_uint64 * (2 * _LOG_CAPACITY))()
         self._log_words = memoryview(self._log).cast("B").cast("Q")
@@ -126,9 +142,10 @@ class GuestRam:
         self._slow = MemoryHook(self._on_access)
         self.watch.slow = ctypes.cast(self._slow, ctypes.c_void_p)
         self._base: dict[int, bytes] = {}
-        self._base_flags = bytes(self.flags)
-        self._base_pages = (ctypes.c_uint64 * (2 * frames))()
-        self.watch.base_flags = _content(self._base_flags)
+        self._base_flags = _anonymous(2 * frames)
+        self._keep_flags()
+        self._base_pages = _words(ctypes.c_uint64, 2 * frames)
+        self.watch.base_flags = _address(self._base_flags)
         self.watch.base_pages = ctypes.addressof(self._base_pages)
         views = (self._private_map, self._shared_map)
         self.watch.private, self.watch.shared = map(_address, views if bit.private else views[::-1])
@@ -145,13 +162,18 @@ class GuestRam:
     def _set_first_flags(self) -> None:
         """Private views are current, the low pages mirrored; or all views are, apart."""
         frames = self.frames
-        if self.are_views_apart:
-            self.flags[:] = bytes([FLAG_APART]) * (2 * frames)
-            return
-        self.flags[:frames] = bytes([FLAG_STALE]) * frames
-        self.flags[frames:] = bytes(frames)
+        is_apart = self.are_views_apart
+        for first, flag in ((0, FLAG_STALE), (frames, 0)):
+            flags = bytes([FLAG_APART if is_apart else flag])
+            for start in range(first, first + frames, _CHUNK):
+                size = min(_CHUNK, first + frames - start)
+                _store(self.flags, start, flags * size)
         for page in range(self.low):
             self.flags[page] = self.flags[frames + page] = FLAG_APART
+
+    def _keep_flags(self) -> None:
+        for start in range(0, 2 * self.frames, _CHUNK):
+            _store(self._base_flags, start, self.flags[start : start + _CHUNK])
 
     def install(self, code: HostCode) -> None:
         """Adds the load and store hook: host machine code where there is some, else Python."""
@@ -340,8 +362,7 @@ class GuestRam:
                 self._keep_base((index + self.frames) % (2 * self.frames), content)
         self.watch.dirty_count = 0
         self.table_writes()
-        self._base_flags = bytes(self.flags)
-        self.watch.base_flags = _content(self._base_flags)
+        self._keep_flags()
 
     def _keep_base(self, index: int, content: bytes) -> None:
         self._base[index] = content

@@ -111,6 +111,7 @@ class Testbed:
         self.checks = tuple(checks)
         self.observe: Callable[[OpView], None] | None = None
         self._frames = guest.machine.config.frames
+        self._host_before = bitarray(endian="little")
         self._failure: HostFailedError | None = None
         self._set_up(self.host.reset)
         guest.use_kvm(_kvm_of(host), host.repaired)
@@ -323,6 +324,8 @@ class Testbed:
         recorder = self.recorder
         recorder.records = []
         recorder.emitted = []
+        host_before = self._host_before
+        _keep(host_before, host.private_map())
         return OpView(  # by position: names would cost half a microsecond for every operation
             index,
             op,
@@ -331,8 +334,8 @@ class Testbed:
             host,
             recorder.records,
             [],
-            host.private_map().copy(),
-            leaf_map.private.copy(),
+            host_before,
+            leaf_map.begin(),
             len(leaf_map.moved),
             frames,
             op.kind in _TO_PRIVATE,
@@ -355,7 +358,7 @@ class Testbed:
             exits=[],
             flips=[],
             host_before=bitarray(),
-            private_before=self.guest.leaf_map.private.copy(),
+            private_before=self.guest.leaf_map.begin(),
             moved_before=len(self.guest.leaf_map.moved),
             frames=None,
             wants_private=False,
@@ -524,6 +527,16 @@ def build_testbed(header: Header, host: Host | None = None) -> Testbed:
 
     loaded = host_of(header)
     return Testbed(load_guest(settings), loaded, destination=destination)
+
+
+def _keep(kept: bitarray, bits: bitarray) -> None:
+    """Makes `kept` equal to `bits`, in the memory that it has: new memory for a map of every
+    operation costs more than the copy."""
+    if len(kept) == len(bits):
+        kept[:] = bits
+    else:
+        kept.clear()
+        kept.extend(bits)
 
 
 def run_program(program: Program) -> Outcome:

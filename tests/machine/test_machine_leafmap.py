@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from guestemu.abi.addresses import PAGE_SIZE, PMD_SIZE, Gpa, Gva
 from guestemu.abi.x86 import PTE_PRESENT, PTE_PSE, PTE_RW
+from guestemu.checks.base import OpView
 from guestemu.events.memory import LeafChange
 from guestemu.machine.leafmap import LeafMap, Window
 from guestemu.machine.memory import GuestRam
@@ -148,6 +149,46 @@ def test_the_map_follows_the_split_of_a_1_gib_leaf(generation: str) -> None:
     assert private.find(0, first) == first + 511
     assert private.count(0, first) == 3 + (1 << 18) - 512
     assert_maps_agree(bed, cr3, program)
+
+
+def assert_what_was_before(bed: Testbed, program: list[Op]) -> None:
+    """Each operation's view has the map that the last one left, and knows what became of it."""
+    bed.reset()
+    kept = [bed.guest.leaf_map.private.copy()]
+
+    def observe(view: OpView) -> None:
+        now = view.guest.leaf_map.private
+        assert view.private_before == kept[-1]
+        expected = kept[-1].copy()
+        if view.frames is not None:
+            first, end = view.frames[0], view.frames[0] + view.frames[1]
+            expected[first:end] = view.wants_private
+            became = view.guest.leaf_map.became(first, end, view.wants_private)
+            assert became == (end > first and now == expected)
+        kept.append(now.copy())
+
+    bed.observe = observe
+    try:
+        bed.run(program)
+    finally:
+        bed.observe = None
+
+
+@settings(max_examples=20, deadline=None, database=None)
+@given(st.lists(ops((Region.D, Region.L)), max_size=6))
+def test_a_view_has_the_map_from_before(program: list[Op]) -> None:
+    assert_what_was_before(bed_of("6.1")[0], program)
+
+
+def test_the_map_from_before_is_right_after_more_changes_than_are_noted() -> None:
+    again = [
+        Op(OpKind.SET_MEMORY_DECRYPTED, (1024, 0), Region.D, 0),
+        Op(OpKind.SET_MEMORY_ENCRYPTED, (1024, 0), Region.D, 0),
+    ]
+    bed = bed_of("6.1")[0]
+    assert_what_was_before(bed, again * 4)
+    bed.reset()
+    assert bed.guest.leaf_map.private.count(0) == PMD_SIZE // PAGE_SIZE, "only .bss..decrypted"
 
 
 # On bare tables -----------------------------------------------------------------------------------

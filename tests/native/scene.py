@@ -74,7 +74,9 @@ class Scene:
             records_conversions=True,
             private_map=lambda: self.host,
         )
-        leaf_map = SimpleNamespace(private=self.tables, alias=self.alias, moved=[])
+        leaf_map = SimpleNamespace(
+            private=self.tables, alias=self.alias, moved=[], became=lambda *_range: False
+        )
         range_ = self.range
         view = OpView(
             index=0,

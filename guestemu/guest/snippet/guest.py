@@ -76,7 +76,9 @@ from guestemu.machine.snp_psc import psc_kernel
 MAX_VCPUS: Final = 8
 MIN_MEMORY: Final = 32
 LARGE_MEMORY: Final = 4096
-MAX_MEMORY: Final = 8192
+MAX_MEMORY: Final = 1 << 20
+MAX_SNP_MEMORY: Final = 8192
+"""The RMP keeps an entry of its own for every frame."""
 
 _FEATURE_SEV_LIVE_MIGRATION: Final = 14
 """The patch set's own feature bit (facts, constant table); bit 14 is ASYNC_PF_INT today."""
@@ -478,13 +480,14 @@ def _features(config: MachineConfig) -> int:
 
 def _check(config: MachineConfig, generation: str) -> None:
     mib = config.frames * PAGE_SIZE >> 20
-    if not MIN_MEMORY <= mib <= MAX_MEMORY or config.frames * PAGE_SIZE % PMD_SIZE:
-        raise InputError(
-            f"memory {mib}M: a snippet guest takes {MIN_MEMORY}M to {MAX_MEMORY}M, in steps of 2M"
-        )
+    is_snp = bool(config.sev_status & SEV_STATUS_SEV_SNP)
+    most = MAX_SNP_MEMORY if is_snp else MAX_MEMORY
+    if not MIN_MEMORY <= mib <= most or config.frames * PAGE_SIZE % PMD_SIZE:
+        kind = "an SNP snippet guest" if is_snp else "a snippet guest"
+        raise InputError(f"memory {mib}M: {kind} takes {MIN_MEMORY}M to {most}M, in steps of 2M")
     if not 1 <= config.vcpus <= MAX_VCPUS:
         raise InputError(f"vcpus {config.vcpus}: a snippet guest takes 1 to {MAX_VCPUS}")
-    if config.sev_status & SEV_STATUS_SEV_SNP and generation != SNP_GENERATION:
+    if is_snp and generation != SNP_GENERATION:
         raise InputError(
             f"sev snp: snippet:{generation} has no code for SNP; take snippet:{SNP_GENERATION}"
         )

@@ -145,10 +145,10 @@ class StripRecorder:
         guest, host = view.guest, view.host
         if self.first is None:
             self.first = StripViews(
-                tables=view.private_before,
+                tables=view.private_before.copy(),
                 alias=guest.leaf_map.alias.copy(),
                 holes=frozenset(),
-                record=view.host_before,
+                record=view.host_before.copy(),
                 states=_states(guest),
                 sent={},
                 kept={},
@@ -274,16 +274,16 @@ class StripRecorder:
         """The frames to draw: those touched, and one more on either side."""
         assert self.first is not None
         total = len(self.first.tables)
-        chosen = bitarray(total)
+        chosen: set[int] = set()
         ranges = [one for step in self.steps[: last + 1] for one in step.touched]
         for gfn, pages in ranges:
             end = min(gfn + pages, total)
             if end - gfn > _MAX_FRAMES:
                 for first, stop in ((gfn, gfn + _EDGE), (end - _EDGE, end)):
-                    chosen[max(first - 1, 0) : min(stop + 1, total)] = True
+                    chosen.update(range(max(first - 1, 0), min(stop + 1, total)))
             elif gfn < total:
-                chosen[max(gfn - 1, 0) : min(end + 1, total)] = True
-        return [int(gfn) for gfn in chosen.search(bitarray("1"))][: 4 * _MAX_FRAMES]
+                chosen.update(range(max(gfn - 1, 0), min(end + 1, total)))
+        return sorted(chosen)[: 4 * _MAX_FRAMES]
 
 
 class _Drawing:
