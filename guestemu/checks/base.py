@@ -40,8 +40,9 @@ class OpView(msgspec.Struct):
     """One finished operation.
 
     The `*_before` maps are from before the operation, and stay until the next one begins: who keeps
-    them copies them. The maps after it are the guest's and the host's own. `frames` is the range (first frame, count) that a conversion was asked for;
-    `injected` the answer that user space was told to give and how often; `free_frames` the frames
+    them copies them. The maps after it are the guest's and the host's own. `frames` is the range
+    (first frame, count) that a conversion was asked for; `injected` the answer that user space was
+    told to give and how often; `free_frames` the frames
     in the page allocator (after DMA operations only). `events` is everything that happened, in the
     order of time. Parts of it are `exits`, `flips` (changes of leaves) and `emitted`, the machine's
     other events (page states, requests through a GHCB), each with the number of exits before it.
