@@ -7,12 +7,14 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from guestemu.abi.errors import InputError
+from guestemu.abi.names import command_line
 from guestemu.cli import console
 from guestemu.cli._step_progress import StepProgress
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_INTERRUPTED, EXIT_OK
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from guestemu.migration.model.count import Space
     from guestemu.migration.model.order_model import Scenario
@@ -23,14 +25,18 @@ if TYPE_CHECKING:
 MAX_LISTED: Final = 100_000
 
 
-def show_table(scenarios: Sequence[Scenario], with_reduction: bool, as_json: bool) -> int:
-    """Counts the cells; exit status 1 if one of them loses."""
+def show_table(
+    scenarios: Sequence[Scenario], with_reduction: bool, as_json: bool, html: Path | None = None
+) -> int:
+    """Counts the cells, with `html` also as a page; exit status 1 if one of them loses."""
     from guestemu.migration.model.table import Table, count_row
 
     start = time.perf_counter()
     with StepProgress(sum(2 * scenario.steps + 1 for scenario in scenarios)) as progress:
         rows = tuple(count_row(one, with_reduction, progress.advance) for one in scenarios)
     table = Table.of(rows, time.perf_counter() - start)
+    if html is not None:
+        _write_table(html, scenarios, rows)
     if as_json:
         console.emit_json(table)
     elif with_reduction:
@@ -41,6 +47,41 @@ def show_table(scenarios: Sequence[Scenario], with_reduction: bool, as_json: boo
         _print_cell(table.rows[0])
     _note_figures(table)
     return EXIT_FINDINGS if any(row.losing for row in rows) else EXIT_OK
+
+
+_KEPT: Final = "every interleaving keeps the page"
+_UNDEFINED: Final = "some lose bytes that are not defined (after a C-bit change)"
+_LOST: Final = "some lose the page"
+
+
+def _write_table(path: Path, scenarios: Sequence[Scenario], rows: Sequence[CountRow]) -> None:
+    """The cells as an HTML page; each leads to its first losing interleaving."""
+    from guestemu.campaign.store import write_atomically
+    from guestemu.report.matrix import Tried, matrix_page
+
+    tried = []
+    for scenario, row in zip(scenarios, rows, strict=True):
+        kind = _LOST if row.lost_defined else _UNDEFINED if row.lost_strict else _KEPT
+        first = ["--witness", 0] if row.lost_strict else []
+        tried.append(
+            Tried(
+                row=row.order,
+                column=row.script,
+                word=f"{row.lost_strict} of {row.total}",
+                kind=kind,
+                detail=f"{row.lost_strict} of {row.total} interleavings of order {row.order} and "
+                f"script {row.script} ({row.script_steps}) lose the page by lost_strict, "
+                f"{row.lost_defined} by lost_defined.",
+                command=_command(scenario, *first),
+            )
+        )
+    words = (
+        "A guest's script is merged in every way with the steps of a host's passes. A cell says "
+        "how many of these interleavings lose the page, and leads to the command that shows one."
+    )
+    kinds = {_KEPT: "good", _UNDEFINED: "warn", _LOST: "bad"}
+    page = matrix_page("Interleavings that lose a page", words, tried, kinds, "order")
+    write_atomically(path, page.encode(), "--html")
 
 
 def _cell(row: CountRow) -> str:
@@ -95,29 +136,42 @@ def _note_figures(table: Table) -> None:
     console.note(text)
 
 
-def show_witness(scenario: Scenario, rank: int, by_defined: bool, as_json: bool) -> int:
-    """Shows one losing interleaving, step by step."""
+def show_witness(
+    scenario: Scenario, rank: int, by_defined: bool, as_json: bool, html: Path | None = None
+) -> int:
+    """Shows one losing interleaving as a race and state by state; with `html` also as a page."""
     from guestemu.migration.model.report import report
     from guestemu.migration.model.witness import unrank
+    from guestemu.report.witness import witness_document
 
     space = _space(scenario)
-    shown = report(unrank(space, rank, by_defined), with_steps=True)
+    witness = unrank(space, rank, by_defined)
+    shown = report(witness, with_steps=True)
+    again = _command(scenario, "--witness", rank, *(["--defined"] if by_defined else []))
+    document = witness_document(space, witness, again, by_defined)
+    if html is not None:
+        console.write_document(html, document)
     if as_json:
         console.emit_json(_cell_report(space, shown), "cell")
-        return EXIT_FINDINGS
-    console.emit(shown.interleaving)
-    console.emit()
-    head = ("step", "by", "PTE", "status", "dirty", "snapshot", "copy", "source", "destination")
-    lines = []
-    for step in shown.steps:
-        by = "guest" if step.side == "guest" else "host"
-        number = f"{by} {step.live_pass}" if step.live_pass else by
-        cells = (step.pte, step.status, step.dirty, step.snapshot, step.enc)
-        lines.append((step.step, number, *cells, step.source, step.destination))
-    console.emit_table(head, lines)
-    console.emit()
-    console.emit(shown.why)
+    else:
+        console.emit_document(document)
     return EXIT_FINDINGS
+
+
+def _command(scenario: Scenario, *words: object) -> str:
+    """The command that looks at this cell."""
+    from guestemu.migration.model.notation import format_order, format_script
+
+    rules = scenario.rules
+    words_of_cell: list[object] = ["--order", scenario.order.row]
+    if scenario.order.row is None:
+        words_of_cell = ["--order", format_order(scenario.order.steps)]
+    words_of_cell += ["--script", format_script(scenario.script.steps)]
+    words_of_cell += ["--passes", scenario.passes]
+    for name in rules.__struct_fields__:
+        if getattr(rules, name):
+            words_of_cell += ["--rule", name.replace("_", "-")]
+    return command_line("explore", *words_of_cell, *words)
 
 
 def list_witnesses(scenario: Scenario, by_defined: bool, as_json: bool) -> int:

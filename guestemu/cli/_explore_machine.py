@@ -92,12 +92,9 @@ def _words(lost_strict: bool, lost_defined: bool) -> str:
     return " and ".join(names) or "not lost"
 
 
-def write(
-    scenario: Scenario, rank: int, by_defined: bool, link: LinkKind, path: Path, as_json: bool
-) -> int:
-    """Writes losing interleaving `rank` as a program, and shows it. Raises `InputError` where there
-    is no such interleaving, or the file cannot be written."""
-    from guestemu.cli._explore import show_witness
+def write(scenario: Scenario, rank: int, by_defined: bool, link: LinkKind, path: Path) -> None:
+    """Writes losing interleaving `rank` as a program. Raises `InputError` where there is no such
+    interleaving, or the file cannot be written."""
     from guestemu.migration.model.count import Space
     from guestemu.migration.model.programs import witness_comment, witness_program
     from guestemu.migration.model.witness import unrank
@@ -110,4 +107,3 @@ def write(
     except OSError as error:
         raise InputError(f"--prog {path}: {error.strerror}; name a file to write") from None
     console.note(f"wrote {path}; {command_line('run', path)} shows the loss")
-    return show_witness(scenario, rank, by_defined, as_json)

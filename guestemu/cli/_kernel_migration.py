@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from guestemu.abi.errors import InputError
+from guestemu.abi.names import command_line
 from guestemu.cli import console
-from guestemu.cli._options import AsJson
+from guestemu.cli._options import AsJson, Html
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
 
 if TYPE_CHECKING:
-    from guestemu.migration.sweep.run import SweepReport, SweepRequest
+    from guestemu.migration.sweep.run import SweepRequest
 
 _LINUX: Final = "linux:"
 DEFAULT_EVERY: Final = 100
@@ -73,6 +74,7 @@ def kernel_migration(
             "--there-and-back", help="Convert the page back inside the window, and fill it again."
         ),
     ] = False,
+    html: Html = None,
     as_json: AsJson = False,
 ) -> int:
     """Migrate a booted kernel at instructions of a page conversion, and let it run on.
@@ -102,11 +104,12 @@ def kernel_migration(
 
       guestemu explore kernel-migration --leaf 4k --tuples --there-and-back
 
-      guestemu explore kernel-migration --order status-first
+      guestemu explore kernel-migration --order status-first --html lost.html
     """
     from guestemu.cli._interrupts import Interrupts
     from guestemu.cli._migration_progress import ProgressWatcher
     from guestemu.migration.sweep.run import run
+    from guestemu.report.sweep import sweep_document
 
     request = _request(guest, every, path, leaf, order, sev, tuples, there_and_back)
     with Interrupts() as interrupts:
@@ -115,10 +118,13 @@ def kernel_migration(
             report = run(request, watcher)
         finally:
             watcher.close()
+    document = sweep_document(report, _command(request, guest))
+    if html is not None:
+        console.write_document(html, document)
     if as_json:
         console.emit_json(report)
     else:
-        _tell(report)
+        console.emit_document(document)
     if report.interrupted:
         raise KeyboardInterrupt
     return EXIT_FINDINGS if report.is_wrong else EXIT_OK
@@ -153,50 +159,19 @@ def _request(
     return SweepRequest(image, every, path, leaf, orders[order], sev, tuples, there_and_back)
 
 
-def _tell(report: SweepReport) -> None:
-    from guestemu.report.heat import heat_lines
-
-    console.emit(f"Linux {report.version}, {report.sev}, {report.path}, {report.order}")
-    if report.windows:
-        columns = ("window", "instructions", "points", "differences", "lost_strict", "lost_defined")
-        console.emit_table(
-            columns,
-            (
-                (
-                    window.name,
-                    window.instructions,
-                    window.points,
-                    window.differences,
-                    window.lost_strict,
-                    window.lost_defined,
-                )
-                for window in report.windows
-            ),
-        )
-    for window in report.windows:
-        for point in window.first:
-            what = point.difference or "stores are lost"
-            console.emit(f"{window.name}, instruction {point.index}: {what}")
-    for window in report.windows:
-        console.emit()
-        console.emit(console.paint(f"{window.name}: migrations by function", "bold"))
-        console.emit_lines(heat_lines(window.heat, not console.has_unicode()))
-    if report.tuples:
-        console.emit()
-        console.emit(f"{report.instants} instants, {report.matrix} migrations")
-        console.emit_table(
-            ("order", "right", "tuples", "lost", "undefined"),
-            (
-                (name, "yes" if row.is_right else "no", row.tuples, row.lost, row.undefined)
-                for name, row in report.tuples.items()
-            ),
-        )
-    for command, answer in report.kvm.items():
-        console.emit(f"KVM_SEV_{command}: {answer}")
-    if report.points and report.cpu_seconds:
-        migrations = report.points + report.matrix
-        console.emit(
-            f"{report.migrations_per_second:.0f} migrations/s, "
-            f"{migrations / report.cpu_seconds:.0f} per second of CPU time, "
-            f"{report.pages_per_migration:.1f} pages each"
-        )
+def _command(request: SweepRequest, guest: str) -> str:
+    """The command of this sweep."""
+    options = {
+        "--guest": guest,
+        "--every": request.every,
+        "--path": request.path,
+        "--leaf": request.leaf,
+        "--order": request.order.value,
+        "--sev": request.sev,
+    }
+    words = [word for option in options.items() for word in option]
+    if request.tuples:
+        words.append("--tuples")
+    if request.there_and_back:
+        words.append("--there-and-back")
+    return command_line("explore", "kernel-migration", *words)

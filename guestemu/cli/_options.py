@@ -11,6 +11,10 @@ import typer
 from guestemu.cli import _names as names
 
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Html: TypeAlias = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="OUT.html", help="Also write a page.", show_default=False),
+]
 ProgramPath: TypeAlias = Annotated[
     Path, typer.Argument(metavar="PROGRAM.prog", help="The program to run.", show_default=False)
 ]

@@ -23,8 +23,11 @@ from guestemu.abi.text import visible
 from guestemu.cli._busy import Busy
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
+    from guestemu.report.document import Content, Document
     from guestemu.report.strip import Strip, StripLine
 
 _PROGRAM: Final = "guestemu"
@@ -181,6 +184,47 @@ def emit_lines(lines: Iterable[StripLine], indent: str = "") -> None:
     """The lines of a picture on stdout, each behind `indent`."""
     for line in lines:
         emit(indent + "".join(paint(text, style) if style else text for text, style in line.parts))
+
+
+def emit_document(document: Document) -> None:
+    """A document on stdout: its title, then what is not for pages only, a blank line between."""
+    emit(document.title)
+    for chapter in document.chapters:
+        if chapter.is_page_only:
+            continue
+        emit()
+        if chapter.title:
+            emit(paint(chapter.title, "bold"))
+        for content in chapter.contents:
+            _emit_content(content)
+
+
+def _emit_content(content: Content) -> None:
+    from guestemu.report.document import Code, Grid, Paragraph, Picture, Svg, picture_lines
+    from guestemu.report.page import TableCell
+
+    match content:
+        case Paragraph(text, style):
+            emit(paint(text, style) if style else text)
+        case Grid(headings, rows):
+            shown = (
+                [cell.text if isinstance(cell, TableCell) else cell for cell in row] for row in rows
+            )
+            emit_table(headings, shown)
+        case Picture(_, drawn):
+            emit_lines(picture_lines(drawn, not has_unicode()))
+        case Code(text, is_command):
+            emit_text(f"$ {text}" if is_command else text)
+        case Svg(title):
+            emit(f"a picture, with --html: {title}")
+
+
+def write_document(path: Path, document: Document, option: str = "--html") -> None:
+    """A document as an HTML page. Raises `InputError` naming `option`."""
+    from guestemu.campaign.store import write_atomically
+    from guestemu.report.document import document_page
+
+    write_atomically(path, document_page(document).encode(), option)
 
 
 def note(text: str) -> None:

@@ -11,7 +11,7 @@ import typer
 from guestemu.abi.errors import InputError
 from guestemu.cli._kernel_migration import kernel_migration
 from guestemu.cli._mirror import mirror
-from guestemu.cli._options import AsJson, Cluster
+from guestemu.cli._options import AsJson, Cluster, Html
 from guestemu.cli.errors import EXIT_OK
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ def command(
         Path | None,
         typer.Option(metavar="OUT.prog", help="With --witness: write it as a program to run."),
     ] = None,
+    html: Html = None,
     cluster: Cluster = None,
     as_json: AsJson = False,
 ) -> int:
@@ -137,7 +138,7 @@ def command(
 
       guestemu explore --table
 
-      guestemu explore --order 2 --script S1 --witness 0
+      guestemu explore --order 2 --script S1 --witness 0 --html witness.html
 
       guestemu explore --order 'E D S' --script 'HC- PTE- t1!' --passes 5 --list
 
@@ -158,6 +159,8 @@ def command(
     mode = _mode(modes, order, script)
     _check_switches(mode, table, bool(order or script), reduce, defined, passes)
     kind = _check_machine(mode, confirm, prog, link, reduce)
+    if html is not None and (confirm is not None or list_all or pct is not None or reduce):
+        raise InputError("explore: --html is a page of the table or of --witness; leave it out")
     if cluster is not None and confirm is None:
         raise InputError(
             "explore: --cluster goes with --confirm; all else takes less than a second"
@@ -166,14 +169,14 @@ def command(
     if confirm is not None:
         return _explore_machine.confirm(scenarios, confirm, seed, kind, as_json, cluster)
     if witness is not None and prog is not None:
-        return _explore_machine.write(scenarios[0], witness, defined, kind, prog, as_json)
+        _explore_machine.write(scenarios[0], witness, defined, kind, prog)
     if witness is not None:
-        return _explore.show_witness(scenarios[0], witness, defined, as_json)
+        return _explore.show_witness(scenarios[0], witness, defined, as_json, html)
     if list_all:
         return _explore.list_witnesses(scenarios[0], defined, as_json)
     if pct is not None:
         return _explore.show_random(scenarios[0], pct, depth, seed, as_json)
-    return _explore.show_table(scenarios, reduce, as_json)
+    return _explore.show_table(scenarios, reduce, as_json, html)
 
 
 def _check_unused(context: typer.Context) -> None:

@@ -11,7 +11,7 @@ import typer
 
 from guestemu.cli import _names as names
 from guestemu.cli import console
-from guestemu.cli._options import AsJson
+from guestemu.cli._options import AsJson, Html
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
 
 if TYPE_CHECKING:
@@ -574,14 +574,6 @@ Update: TypeAlias = Annotated[
         metavar="FILE.md",
         help="Put what was measured into this page's table; its other cells stay.",
         show_default=False,
-    ),
-]
-
-
-Html: TypeAlias = Annotated[
-    Path | None,
-    typer.Option(
-        "--html", metavar="OUT.html", help="Also write the table as a page.", show_default=False
     ),
 ]
 

@@ -4,17 +4,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import Annotated, Final
 
 import typer
 
 from guestemu.cli import console
 from guestemu.cli._options import AsJson, GuestName, HostName, Plugins, ProgramPath
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
-
-if TYPE_CHECKING:
-    from guestemu.report.race import Race
-    from guestemu.report.trace.run import Run
 
 GROUP: Final = "Migration"
 ORDER: Final = 20
@@ -46,13 +42,13 @@ def command(
       guestemu race examples/demo/forgotten-error.prog -o race.html
     """
     from guestemu.cli._program import Overrides, load
-    from guestemu.report.trace.races import race_of
+    from guestemu.report.trace.races import race_document, race_of
     from guestemu.report.trace.words import is_finding, run_word
 
     loaded = load(program, Overrides(guest, host, plugins=tuple(plugins or ())))
     race, run = race_of(loaded)
     if output is not None:
-        _write(output, program.name, race, run)
+        console.write_document(output, race_document(str(program), race, run), "-o")
     if as_json:
         console.emit_json({"outcome": run_word(run), "race": race})
     else:
@@ -60,18 +56,3 @@ def command(
 
         console.emit_lines(race_lines(race, not console.has_unicode()))
     return EXIT_FINDINGS if is_finding(run_word(run)) else EXIT_OK
-
-
-def _write(output: Path, name: str, race: Race, run: Run) -> None:
-    from html import escape
-
-    from guestemu.campaign.store import write_atomically
-    from guestemu.report.page import figure, html_page, section
-    from guestemu.report.race import race_svg
-    from guestemu.report.strip import strip_svg
-
-    parts = [f"<h1>{escape(name)}</h1><p>{escape(race.sentence)}</p>"]
-    parts.append(section("The race", figure("The race", race_svg(race, "race"))))
-    if run.strip is not None:
-        parts.append(section("The strip", figure("The strip", strip_svg(run.strip, "strip"))))
-    write_atomically(output, html_page(name, parts).encode(), "-o")

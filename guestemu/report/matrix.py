@@ -14,20 +14,21 @@ from guestemu.report.page import TableCell, command_line, html_page, section, ta
 
 class Tried(msgspec.Struct, frozen=True, kw_only=True):
     """One experiment: its place, its outcome in a word, what was seen, the command that repeats
-    it."""
+    it. `kind` is what the legend says of the outcome, where the word differs from cell to cell."""
 
     row: str
     column: str
     word: str
     detail: str
     command: str
+    kind: str = ""
 
 
 def matrix_page(
     title: str, words: str, tried: Sequence[Tried], values: Mapping[str, str], corner: str = "row"
 ) -> str:
-    """The page. `words` says what was done; `values` takes an outcome's word to "good", "bad",
-    "warn" or ""; `corner` says what rows are."""
+    """The page. `words` says what was done; `values` takes an outcome's kind (its word, if it
+    has none) to "good", "bad", "warn" or ""; `corner` says what rows are."""
     columns = list(dict.fromkeys(one.column for one in tried))
     numbers = {(one.row, one.column): number for number, one in enumerate(tried)}
     shown = [
@@ -52,11 +53,12 @@ def matrix_page(
 
 
 def _cell(one: Tried, number: int, values: Mapping[str, str]) -> TableCell:
-    return TableCell(one.word, values.get(one.word, ""), f"cell-{number}", one.detail)
+    value = values.get(one.kind or one.word, "")
+    return TableCell(one.word, value, f"cell-{number}", one.detail)
 
 
 def _legend(tried: Iterable[Tried], values: Mapping[str, str]) -> str:
-    words = dict.fromkeys(one.word for one in tried)
+    words = dict.fromkeys(one.kind or one.word for one in tried)
     cells = "".join(
         f'<td class="v-{escape(values[word])}">{escape(word)}</td>'
         for word in words

@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 
 from guestemu.report.charts import STYLE
+from guestemu.report.heat import HEAT_STYLE
 from guestemu.report.race import RACE_STYLE
 from guestemu.report.strip import STRIP_STYLE
 
@@ -43,6 +44,7 @@ color:var(--ink);background:var(--page)}
 h1{font-size:1.5em;line-height:1.25;overflow-wrap:anywhere}
 h2{font-size:1.2em;margin:2em 0 .5em;border-bottom:1px solid var(--line)}
 h3{font-size:1.05em;margin:0 0 .4em;overflow-wrap:anywhere}
+section>h3{margin-top:1.4em}
 a{color:var(--link)}
 .skip{position:absolute;left:-999em}.skip:focus{left:1em;top:.5em;background:var(--page);padding:.3em}
 :focus-visible{outline:3px solid var(--link);outline-offset:2px}
@@ -130,7 +132,7 @@ def html_page(title: str, parts: Sequence[str]) -> str:
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         f"<title>{escape(title)}</title>"
-        f"<style>{_COLOURS}{_STYLE}{STYLE}{STRIP_STYLE}{RACE_STYLE}</style></head>"
+        f"<style>{_COLOURS}{_STYLE}{STYLE}{STRIP_STYLE}{RACE_STYLE}{HEAT_STYLE}</style></head>"
         f'<body><a class="skip" href="#main">Skip to the content</a><main id="main">'
         f"{''.join(parts)}</main><script>{_SCRIPT}</script></body></html>\n"
     )

@@ -8,6 +8,7 @@ and SVG (`race_svg`).
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from html import escape
 from typing import Final
@@ -21,6 +22,7 @@ HOST: Final = "host"
 
 _LANE: Final = 35
 _GUTTER: Final = 4
+_COLUMNS: Final = 78
 
 
 class RaceStep(msgspec.Struct, frozen=True):
@@ -73,14 +75,15 @@ def race_lines(race: Race, is_ascii: bool = False) -> tuple[StripLine, ...]:
             lines.append(_line(f"{head}", f"{left:<{_LANE}} {side} {right}".rstrip(), style))
         if number == race.lost_at:
             words = f"{arrow * 3} the page is lost from here on "
-            lines.append(_line("", words.ljust(78, rule), "red"))
+            lines.append(_line("", words.ljust(_COLUMNS, rule), "red"))
     if race.before:
         lines.append(_line("", ""))
         lines.append(_line("", f"{race.place}, from byte {race.offset:#x} on"))
         lines.append(_line("  the guest wrote  ", race.before))
         style = "red" if race.before != race.after else "green"
         lines.append(_line("  it reads         ", race.after, style))
-    lines.append(_line("", race.sentence, "red" if race.lost_at is not None else "green"))
+    style = "red" if race.lost_at is not None else "green"
+    lines += (_line("", part, style) for part in textwrap.wrap(race.sentence, _COLUMNS))
     return tuple(lines)
 
 

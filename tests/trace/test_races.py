@@ -24,16 +24,17 @@ def race(path: str) -> Race:
 @pytest.mark.parametrize(
     ("path", "op"),
     [
-        ("corpora/migration/status-before-dirty-s1.prog", 6),
-        ("corpora/migration/status-before-dirty-s1b.prog", 2),
-        ("corpora/migration/status-between-get-and-clear-s1.prog", 3),
+        ("corpora/migration/status-before-dirty-s1.prog", 8),
+        ("corpora/migration/status-before-dirty-s1b.prog", 5),
+        ("corpora/migration/status-between-get-and-clear-s1.prog", 6),
     ],
 )
-def test_the_copy_of_the_status_before_the_hypercall_decides(path: str, op: int) -> None:
+def test_the_last_store_decides_as_long_as_it_could_come_later(path: str, op: int) -> None:
+    """Before it the page could still be saved: by a store behind the next copy of the status."""
     found = race(path)
     assert found.lost_at == op
-    assert found.steps[op].text == "host_status_copy"
-    assert f"after operation {op} (host_status_copy) no timing" in found.sentence
+    assert found.steps[op].text == "write D[0] value=0x11"
+    assert f"after operation {op} (write D[0] value=0x11) no timing" in found.sentence
     assert found.before == " ".join(["11"] * 16) != found.after
 
 
@@ -61,9 +62,9 @@ def test_a_page_that_is_kept_has_no_such_step() -> None:
 @pytest.mark.parametrize("is_ascii", [False, True])
 def test_the_text_fits_a_terminal(is_ascii: bool) -> None:
     found = race("corpora/migration/there-and-back-s2-firmware.prog")
-    *lines, last = [line.text for line in race_lines(found, is_ascii)]
+    lines = [line.text for line in race_lines(found, is_ascii)]
     assert max(map(len, lines)) <= 80
-    assert last == found.sentence
+    assert " ".join(lines).endswith(found.sentence)
     assert not is_ascii or "".join(lines).isascii()
 
 
@@ -79,7 +80,7 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "race.html"
     assert main(["race", path, "-o", str(page), "--json"]) == 1
     printed = json.loads(capsys.readouterr().out)
-    assert (printed["schema"], printed["race"]["lost_at"]) == ("guestemu.race/1", 6)
+    assert (printed["schema"], printed["race"]["lost_at"]) == ("guestemu.race/1", 8)
     assert '<svg id="race"' in page.read_text()
     assert main(["race", str(ROOT / "corpora/conversion/idempotent.prog")]) == 2
     assert "add migrate_start" in capsys.readouterr().err

@@ -2,24 +2,28 @@
 """The race of a program with a migration: the program is run, and run again in other orders, to
 find the step after which the page is lost.
 
-That step is found by experiment: what stands behind step k is put in the order that is best for the
-page, first the guest's steps, then the host's. If the page is lost for every k from some step on,
-no timing of the rest saves it after that step. If it is lost whatever the order is, it is no race:
-then the guest's steps behind k are left out, to find the one that dooms the page.
+That step is found by experiment: of what stands behind step k the guest's steps are made one after
+the other, at each point between the host's in turn. If the page is lost wherever they are, it is
+lost after step k (the order model, which knows all orders, finds the same step: a test holds them
+together). If it is lost for k = 0, it is no race: then the guest's steps behind k are left out, to
+find the one that dooms the page.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
 
 from guestemu.abi.errors import InputError
+from guestemu.abi.names import command_line
 from guestemu.checks.lost import LOST_DEFINED, LOST_STRICT
 from guestemu.program.host_specs import LINK_SPECS, MIGRATION_SPECS
 from guestemu.program.op_text import format_op
 from guestemu.program.ops import SPECS, Op, OpKind
 from guestemu.program.program import Program
+from guestemu.report.document import Chapter, Code, Document, Paragraph, Picture
 from guestemu.report.race import GUEST, HOST, Race, RaceStep
 from guestemu.report.trace.places import Places
 from guestemu.report.trace.run import Run, check_program, decisive_strip, run_in
@@ -27,7 +31,7 @@ from guestemu.report.trace.strips import NotedStep, StripRecorder
 from guestemu.runner.testbed import Testbed, build_testbed
 
 MAX_OPS: Final = 64
-"""Longer programs are run once for each operation, so there is a limit."""
+"""Longer programs are run many times for each operation, so there is a limit."""
 
 _LOST: Final = frozenset({LOST_STRICT, LOST_DEFINED})
 _STARTS: Final = frozenset({OpKind.MIGRATE_START, OpKind.MIGRATE_HANDLER})
@@ -60,6 +64,18 @@ def race_of(program: Program) -> tuple[Race, Run]:
         testbed.close()
 
 
+def race_document(name: str, race: Race, run: Run) -> Document:
+    """What a page shows of the race of the program `name`: the race, then the strip of its run."""
+    chapters = [
+        Chapter("", (Paragraph(race.sentence),), is_page_only=True),
+        Chapter("The race", (Picture("The race", race),)),
+    ]
+    if run.strip is not None:
+        chapters.append(Chapter("The strip", (Picture("The strip", run.strip),)))
+    again = Code(command_line("race", name), True)
+    return Document(name, (*chapters, Chapter("See it again", (again,), is_page_only=True)))
+
+
 def _is_host(op: Op) -> bool:
     return op.kind in MIGRATION_SPECS or op.kind in LINK_SPECS or SPECS[op.kind].by_host
 
@@ -73,22 +89,35 @@ def _lost_at(testbed: Testbed, program: Program) -> tuple[int, bool]:
     testbed.observe = None
     for has_guest in (True, False):
         place = len(program.ops)
-        while place and _is_lost(run_in(testbed, _reordered(program, place - 1, has_guest))):
+        while place and all(
+            _is_lost(run_in(testbed, other)) for other in _reordered(program, place - 1, has_guest)
+        ):
             place -= 1
         if place:
             return place - 1, has_guest
     return 0, False
 
 
-def _reordered(program: Program, place: int, has_guest: bool) -> Program:
-    """`program` with the guest's steps from `place` on before the host's, or without them; what
-    comes behind the end of the migration stays."""
+def _reordered(program: Program, place: int, has_guest: bool) -> Iterator[Program]:
+    """`program` with the guest's steps from `place` on in one piece, at each point between the
+    host's, the last first; or once without them. Reads behind the end of the migration stay there,
+    what else the guest does behind it may come before."""
     ops = program.ops
     stop = next((n for n, op in enumerate(ops) if op.kind is OpKind.MIGRATE_STOP), len(ops))
     middle, end = ops[place : max(place, stop)], ops[max(place, stop) :]
     guests = tuple(op for op in middle if not _is_host(op)) if has_guest else ()
     hosts = tuple(op for op in middle if _is_host(op))
-    return msgspec.structs.replace(program, ops=(*ops[:place], *guests, *hosts, *end))
+    points = range(len(hosts), -1, -1) if guests else (0,)
+    orders = [(*hosts[:point], *guests, *hosts[point:], *end) for point in points]
+    late = tuple(op for op in end if not _is_host(op) and op.kind is not OpKind.READ)
+    if has_guest and late and place <= stop:
+        left = tuple(op for op in end if op not in late)
+        orders += (
+            (*hosts[:point], *guests, *late, *hosts[point:], *left)
+            for point in range(len(hosts), -1, -1)
+        )
+    for order in orders:
+        yield msgspec.structs.replace(program, ops=(*ops[:place], *order))
 
 
 def _race(

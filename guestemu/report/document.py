@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a verb found, as one struct that becomes lines of a terminal or an HTML page.
+
+A verb makes a `Document` of its report; `console.emit_document` prints it, `document_page` writes
+the page. A verb writes no HTML of its own.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TypeAlias
+
+import msgspec
+
+from guestemu.migration.sweep.heat import Heat
+from guestemu.report.heat import heat_lines, heat_svg
+from guestemu.report.page import TableCell, command_line, figure, html_page, section, table
+from guestemu.report.race import Race, race_lines, race_svg
+from guestemu.report.strip import Strip, StripLine, strip_lines, strip_svg
+
+
+class Paragraph(msgspec.Struct, frozen=True):
+    """A text. `style` is that of a line in a terminal; on a page "red" and "green" count."""
+
+    text: str
+    style: str = ""
+
+
+class Grid(msgspec.Struct, frozen=True):
+    """A table: rows of texts and of `TableCell`s, which lead to other places of the page.
+
+    `is_words`: cells stand on the left.
+    """
+
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str | int | float | TableCell, ...], ...]
+    title: str = ""
+    is_words: bool = False
+
+
+class Picture(msgspec.Struct, frozen=True):
+    """A picture, drawn with signs in a terminal and as SVG on a page."""
+
+    title: str
+    drawn: Race | Strip | tuple[Heat, ...]
+
+
+class Svg(msgspec.Struct, frozen=True):
+    """A picture that only a page has, as SVG, and the line that names it."""
+
+    title: str
+    text: str
+
+
+class Code(msgspec.Struct, frozen=True):
+    """Lines as they are: a program, a console. `is_command`: one line, to be copied."""
+
+    text: str
+    is_command: bool = False
+
+
+Content: TypeAlias = Paragraph | Grid | Picture | Svg | Code
+
+
+class Chapter(msgspec.Struct, frozen=True):
+    """Contents under a heading ("" for none). `identity` is where cells lead to; `is_page_only`:
+    a terminal shows it by other means or not at all."""
+
+    title: str
+    contents: tuple[Content, ...]
+    identity: str = ""
+    is_page_only: bool = False
+
+
+class Document(msgspec.Struct, frozen=True):
+    """Chapters under a title."""
+
+    title: str
+    chapters: tuple[Chapter, ...]
+
+
+def document_page(document: Document) -> str:
+    """The HTML page."""
+    parts = [f"<h1>{escape(document.title)}</h1>"]
+    for number, chapter in enumerate(document.chapters):
+        body = "".join(
+            _html(content, f"picture-{number}-{place}")
+            for place, content in enumerate(chapter.contents)
+        )
+        parts.append(section(chapter.title, body, chapter.identity) if chapter.title else body)
+    return html_page(document.title, parts)
+
+
+def _html(content: Content, identity: str) -> str:
+    match content:
+        case Paragraph(text, style):
+            kind = {"red": ' class="bad"', "green": ' class="good"'}.get(style, "")
+            return f"<p{kind}>{escape(text)}</p>"
+        case Grid(headings, rows, title, is_words):
+            return table(headings, rows, title, is_sortable=len(rows) > 1, is_words=is_words)
+        case Picture(title, drawn):
+            return figure(title, picture_svg(drawn, identity))
+        case Svg(title, text):
+            return f"{figure(title, text)}<p class=legend>{escape(title)}</p>"
+        case Code(text, is_command):
+            return command_line(text) if is_command else f"<pre>{escape(text)}</pre>"
+
+
+def picture_svg(drawn: Race | Strip | tuple[Heat, ...], identity: str) -> str:
+    """A picture as inline SVG with the page's colours."""
+    match drawn:
+        case Race():
+            return race_svg(drawn, identity)
+        case Strip():
+            return strip_svg(drawn, identity)
+        case _:
+            return heat_svg(drawn, identity)
+
+
+def picture_lines(
+    drawn: Race | Strip | tuple[Heat, ...], is_ascii: bool = False
+) -> tuple[StripLine, ...]:
+    """A picture for a terminal of 80 columns."""
+    match drawn:
+        case Race():
+            return race_lines(drawn, is_ascii)
+        case Strip():
+            return strip_lines(drawn, is_ascii)
+        case _:
+            return heat_lines(drawn, is_ascii)
