@@ -195,22 +195,29 @@ class OracleCampaign:
             case = OracleCase(_GROUP, asked.vm.cfg, tuple(asked.vm.history[: asked.position]))
             self._todo.append(Suspicion(Trouble.COMPLAINS, case, lines[0]))
 
+    def _lose_vms(self) -> None:
+        for vm in self._vms:
+            if vm is not None:
+                vm.is_lost = True
+
     def _machine_ended(self, error: MachineEnded, work: list[_Asked]) -> None:
         """The machine is gone, and the VMs with it; what was not compared is not counted."""
         self.sums.restarts += 1
         self._say(f"{error}; started again")
-        for vm in self._vms:
-            if vm is not None:
-                vm.is_lost = True
+        self._lose_vms()
         if error.is_own_fault and work:
             asked = work[min(error.done, len(work) - 1)]
             self._order(Trouble.ENDS, f"ends {asked.act.op.value} {error.how}", asked, error.how)
 
     def _settle(self) -> None:
-        """Makes findings of what was ordered; no batch is under way."""
+        """Makes findings of what was ordered; no batch is under way.
+
+        The cases take the slots of the campaign's VMs, which are made anew afterwards.
+        """
         todo, self._todo = self._todo, []
         if not todo:
             return
+        self._lose_vms()
         seen = set()
         for suspicion in todo:
             if suspicion.trouble is Trouble.COMPLAINS and suspicion.how in seen:

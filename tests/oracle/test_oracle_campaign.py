@@ -45,6 +45,15 @@ def test_a_planted_defect_is_found_made_small_and_shown_by_conform(fake, kernel,
     assert json.loads(capsys.readouterr().out)["disagree"]
 
 
+def test_vms_that_a_finding_was_made_small_on_are_made_anew(fake, kernel):
+    """The cases of a reduction take the slots of the campaign's VMs."""
+    fake("alignment")
+    with LiveKvm(kernel) as kvm:
+        sums = campaign(kvm).run(3000)
+    assert sums.differing
+    assert sums.notes == []
+
+
 @pytest.mark.parametrize(
     ("defect", "said"),
     [

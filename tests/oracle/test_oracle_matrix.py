@@ -7,11 +7,11 @@ import pytest
 
 from guestemu.conformance.recordings.kernel_choice import choose_kernel
 from guestemu.conformance.recordings.reader import read_recording
-from guestemu.conformance.recordings.recording import StepOp
+from guestemu.conformance.recordings.recording import Hex, Inputs, StepOp
 from guestemu.oracle import wire
 from guestemu.oracle.direct_model import DirectVm
 from guestemu.oracle.live import LiveKvm
-from guestemu.oracle.matrix import matrix
+from guestemu.oracle.matrix import Act, config, matrix, msr
 from guestemu.oracle.recorder import CaseResult, run_cases, write_recording
 
 DATA = Path(__file__).parent.parent / "data" / "kvm-oracle"
@@ -73,3 +73,17 @@ def test_a_failed_case_is_kept(tmp_path, fake, kernel):
     with LiveKvm(kernel) as kvm:
         write_recording(tmp_path / "one.jsonl", kvm.machine, [CaseResult(1, case, (), "no VM")])
     assert read_recording(tmp_path / "one.jsonl").failed[0].error == "no VM"
+
+
+@pytest.mark.parametrize(
+    ("flags", "index", "value", "irqchip"),
+    [(2, 0x4B564D04, 0x200101, 0), (2, 0x4B564D02, 0x200049, 1)],
+)
+def test_kvm_refuses_an_address_in_a_slot_that_it_cannot_write(flags, index, value, irqchip):
+    """PV_EOI_EN and ASYNC_PF_EN: kvm_gfn_to_hva_cache_init() wants a writable slot (6.12.118)."""
+    cfg = config(features=1 << 14, irqchip=irqchip)
+    for slot_flags, outcome in ((flags, "exception"), (0, "done")):
+        vm = DirectVm(cfg, choose_kernel("6.12.118", "6.12").kernel)
+        inputs = Inputs(rax=Hex(0x200000), rbx=Hex(0x1000), rcx=Hex(2), rdx=Hex(slot_flags))
+        assert vm.do(Act(op=StepOp.SET_SLOT, inputs=inputs))[1].ioctl == 0
+        assert vm.do(msr(StepOp.WRMSR, index, value))[1].outcome == outcome

@@ -41,14 +41,6 @@ class MemorySlots:
         self._most_gfn = (1 << (address_bits - PAGE_SHIFT)) - 1
         self._slots: dict[int, MemorySlot] = {0: MemorySlot(0, memory)}
 
-    def backs(self, gpa: int) -> bool:
-        """Whether `gpa` is in a slot of the first address space."""
-        return any(
-            slot.gpa <= gpa < slot.gpa + slot.size
-            for number, slot in self._slots.items()
-            if number >> 16 == 0
-        )
-
     def is_writable(self, gpa: int) -> bool:
         """Whether KVM may write at `gpa`: in a slot of the first address space, not read-only."""
         return any(

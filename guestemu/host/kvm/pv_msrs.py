@@ -4,6 +4,9 @@
 KVM implements these and nothing above: 0x4b564d08 (MIGRATION_CONTROL) and the rest of the range
 are unknown to it (K5-a). One set is kept for the VM, as for a VM with one vCPU.
 
+An address that is tested when it is written lies in a slot that is not read-only, as
+kvm_gfn_to_hva_cache_init() looks for one that KVM can write to.
+
 Source: kvm_set_msr_common(), kvm_get_msr_common(), kvm_pv_enable_async_pf(),
 kvm_pv_enable_async_pf_int(), kvm_lapic_set_pv_eoi() (arch/x86/kvm, Linux 6.1); recorded.
 """
@@ -119,7 +122,8 @@ class PvMsrs:
             return not value & _STEAL_TIME_RESERVED
         if index == MSR_KVM_PV_EOI_EN:
             address = value & ~_ENABLED
-            return address % 4 == 0 and (not value & _ENABLED or self._settings.backs(address))
+            is_writable = self._settings.is_writable
+            return address % 4 == 0 and (not value & _ENABLED or is_writable(address, 1))
         if index == MSR_KVM_POLL_CONTROL:
             return value <= 1
         if index == MSR_KVM_ASYNC_PF_INT:
@@ -127,8 +131,8 @@ class PvMsrs:
         return True
 
     def _write_async_pf(self, value: int) -> MsrResult:
-        """kvm_pv_enable_async_pf(): where the address turns out not to be RAM, the write fails and
-        the value stays all the same."""
+        """kvm_pv_enable_async_pf(): where KVM cannot write to the address, the write fails and the
+        value stays all the same."""
         has = self._settings.has_pv_feature
         if (
             value & _ASYNC_PF_RESERVED
@@ -140,6 +144,6 @@ class PvMsrs:
             return MsrResult.INVALID if value else MsrResult.DONE
         self._values[MSR_KVM_ASYNC_PF_EN] = value
         is_used = value & (_ENABLED | _AS_INTERRUPT) == _ENABLED | _AS_INTERRUPT
-        if is_used and not self._settings.backs(value & ~0x3F):
+        if is_used and not self._settings.is_writable(value & ~0x3F, 8):
             return MsrResult.INVALID
         return MsrResult.DONE

@@ -109,10 +109,6 @@ class VmSettings:
         self.pv_features = 0 if pv_features is None else pv_features
         return 0
 
-    def backs(self, gpa: int) -> bool:
-        """Whether `gpa` is in a memory slot."""
-        return gpa < self.memory if self.slots is None else self.slots.backs(gpa)
-
     def is_writable(self, gpa: int, size: int) -> bool:
         """Whether KVM can write `size` bytes, a page at most, at `gpa`."""
         if self.slots is None:

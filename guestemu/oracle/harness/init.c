@@ -57,6 +57,7 @@ struct memory_attributes {
 
 /* Guest memory. */
 #define MEMORY 0x200000u
+#define SPARE 0x200000u /* behind it: what slots of OP_SLOT hold, so that KVM's writes miss the code */
 #define MEMFD_BYTES 0x100000u
 #define GDT 0x3000u
 #define TSS64 0x3800u
@@ -299,7 +300,7 @@ static void drop(struct vm *vm)
 	if (vm->memfd > 0)
 		close(vm->memfd);
 	if (vm->memory)
-		munmap(vm->memory, MEMORY);
+		munmap(vm->memory, MEMORY + SPARE);
 	memset(vm, 0, sizeof(*vm));
 }
 
@@ -367,7 +368,8 @@ static int make(struct vm *vm, const struct config *c)
 		return -errno;
 	if (c->flags & C_IRQCHIP)
 		call(vm->fd, KVM_CREATE_IRQCHIP, NULL);
-	vm->memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	vm->memory = mmap(NULL, MEMORY + SPARE, PROT_READ | PROT_WRITE,
+			  MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (vm->memory == MAP_FAILED) {
 		vm->memory = NULL;
 		return -ENOMEM;
@@ -730,7 +732,7 @@ static void vm_ioctl(struct vm *vm, const struct request *q, struct reply *a)
 {
 	struct memory_attributes attributes = {q->rax, q->rbx, q->rcx, q->rdx};
 	struct kvm_userspace_memory_region region = {
-		(u32)q->rcx, (u32)q->rdx, q->rax, q->rbx, (u64)vm->memory};
+		(u32)q->rcx, (u32)q->rdx, q->rax, q->rbx, (u64)vm->memory + MEMORY};
 
 	a->outcome = IOCTL;
 	switch (q->op) {
