@@ -4,17 +4,18 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
+from guestemu.abi.errors import InputError
 from guestemu.cli import console
 
 if TYPE_CHECKING:
-    from guestemu.guest.linux.guest import LinuxGuest
     from guestemu.report.matrix import Tried
-    from guestemu.study.outcomes.cells import Cell, Verdict
+    from guestemu.study.outcomes.cells import Cell, Key
 
 
 def images_of(names: Sequence[str]) -> list[tuple[str, Path]]:
@@ -43,56 +44,48 @@ def images_of(names: Sequence[str]) -> list[tuple[str, Path]]:
 
 
 def defects(names: Sequence[str], only: Sequence[str]) -> Iterator[Cell]:
-    """Measures every defect (of `only`, if there are some) on every kernel."""
-    from guestemu.study.outcomes.defects import DEFECTS, measure
+    """Every defect (of `only`, if there are some) on every kernel."""
+    from guestemu.study.outcomes.cells import Key
+    from guestemu.study.outcomes.defects import DEFECTS
 
     wanted = _choose([defect.name for defect in DEFECTS], only)
+    keys = [Key("sev", defect.name) for defect in DEFECTS if defect.name in wanted]
     for name, image in images_of(names):
-        for defect in DEFECTS:
-            if defect.name in wanted:
-                experiment = partial(_on_guest, image, partial(measure, defect=defect))
-                yield _cell(name, image, defect.name, experiment)
+        yield from _measured(name, image, keys)
 
 
 def matrix(names: Sequence[str], only: Sequence[str]) -> Iterator[Cell]:
-    """Tries every verb (of `only`, if there are some) on every kernel."""
-    from guestemu.study.outcomes.verbs import VERBS
+    """Every verb (of `only`, if there are some) on every kernel."""
+    from guestemu.study.outcomes.verbs import VERBS, outcome_of
 
     wanted = _choose([verb.name for verb in VERBS], only)
+    verbs = {verb.key: verb.name for verb in VERBS if verb.name in wanted}
     for name, image in images_of(names):
-        for verb in VERBS:
-            if verb.name in wanted:
-                yield _cell(name, image, verb.name, partial(verb.measure, image))
+        for cell in _measured(name, image, list(verbs)):
+            yield msgspec.structs.replace(cell, row=verbs[cell.key], outcome=outcome_of(cell))
+
+
+def _measured(name: str, image: Path, keys: Sequence[Key]) -> list[Cell]:
+    """The cells of `keys` on a kernel, in their order: kept ones, and what has to be measured."""
+    from guestemu.guest.linux.load import LOADER
+    from guestemu.study.outcomes.experiments import KernelTask, measure_all
+    from guestemu.study.outcomes.store import CellStore
+
+    kernel = LOADER.kernel(image)
+    if not kernel.version:
+        raise InputError(f"{image}: has no version")
+    found = {}
+    for cell in measure_all(KernelTask(name, image), keys, CellStore(kernel.digest), jobs=1):
+        console.note(f"{name}: {cell.row}")
+        found[cell.key] = cell
+    return [found[key] for key in keys]
 
 
 def _choose(names: Sequence[str], only: Sequence[str]) -> Sequence[str]:
-    from guestemu.abi.errors import InputError
-
     for name in only:
         if name not in names:
             raise InputError(f"--only {name}: there is {', '.join(names)}")
     return only or names
-
-
-def _on_guest(image: Path, experiment: Callable[[LinuxGuest], Verdict]) -> Verdict:
-    from guestemu.study.outcomes.verbs import guest_of
-
-    return experiment(guest_of(image))
-
-
-def _cell(name: str, image: Path, row: str, experiment: Callable[[], Verdict]) -> Cell:
-    from guestemu.study.outcomes.cells import Cell, judge
-    from guestemu.study.outcomes.verbs import release
-
-    console.note(f"{name}: {row}")
-    verdict = judge(experiment)
-    return Cell(
-        kernel=name,
-        version=release(image),
-        row=row,
-        outcome=verdict.outcome,
-        detail=verdict.detail,
-    )
 
 
 _VALUES = {"seen": "bad", "not seen": "good", "ok": "good", "failed": "bad", "absent": "warn"}
@@ -135,6 +128,28 @@ def tell(cells: Sequence[Cell]) -> None:
     console.emit_table(
         columns, [(cell.kernel, cell.row, cell.outcome, cell.detail) for cell in cells]
     )
+
+
+def write_line(path: Path, image: str, cells: Sequence[Cell]) -> None:
+    """Puts a line for the kernel `image` into the page's table of `guestemu kernel test`: for each
+    guest kind how many cells are right, a known defect and wrong; the names of those defects and
+    rows. Raises `InputError`."""
+    from guestemu.study.outcomes.cells import ABSENT, update
+    from guestemu.study.outcomes.experiments import KNOWN_DEFECT, RIGHT, WRONG, verdict_of
+
+    line = {}
+    for kind in dict.fromkeys(cell.kind for cell in cells):
+        verdicts = [verdict_of(cell) for cell in cells if cell.kind == kind]
+        counts = [verdicts.count(one) for one in (RIGHT, KNOWN_DEFECT, WRONG)]
+        line[kind] = " / ".join(map(str, counts)) if any(counts) else ABSENT
+    line["known defects"] = ", ".join(sorted({cell.defect for cell in cells if cell.defect}))
+    wrong = [f"{cell.key} ({cell.kind})" for cell in cells if verdict_of(cell) == WRONG]
+    line["wrong"] = ", ".join(wrong)
+    made = [
+        msgspec.structs.replace(cells[0], kernel=image, row=row, outcome=words)
+        for row, words in line.items()
+    ]
+    update(path, "guestemu kernel test", made, list(line))
 
 
 def write_table(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 
 import typer
 
+from guestemu.abi.errors import InputError
 from guestemu.cli import _names as names
 from guestemu.cli import console
 from guestemu.cli._options import AsJson, Html
@@ -700,6 +701,15 @@ def examine(
     junit: Annotated[
         Path | None, typer.Option("--junit", metavar="OUT.xml", help="Write JUnit XML for CI.")
     ] = None,
+    update: Annotated[
+        Path | None,
+        typer.Option(
+            "--update",
+            metavar="FILE.md",
+            help="Put a line for this kernel into the page's table; the others stay.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> int:
     """Say whether a kernel converts pages right, in every way and as every guest kind.
@@ -721,10 +731,14 @@ def examine(
       guestemu kernel test bzImage --against 6.1
 
       guestemu kernel test 6.12 --kind snp --all --junit results.xml
+
+      guestemu kernel test 6.12-rt --update docs/kernel-test.md
     """
-    from guestemu.cli import _kernel_test
+    from guestemu.cli import _kernel_cells, _kernel_test
     from guestemu.cli.errors import one_line
 
+    if update is not None and (only or kind):
+        raise InputError("--update: the line is of all rows; leave --only and --kind out")
     request = _kernel_test.Examination(
         image=image,
         against=against,
@@ -740,6 +754,8 @@ def examine(
         if as_json:
             console.emit_json({"status": _kernel_test.EXIT_SKIP, "message": str(error)}, "error")
         return _kernel_test.EXIT_SKIP
+    if update is not None:
+        _kernel_cells.write_line(update, report.image, report.cells)
     if junit is not None:
         _kernel_test.write_junit(junit, report, request.counts_known)
     if as_json:

@@ -8,8 +8,9 @@ an exception through into C: it is kept in `errors`, the run ends, and `Vcpu` ra
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from guestemu.abi.ghcb import EXIT_VMMCALL
@@ -57,6 +58,7 @@ from guestemu.machine.exits import (
     Vmgexit,
 )
 from guestemu.machine.native import HostCode
+from guestemu.machine.pc_sync import find_switch
 
 if TYPE_CHECKING:
     from guestemu.machine.vcpu import Vcpu
@@ -190,6 +192,7 @@ class CpuHooks:
         )
         self.watch.mask = COUNTER_SIZE - 1
         self.watch.stop = engine.function("uc_emu_stop")
+        self._is_native = code.available
         if code.available:
             engine.add_native_hook(HOOK_BLOCK, code.block_hook, self.watch)
         else:
@@ -230,6 +233,19 @@ class CpuHooks:
         """Makes an OUT whose next instruction is at `after` end the run there. Elsewhere the CPU
         notices a port write's stop at the end of the block. Before the code first runs."""
         self.engine.add_hook(HOOK_CODE, CodeHook(self._on_after_out), begin=after, end=after)
+
+    @contextlib.contextmanager
+    def rip_by_block(self) -> Iterator[None]:
+        """Inside, hooks of loads and stores find RIP at the start of its block, and a run that they
+        end leaves it there; faults and every other exit have it right. Looking RIP up takes half of
+        the time of code that runs once. Without native hooks nothing changes."""
+        switch = find_switch() if self._is_native else None
+        if switch is not None:
+            self.watch.unsynced = (self.engine.handle.value or 0) + switch
+        try:
+            yield
+        finally:
+            self.watch.unsynced = 0
 
     def end_at_syscall(self) -> None:
         """Makes SYSCALL an exit; without this it does nothing. Before the code first runs."""

@@ -8,10 +8,11 @@ import ctypes
 import pytest
 from bare_machine import CODE, DATA, HLT, PRIVATE, Bare, mov
 
+from guestemu.abi.x86 import Mode
 from guestemu.machine import pc_sync
 from guestemu.machine.callbacks import MemoryHook
 from guestemu.machine.engine import HOOK_MEM, REGISTERS
-from guestemu.machine.exits import Halt
+from guestemu.machine.exits import ExceptionExit, Halt
 from guestemu.machine.native import HostCode
 from guestemu.machine.pc_sync import _is_switch, _Trial, find_switch
 
@@ -52,3 +53,23 @@ def test_the_block_hook_sets_it_where_it_is_told_of_it():
     watch.unsynced = 0
     assert bare.run(code) == Halt(CODE + 14)
     assert seen == [CODE + 10, CODE, CODE + 10]
+
+
+@pytest.mark.skipif(not HostCode().available, reason="no machine code for this host")
+def test_a_fault_has_its_own_rip_where_hooks_have_that_of_the_block():
+    bare = Bare()
+    hooks = bare.machine.hooks
+    code = mov(3, PRIVATE + DATA) + b"\x48\x89\x03" + mov(3, 0x7FFF_0000_0000) + b"\x48\x89\x03"
+    bare.place(CODE, code + HLT)
+    vcpu = bare.machine.current
+    vcpu.deliver = False
+    bare.enter(Mode.LONG64, 0)
+    wanted = vcpu.run(CODE, 100)
+    assert isinstance(wanted, ExceptionExit)
+    assert vcpu.read_register("rip") == CODE + 23
+    with hooks.rip_by_block():
+        assert hooks.watch.unsynced
+        bare.enter(Mode.LONG64, 0)
+        assert vcpu.run(CODE, 100) == wanted
+        assert vcpu.read_register("rip") == CODE + 23
+    assert not hooks.watch.unsynced

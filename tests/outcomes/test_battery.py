@@ -6,14 +6,16 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from guestemu.abi.errors import InputError
-from guestemu.cli import _kernel_test
+from guestemu.cli import _kernel_cells, _kernel_test
 from guestemu.cli._kernel_test import Examination
 from guestemu.program.ops import OpKind
+from guestemu.study.outcomes import experiments
 from guestemu.study.outcomes.battery import ANSWERS, ROWS, BatteryRow, program_of
-from guestemu.study.outcomes.cells import ABSENT, FAILED, Cell, Key
+from guestemu.study.outcomes.cells import ABSENT, BEGIN, END, FAILED, Cell, Key
 from guestemu.study.outcomes.defects import NOT_SEEN, SEEN
 from guestemu.study.outcomes.experiments import (
     EXPERIMENTS,
@@ -26,6 +28,7 @@ from guestemu.study.outcomes.experiments import (
 from guestemu.study.outcomes.junit import cells_xml
 from guestemu.study.outcomes.known import BY_NAME, find_known
 from guestemu.study.outcomes.store import CellStore
+from guestemu.study.outcomes.verbs import VERBS, outcome_of
 
 
 def cell(row: str, outcome: str, defect: str = "", answer: str = "", **counts: int) -> Cell:
@@ -179,3 +182,54 @@ def test_every_known_defect_says_since_when_and_where() -> None:
         assert known.name == name
         assert known.since
         assert "(), " in known.source
+
+
+def test_rows_of_a_kind_share_a_boot_and_what_boots_itself_runs_beside_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("GUESTEMU_NO_CACHE", raising=False)
+    batches = experiments._batches(list(EXPERIMENTS))
+    assert [{key.kind for key in batch} for batch in batches[:4]] == [
+        {"sev"},
+        {"es"},
+        {"snp"},
+        {"tdx"},
+    ]
+    alone = [key for batch in batches[4:] for key in batch]
+    assert len(alone) == len(batches) - 4
+    assert Key("sev", "kexec-stale") in alone
+    assert Key("tdx", "boot", "-EINVAL") in alone
+    assert sorted(key for batch in batches for key in batch) == sorted(EXPERIMENTS)
+    monkeypatch.setenv("GUESTEMU_NO_CACHE", "1")
+    assert len(experiments._batches(list(EXPERIMENTS))) == 4
+
+
+def test_the_table_of_verbs_is_a_view_of_the_cells_of_the_battery() -> None:
+    keys = {verb.name: verb.key for verb in VERBS}
+    assert keys["boot snp"] in EXPERIMENTS
+    assert keys["kexec"] in EXPERIMENTS
+    assert keys["explore"] not in EXPERIMENTS
+    assert outcome_of(cell("boot", RIGHT)) == "ok"
+    assert outcome_of(cell("kexec", WRONG)) == "finding"
+    assert outcome_of(cell("boot", ABSENT)) == ABSENT
+    assert outcome_of(cell("boot", FAILED)) == FAILED
+
+
+def test_a_page_gets_a_line_for_the_kernel(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    begin = BEGIN.format(command="guestemu kernel test")
+    page.write_text(f"{begin}\n{END}\n")
+    lacks = msgspec.structs.replace(cell("decrypt", ABSENT), kind="tdx")
+    cells = [
+        cell("decrypt", RIGHT),
+        cell("hole", WRONG, "hole-mapped"),
+        cell("dma", WRONG, answer="EAGAIN"),
+    ]
+    _kernel_cells.write_line(page, "6.1", [*cells, lacks])
+    assert page.read_text().splitlines() == [
+        begin,
+        "| kernel | version | sev | tdx | known defects | wrong |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| 6.1 | 6.1.0 | 1 / 1 / 1 | absent | hole-mapped | dma/EAGAIN (sev) |",
+        END,
+    ]

@@ -208,7 +208,8 @@ def boot_kernel(
     ):
         vcpu.write_register(name, value)
     start = time.perf_counter()
-    end = vcpu.run(kernel.entry, budget)
+    with machine.hooks.rip_by_block():
+        end = vcpu.run(kernel.entry, budget)
     if isinstance(end, Trap) and end.rip == panic != target:
         text = vcpu.read_memory(Gva(vcpu.read_register("rdi")), 64) or b""
         message = text.partition(b"\0")[0].decode("ascii", "replace").strip()

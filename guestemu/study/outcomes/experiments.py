@@ -2,7 +2,9 @@
 """All experiments on one kernel, and measuring them: in this process, or in several.
 
 An experiment is named by guest kind, row and answer (`Key`). The battery's rows and a few others
-are run as each guest kind; the experiments of the known defects as SEV.
+are run as each guest kind; the experiments of the known defects as SEV; the verbs of `kernel
+matrix` that are not among them have no kind. What is measured once is kept (outcomes/store.py) for
+all of `kernel test`, `kernel defects` and `kernel matrix`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from guestemu.abi.errors import GuestemuError, InputError
 from guestemu.abi.names import nearest
 from guestemu.guest.base import CallOutcome
 from guestemu.guest.linux.boot import STOP_AT, boot_kernel, describe_end, lacking
+from guestemu.guest.linux.cache import switched_off
 from guestemu.guest.linux.guest import LinuxGuest
 from guestemu.guest.linux.load import LOADER, LinuxLoader, linux_config
 from guestemu.guest.linux.printk import KernelLog
@@ -37,6 +40,7 @@ from guestemu.study.outcomes.cells import ABSENT, FAILED, Cell, Key, Verdict, ju
 from guestemu.study.outcomes.defects import DEFECTS, SEEN, measure
 from guestemu.study.outcomes.known import find_known
 from guestemu.study.outcomes.store import CellStore
+from guestemu.study.outcomes.verbs import VERBS, Verb
 
 RIGHT: Final = "right"
 KNOWN_DEFECT: Final = "known defect"
@@ -45,7 +49,6 @@ WRONG: Final = "wrong"
 MEMORY_MIB: Final = 128
 BIT: Final = 39
 _BUDGET: Final = 20_000_000
-_BATCH: Final = 16
 _BOOT: Final = "boot"
 _ANNOUNCED: Final = {"sev": "SEV", "es": "SEV-ES", "snp": "SEV-SNP", "tdx": "TDX"}
 _AREA_PAGES: Final = 3
@@ -96,11 +99,13 @@ class Bed:
 
 
 class Trial(msgspec.Struct, frozen=True):
-    """What is done, and the kernel functions that it is about."""
+    """What is done, and the kernel functions that it is about. `boots`: it boots a kernel of its
+    own besides, as long as all rows of a kind together."""
 
     key: Key
     entry: str
     measure: Callable[[Bed], Verdict]
+    boots: bool = False
 
 
 def _booted(bed: Bed) -> Verdict:
@@ -196,8 +201,9 @@ def _kexec(bed: Bed) -> Verdict:
     detail = f"{report.stale_pages} pages stale of {report.running.shared} shared before"
     if not report.stale and not report.missing:
         return Verdict(RIGHT, detail, "", report.hypercalls)
-    known = find_known(Key(bed.kind, "kexec"), ("record",))
-    return Verdict(WRONG, f"record: {detail}", known, report.hypercalls)
+    words = ("record",) if report.hypercalls else ("record", "untold")
+    known = find_known(Key(bed.kind, "kexec"), words)
+    return Verdict(WRONG, f"{', '.join(words)}: {detail}", known, report.hypercalls)
 
 
 def _defect(bed: Bed, name: str) -> Verdict:
@@ -210,7 +216,7 @@ def _defect(bed: Bed, name: str) -> Verdict:
 def _all() -> Iterator[Trial]:
     for kind in KINDS:
         yield Trial(Key(kind, _BOOT), f"boot to {STOP_AT}", _booted)
-        yield Trial(Key(kind, _BOOT, "-EINVAL"), "boot, all refused", _refused_boot)
+        yield Trial(Key(kind, _BOOT, "-EINVAL"), "boot, all refused", _refused_boot, boots=True)
         for row in ROWS:
             if kind in row.kinds:
                 for answer in ("", *(ANSWERS if row.refused else ())):
@@ -220,11 +226,15 @@ def _all() -> Iterator[Trial]:
         yield Trial(Key(kind, "vmalloc"), "set_memory_decrypted of vmalloc()", _vmalloc)
         yield Trial(Key(kind, "bss"), "mem_encrypt_free_decrypted_mem", _bss)
         if kind in {"sev", "es"}:
-            yield Trial(Key(kind, "kexec"), "kexec to itself", _kexec)
+            yield Trial(Key(kind, "kexec"), "kexec to itself", _kexec, boots=True)
             yield Trial(Key(kind, "efi"), "setup_efi_kvm_sev_migration", _efi)
     for defect in DEFECTS:
-        measured = partial(_defect, name=defect.name)
-        yield Trial(Key("sev", defect.name), defect.sentence, measured)
+        yield Trial(
+            Key("sev", defect.name),
+            defect.sentence,
+            partial(_defect, name=defect.name),
+            boots=defect.name == "kexec-stale",
+        )
 
 
 def _run_row(bed: Bed, row: BatteryRow, answer: str) -> Verdict:
@@ -232,7 +242,22 @@ def _run_row(bed: Bed, row: BatteryRow, answer: str) -> Verdict:
 
 
 EXPERIMENTS: Final = {experiment.key: experiment for experiment in _all()}
-"""Every experiment by its name."""
+"""Every experiment of `kernel test` by its name."""
+
+
+def _verb(bed: Bed, verb: Verb) -> Verdict:
+    return verb.measure(bed.image)
+
+
+_MEASURABLE: Final = {
+    **EXPERIMENTS,
+    **{
+        verb.key: Trial(verb.key, f"kernel {verb.name}", partial(_verb, verb=verb), boots=True)
+        for verb in VERBS
+        if verb.key not in EXPERIMENTS
+    },
+}
+"""What a cell can be measured by: the battery, and verbs that are not in it."""
 
 
 def verdict_of(cell: Cell) -> str:
@@ -305,7 +330,7 @@ def _measure(task: KernelTask, key: Key) -> Verdict:
     if lacks:
         return Verdict(ABSENT, f"needs {', '.join(lacks)}")
     try:
-        return EXPERIMENTS[key].measure(_bed(task, key.kind))
+        return _MEASURABLE[key].measure(_bed(task, key.kind))
     except GuestemuError:
         raise
     except Exception as error:
@@ -329,12 +354,7 @@ def measure_all(
             missing.append(key)
         else:
             yield msgspec.structs.replace(cell, kernel=task.name)
-    kinds = list(dict.fromkeys(key.kind for key in missing))
-    batches = []
-    for kind in kinds:
-        of_kind = [key for key in missing if key.kind == kind]
-        size = max(_BATCH, -(-len(of_kind) // max(1, jobs)))
-        batches += [of_kind[at : at + size] for at in range(0, len(of_kind), size)]
+    batches = _batches(missing)
     measured = partial(measure_cells, task=task)
     if jobs > 1 and len(batches) > 1:
         left = dict.fromkeys(missing)
@@ -349,6 +369,19 @@ def measure_all(
         for cell in measured(batch):
             store.add(cell)
             yield cell
+
+
+def _batches(keys: Sequence[Key]) -> list[list[Key]]:
+    """Who is measured by one process: a kind's rows, which share its boot, first; then, one by one,
+    what boots a kernel of its own. Those find the kind's guest in the cache, if there is one."""
+    shared: dict[str, list[Key]] = {}
+    alone = []
+    for key in keys:
+        if _MEASURABLE[key].boots and not switched_off():
+            alone.append([key])
+        else:
+            shared.setdefault(key.kind, []).append(key)
+    return [*shared.values(), *alone]
 
 
 def _died(keys: Sequence[Key], task: KernelTask) -> Iterator[Cell]:

@@ -7,7 +7,6 @@ verb (lost stores, a stale record) is a cell of its own word, not a failure of t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -15,31 +14,23 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.errors import InputError
-from guestemu.guest.linux.boot import boot_kernel, describe_end
 from guestemu.guest.linux.guest import LinuxGuest
 from guestemu.guest.linux.load import LOADER, linux_config
-from guestemu.guest.linux.printk import KernelLog
-from guestemu.guest.linux.recorder import BootRecorder
-from guestemu.host.registry import load_host
 from guestemu.kernel.call import call_function
-from guestemu.kernel.efi import Variable, efi_opt_in
-from guestemu.kernel.kexec import kexec
-from guestemu.machine.exits import Trap
 from guestemu.migration.sweep.instants import FetchOrder
 from guestemu.migration.sweep.run import SweepRequest, SweepWatcher, run
 from guestemu.program.text import parse_text
 from guestemu.report.trace.run import run_program
 from guestemu.report.trace.words import is_finding, run_word
-from guestemu.study.outcomes.cells import ABSENT, FAILED, Verdict
+from guestemu.study.outcomes.cells import FAILED, Cell, Key, Verdict
 
 OK: Final = "ok"
+FINDING: Final = "finding"
 MEMORY_MIB: Final = 128
 CBIT: Final = 39
 BUDGET: Final = 20_000_000
 EVERY: Final = 500
 
-_ACTIVE: Final = re.compile(r"Memory Encryption Features active:\s*(.*)")
-_ANNOUNCED: Final = {"sev": "SEV", "es": "SEV-ES", "snp": "SEV-SNP"}
 _CONVERT: Final = """\
 guestemu-program 1
 guest linux:{image}
@@ -58,11 +49,17 @@ dma_free slot=1
 """
 
 
+def _in_battery(image: Path) -> Verdict:
+    raise InputError(f"{image}: a row of `kernel test`")
+
+
 class Verb(msgspec.Struct, frozen=True):
-    """A column: its name, and the experiment on the image at a path."""
+    """A column: its name, the name of its cell, and the experiment on the image at a path where the
+    battery does not have it."""
 
     name: str
-    measure: Callable[[Path], Verdict]
+    key: Key
+    measure: Callable[[Path], Verdict] = _in_battery
 
 
 def guest_of(image: Path) -> LinuxGuest:
@@ -75,35 +72,6 @@ def _info(image: Path) -> Verdict:
     kernel.address("set_memory_decrypted")
     kernel.btf.offset("device.dma_mask")
     return Verdict(OK, f"{len(kernel.symbols)} symbols")
-
-
-def _boot_sev(image: Path) -> Verdict:
-    """The guest that the other verbs use, up to rest_init and on to its regions."""
-    guest = guest_of(image)
-    guest.reset()
-    return _announced(KernelLog(guest.kernel, guest.machine.ram), "sev")
-
-
-def _boot(sev: str) -> Callable[[Path], Verdict]:
-    def measure(image: Path) -> Verdict:
-        kernel = LOADER.kernel(image)
-        booted = boot_kernel(kernel, linux_config(MEMORY_MIB, CBIT, sev), BootRecorder())
-        try:
-            if not isinstance(booted.end, Trap):
-                return Verdict(FAILED, describe_end(booted, "rest_init"))
-            return _announced(KernelLog(kernel, booted.machine.ram), sev)
-        finally:
-            booted.machine.close()
-
-    return measure
-
-
-def _announced(log: KernelLog, sev: str) -> Verdict:
-    """Whether the kernel says that this kind of encryption is active."""
-    found = _ACTIVE.search("\n".join(record.text for record in log.records()))
-    active = found[1].strip() if found else "nothing"
-    outcome = OK if _ANNOUNCED[sev] in active.split() else ABSENT
-    return Verdict(outcome, f"the kernel announces {active}")
 
 
 def _call(image: Path) -> Verdict:
@@ -123,25 +91,9 @@ def _run(text: str) -> Callable[[Path], Verdict]:
             return Verdict(OK, word)
         violations = finished.outcome.violations
         checks = sorted({violation.check for violation in violations})
-        return Verdict("finding", f"{word}: {', '.join(checks)}")
+        return Verdict(FINDING, f"{word}: {', '.join(checks)}")
 
     return measure
-
-
-def _efi(image: Path) -> Verdict:
-    guest = guest_of(image)
-    written = {value: efi_opt_in(guest, value).migration_control for value in Variable}
-    opted_in = [value.value for value, msrs in written.items() if msrs == (1,)]
-    is_right = opted_in == [Variable.ONE.value]
-    return Verdict(OK if is_right else FAILED, f"opts in by {', '.join(opted_in) or 'nothing'}")
-
-
-def _kexec(image: Path) -> Verdict:
-    guest = guest_of(image)
-    report = kexec(guest, guest.kernel, load_host("map-gpa-range"))
-    if report.stale or report.missing:
-        return Verdict("finding", f"{report.stale_pages} pages stale")
-    return Verdict(OK, f"{report.running.shared} pages shared before, none stale")
 
 
 def _explore(image: Path) -> Verdict:
@@ -155,27 +107,28 @@ def _explore(image: Path) -> Verdict:
     )
     if report.differences:
         return Verdict(FAILED, detail)
-    return Verdict("finding" if report.lost_defined else OK, detail)
+    return Verdict(FINDING if report.lost_defined else OK, detail)
 
 
 VERBS: Final = (
-    Verb("info", _info),
-    Verb("boot sev", _boot_sev),
-    Verb("boot es", _boot("es")),
-    Verb("boot snp", _boot("snp")),
-    Verb("call", _call),
-    Verb("run", _run(_CONVERT)),
-    Verb("efi", _efi),
-    Verb("kexec", _kexec),
-    Verb("dma", _run(_DMA)),
-    Verb("explore", _explore),
+    Verb("info", Key("", "info"), _info),
+    Verb("boot sev", Key("sev", "boot")),
+    Verb("boot es", Key("es", "boot")),
+    Verb("boot snp", Key("snp", "boot")),
+    Verb("boot tdx", Key("tdx", "boot")),
+    Verb("call", Key("", "call"), _call),
+    Verb("run", Key("", "run"), _run(_CONVERT)),
+    Verb("efi", Key("sev", "efi")),
+    Verb("kexec", Key("sev", "kexec")),
+    Verb("dma", Key("", "dma"), _run(_DMA)),
+    Verb("explore", Key("", "explore"), _explore),
 )
 """Every column of the table."""
 
 
-def release(image: Path) -> str:
-    """The kernel's own name for its version. Raises `InputError`."""
-    version = LOADER.kernel(image).version
-    if not version:
-        raise InputError(f"{image}: has no version")
-    return version
+def outcome_of(cell: Cell) -> str:
+    """A cell's word in the table of verbs, where the battery says right or wrong: a verb that finds
+    a defect of the kernel works."""
+    if cell.outcome == "right":
+        return OK
+    return FINDING if cell.outcome == "wrong" else cell.outcome
