@@ -19,9 +19,10 @@ class EventLog(deque[Event]):
     def __init__(self) -> None:
         super().__init__(maxlen=KEPT)
         self.listener: Callable[[Event], None] | None = None
+        self._keep = super().append
 
     def append(self, event: Event) -> None:
         """One thing happened."""
-        super().append(event)
+        self._keep(event)
         if self.listener is not None:
             self.listener(event)

@@ -8,7 +8,7 @@ from typing import ClassVar
 from guestemu.events.base import TABLE_WRITES, Event
 
 
-class MsrRequest(Event, frozen=True, tag="ghcb-msr"):
+class MsrRequest(Event, frozen=True, gc=False, tag="ghcb-msr"):
     """One exchange of the GHCB MSR protocol: what the guest wrote and what it then reads."""
 
     unhashed: ClassVar[frozenset[str]] = TABLE_WRITES
@@ -18,7 +18,7 @@ class MsrRequest(Event, frozen=True, tag="ghcb-msr"):
     table_writes: int
 
 
-class GhcbRequest(Event, frozen=True, tag="ghcb"):
+class GhcbRequest(Event, frozen=True, gc=False, tag="ghcb"):
     """One exchange through a GHCB page: exit code with its two parameters, and the two answers."""
 
     unhashed: ClassVar[frozenset[str]] = TABLE_WRITES
@@ -31,7 +31,7 @@ class GhcbRequest(Event, frozen=True, tag="ghcb"):
     table_writes: int
 
 
-class PageStateChange(Event, frozen=True, tag="page-state"):
+class PageStateChange(Event, frozen=True, gc=False, tag="page-state"):
     """Frames that the guest wants private or shared, and what came of it.
 
     `attributes` are those of KVM_HC_MAP_GPA_RANGE, with which KVM hands the request to user space
@@ -48,7 +48,7 @@ class PageStateChange(Event, frozen=True, tag="page-state"):
     table_writes: int
 
 
-class Validation(Event, frozen=True, tag="pvalidate"):
+class Validation(Event, frozen=True, gc=False, tag="pvalidate"):
     """PVALIDATE: frames that the guest accepts (`validate`) or gives back.
 
     `is_double`: it changed nothing (CF=1); `is_implicit`: the hypervisor had to assign the page
@@ -66,7 +66,7 @@ class Validation(Event, frozen=True, tag="pvalidate"):
     table_writes: int
 
 
-class PermissionChange(Event, frozen=True, tag="rmpadjust"):
+class PermissionChange(Event, frozen=True, gc=False, tag="rmpadjust"):
     """RMPADJUST: permissions of a less privileged VMPL, not modelled further."""
 
     unhashed: ClassVar[frozenset[str]] = TABLE_WRITES
@@ -76,7 +76,7 @@ class PermissionChange(Event, frozen=True, tag="rmpadjust"):
     table_writes: int
 
 
-class MemoryFault(Event, frozen=True, tag="memory-fault"):
+class MemoryFault(Event, frozen=True, gc=False, tag="memory-fault"):
     """KVM_EXIT_MEMORY_FAULT: an access of the other kind than the frame's attribute; user space
     converts the frame to `is_private` (`result` 0) or stops the VM."""
 

@@ -11,10 +11,11 @@ arch/x86/include/asm/svm.h (Linux 6.12); fact A31.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from guestemu.abi import ghcb as abi
-from guestemu.abi.addresses import U32_MASK, Gpa
+from guestemu.abi.addresses import PAGE_SIZE, U32_MASK, Gpa
 from guestemu.machine.memory import GuestRam
 
 CPL: Final = 0x0CB
@@ -36,12 +37,16 @@ GENERAL: Final = {"rax": RAX, "rbx": RBX, "rcx": RCX, "rdx": RDX, "rsi": RSI}
 """Offsets of the registers that KVM takes from a GHCB."""
 
 _BITMAP_BYTES: Final = 16
-_SAVE_AREA: Final = VALID_BITMAP + _BITMAP_BYTES
+_ANSWERED: Final = (("rax", RAX), ("rbx", RBX), ("rcx", RCX), ("rdx", RDX))
+"""The registers that KVM gives back (sev_es_sync_to_ghcb)."""
 
 
 def valid_bits(*offsets: int) -> int:
     """The bits of the valid bitmap for the fields at `offsets`."""
     return sum(1 << (offset >> 3) for offset in offsets)
+
+
+_ANSWER_BITS: Final = valid_bits(*(offset for _name, offset in _ANSWERED), EXIT_INFO_1, EXIT_INFO_2)
 
 
 class GhcbPage:
@@ -55,9 +60,9 @@ class GhcbPage:
     def __init__(self, ram: GuestRam, gpa: Gpa) -> None:
         self.gpa = gpa
         self._ram = ram
-        self._data = bytearray(ram.read(gpa, _SAVE_AREA, private=False))
-        self._words = memoryview(self._data).cast("Q")
-        self._valid = int.from_bytes(self._data[VALID_BITMAP:], "little")
+        self._data = bytearray(ram.read(gpa, PAGE_SIZE, private=False))
+        self._words = words = memoryview(self._data).cast("Q")
+        self._valid = words[VALID_BITMAP >> 3] | words[(VALID_BITMAP >> 3) + 1] << 64
 
     def is_valid(self, offset: int) -> bool:
         """Whether the guest marked the field at `offset` (bytes) as given."""
@@ -83,8 +88,7 @@ class GhcbPage:
     @property
     def usage(self) -> int:
         """0 for the layout of the specification; nothing else is defined."""
-        usage = self._ram.read(Gpa(self.gpa + USAGE), 4, private=False)
-        return int.from_bytes(usage, "little")
+        return self._words[USAGE >> 3] >> 8 * (USAGE & 7)
 
     def clear_valid(self) -> None:
         """Forgets what was given: the answer's own bits follow."""
@@ -94,6 +98,20 @@ class GhcbPage:
         """Sets a 64-bit field and marks it as given."""
         self._words[offset >> 3] = value
         self._valid |= 1 << (offset >> 3)
+
+    def answer(self, written: Mapping[str, int], info_1: int, info_2: int) -> None:
+        """Stores the answer: SW_EXITINFO1 and 2, and RAX to RDX with what KVM has `written` there,
+        else with what the guest gave."""
+        words, valid = self._words, self._valid
+        self._valid = _ANSWER_BITS
+        for name, offset in _ANSWERED:
+            if name in written:
+                words[offset >> 3] = written[name]
+            elif not valid >> (offset >> 3) & 1:
+                words[offset >> 3] = 0
+        words[EXIT_INFO_1 >> 3] = info_1
+        words[EXIT_INFO_2 >> 3] = info_2
+        self.store()
 
     def store(self) -> None:
         """Writes the answer's fields and the bitmap to guest memory."""

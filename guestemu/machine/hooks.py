@@ -141,8 +141,9 @@ Pending = (
     | None
 )
 
-Instruction = Callable[["Vcpu"], Vmgexit | Shutdown | Halt | None]
-"""Carries out an instruction for the emulator: None to go on behind it, or the exit to end with."""
+Instruction = Callable[["Vcpu"], Vmgexit | Shutdown | Halt | int | None]
+"""Carries out an instruction for the emulator: the exit to end with, or None to go on behind it; a
+number is RAX there, for an instruction that has not written it."""
 
 
 class CpuHooks:
@@ -314,6 +315,11 @@ class CpuHooks:
         writes (RAX, RIP)."""
         return self._in, self._out
 
+    @property
+    def rax(self) -> int:
+        """RAX of the instruction that is being carried out."""
+        return self._in_values[1]
+
     def is_vmmcall(self, rip: int) -> bool:
         """Whether the instruction at `rip`, where the CPU stands, is VMMCALL and a hypercall."""
         kind = self._kinds.get(rip)
@@ -351,11 +357,15 @@ class CpuHooks:
                 out[1] = rip + HYPERCALL_LENGTH
                 return True
             if kind == _ANSWERED and vcpu is not None:
-                self.pending = self._answers[rip](vcpu)
-                if self.pending is None:
-                    self._out_values[0] = self.engine.read(REGISTERS["rax"])
-                    self._out_values[1] = rip + _ANSWERED_LENGTH
+                answer = self._answers[rip](vcpu)
+                if answer is None:
+                    answer = self.engine.read(REGISTERS["rax"])
+                if isinstance(answer, int):
+                    out = self._out_values
+                    out[0] = answer
+                    out[1] = rip + _ANSWERED_LENGTH
                     return True
+                self.pending = answer
                 return False
             self.pending = self._stop_for(kind, rip)
         except GuestFault as fault:

@@ -186,12 +186,15 @@ class Machine:
 
     def rollback(self) -> None:
         """RAM back to the checkpoint. vCPU registers are set anew by whoever runs them next."""
-        if self.ram.rollback():
-            self.engine.flush_tlb()
+        is_stale = self.ram.rollback()
         if self.hooks.patched:
             self.hooks.undo_patches()
         for device in self.devices:
             device.rollback()
+        if self.gates is not None and self.gates.take_stale():
+            is_stale = True
+        if is_stale:
+            self.engine.flush_tlb()
 
     def raise_errors(self) -> None:
         """Raises what a hook caught, if anything."""

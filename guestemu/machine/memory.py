@@ -149,6 +149,7 @@ class GuestRam:
         self.watch.base_pages = ctypes.addressof(self._base_pages)
         views = (self._private_map, self._shared_map)
         self.watch.private, self.watch.shared = map(_address, views if bit.private else views[::-1])
+        self._private_start, self._shared_start = map(_address, views)
         self.watch.low = low
         self.watch.zero_page = _content(_ZERO_PAGE)
         self._watch_at = ctypes.c_void_p(ctypes.addressof(self.watch))
@@ -322,6 +323,15 @@ class GuestRam:
                 self._touch(True, gfn, private)
         view = self.private if private or gpa < self.low * PAGE_SIZE else self.shared
         view[gpa : gpa + len(data)] = data
+
+    def shared_page(self, gpa: Gpa) -> int:
+        """The host address at which the page at `gpa` is as the shared view shows it, for a caller
+        that stores there now; valid until the private view is used."""
+        gfn = gpa >> PAGE_SHIFT
+        if not self.is_plain:
+            self._touch(True, gfn, False)
+        is_private = self.bit.private and gfn < self.low
+        return (self._private_start if is_private else self._shared_start) + gpa
 
     def read_u64(self, gpa: Gpa) -> int:
         """The private view's 64-bit little-endian word at `gpa`."""

@@ -245,8 +245,9 @@ class Rmp:
 
     def _note(self, gfn: int, pages: int) -> None:
         self._is_changed = True
-        if self.changed is not None:
-            self.changed(gfn, pages)
+        changed = self.changed
+        if changed is not None:
+            changed(gfn, pages)
 
     # The hypervisor's instructions ---------------------------------------------------------------
 
@@ -338,6 +339,26 @@ class Rmp:
 
     # The guest's instructions ---------------------------------------------------------------------
 
+    def pvalidate_page(self, gfn: int, validate: bool, is_backed: bool) -> RmpOutcome | None:
+        """PVALIDATE of one 4 KiB page where nothing is as no guest expects it, together with what
+        KVM does about its #NPF if the host has private memory for the frame (`is_backed`). None:
+        not such a case, and nothing is done."""
+        if self._odd or self._behind or self.small_mappings or self.vmpl:
+            return None
+        code = self._codes[gfn]
+        wanted = VALIDATED if validate else ASSIGNED
+        if code > VALIDATED or (code == SHARED and not is_backed):
+            return None
+        if code == wanted:
+            return _UNCHANGED
+        if code == SHARED and not validate:  # assigned at the fault, and not validated
+            self._codes[gfn] = ASSIGNED
+            self._note(gfn, 1)
+            return _UNCHANGED
+        self._codes[gfn] = wanted
+        self._note(gfn, 1)
+        return _DONE
+
     def pvalidate(self, gfn: int, is_2m: bool, validate: bool) -> RmpOutcome:
         """PVALIDATE at a guest frame that the guest's own tables map with the C-bit.
 
@@ -345,14 +366,10 @@ class Rmp:
         """
         if self.vmpl:
             return RmpOutcome(What.GP)
-        if not is_2m and not self._is_strange:
-            code = self._codes[gfn]
-            if code in (ASSIGNED, VALIDATED):
-                if (code == VALIDATED) == validate:
-                    return _UNCHANGED
-                self._codes[gfn] = VALIDATED if validate else ASSIGNED
-                self._note(gfn, 1)
-                return _DONE
+        if not is_2m:
+            outcome = self.pvalidate_page(gfn, validate, is_backed=False)
+            if outcome is not None:
+                return outcome
         if is_2m and gfn % PAGES_2M:
             return RmpOutcome(What.RESULT, abi.RMP_FAIL_INPUT)
         entry = self.entry(self.system_frame(gfn))
@@ -443,7 +460,8 @@ class Rmp:
         if self._is_changed:
             codes, odd, behind, small = self._base
             self._codes[:] = codes
-            self._odd = dict(odd)
-            self._behind = dict(behind)
-            self.small_mappings = set(small)
+            if self._is_strange or odd or behind or small:
+                self._odd = dict(odd)
+                self._behind = dict(behind)
+                self.small_mappings = set(small)
             self._is_changed = False

@@ -169,12 +169,21 @@ class _Scratch:
         else:
             self.store(offset, value.to_bytes(size, "little"))
 
-    def words(self, index: int, end: int) -> tuple[int, ...]:
+    def words(self, index: int, end: int) -> list[int]:
         """Entries `index` to `end` as far as they are really there."""
         count = min(end + 1 - index, (self._reach - _HEADER) // 8 - index)
         if count <= 0:
-            return ()
-        return struct.unpack(f"<{count}Q", self.load(_HEADER + 8 * index, 8 * count))
+            return []
+        return memoryview(self.load(_HEADER + 8 * index, 8 * count)).cast("Q").tolist()
+
+    def store_words(self, index: int, words: list[int]) -> None:
+        """Entries from `index` on; those that are not really there are accesses outside."""
+        offset = _HEADER + 8 * index
+        there = max(min(len(words), (self._reach - offset) // 8), 0)
+        if there:
+            self.store(offset, struct.pack(f"<{there}Q", *words[:there]))
+        for missing in range(there, len(words)):
+            self.write(offset + 8 * missing, 8, words[missing])
 
     def close(self) -> None:
         """When the GHCB is unmapped."""
@@ -293,36 +302,42 @@ class SnpPsc:
 
     def _one_range(self, buffer: _Scratch, index: int, end: int, ask: AskUserSpace) -> int:
         """One contiguous range from entry `index` on; the next index, or ~SW_EXITINFO2."""
+        if index > end:
+            return ~0
         entries = _Entries(buffer, index, end)
-        while index <= end:
-            start = decode_entry(entries.word(index))
-            if start.done > start.pages or start.gfn % start.pages:
+        while True:
+            word = entries.word(index)
+            done, gfn = word & 0xFFF, word >> PAGE_SHIFT & _GFN_MASK
+            size = _PAGES_2M if word & _IS_2M else 1
+            if done > size or gfn % size:
                 return ~abi.PSC_ERROR_INVALID_ENTRY
-            if start.done < start.pages:
+            if done < size:
                 break
             index += 1
             buffer.write(0, 2, buffer.read(0, 2) + 1 & 0xFFFF)
-        else:
-            return ~0
-        first = start.gfn + start.done
-        stop, pages = self._batch(entries, start, index + 1, end)
-        if start.operation in _OPERATIONS:
-            attributes = MAP_GPA_RANGE_ENCRYPTED if start.operation == abi.PSC_OP_PRIVATE else 0
-            if start.is_2m:
-                attributes |= MAP_GPA_RANGE_PAGE_SZ_2M
-            if self._ask(ask, first, pages, attributes):
-                return ~abi.PSC_ERROR_GENERIC
+            if index > end:
+                return ~0
+        stop, pages = self._batch(entries, word, index + 1, end)
+        operation = word >> 52 & 0xF
+        if operation in _OPERATIONS:
+            is_private = operation == abi.PSC_OP_PRIVATE
+            error = self.change_range(ask, gfn + done, pages, is_private, size > 1)
+            if error:
+                return ~error
         entries = _Entries(buffer, index, stop - 1)
-        for done in range(index, stop):
-            word = entries.word(done)
-            size = _PAGES_2M if word & _IS_2M else 1
-            buffer.write(_HEADER + 8 * done, 8, word & ~0xFFF | size)
+        words = [entries.word(one) for one in range(index, stop)]
+        buffer.store_words(
+            index, [word & ~0xFFF | (_PAGES_2M if word & _IS_2M else 1) for word in words]
+        )
         buffer.write(0, 2, stop & 0xFFFF)
         return stop
 
-    def _batch(self, entries: _Entries, start: PscEntry, index: int, end: int) -> tuple[int, int]:
-        """How far the range of `start` goes on in the entries from `index` on: the first entry
+    def _batch(self, entries: _Entries, first: int, index: int, end: int) -> tuple[int, int]:
+        """How far the range of the entry `first` goes on in those from `index` on: the first entry
         that is not part of it, and the pages of all."""
+        start = decode_entry(first)
+        if index > end:
+            return index, start.pages - start.done
         origin = start.gfn if self._has(PscDefect.HALF_DONE_BATCH) else start.gfn + start.done
         is_whole = start.is_2m and not start.done
         step = _PAGES_2M if is_whole else 1
@@ -335,6 +350,16 @@ class SnpPsc:
             pages += step
             index += 1
         return index, pages
+
+    def change_range(
+        self, ask: AskUserSpace, gfn: int, pages: int, private: bool, is_2m: bool
+    ) -> int:
+        """The exit of one contiguous range of a buffer, whose first entry is of 2 MiB if `is_2m`;
+        SW_EXITINFO2. Raises `RunFails`."""
+        attributes = MAP_GPA_RANGE_ENCRYPTED if private else 0
+        if is_2m:
+            attributes |= MAP_GPA_RANGE_PAGE_SZ_2M
+        return abi.PSC_ERROR_GENERIC if self._ask(ask, gfn, pages, attributes) else 0
 
     def _ask(self, ask: AskUserSpace, gfn: int, pages: int, attributes: int) -> int:
         """User space's answer to one exit; 0 or an error for the guest. Raises `RunFails`."""

@@ -176,6 +176,7 @@ class TlbWalker:
             if not passed:
                 return False
             perms &= passed
+            self.gates.mark(gpa >> PAGE_SHIFT)
         entry.paddr = self._ram.bit.select(gpa, is_private)
         entry.perms = perms
         self.fault = None
@@ -185,8 +186,11 @@ class TlbWalker:
         """Whether the page walk reaches the private view of every table it read."""
         gates = self.gates
         for table in tables:
-            if gates is not None and not gates.passes(table >> PAGE_SHIFT, True, "walk"):
+            if gates is None:
+                continue
+            if not gates.passes(table >> PAGE_SHIFT, True, "walk"):
                 return self._refuse("walk", gva, table, True)
+            gates.mark(table >> PAGE_SHIFT)
         return True
 
     def _pass(self, gates: ViewGates, kind: str, gva: int, gpa: int, is_private: bool) -> int:

@@ -11,6 +11,9 @@ register changed, and the run ends with a `ViewFault` or with what `on_fault` ma
 Considered and not done: to leave closed views out of the CPU's physical map. Each change cuts a
 mapping and builds the map anew, 50 microseconds; changing a gate costs a flush of the TLB.
 
+That flush costs more than the change, so a frame is marked when the CPU gets a translation of it or
+reads it as a page table: a change of one that is not marked needs none.
+
 A machine without gates pays nothing. Gates are put in after a boot, at any time, by
 `Machine.gate_views`.
 """
@@ -32,6 +35,11 @@ WRITE: Final = 2
 FETCH: Final = 4
 READ_ONLY: Final = READ
 OPEN: Final = READ | WRITE | FETCH
+
+_RIGHTS: Final = OPEN
+_TRANSLATED: Final = 8
+"""A flag beside the rights: the TLB may hold a translation of the frame, or one read from it."""
+_UNMARKED: Final = bytes(value & _RIGHTS for value in range(256))
 
 RIGHT_OF: Final = {"read": READ, "write": WRITE, "fetch": FETCH, "walk": READ}
 
@@ -56,12 +64,18 @@ class ViewGates:
         self.rights = bytearray([OPEN]) * (2 * frames)
         self.on_fault: FaultHandler | None = None
         self._engine = engine
-        self._base = bytes(self.rights)
+        self._base: bytes | bytearray = bytes(self.rights)
         self._is_changed = False
+        self._is_stale = False
 
     def right(self, gfn: int, private: bool) -> int:
         """The rights of one view of a frame."""
-        return self.rights[self.frames + gfn if private else gfn]
+        return self.rights[self.frames + gfn if private else gfn] & _RIGHTS
+
+    def mark(self, gfn: int) -> None:
+        """The TLB is about to hold a translation of frame `gfn`, or one read from it."""
+        self.rights[gfn] |= _TRANSLATED
+        self.rights[self.frames + gfn] |= _TRANSLATED
 
     def set(self, gfn: int, pages: int, *, private: int, shared: int) -> None:
         """Sets the rights of both views of `pages` frames from `gfn` on; frames beyond RAM are left
@@ -81,7 +95,7 @@ class ViewGates:
                     lost |= old & ~right
                 rights[start : start + count] = bytes([right]) * count
         self._is_changed = True
-        if lost:  # a translation with more rights than before is made at the next miss
+        if lost & _TRANSLATED:
             self._engine.flush_tlb()
 
     @property
@@ -95,12 +109,17 @@ class ViewGates:
 
     def checkpoint(self) -> None:
         """See `Device`."""
-        self._base = bytes(self.rights)
+        self._base = self.rights.translate(_UNMARKED)
         self._is_changed = False
 
     def rollback(self) -> None:
-        """See `Device`."""
+        """See `Device`; the caller asks `take_stale` whether the TLB has to be flushed."""
         if self._is_changed:
             self.rights[:] = self._base
             self._is_changed = False
-            self._engine.flush_tlb()
+            self._is_stale = True
+
+    def take_stale(self) -> bool:
+        """Whether a rollback left translations that are wrong now; asked once."""
+        is_stale, self._is_stale = self._is_stale, False
+        return is_stale

@@ -152,6 +152,8 @@ class Scene:
             return RunFailed("kept", rip)
 
         self.snp._nested_fault = nested_fault  # type: ignore[method-assign]
+        self.snp.attributes[:] = bytes(len(self.snp.attributes))  # KVM backs nothing by itself
+        self.guest.machine.checkpoint()
 
     def run(self, column: str) -> Exit:
         who, _, kind = column.partition(" ")

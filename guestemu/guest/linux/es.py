@@ -48,7 +48,9 @@ from guestemu.machine.exits import (
 )
 from guestemu.machine.ghcb import GhcbPage
 from guestemu.machine.machine import Machine
+from guestemu.machine.memory import GuestRam
 from guestemu.machine.psc_lies import Lie, PscRequest
+from guestemu.machine.psc_range import PscRange
 from guestemu.machine.snp_psc import (
     OLDEST_FIXED,
     Malformed,
@@ -61,7 +63,6 @@ from guestemu.machine.snp_psc import (
 )
 from guestemu.machine.vcpu import Vcpu
 
-_SYNCED: Final = ("rax", "rbx", "rcx", "rdx")
 _ALWAYS_NEEDED: Final = ghcb.valid_bits(ghcb.EXIT_CODE, ghcb.EXIT_INFO_1, ghcb.EXIT_INFO_2)
 _NEEDED: Final = {
     abi.EXIT_VMMCALL: _ALWAYS_NEEDED | ghcb.valid_bits(ghcb.RAX, ghcb.CPL),
@@ -113,6 +114,8 @@ class SevEs:
         self._honest: tuple[Lie | None] | tuple[()] = ()
         self.asked: tuple[PscEntry, ...] = ()
         self._requests = 0
+        has_code = machine.code.available and type(machine.ram) is GuestRam
+        self._range = PscRange(machine.ram, machine.code) if has_code and snp else None
         self._jump_table = 0
         self._base = (_NOWHERE, 0)
         self._msrs.platform[MSR_AMD64_SEV_ES_GHCB] = 0
@@ -197,7 +200,8 @@ class SevEs:
             page.set(field, value)
         page.store()
         try:
-            self._page_request(GhcbPage(ram, Gpa(gpa)), handler)
+            if self.lie is not None or not self._is_range(gpa):
+                self._page_request(GhcbPage(ram, Gpa(gpa)), handler)
         except RunFails as failed:
             return CallOutcome(None, RunFailed(f"KVM_RUN fails: {failed}", 0))
         return CallOutcome(GhcbPage(ram, Gpa(gpa)).value(ghcb.EXIT_INFO_2))
@@ -226,16 +230,16 @@ class SevEs:
 
     # VMGEXIT ----------------------------------------------------------------------------------
 
-    def _vmgexit(self, vcpu: Vcpu) -> Vmgexit | Shutdown | None:
-        rip = vcpu.read_register("rip")
+    def _vmgexit(self, vcpu: Vcpu) -> Vmgexit | Shutdown | int:
         try:
-            return self._exit(self._msrs.platform[MSR_AMD64_SEV_ES_GHCB], rip)
+            ended = self._exit(self._msrs.platform[MSR_AMD64_SEV_ES_GHCB], vcpu)
         except RunFails as failed:
-            return RunFailed(f"KVM_RUN fails: {failed}", rip)
+            return RunFailed(f"KVM_RUN fails: {failed}", vcpu.read_register("rip"))
+        return self._machine.hooks.rax if ended is None else ended
 
-    def _exit(self, request: int, rip: int) -> Vmgexit | Shutdown | None:
+    def _exit(self, request: int, vcpu: Vcpu) -> Vmgexit | Shutdown | None:
         if request & abi.MSR_INFO_MASK:
-            answer = self._msr_protocol(request, rip)
+            answer = self._msr_protocol(request, vcpu.read_register("rip"))
             if isinstance(answer, Shutdown):
                 return answer
             self._msrs.platform[MSR_AMD64_SEV_ES_GHCB] = answer
@@ -245,21 +249,50 @@ class SevEs:
             return None  # not mapped: the guest resumes, and nothing is written (N11)
         handler = self._machine.hooks.handler
         if handler is None:
-            return Vmgexit(rip)
+            return Vmgexit(vcpu.read_register("rip"))
         is_strange = self.snp is not None and request != self._registered
         if is_strange and not self.kernel.refuses_unregistered:
             raise RunFails(f"the GHCB at {request:#x} is not registered: -EINVAL")
+        if self.lie is None and not is_strange and self._is_range(request):
+            return None
         page = GhcbPage(self._machine.ram, Gpa(request))
-        if page.is_valid(ghcb.EXIT_CODE) and page.value(ghcb.EXIT_CODE) == abi.EXIT_TERM_REQUEST:
+        if page.value(ghcb.EXIT_CODE) == abi.EXIT_TERM_REQUEST and page.is_valid(ghcb.EXIT_CODE):
             info = page.value(ghcb.EXIT_INFO_1)
-            return _terminated(info & 0xF, info >> 4 & 0xFF, rip)
+            return _terminated(info & 0xF, info >> 4 & 0xFF, vcpu.read_register("rip"))
         self._page_request(page, handler)
         return None
+
+    def _is_range(self, request: int) -> bool:
+        """`_page_request` for a page-state request of one range (`PscRange`), if it is one."""
+        requests, snp, kernel = self._range, self.snp, self._kernel
+        if requests is None or snp is None or kernel.trusts_length or not snp.psc.exits_enabled:
+            return False
+        gpa = Gpa(request)
+        asked = requests.begin(gpa, kernel.reads_header_once)
+        if asked is None:
+            return False
+        ram = self._machine.ram
+        self._requests += 1
+        vcpu = GhcbVcpu(lambda: GhcbPage(ram, gpa))
+        answer = snp.change_range(asked, vcpu)
+        info_1, info_2 = asked[-2:]
+        if not answer and not requests.done():
+            page = GhcbPage(ram, gpa)
+            answer = snp.change_by_buffer(gpa, page.value(ghcb.SCRATCH), info_2, vcpu)
+        if vcpu.written:
+            GhcbPage(ram, gpa).answer(vcpu.written, abi.RESP_NO_ACTION, answer)
+        else:
+            requests.answer(answer)
+        writes = ram.table_write_count
+        self.events.append(
+            GhcbRequest(abi.EXIT_PSC, info_1, info_2, abi.RESP_NO_ACTION, answer, writes)
+        )
+        return True
 
     def _page_request(self, page: GhcbPage, handler: ExitHandler) -> None:
         code = page.value(ghcb.EXIT_CODE)
         info_1, info_2 = page.value(ghcb.EXIT_INFO_1), page.value(ghcb.EXIT_INFO_2)
-        vcpu = GhcbVcpu(page)
+        vcpu = GhcbVcpu(lambda: page)
         try:
             self._validate(page, code)
             answer = self._exits[code](page, vcpu, handler)
@@ -267,13 +300,7 @@ class SevEs:
             answer = (abi.RESP_MALFORMED_INPUT, int(malformed.reason))
         except GuestFault as fault:
             answer = (abi.RESP_ISSUE_EXCEPTION, _injection(fault))
-        registers = [(ghcb.GENERAL[name], vcpu.read_register(name)) for name in _SYNCED]
-        page.clear_valid()
-        for offset, value in registers:
-            page.set(offset, value)
-        page.set(ghcb.EXIT_INFO_1, answer[0])
-        page.set(ghcb.EXIT_INFO_2, answer[1])
-        page.store()
+        page.answer(vcpu.written, *answer)
         self.events.append(GhcbRequest(code, info_1, info_2, *answer, self._table_writes))
 
     def _validate(self, page: GhcbPage, code: int) -> None:
@@ -410,7 +437,7 @@ class SevEs:
                 self._registered = request & ~PAGE_MASK
                 return request & ~PAGE_MASK | abi.MSR_REG_GPA_RESP
             if info == abi.MSR_PSC_REQ:
-                response = self.snp.change_by_msr(request, GhcbVcpu(None))
+                response = self.snp.change_by_msr(request, GhcbVcpu())
                 lie = None if self.lie is None else self.lie.answer_msr
                 return response if lie is None else lie(response)
         return request  # unknown: the register stays as it is (N11)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from guestemu.machine import ghcb
 from guestemu.machine.ghcb import GhcbPage
 
@@ -13,14 +15,22 @@ class GhcbVcpu:
     Others read 0. Writes reach the guest for RAX to RDX only; RIP is in the encrypted save area.
     """
 
-    def __init__(self, page: GhcbPage | None) -> None:
-        """`page` is None for the MSR protocol, which shows no register."""
-        self._page = page
-        self._written: dict[str, int] = {}
+    def __init__(self, load: Callable[[], GhcbPage] | None = None) -> None:
+        """`load` reads the page, when a register is asked for first; None for the MSR protocol,
+        which shows no register. `written` is what was written."""
+        self._load = load
+        self._loaded: GhcbPage | None = None
+        self.written: dict[str, int] = {}
+
+    @property
+    def _page(self) -> GhcbPage | None:
+        if self._loaded is None and self._load is not None:
+            self._loaded = self._load()
+        return self._loaded
 
     def read_register(self, name: str) -> int:
         """See `VcpuAccess`."""
-        written = self._written.get(name)
+        written = self.written.get(name)
         if written is not None:
             return written
         offset = ghcb.GENERAL.get(name)
@@ -28,8 +38,8 @@ class GhcbVcpu:
 
     def write_register(self, name: str, value: int) -> None:
         """See `VcpuAccess`."""
-        if name in ghcb.GENERAL and self._page is not None:
-            self._written[name] = value
+        if name in ghcb.GENERAL and self._load is not None:
+            self.written[name] = value
 
     @property
     def cpl(self) -> int:

@@ -14,18 +14,25 @@ guest are closed (`enforce`): the CPU stops before the access and gets #VC 0x404
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Final
 
 from guestemu.abi import ghcb as abi
 from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, U32_MASK, Gpa, Gva
 from guestemu.abi.hypercalls import MAP_GPA_RANGE_ENCRYPTED
-from guestemu.abi.x86 import PTE_ADDRESS_MASK, RFLAGS_CF, VECTOR_GP, VECTOR_PF, VECTOR_VC
+from guestemu.abi.x86 import (
+    PTE_ADDRESS_MASK,
+    PTE_PRESENT,
+    RFLAGS_CF,
+    VECTOR_GP,
+    VECTOR_PF,
+    VECTOR_VC,
+)
 from guestemu.events.log import EventLog
 from guestemu.events.snp import MemoryFault, PageStateChange, PermissionChange, Validation
 from guestemu.guest.linux.ghcb_vcpu import GhcbVcpu
-from guestemu.machine.engine import RegisterBatch
 from guestemu.machine.exits import (
     MEMORY_FAULT,
     Exit,
@@ -38,7 +45,10 @@ from guestemu.machine.exits import (
 )
 from guestemu.machine.machine import Machine
 from guestemu.machine.paging import LEAF_SIZES, walk
+from guestemu.machine.pvalidate import PvalidateOperands
 from guestemu.machine.rmp import (
+    ASSIGNED,
+    FOREIGN,
     NPF_ENCRYPTED,
     PAGES_2M,
     PF_PRESENT_RESERVED,
@@ -57,8 +67,14 @@ _BY_BUFFER: Final = "psc-buffer"
 _MAX_FAULTS: Final = 8
 """#NPFs of one instruction after which it stands still: KVM makes the same mapping again."""
 
-_RIGHTS: Final = {SHARED: (CLOSED, OPEN), VALIDATED: (OPEN, READ_ONLY)}
 _NO_RIGHTS: Final = (CLOSED, READ_ONLY)
+_RIGHTS: Final = {
+    SHARED: (CLOSED, OPEN),
+    ASSIGNED: _NO_RIGHTS,
+    VALIDATED: (OPEN, READ_ONLY),
+    FOREIGN: _NO_RIGHTS,
+}
+"""Rights of the private and of the shared view, by `Rmp.state`."""
 
 
 class Snp:
@@ -77,12 +93,16 @@ class Snp:
         self.events = events
         self.forgives_double = False
         self._machine = machine
+        self._ram = machine.ram
+        self._cbit = machine.pte_cbit
         self._gates: ViewGates | None = None
         self._memory_faults = 0
         self._stash: dict[int, bytes] = {}
         self._base = (bytes(self.attributes), dict(self._stash))
-        self._in = RegisterBatch(machine.engine, ("rax", "rcx", "rdx", "rflags", "cs", "cr3"))
-        self._out = RegisterBatch(machine.engine, ("rax", "rflags"))
+        self._is_converted = False
+        self._operands = PvalidateOperands(
+            machine.engine, machine.ram, machine.pte_cbit, machine.code
+        )
         machine.devices += [self.rmp, self]
         machine.hooks.instructions[abi.PVALIDATE] = self._pvalidate
         machine.hooks.instructions[abi.RMPADJUST] = self._rmpadjust
@@ -97,20 +117,25 @@ class Snp:
     def load(self, states: bytes) -> None:
         """Page states as `Rmp.dump` gave them; user space's attributes are the same."""
         self.rmp.load(states)
+        self._is_converted = True
         frames = range(self.rmp.frames)
         self.attributes[:] = bytes(self.rmp.state(gfn) != SHARED for gfn in frames)
 
     def checkpoint(self) -> None:
         """See `Device`."""
         self._base = (bytes(self.attributes), dict(self._stash))
+        self._is_converted = False
 
     def rollback(self) -> None:
         """See `Device`."""
-        self.psc.out_of_bounds.clear()
+        if self.psc.out_of_bounds:
+            self.psc.out_of_bounds.clear()
         attributes, stash = self._base
-        if self.attributes != attributes:
+        if self._is_converted:
             self.attributes[:] = attributes
-        self._stash = dict(stash)
+            self._is_converted = False
+        if self._stash != stash:
+            self._stash = dict(stash)
 
     # Page-state changes -----------------------------------------------------------------------
 
@@ -122,9 +147,17 @@ class Snp:
         """The entries of the buffer at `scratch`; returns SW_EXITINFO2."""
         return self.psc.begin_psc(ghcb, scratch, info_2, self._user_space(_BY_BUFFER, vcpu))
 
+    def change_range(self, asked: Sequence[int], vcpu: VcpuAccess) -> int:
+        """One range of a request in the buffer, as `PscRange.begin` gives it; returns SW_EXITINFO2.
+        Raises `RunFails`."""
+        gfn, pages, is_private, is_2m, *_info = asked
+        ask = self._user_space(_BY_BUFFER, vcpu)
+        return self.psc.change_range(ask, gfn, pages, bool(is_private), bool(is_2m))
+
     def _user_space(self, origin: str, vcpu: VcpuAccess) -> AskUserSpace:
+        handler = self._machine.hooks.handler
+
         def ask(gpa: int, pages: int, attributes: int) -> int:
-            handler = self._machine.hooks.handler
             result = 0
             if handler is not None:
                 result = handler.map_gpa_range(MapGpaRange(gpa, pages, attributes, origin, vcpu))
@@ -132,9 +165,8 @@ class Snp:
             is_private = bool(attributes & MAP_GPA_RANGE_ENCRYPTED)
             if not result:
                 self.convert(gfn, pages, is_private)
-            self.events.append(
-                PageStateChange(gfn, pages, attributes, is_private, result, self._table_writes)
-            )
+            writes = self._ram.table_write_count
+            self.events.append(PageStateChange(gfn, pages, attributes, is_private, result, writes))
             return result
 
         return ask
@@ -145,7 +177,11 @@ class Snp:
         end = min(gfn + pages, self.rmp.frames)
         if gfn >= end:
             return
-        self.attributes[gfn:end] = bytes([private]) * (end - gfn)
+        self._is_converted = True
+        if end - gfn == 1:
+            self.attributes[gfn] = private
+        else:
+            self.attributes[gfn:end] = bytes([private]) * (end - gfn)
         if not private:
             self.rmp.release(gfn, end - gfn)
 
@@ -157,13 +193,13 @@ class Snp:
             return
         state = self.rmp.state
         if pages == 1:
-            private, shared = _RIGHTS.get(state(gfn), _NO_RIGHTS)
+            private, shared = _RIGHTS[state(gfn)]
             gates.set(gfn, 1, private=private, shared=shared)
             return
         first = gfn
         for value, run in groupby(map(state, range(gfn, gfn + pages))):
             count = sum(1 for _ in run)
-            private, shared = _RIGHTS.get(value, _NO_RIGHTS)
+            private, shared = _RIGHTS[value]
             gates.set(first, count, private=private, shared=shared)
             first += count
 
@@ -203,7 +239,7 @@ class Snp:
         result = 0
         if handler is not None:
             result = handler.map_gpa_range(
-                MapGpaRange(gfn << PAGE_SHIFT, 1, attributes, MEMORY_FAULT, GhcbVcpu(None))
+                MapGpaRange(gfn << PAGE_SHIFT, 1, attributes, MEMORY_FAULT, GhcbVcpu())
             )
         self._memory_faults += 1
         self.events.append(MemoryFault(gfn, private, result, self._table_writes))
@@ -238,41 +274,44 @@ class Snp:
 
     # Instructions -----------------------------------------------------------------------------
 
-    def _pvalidate(self, vcpu: Vcpu) -> Shutdown | None:
-        rax, rcx, rdx, rflags, selector, cr3 = self._in.read().tolist()
-        if selector & 3 and vcpu.cpl:
-            raise GuestFault(VECTOR_GP, 0)
+    def _pvalidate(self, vcpu: Vcpu) -> Shutdown | int:
+        gfn = self._operands.read()
+        rax, rcx, rdx, rflags, selector, cr3 = self._operands.registers
         size = rcx & U32_MASK
         validate = bool(rdx & 1)
-        gfn = self._frame(vcpu, rax, cr3)
-        pages = PAGES_2M if size else 1
+        if gfn is None:
+            if selector & 3 and vcpu.cpl:
+                raise GuestFault(VECTOR_GP, 0)
+            gfn = self._frame(vcpu, rax, cr3)
+        rmp = self.rmp
         faults = self._memory_faults
+        outcome: RmpOutcome | None = None
         if size > 1:
             outcome = RmpOutcome(What.RESULT, abi.RMP_FAIL_INPUT)
-        else:
+        elif not size:
+            outcome = rmp.pvalidate_page(gfn, validate, bool(self.attributes[gfn]))
+        if outcome is None:
             ended, outcome = self._repeat(
-                vcpu, gfn, lambda: self.rmp.pvalidate(gfn, bool(size), validate)
+                vcpu, gfn, functools.partial(rmp.pvalidate, gfn, bool(size), validate)
             )
             if ended is not None:
                 return ended
-        is_implicit = self._memory_faults > faults
-        sets_carry = outcome.carry and not self.forgives_double
-        out = self._out
-        out.values[0] = outcome.code
-        out.values[1] = rflags & ~RFLAGS_CF | (RFLAGS_CF if sets_carry else 0)
-        out.write()
+        carry = outcome.carry
+        flags = rflags & ~RFLAGS_CF | (RFLAGS_CF if carry and not self.forgives_double else 0)
+        if flags != rflags:
+            vcpu.write_register("rflags", flags)
         self.events.append(
-            Validation(
-                gfn=gfn,
-                pages=pages,
-                validate=validate,
-                is_double=outcome.carry,
-                is_implicit=is_implicit,
-                result=outcome.code,
-                table_writes=self._table_writes,
+            Validation(  # by position: one for each page of a conversion
+                gfn,
+                PAGES_2M if size else 1,
+                validate,
+                carry,
+                self._memory_faults > faults,
+                outcome.code,
+                self._ram.table_write_count,
             )
         )
-        return None
+        return outcome.code
 
     def _rmpadjust(self, vcpu: Vcpu) -> Shutdown | None:
         if vcpu.cpl:
@@ -310,16 +349,16 @@ class Snp:
     def _frame(self, vcpu: Vcpu, address: int, cr3: int) -> int:
         """The frame at a virtual address; #PF where none is mapped, with the reserved bit where the
         leaf has no C-bit (N31)."""
-        machine = self._machine
-        root = Gpa(cr3 & PTE_ADDRESS_MASK & ~machine.pte_cbit)
+        cbit = self._cbit
         gva = Gva(address & ~(PAGE_SIZE - 1))
-        leaf = walk(machine.ram, machine.pte_cbit, root, gva)
-        if leaf.is_present and leaf.level in LEAF_SIZES:
-            size = LEAF_SIZES[leaf.level]
-            base = leaf.entry & PTE_ADDRESS_MASK & ~machine.pte_cbit & ~(size - 1)
+        leaf = walk(self._ram, cbit, Gpa(cr3 & PTE_ADDRESS_MASK & ~cbit), gva)
+        entry, level = leaf.entry, leaf.level
+        if entry & PTE_PRESENT and level in LEAF_SIZES:
+            size = LEAF_SIZES[level]
+            base = entry & PTE_ADDRESS_MASK & ~cbit & ~(size - 1)
             gfn = (base | gva & size - 1) >> PAGE_SHIFT
             if gfn < self.rmp.frames:
-                if not leaf.entry & machine.pte_cbit:
+                if not entry & cbit:
                     vcpu.write_register("cr2", address)
                     raise GuestFault(VECTOR_PF, PF_PRESENT_RESERVED)
                 return gfn
@@ -328,4 +367,4 @@ class Snp:
 
     @property
     def _table_writes(self) -> int:
-        return self._machine.ram.table_write_count
+        return self._ram.table_write_count

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Machine code: bodies of hooks for the host (hooks.c), mode switches for the guest (modes.S).
+"""Machine code for the host (hooks.c, psc.c), and mode switches for the guest (modes.S).
 
-The former are built when guestemu is installed (`guestemu.native`); the guest's code is built from
+The former is built when guestemu is installed (`guestemu.native`); the guest's code is built from
 assembly by `make snippets` and committed.
 """
 
@@ -56,6 +56,10 @@ class HostCode:
         self.launch = _address(library, "launch")
         self.rollback = _address(library, "rollback")
         self.tlb_hook = _address(library, "tlb_hook")
+        self.pvalidate_frame = _address(library, "pvalidate_frame")
+        self.psc_begin = _address(library, "psc_begin")
+        self.psc_done = _address(library, "psc_done")
+        self.psc_answer = _address(library, "psc_answer")
 
 
 def _address(library: ctypes.PyDLL | None, name: str) -> int:

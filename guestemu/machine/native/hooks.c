@@ -179,7 +179,7 @@ EXPORT u32 rollback(struct memory_watch *watch)
 }
 
 enum { UC_MEM_FETCH = 18 };
-enum { RIGHT_READ = 1, RIGHT_WRITE = 2, RIGHT_EXEC = 4 };
+enum { RIGHT_READ = 1, RIGHT_WRITE = 2, RIGHT_EXEC = 4, TRANSLATED = 8 };
 
 struct tlb_entry {
 	u64 paddr;
@@ -197,7 +197,7 @@ struct tlb_watch {
 	u64 frames;
 	u64 bit, private_bit;	      /* of page-table entries: the mask, and its value in a private one */
 	u64 ram_bit, ram_private_bit; /* of physical addresses */
-	const u8 *rights;	      /* NULL: no view is closed */
+	u8 *rights;		      /* NULL: no view is closed */
 	u64 fetches_private;
 };
 
@@ -209,7 +209,7 @@ EXPORT bool tlb_hook(void *uc, u64 gva, int type, struct tlb_entry *result,
 	bool is_write = type == UC_MEM_WRITE, is_fetch = type == UC_MEM_FETCH;
 	u64 cr0, entry = 0, table, size, gpa, gfn;
 	bool is_user, is_private, writable;
-	const u8 *rights = watch->rights;
+	u8 *rights = watch->rights;
 	u32 perms;
 	int level;
 
@@ -224,6 +224,8 @@ EXPORT bool tlb_hook(void *uc, u64 gva, int type, struct tlb_entry *result,
 		gfn = at >> PAGE_SHIFT;
 		if (gfn >= watch->frames || (rights && !(rights[watch->frames + gfn] & RIGHT_READ)))
 			goto slow;
+		if (rights)
+			rights[watch->frames + gfn] |= TRANSLATED;
 		entry = *(const u64 *)(watch->private_view + at);
 		if (!(entry & 1))
 			goto slow;
@@ -247,6 +249,8 @@ EXPORT bool tlb_hook(void *uc, u64 gva, int type, struct tlb_entry *result,
 
 		if (!((is_fetch ? fetched : seen) & wanted))
 			goto slow;
+		rights[gfn] |= TRANSLATED;
+		rights[watch->frames + gfn] |= TRANSLATED;
 		perms &= RIGHT_READ | (seen & RIGHT_WRITE) | (fetched & RIGHT_EXEC);
 	}
 	result->paddr = (gpa & ~watch->ram_bit) |
@@ -255,4 +259,45 @@ EXPORT bool tlb_hook(void *uc, u64 gva, int type, struct tlb_entry *result,
 	return true;
 slow:
 	return watch->slow(uc, gva, type, result, watch);
+}
+
+struct pvalidate {
+	void *uc;
+	int (*read_batch)(void *uc, const int *ids, void *values, int count);
+	const int *ids;
+	void *values;
+	u64 count;
+	const u64 *registers; /* RAX, RCX, RDX, RFLAGS, CS, CR3 */
+	const u8 *private_view;
+	u64 frames, bit;
+};
+
+/* The frame that PVALIDATE of a 4 KiB page names; what faults or is of another size, Python finds. */
+EXPORT u64 pvalidate_frame(struct pvalidate *record)
+{
+	const u64 address_mask = 0x000ffffffffff000, no_frame = ~0ull;
+	const u64 *registers = record->registers;
+	u64 gva, table, entry, size, gfn;
+	int level;
+
+	record->read_batch(record->uc, record->ids, record->values, record->count);
+	gva = registers[0];
+	if ((u32)registers[1] || registers[4] & 3)
+		return no_frame;
+	table = registers[5] & address_mask & ~record->bit;
+	for (level = 4;; level--) {
+		u64 at = table + 8 * (gva >> (PAGE_SHIFT + 9 * (level - 1)) & 511);
+
+		if (at >> PAGE_SHIFT >= record->frames)
+			return no_frame;
+		entry = *(const u64 *)(record->private_view + at);
+		if (!(entry & 1))
+			return no_frame;
+		if (level == 1 || (level < 4 && entry & 1 << 7))
+			break;
+		table = entry & address_mask & ~record->bit;
+	}
+	size = 1ull << (PAGE_SHIFT + 9 * (level - 1));
+	gfn = ((entry & address_mask & ~record->bit & ~(size - 1)) | (gva & (size - 1))) >> PAGE_SHIFT;
+	return entry & record->bit && gfn < record->frames ? gfn : no_frame;
 }
