@@ -301,14 +301,14 @@ class Snp:
         if flags != rflags:
             vcpu.write_register("rflags", flags)
         self.events.append(
-            Validation(  # by position: one for each page of a conversion
+            Validation(
                 gfn,
                 PAGES_2M if size else 1,
                 validate,
                 carry,
                 self._memory_faults > faults,
                 outcome.code,
-                self._ram.table_write_count,
+                table_writes=self._ram.table_write_count,
             )
         )
         return outcome.code
