@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Page-state requests of one range in machine code do what `SnpPsc` does step by step: in GHCB, RMP,
-attributes, events and at user space. PVALIDATE's operands likewise."""
+"""Page-state requests of one range in machine code do what `SnpPsc` does step by step.
+
+In GHCB, RMP, attributes, events and at user space. PVALIDATE's operands likewise.
+"""
 
 from __future__ import annotations
 
