@@ -19,6 +19,7 @@ _ABOUT: Final = {
     "prepared": "kernels booted once, for a quick start",
     "oracle": "kernels and modules unpacked for `guestemu oracle`",
     "apt": "lists of packages, for `guestemu kernel fetch`",
+    "digests": "checksums of kernel packages that did not change",
     "cells": "what `guestemu kernel test` measured",
 }
 _OTHER: Final = "compiled helpers"

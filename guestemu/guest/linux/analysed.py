@@ -17,6 +17,7 @@ import zstandard
 from guestemu.guest.linux.btf import Btf, BtfIndex
 from guestemu.guest.linux.cache import read_sealed, write_sealed
 from guestemu.guest.linux.kernel import Kernel, LoadSegment, Segments
+from guestemu.guest.linux.name_table import NameTable, PackedNames, pack_names
 from guestemu.guest.linux.sites import Site
 
 SEGMENTS_SUFFIX: Final = ".segments"
@@ -31,7 +32,7 @@ class _Analysis(msgspec.Struct, frozen=True):
     digest: str
     entry: int
     extent: int
-    symbols: dict[str, int]
+    symbols: PackedNames
     sites: tuple[Site, ...]
     btf_types: bytes
     btf_strings: bytes
@@ -47,7 +48,7 @@ def save_analysis(path: Path, kernel: Kernel) -> None:
         kernel.digest,
         kernel.entry,
         kernel.segments.extent,
-        kernel.symbols,
+        pack_names(kernel.symbols),
         kernel.sites,
         types,
         strings,
@@ -70,15 +71,20 @@ def load_analysis(path: Path, name: str, again: Callable[[], Kernel]) -> Kernel 
         found = _read(path.with_name(path.name + SEGMENTS_SUFFIX), tuple[LoadSegment, ...])
         return again().segments.parts if found is None else found
 
+    try:
+        symbols = NameTable(analysis.symbols)
+        btf = Btf.resume(analysis.btf_types, analysis.btf_strings, analysis.btf_index, name)
+    except ValueError:
+        return None
     return Kernel(
         name=name,
         version=analysis.version,
         digest=analysis.digest,
         entry=analysis.entry,
         segments=Segments(analysis.extent, read_segments),
-        symbols=analysis.symbols,
+        symbols=symbols,
         sites=analysis.sites,
-        btf=Btf.resume(analysis.btf_types, analysis.btf_strings, analysis.btf_index, name),
+        btf=btf,
     )
 
 

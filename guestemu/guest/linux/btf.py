@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import struct
 from array import array
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
 
 from guestemu.abi.errors import InputError
+from guestemu.guest.linux.name_table import NameTable, PackedNames, pack_names
 
 _MAGIC: Final = 0xEB9F
 _HEADER: Final = struct.Struct("<HBBIIIII")
@@ -56,8 +58,8 @@ class BtfIndex(msgspec.Struct, frozen=True):
     """Where the types of a section are: 32-bit positions by type number, numbers by name."""
 
     positions: bytes
-    records: dict[str, int]
-    functions: dict[str, int]
+    records: PackedNames
+    functions: PackedNames
 
 
 _FIXED_SIZES: Final = {"page": 64}
@@ -85,9 +87,9 @@ class Btf:
         self._types = data[header + type_at : header + type_at + type_size]
         self._strings = data[header + string_at : header + string_at + string_size]
         self._positions = array("I", (0,))
-        self._records: dict[str, int] = {}
-        self._functions: dict[str, int] = {}
-        self._scan()
+        self._records: Mapping[str, int]
+        self._functions: Mapping[str, int]
+        self._records, self._functions = self._scan()
 
     @classmethod
     def resume(cls, types: bytes, strings: bytes, index: BtfIndex, name: str) -> Btf:
@@ -96,13 +98,14 @@ class Btf:
         btf._name = name
         btf._types, btf._strings = types, strings
         btf._positions = array("I", index.positions)
-        btf._records, btf._functions = index.records, index.functions
+        btf._records, btf._functions = NameTable(index.records), NameTable(index.functions)
         return btf
 
     @classmethod
     def without_types(cls, name: str) -> Btf:
         """Of a kernel that has no .BTF section: the few layouts that are alike in all kernels."""
-        return cls.resume(b"", b"", BtfIndex(array("I", (0,)).tobytes(), {}, {}), name)
+        nothing = pack_names({})
+        return cls.resume(b"", b"", BtfIndex(array("I", (0,)).tobytes(), nothing, nothing), name)
 
     @property
     def has_types(self) -> bool:
@@ -117,9 +120,13 @@ class Btf:
     @property
     def index(self) -> BtfIndex:
         """What scanning found."""
-        return BtfIndex(self._positions.tobytes(), self._records, self._functions)
+        names = (pack_names(self._records), pack_names(self._functions))
+        return BtfIndex(self._positions.tobytes(), *names)
 
-    def _scan(self) -> None:
+    def _scan(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Numbers of records and of functions by name."""
+        records: dict[str, int] = {}
+        functions: dict[str, int] = {}
         position = 0
         end = len(self._types)
         while position + _TYPE.size <= end:
@@ -130,9 +137,9 @@ class Btf:
                     f"{self._name}: its .BTF section has a type of unknown kind {kind}"
                 )
             if kind in {_STRUCT, _UNION} and name:
-                self._records.setdefault(self._string(name), len(self._positions))
+                records.setdefault(self._string(name), len(self._positions))
             elif kind == _FUNC:
-                self._functions[self._string(name)] = _size
+                functions[self._string(name)] = _size
             if len(self._positions) > _MAX_TYPES:
                 raise self._damaged()
             self._positions.append(position)
@@ -140,6 +147,7 @@ class Btf:
             position += _EXTRA_EACH.get(kind, 0) * (info & _COUNT_MASK)
         if position != end:
             raise self._damaged()
+        return records, functions
 
     def _damaged(self) -> InputError:
         return InputError(f"{self._name}: its .BTF section is damaged")

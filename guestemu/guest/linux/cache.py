@@ -15,7 +15,7 @@ import hmac
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -108,6 +108,29 @@ def read_sealed(path: Path) -> bytes | None:
         return None
     found, data = content[:SEAL_SIZE], content[SEAL_SIZE:]
     return data if hmac.compare_digest(found, seal(path, data)) else None
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of the file `path`, hexadecimal. It is kept in the cache for a file that has not
+    changed since: same inode, size, and times of its content and of its attributes.
+
+    Raises OSError where the file cannot be read.
+    """
+    status = path.stat()
+    if switched_off():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    facts = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    directory = cache_root() / "digests"
+    known = directory / CacheKey((str(path.resolve()), *map(str, facts))).name
+    kept = read_sealed(known)
+    if kept is not None:
+        mark_used(known)
+        return kept.decode()
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    with suppress(OSError):  # the next run reads the file again
+        write_sealed(known, digest.encode())
+        prune(directory)
+    return digest
 
 
 def seal(path: Path, data: bytes) -> bytes:

@@ -7,7 +7,7 @@ import functools
 import io
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
@@ -74,7 +74,7 @@ class Kernel(msgspec.Struct, frozen=True):
     digest: str
     entry: int
     segments: Segments
-    symbols: dict[str, int]
+    symbols: Mapping[str, int]
     sites: tuple[Site, ...]
     btf: Btf
 

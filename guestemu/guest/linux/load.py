@@ -9,7 +9,6 @@ Other processes get it from the user's cache (cache.py): a quarter of a second i
 from __future__ import annotations
 
 import functools
-import hashlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,14 @@ from guestemu.abi.errors import InputError
 from guestemu.abi.msrs import SEV_STATUS_SEV, SEV_STATUS_SEV_ES, SEV_STATUS_SEV_SNP
 from guestemu.guest.linux.analysed import load_analysis, save_analysis
 from guestemu.guest.linux.boot import DEFAULT_COMMAND_LINE, STOP_AT, boot_kernel
-from guestemu.guest.linux.cache import CacheKey, build_id, cache_directory, mark_used, prune
+from guestemu.guest.linux.cache import (
+    CacheKey,
+    build_id,
+    cache_directory,
+    file_digest,
+    mark_used,
+    prune,
+)
 from guestemu.guest.linux.guest import LinuxGuest
 from guestemu.guest.linux.kernel import Kernel, load_kernel
 from guestemu.guest.linux.prepare import prepare
@@ -106,7 +112,7 @@ class LinuxLoader:
         if directory is None:
             return load_kernel(path)
         try:
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest = file_digest(path)
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from None
         key = CacheKey((digest, build_id(), stamp_beside(path)))

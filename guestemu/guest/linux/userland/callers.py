@@ -8,6 +8,7 @@ atomic pools at boot, and their growth in the background (fact U18).
 
 from __future__ import annotations
 
+import functools
 from bisect import bisect_right
 from typing import Final
 
@@ -45,9 +46,7 @@ class Callers:
     def __init__(self, kernel: Kernel, machine: Machine) -> None:
         self.pages: dict[str, int] = {}
         self._machine = machine
-        starts = sorted((address, name) for name, address in kernel.symbols.items())
-        self._starts = [address for address, _ in starts]
-        self._names = [name for _, name in starts]
+        self._kernel = kernel
         self._text = range(
             kernel.symbols.get("_text", 0), kernel.symbols.get("_einittext", 0) or (1 << 64)
         )
@@ -72,9 +71,19 @@ class Callers:
                 return _POOL_AT_BOOT
         return best
 
+    @functools.cached_property
+    def _functions(self) -> tuple[list[int], dict[int, str]]:
+        """Where functions start, sorted, and the names of those that this module knows; found out
+        at the first conversion."""
+        symbols = self._kernel.symbols
+        known = {symbols[name]: name for name in (*PURPOSES, *_AT_BOOT) if name in symbols}
+        return sorted(symbols.values()), known
+
     def _name(self, address: int) -> str:
-        index = bisect_right(self._starts, address) - 1
-        return self._names[index] if index >= 0 else ""
+        """The function that holds `address`, "" for one that this module does not know."""
+        starts, known = self._functions
+        index = bisect_right(starts, address) - 1
+        return known.get(starts[index], "") if index >= 0 else ""
 
     def count(self, pages: int) -> None:
         """`pages` are converted now."""

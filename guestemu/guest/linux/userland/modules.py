@@ -6,7 +6,6 @@ Up to 6.18 the modules are in the package of the image, later in linux-modules-*
 
 from __future__ import annotations
 
-import hashlib
 import lzma
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from guestemu.abi.errors import InputError
 from guestemu.guest.linux.cache import (
     CacheKey,
     cache_directory,
+    file_digest,
     mark_used,
     prune,
     read_sealed,
@@ -69,7 +69,7 @@ def _cached(package: Path, names: Sequence[str]) -> dict[str, bytes]:
     if directory is None:
         return _extract(package, names)
     try:
-        digest = hashlib.sha256(package.read_bytes()).hexdigest()
+        digest = file_digest(package)
     except OSError as error:
         raise InputError(f"{package}: cannot be read: {error.strerror}") from None
     file = directory / f"{CacheKey(('modules', digest, *names)).name}.modules"
