@@ -4,16 +4,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from guestemu.abi.errors import InputError
 from guestemu.cli import console
 from guestemu.cli._options import AsJson, GuestName, HostName, Plugins, ProgramPath
+from guestemu.cli.errors import EXIT_FINDINGS, EXIT_MISSING, EXIT_OK
+
+if TYPE_CHECKING:
+    from guestemu.export.real_kvm import SelftestRun
 
 GROUP: Final = "Regression"
 ORDER: Final = 40
+
+_STATUSES: Final = {0: EXIT_OK, 4: EXIT_MISSING}
 
 
 def command(
@@ -31,21 +37,36 @@ def command(
         Path | None,
         typer.Option("-o", "--output", metavar="OUT.c", help="Write it there instead of stdout."),
     ] = None,
+    run: Annotated[
+        str,
+        typer.Option(
+            "--run",
+            metavar="KERNEL",
+            help="Also run it (kvm-selftest) on the KVM of this kernel, under QEMU's TCG: a "
+            "fetched series such as 6.12, a package or a bzImage.",
+            show_default=False,
+        ),
+    ] = "",
     guest: GuestName = None,
     host: HostName = None,
     plugins: Plugins = None,
     as_json: AsJson = False,
-) -> None:
+) -> int:
     """Write a program as a test in C for a real KVM.
 
     The program is run once. What a KVM sees of it, its hypercalls and MSR accesses with their
     answers, becomes a guest of a few instructions and what it has to read. The C compiles alone.
+
+    With --run the exit status is 1 where the test fails, 3 where it is skipped. QEMU and a C
+    compiler that makes static programs are needed for it, no hardware virtualization.
 
     For example:
 
       guestemu export corpora/conversion/round-trip-6.1.prog -o round-trip.c
 
       guestemu export crash.prog --as kvm-unit-test > x86/crash.c
+
+      guestemu export corpora/conversion/round-trip-6.1.prog --run 6.12 -o round-trip.c
     """
     from guestemu.cli._program import Overrides, load
     from guestemu.export.c_source import FORMS, c_source
@@ -53,6 +74,8 @@ def command(
 
     if form not in FORMS:
         raise InputError(f"--as {form}: take one of {', '.join(FORMS)}")
+    if run and form != "kvm-selftest":
+        raise InputError(f"--run: a {form} needs its own framework; take --as kvm-selftest")
     loaded = load(program, Overrides(guest, host, plugins=tuple(plugins or ())))
     try:
         steps = steps_of(loaded)
@@ -65,10 +88,25 @@ def command(
             output.write_text(text, encoding="utf-8")
         except OSError as error:
             raise InputError(f"{output}: cannot be written: {error.strerror}") from error
+    ended = _run(text, run) if run else None
     if as_json:
         path = None if output is None else str(output)
-        console.emit_json({"form": form, "steps": steps, "path": path, "source": text})
-    elif output is None:
-        console.emit_text(text)
+        told = {"form": form, "steps": steps, "path": path, "source": text}
+        console.emit_json(told if ended is None else {**told, "run": ended})
     else:
-        console.emit(f"{output}: {len(steps)} steps; cc -O2 -Wall -o test {output}")
+        if output is None and ended is None:
+            console.emit_text(text)
+        elif output is not None:
+            console.emit(f"{output}: {len(steps)} steps; cc -O2 -Wall -o test {output}")
+        for line in () if ended is None else ended.lines:
+            console.emit(line)
+    return EXIT_OK if ended is None else _STATUSES.get(ended.status, EXIT_FINDINGS)
+
+
+def _run(source: str, image: str) -> SelftestRun:
+    from guestemu.export.real_kvm import run_selftest
+    from guestemu.oracle.image import find_kernel
+
+    kernel = find_kernel(image)
+    console.note(f"booting {kernel.name} under QEMU")
+    return run_selftest(source, kernel)

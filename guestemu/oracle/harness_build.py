@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -72,13 +72,27 @@ def build_init() -> tuple[bytes, str]:
     )
 
 
-def _compile(command: list[str]) -> tuple[bytes, str]:
+def build_static(directory: Path, units: Sequence[str]) -> bytes:
+    """A static program for x86-64 Linux from the C files `units` in `directory`. Raises
+    `MissingError` as `build_init`."""
+    said = []
+    for compiler in _compilers():
+        program, words = _compile([*compiler, *FLAGS], directory, units)
+        if program and _is_for_x86(program):
+            return program
+        said.append(f"{Path(compiler[-1]).name}: {words or 'makes no x86-64 program'}")
+    raise MissingError(f"cannot build a static program: {'; '.join(said) or 'no C compiler'}")
+
+
+def _compile(
+    command: list[str], directory: Path = SOURCES, units: Sequence[str] = UNITS
+) -> tuple[bytes, str]:
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch, "init")
         try:
             done = subprocess.run(
-                [*command, "-o", str(output), *UNITS],
-                cwd=SOURCES,
+                [*command, "-o", str(output), *units],
+                cwd=directory,
                 capture_output=True,
                 text=True,
                 errors="replace",

@@ -10,10 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from guestemu.abi.errors import InputError
+from guestemu.abi.errors import InputError, MissingError
 from guestemu.cli.main import main
+from guestemu.export import real_kvm
 from guestemu.export.c_source import FORMS, c_source
+from guestemu.export.real_kvm import SelftestRun
 from guestemu.export.steps import steps_of
+from guestemu.oracle.image import TestedKernel, find_kernel
+from guestemu.oracle.qemu import MachineEnded
 from guestemu.program.text import load_program, parse_text
 
 CORPORA = Path(__file__).parents[2] / "corpora"
@@ -88,3 +92,46 @@ def test_another_form_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     path = CORPORA / "conversion" / "round-trip-6.1.prog"
     assert main(["export", str(path), "--as", "tap"]) == 2
     assert "take one of kvm-selftest, kvm-unit-test" in capsys.readouterr().err
+
+
+class _Ended:
+    """A machine that ends with `console`."""
+
+    console = ""
+
+    def __init__(self, *_arguments: object, **_options: object) -> None:
+        raise MachineEnded("QEMU ended with status 0", 0, self.console)
+
+
+def run_on(console: str, monkeypatch: pytest.MonkeyPatch) -> SelftestRun:
+    monkeypatch.setattr(real_kvm, "build_static", lambda _directory, _units: b"")
+    monkeypatch.setattr(real_kvm, "Qemu", type("_This", (_Ended,), {"console": console}))
+    return real_kvm.run_selftest("", TestedKernel(name="6.12", kernel=Path("vmlinuz"), modules={}))
+
+
+def test_a_selftest_under_qemu_says_how_it_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = "[    0.1] kernel\n# step 1: exits 0x0, expected 0x1\n1..1\nnot ok 1 4 steps\n"
+    run = run_on(f"{console}guestemu: selftest 1\n", monkeypatch)
+    assert run.status == 1
+    assert run.lines == ("# step 1: exits 0x0, expected 0x1", "1..1", "not ok 1 4 steps")
+    with pytest.raises(MissingError, match="the selftest did not end"):
+        run_on(console, monkeypatch)
+
+
+def test_a_unit_test_is_not_run(capsys: pytest.CaptureFixture[str]) -> None:
+    program = str(CORPORA / "conversion" / "round-trip-6.1.prog")
+    assert main(["export", program, "--as", "kvm-unit-test", "--run", "6.12"]) == 2
+    assert "take --as kvm-selftest" in capsys.readouterr().err
+
+
+@pytest.mark.soak
+def test_a_real_kvm_shows_what_the_program_shows() -> None:
+    """And a test that fails is seen to fail there."""
+    kernel = find_kernel("6.12")
+    source = c_source("kvm-selftest", "a test", steps_of(parse_text(PROGRAM, "test")))
+    assert real_kvm.run_selftest(source, kernel).status == 0
+    wrong = source.replace("static int failures;", "static int failures = 1;")
+    assert wrong != source
+    run = real_kvm.run_selftest(wrong, kernel)
+    assert run.status == 1
+    assert run.lines[-1].startswith("not ok 1 ")

@@ -13,7 +13,7 @@ from guestemu.abi.errors import InputError
 from guestemu.cli import _kernel_cells, _kernel_test
 from guestemu.cli._kernel_test import Examination
 from guestemu.program.ops import OpKind
-from guestemu.study.outcomes import experiments
+from guestemu.study.outcomes import battery, experiments
 from guestemu.study.outcomes.battery import ANSWERS, ROWS, BatteryRow, program_of
 from guestemu.study.outcomes.cells import ABSENT, BEGIN, END, FAILED, Cell, Key
 from guestemu.study.outcomes.defects import NOT_SEEN, SEEN
@@ -79,6 +79,7 @@ def test_a_refusal_that_sev_ignores_is_known_and_one_that_a_td_ignores_is_not() 
     assert find_known(Key("sev", "decrypt", "EINVAL"), words) == "refusal-ignored"
     assert find_known(Key("tdx", "decrypt", "EINVAL"), words) == ""
     assert find_known(Key("sev", "decrypt"), words) == ""
+    assert find_known(Key("sev", "decrypt", "EINVAL"), (*words, "untold")) == "never-told"
     assert find_known(Key("sev", "decrypt"), ("record", "untold")) == "never-told"
     assert find_known(Key("sev", "fail-second-split"), ("record", "untold")) == "half-way"
 
@@ -233,3 +234,12 @@ def test_a_page_gets_a_line_for_the_kernel(tmp_path: Path) -> None:
         "| 6.1 | 6.1.0 | 1 / 1 / 1 | absent | hole-mapped | dma/EAGAIN (sev) |",
         END,
     ]
+
+
+def test_a_buffer_is_judged_by_its_own_frames_where_another_page_was_refused() -> None:
+    rows = {row.name: row for row in ROWS}
+    assert battery._judged(rows["dma"], "EINVAL", 0x421C000) == slice(0x421C, 0x421F)
+    assert battery._judged(rows["dma-atomic"], "EINVAL", 0x4680000) == slice(0x4680, 0x4681)
+    assert battery._judged(rows["dma"], "EINVAL", -12) == slice(None)
+    assert battery._judged(rows["dma"], "", 0x421C000) == slice(None)
+    assert battery._judged(rows["dma-free"], "EINVAL", 0) == slice(None)

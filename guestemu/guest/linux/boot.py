@@ -70,6 +70,9 @@ TDX_KVM_FEATURES: Final = 1 << KVM_FEATURE_NOP_IO_DELAY
 """The same for a TD: bit 17 makes it execute VMMCALL, which is #UD there (T32); kvmclock's page is
 private memory, which the host cannot write (T33)."""
 
+_STARTUP: Final = "__pi_"
+"""In front of the names of arch/x86/boot/startup, which runs before addresses are relocated; some
+functions of memory encryption are there in 7.x."""
 BOOT_BUDGET: Final = 400_000_000
 MIN_MEMORY: Final = 96
 _CONSOLE_OPTIONS: Final = "CONFIG_PRINTK=y, CONFIG_EARLY_PRINTK=y and CONFIG_SERIAL_8250_CONSOLE=y"
@@ -239,11 +242,13 @@ def lacking(kernel: Kernel, sev: str) -> tuple[str, ...]:
     has = kernel.symbols.keys()
     if sev == "tdx":
         return () if "tdx_early_init" in has else ("CONFIG_INTEL_TDX_GUEST=y (5.19 and later)",)
+    has_sev = not has.isdisjoint({"sme_enable", f"{_STARTUP}sme_enable"})
+    has_snp = not has.isdisjoint({"snp_init", f"{_STARTUP}snp_init"})
     rules = (
-        ("sme_enable" in has, "CONFIG_AMD_MEM_ENCRYPT=y"),
+        (has_sev, "CONFIG_AMD_MEM_ENCRYPT=y"),
         ("kvm_guest_init" in has, "CONFIG_KVM_GUEST=y"),
         (
-            sev != "snp" or "snp_init" in has,
+            sev != "snp" or has_snp,
             "SEV-SNP guest code (5.19 and later, with CONFIG_AMD_MEM_ENCRYPT=y)",
         ),
     )

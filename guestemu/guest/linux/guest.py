@@ -33,6 +33,8 @@ from guestemu.machine.snp_psc import psc_kernel
 _BOOL: Final = 0xFF
 _SCRATCH_BELOW_STACK: Final = 0x800
 _ALLOC_PAGES: Final = ("alloc_pages", "alloc_pages_noprof", "alloc_pages_current")
+_ALLOC_PAGES_UMA: Final = ("__alloc_pages", "__alloc_pages_noprof")
+"""Without CONFIG_NUMA the others are inline functions that call one of these."""
 
 
 class LinuxGuest(Guest):
@@ -167,10 +169,10 @@ class LinuxGuest(Guest):
                 engine.write(REGISTERS["rsp"], stack + 8)
                 engine.write(REGISTERS["rip"], int.from_bytes(data, "little"))
 
-        for name in _ALLOC_PAGES:
-            address = self.kernel.symbols.get(name)
-            if address is not None:
-                engine.add_hook(HOOK_CODE, CodeHook(on_alloc_pages), begin=address, end=address)
+        symbols = self.kernel.symbols
+        names = _ALLOC_PAGES if symbols.keys() & set(_ALLOC_PAGES) else _ALLOC_PAGES_UMA
+        for address in [symbols[name] for name in names if name in symbols]:
+            engine.add_hook(HOOK_CODE, CodeHook(on_alloc_pages), begin=address, end=address)
 
     # Guest ------------------------------------------------------------------------------------
 

@@ -66,7 +66,7 @@ KNOWN: Final = (
         "Pages are converted and the host is not told",
         "before 5.16",
         f"set_memory_decrypted(), {_SET_MEMORY}",
-        (_shows(_SEV, "", "untold"),),
+        (_shows(_SEV, "", "untold"), _shows(_SEV, "", "untold", refused=True)),
     ),
     KnownDefect(
         "told-of-failure",
@@ -137,7 +137,7 @@ KNOWN: Final = (
         "dma_alloc_pages() returns no struct page",
         "5.10, 6.16 to 7.0",
         "dma_direct_alloc_pages(), kernel/dma/direct.c",
-        (_shows(_ANY, "dma-pages-atomic", "no-progress progress oops value"),),
+        (_shows(_ANY, "dma-pages-atomic", "no-progress progress oops value warn"),),
     ),
     KnownDefect(
         "snp-repeat",
