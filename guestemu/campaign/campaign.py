@@ -40,6 +40,10 @@ MAX_OPS: Final = 64
 _STATEFUL_OPS: Final = 12
 """Ops in the longest program for a host of the user's: nine ranges overflow a table of eight."""
 
+_CODE_VCPUS: Final = 2
+_LIVE: Final = "kvm:"
+_RAW: Final = frozenset({OpKind.HYPERCALL, OpKind.WRMSR})
+
 _SEED_STEP: Final = 1_000_003
 _NAMED_FIELDS: Final = ("guest", "host", "sev", "cbit", "memory", "vcpus")
 _LONGEST_NAME: Final = 120
@@ -73,6 +77,7 @@ class Options(msgspec.Struct, frozen=True):
     accepted: frozenset[str] = frozenset()
     seeds: tuple[str, ...] = (FLOWS_WORD,)
     until_finding: int | None = None
+    vcpus: int | None = None
 
 
 class Campaign(msgspec.Struct, frozen=True):
@@ -100,11 +105,11 @@ class Campaign(msgspec.Struct, frozen=True):
 
 
 def header_of(target: Target, options: Options) -> Header:
-    """The target's header with the user's guest, host, C-bit and memory (MiB).
+    """The target's header with the user's guest, host, C-bit, memory (MiB) and vCPUs.
 
     Raises `InputError`.
     """
-    chosen: dict[str, str | int] = {}
+    chosen: dict[str, str | int | None] = {}
     if options.host is not None:
         chosen["host"], chosen["plugin"] = named_by_user(options.host)
     if options.guest is not None:
@@ -113,11 +118,22 @@ def header_of(target: Target, options: Options) -> Header:
         chosen["cbit"] = options.cbit
     if options.memory is not None:
         chosen["memory"] = options.memory
+    chosen["vcpus"] = options.vcpus
+    if options.vcpus is None:
+        chosen["vcpus"] = _usual_vcpus(target, options.host, options.guest)
     header = msgspec.structs.replace(target.header, **chosen)
     problem = header_problem(header)
     if problem is not None:
         raise InputError(f"--{problem[0]}: {problem[1]}")
     return header
+
+
+def _usual_vcpus(target: Target, host: str | None, guest: str | None) -> int:
+    """The number of vCPUs that a campaign has if the user names none: two where a host of the
+    user's answers raw exits of a small guest, for it may keep a status for each."""
+    is_raw = target.kinds & _RAW and not target.limits
+    is_own = host is not None and is_code(host) and not host.startswith(_LIVE)
+    return _CODE_VCPUS if is_own and is_raw and guest is None else target.header.vcpus
 
 
 def target_of(options: Options) -> Target:
@@ -177,7 +193,9 @@ def prepare(options: Options, most_jobs: int = MAX_JOBS) -> Campaign:
     in_python = "only the atheris engine has it"
     if engine.name == AtherisEngine.name:
         in_python = why_not(executor)
-    root = options.workdir or _default_root(target, header, options.faults)
+    root = options.workdir or _default_root(
+        target, header, _usual_vcpus(target, options.host, options.guest), options.faults
+    )
     record = msgspec.structs.replace(
         CampaignRecord.of(target.name, header, options.faults, op_table(kinds)),
         runs_in=f"Python (no fast path: {in_python})" if in_python else "machine code",
@@ -209,13 +227,14 @@ def prepare(options: Options, most_jobs: int = MAX_JOBS) -> Campaign:
     return Campaign(target, engine.name, store, configs, notes, options.accepted)
 
 
-def _default_root(target: Target, header: Header, faults: bool) -> Path:
+def _default_root(target: Target, header: Header, usual_vcpus: int, faults: bool) -> Path:
     """guestemu-work/TARGET, followed by what differs from the target's own configuration: campaigns
     on two hosts, or on two guests, each have a directory."""
     words = [target.name]
+    usual = msgspec.structs.replace(target.header, vcpus=usual_vcpus)
     for field in _NAMED_FIELDS:
         chosen = getattr(header, field)
-        if chosen != getattr(target.header, field):
+        if chosen != getattr(usual, field):
             is_name = isinstance(chosen, str)
             words.append(chosen.rpartition("/")[2] if is_name else f"{field}{chosen}")
     if faults:

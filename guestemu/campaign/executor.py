@@ -21,6 +21,7 @@ from guestemu.machine.watchdog import Watchdog
 from guestemu.program.binary import RECORD_SIZE, OpDecoder
 from guestemu.program.ops import Op, OpKind, Region
 from guestemu.program.program import Header
+from guestemu.program.values import extra_values
 from guestemu.runner.testbed import TIME_UP, Testbed, build_testbed
 
 
@@ -67,7 +68,9 @@ class Executor:
             self.testbed.checks = (followers,)
         self._feedback = feedback
         has_giant = Region.G in self.testbed.guest.regions
-        self.decoder = OpDecoder(header.vcpus, has_giant, kinds)
+        numbers, frames = self.testbed.host.numbers(), self.testbed.host.borders()
+        extra = extra_values(numbers, frames) if numbers or frames else {}
+        self.decoder = OpDecoder(header.vcpus, has_giant, kinds, extra)
         feedback.attach(self.testbed)
 
     def decode(self, data: bytes) -> tuple[Op, ...]:

@@ -5,7 +5,8 @@ The first part counts the guest's basic blocks; the native block hook writes it.
 states of the model: which op ended how, by which path of the host (of its error paths each is one),
 with page tables and host record equal or not, migration allowed or not, and which such step
 followed which (by the low 32 bits of a host's state: those above are of one op). The third flags
-near misses of the checks (near_misses.py). They are stores placed by hand, because byte-code
+near misses of the checks (near_misses.py), the last blocks of a user's host (host/block_cover.py).
+The stores for the others are stores placed by hand, because byte-code
 instrumentation of the model costs five times the speed and finds less.
 
 libFuzzer gets the memory as if a compiler had made it (`register`). The random engine takes a
@@ -39,9 +40,11 @@ from guestemu.runner.testbed import Testbed
 GUEST_COUNTERS: Final = 1 << 12
 MODEL_COUNTERS: Final = 1 << 12
 NEAR_COUNTERS: Final = 1 << 10
-SIZE: Final = GUEST_COUNTERS + MODEL_COUNTERS + NEAR_COUNTERS
+HOST_COUNTERS: Final = 1 << 10
+SIZE: Final = GUEST_COUNTERS + MODEL_COUNTERS + NEAR_COUNTERS + HOST_COUNTERS
 
 _NEAR: Final = GUEST_COUNTERS + MODEL_COUNTERS
+_HOST: Final = _NEAR + NEAR_COUNTERS
 _MODEL_MASK: Final = MODEL_COUNTERS - 1
 _NEAR_MASK: Final = NEAR_COUNTERS - 1
 _ZEROES: Final = bytes(SIZE)
@@ -105,6 +108,11 @@ class Feedback:
         """See `save`."""
         self.area[:] = counters
 
+    @property
+    def host_blocks(self) -> memoryview:
+        """The counters of a user's host, for its code to set."""
+        return memoryview(self.area)[_HOST:SIZE]
+
     def take(self) -> bool:
         """Adds the last run to what was seen; whether it brought anything new."""
         if not any_and(self._bits, self._unseen):
@@ -130,7 +138,7 @@ class Feedback:
     @property
     def near_misses(self) -> int:
         """Near misses seen so far (those that share a counter count once)."""
-        return self._count(_NEAR, SIZE)
+        return self._count(_NEAR, _HOST)
 
     def _count(self, start: int, end: int) -> int:
         unseen = self._unseen.tobytes()[start:end]

@@ -83,6 +83,7 @@ def make_executor(record: CampaignRecord, feedback: Feedback, plugin: str = "") 
         host=record.host,
         cbit=record.cbit,
         memory=record.memory,
+        vcpus=record.vcpus,
         plugin=plugin,
     )
     return Executor(target, header, target.kinds_with(record.faults), feedback)

@@ -18,7 +18,7 @@ from guestemu.program.binary import RECORD_SIZE
 from guestemu.program.mutate import Draws, mutate_bytes, split_records
 from guestemu.program.ops import SPECS, OpKind
 from guestemu.program.program import Header
-from guestemu.program.values import BOUNDARIES, palette_of
+from guestemu.program.values import BOUNDARIES, Extra, palette_of, with_extra
 
 _FIELDS: Final = (0, 1, 1, 2, 4, 4, 5, 8, 8, 16, 16, 24, 24, 32, 40)
 """Offsets in a record of the bytes that decide: kind, posture, region, page, five choices."""
@@ -35,6 +35,7 @@ _SELECT_RAW: Final = 0xE0
 _KIND_BYTES: Final = 256
 _ARGUMENT: Final = struct.Struct("<Q")
 _FIRST_ARGUMENT: Final = 8
+_NO_EXTRA: Final[Extra] = {}
 
 
 class Mutator:
@@ -42,12 +43,12 @@ class Mutator:
 
     __slots__ = ("_edges", "_header", "_kinds")
 
-    def __init__(self, header: Header, kinds: frozenset[OpKind]) -> None:
+    def __init__(self, header: Header, kinds: frozenset[OpKind], extra: Extra = _NO_EXTRA) -> None:
         self._header = header
         self._kinds = kinds
         allowed = sorted(kinds)
         self._edges = tuple(
-            _edges_of(OpKind(byte) if byte in kinds else allowed[byte % len(allowed)])
+            _edges_of(OpKind(byte) if byte in kinds else allowed[byte % len(allowed)], extra)
             for byte in range(_KIND_BYTES)
         )
 
@@ -95,12 +96,14 @@ class Mutator:
             place += _ARGUMENT.size
 
 
-def _edges_of(kind: OpKind) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
+def _edges_of(kind: OpKind, extra: Extra) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
     """Per argument of `kind`, its palette and its edges."""
-    return tuple(
-        (palette_of(kind, position), BOUNDARIES[argument.sort])
-        for position, argument in enumerate(SPECS[kind].arguments)
-    )
+    found = []
+    for position, argument in enumerate(SPECS[kind].arguments):
+        more = extra.get(argument.sort, ())
+        palette = with_extra(palette_of(kind, position), more)
+        found.append((palette, (*BOUNDARIES[argument.sort], *more)))
+    return tuple(found)
 
 
 def avoid_vmcall(records: bytearray, size: int) -> None:

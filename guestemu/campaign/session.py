@@ -29,6 +29,7 @@ from guestemu.campaign.triage.identify import digest_of
 from guestemu.checks.base import Violation
 from guestemu.checks.progress import ProgressCheck
 from guestemu.host.base import Host
+from guestemu.host.plugin_guard import PluginHost
 from guestemu.program.ops import Op, OpKind
 from guestemu.program.program import Header
 
@@ -135,6 +136,9 @@ class Session:
             self.executor = Executor(plan.target, plan.header, self.kinds, self.feedback, host)
         else:
             self.executor = build(self.feedback)
+        plugin = self.executor.testbed.host
+        if isinstance(plugin, PluginHost):
+            plugin.count_blocks(self.feedback.host_blocks)
         self.executions = 0
         self.distinct = 0
         """Executions whose program had not run before, as far as `ProgramSet` remembers."""
@@ -146,6 +150,8 @@ class Session:
         self.current: mmap.mmap | None = None
         self.violations: list[Violation] = []
         """Those of the last input."""
+        self.has_run = False
+        """Whether the last input ran: one that is known, or that killed a worker, does not."""
         self.lengths = array("Q", bytes(8 * (plan.target.max_ops + 1)))
         """How many programs had each number of ops."""
         self.space: int | None = None
@@ -180,6 +186,7 @@ class Session:
         executor = self.executor
         ops = executor.decode(data)
         self.violations = []
+        self.has_run = False
         is_new = self._programs.add(ops)
         if not is_new and self.skips_known and self._skipped < IN_A_ROW:
             self._skipped += 1
@@ -191,6 +198,7 @@ class Session:
         if self.deadly and data in self.deadly:
             return False
         self.distinct += is_new
+        self.has_run = True
         if self.current is not None:
             self._note_current(data)
         self.lengths[len(ops)] += 1
@@ -209,7 +217,7 @@ class Session:
         was found wrong in Python as well: what a host does then depends on more than the program.
         """
         ops = self.executor.decode(data)
-        if self.violations or not ops:
+        if self.violations or not ops or not self.has_run:
             return
         reset = (Op(OpKind.VM_RESET, ()),)
         left = self.executor.run(reset)

@@ -76,6 +76,7 @@ class CampaignRecord(msgspec.Struct, frozen=True):
     memory: int = Header().memory
     ops: dict[str, str] = {}
     runs_in: str = ""
+    vcpus: int = 1
 
     @classmethod
     def of(
@@ -90,6 +91,7 @@ class CampaignRecord(msgspec.Struct, frozen=True):
             faults=faults,
             memory=header.memory,
             ops=ops or {},
+            vcpus=header.vcpus,
         )
 
 

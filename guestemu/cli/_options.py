@@ -65,6 +65,9 @@ CBit: TypeAlias = Annotated[
 Memory: TypeAlias = Annotated[
     int | None, typer.Option("--memory", metavar="MIB", help="Guest memory in MiB.")
 ]
+Vcpus: TypeAlias = Annotated[
+    int | None, typer.Option("--vcpus", metavar="N", help="Number of vCPUs, 1 to 64.")
+]
 Faults: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(

@@ -29,6 +29,7 @@ class Overrides(msgspec.Struct, frozen=True):
     memory: int | None = None
     faults: tuple[str, ...] = ()
     plugins: tuple[Path, ...] = ()
+    vcpus: int | None = None
 
 
 def load(path: Path, overrides: Overrides) -> Program:
@@ -68,6 +69,7 @@ def _header(header: Header, overrides: Overrides, path: Path) -> Header:
         sev=header.sev if overrides.sev is None else _sev(overrides.sev),
         cbit=header.cbit if overrides.cbit is None else overrides.cbit,
         memory=header.memory if overrides.memory is None else overrides.memory,
+        vcpus=header.vcpus if overrides.vcpus is None else overrides.vcpus,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from guestemu.cli import _campaign as ask
 from guestemu.cli import console
-from guestemu.cli._options import AsJson, CBit, Cluster, GuestName, HostName, Memory
+from guestemu.cli._options import AsJson, CBit, Cluster, GuestName, HostName, Memory, Vcpus
 
 GROUP: Final = "Search"
 ORDER: Final = 10
@@ -34,6 +34,7 @@ def command(
     guest: GuestName = None,
     cbit: CBit = None,
     memory: Memory = None,
+    vcpus: Vcpus = None,
     cluster: Cluster = None,
     as_json: AsJson = False,
 ) -> int:
@@ -68,6 +69,7 @@ def command(
         *(target, seconds, execs, jobs, engine, workdir, resume, seed, host, guest, cbit, memory),
         *(faults, bounds, max_ops, ask.accepted_keys(accept), tuple(inputs or (FLOWS_WORD,))),
         until_finding=until_finding,
+        vcpus=vcpus,
     )
     if cluster is not None:
         from guestemu.cli._cluster import fuzz

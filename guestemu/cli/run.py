@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
+import msgspec
 import typer
 
 from guestemu.abi.names import plural
@@ -21,6 +22,7 @@ from guestemu.cli._options import (
     Plugins,
     ProgramPath,
     Sev,
+    Vcpus,
 )
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
 
@@ -43,6 +45,7 @@ def command(
     sev: Sev = None,
     cbit: CBit = None,
     memory: Memory = None,
+    vcpus: Vcpus = None,
     fault: Faults = None,
     trace: Annotated[
         Path | None,
@@ -74,16 +77,23 @@ def command(
     from guestemu.report.trace.words import is_finding, run_word
 
     _check_trace(trace)
+    chosen = Overrides(
+        guest=guest,
+        host=host,
+        sev=sev,
+        cbit=cbit,
+        memory=memory,
+        faults=tuple(fault or ()),
+        plugins=tuple(plugins or ()),
+        vcpus=vcpus,
+    )
     if host is not None and "," in host:
         from guestemu.cli import _lockstep
 
         first = host.partition(",")[0]
-        loaded = load(program, Overrides(guest, first, sev, cbit, memory, tuple(fault or ())))
+        loaded = load(program, msgspec.structs.replace(chosen, host=first))
         return _lockstep.command(loaded, host, trace, limit, as_json)
-    allowed = tuple(plugins or ())
-    loaded = load(
-        program, Overrides(guest, host, sev, cbit, memory, tuple(fault or ()), plugins=allowed)
-    )
+    loaded = load(program, chosen)
     run = run_program(loaded, limit)
     events = list(events_of(run))
     if as_json:

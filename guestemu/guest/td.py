@@ -93,6 +93,11 @@ class TdVcpu:
             self._vcpu.write_register(name, value)
 
     @property
+    def index(self) -> int:
+        """The number of the vCPU in its VM."""
+        return self._vcpu.index
+
+    @property
     def cpl(self) -> int:
         """0: the module refuses TDCALL elsewhere."""
         return 0

@@ -123,6 +123,15 @@ class Host(ABC):
         kind that is nowhere answers -ENOTTY."""
         return {}
 
+    def numbers(self) -> tuple[int, ...]:
+        """Numbers that the host's own code compares with, the likeliest first: a campaign tries
+        them as arguments. Here: none."""
+        return ()
+
+    def borders(self) -> tuple[int, ...]:
+        """Frames at which a memory slot begins or ends, besides the ends of RAM. Here: none."""
+        return ()
+
     def inject_answer(self, value: int, count: int) -> None:
         """User space answers the next `count` hypercall exits with `value` and records nothing."""
         raise NotImplementedError(f"host {self.name} has no answer injection")

@@ -37,6 +37,9 @@ class VmmHandler(ABC):
 
     memory: GuestMemory
 
+    vcpu: int = 0
+    """The number of the vCPU whose exit is handled."""
+
     def reset(self, memory: GuestMemory) -> None:
         """A new VM, and a VM that is reset: all of `memory` is private. Forget everything else."""
         self.memory = memory
@@ -89,6 +92,7 @@ class _HandledExits(UserSpace):
         if self.injection.answers:
             request.ret = self.injection.take_answer()
             return
+        self.handler.vcpu = vcpu.index
         answer = self.handler.map_gpa_range(*request.args[:3])
         if not isinstance(answer, int) or not -_LARGEST_ERRNO <= answer <= 0:
             raise TypeError(f"map_gpa_range returned {answer!r:.60}; return 0 or a negative errno")
@@ -104,6 +108,7 @@ class _HandledExits(UserSpace):
     def wrmsr_exit(self, run: KvmRun, vcpu: VcpuAccess) -> None:
         """Asks the handler."""
         value = run.msr.data
+        self.handler.vcpu = vcpu.index
         fails = self.injection.take_msr_error() or not self._serves(run)
         if fails or not self.handler.write_migration_control(value):
             run.msr.error = 1

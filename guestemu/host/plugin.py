@@ -18,6 +18,8 @@ from typing import Final
 
 from guestemu.abi.errors import InputError, PluginError
 from guestemu.host.base import Host
+from guestemu.host.block_cover import counting_copy
+from guestemu.host.code_numbers import numbers_of
 from guestemu.host.handler import HandlerHost, VmmHandler
 from guestemu.host.permission import REMEDY, file_of, shown_path
 from guestemu.host.plugin_guard import GuardedHandler, PluginHost, describe, place_of
@@ -59,9 +61,13 @@ def load_plugin(spec: str, plugin: str, switches: tuple[str, ...] = ()) -> Host:
             raise PluginError(f"{path}: no class {class_name!r}; {_classes_text(module)}")
         make = partial(_instantiate, path, host_class, switches)
         if issubclass(host_class, VmmHandler):
-            return GuardedHandler(path, make(), make)
-        _check_interface(path, host_class)
-        return PluginHost(path, make(), make)
+            host: PluginHost = GuardedHandler(path, make(), make)
+        else:
+            _check_interface(path, host_class)
+            host = PluginHost(path, make(), make)
+        host.user_numbers = numbers_of(host_class)
+        host.make_counting = partial(_count, path, host_class, switches)
+        return host
 
 
 def _classes_text(module: ModuleType) -> str:
@@ -96,6 +102,17 @@ def _line_of(host_class: type[object]) -> int:
         return inspect.getsourcelines(host_class)[1]
     except (OSError, TypeError):
         return 1
+
+
+def _count(
+    path: Path, host_class: type[object], switches: tuple[str, ...], hits: memoryview
+) -> object | None:
+    """An object of a copy of the class that sets `hits`, or None."""
+    copy = counting_copy(host_class, hits)
+    try:
+        return None if copy is None else _instantiate(path, copy, switches)
+    except PluginError:
+        return None
 
 
 def _instantiate(path: Path, host_class: type[object], switches: tuple[str, ...]) -> object:

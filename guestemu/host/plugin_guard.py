@@ -94,6 +94,13 @@ class PluginHost(Host):
         self.serves_migration_control = getattr(plugin, "serves_migration_control", True) is True
         self._frames = 0
         self.guard = HangGuard()
+        self.user_numbers: tuple[int, ...] = ()
+        self.make_counting: Callable[[memoryview], object | None] = lambda hits: None
+
+    def count_blocks(self, hits: memoryview) -> None:
+        """From now on an object of a copy of the user's class answers, whose blocks set `hits`;
+        nothing changes where there can be no copy. Inside `as_new` the class is as it was."""
+        self._plugin = self.make_counting(hits) or self._plugin
 
     @contextmanager
     def as_new(self) -> Iterator[None]:
@@ -208,6 +215,14 @@ class PluginHost(Host):
             raise
         except BaseException as error:
             raise self._failed(name, error) from error
+
+    def numbers(self) -> tuple[int, ...]:
+        """Those in the user's code."""
+        return self.user_numbers
+
+    def borders(self) -> tuple[int, ...]:
+        """Those of the user's host, if it has slots."""
+        return self._plugin.borders() if isinstance(self._plugin, Host) else ()
 
     def inject_answer(self, value: int, count: int) -> None:
         """Passes on; NotImplementedError where the plug-in has no injection."""

@@ -95,6 +95,11 @@ def _importable(root: Path) -> Iterator[None]:
             _mark(sys.modules[name], root)
 
 
+def came_with_a_plugin(module: ModuleType) -> bool:
+    """Whether `module` is a user's file, or was imported by one from beside it."""
+    return hasattr(module, _MARK)
+
+
 def _mark(module: ModuleType, root: Path) -> None:
     file = getattr(module, "__file__", None)
     if isinstance(file, str) and Path(file).resolve().is_relative_to(root):

@@ -19,7 +19,7 @@ class StandInVcpu:
     Registers that were never set read 0.
     """
 
-    __slots__ = ("code", "cpl", "cr2", "is_64bit", "is_code_writable", "registers")
+    __slots__ = ("code", "cpl", "cr2", "index", "is_64bit", "is_code_writable", "registers")
 
     def __init__(
         self,
@@ -28,7 +28,9 @@ class StandInVcpu:
         is_64bit: bool = True,
         code: bytes = b"\x0f\x01\xd9",
         is_code_writable: bool = True,
+        index: int = 0,
     ) -> None:
+        self.index = index
         self.registers: dict[str, int] = {}
         self.cpl = cpl
         self.is_64bit = is_64bit

@@ -22,6 +22,10 @@ class GuestFault(Exception):
 class VcpuAccess(Protocol):
     """What KVM may read and write of the vCPU that exited (KVM_GET/SET_REGS and SREGS, in part)."""
 
+    @property
+    def index(self) -> int:
+        """The number of the vCPU in its VM, from 0 on."""
+
     def read_register(self, name: str) -> int:
         """The 64-bit register `name` ("rax" … "r15", "rip", "rflags")."""
 

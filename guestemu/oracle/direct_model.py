@@ -30,9 +30,10 @@ _EXIT_HLT: Final = 5
 class _Vcpu:
     """What KVM sees of the vCPU: `VcpuAccess` without a processor behind it."""
 
-    __slots__ = ("cpl", "is_64bit", "is_read_only", "patched", "rax", "rip")
+    __slots__ = ("cpl", "index", "is_64bit", "is_read_only", "patched", "rax", "rip")
 
     def __init__(self) -> None:
+        self.index = 0
         self.cpl = 0
         self.is_64bit = True
         self.is_read_only = False

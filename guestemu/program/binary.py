@@ -45,7 +45,7 @@ from guestemu.program.ops import (
 )
 from guestemu.program.program import Header
 from guestemu.program.validity import GIANT_MEMORY, regions_of
-from guestemu.program.values import page_palette, palette_of
+from guestemu.program.values import Extra, page_palette, palette_of, with_extra
 
 RECORD: Final = struct.Struct("<BBBBI5Q")
 RECORD_SIZE: Final = RECORD.size
@@ -58,6 +58,7 @@ _PAGE_FLAG: Final = 0x80
 _SELECT_PLAIN: Final = 4
 _SELECT_RAW: Final = 7
 _SELECTOR_SHIFT: Final = 5
+_NO_EXTRA: Final[Extra] = {}
 
 
 class Posture(NamedTuple):
@@ -114,25 +115,42 @@ def _plan_of(kind: OpKind) -> RecordPlan:
     )
 
 
+def _with_extra(plan: RecordPlan, extra: Extra) -> RecordPlan:
+    if not extra:
+        return plan
+    palettes = zip(SPECS[plan.kind].arguments, plan.palettes, strict=True)
+    return plan._replace(
+        palettes=tuple(with_extra(palette, extra.get(arg.sort, ())) for arg, palette in palettes)
+    )
+
+
 class OpDecoder:
     """Turns bytes into ops for one target; building it costs more than a run, keep it.
 
     `vcpus` and `giant` (region G exists) come from the header, `kinds` are the ones the target
-    allows. `plans` and `places` say what each value of the kind and region byte means. Raises
-    ValueError when `kinds` is empty.
+    allows, `extra` are values that the palettes of their sorts hold besides. `plans` and `places`
+    say what each value of the kind and region byte means. Raises ValueError when `kinds` is empty.
     """
 
-    __slots__ = ("places", "plans", "vcpus")
+    __slots__ = ("extra", "places", "plans", "vcpus")
 
-    def __init__(self, vcpus: int, giant: bool, kinds: frozenset[OpKind] = ALL_KINDS) -> None:
+    def __init__(
+        self,
+        vcpus: int,
+        giant: bool,
+        kinds: frozenset[OpKind] = ALL_KINDS,
+        extra: Extra = _NO_EXTRA,
+    ) -> None:
         if not kinds:
             raise ValueError("a target needs at least one kind of op")
         regions = regions_of(GIANT_MEMORY if giant else 0)
         allowed = sorted(kinds)
+        plans = {kind: _with_extra(_plan_of(kind), extra) for kind in allowed}
         self.plans = tuple(
-            _plan_of(OpKind(byte) if byte in kinds else allowed[byte % len(allowed)])
+            plans[OpKind(byte) if byte in kinds else allowed[byte % len(allowed)]]
             for byte in range(256)
         )
+        self.extra = extra
         self.places = tuple(
             PageOperand(
                 region, REGIONS[region].pages, page_palette(region), bool(byte & _PAGE_FLAG)

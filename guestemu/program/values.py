@@ -10,16 +10,27 @@ hypercalls and MSRs. The binary codec, the generator and the mutator all draw fr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Final
+from typing import Final, TypeAlias
 
 from guestemu.abi import ghcb, hypercalls, msrs
-from guestemu.abi.addresses import PAGE_SIZE, PMD_SIZE, PUD_SIZE, U32_MASK, U64_MASK
+from guestemu.abi.addresses import (
+    PAGE_MASK,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    PMD_SIZE,
+    PUD_SIZE,
+    U32_MASK,
+    U64_MASK,
+)
 from guestemu.program.ops import REGIONS, SPECS, Argument, OpKind, Region
 
 FLUSH_CEILING: Final = 33
 """tlb_single_page_flush_ceiling (arch/x86/mm/tlb.c): more pages than this flush everything."""
+
+_SMALL_NUMBER: Final = 4
+"""Numbers below this are tried anyway."""
 
 _PMD_PAGES: Final = PMD_SIZE // PAGE_SIZE
 _PUD_PAGES: Final = PUD_SIZE // PAGE_SIZE
@@ -264,6 +275,50 @@ def palette_of(kind: OpKind, position: int) -> tuple[int, ...]:
     head = (argument.default, *boundaries_of(kind, position))
     usual = USUAL[argument.sort]
     return (head + usual * 256)[:256]
+
+
+Extra: TypeAlias = Mapping[Argument, tuple[int, ...]]
+"""Further values by sort: what the code of a user's host compares with, where its slots end."""
+
+_MOST_EXTRA: Final = 64
+"""Bytes of a palette that choose from further values. Every usual value has one below them."""
+
+
+def with_extra(palette: tuple[int, ...], extra: tuple[int, ...]) -> tuple[int, ...]:
+    """`palette` whose last places hold the values of `extra` that it lacks."""
+    missing = [value for value in extra if value not in palette][:_MOST_EXTRA]
+    return (*palette[: len(palette) - len(missing)], *missing)
+
+
+def extra_values(numbers: Iterable[int], frames: Iterable[int] = ()) -> Extra:
+    """Arguments by sort that meet comparisons with `numbers`, and ranges around `frames`, gfns at
+    which slots begin or end. The first numbers come first."""
+    counts: list[int] = []
+    addresses: list[int] = []
+    plain: list[int] = []
+    near: list[int] = []
+    for gfn in frames:
+        addresses += [place << PAGE_SHIFT for place in (gfn, gfn - 1, gfn - 2) if place >= 0]
+    for number in numbers:
+        value = number & U64_MASK
+        if value < _SMALL_NUMBER:
+            continue
+        plain.append(value)
+        around = _around(value)
+        near += around
+        counts += around
+        if not value & PAGE_MASK:
+            counts += _around(value >> PAGE_SHIFT)
+            addresses += [value, value - PAGE_SIZE & U64_MASK]
+        if value <= U64_MASK >> PAGE_SHIFT:
+            addresses += [place << PAGE_SHIFT & U64_MASK for place in around]
+    return {
+        Argument.HYPERCALL_NUMBER: tuple(dict.fromkeys(plain)),
+        Argument.ADDRESS: tuple(dict.fromkeys(addresses)),
+        Argument.COUNT: tuple(dict.fromkeys(counts)),
+        Argument.ATTRIBUTES: tuple(dict.fromkeys(plain)),
+        Argument.MSR_VALUE: tuple(dict.fromkeys(near)),
+    }
 
 
 @cache

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from guestemu.abi.addresses import U64_MASK
+from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
 
 
@@ -55,3 +56,24 @@ class KeepsReady(MapGpaRangeHost):
     @property
     def migration_ready(self):
         return self.ready
+
+
+class ReadyPerVcpu(MapGpaRangeHost):
+    """RDMSR of MIGRATION_CONTROL gives what the same vCPU wrote."""
+
+    def reset(self, frames):
+        super().reset(frames)
+        self.written = {}
+
+    def restore(self, frames):
+        super().restore(frames)
+        self.written = {}
+
+    def rdmsr(self, index, vcpu):
+        value = super().rdmsr(index, vcpu)
+        return self.written.get(vcpu.index, 0) if index == MSR_KVM_MIGRATION_CONTROL else value
+
+    def wrmsr(self, index, value, vcpu):
+        super().wrmsr(index, value, vcpu)
+        if index == MSR_KVM_MIGRATION_CONTROL:
+            self.written[vcpu.index] = value

@@ -42,12 +42,17 @@ def fail(error: BaseException) -> None:
 
 
 def make(
-    name: str, host: str = "map-gpa-range", guest: str = "snippet:6.1", memory: int = 256, **plan
+    name: str,
+    host: str = "map-gpa-range",
+    guest: str = "snippet:6.1",
+    memory: int = 256,
+    vcpus: int = 1,
+    **plan,
 ) -> Session:
     target = find_target(name)
     spec, plugin = named_by_user(host)
     header = msgspec.structs.replace(
-        target.header, host=spec, guest=guest, plugin=plugin, memory=memory
+        target.header, host=spec, guest=guest, plugin=plugin, memory=memory, vcpus=vcpus
     )
     return Session(Plan(target, header, **plan))
 
@@ -77,9 +82,11 @@ def host_map(fast: FastPath) -> bytes:
     return (record.host_base if record.is_stale else record.host).bits(record.frames).tobytes()
 
 
-def compare(name: str, host: str, guest: str, count: int, memory: int = 256) -> tuple[int, int]:
+def compare(
+    name: str, host: str, guest: str, count: int, memory: int = 256, vcpus: int = 1
+) -> tuple[int, int]:
     """Runs inputs on both ways; how many were common, and how many Python objected to."""
-    ours, theirs = (make(name, host, guest, memory) for _ in range(2))
+    ours, theirs = (make(name, host, guest, memory, vcpus) for _ in range(2))
     fast = open_on(ours)
     common = wrong = 0
     for number, data in enumerate(inputs(ours, count)):
@@ -133,6 +140,13 @@ def test_other_hosts_run_by_it_or_not_at_all(name, host):
         assert open_fast_path(session, fail) is None
     else:
         compare(name, host, "snippet:6.1", 300)
+
+
+@pytest.mark.parametrize("host", ["map-gpa-range", f"{planted_hosts.__file__}:SecondVcpu"])
+def test_hypercalls_of_other_vcpus_are_common(host):
+    common, wrong = compare("hypercall", host, "snippet:6.1", 600, vcpus=3)
+    assert common > 200
+    assert bool(wrong) == (host != "map-gpa-range")
 
 
 def planted(method: str) -> list[str]:

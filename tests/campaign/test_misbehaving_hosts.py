@@ -73,3 +73,24 @@ def test_a_bound_of_ops_that_no_campaign_has_is_refused(tmp_path):
     done = fuzz("hypercall", "--max-ops", "65", "--execs", "1", cwd=tmp_path)
     assert done.returncode == 2
     assert "--max-ops 65: give a number from 1 to 64" in done.stderr
+
+
+def test_a_status_kept_for_each_vcpu_shows_on_a_second_one(tmp_path):
+    finding = found("ReadyPerVcpu", "--execs", "3000", target="msr", cwd=tmp_path)
+    assert finding["check"] == "migration-control"
+    lines = (tmp_path / finding["program"]).read_text().splitlines()
+    assert "vcpus 2" in lines
+    assert len({("vcpu=1" in line) for line in lines if "msr " in line}) == 2
+    program = str(tmp_path / finding["program"])
+    run = [sys.executable, "-m", "guestemu", "run", program, "--plugins", str(HOSTS.parent)]
+    done = subprocess.run([*run, "--vcpus", "1"], capture_output=True, text=True, check=False)
+    assert (done.returncode, "vcpu" in done.stderr) == (2, True), done.stderr
+
+
+def test_the_number_of_vcpus_is_the_users(tmp_path):
+    host = f"{HOSTS}:ReadyPerVcpu"
+    words = ("--vcpus", "1", "--execs", "500", *RANDOM)
+    assert fuzz_json("msr", "--host", host, *words, cwd=tmp_path, status=0)["findings"] == []
+    refused = fuzz("msr", "--vcpus", "0", "--execs", "1", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "vcpus 0 is out of range" in refused.stderr

@@ -19,6 +19,7 @@ MIB = 1 << 20
 
 
 class Vcpu:
+    index = 0
     cpl = 0
     is_64bit = True
 

@@ -33,6 +33,15 @@ class WordBoundary(MapGpaRangeHost):
         return super().hypercall(call)
 
 
+class SecondVcpu(MapGpaRangeHost):
+    """Forgets what any vCPU but the first says of an odd number of pages."""
+
+    def hypercall(self, call):
+        if call.vcpu.index and is_map(call) and call.a1 & 1:
+            return 0
+        return super().hypercall(call)
+
+
 class AttributeBit0(MapGpaRangeHost):
     """Takes bit 0 of the attributes for "encrypted" instead of bit 4."""
 

@@ -107,7 +107,9 @@ def fuzz(
     start."""
     import atheris
 
-    mutator = MixedMutator(Mutator(session.plan.header, session.kinds), session.executor.max_size)
+    executor = session.executor
+    ours = Mutator(session.plan.header, session.kinds, executor.decoder.extra)
+    mutator = MixedMutator(ours, executor.max_size)
     native = load_mutator()
     if native is not None:
         atheris.Setup(arguments, test_one_input, internal_libfuzzer=True)

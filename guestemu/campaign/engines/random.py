@@ -71,7 +71,7 @@ def _fuzz(session: Session) -> None:
     rng = random.Random(plan.seed)
     max_ops = plan.target.max_ops
     max_size = session.executor.max_size
-    mutate = Mutator(plan.header, session.kinds).mutate
+    mutate = Mutator(plan.header, session.kinds, session.executor.decoder.extra).mutate
     corpus: list[bytes] = []
     _import(session, corpus)
     rounds = 0

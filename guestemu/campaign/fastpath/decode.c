@@ -72,9 +72,11 @@ static bool decode_one(const struct fast *f, const u8 *record, struct op *op)
 	bool flag = place->flag;
 	u32 page;
 
-	if (plan->kind >= KINDS || !f->functions[plan->kind] || posture & POSTURE_VMCALL ||
-	    record[3] % f->vcpus)
+	if (plan->kind >= KINDS || !f->functions[plan->kind] || posture & POSTURE_VMCALL)
 		return false;
+	op->vcpu = record[3] % f->vcpus;
+	if (op->vcpu && !plan->is_call)
+		return false; /* a hypercall stub sets all registers, so any vCPU may run it */
 	op->kind = plan->kind;
 	op->mode = posture & POSTURE_MODE;
 	op->cpl = posture >> POSTURE_CPL_SHIFT & 3;

@@ -90,7 +90,7 @@ struct input {
 #define U32 0xffffffffull
 
 struct op {
-	u64 kind, region, page, has_page, mode, cpl;
+	u64 kind, region, page, has_page, mode, cpl, vcpu;
 	u64 arguments[ARGUMENTS];
 };
 
@@ -170,6 +170,7 @@ struct fast {
 	struct known known[MAX_KNOWN];
 	/* what Python says beside an answer: host state, migration allowed, level of the exit */
 	u64 state, ready, cpl, is_64bit;
+	u64 vcpu; /* which one a host in Python is told */
 	/* this execution; is_stale: the host is still to be put back */
 	u64 is_stale, is_foreign, cpu_state, is_odd, is_trapped, trap, exit_count, ops_count, previous;
 	u64 objected; /* an answer or the record of this program was wrong */

@@ -40,13 +40,14 @@ from guestemu.checks.record import RecordCheck
 from guestemu.checks.results import CONTRACT, ResultCheck
 from guestemu.checks.td import TdCheck
 from guestemu.guest.snippet.guest import SnippetGuest
-from guestemu.host.base import Host, Hypercall
+from guestemu.host.base import Host, Hypercall, VcpuAccess
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
 from guestemu.machine import layout
 from guestemu.machine.engine import Engine
 from guestemu.machine.launch import Entry
 from guestemu.machine.memory import GuestRam
 from guestemu.machine.pc_sync import find_switch
+from guestemu.machine.vcpu import Vcpu
 from guestemu.program.ops import OpKind
 
 if TYPE_CHECKING:
@@ -328,6 +329,7 @@ class FastPath:
         guest = self._guest
         guest.forget_state()
         self._testbed.reset()
+        guest.activate(0)
         hooks = guest.machine.hooks
         hooks.clear()
         hooks.vcpu = guest.machine.current
@@ -353,6 +355,9 @@ class FastPath:
         words = octets.cast("Q")
         stale = FastRecord.is_stale.offset // words.itemsize
         said = FastRecord.state.offset
+        number = FastRecord.vcpu.offset // words.itemsize
+        vcpus: tuple[VcpuAccess, ...] = (vcpu,)
+        vcpus += tuple(_OtherVcpu(vcpu, index) for index in range(1, self.record.vcpus))
         is_vmmcall, restore, answer_of = hooks.is_vmmcall, host.restore, host.hypercall
         privilege, private_map = vcpu.privilege, host.private_map
 
@@ -363,7 +368,7 @@ class FastPath:
             if words[stale]:
                 restore(frames)
             cpl, is_64bit = privilege(selector)
-            value = answer_of(Hypercall(nr, a0, a1, a2, a3, cpl, is_64bit, vcpu))
+            value = answer_of(Hypercall(nr, a0, a1, a2, a3, cpl, is_64bit, vcpus[words[number]]))
             if hooks.rip_moved:
                 hooks.rip_moved = False
                 return False
@@ -376,6 +381,41 @@ class FastPath:
             return private_map() is private
 
         return ask
+
+
+class _OtherVcpu:
+    """`vcpu` under another number: what a host sees where machine code runs the hypercall of one
+    vCPU on another. The hypercall's stub sets every register, so that both have the same."""
+
+    def __init__(self, vcpu: Vcpu, index: int) -> None:
+        self._vcpu = vcpu
+        self.index = index
+
+    def read_register(self, name: str) -> int:
+        """See `VcpuAccess`."""
+        return self._vcpu.read_register(name)
+
+    def write_register(self, name: str, value: int) -> None:
+        """See `VcpuAccess`."""
+        self._vcpu.write_register(name, value)
+
+    @property
+    def cpl(self) -> int:
+        """See `VcpuAccess`."""
+        return self._vcpu.cpl
+
+    @property
+    def is_64bit(self) -> bool:
+        """See `VcpuAccess`."""
+        return self._vcpu.is_64bit
+
+    def read_code(self, size: int) -> bytes:
+        """See `VcpuAccess`."""
+        return self._vcpu.read_code(size)
+
+    def patch_code(self, code: bytes) -> None:
+        """See `VcpuAccess`."""
+        self._vcpu.patch_code(code)
 
 
 def _stub(entry: Entry, start: int, end: int, is_trap: bool) -> StubRecord:

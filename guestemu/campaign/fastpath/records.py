@@ -102,7 +102,7 @@ class OpRecord(ctypes.Structure):
     """`struct op`."""
 
     _fields_ = (
-        *_words("kind region page has_page mode cpl"),
+        *_words("kind region page has_page mode cpl vcpu"),
         ("arguments", _Word * ARGUMENTS),
     )
 
@@ -148,7 +148,7 @@ class FastRecord(ctypes.Structure):
         *_words("base_state base_ready answers_judged record_judged"),
         *_words("has_host compares_untruncated user_state known_count"),
         ("known", KnownRecord * MAX_KNOWN),
-        *_words("state ready cpl is_64bit"),
+        *_words("state ready cpl is_64bit vcpu"),
         *_words("is_stale is_foreign cpu_state is_odd is_trapped trap exit_count ops_count"),
         *_words("previous objected link_count"),
         ("links", _Word * MAX_LINKS),

@@ -122,6 +122,7 @@ static bool hypercall(struct fast *f, const struct op *op, i64 *value)
 	__builtin_memcpy(stub->registers, op->arguments, sizeof(op->arguments));
 	stub->registers[1] += op->has_page ? gpa : 0;
 	stub->registers[STACK] = f->user_stack;
+	f->vcpu = op->vcpu;
 	if (!start(f, stub, stub->start, state))
 		return false;
 	*value = f->ended[ENDED_RAX];
@@ -155,6 +156,7 @@ static bool call(struct fast *f, const struct op *op, i64 *value)
 		registers[1] = arguments[0];
 	}
 	registers[KERNEL_STACK] = f->kernel_stack;
+	f->vcpu = 0;
 	if (!start(f, &f->kernel, f->functions[op->kind], 0))
 		return false;
 	*value = op->kind == READ ? (i64)f->ended[ENDED_RAX] : (int32_t)f->ended[ENDED_RAX];

@@ -26,7 +26,7 @@ from guestemu.events.exits import HypercallExit
 _ERRORS: Final = {"privilege": KVM_EPERM, "number": KVM_ENOSYS}
 _REGISTERS: Final = (
     ("number", (8, 16, 32)),
-    ("address", (31, 32, 33, 40, 44, 48)),
+    ("address", tuple(range(31, 52))),
     ("page count", (16, 20, 24, 31, 32, 33, 40, 44, 48, 52)),
     ("attributes", (8, 16, 32)),
 )

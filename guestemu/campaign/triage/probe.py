@@ -56,6 +56,9 @@ _REMEMBERED: Final = 256
 
 _MANY_FAILURES: Final = 16
 _LOWER: Final = 0xFFFF
+_LOWER_ADDRESS: Final = (_LOWER, U32_MASK, (1 << 40) - 1)
+"""Bits of an address that are exchanged to see whether those above them count."""
+
 _SMALL: Final = (0, 1, 2, 3, 4, 16)
 
 
@@ -222,24 +225,29 @@ class Probe:
         if not registers:
             return sighting
         nr, gpa, pages, attributes, *rest = ops[index].arguments
-        tries = product(registers.split(","), (3, 70), (0, MAP_GPA_RANGE_ENCRYPTED))
-        for register, more, flip in tries:
+        flips = (MAP_GPA_RANGE_ENCRYPTED, 0)
+        for register, more, flip in product(registers.split(","), (0, 3, 70), flips):
             named = of_bits(register)
-            if register == "address":
-                place = (gpa & ~_LOWER | more * PAGE_SIZE, pages)
+            if register == "address" and more:
+                places = [(gpa & ~low | more * PAGE_SIZE, pages) for low in _LOWER_ADDRESS]
             else:
-                place = (0, pages & ~_LOWER | more)
-            arguments = (nr, *place, attributes ^ flip, *rest)
-            other = msgspec.structs.replace(ops[index], arguments=arguments)
-            self._is_comparing = True
-            try:
-                look = self.try_look((*ops[:index], other, *ops[index + 1 :]))
-            finally:
-                self._is_comparing = False
-            if look is not None and any(seen.symptom == named for seen in look.sightings):
-                return msgspec.structs.replace(sighting, symptom=named, spots=_NOTHING)
+                places = [(0, pages & ~_LOWER | more) if more else (gpa, pages)]
+            for place in places:
+                arguments = (nr, *place, attributes ^ flip, *rest)
+                other = msgspec.structs.replace(ops[index], arguments=arguments)
+                if self._shows((*ops[:index], other, *ops[index + 1 :]), named):
+                    return msgspec.structs.replace(sighting, symptom=named, spots=_NOTHING)
         plain = msgspec.structs.replace(sighting.symptom, register="")
         return msgspec.structs.replace(sighting, symptom=plain)
+
+    def _shows(self, ops: tuple[Op, ...], symptom: Symptom) -> bool:
+        """Whether a run of `ops` has exactly this symptom, without a look at registers."""
+        self._is_comparing = True
+        try:
+            look = self.try_look(ops)
+        finally:
+            self._is_comparing = False
+        return look is not None and any(seen.symptom == symptom for seen in look.sightings)
 
     def _by_half(
         self, ops: tuple[Op, ...], sighting: Sighting, exits: Sequence[Sequence[AnsweredExit]]
@@ -309,9 +317,11 @@ class Probe:
 
         What concerns a range is cleared by accepted calls only. A call that was to be refused
         before may have come to the code of any other rule, so that whatever was right anywhere is
-        not to blame.
+        not to blame. Where no accepted call was right, no line can be told from the others.
         """
         spots, own = sighting.spots, sighting.situation
+        if own == ACCEPTED and ACCEPTED not in self._cover:
+            return _NOTHING
         for situation, cover in self._cover.items():
             if situation == ACCEPTED or own not in LATE_RULES:
                 spots -= cover

@@ -35,6 +35,7 @@ _BITS: Final = "hypercall: upper bits of the "
 _NUMBER: Final = re.compile(r"-?\b(?:0x[0-9a-f]+|\d+)\b")
 _ARGUMENTS: Final = re.compile(r"\((?:-?0x[0-9a-f]+(?:, )?)+\)")
 _PLURAL: Final = re.compile(r"\bframes differ\b")
+_FRAMES: Final = re.compile(r" \(\d+ frames\)")
 _STATUS: Final = re.compile(r"\b(?:private|shared)\b")
 _OFFSET: Final = re.compile(r"\+0x[0-9a-f]+")
 _PLACE_IN_LOOP: Final = re.compile(r"\brunning at \S+, (?=looping in )")
@@ -65,7 +66,7 @@ def _number_class(match: re.Match[str]) -> str:
 def plain_message(violation: Violation) -> str:
     """The message without the numbers that vary; error numbers and a plain 0 stay. Of a loop its
     function stays, not the place where the budget ran out."""
-    message = _PLACE_IN_LOOP.sub("", _OFFSET.sub("", violation.message))
+    message = _PLACE_IN_LOOP.sub("", _OFFSET.sub("", _FRAMES.sub("", violation.message)))
     message = _PLURAL.sub("frame differs", _ARGUMENTS.sub("()", message))
     return _NUMBER.sub(_number_class, message)
 

@@ -18,6 +18,7 @@ class GhcbVcpu:
     def __init__(self, load: Callable[[], GhcbPage] | None = None) -> None:
         """`load` reads the page, when a register is asked for first; None for the MSR protocol,
         which shows no register. `written` is what was written."""
+        self.index = 0
         self._load = load
         self._loaded: GhcbPage | None = None
         self.written: dict[str, int] = {}

@@ -133,11 +133,11 @@ class NativeUserSpace(UserSpace):
             return
         gpa, pages, attributes = request.args[:3]
         words = (request.nr, gpa, pages, attributes, request.ret, request.longmode)
-        request.ret, _ = self._exit(KVM_EXIT_HYPERCALL, words, 0)
+        request.ret, _ = self._exit(KVM_EXIT_HYPERCALL, words, vcpu.index)
 
-    def _msr_exit(self, reason: int, access: MsrExit) -> None:
+    def _msr_exit(self, reason: int, access: MsrExit, vcpu: int) -> None:
         words = (access.index, access.reason, access.data)
-        error, data = self._exit(reason, words, 0)
+        error, data = self._exit(reason, words, vcpu)
         access.error = 1 if self.injection.take_msr_error() else int(bool(error))
         if reason == KVM_EXIT_X86_RDMSR:
             access.data = data
@@ -146,11 +146,11 @@ class NativeUserSpace(UserSpace):
 
     def rdmsr_exit(self, run: KvmRun, vcpu: VcpuAccess) -> None:
         """Hands the exit to the handler."""
-        self._msr_exit(KVM_EXIT_X86_RDMSR, run.msr)
+        self._msr_exit(KVM_EXIT_X86_RDMSR, run.msr, vcpu.index)
 
     def wrmsr_exit(self, run: KvmRun, vcpu: VcpuAccess) -> None:
         """Hands the exit to the handler."""
-        self._msr_exit(KVM_EXIT_X86_WRMSR, run.msr)
+        self._msr_exit(KVM_EXIT_X86_WRMSR, run.msr, vcpu.index)
 
     def memory_fault(self, fault: MemoryFaultExit) -> bool:
         """KVM_EXIT_MEMORY_FAULT: True if the handler re-enters, as it does after a conversion."""

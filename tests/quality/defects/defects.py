@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Hosts with one defect each, and with two: pieces of `correct_vmm.py` replaced.
+"""Hosts with one defect each, and with two: pieces of `correct_vmm.py` or `correct_handler.py`
+replaced.
 
 A defect is (class, target, [(text, replacement), ...]); each text stands once in the file. The
 target is the one that docs/hosts.md names for that part of a host.
@@ -12,7 +13,8 @@ from pathlib import Path
 import msgspec
 
 CORRECT = Path(__file__).with_name("correct_vmm.py")
-BITMAP, TABLE = "BitmapVmm", "TableVmm"
+CORRECT_HANDLER = Path(__file__).with_name("correct_handler.py")
+BITMAP, TABLE, HANDLER = "BitmapVmm", "TableVmm", "Handler"
 HYPERCALL, MSR = "hypercall", "msr"
 
 
@@ -36,6 +38,13 @@ _CPL = "if call.cpl:\n            return -EPERM & mask\n"
 _NUMBER = "if nr != MAP_GPA_RANGE:\n            return -ENOSYS & mask\n"
 _MASK = "mask = (1 << count) - 1 << bit"
 _RESET = "self.control = 0\n        self.calls"
+_RDMSR = "return self.control\n"
+_WRMSR = "self.control = value\n"
+_SHARE = "self.words[index] &= ~mask"
+_ANSWER = "return self.convert(first, pages, attributes) & mask"
+_ATTRIBUTES = "error = self.memory.set_memory_attributes(gpa, size, word)"
+_PUNCH = "self.memory.fallocate(number, PUNCH, offset + slot.memfd_offset, length)"
+_DISCARD = "self.memory.madvise(number, offset, length, MADV_DONTNEED)"
 
 DEFECTS = {
     # Truncations
@@ -230,6 +239,165 @@ DEFECTS = {
             ),
         ),
     ),
+    # Other kinds: vCPUs, widths, memory between calls, an exit handler's own
+    "vcpu-ready": Defect(
+        "READY is kept for each vCPU",
+        (
+            (_RESET, "self.control = 0\n        self.ready = {}\n        self.calls"),
+            (_RDMSR, "return self.ready.get(vcpu.index, 0)\n"),
+            (_WRMSR, _WRMSR + "        self.ready[vcpu.index] = value\n"),
+        ),
+        BITMAP,
+        MSR,
+    ),
+    "vcpu-cache": Defect(
+        "each vCPU remembers its last conversion and skips it",
+        (
+            (_RESET, "self.control = 0\n        self.told = {}\n        self.calls"),
+            (
+                _ANSWER,
+                "told = first, pages, attributes\n        vcpu = call.vcpu.index\n"
+                "        if self.told.get(vcpu) == told:\n            return 0\n"
+                "        self.told[vcpu] = told\n        " + _ANSWER,
+            ),
+        ),
+        TABLE,
+    ),
+    "vcpu-msr": Defect(
+        "RDMSR serves vCPU 0 only",
+        ((_RDMSR, "return self.control if not vcpu.index else 0\n"),),
+        TABLE,
+        MSR,
+    ),
+    "pages-signed": Defect(
+        "the page count is signed",
+        (
+            (
+                "end = min(first + pages, self.frames)",
+                "end = min(first + (pages ^ 1 << 63) - (1 << 63), self.frames)",
+            ),
+        ),
+    ),
+    "cbit-kept": Defect(
+        "address bits from 39 on are cut off",
+        (("first = gpa >> PAGE_SHIFT", "first = (gpa & (1 << 39) - 1) >> PAGE_SHIFT"),),
+        TABLE,
+    ),
+    "word-last": Defect(
+        "a range that begins at the last bit of a word loses it",
+        ((_MASK, _MASK + "\n            if bit == WORD - 1:\n                mask = 0"),),
+    ),
+    "toggles": Defect(
+        "a shared range that is shared again becomes private",
+        ((_SHARE, "self.words[index] ^= mask"),),
+    ),
+    "attributes-exact": Defect(
+        "private only without a size in the attributes",
+        (("bool(attributes & ENCRYPTED)", "attributes == ENCRYPTED"),),
+        TABLE,
+    ),
+    "crosses-2m": Defect(
+        "a range over a 2 MiB border ends there",
+        (
+            (
+                _COUNTED,
+                _COUNTED + "        if first % 512 and first // 512 != (end - 1) // 512:\n"
+                "            end = first // 512 * 512 + 512\n",
+            ),
+        ),
+    ),
+    "error-sticks": Defect(
+        "after a refusal the next conversion is refused",
+        (
+            (_EMPTY, _EMPTY.replace("return", "self.broken = True\n            return")),
+            (_RESET, "self.control = 0\n        self.broken = False\n        self.calls"),
+            (
+                _COUNTED,
+                _COUNTED + "        if self.broken:\n            self.broken = False\n"
+                "            return -EINVAL\n",
+            ),
+        ),
+        TABLE,
+    ),
+    "reset-cache": Defect(
+        "the last range survives a reset and is not converted again",
+        (
+            ("self.last = None\n", "self.last = getattr(self, 'last', None)\n"),
+            (
+                _COUNTED,
+                _COUNTED + "        if self.last == (first, end) and self.calls == 1:\n"
+                "            return 0\n",
+            ),
+        ),
+    ),
+    "table-equal": Defect(
+        "an entry that is made private as a whole stays",
+        (
+            (
+                "elif private:\n",
+                "elif private and (start, stop) == (low, high):\n"
+                "                kept.append((start, stop))\n            elif private:\n",
+            ),
+        ),
+        TABLE,
+    ),
+    "forty-three": Defect(
+        "43 or more pages at a page number of 1,234 or more are refused",
+        (
+            (
+                _COUNTED,
+                _COUNTED + "        if first >= 1234 and pages >= 43 and first < self.frames:\n"
+                "            return -ENOMEM\n",
+            ),
+        ),
+    ),
+    "ready-bool": Defect(
+        "migration_ready is the MSR, not a bool",
+        (("return bool(self.control & 1)", "return self.control & 1 or False"),),
+        BITMAP,
+        MSR,
+    ),
+    "no-punch": Defect("shared frames keep their private pages", ((_PUNCH, "0"),), HANDLER),
+    "no-discard": Defect(
+        "private frames keep their shared copies from the second page on",
+        ((_DISCARD, _DISCARD.replace("length", "4096")),),
+        HANDLER,
+    ),
+    "punch-error": Defect(
+        "the file offset is counted from GPA 0",
+        ((_PUNCH, _PUNCH.replace("offset + slot.memfd_offset", "start")),),
+        HANDLER,
+    ),
+    "first-slot": Defect(
+        "only the first slot of a range is freed",
+        (
+            (
+                "            if error:\n                return error\n        return 0",
+                "            return error\n        return 0",
+            ),
+        ),
+        HANDLER,
+    ),
+    "handler-word": Defect(
+        "any attribute means private",
+        (("bool(attributes & PRIVATE)", "bool(attributes)"),),
+        HANDLER,
+    ),
+    "handler-errno": Defect(
+        "a positive errno for a range without memory",
+        (("return -EINVAL  # no memory", "return EINVAL"),),
+        HANDLER,
+    ),
+    "handler-chunks": Defect(
+        "what is left behind the last whole 512 pages is not converted",
+        ((_ATTRIBUTES, "if pages > 512:\n            size &= ~0x1FFFFF\n        " + _ATTRIBUTES),),
+        HANDLER,
+    ),
+    "handler-size": Defect(
+        "the size is cut to 32 bits",
+        (("size = pages << PAGE_SHIFT", "size = pages << PAGE_SHIFT & 0xFFFFFFFF"),),
+        HANDLER,
+    ),
 }
 
 PAIRS = (
@@ -246,9 +414,15 @@ PAIRS = (
 )
 
 
+def correct(*names: str) -> Path:
+    """The file that these defects change."""
+    is_handler = any(DEFECTS[name].host == HANDLER for name in names)
+    return CORRECT_HANDLER if is_handler else CORRECT
+
+
 def source(*names: str) -> str:
     """The file with these defects."""
-    text = CORRECT.read_text()
+    text = correct(*names).read_text()
     for name in names:
         for old, new in DEFECTS[name].edits:
             if text.count(old) != 1:
@@ -268,7 +442,7 @@ def changed_lines(*names: str) -> set[int]:
     """The lines that differ from the correct file, and for lines taken away the neighbours."""
     import difflib
 
-    before, after = CORRECT.read_text().splitlines(), source(*names).splitlines()
+    before, after = correct(*names).read_text().splitlines(), source(*names).splitlines()
     found: set[int] = set()
     for tag, _, _, start, end in difflib.SequenceMatcher(None, before, after).get_opcodes():
         if tag == "delete":
