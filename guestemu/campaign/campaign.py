@@ -27,7 +27,9 @@ from guestemu.campaign.supervisor import Supervisor
 from guestemu.campaign.targets import Target, find_target
 from guestemu.campaign.triage.identify import digest_of
 from guestemu.campaign.worker import WorkerConfig
+from guestemu.host.kvm.guest_memory import HasGuestMemory
 from guestemu.host.permission import is_code, named_by_user
+from guestemu.host.registry import load_host
 from guestemu.program.ops import OpKind
 from guestemu.program.program import Header
 from guestemu.program.table import op_table
@@ -42,10 +44,12 @@ _STATEFUL_OPS: Final = 12
 
 _CODE_VCPUS: Final = 2
 _LIVE: Final = "kvm:"
+_SPLIT_MEMORY: Final = 32
+"""MiB; the guest's regions lie in the lower 16."""
 _RAW: Final = frozenset({OpKind.HYPERCALL, OpKind.WRMSR})
 
 _SEED_STEP: Final = 1_000_003
-_NAMED_FIELDS: Final = ("guest", "host", "sev", "cbit", "memory", "vcpus")
+_NAMED_FIELDS: Final = ("guest", "host", "sev", "cbit", "memory", "vcpus", "layout")
 _LONGEST_NAME: Final = 120
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9.+_]+")
 
@@ -78,6 +82,7 @@ class Options(msgspec.Struct, frozen=True):
     seeds: tuple[str, ...] = (FLOWS_WORD,)
     until_finding: int | None = None
     vcpus: int | None = None
+    layout: str | None = None
 
 
 class Campaign(msgspec.Struct, frozen=True):
@@ -105,7 +110,7 @@ class Campaign(msgspec.Struct, frozen=True):
 
 
 def header_of(target: Target, options: Options) -> Header:
-    """The target's header with the user's guest, host, C-bit, memory (MiB) and vCPUs.
+    """The target's header with the user's guest, host, C-bit, memory (MiB), layout and vCPUs.
 
     Raises `InputError`.
     """
@@ -122,18 +127,36 @@ def header_of(target: Target, options: Options) -> Header:
     if options.vcpus is None:
         chosen["vcpus"] = _usual_vcpus(target, options.host, options.guest)
     header = msgspec.structs.replace(target.header, **chosen)
+    layout = _usual_layout(target, header) if options.layout is None else options.layout
+    header = msgspec.structs.replace(header, layout=layout)
     problem = header_problem(header)
     if problem is not None:
-        raise InputError(f"--{problem[0]}: {problem[1]}")
+        option = "memory" if problem[0] == "layout" else problem[0]
+        raise InputError(f"--{option}: {problem[1]}")
     return header
 
 
 def _usual_vcpus(target: Target, host: str | None, guest: str | None) -> int:
     """The number of vCPUs that a campaign has if the user names none: two where a host of the
     user's answers raw exits of a small guest, for it may keep a status for each."""
-    is_raw = target.kinds & _RAW and not target.limits
-    is_own = host is not None and is_code(host) and not host.startswith(_LIVE)
-    return _CODE_VCPUS if is_own and is_raw and guest is None else target.header.vcpus
+    is_own = host is not None and _is_own(target, host) and guest is None
+    return _CODE_VCPUS if is_own else target.header.vcpus
+
+
+def _is_own(target: Target, host: str) -> bool:
+    """Whether a host of the user's answers raw exits on this target."""
+    is_raw = bool(target.kinds & _RAW) and not target.limits
+    return is_raw and is_code(host) and not host.startswith(_LIVE)
+
+
+def _usual_layout(target: Target, header: Header) -> str:
+    """The layout of a campaign on a user's exit handler: two slots, and a hole in the second."""
+    memory = header.memory
+    if memory < _SPLIT_MEMORY or not _is_own(target, header.host):
+        return target.header.layout
+    if not isinstance(load_host(header.host, plugin=header.plugin), HasGuestMemory):
+        return target.header.layout
+    return f"slot@{memory // 2}M,hole@{memory * 3 // 4}M+1M"
 
 
 def target_of(options: Options) -> Target:
@@ -193,9 +216,7 @@ def prepare(options: Options, most_jobs: int = MAX_JOBS) -> Campaign:
     in_python = "only the atheris engine has it"
     if engine.name == AtherisEngine.name:
         in_python = why_not(executor)
-    root = options.workdir or _default_root(
-        target, header, _usual_vcpus(target, options.host, options.guest), options.faults
-    )
+    root = options.workdir or _default_root(target, header, options)
     record = msgspec.structs.replace(
         CampaignRecord.of(target.name, header, options.faults, op_table(kinds)),
         runs_in=f"Python (no fast path: {in_python})" if in_python else "machine code",
@@ -227,17 +248,18 @@ def prepare(options: Options, most_jobs: int = MAX_JOBS) -> Campaign:
     return Campaign(target, engine.name, store, configs, notes, options.accepted)
 
 
-def _default_root(target: Target, header: Header, usual_vcpus: int, faults: bool) -> Path:
+def _default_root(target: Target, header: Header, options: Options) -> Path:
     """guestemu-work/TARGET, followed by what differs from the target's own configuration: campaigns
     on two hosts, or on two guests, each have a directory."""
     words = [target.name]
-    usual = msgspec.structs.replace(target.header, vcpus=usual_vcpus)
+    plain = header_of(target, msgspec.structs.replace(options, vcpus=None, layout=None))
+    usual = msgspec.structs.replace(target.header, vcpus=plain.vcpus, layout=plain.layout)
     for field in _NAMED_FIELDS:
         chosen = getattr(header, field)
         if chosen != getattr(usual, field):
             is_name = isinstance(chosen, str)
             words.append(chosen.rpartition("/")[2] if is_name else f"{field}{chosen}")
-    if faults:
+    if options.faults:
         words.append("faults")
     name = _UNSAFE.sub("-", "+".join(words)).strip("-")
     return Path("guestemu-work") / name[:_LONGEST_NAME]

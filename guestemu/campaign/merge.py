@@ -84,6 +84,7 @@ def make_executor(record: CampaignRecord, feedback: Feedback, plugin: str = "") 
         cbit=record.cbit,
         memory=record.memory,
         vcpus=record.vcpus,
+        layout=record.layout,
         plugin=plugin,
     )
     return Executor(target, header, target.kinds_with(record.faults), feedback)

@@ -77,6 +77,7 @@ class CampaignRecord(msgspec.Struct, frozen=True):
     ops: dict[str, str] = {}
     runs_in: str = ""
     vcpus: int = 1
+    layout: str = ""
 
     @classmethod
     def of(
@@ -92,6 +93,7 @@ class CampaignRecord(msgspec.Struct, frozen=True):
             memory=header.memory,
             ops=ops or {},
             vcpus=header.vcpus,
+            layout=header.layout,
         )
 
 

@@ -29,6 +29,7 @@ from guestemu.program.ops import (
     MIRROR_SPECS,
     QEMU_SPECS,
     SEV_SPECS,
+    VMM_SPECS,
     OpKind,
 )
 from guestemu.program.program import Header, SevKind
@@ -77,7 +78,7 @@ _TARGETS: Final = (
         name="hypercall",
         summary="raw VMMCALL and VMCALL with any registers, mode and CPL",
         kinds=frozenset({OpKind.HYPERCALL}),
-        fault_kinds=frozenset({OpKind.ANSWER}),
+        fault_kinds=frozenset({OpKind.ANSWER, *VMM_SPECS}),
         max_ops=2,
     ),
     Target(

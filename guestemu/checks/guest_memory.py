@@ -63,7 +63,9 @@ class GuestMemoryCheck(Oracle):
 
     def _judge(self, op: int, memory: GuestMemory, first: int, end: int) -> Iterator[Violation]:
         end = min(end, memory.frames)
-        private = memory.attributes[first:end]
+        convertible = memory.private_backing[first:end]
+        private = memory.attributes[first:end] & convertible
+        shared = ~private & convertible
         for wrong, what, fact in (
             (
                 private & memory.shared_pages[first:end],
@@ -71,7 +73,7 @@ class GuestMemoryCheck(Oracle):
                 "GM3",
             ),
             (
-                ~private & memory.private_pages[first:end],
+                shared & memory.private_pages[first:end],
                 "is shared and keeps its private page",
                 "GM3",
             ),

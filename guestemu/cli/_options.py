@@ -8,7 +8,9 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from guestemu.abi.errors import InputError
 from guestemu.cli import _names as names
+from guestemu.program.layout import split_memory
 
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Html: TypeAlias = Annotated[
@@ -47,6 +49,18 @@ Plugins: TypeAlias = Annotated[
         show_default=False,
     ),
 ]
+
+
+def memory_of(text: str | None) -> tuple[int | None, str | None]:
+    """The size in MiB and the layout that --memory says. Raises `InputError`."""
+    if text is None:
+        return None, None
+    try:
+        return split_memory(text)
+    except ValueError as error:
+        raise InputError(f"--memory {text}: {error}") from error
+
+
 Limit: TypeAlias = Annotated[
     float | None,
     typer.Option(
@@ -63,7 +77,13 @@ CBit: TypeAlias = Annotated[
     int | None, typer.Option("--cbit", metavar="BIT", help="Position of the C-bit, 32 to 51.")
 ]
 Memory: TypeAlias = Annotated[
-    int | None, typer.Option("--memory", metavar="MIB", help="Guest memory in MiB.")
+    str | None,
+    typer.Option(
+        "--memory",
+        metavar="MIB[,PART@GPA+SIZE...]",
+        help="Guest memory in MiB, and where memory slots lie: slot@32M begins another, and "
+        "hole@48M+1M, mmio@..., rom@..., plain@... (no guest_memfd) are parts of another kind.",
+    ),
 ]
 Vcpus: TypeAlias = Annotated[
     int | None, typer.Option("--vcpus", metavar="N", help="Number of vCPUs, 1 to 64.")

@@ -30,6 +30,7 @@ class Overrides(msgspec.Struct, frozen=True):
     faults: tuple[str, ...] = ()
     plugins: tuple[Path, ...] = ()
     vcpus: int | None = None
+    layout: str | None = None
 
 
 def load(path: Path, overrides: Overrides) -> Program:
@@ -49,6 +50,7 @@ def load(path: Path, overrides: Overrides) -> Program:
 def _header(header: Header, overrides: Overrides, path: Path) -> Header:
     from guestemu.abi.errors import InputError
     from guestemu.host.permission import named_by_user, permissions
+    from guestemu.program.validity import header_problem
 
     if overrides.host is not None and "," in overrides.host:
         raise InputError(
@@ -59,7 +61,7 @@ def _header(header: Header, overrides: Overrides, path: Path) -> Header:
     else:
         host = header.host
         plugin = permissions(overrides.plugins).find(host, path)
-    return msgspec.structs.replace(
+    changed = msgspec.structs.replace(
         header,
         guest=overrides.guest or header.guest,
         host=host,
@@ -70,7 +72,12 @@ def _header(header: Header, overrides: Overrides, path: Path) -> Header:
         cbit=header.cbit if overrides.cbit is None else overrides.cbit,
         memory=header.memory if overrides.memory is None else overrides.memory,
         vcpus=header.vcpus if overrides.vcpus is None else overrides.vcpus,
+        layout=header.layout if overrides.layout is None else overrides.layout,
     )
+    problem = header_problem(changed)
+    if problem is not None:
+        raise InputError(f"--{'memory' if problem[0] == 'layout' else problem[0]}: {problem[1]}")
+    return changed
 
 
 def _sev(text: str) -> SevKind:

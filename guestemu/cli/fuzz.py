@@ -7,7 +7,16 @@ from typing import Final
 
 from guestemu.cli import _campaign as ask
 from guestemu.cli import console
-from guestemu.cli._options import AsJson, CBit, Cluster, GuestName, HostName, Memory, Vcpus
+from guestemu.cli._options import (
+    AsJson,
+    CBit,
+    Cluster,
+    GuestName,
+    HostName,
+    Memory,
+    Vcpus,
+    memory_of,
+)
 
 GROUP: Final = "Search"
 ORDER: Final = 10
@@ -57,6 +66,8 @@ def command(
 
       guestemu fuzz conversion --guest linux:6.1 --memory 6144 --jobs 2 --time 1h
 
+      guestemu fuzz hypercall --host ./my_vmm.so --vcpus 4 --memory 512,slot@256M,rom@448M+1M
+
       guestemu fuzz msr --engine exhaustive --bounds 2,3
 
       guestemu fuzz hypercall --cluster tcp://192.0.2.1:8786 --time 8h
@@ -65,11 +76,13 @@ def command(
     from guestemu.campaign.screen import Screen
     from guestemu.campaign.seeds import FLOWS_WORD
 
+    size, layout = memory_of(memory)
     options = Options(
-        *(target, seconds, execs, jobs, engine, workdir, resume, seed, host, guest, cbit, memory),
+        *(target, seconds, execs, jobs, engine, workdir, resume, seed, host, guest, cbit, size),
         *(faults, bounds, max_ops, ask.accepted_keys(accept), tuple(inputs or (FLOWS_WORD,))),
         until_finding=until_finding,
         vcpus=vcpus,
+        layout=layout,
     )
     if cluster is not None:
         from guestemu.cli._cluster import fuzz

@@ -23,6 +23,7 @@ from guestemu.cli._options import (
     ProgramPath,
     Sev,
     Vcpus,
+    memory_of,
 )
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
 
@@ -77,15 +78,17 @@ def command(
     from guestemu.report.trace.words import is_finding, run_word
 
     _check_trace(trace)
+    size, layout = memory_of(memory)
     chosen = Overrides(
         guest=guest,
         host=host,
         sev=sev,
         cbit=cbit,
-        memory=memory,
+        memory=size,
         faults=tuple(fault or ()),
         plugins=tuple(plugins or ()),
         vcpus=vcpus,
+        layout=layout,
     )
     if host is not None and "," in host:
         from guestemu.cli import _lockstep

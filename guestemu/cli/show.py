@@ -19,6 +19,7 @@ from guestemu.cli._options import (
     Plugins,
     ProgramPath,
     Sev,
+    memory_of,
 )
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
 
@@ -70,8 +71,19 @@ def command(
     from guestemu.report.trace.words import is_finding, run_word
 
     allowed = tuple(plugins or ())
+    size, layout = memory_of(memory)
     loaded = load(
-        program, Overrides(guest, host, sev, cbit, memory, tuple(fault or ()), plugins=allowed)
+        program,
+        Overrides(
+            guest=guest,
+            host=host,
+            sev=sev,
+            cbit=cbit,
+            memory=size,
+            faults=tuple(fault or ()),
+            plugins=allowed,
+            layout=layout,
+        ),
     )
     run, shown = show_program(loaded, depth, instructions, limit)
     if as_json:

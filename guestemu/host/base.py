@@ -13,13 +13,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from bitarray import bitarray
 
+from guestemu.abi.addresses import PAGE_SHIFT
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
 from guestemu.machine.exits import GuestFault, Hypercall, MapGpaRange, VcpuAccess
 from guestemu.program.ops import OpKind
+
+if TYPE_CHECKING:
+    from guestemu.host.kvm.guest_memory import Slot
 
 __all__ = ["GuestFault", "Host", "Hypercall", "MapGpaRange", "VcpuAccess"]
 
@@ -61,6 +65,31 @@ class Host(ABC):
     lie: str = ""
     """What the hypervisor does to an SNP guest that asks for a page-state change, a name of
     `psc_lies.LIES`; empty for an honest one."""
+
+    memory_slots: tuple[Slot, ...] = ()
+    """The VM's memory slots, as `describe_vm` gave them; empty for one over all of RAM."""
+
+    vcpu_count: int = 1
+    """The VM's number of vCPUs."""
+
+    def describe_vm(self, slots: tuple[Slot, ...], vcpus: int) -> None:
+        """What the VM is like, said before `reset`."""
+        self.memory_slots = slots
+        self.vcpu_count = vcpus
+
+    @property
+    def open_frames(self) -> tuple[tuple[int, int], ...]:
+        """Start and end in gfns of what is no RAM with guest_memfd by the VM's slots: user space
+        decides about a range that meets it (K3-f)."""
+        found, place = [], 0
+        for slot in self.memory_slots:
+            first, end = slot.gpa >> PAGE_SHIFT, slot.end >> PAGE_SHIFT
+            if first > place:
+                found.append((place, first))
+            if slot.is_read_only or not slot.has_guest_memfd:
+                found.append((first, end))
+            place = end
+        return tuple(found)
 
     @abstractmethod
     def reset(self, frames: int) -> None:
@@ -129,8 +158,15 @@ class Host(ABC):
         return ()
 
     def borders(self) -> tuple[int, ...]:
-        """Frames at which a memory slot begins or ends, besides the ends of RAM. Here: none."""
-        return ()
+        """Frames at which a memory slot begins or ends, besides the ends of RAM."""
+        ends = {place >> PAGE_SHIFT for slot in self.memory_slots for place in (slot.gpa, slot.end)}
+        return tuple(sorted(ends)[1:-1])
+
+    @property
+    def has_failing_kernel(self) -> bool:
+        """Whether a call of user space into its kernel has failed as the program ordered: then user
+        space may refuse what it would otherwise do."""
+        return False
 
     def inject_answer(self, value: int, count: int) -> None:
         """User space answers the next `count` hypercall exits with `value` and records nothing."""

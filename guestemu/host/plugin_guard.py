@@ -8,7 +8,7 @@ a host raises to end the process (SystemExit) is a failure like any other.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Final, TypeVar
@@ -19,8 +19,10 @@ from guestemu.abi.addresses import U64_MASK
 from guestemu.abi.errors import HostFailedError, TimeUp
 from guestemu.host.base import GuestFault, Host, Hypercall, MapGpaRange, VcpuAccess
 from guestemu.host.hang_guard import HangGuard
-from guestemu.host.kvm.guest_memory import GuestMemory
+from guestemu.host.kvm.guest_memory import GuestMemory, MemoryFaultExit, Slot
+from guestemu.host.kvm.memory_operations import memory_operations
 from guestemu.host.userspace.base import VmStopped
+from guestemu.program.ops import OpKind
 
 _T = TypeVar("_T")
 _MSR_ACCESSES: Final = frozenset({"rdmsr", "wrmsr"})
@@ -100,14 +102,24 @@ class PluginHost(Host):
     def count_blocks(self, hits: memoryview) -> None:
         """From now on an object of a copy of the user's class answers, whose blocks set `hits`;
         nothing changes where there can be no copy. Inside `as_new` the class is as it was."""
-        self._plugin = self.make_counting(hits) or self._plugin
+        self._plugin = self._described(self.make_counting(hits) or self._plugin)
+
+    def describe_vm(self, slots: tuple[Slot, ...], vcpus: int) -> None:
+        """Tells the user's host, if it wants to know."""
+        super().describe_vm(slots, vcpus)
+        self._described(self._plugin)
+
+    def _described(self, plugin: object) -> object:
+        if isinstance(plugin, Host):
+            plugin.describe_vm(self.memory_slots, self.vcpu_count)
+        return plugin
 
     @contextmanager
     def as_new(self) -> Iterator[None]:
         """Inside, an object of the user's class that has run nothing yet is in the place of the one
         that has: what a program shows is then the program's."""
         plugin = self._plugin
-        self._plugin = self._make()
+        self._plugin = self._described(self._make())
         try:
             yield
         finally:
@@ -220,10 +232,6 @@ class PluginHost(Host):
         """Those in the user's code."""
         return self.user_numbers
 
-    def borders(self) -> tuple[int, ...]:
-        """Those of the user's host, if it has slots."""
-        return self._plugin.borders() if isinstance(self._plugin, Host) else ()
-
     def inject_answer(self, value: int, count: int) -> None:
         """Passes on; NotImplementedError where the plug-in has no injection."""
         self._inject("inject_answer", value, count)
@@ -253,3 +261,16 @@ class GuardedHandler(PluginHost):
         """See `HandlerHost`. Raises `HostFailedError` where the plug-in has none."""
         memory = self._attribute("guest_memory")
         return self._checked("guest_memory", memory, GuestMemory, "the VM's memory")
+
+    @property
+    def has_failing_kernel(self) -> bool:
+        """See `HandlerHost`."""
+        return self.guest_memory.has_failed
+
+    def memory_fault(self, fault: MemoryFaultExit) -> bool:
+        """Passes on; whether the vCPU runs again."""
+        return self._checked("memory_fault", self._call("memory_fault", fault), bool, "a bool")
+
+    def operations(self) -> Mapping[OpKind, Callable[..., int]]:
+        """See `HandlerHost`."""
+        return memory_operations(self)

@@ -14,7 +14,7 @@
     cache incoherent
 
 The writer gives every field, so that a file keeps its meaning when a default changes; only `cache`
-is left out where there is none, which will stay the default. The reader
+and `layout` are left out where there is none, which will stay the default. The reader
 takes a field left out at its default and refuses an unknown or repeated one.
 """
 
@@ -65,6 +65,7 @@ class HeaderReader:
             budget=self._number("budget", default.budget),
             coherent=self._flag("coherent", default.coherent),
             cache=self._cache(default.cache),
+            layout=self._text("layout", default.layout),
         )
         problem = header_problem(header)
         if problem is not None:
@@ -149,4 +150,6 @@ def format_header(header: Header) -> list[str]:
     }
     if header.cache is not CacheModel.NONE:
         values["cache"] = header.cache.value
+    if header.layout:
+        values["layout"] = quote(header.layout)
     return [f"{name} {values[name]}" for name in FIELDS if name in values]

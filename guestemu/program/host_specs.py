@@ -52,6 +52,23 @@ HOST_SPECS: Final[Mapping[OpKind, OpSpec]] = {
 }
 """What the host's user space and hardware do; on a host without the ioctl the result is -ENOTTY."""
 
+VMM_SPECS: Final[Mapping[OpKind, OpSpec]] = {
+    OpKind.FAIL_CALL: OpSpec(
+        "fail_call",
+        (_a("after", Argument.SMALL), _a("errno", Argument.SMALL, 12)),
+        "the VMM's call into its kernel fails with this errno and does nothing, after `after` "
+        "calls that do what they should",
+        is_fault=True,
+    ),
+    OpKind.GUEST_ACCESS: OpSpec(
+        "guest_access",
+        (_GFN, _a("private", Argument.FLAG)),
+        "the guest touches a page with the C-bit `private`; 1: it exited with "
+        "KVM_EXIT_MEMORY_FAULT and the VMM went on",
+    ),
+}
+"""What a VMM with guest_memfd meets; on a host without it the result is -ENOTTY."""
+
 MIGRATION_SPECS: Final[Mapping[OpKind, OpSpec]] = {
     OpKind.MIGRATE_START: OpSpec(
         "migrate_start",

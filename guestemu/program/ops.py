@@ -28,6 +28,7 @@ from guestemu.program.host_specs import (
     MIGRATION_SPECS,
     QEMU_SPECS,
     SEV_SPECS,
+    VMM_SPECS,
 )
 from guestemu.program.kinds import (
     ARGUMENT_MASKS,
@@ -61,6 +62,7 @@ __all__ = [
     "SEV_SPECS",
     "SPECS",
     "TD_SPECS",
+    "VMM_SPECS",
     "Argument",
     "ArgumentSpec",
     "Gives",
@@ -264,6 +266,7 @@ _SPECS: Final[dict[OpKind, OpSpec]] = {
         "the VM is reset: guest and host start again, all frames private, READY clear",
     ),
     **carried_out_by_the_host(HOST_SPECS),
+    **carried_out_by_the_host(VMM_SPECS),
     **with_results(MIGRATION_SPECS),
     **carried_out_by_the_host(MIRROR_SPECS),
     **carried_out_by_the_host(SEV_SPECS),

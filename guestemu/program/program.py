@@ -29,7 +29,8 @@ class Header(msgspec.Struct, frozen=True):
     `memory` is in MiB; `cbit` is the bit number; `switches` are the names of the host's historic
     defects that are repaired in this run; `budget` bounds each op, in guest basic blocks;
     `coherent` is CPUID 0x8000001F EAX bit 10 (no cache flushes needed at a conversion); `cache`
-    says whether there are caches that need them, `seed` decides which lines those evict.
+    says whether there are caches that need them, `seed` decides which lines those evict; `layout`
+    says where memory slots lie (layout.py), empty for one over all of RAM.
 
     `plugin` is no part of a file: the path of the code that `host` names (FILE.py:CLASS), once the
     user has allowed it (`host.permission`); without it such a host is not loaded.
@@ -46,6 +47,7 @@ class Header(msgspec.Struct, frozen=True):
     budget: int = 1_000_000
     coherent: bool = True
     cache: CacheModel = CacheModel.NONE
+    layout: str = ""
     plugin: str = ""
 
 

@@ -26,6 +26,7 @@ DEFAULT_LIMIT: Final = 2000
 _HEADER_FIELDS: Final = (
     "switches",
     "vcpus",
+    "layout",
     "memory",
     "coherent",
     "cache",

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from guestemu.abi.x86 import Mode
+from guestemu.program.layout import parts_of
 from guestemu.program.ops import ARGUMENT_MASKS, REGIONS, SPECS, Op, OpKind, Region
 from guestemu.program.program import Header
 
@@ -68,4 +69,8 @@ def header_problem(header: Header) -> tuple[str, str] | None:
             return name, f"{name} {value} is out of range; use {low} to {high}"
     if header.memory << 20 > 1 << header.cbit:
         return "memory", f"memory {header.memory} MiB reaches the C-bit; raise cbit or take less"
+    try:
+        parts_of(header.layout, header.memory)
+    except ValueError as error:
+        return "layout", str(error)
     return None

@@ -28,11 +28,13 @@ from guestemu.events.memory import LeafChange
 from guestemu.guest.base import CallOutcome, Guest
 from guestemu.guest.registry import GuestSettings, load_guest
 from guestemu.host.base import GuestFault, Host, Hypercall
+from guestemu.host.kvm.guest_memory import Slot
 from guestemu.host.kvm.host import MergedHost
 from guestemu.host.permission import Permissions
 from guestemu.host.registry import load_host
 from guestemu.host.userspace.base import VmStopped
 from guestemu.machine.cache import CachedRam
+from guestemu.program.layout import HOLES, RAM, ROM, parts_of
 from guestemu.program.ops import SPECS, Op, OpKind, Region
 from guestemu.program.program import Header, Program
 from guestemu.runner.dma_slots import DmaSlots
@@ -497,7 +499,30 @@ def settings_of(header: Header) -> GuestSettings:
 
 def host_of(header: Header) -> Host:
     """The host that `header` names. Raises `InputError`, also for code that nothing allowed."""
-    return load_host(header.host, header.switches, header.plugin)
+    host = load_host(header.host, header.switches, header.plugin)
+    host.describe_vm(slots_of(header), header.vcpus)
+    return host
+
+
+def slots_of(header: Header) -> tuple[Slot, ...]:
+    """The memory slots that the header's layout says, their parts of one guest_memfd behind each
+    other; empty without a layout."""
+    found: list[Slot] = []
+    offset = 0
+    for part in parts_of(header.layout, header.memory) if header.layout else ():
+        if part.kind not in HOLES:
+            has_guest_memfd = part.kind == RAM
+            found.append(
+                Slot(
+                    part.gpa,
+                    part.size,
+                    memfd_offset=offset if has_guest_memfd else 0,
+                    has_guest_memfd=has_guest_memfd,
+                    is_read_only=part.kind == ROM,
+                )
+            )
+            offset += part.size if has_guest_memfd else 0
+    return tuple(found)
 
 
 def with_plugin(program: Program, permissions: Permissions, path: Path) -> Program:

@@ -89,10 +89,21 @@ def test_a_conversion_moves_no_content_and_a_punch_does(memory: GuestMemory) -> 
     assert not memory.shared_pages[0]
 
 
-def test_a_hole_is_cut_to_its_slot(memory: GuestMemory) -> None:
+def test_a_hole_is_cut_to_its_slot() -> None:
+    memory = GuestMemory(FRAMES, (Slot(0, MIB), Slot(MIB, MIB)))
     memory.fallocate(0, PUNCH, MIB - PAGE, MIB)
     assert not memory.private_pages[255]
     assert memory.private_pages[256]
+
+
+def test_plain_memory_has_no_private_page_and_rom_no_shared_one() -> None:
+    rom = Slot(MIB, MIB, has_guest_memfd=False, is_read_only=True)
+    memory = GuestMemory(FRAMES, (Slot(0, MIB // 2, has_guest_memfd=False), rom))
+    assert not memory.private_pages.any()
+    for attributes in (0, PRIVATE):
+        memory.set_memory_attributes(0, 2 * MIB, attributes)
+    assert not memory.private_pages.any()
+    assert memory.shared_pages.count() == memory.shared_pages[:128].count() == 128
 
 
 def test_the_access_that_exits(memory: GuestMemory) -> None:

@@ -106,6 +106,8 @@ def why_not(executor: Executor) -> str:
         return " ".join([f"target {executor.target.name} has checks of its own", *unknown])
     if testbed.host.contract in NUMBERS:
         return f"host {testbed.host.name} has another contract"
+    if testbed.host.memory_slots:
+        return "the VM has a layout of memory slots"
     if guest.td is not None:
         return "the guest is a TD"
     if machine.devices or machine.hooks.reflects_vmmcall:

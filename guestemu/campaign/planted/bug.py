@@ -22,6 +22,8 @@ from guestemu.host.base import Host
 from guestemu.program.program import Header
 from guestemu.runner.testbed import Testbed, host_of, settings_of
 
+_LAST: Final = 1000
+
 BUDGET: Final = 200_000
 """Basic blocks that one op may take: several times what the longest conversion needs."""
 
@@ -56,8 +58,8 @@ class Configuration(msgspec.Struct, frozen=True):
 class ZooBug(msgspec.Struct, frozen=True):
     """One animal.
 
-    `id` is the item of facts H (M31), with a letter where one item has several bugs; `title` what
-    is wrong in one line; `facts` the items that describe it; `where` the part that has it (a patch
+    `id` is the item of the facts (M31, V2), with a letter where one item has several bugs;
+    `title` what is wrong in one line; `facts` the items that describe it; `where` the part (a patch
     set, a kernel, "mutation" for a change of our own); `target` a name in `targets.TARGETS`;
     `check` the name of the check that must catch it.
     """
@@ -86,6 +88,6 @@ def with_header(
 
 @functools.cache
 def sort_key(bug_id: str) -> tuple[int, str]:
-    """M9 before M10, M39a before M39b."""
+    """M9 before M10, M39a before M39b, the VMMs' own (V2a) behind all others."""
     digits = "".join(letter for letter in bug_id if letter.isdigit())
-    return int(digits or 0), bug_id
+    return int(digits or 0) + _LAST * bug_id.startswith("V"), bug_id

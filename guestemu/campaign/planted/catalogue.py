@@ -17,6 +17,7 @@ from guestemu.campaign.planted.catalogue_mirror import MIRROR_BUGS
 from guestemu.campaign.planted.catalogue_qemu import QEMU_BUGS
 from guestemu.campaign.planted.catalogue_snp import SNP_BUGS
 from guestemu.campaign.planted.catalogue_td import TD_BUGS
+from guestemu.campaign.planted.catalogue_vmms import VMM_BUGS
 
 BUGS: Final[Mapping[str, ZooBug]] = {
     bug.id: bug
@@ -29,6 +30,7 @@ BUGS: Final[Mapping[str, ZooBug]] = {
             *MIRROR_BUGS,
             *TD_BUGS,
             *SNP_BUGS,
+            *VMM_BUGS,
         ),
         key=lambda bug: sort_key(bug.id),
     )

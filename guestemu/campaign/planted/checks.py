@@ -9,10 +9,12 @@ to compare with, so the stricter property can be demanded.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from bitarray import bitarray
 
 from guestemu.abi.addresses import PAGE_SHIFT, U32_MASK, U64_MASK
+from guestemu.abi.errno import EAGAIN, EINVAL
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
 from guestemu.abi.regions import Region
 from guestemu.checks import standard_checks
@@ -20,9 +22,13 @@ from guestemu.checks.base import CONVERSION_KINDS, Check, OpView, Violation
 from guestemu.checks.cache import CacheCheck
 from guestemu.checks.page_enc import PageEncResultCheck
 from guestemu.checks.progress import ProgressCheck
+from guestemu.checks.results import ResultCheck
 from guestemu.host.base import Host
 from guestemu.machine.memory_watch import FLAG_STALE
 from guestemu.program.ops import OpKind
+
+_REFUSALS: Final = frozenset({0, EINVAL, EAGAIN})
+_LEAST_ERRNO: Final = U32_MASK - 4095
 
 
 class AgreementCheck:
@@ -183,6 +189,37 @@ def with_poison(host: Host) -> tuple[Check, ...]:
         PoisonAwareResultCheck() if isinstance(check, PageEncResultCheck) else check
         for check in standard_checks(host)
     )
+
+
+class RefusalCheck:
+    """User space answers with 0, EINVAL or EAGAIN, or a negative errno: KVM takes no other answer
+    to an exit that it made of a page-state change or MapGPA (GM20, Linux 7.2)."""
+
+    name = "refusal"
+    kinds: frozenset[OpKind] | None = frozenset({OpKind.HYPERCALL})
+
+    def after(self, view: OpView) -> Iterable[Violation]:
+        """See the class. Ordered answers are the program's, and KVM's own refusals negative."""
+        if view.injected[1]:
+            return ()
+        for record in view.exits:
+            is_kvms = not record.is_hypercall or record.cpl or record.nr != KVM_HC_MAP_GPA_RANGE
+            ret = record.ret
+            if is_kvms or ret is None or ret in _REFUSALS or ret & U32_MASK > _LEAST_ERRNO:
+                continue
+            message = f"hypercall was answered {ret:#x}"
+            return (Violation(self.name, view.index, message, "V6, GM20"),)
+        return ()
+
+
+def without_answers(host: Host) -> tuple[Check, ...]:
+    """The standard checks but that of answers, for a user space that refuses more than KVM does."""
+    return tuple(check for check in standard_checks(host) if not isinstance(check, ResultCheck))
+
+
+def refusals(host: Host) -> tuple[Check, ...]:
+    """Progress and `RefusalCheck`."""
+    return (ProgressCheck(), RefusalCheck())
 
 
 def whole_range(host: Host) -> tuple[Check, ...]:

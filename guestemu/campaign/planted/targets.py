@@ -194,6 +194,13 @@ _TARGETS: Final = (
         _as_they_are,
     ),
     ZooTarget(
+        "kernel-calls",
+        "hypercalls and accesses of pages, while calls of the VMM into its kernel fail",
+        frozenset({OpKind.HYPERCALL, OpKind.FAIL_CALL, OpKind.GUEST_ACCESS}),
+        4,
+        _as_they_are,
+    ),
+    ZooTarget(
         "host-2019",
         "hypercalls and the ioctls of the bitmap generations of 2019",
         frozenset(

@@ -13,14 +13,14 @@ from typing import Final
 
 from guestemu.campaign.triage.probe import Look, Probe
 from guestemu.events.exits import AnsweredExit, HypercallExit, WrmsrExit
-from guestemu.program.ops import HOST_SPECS, SPECS, Op, OpKind, canonical_op
+from guestemu.program.ops import HOST_SPECS, SPECS, VMM_SPECS, Op, OpKind, canonical_op
 from guestemu.program.program import Program
 
 LIMIT: Final = 1024
 """Exits of a program up to which it is brought down."""
 
 _RAW: Final = frozenset({OpKind.HYPERCALL, OpKind.WRMSR, OpKind.RDMSR})
-_ORDERS: Final = frozenset({OpKind.ANSWER, OpKind.FAIL_MSR, *HOST_SPECS})
+_ORDERS: Final = frozenset({OpKind.ANSWER, OpKind.FAIL_MSR, *HOST_SPECS, *VMM_SPECS})
 _HOST: Final = "for the host"
 _GUEST_ONLY: Final = frozenset({"frames", "progress", "free-pages"})
 

@@ -41,7 +41,7 @@ from guestemu.host.native.host import NativeHost
 from guestemu.host.plugin_guard import PluginHost
 from guestemu.host.userspace.base import VmStopped
 from guestemu.machine.watchdog import Watchdog
-from guestemu.program.ops import HOST_SPECS, SPECS, Op, OpKind
+from guestemu.program.ops import SPECS, Op, OpKind
 from guestemu.program.program import Header
 from guestemu.program.validity import problem_of
 from guestemu.program.values import BOUNDARIES
@@ -206,7 +206,7 @@ class Probe:
             hooks.handler = CodeTracedExits(code, handler)
         try:
             for index, op in enumerate(ops):
-                if traced and op.kind in HOST_SPECS:
+                if traced and SPECS[op.kind].by_host:
                     code.start()
                 testbed.step(index, op, None, violations)
         except VmStopped:

@@ -107,6 +107,8 @@ def _record_symptom(view: OpView, record: AnsweredExit) -> Symptom:
     if record.ret == 0:
         expected[first:end] = bool(record.args[2] & MAP_GPA_RANGE_ENCRYPTED)
     wrong = after ^ expected
+    for start, stop in view.host.open_frames:
+        wrong[start:stop] = 0
     inside = wrong[first:end]
     total, within = wrong.count(), inside.count()
     if within < total:

@@ -12,7 +12,7 @@ of GM1, GM3 and GM4 ran on a real KVM with software-protected VMs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, Protocol, runtime_checkable
 
 import msgspec
@@ -87,13 +87,16 @@ class GuestMemory:
 
     `attributes` has one bit for each frame of RAM, 1 = private; `private_pages` and `shared_pages`
     say which frames have a page in each backing; `device_map` which frames a device may reach
-    (VFIO). All frames start private and backed, as after a launch. `calls` are the VMM's calls
-    since the last reset. One slot covers all of RAM unless `slots` are given.
+    (VFIO); `private_backing` and `shared_backing` which frames a slot has each for. All frames
+    start private and backed, as after a launch. `calls` are the VMM's calls since the last reset.
+    One slot covers all of RAM unless `slots` are given.
     """
 
-    def __init__(self, frames: int, slots: tuple[Slot, ...] | None = None) -> None:
+    def __init__(self, frames: int, slots: tuple[Slot, ...] = ()) -> None:
         self.frames = frames
-        self.slots = slots if slots is not None else (Slot(0, frames << PAGE_SHIFT),)
+        self.slots = slots or (Slot(0, frames << PAGE_SHIFT),)
+        self.private_backing = self._frames_of(lambda slot: slot.has_guest_memfd)
+        self.shared_backing = self._frames_of(lambda slot: not slot.is_read_only)
         self.attributes = bitarray(frames, endian="little")
         self.private_pages = bitarray(frames, endian="little")
         self.shared_pages = bitarray(frames, endian="little")
@@ -103,13 +106,22 @@ class GuestMemory:
         self._failure: tuple[int, int] | None = None
         self._count = 0
         self._is_used = True
+        self.has_failed = False
+        """Whether an ordered failure has happened."""
         self.restore()
+
+    def _frames_of(self, is_wanted: Callable[[Slot], bool]) -> bitarray:
+        found = bitarray(self.frames, endian="little")
+        found.setall(False)
+        for slot in filter(is_wanted, self.slots):
+            self._set(found, slot.gpa, slot.size, True)
+        return found
 
     def restore(self) -> None:
         """As a new VM; cheap where no call was made."""
         if self._is_used:
             self.attributes.setall(True)
-            self.private_pages.setall(True)
+            self.private_pages[:] = self.private_backing
             self.shared_pages.setall(False)
             self.device_map.setall(False)
             self.calls.clear()
@@ -117,6 +129,7 @@ class GuestMemory:
             self._count = 0
             self._is_used = False
         self._failure = None
+        self.has_failed = False
 
     def order_failure(self, number: int, errno: int) -> None:
         """Call `number` from now on (0: the next) returns -`errno` and does nothing."""
@@ -139,6 +152,7 @@ class GuestMemory:
     def _ordered(self) -> int:
         """The ordered result of the call that is being made, 0 if there is none."""
         if self._failure is not None and self._failure[0] == self._count:
+            self.has_failed = True
             return -self._failure[1]
         return 0
 
@@ -158,7 +172,10 @@ class GuestMemory:
             inside = slice(min(first, self.frames), min(end, self.frames))
             self.attributes[inside] = is_private
             # The guest uses what it converted: the page appears in the backing of its new kind.
-            (self.private_pages if is_private else self.shared_pages)[inside] = True
+            if is_private:
+                self.private_pages[inside] |= self.private_backing[inside]
+            else:
+                self.shared_pages[inside] |= self.shared_backing[inside]
             change = self._beyond.add if is_private else self._beyond.remove
             change(max(first, self.frames), end)
         return self._made("KVM_SET_MEMORY_ATTRIBUTES", arguments, result)
@@ -216,8 +233,8 @@ class GuestMemory:
                 start, length = place.cut(gpa, size)
                 first, end = start >> PAGE_SHIFT, (start + length) >> PAGE_SHIFT
                 part = self.attributes[first:end]
-                self.private_pages[first:end] |= part
-                self.shared_pages[first:end] |= ~part
+                self.private_pages[first:end] |= part & self.private_backing[first:end]
+                self.shared_pages[first:end] |= ~part & self.shared_backing[first:end]
         return self._made("KVM_PRE_FAULT_MEMORY", (gpa, size), result)
 
     def map_for_device(self, gpa: int, size: int, is_mapped: bool) -> int:

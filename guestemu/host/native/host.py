@@ -7,6 +7,7 @@ space. Its record is what KVM's memory attributes say, unless it exports its own
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Final
 
 from bitarray import bitarray
@@ -20,6 +21,7 @@ from guestemu.host.kvm.guest_memory import (
     MemoryFaultExit,
 )
 from guestemu.host.kvm.host import MergedHost
+from guestemu.host.kvm.memory_operations import memory_operations
 from guestemu.host.kvm.run import KvmRun, MsrExit
 from guestemu.host.kvm.uapi import (
     KVM_EXIT_HYPERCALL,
@@ -33,6 +35,7 @@ from guestemu.host.native.process import COMMAND, HandlerProcess
 from guestemu.host.permission import REMEDY, file_of
 from guestemu.host.userspace.base import UserSpace, VmStopped
 from guestemu.host.userspace.injection import Injection
+from guestemu.program.ops import OpKind
 
 IN_PROCESS: Final = ":in-process"
 _NO_FAILURE: Final = (wire.NO_FAILURE, 0)
@@ -74,19 +77,23 @@ class NativeUserSpace(UserSpace):
     __slots__ = ("_is_new", "_story", "handler", "injection", "memory", "migration_control", "spec")
 
     def __init__(
-        self, spec: str, memory: GuestMemory, running: HandlerProcess | LoadedHandler | None = None
+        self,
+        spec: str,
+        memory: GuestMemory,
+        vcpus: int = 1,
+        running: HandlerProcess | LoadedHandler | None = None,
     ) -> None:
         self.spec = spec
         self.memory = memory
         self.injection = Injection()
         self.migration_control = 0
         self.handler: HandlerProcess | LoadedHandler
-        if isinstance(running, HandlerProcess) and running.serves(memory):
+        if isinstance(running, HandlerProcess) and running.serves(memory, vcpus):
             self.handler = running
         elif spec.endswith(IN_PROCESS):
-            self.handler = LoadedHandler(spec.removesuffix(IN_PROCESS), memory)
+            self.handler = LoadedHandler(spec.removesuffix(IN_PROCESS), memory, vcpus)
         else:
-            self.handler = HandlerProcess(spec, memory)
+            self.handler = HandlerProcess(spec, memory, vcpus)
         self._is_new = True
         self._story = b""
 
@@ -188,10 +195,11 @@ class NativeHost(MergedHost):
         super().__init__()
 
     def make_user_space(self, frames: int) -> tuple[UserSpace, Injection]:
-        """The handler for a VM with one slot over all of RAM. It is started unless there is no RAM,
-        or it runs: a process for each VM costs a Python's start."""
+        """The handler for a VM with the slots described. It is started unless there is no RAM, or
+        it runs: a process for each VM costs a Python's start."""
         running = self.user.handler
-        self.user = NativeUserSpace(self._path, GuestMemory(frames), running)
+        memory = GuestMemory(frames, self.memory_slots)
+        self.user = NativeUserSpace(self._path, memory, self.vcpu_count, running)
         if frames and self.user.handler is not running:
             features = self.user.handler.start()
             self.serves_migration_control = bool(features & wire.FEATURE_MIGRATION_CONTROL)
@@ -201,6 +209,19 @@ class NativeHost(MergedHost):
     def guest_memory(self) -> GuestMemory:
         """The VM's memory as the handler's calls have made it."""
         return self.user.memory
+
+    @property
+    def has_failing_kernel(self) -> bool:
+        """Whether an ordered failure of a call has happened."""
+        return self.guest_memory.has_failed
+
+    def memory_fault(self, fault: MemoryFaultExit) -> bool:
+        """KVM_EXIT_MEMORY_FAULT, to user space."""
+        return self.user.memory_fault(fault)
+
+    def operations(self) -> Mapping[OpKind, Callable[..., int]]:
+        """Failing calls, and accesses that exit."""
+        return memory_operations(self)
 
     def private_map(self) -> bitarray:
         """See `NativeUserSpace.private_map`."""

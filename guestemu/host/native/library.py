@@ -60,12 +60,13 @@ class LoadedHandler:
     `has_map` is as the header says. `start` comes before everything else.
     """
 
-    def __init__(self, path: str, memory: GuestMemory) -> None:
+    def __init__(self, path: str, memory: GuestMemory, vcpus: int = 1) -> None:
         self._path = path
+        self._vcpus = vcpus
         self._memory = memory
         self.has_map = False
 
-    def start(self, vcpus: int = 1) -> int:
+    def start(self) -> int:
         """Loads the file and opens a VM; returns the handler's features.
 
         Raises `PluginError` for a file that cannot be loaded or lacks a function, and where the
@@ -88,7 +89,7 @@ class LoadedHandler:
         self.has_map = hasattr(library, "guestemu_private")
         slots = memory.slots[: wire.MAX_SLOTS]
         self._slots = ctypes.create_string_buffer(b"".join(map(wire.pack_slot, slots)))
-        self._layout = _Layout(wire.ABI, vcpus, len(slots), 0, ctypes.addressof(self._slots))
+        self._layout = _Layout(wire.ABI, self._vcpus, len(slots), 0, ctypes.addressof(self._slots))
         self._kernel = _Kernel(
             None,
             _ATTRIBUTES(lambda _t, *arguments: memory.set_memory_attributes(*arguments)),

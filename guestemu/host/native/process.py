@@ -79,16 +79,15 @@ class HandlerProcess:
         self.spec = spec
         self.has_map = False
         self.starts = 0
-        self._vcpus = vcpus
         self._hello = wire.hello(memory, vcpus)
         self._frames = memory.frames
         self._child: subprocess.Popen[bytes] | None = None
         self._errors: IO[bytes] | None = None
         self._killers: dict[bytes, str] = {}
 
-    def serves(self, memory: GuestMemory) -> bool:
-        """Whether the process runs, and for a VM with memory of this layout."""
-        return self._child is not None and self._hello == wire.hello(memory, self._vcpus)
+    def serves(self, memory: GuestMemory, vcpus: int) -> bool:
+        """Whether the process runs, and for a VM with memory of this layout and as many vCPUs."""
+        return self._child is not None and self._hello == wire.hello(memory, vcpus)
 
     def start(self) -> int:
         """Starts the process; returns the handler's features. Raises `PluginError` where it cannot

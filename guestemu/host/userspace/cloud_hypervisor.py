@@ -34,14 +34,15 @@ class CloudHypervisorUserSpace(ConvertingUserSpace):
         if size is None:
             return -EINVAL
         is_private = bool(attributes & MAP_GPA_RANGE_ENCRYPTED)
+        before = self._attributes_of(gpa, size)
         error = self._set_attributes(gpa, size, is_private)
         if error:
             return error
-        if is_private:
-            return self._discard(gpa, size) if NO_DISCARD in self._repaired else 0
-        error = self._punch(gpa, size)
+        if is_private and NO_DISCARD not in self._repaired:
+            return 0
+        error = self._free_other(gpa, size, is_private)
         if error and PUNCH_LOGGED in self._repaired:
-            self._set_attributes(gpa, size, True)
+            self._undo(gpa, before)
             return error
         return 0
 

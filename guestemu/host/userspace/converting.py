@@ -12,6 +12,7 @@ No modelled VMM serves MIGRATION_CONTROL, writes EAGAIN, or starts with shared m
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Final
 
 from bitarray import bitarray
@@ -28,9 +29,11 @@ from guestemu.host.kvm.guest_memory import (
     MemoryFaultExit,
 )
 from guestemu.host.kvm.host import MergedHost
+from guestemu.host.kvm.memory_operations import memory_operations
 from guestemu.host.kvm.run import KvmRun
 from guestemu.host.userspace.base import UserSpace, VmStopped
 from guestemu.host.userspace.injection import Injection
+from guestemu.program.ops import OpKind
 
 ATTRIBUTES_WORD: Final = "attributes-word"
 SIZE_WRAP: Final = "size-wrap"
@@ -143,14 +146,30 @@ class ConvertingUserSpace(UserSpace):
     def _convert_whole(self, gpa: int, size: int, is_private: bool) -> int:
         """Attributes, then the other backing. With "attributes-first" repaired a later error takes
         the attributes back, so that the guest's refusal is true."""
-        before = self.memory.is_private(gpa >> PAGE_SHIFT)
+        before = self._attributes_of(gpa, size)
         error = self._set_attributes(gpa, size, is_private)
         if error:
             return error
         error = self._free_other(gpa, size, is_private)
         if error and ATTRIBUTES_FIRST in self._repaired:
-            self._set_attributes(gpa, size, before)
+            self._undo(gpa, before)
         return error
+
+    def _attributes_of(self, gpa: int, size: int) -> bitarray:
+        """What the attributes of a range's frames in RAM are, one bit each."""
+        first = gpa >> PAGE_SHIFT
+        return self.memory.attributes[first : (gpa + size) >> PAGE_SHIFT]
+
+    def _undo(self, gpa: int, before: bitarray) -> None:
+        """Sets the attributes of a range back to what `_attributes_of` gave, run by run."""
+        start = 0
+        while start < len(before):
+            is_private = bool(before[start])
+            end = before.find(not is_private, start)
+            end = len(before) if end < 0 else end
+            part = gpa + (start << PAGE_SHIFT), (end - start) << PAGE_SHIFT
+            self._set_attributes(*part, is_private)
+            start = end
 
     def rdmsr_exit(self, run: KvmRun, vcpu: VcpuAccess) -> None:
         """No modelled VMM serves an MSR: an error, #GP in the guest."""
@@ -188,13 +207,26 @@ class VmmHost(MergedHost):
 
     def make_user_space(self, frames: int) -> tuple[UserSpace, Injection]:
         """The handler over fresh memory: one slot with guest_memfd, all private."""
-        self.user = self.handler(GuestMemory(frames), self.repaired)
+        self.user = self.handler(GuestMemory(frames, self.memory_slots), self.repaired)
         return self.user, self.user.injection
 
     @property
     def guest_memory(self) -> GuestMemory:
         """Slots, attributes and backings of the VM, with the calls that the VMM made."""
         return self.user.memory
+
+    @property
+    def has_failing_kernel(self) -> bool:
+        """Whether an ordered failure of a call has happened."""
+        return self.guest_memory.has_failed
+
+    def memory_fault(self, fault: MemoryFaultExit) -> bool:
+        """KVM_EXIT_MEMORY_FAULT, to user space."""
+        return self.user.memory_fault(fault)
+
+    def operations(self) -> Mapping[OpKind, Callable[..., int]]:
+        """Failing calls, and accesses that exit."""
+        return memory_operations(self)
 
     def private_map(self) -> bitarray:
         """KVM's memory attributes for RAM; valid until the next reset."""

@@ -44,15 +44,18 @@ class Qemu11UserSpace(ConvertingUserSpace):
             return -EINVAL
         if ATTRIBUTES_FIRST in self._repaired and gpa + size > place.end:
             return -EINVAL
+        before = self._attributes_of(gpa, size)
         error = self._set_attributes(gpa, size, is_private)
         if error:
             return error
         error = self._tell_listeners(place, gpa, size, is_private)
         if error:
-            if LISTENER_FAILS in self._repaired:
-                self._set_attributes(gpa, size, not is_private)
+            if LISTENER_FAILS in self._repaired and gpa + size <= place.end:
+                self._undo(gpa, before)
             return error
         error = self._free_other(gpa, size, is_private)
+        if error and ATTRIBUTES_FIRST in self._repaired:
+            self._undo(gpa, before)
         if not error:
             self.memory.pre_fault(gpa, size)
         return error
