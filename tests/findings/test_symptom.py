@@ -44,7 +44,9 @@ def view(
     after = bitarray("1") * FRAMES
     for frame in shared:
         after[frame] = 0
-    host = SimpleNamespace(private_map=lambda: after, migration_ready=ready[1], contract=contract)
+    host = SimpleNamespace(
+        private_map=lambda: after, migration_ready=ready[1], contract=contract, open_frames=()
+    )
     return OpView(
         index=0,
         op=op,
@@ -81,6 +83,7 @@ def view(
         ([call(gpa=1 << 32 | 0x4000)], range(4, 8), (0, 0), False),
         ([call(ret=-22)], (), (0, 0), True),
         ([call(ret=-22), call()], range(4, 8), (0, 0), True),
+        ([call(gpa=30 << 12, ret=-22)], (), (0, 0), False),
         ([call(), call(gpa=0x10000)], range(4, 8), (0, 0), False),
         ([RdmsrExit(1, (), 1, 0)], (), (0, 0), True),
         ([RdmsrExit(1, (), 0, 0)], (), (0, 0), False),

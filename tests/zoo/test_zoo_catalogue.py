@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from string import ascii_lowercase
 
 import pytest
 
@@ -17,11 +18,12 @@ from guestemu.campaign.planted.targets import TARGETS, find_target
 
 
 def test_there_are_fifty_bugs_of_the_fact_sheet():
-    numbers = {bug_id.rstrip("abc") for bug_id in BUGS}
+    numbers = {bug_id.rstrip(ascii_lowercase) for bug_id in BUGS}
     assert len(numbers) >= 50
     tdx = {f"T{number}" for number in range(1, 41)}
     snp = {f"N{number}" for number in range(1, 57)}
-    assert numbers <= {f"M{number}" for number in range(1, 77)} | tdx | snp
+    vmms = {f"V{number}" for number in range(1, 12)}
+    assert numbers <= {f"M{number}" for number in range(1, 77)} | tdx | snp | vmms
 
 
 def test_they_come_in_the_order_of_the_sheet():

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from string import ascii_uppercase
 from typing import Final
 
 import msgspec
@@ -54,7 +55,7 @@ def find_bugs(ids: Iterable[str]) -> tuple[ZooBug, ...]:
         found = [
             bug
             for bug in BUGS.values()
-            if bug.id.upper() == wanted or bug.id.upper().rstrip("ABCDEF") == wanted
+            if bug.id.upper() == wanted or bug.id.upper().rstrip(ascii_uppercase) == wanted
         ]
         if not found:
             raise InputError(f"zoo bug {bug_id!r}: not in the zoo; see guestemu zoo list")

@@ -23,7 +23,7 @@ from guestemu.abi.hypercalls import MAP_GPA_RANGE_ENCRYPTED
 from guestemu.campaign.triage.lost_bits import lost_bits
 from guestemu.campaign.triage.rules import ACCEPTED, rule_of
 from guestemu.checks.base import OpView, Violation
-from guestemu.checks.results import CONTRACT, is_open
+from guestemu.checks.results import CONTRACT, Reference, is_open
 from guestemu.events.base import kind_of
 from guestemu.events.exits import AnsweredExit, HypercallExit, WrmsrExit
 from guestemu.program.ops import OpKind
@@ -180,18 +180,26 @@ def situation_of(exits: Sequence[AnsweredExit]) -> str:
     return found.pop() if len(found) == 1 else MIXED
 
 
+def _leaves_ram(view: OpView, record: AnsweredExit) -> bool:
+    """Whether user space decides about a call, as its range is not in RAM."""
+    frames = len(view.host_before)
+    reference = Reference(0, 0, frames, view.host.open_frames)
+    return rule_of(record) == ACCEPTED and reference.answer(record) is None
+
+
 def is_convincing(view: OpView) -> bool:
     """Whether an operation without violation shows that the host's code for it works.
 
     A conversion to the status that a page has, or a read of a value that is 0 anyway, is right by
-    accident, what the contract leaves open is never wrong, and beyond RAM nobody sees what is
-    recorded; such a run clears no code of suspicion.
+    accident, what the contract leaves open is never wrong (also a refusal by user space), and
+    beyond RAM nobody sees what is recorded; such a run clears no code of suspicion.
     """
     changed = view.host_before ^ view.host.private_map()
     is_same = view.ready_before == view.host.migration_ready
     is_held = view.host.contract == CONTRACT
     for record in view.exits:
-        if is_held and isinstance(record, HypercallExit) and is_open(record):
+        is_call = is_held and isinstance(record, HypercallExit)
+        if is_call and (is_open(record) or (record.ret and _leaves_ram(view, record))):
             return False
         if isinstance(record, HypercallExit) and record.ret == 0:
             first, end = _range_of(record, len(changed) + 1)

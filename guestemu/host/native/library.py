@@ -7,6 +7,7 @@ A crash of the handler is a crash of guestemu.
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -26,6 +27,13 @@ _MADVISE: Final = ctypes.CFUNCTYPE(
 )
 _RANGE: Final = ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _U64, _U64)
 _DEVICE: Final = ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _U64, _U64, ctypes.c_int)
+_PUT_HYPERCALL: Final = struct.Struct("<2I4Q24x2Q").pack_into
+"""Reason, vCPU, number, three arguments of six, `ret`, `flags`."""
+
+_PUT_OTHER: Final = struct.Struct("<2I3Q8x").pack_into
+_RET, _ERROR, _DATA = 8, 4, 3
+"""Places in the exit, in words of eight bytes."""
+
 _NEEDED: Final = ("abi", "open", "exit", "reset", "close")
 
 
@@ -92,9 +100,9 @@ class LoadedHandler:
         self._layout = _Layout(wire.ABI, self._vcpus, len(slots), 0, ctypes.addressof(self._slots))
         self._kernel = _Kernel(
             None,
-            _ATTRIBUTES(lambda _t, *arguments: memory.set_memory_attributes(*arguments)),
-            _FALLOCATE(lambda _t, *arguments: memory.fallocate(*arguments)),
-            _MADVISE(lambda _t, *arguments: memory.madvise(*arguments)),
+            _ATTRIBUTES(lambda _t, gpa, size, a, b: memory.set_memory_attributes(gpa, size, a, b)),
+            _FALLOCATE(lambda _t, slot, mode, at, size: memory.fallocate(slot, mode, at, size)),
+            _MADVISE(lambda _t, slot, at, size, advice: memory.madvise(slot, at, size, advice)),
             _RANGE(lambda _t, gpa, size: memory.pre_fault(gpa, size)),
             _DEVICE(lambda _t, gpa, size, mapped: memory.map_for_device(gpa, size, bool(mapped))),
         )
@@ -109,6 +117,8 @@ class LoadedHandler:
         self._run: Callable[[int, int], int] = library.guestemu_exit
         self._exit = _Exit()
         self._exit_at = ctypes.addressof(self._exit)
+        self._octets = memoryview(self._exit).cast("B")
+        self._words = self._octets.cast("Q")
         self._vm = self._open()
         features: int = library.guestemu_features() if has_features else 0
         return features
@@ -129,18 +139,14 @@ class LoadedHandler:
 
     def exit(self, reason: int, words: Sequence[int], vcpu: int) -> tuple[int, int, int]:
         """Outcome, answer (`ret` or `error`) and data of an exit; `words` as in `wire`."""
-        record = self._exit
-        record.reason = reason
-        record.vcpu = vcpu
-        at = record.words
+        octets = self._octets
         if reason == KVM_EXIT_HYPERCALL:
-            at[0], at[1], at[2], at[3], at[7], at[8] = words
+            _PUT_HYPERCALL(octets, 0, reason, vcpu, *words)
             outcome = self._run(self._vm, self._exit_at)
-            return outcome, at[7], 0
-        at[: len(words)] = words
-        at[3] = 0
+            return outcome, self._words[_RET], 0
+        _PUT_OTHER(octets, 0, reason, vcpu, *words)
         outcome = self._run(self._vm, self._exit_at)
-        return outcome, at[3], at[2]
+        return outcome, self._words[_ERROR], self._words[_DATA]
 
     def read_map(self) -> bytes:
         """The handler's own record, one bit for each frame."""
