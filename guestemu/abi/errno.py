@@ -18,6 +18,7 @@ EBUSY: Final = 16
 EEXIST: Final = 17
 EINVAL: Final = 22
 ENOTTY: Final = 25
+EFBIG: Final = 27
 ENOSYS: Final = 38
 ETIME: Final = 62
 EOPNOTSUPP: Final = 95

@@ -16,6 +16,7 @@ from guestemu.bench import (
     kernel,
     long_runs,
     mirror,
+    oracle,
     parts,
     programs,
     status,
@@ -88,6 +89,7 @@ def entries() -> tuple[FigureEntry, ...]:
         *(FigureEntry(name, f"target {_CAMPAIGNS[name]}: {_HELP}") for name in _CAMPAIGNS),
         *(FigureEntry(name, f"{_ONE_OP_HELP} {target}") for name, target in _ONE_OP.items()),
         *(FigureEntry(name, f"target {long_runs.TARGET}: {text}") for name, text in _LONG.items()),
+        FigureEntry(oracle.NAME, oracle.HELP),
     )
 
 
@@ -151,6 +153,9 @@ def run(
             yield long_runs.measure_jobs(fuzz_seconds)
         else:
             yield long_runs.measure_memory(_LONG_EXECUTIONS * fuzz_seconds)
+    if oracle.NAME in chosen:
+        progress(oracle.NAME)
+        yield oracle.measure()
 
 
 def _run_campaigns(

@@ -16,6 +16,7 @@ from guestemu.conformance.recordings.compare import Disagreement, compare_step
 from guestemu.conformance.recordings.kernel_choice import choose_kernel
 from guestemu.conformance.recordings.reader import read_recording
 from guestemu.conformance.recordings.recording import RecordedStep, Recording
+from guestemu.oracle.conversions import memory_matrix
 from guestemu.oracle.harness_build import build_init
 from guestemu.oracle.image import find_kernel
 from guestemu.oracle.live import LiveKvm
@@ -23,6 +24,7 @@ from guestemu.oracle.matrix import Act, OracleCase, matrix
 from guestemu.oracle.qemu import NATIVE, TCG, Accelerator, MachineEnded, find_qemu, splats, version
 from guestemu.oracle.recorder import CaseResult, run_cases, write_recording
 from guestemu.oracle.speed import OracleSpeed, measure
+from guestemu.oracle.wire import MachineFacts
 
 _STYLES: Final = {"ok": "green", "optional": "yellow", "missing": "red"}
 _SHOWN: Final = 30
@@ -123,11 +125,24 @@ def _check_output(path: Path) -> None:
         raise InputError(f"{path}: cannot be written; name a file in a directory that exists")
 
 
-def record_matrix(kernel: str, modules: Path | None, output: Path, native: bool) -> MadeRecording:
-    """Records the matrix into `output`."""
+def check_protected(machine: MachineFacts, kernel: str) -> None:
+    """Raises `MissingError` for a KVM without software-protected VMs."""
+    if not machine.has_protected_vms:
+        raise MissingError(
+            f"--memory: the KVM of {kernel} has no software-protected VMs; build modules that do "
+            f"with `guestemu oracle build-modules {kernel} -o DIR` and add --modules DIR"
+        )
+
+
+def record_matrix(
+    kernel: str, modules: Path | None, output: Path, *, native: bool, memory: bool = False
+) -> MadeRecording:
+    """Records the matrix, or with `memory` that of conversions, into `output`."""
     _check_output(output)
-    cases = list(matrix())
+    cases = list(memory_matrix() if memory else matrix())
     with LiveKvm(find_kernel(kernel, modules), accelerator(native)) as kvm:
+        if memory:
+            check_protected(kvm.machine, kernel)
         console.note(f"{kvm.machine.release} is up after {kvm.start_up:.1f} s")
         results = _progress(cases, kvm)
         machine, complaints = kvm.machine, splats(kvm.console())
@@ -232,9 +247,9 @@ def tell_speed(measured: OracleSpeed) -> None:
     """For people."""
     rows = [
         ("start-up", f"{measured.start_up:.1f} s"),
-        ("channel alone", f"{measured.channel:.0f} steps/s"),
+        ("client in C", f"{measured.channel:.0f} steps/s"),
         ("model alone", f"{measured.model:.0f} steps/s"),
-        ("campaign", f"{measured.campaign:.0f} steps/s, {measured.ratio:.2f} of the channel"),
+        ("campaign", f"{measured.campaign:.0f} steps/s, {measured.ratio:.2f} of the client"),
     ]
     for name, value in rows:
         console.emit(f"{name:<14} {value}")

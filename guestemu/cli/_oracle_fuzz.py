@@ -12,9 +12,11 @@ import msgspec
 from guestemu.abi.errors import InputError
 from guestemu.cli import console
 from guestemu.cli._late_progress import LateProgress
-from guestemu.cli._oracle import accelerator
+from guestemu.cli._oracle import accelerator, check_protected
 from guestemu.conformance.recordings.kernel_choice import choose_kernel, without_defects
 from guestemu.oracle.campaign import OracleCampaign
+from guestemu.oracle.conversions import ConversionGenerator
+from guestemu.oracle.generator import Generator
 from guestemu.oracle.image import find_kernel
 from guestemu.oracle.live import LiveKvm
 from guestemu.oracle.reduce import OracleFinding
@@ -29,6 +31,7 @@ class OracleSums(msgspec.Struct, frozen=True, kw_only=True):
     kernel: str
     model: str
     steps: int
+    programs: int
     exits: int
     vms: int
     features: int
@@ -62,6 +65,7 @@ def fuzz_kernel(
     seed: int,
     model: str | None,
     repaired: bool,
+    memory: bool,
     out: Path | None,
     native: bool,
 ) -> tuple[OracleSums, bool]:
@@ -78,7 +82,12 @@ def fuzz_kernel(
         if repaired:
             choice = without_defects(choice)
         console.note(f"{kvm.machine.release} is up after {kvm.start_up:.1f} s")
-        campaign = OracleCampaign(kvm, choice.kernel, seed=seed, say=console.note, directory=out)
+        generator = ConversionGenerator(seed) if memory else Generator(seed)
+        if memory:
+            check_protected(kvm.machine, kernel)
+        campaign = OracleCampaign(
+            kvm, choice.kernel, generator=generator, say=console.note, directory=out
+        )
         begin, is_interrupted = time.monotonic(), False
         with _Progress(steps) as progress:
             try:
@@ -90,6 +99,7 @@ def fuzz_kernel(
             kernel=kvm.machine.release,
             model=choice.name,
             steps=sums.steps,
+            programs=sums.programs,
             exits=sums.exits,
             vms=sums.vms,
             features=sums.features,

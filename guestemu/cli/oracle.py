@@ -101,6 +101,14 @@ def record(
             help="Write the recording here, compressed for FILE.jsonl.gz.",
         ),
     ],
+    memory: Annotated[
+        bool,
+        typer.Option(
+            "--memory",
+            help="Conversions on software-protected VMs instead; the modules must have them "
+            "(`oracle build-modules`).",
+        ),
+    ] = False,
     modules: Modules = None,
     native: Native = False,
     as_json: AsJson = False,
@@ -117,10 +125,12 @@ def record(
       guestemu oracle record 6.12 -o linux-6.12.jsonl
 
       guestemu oracle record ./bzImage --modules ./linux -o mine.jsonl.gz
+
+      guestemu oracle record 7.3 --modules protected --memory -o protected.jsonl.gz
     """
     from guestemu.cli._oracle import record_matrix
 
-    made = record_matrix(kernel, modules, output, native)
+    made = record_matrix(kernel, modules, output, native=native, memory=memory)
     if as_json:
         console.emit_json(made)
     else:
@@ -200,6 +210,14 @@ def fuzz(
             show_default=False,
         ),
     ] = None,
+    memory: Annotated[
+        bool,
+        typer.Option(
+            "--memory",
+            help="Conversion programs with contents on software-protected VMs; the modules must "
+            "have them (`oracle build-modules`).",
+        ),
+    ] = False,
     modules: Modules = None,
     native: Native = False,
     as_json: AsJson = False,
@@ -211,6 +229,9 @@ def fuzz(
     as it can be and explained. A kernel that warns, crashes or hangs is a finding, too; it is
     started again and the campaign goes on. Ctrl-C ends it with what was found.
 
+    With --memory: attributes, guest_memfd, slots and MAP_GPA_RANGE, and what guest and user space
+    read in each page.
+
     Exit status 1: findings.
 
     For example:
@@ -220,11 +241,21 @@ def fuzz(
       guestemu oracle fuzz 6.12 --repaired --out found
 
       guestemu oracle fuzz 7.3 --modules ./my-kvm --seed 7 --json
+
+      guestemu oracle fuzz 7.3 --modules protected --memory
     """
     from guestemu.cli._oracle_fuzz import fuzz_kernel, tell_sums
 
     sums, is_interrupted = fuzz_kernel(
-        kernel, modules, steps, seed=seed, model=model, repaired=repaired, out=out, native=native
+        kernel,
+        modules,
+        steps,
+        seed=seed,
+        model=model,
+        repaired=repaired,
+        memory=memory,
+        out=out,
+        native=native,
     )
     if as_json:
         console.emit_json(sums)
@@ -235,11 +266,69 @@ def fuzz(
     return EXIT_FINDINGS if sums.findings else EXIT_OK
 
 
+@app.command("build-modules")
+def build_modules(
+    kernel: Annotated[
+        str,
+        typer.Argument(
+            metavar="KERNEL",
+            help="A series that was fetched from Debian (7.3).",
+            show_default=False,
+            autocompletion=names.images,
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="Put kvm.ko and kvm-amd.ko here.")
+    ],
+    patch: Annotated[
+        Path | None,
+        typer.Option(
+            "--patch",
+            metavar="FILE",
+            help="Change KVM's source by this patch first (as `patch -p1` reads it).",
+            show_default=False,
+        ),
+    ] = None,
+    plain: Annotated[
+        bool,
+        typer.Option("--plain", help="Without software-protected VMs, as the package has them."),
+    ] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Build the KVM modules of KERNEL anew.
+
+    Source, headers and the compiler of the kernel's own release are fetched with apt and unpacked
+    into this program's cache (about 700 MB); the build sees nothing else of this machine and has
+    no network. The modules have software-protected VMs, which Debian's have not: with them `oracle
+    fuzz --memory` does real conversions of guest_memfd. They load into the kernel of the package,
+    and only QEMU's guest loads them.
+
+    For example:
+
+      guestemu oracle build-modules 7.3 -o protected
+
+      guestemu oracle build-modules 6.12 --plain --patch change.patch -o changed
+    """
+    from guestemu.oracle.module_build import ModuleBuilder, jobs, options_for, series_of
+
+    options = () if plain else options_for(series_of(kernel))
+    built = ModuleBuilder(kernel, console.note).build(
+        output, options=options, patch=patch, jobs=jobs()
+    )
+    if as_json:
+        console.emit_json(built)
+    else:
+        console.emit(f"{output}: kvm.ko and kvm-amd.ko of {built.kernel}")
+        console.emit(f"use them with --modules {output}")
+    return EXIT_OK
+
+
 @app.command()
 def speed(
     kernel: Kernel,
     batches: Annotated[
-        int, typer.Option("--batches", metavar="N", min=1, help="Batches of 2048 steps.")
+        int,
+        typer.Option("--batches", metavar="N", min=1, help="Batches of 2048 steps, three times."),
     ] = 4,
     modules: Modules = None,
     native: Native = False,
@@ -247,8 +336,8 @@ def speed(
 ) -> int:
     """Measure how fast the KVM of KERNEL answers.
 
-    Start-up, the channel alone (a client that does nothing with the replies), the model alone, and
-    a campaign with both; all in one run, as the load of a machine changes.
+    Start-up, a client in C that posts the same batches and does nothing with the replies, the model
+    alone, and a campaign with both; all in one run, as the load of a machine changes.
 
     For example:
 

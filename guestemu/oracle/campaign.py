@@ -17,6 +17,7 @@ import msgspec
 from guestemu.conformance.recordings.recording import Config
 from guestemu.host.kvm.kernels import KvmKernel
 from guestemu.oracle import wire
+from guestemu.oracle.conversions import ConversionGenerator
 from guestemu.oracle.direct_model import DirectVm
 from guestemu.oracle.generator import Generator
 from guestemu.oracle.live import LiveKvm, Replies
@@ -50,6 +51,7 @@ class _Vm:
         self.vcpus = vcpus
         self.model = DirectVm(cfg, kernel, vcpus)
         self.history: list[Act] = []
+        self.ahead: list[Act] = []
         self.is_fresh = True
         self.is_lost = False
 
@@ -67,6 +69,7 @@ class CampaignSums(msgspec.Struct, kw_only=True):
     """What a campaign came to. `differing` counts steps, `findings` are one for each kind."""
 
     steps: int = 0
+    programs: int = 0
     exits: int = 0
     vms: int = 0
     features: int = 0
@@ -78,21 +81,23 @@ class CampaignSums(msgspec.Struct, kw_only=True):
 
 class OracleCampaign:
     """Compares `kvm` with the model of `kernel`. `say` is told what happens in one line each;
-    `directory` is where findings are written, None for nowhere."""
+    `directory` is where findings are written, None for nowhere. `generator` draws what is done;
+    default: hypercalls and MSRs, from `seed`."""
 
     def __init__(
         self,
         kvm: LiveKvm,
         kernel: KvmKernel,
         *,
-        seed: int,
+        seed: int = 0,
+        generator: Generator | ConversionGenerator | None = None,
         say: Callable[[str], None],
         directory: Path | None = None,
         batch: int = BATCH,
     ) -> None:
         self._kvm = kvm
         self._kernel = kernel
-        self._generator = Generator(seed)
+        self._generator = generator or Generator(seed)
         self._say = say
         self._batch = batch
         self._vms: list[_Vm | None] = [None] * _VMS
@@ -133,7 +138,10 @@ class OracleCampaign:
             vm = self._vms[slot]
             if vm is None:
                 continue
-            act = generator.act(vm.vcpus)
+            if not vm.ahead:
+                vm.ahead = generator.program(vm.vcpus)[::-1]
+                self.sums.programs += 1
+            act = vm.ahead.pop()
             flags = wire.QUICK | (wire.FRESH if vm.is_fresh else 0)
             vm.is_fresh = False
             vm.history.append(act)

@@ -75,7 +75,7 @@ class DirectVm:
         for host in self._hosts:
             host.settings.pairs_clock = True
         self.rc = self._hosts[0].rc
-        self._end: int | None = None
+        self._end: int | tuple[str | None, int | None] | None = None
 
     def do(self, act: Act) -> tuple[tuple[Event, ...], RecordedOutcome]:
         """The exits and the outcome of `act`."""
@@ -84,7 +84,7 @@ class DirectVm:
             clock = self._hosts[act.vcpu].kvm.msrs.pv.wall_clock
             for host in self._hosts:
                 host.kvm.msrs.pv.wall_clock = clock
-        self._end = out.vector if out.ioctl is None else out.ioctl
+        self._end = (out.outcome, out.vector) if out.ioctl is None else out.ioctl
         return events, out
 
     def _do(self, act: Act) -> tuple[tuple[Event, ...], RecordedOutcome]:

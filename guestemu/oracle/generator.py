@@ -95,6 +95,10 @@ class Generator:
         """One in three VMs has two vCPUs."""
         return self._pick((1, 1, 2))
 
+    def program(self, vcpus: int) -> list[Act]:
+        """A single act: these VMs have no programs."""
+        return [self.act(vcpus)]
+
     def act(self, vcpus: int = 1) -> Act:
         """Something to do on a VM with `vcpus` vCPUs."""
         draw = self._random

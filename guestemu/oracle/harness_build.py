@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Compiles /init of the machine under test: a static program for x86-64 Linux.
+"""Compiles the programs of the oracle, /init of the machine under test above all: static programs
+for x86-64 Linux.
 
 The compiler is $CC, `cc`, `gcc` or `clang`, whichever makes a static program, else the one in the
 Python package `ziglang`, with its own C library. The result is kept in the user's cache under a
@@ -24,8 +25,7 @@ from guestemu.abi.errors import MissingError
 from guestemu.guest.linux.images import cache_root
 
 SOURCES: Final = Path(__file__).parent / "harness"
-UNITS: Final = ("init.c",)
-FLAGS: Final = ("-std=gnu11", "-O2", "-static", "-Wall", "-Wextra")
+FLAGS: Final = ("-std=gnu11", "-O2", "-static", "-pthread", "-Wall", "-Wextra")
 _SECONDS: Final = 120
 _LINUX_KVM: Final = "linux/kvm.h"
 
@@ -45,8 +45,14 @@ def _is_for_x86(program: bytes) -> bool:
 
 
 def build_init() -> tuple[bytes, str]:
-    """The program and the command that made it. Raises `MissingError` with the compilers' words
-    where there is none that makes it."""
+    """/init and the command that made it; see `build`."""
+    path, command = build("init")
+    return path.read_bytes(), command
+
+
+def build(name: str) -> tuple[Path, str]:
+    """The program made of `name`.c, and the command that made it. Raises `MissingError` with the
+    compilers' words where there is none that makes it."""
     digest = hashlib.sha256()
     for path in sorted(SOURCES.iterdir()):
         digest.update(path.name.encode() + path.read_bytes())
@@ -54,27 +60,28 @@ def build_init() -> tuple[bytes, str]:
     for compiler in _compilers():
         command = [*compiler, *FLAGS]
         key = hashlib.sha256(digest.digest() + repr(command).encode()).hexdigest()[:24]
-        kept = cache_root() / "oracle" / f"init-{key}"
+        kept = cache_root() / "oracle" / f"{name}-{key}"
         if kept.is_file():
-            return kept.read_bytes(), shlex.join(command)
-        program, words = _compile(command)
+            return kept, shlex.join(command)
+        program, words = _compile(command, SOURCES, [f"{name}.c"])
         if program and _is_for_x86(program):
             kept.parent.mkdir(parents=True, exist_ok=True)
             part = kept.with_name(f".{kept.name}.{os.getpid()}")
             part.write_bytes(program)
+            part.chmod(0o700)
             part.replace(kept)
-            return program, shlex.join(command)
+            return kept, shlex.join(command)
         said.append(f"{Path(compiler[-1]).name}: {words or 'makes no x86-64 program'}")
     why = "; ".join(said) or "no C compiler"
     raise MissingError(
-        f"cannot build /init for the machine under test: {why}; install gcc and libc6-dev, or the "
-        "Python package ziglang"
+        f"cannot build {name}.c for the machine under test: {why}; install gcc and libc6-dev, or "
+        "the Python package ziglang"
     )
 
 
 def build_static(directory: Path, units: Sequence[str]) -> bytes:
     """A static program for x86-64 Linux from the C files `units` in `directory`. Raises
-    `MissingError` as `build_init`."""
+    `MissingError` as `build`."""
     said = []
     for compiler in _compilers():
         program, words = _compile([*compiler, *FLAGS], directory, units)
@@ -84,11 +91,9 @@ def build_static(directory: Path, units: Sequence[str]) -> bytes:
     raise MissingError(f"cannot build a static program: {'; '.join(said) or 'no C compiler'}")
 
 
-def _compile(
-    command: list[str], directory: Path = SOURCES, units: Sequence[str] = UNITS
-) -> tuple[bytes, str]:
+def _compile(command: list[str], directory: Path, units: Sequence[str]) -> tuple[bytes, str]:
     with tempfile.TemporaryDirectory() as scratch:
-        output = Path(scratch, "init")
+        output = Path(scratch, "program")
         try:
             done = subprocess.run(
                 [*command, "-o", str(output), *units],

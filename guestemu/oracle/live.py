@@ -8,6 +8,7 @@ as a `MachineEnded` with the number of the step, and the next batch finds a new 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
@@ -51,6 +52,8 @@ class LiveKvm:
         self._qemu: Qemu | None = None
         self._seen = 0
         self._pending = 0
+        self.tape: list[bytes] | None = None
+        """What was posted, for `play`, where it is not None."""
         self.machine = self._start()
 
     def _start(self) -> wire.MachineFacts:
@@ -97,6 +100,9 @@ class LiveKvm:
         if qemu is None:
             raise MachineEnded("the machine did not start")
         blob = b"".join(requests)
+        if self.tape is not None:
+            count = len(requests).to_bytes(4, "little")
+            self.tape.append(qemu.memory[wire.CONFIGS_AT : wire.CONFIGS_END] + count + blob)
         qemu.memory[wire.REQUESTS_AT : wire.REQUESTS_AT + len(blob)] = blob
         self._pending = len(requests)
         qemu.post(self._pending)
@@ -124,6 +130,15 @@ class LiveKvm:
         """`post` and `take`."""
         self.post(requests)
         return self.take()
+
+    def play(self, tape: Sequence[bytes], program: Path) -> float:
+        """Has the C client `program` post the batches of `tape`; the seconds it took for all but
+        the first. Raises `MissingError` where it does not run."""
+        qemu = self._qemu
+        if qemu is None:
+            raise MachineEnded("the machine is not running")
+        head = (wire.CONFIGS_END - wire.CONFIGS_AT).to_bytes(4, "little")
+        return qemu.play(head + b"".join(tape), program)
 
     def console(self) -> str:
         """What the kernel has printed since it was started."""

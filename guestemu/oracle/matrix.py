@@ -74,6 +74,7 @@ def config(
     quirks: int | None = None,
     read_only: int = 0,
     ignore_msrs: int = 0,
+    protected: int = 0,
 ) -> Config:
     """A configuration; what is left out is as in a plain VM with KVM's CPUID leaf."""
     return Config(
@@ -88,6 +89,7 @@ def config(
         disable_quirks2=None if quirks is None else Hex(quirks),
         ro_code=read_only,
         ignore_msrs=ignore_msrs,
+        protected=protected,
     )
 
 

@@ -33,6 +33,15 @@ from guestemu.oracle.matrix import LONG, Act, OracleCase
 from guestemu.oracle.qemu import MachineEnded, splats
 from guestemu.oracle.recorder import CaseResult, run_cases, vcpus_of, write_recording
 
+_WORDS: Final = {
+    StepOp.SET_SLOT: ("gpa", "size", "slot", "flags", "offset"),
+    StepOp.SET_ATTRIBUTES: ("gpa", "size", "attributes", "flags"),
+    StepOp.FALLOCATE: ("offset", "length", "mode"),
+    StepOp.GUEST_READ: ("", "gpa"),
+    StepOp.GUEST_WRITE: ("value", "gpa"),
+    StepOp.HOST_READ: ("offset",),
+    StepOp.HOST_WRITE: ("offset", "value"),
+}
 _TRIES: Final = 400
 _SLOW_TRIES: Final = 24
 """Tries where each costs a start of the machine."""
@@ -276,11 +285,10 @@ def act_text(act: Act) -> str:
         value = f" := {inputs.val:#x}" if inputs.val else ""
         place = "" if act.op.is_ioctl else f" in {act.mode} at CPL {act.cpl}"
         return f"{act.op.value} {inputs.msr:#x}{value}{place}{vcpu}"
-    if act.op.value == "set_slot":
-        words = (
-            f"gpa={inputs.rax:#x} size={inputs.rbx:#x} slot={inputs.rcx:#x} flags={inputs.rdx:#x}"
-        )
-        return f"{act.op.value} {words}"
+    if act.op in _WORDS:
+        values = (inputs.rax, inputs.rbx, inputs.rcx, inputs.rdx, inputs.rsi)
+        named = zip(_WORDS[act.op], values, strict=False)
+        return " ".join([act.op.value, *(f"{name}={value:#x}" for name, value in named if name)])
     return f"{act.op.value} {inputs.val:#x}{vcpu}"
 
 
@@ -306,7 +314,7 @@ _SMALL: Final = (Hex(0), Hex(1), Hex(0x100000))
 def _simpler(case: OracleCase) -> Iterator[OracleCase]:
     for name in Config.__struct_fields__:
         usual = getattr(_PLAIN, name)
-        if getattr(case.cfg, name) != usual:
+        if name != "protected" and getattr(case.cfg, name) != usual:
             cfg = msgspec.structs.replace(case.cfg, **{name: usual})
             yield msgspec.structs.replace(case, cfg=cfg)
     for index, act in enumerate(case.acts):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How fast the real KVM answers: start-up, the channel alone, the model alone, and both together.
+"""How fast the real KVM answers: start-up, a client in C, the model alone, and a campaign.
 
-The channel alone is what a client without any work of its own gets: batches that were packed before
-are posted and their replies left unread. The campaign does the same steps with everything it does.
+The client (harness/client.c) posts the very batches that the campaign posted, on the same channel,
+and does nothing with the replies. Both take turns, as other load on the machine changes.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from typing import Final
 import msgspec
 
 from guestemu.host.kvm.kernels import KvmKernel
-from guestemu.oracle import wire
 from guestemu.oracle.campaign import BATCH, OracleCampaign
 from guestemu.oracle.direct_model import DirectVm
 from guestemu.oracle.generator import Generator
+from guestemu.oracle.harness_build import build
 from guestemu.oracle.live import LiveKvm
 from guestemu.oracle.matrix import config
-from guestemu.oracle.steps import pack_config, pack_request
 
-_SEED: Final = 1
+_ROUNDS: Final = 3
 
 
 class OracleSpeed(msgspec.Struct, frozen=True, kw_only=True):
-    """Steps a second, and `ratio` of the campaign to the channel alone; `start_up` in seconds."""
+    """Steps a second: `channel` of the client in C, `model` without a machine, `campaign` of all
+    together, and its `ratio` to the client; `start_up` in seconds."""
 
     kernel: str
     steps: int
@@ -37,39 +37,34 @@ class OracleSpeed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def measure(kvm: LiveKvm, kernel: KvmKernel, batches: int) -> OracleSpeed:
-    """Measures with `batches` batches of steps each, of the same kinds. The channel is measured
-    before and after the campaign, and the mean taken: other load on the machine changes."""
-    before = _channel(kvm, batches)
-    campaign = OracleCampaign(kvm, kernel, seed=_SEED, say=lambda _: None)
-    campaign.run(BATCH)  # the first batch makes its VMs
-    start, already = time.perf_counter(), campaign.sums.steps
-    campaign.run(already + batches * BATCH)
-    together = (campaign.sums.steps - already) / (time.perf_counter() - start)
-    channel = (before + _channel(kvm, batches)) / 2
+    """Measures with `batches` batches of steps in each of three rounds. The first batch of a round,
+    which makes its VMs, does not count on either side."""
+    client, _ = build("client")
+    steps, together, alone = 0, 0.0, 0.0
+    for seed in range(1, _ROUNDS + 1):
+        campaign = OracleCampaign(kvm, kernel, seed=seed, say=lambda _: None, batch=BATCH)
+        tape: list[bytes] = []
+        kvm.tape = tape
+        campaign.run(BATCH)
+        start, already = time.perf_counter(), campaign.sums.steps
+        campaign.run(already + batches * BATCH)
+        together += time.perf_counter() - start
+        kvm.tape = None
+        steps += campaign.sums.steps - already
+        alone += kvm.play(tape, client)
     return OracleSpeed(
         kernel=kvm.machine.release,
-        steps=batches * BATCH,
+        steps=steps,
         start_up=kvm.start_up,
-        channel=channel,
+        channel=steps / alone,
         model=_model(kernel, batches),
-        campaign=together,
-        ratio=together / channel,
+        campaign=steps / together,
+        ratio=alone / together,
     )
 
 
-def _channel(kvm: LiveKvm, batches: int) -> float:
-    draw = Generator(_SEED)
-    kvm.set_config(0, pack_config(config(exits=1 << 12)))
-    records = [pack_request(draw.act(), 0, wire.QUICK) for _ in range(BATCH)]
-    kvm.run(records[:1])
-    start = time.perf_counter()
-    for _ in range(batches):
-        kvm.run(records)
-    return batches * BATCH / (time.perf_counter() - start)
-
-
 def _model(kernel: KvmKernel, batches: int) -> float:
-    draw, vm = Generator(_SEED), DirectVm(config(exits=1 << 12), kernel)
+    draw, vm = Generator(1), DirectVm(config(exits=1 << 12), kernel)
     acts = [draw.act() for _ in range(batches * BATCH)]
     start = time.perf_counter()
     for act in acts:

@@ -41,6 +41,12 @@ _OPS: Final[Mapping[StepOp, int]] = {
     StepOp.ENFORCE_PV: int(WireOp.ENFORCE),
     StepOp.SET_FILTER: int(WireOp.FILTER),
     StepOp.SET_SLOT: int(WireOp.SLOT),
+    StepOp.SET_ATTRIBUTES: int(WireOp.ATTRIBUTES),
+    StepOp.FALLOCATE: int(WireOp.FALLOCATE),
+    StepOp.GUEST_READ: int(WireOp.READ),
+    StepOp.GUEST_WRITE: int(WireOp.WRITE),
+    StepOp.HOST_READ: int(WireOp.PEEK),
+    StepOp.HOST_WRITE: int(WireOp.POKE),
 }
 _MODE_NUMBERS: Final = {mode: number for number, mode in enumerate(MODES)}
 _ANSWERS: Final = {answer: number for number, answer in enumerate(Answer)}
@@ -62,12 +68,15 @@ _CHANGED: Final = tuple(
     for bits in range(64)
 )
 _NO_CODE: Final = bytes(4)
+_ACCESSES: Final = (End.DONE, End.OTHER_EXIT, End.RUN_ERROR)
 _DONE: Final = int(End.DONE)
 _EXCEPTION: Final = int(End.EXCEPTION)
 _IOCTL: Final = int(End.IOCTL)
 _REPLY: Final = wire.REPLY
 _EVENT: Final = wire.EVENT
-_READ_OPS: Final = (StepOp.RDMSR, StepOp.HOST_GET_MSR)
+_READ_OPS: Final = (StepOp.RDMSR, StepOp.HOST_GET_MSR, StepOp.HOST_READ)
+_EXIT_MMIO: Final = 6
+_EXIT_MEMORY_FAULT: Final = 39
 
 
 def pack_config(cfg: Config, vcpus: int = 1) -> bytes:
@@ -83,6 +92,7 @@ def pack_config(cfg: Config, vcpus: int = 1) -> bytes:
         (ConfigFlag.IRQCHIP, cfg.irqchip),
         (ConfigFlag.READ_ONLY, cfg.ro_code),
         (ConfigFlag.IGNORE_MSRS, cfg.ignore_msrs),
+        (ConfigFlag.PROTECTED, cfg.protected),
     ):
         if is_set:
             flags |= flag
@@ -106,8 +116,8 @@ def pack_request(act: Act, slot: int, flags: int = 0) -> bytes:
     words: tuple[int, ...]
     if op.is_hypercall:
         words = inputs.rax, inputs.rbx, inputs.rcx, inputs.rdx, inputs.rsi, inputs.ret
-    elif op is StepOp.SET_SLOT:
-        words = inputs.rax, inputs.rbx, inputs.rcx, inputs.rdx, 0, 0
+    elif op is StepOp.SET_SLOT or op.is_memory:
+        words = inputs.rax, inputs.rbx, inputs.rcx, inputs.rdx, inputs.rsi, 0
     else:
         words = inputs.val, 0, inputs.msr, 0, 0, inputs.answer_data
     head = (
@@ -135,6 +145,8 @@ def read_reply(act: Act, reply: memoryview) -> tuple[tuple[Event, ...], Recorded
     values = _REPLY.unpack_from(reply)
     end, count = values[0], values[1]
     events = tuple(_event(reply, number) for number in range(min(count, 2))) if count else ()
+    if act.op in (StepOp.GUEST_READ, StepOp.GUEST_WRITE) and end in _ACCESSES:
+        return events, _accessed(values)
     if end in (_DONE, _EXCEPTION):
         return events, _finished(act, values)
     return events, _other(act, values)
@@ -163,6 +175,18 @@ def _finished(act: Act, values: tuple[int, ...]) -> RecordedOutcome:
         cr2=Hex(cr2) if is_fault and vector == VECTOR_PF else None,
         code_patched_to=_patched(values),
     )
+
+
+def _accessed(values: tuple[int, ...]) -> RecordedOutcome:
+    """How a read or a write of the guest ended."""
+    end, reason, info, rax, data, hw, size = (values[place] for place in (0, 5, 6, 7, 13, 14, 12))
+    if end == _DONE:
+        return RecordedOutcome(outcome="done", data=Hex(rax & 0xFF))
+    if end == End.OTHER_EXIT and reason == _EXIT_MMIO:
+        return RecordedOutcome(outcome="mmio", data=Hex(data), info=info)
+    if reason == _EXIT_MEMORY_FAULT:
+        return RecordedOutcome(outcome="memory_fault", data=Hex(data), hw=Hex(hw), rax=Hex(size))
+    return RecordedOutcome(outcome=_ENDS.get(End(end)), exit_reason=reason, info=info)
 
 
 def _other(act: Act, values: tuple[int, ...]) -> RecordedOutcome:

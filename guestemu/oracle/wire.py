@@ -19,6 +19,7 @@ SLOTS: Final = 256
 CAPACITY: Final = 4096
 """Records in one batch at most."""
 CONFIGS_AT: Final = 0x1000
+CONFIGS_END: Final = 0x3000
 REQUESTS_AT: Final = 0x8000
 REPLIES_AT: Final = 0x60000
 CHANNEL_BYTES: Final = 0x200000
@@ -102,7 +103,9 @@ class End(enum.IntEnum):
     PAUSED = 11
 
 
-PAUSE: Final = 7
+CONVERT: Final = 7
+"""The answer that does KVM_SET_MEMORY_ATTRIBUTES for the range and returns what it returned."""
+PAUSE: Final = 8
 """The answer that leaves the vCPU at its exit until `WireOp.RESUME`."""
 
 EVENT_HYPERCALL: Final = 1
@@ -124,6 +127,11 @@ class MachineFacts(msgspec.Struct, frozen=True, kw_only=True):
     pv_features: int
     address_bits: int
     msrs: tuple[int, ...]
+
+    @property
+    def has_protected_vms(self) -> bool:
+        """Whether KVM_CREATE_VM takes type 1, KVM_X86_SW_PROTECTED_VM."""
+        return bool(max(self.capabilities["VM_TYPES"], 0) & 2)
 
 
 _CAPABILITIES: Final = (

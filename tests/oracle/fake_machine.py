@@ -2,7 +2,8 @@
 """In place of QEMU: a process that speaks /init's side of the channel, with the model as its KVM.
 
 `defect` names what is wrong with it: "alignment" (unaligned addresses reach user space), "panic",
-"warning" and "hang" at hypercall 77, "garbage" (replies of random bytes), "exit" (ends at once).
+"warning" and "hang" at hypercall 77, "hole" (punching leaves the pages), "plain" (no protected
+VMs), "garbage" (replies of random bytes), "exit" (ends at once).
 """
 
 import mmap
@@ -32,6 +33,7 @@ from guestemu.oracle.matrix import MODES, Act, config
 from guestemu.oracle.wire import ConfigFlag, WireOp
 
 RELEASE = "6.1.0-99-fake"
+_CAPS = (0, 0, 0, 0, 0, 3, 8, 1)
 _OPS = {number: op for op, number in steps._OPS.items()}
 _ENDS = {text: int(end) for end, text in steps._ENDS.items()}
 
@@ -51,6 +53,7 @@ def unpack_config(record):
         quirks=values[8] if ConfigFlag.QUIRKS in flags else None,
         read_only=int(ConfigFlag.READ_ONLY in flags),
         ignore_msrs=int(ConfigFlag.IGNORE_MSRS in flags),
+        protected=int(ConfigFlag.PROTECTED in flags),
     ), values[3]
 
 
@@ -60,8 +63,8 @@ def unpack_act(values):
     answer = tuple(Answer)[values[4]]
     if op.is_hypercall:
         inputs = Inputs(rax=rax, rbx=rbx, rcx=rcx, rdx=rdx, rsi=rsi, answer=answer, ret=ret)
-    elif op is StepOp.SET_SLOT:
-        inputs = Inputs(rax=rax, rbx=rbx, rcx=rcx, rdx=rdx)
+    elif op is StepOp.SET_SLOT or op.is_memory:
+        inputs = Inputs(rax=rax, rbx=rbx, rcx=rcx, rdx=rdx, rsi=rsi)
     else:
         inputs = Inputs(msr=rcx, val=rax, answer_error=values[7], answer_data=ret)
     return Act(op=op, inputs=inputs, mode=MODES[values[1]], cpl=values[2], vcpu=values[3])
@@ -82,15 +85,23 @@ def pack_event(event):
 
 
 def pack_reply(vm, events, out):
-    if out.ioctl is not None:
+    if out.outcome in ("memory_fault", "mmio"):
+        end, rc = wire.End.OTHER_EXIT, 0
+    elif out.ioctl is not None:
         end, rc = wire.End.IOCTL, out.ioctl
     elif out.outcome == "set_sregs_failed":
         end, rc = wire.End.SREGS_REFUSED, out.rc
     else:
         end, rc = _ENDS[out.outcome], 0
+    if out.outcome in ("memory_fault", "mmio"):
+        out = access_exit(out)
     setup = (vm.rc.exit, vm.rc.cpuid, vm.rc.enforce, vm.rc.umsr, vm.rc.filter, vm.rc.quirk)
     code = bytes.fromhex(out.code_patched_to or "").ljust(4, b"\0")
     reason = -1 if out.exit_reason is None else out.exit_reason
+    if out.outcome == "done" and out.rax is None:
+        import msgspec
+
+        out = msgspec.structs.replace(out, rax=out.data)
     head = wire.REPLY.pack(
         *(int(end), len(events), out.vector or 0, 0, rc, reason, out.info or 0, out.rax or 0),
         *(out.rdx or 0, out.rip_off or 0, out.fault_rip_off or 0, out.errcode or 0, out.cr2 or 0),
@@ -100,6 +111,15 @@ def pack_reply(vm, events, out):
     return (head + b"".join(map(pack_event, events))).ljust(wire.REPLY_BYTES, b"\0")
 
 
+def access_exit(out):
+    """The fields of a reply in which /init has an exit of an access."""
+    import msgspec
+
+    if out.outcome == "mmio":
+        return msgspec.structs.replace(out, exit_reason=6)
+    return msgspec.structs.replace(out, exit_reason=39, cr2=out.rax)
+
+
 class Machine:
     def __init__(self, channel, console, defect):
         self.memory = mmap.mmap(channel, wire.CHANNEL_BYTES)
@@ -107,7 +127,8 @@ class Machine:
         self.defect = defect
         self.vms = {}
         name, build = RELEASE.encode(), b"#1 fake"
-        numbers = (wire.VERSION, wire.BOOTING, 0, 0, 0, 0, 1, 0, 0, 0, *(0,) * 8, 0, 40, 0)
+        caps = (0,) * 8 if defect == "plain" else _CAPS
+        numbers = (wire.VERSION, wire.BOOTING, 0, 0, 0, 0, 1, 0, 0, 0, *caps, 0, 40, 0)
         self.memory[: wire.HEADER.size] = wire.HEADER.pack(
             wire.MAGIC, *numbers, *(0,) * 16, name, build
         )
@@ -151,7 +172,13 @@ class Machine:
             return random.Random(index).randbytes(wire.REPLY_BYTES)
         if self.defect == "alignment" and act.op is StepOp.VMMCALL and act.inputs.rbx & 0x800:
             act = self.realigned(act)
-        return pack_reply(self.vms[slot], *self.vms[slot].do(act))
+        vm = self.vms[slot]
+        memory = vm._hosts[0]._script.memory
+        before = dict(memory._private) if self.defect == "hole" and memory else None
+        reply = pack_reply(vm, *vm.do(act))
+        if before is not None and act.op is StepOp.FALLOCATE:
+            memory._private = before
+        return reply
 
     def realigned(self, act):
         """Bit 11 of the address does not count for this KVM."""

@@ -7,6 +7,7 @@ import pytest
 
 from guestemu.conformance.recordings.kernel_choice import choose_kernel
 from guestemu.conformance.recordings.reader import read_recording
+from guestemu.oracle.conversions import memory_matrix
 from guestemu.oracle.direct_model import DirectVm
 from guestemu.oracle.matrix import matrix
 
@@ -27,6 +28,20 @@ def test_the_model_does_every_step_of_the_matrix(path):
             vm = vms[step.id] = DirectVm(step.cfg, kernel)
         act = cases[step.id - 1].acts[step.step]
         assert act.inputs == step.inputs
+        assert (vm.do(act), vm.rc) == ((step.events, step.expected), step.rc)
+
+
+def test_the_model_does_every_step_on_protected_vms():
+    """Recorded from 7.3.4 whose kvm.ko was rebuilt with KVM_SW_PROTECTED_VM."""
+    recording = read_recording(DATA / "protected-7.3.jsonl.gz")
+    kernel = choose_kernel(recording.meta.kernel, "7.3").kernel
+    cases = list(memory_matrix())
+    assert len(recording.steps) == sum(len(case.acts) for case in cases) > 400
+    vms = {}
+    for step in recording.steps:
+        vm = vms.setdefault(step.id, DirectVm(step.cfg, kernel))
+        act = cases[step.id - 1].acts[step.step]
+        assert (act.op, act.inputs) == (step.op, step.inputs)
         assert (vm.do(act), vm.rc) == ((step.events, step.expected), step.rc)
 
 

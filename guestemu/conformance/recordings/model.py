@@ -13,7 +13,7 @@ from typing import ClassVar, Final
 
 from bitarray import bitarray
 
-from guestemu.abi.addresses import U32_MASK, to_signed
+from guestemu.abi.addresses import PAGE_SHIFT, U32_MASK, U64_MASK, to_signed
 from guestemu.abi.errno import EINTR, EINVAL
 from guestemu.conformance.recordings.recording import (
     Answer,
@@ -32,10 +32,16 @@ from guestemu.conformance.recordings.recording import (
     WrmsrEvent,
 )
 from guestemu.host.base import Host, Hypercall, VcpuAccess
+from guestemu.host.kvm.guest_memory import (
+    KVM_MEMORY_ATTRIBUTE_PRIVATE,
+    KVM_MEMORY_EXIT_FLAG_PRIVATE,
+    MemoryFaultExit,
+)
 from guestemu.host.kvm.kernels import KvmKernel
 from guestemu.host.kvm.memory_slots import MemorySlot, MemorySlots
 from guestemu.host.kvm.merged import MergedKvm
 from guestemu.host.kvm.msr_filter import MsrFilter, MsrFilterRange
+from guestemu.host.kvm.protected_memory import MmioExit, ProtectedMemory
 from guestemu.host.kvm.run import KvmRun
 from guestemu.host.kvm.settings import VmSettings
 from guestemu.host.kvm.uapi import KVM_MSR_FILTER_READ, KVM_MSR_FILTER_WRITE
@@ -47,6 +53,7 @@ MEMORY: Final = 0x200000
 FILL: Final = 0xA5
 """What the recorder fills run->hypercall with before each step."""
 
+_TO_PRIVATE: Final = 1 << 4
 _RANGE_BASE: Final = 0x4B564D00
 _RANGE_COUNT: Final = 16
 _ALL_ALLOWED: Final = (1 << 512) - 1
@@ -85,13 +92,14 @@ class ScriptedUserSpace(UserSpace):
 
     touches_vcpu: ClassVar[bool] = True
 
-    __slots__ = ("clear_cs_l", "code", "events", "inputs")
+    __slots__ = ("clear_cs_l", "code", "events", "inputs", "memory")
 
     def __init__(self) -> None:
         self.inputs = Inputs()
         self.events: list[Event] = []
         self.code = 0
         self.clear_cs_l: Callable[[], None] = _no_segments
+        self.memory: ProtectedMemory | None = None
 
     def _rip_offset(self, rip: int) -> int:
         return to_signed(rip - self.code)
@@ -124,6 +132,11 @@ class ScriptedUserSpace(UserSpace):
             run.immediate_exit = True
         elif answer is Answer.CLEAR_CS_L:
             self.clear_cs_l()
+        elif answer is Answer.CONVERT and self.memory is not None:
+            gpa, pages, attributes = request.args[:3]
+            kind = KVM_MEMORY_ATTRIBUTE_PRIVATE if attributes & _TO_PRIVATE else 0
+            size = pages << PAGE_SHIFT & U64_MASK
+            request.ret = self.memory.set_attributes(gpa, size, kind, 0) & U64_MASK
 
     def interrupted(self, run: KvmRun, vcpu: VcpuAccess, rip: int, rax: int) -> None:
         """Notes what KVM_RUN returned and the registers then."""
@@ -180,6 +193,30 @@ def configure(cfg: Config, kernel: KvmKernel) -> tuple[VmSettings, SetupResults]
     return settings, SetupResults(rc_exit, rc_cpuid, rc_enforce, rc_umsr, rc_filter, rc_quirk)
 
 
+def _memory_step(memory: ProtectedMemory, op: StepOp, inputs: Inputs) -> RecordedOutcome:
+    match op:
+        case StepOp.SET_ATTRIBUTES:
+            words = inputs.rax, inputs.rbx, inputs.rcx, inputs.rdx
+            return RecordedOutcome(ioctl=memory.set_attributes(*words))
+        case StepOp.FALLOCATE:
+            result = memory.fallocate(inputs.rcx & U32_MASK, inputs.rax, inputs.rbx)
+            return RecordedOutcome(ioctl=result)
+        case StepOp.HOST_READ:
+            return RecordedOutcome(ioctl=0, data=Hex(memory.peek(inputs.rax)))
+        case StepOp.HOST_WRITE:
+            memory.poke(inputs.rax, inputs.rbx & 0xFF)
+            return RecordedOutcome(ioctl=0)
+    found = memory.access(inputs.rbx, inputs.rax if op is StepOp.GUEST_WRITE else None)
+    if isinstance(found, MemoryFaultExit):
+        flags = KVM_MEMORY_EXIT_FLAG_PRIVATE if found.is_private else 0
+        return RecordedOutcome(
+            outcome="memory_fault", data=Hex(found.gpa), hw=Hex(flags), rax=Hex(found.size)
+        )
+    if isinstance(found, MmioExit):
+        return RecordedOutcome(outcome="mmio", data=Hex(found.gpa), info=int(found.is_write))
+    return RecordedOutcome(outcome="done", data=Hex(found))
+
+
 class RecordedHost(Host):
     """The model of one recorded case, as a host that a machine can run the steps against.
 
@@ -198,6 +235,7 @@ class RecordedHost(Host):
         """A new VM of the case; `frames` does not matter."""
         self.settings, self.rc = configure(self._cfg, self._kernel)
         self._script = ScriptedUserSpace()
+        self._script.memory = ProtectedMemory() if self._cfg.protected else None
         self.kvm = MergedKvm(self.settings, self._script)
 
     def begin(
@@ -237,6 +275,8 @@ class RecordedHost(Host):
             return RecordedOutcome(ioctl=self.kvm.msrs.host_set(inputs.msr, inputs.val))
         if op is StepOp.SET_SLOT:
             return RecordedOutcome(ioctl=self._set_slot(inputs))
+        if op.is_memory and self._script.memory is not None:
+            return _memory_step(self._script.memory, op, inputs)
         settings, value = self.settings, inputs.val
         if op is StepOp.SET_FILTER:
             kind = FILTERS[value % len(FILTERS)]
@@ -255,9 +295,13 @@ class RecordedHost(Host):
         return RecordedOutcome(ioctl=result)
 
     def _set_slot(self, inputs: Inputs) -> int:
+        flags, offset = inputs.rdx & U32_MASK, inputs.rsi
+        if self._script.memory is not None:
+            slot = MemorySlot(inputs.rax, inputs.rbx, flags, offset)
+            return self._script.memory.set_slot(inputs.rcx & U32_MASK, slot)
         if self.settings.slots is None:
             self.settings.slots = MemorySlots(self.settings.memory)
-        new = MemorySlot(inputs.rax, inputs.rbx, inputs.rdx & U32_MASK)
+        new = MemorySlot(inputs.rax, inputs.rbx, flags)
         return self.settings.slots.set(inputs.rcx & U32_MASK, new)
 
     def hypercall(self, call: Hypercall) -> int:

@@ -24,7 +24,13 @@ class StepOp(enum.Enum):
     """What a step does: a guest instruction, or an ioctl of the VMM.
 
     `enable_exits` and the ops behind it change the VM while it lives; `val` is their argument. A
-    memory slot is given by address, size, number and flags in `rax`, `rbx`, `rcx` and `rdx`.
+    memory slot is given by address, size, number, flags and offset in the guest_memfd in `rax`,
+    `rbx`, `rcx`, `rdx` and `rsi`.
+
+    The others are of software-protected VMs: `set_attributes` has address, size, attributes and
+    flags in `rax` to `rdx`, `fallocate` (of the guest_memfd) offset, length and mode in `rax` to
+    `rcx`; the guest reads or writes (`rax`) the byte at `rbx`, user space the one at offset `rax`
+    of its memory (`rbx`).
     """
 
     VMMCALL = "vmmcall"
@@ -39,6 +45,12 @@ class StepOp(enum.Enum):
     ENFORCE_PV = "enforce_pv"
     SET_FILTER = "set_filter"
     SET_SLOT = "set_slot"
+    SET_ATTRIBUTES = "set_attributes"
+    FALLOCATE = "fallocate"
+    GUEST_READ = "guest_read"
+    GUEST_WRITE = "guest_write"
+    HOST_READ = "host_read"
+    HOST_WRITE = "host_write"
 
     @property
     def is_hypercall(self) -> bool:
@@ -52,12 +64,23 @@ class StepOp(enum.Enum):
 
     @property
     def is_ioctl(self) -> bool:
-        """Done by the VMM, without entering the guest."""
+        """Done without an instruction that is under test."""
         return self not in _INSTRUCTIONS
+
+    @property
+    def is_memory(self) -> bool:
+        """Of software-protected VMs only."""
+        return self in _MEMORY
 
 
 _HYPERCALLS: Final = frozenset((StepOp.VMMCALL, StepOp.VMCALL))
 _INSTRUCTIONS: Final = _HYPERCALLS | {StepOp.RDMSR, StepOp.WRMSR}
+_MEMORY: Final = frozenset(
+    (
+        *(StepOp.SET_ATTRIBUTES, StepOp.FALLOCATE, StepOp.GUEST_READ, StepOp.GUEST_WRITE),
+        *(StepOp.HOST_READ, StepOp.HOST_WRITE),
+    )
+)
 _MSRS: Final = frozenset((StepOp.RDMSR, StepOp.WRMSR, StepOp.HOST_GET_MSR, StepOp.HOST_SET_MSR))
 
 
@@ -82,7 +105,8 @@ class Filter(enum.Enum):
 
 
 class Answer(enum.Enum):
-    """What user space does at a hypercall exit."""
+    """What user space does at a hypercall exit. `CONVERT`: KVM_SET_MEMORY_ATTRIBUTES for the range
+    of MAP_GPA_RANGE, and its result is the answer."""
 
     WRITE_RET = "write_ret"
     UNTOUCHED = "leave_ret_untouched"
@@ -91,6 +115,7 @@ class Answer(enum.Enum):
     IMMEDIATE = "write_ret_then_immediate_exit"
     CHANGE_ARGS = "modify_args"
     CLEAR_CS_L = "clear_cs_l_before_resume"
+    CONVERT = "set_memory_attributes"
 
 
 class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -111,6 +136,8 @@ class Config(_Line, frozen=True):
     disable_quirks2: Hex | None = None
     ro_code: int = 0
     ignore_msrs: int = 0
+    protected: int = 0
+    """1: a software-protected VM, of 1 MiB with a guest_memfd and 1 MiB without."""
 
 
 class SetupResults(_Line, frozen=True):
@@ -189,6 +216,8 @@ class RecordedOutcome(_Line, frozen=True):
     """How a step ended: a guest outcome with its registers, or an ioctl's result.
 
     `us` (the time it took) is not part of the behaviour and is dropped by `RecordedStep.expected`.
+    "memory_fault" has address, flags and size of KVM_EXIT_MEMORY_FAULT in `data`, `hw` and `rax`,
+    "mmio" the address in `data` and 1 for a write in `info`.
     """
 
     outcome: str | None = None

@@ -98,6 +98,8 @@ def unsupported_reason(step: RecordedStep) -> str | None:
     """Why `step` cannot be compared, or None: MSRs that are not KVM's, modes that are none."""
     if step.vcpu:
         return "vCPU 1; the machine of this comparison has one vCPU"
+    if step.op.is_memory and not step.cfg.protected:
+        return f"{step.op.value} in a VM without guest_memfd"
     if step.op.is_msr and not (MSR_KVM_CUSTOM_FIRST <= step.inputs.msr <= MSR_KVM_CUSTOM_LAST):
         return f"MSR {step.inputs.msr:#x} is not one of KVM's own (0x4b564d00-0x4b564dff)"
     if step.op.is_ioctl:

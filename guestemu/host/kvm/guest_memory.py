@@ -19,7 +19,7 @@ import msgspec
 from bitarray import bitarray
 
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, U64_MASK
-from guestemu.abi.errno import EAGAIN, EINVAL, EOPNOTSUPP
+from guestemu.abi.errno import EAGAIN, EFBIG, EINVAL, EOPNOTSUPP
 from guestemu.host.intervals import IntervalSet
 
 KVM_MEMORY_ATTRIBUTE_PRIVATE: Final = 1 << 3
@@ -29,6 +29,8 @@ FALLOC_FL_KEEP_SIZE: Final = 1
 FALLOC_FL_PUNCH_HOLE: Final = 2
 PUNCH: Final = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 MADV_DONTNEED: Final = 4
+
+_SIGN: Final = 1 << 63
 
 MAX_CALLS: Final = 4096
 """Calls that are kept; a VMM that makes more of them in one program keeps the first."""
@@ -89,14 +91,14 @@ class GuestMemory:
     say which frames have a page in each backing; `device_map` which frames a device may reach
     (VFIO); `private_backing` and `shared_backing` which frames a slot has each for. All frames
     start private and backed, as after a launch. `calls` are the VMM's calls since the last reset.
-    One slot covers all of RAM unless `slots` are given.
+    One slot covers all of RAM unless `slots` are given. All slots share one guest_memfd of
+    `memfd_bytes`; 0: each slot has one, which ends with the slot.
     """
 
-    def __init__(self, frames: int, slots: tuple[Slot, ...] = ()) -> None:
+    def __init__(self, frames: int, slots: tuple[Slot, ...] = (), *, memfd_bytes: int = 0) -> None:
         self.frames = frames
-        self.slots = slots or (Slot(0, frames << PAGE_SHIFT),)
-        self.private_backing = self._frames_of(lambda slot: slot.has_guest_memfd)
-        self.shared_backing = self._frames_of(lambda slot: not slot.is_read_only)
+        self._memfd_bytes = memfd_bytes
+        self.set_slots(slots or (Slot(0, frames << PAGE_SHIFT),))
         self.attributes = bitarray(frames, endian="little")
         self.private_pages = bitarray(frames, endian="little")
         self.shared_pages = bitarray(frames, endian="little")
@@ -116,6 +118,12 @@ class GuestMemory:
         for slot in filter(is_wanted, self.slots):
             self._set(found, slot.gpa, slot.size, True)
         return found
+
+    def set_slots(self, slots: tuple[Slot, ...]) -> None:
+        """Has `slots` in place of what there is; attributes and pages stay."""
+        self.slots = slots
+        self.private_backing = self._frames_of(lambda slot: slot.has_guest_memfd)
+        self.shared_backing = self._frames_of(lambda slot: not slot.is_read_only)
 
     def restore(self) -> None:
         """As a new VM; cheap where no call was made."""
@@ -193,16 +201,22 @@ class GuestMemory:
         if not 0 <= slot < len(self.slots) or not self.slots[slot].has_guest_memfd:
             return -EINVAL
         place = self.slots[slot]
-        if mode == FALLOC_FL_PUNCH_HOLE or mode & ~PUNCH:
+        if not 0 < length < _SIGN or not 0 <= offset < _SIGN:
+            return -EINVAL
+        if not mode & FALLOC_FL_KEEP_SIZE or mode & ~PUNCH:
             return -EOPNOTSUPP
-        if not length or offset & PAGE_MASK or length & PAGE_MASK:
+        if offset + length >= _SIGN:
+            return -EFBIG
+        if offset & PAGE_MASK or length & PAGE_MASK:
             return -EINVAL
         is_punch = bool(mode & FALLOC_FL_PUNCH_HOLE)
-        file_end = place.memfd_offset + place.size
+        file_end = self._memfd_bytes or place.memfd_offset + place.size
         if not is_punch and offset + length > file_end:
             return -EINVAL
-        start, size = place.cut(place.gpa + offset - place.memfd_offset, length)
-        self._set(self.private_pages, start, size, not is_punch)
+        for one in self.slots if self._memfd_bytes else (place,):
+            if one.has_guest_memfd:
+                start, size = one.cut(one.gpa + offset - one.memfd_offset, length)
+                self._set(self.private_pages, start, size, not is_punch)
         return 0
 
     def madvise(self, slot: int, offset: int, length: int, advice: int) -> int:

@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/kvm.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,7 +23,6 @@
 #include <sys/reboot.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/time.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
@@ -50,6 +50,7 @@ struct memory_attributes {
 #define CREATE_MEMFD _IOWR(KVMIO, 0xd4, struct create_memfd)
 #define SET_ATTRIBUTES _IOW(KVMIO, 0xd2, struct memory_attributes)
 #define REGION_HAS_MEMFD 4u
+#define ATTRIBUTE_PRIVATE 8u
 #define CAP_MEMORY_ATTRIBUTES 233
 #define CAP_GUEST_MEMFD 234
 #define CAP_VM_TYPES 235
@@ -58,7 +59,8 @@ struct memory_attributes {
 /* Guest memory. */
 #define MEMORY 0x200000u
 #define SPARE 0x200000u /* behind it: what slots of OP_SLOT hold, so that KVM's writes miss the code */
-#define MEMFD_BYTES 0x100000u
+#define PRIVATE_RAM 0x100000u /* slot 0 of a protected VM */
+#define MEMFD_BYTES 0x180000u
 #define GDT 0x3000u
 #define TSS64 0x3800u
 #define TSS32 0x3a00u
@@ -97,25 +99,32 @@ static struct kvm_cpuid2 *supported;
 static int kvm;
 static u32 run_bytes;
 static volatile struct kvm_run *running;
-static volatile unsigned long serial, serial_seen, ticks;
+static volatile unsigned long serial;
+static volatile int is_busy;
+static pthread_t steps_thread;
 
-/* A guest that never exits is ended by KVM_RUN's EINTR. */
-static void on_alarm(int number)
+static void on_kick(int number)
 {
 	(void)number;
-	if (serial != serial_seen) {
-		serial_seen = serial;
-		ticks = 0;
-	} else if (++ticks >= SECONDS_PER_STEP && running) {
-		running->immediate_exit = 1;
-	}
 }
 
-static void set_alarm(int on)
+/* A guest that never exits is ended by KVM_RUN's EINTR. No signal comes otherwise: one between an
+ * exit that Linux 6.10 to 6.13 lose and the next makes KVM complete the hypercall late. */
+static void *watch(void *unused)
 {
-	struct itimerval timer = {{on, 0}, {on, 0}};
+	unsigned long seen = 0, ticks = 0;
 
-	setitimer(ITIMER_REAL, &timer, NULL);
+	for (;;) {
+		sleep(1);
+		if (!is_busy || serial != seen) {
+			seen = serial;
+			ticks = 0;
+		} else if (++ticks >= SECONDS_PER_STEP && running) {
+			running->immediate_exit = 1;
+			pthread_kill(steps_thread, SIGUSR1);
+		}
+	}
+	return unused;
 }
 
 static int call(int fd, unsigned long number, void *argument)
@@ -310,8 +319,8 @@ static int add_memory(struct vm *vm, int is_protected)
 {
 	struct kvm_userspace_memory_region all = {0, 0, 0, MEMORY, (u64)vm->memory};
 	struct create_memfd file = {.size = MEMFD_BYTES};
-	struct memory_region2 low = {.flags = REGION_HAS_MEMFD, .size = MEMFD_BYTES};
-	struct memory_region2 high = {.slot = 1, .gpa = MEMFD_BYTES, .size = MEMORY - MEMFD_BYTES};
+	struct memory_region2 low = {.flags = REGION_HAS_MEMFD, .size = PRIVATE_RAM};
+	struct memory_region2 high = {.slot = 1, .gpa = PRIVATE_RAM, .size = MEMORY - PRIVATE_RAM};
 	int rc;
 
 	if (!is_protected)
@@ -321,7 +330,7 @@ static int add_memory(struct vm *vm, int is_protected)
 		return -errno;
 	low.address = (u64)vm->memory;
 	low.memfd = (u32)vm->memfd;
-	high.address = (u64)vm->memory + MEMFD_BYTES;
+	high.address = (u64)vm->memory + PRIVATE_RAM;
 	rc = call(vm->fd, SET_REGION2, &low);
 	return rc ? rc : call(vm->fd, SET_REGION2, &high);
 }
@@ -460,6 +469,17 @@ static void first_registers(struct kvm_regs *r, const struct request *q)
 	}
 }
 
+/* What a VMM does at the exit of MAP_GPA_RANGE; its result is the guest's answer. */
+static u64 convert(int vm, const u64 *args)
+{
+	struct memory_attributes change = {
+		.address = args[0], .size = args[1] << 12,
+		.attributes = args[2] & 0x10 ? ATTRIBUTE_PRIVATE : 0,
+	};
+
+	return (u64)(int64_t)call(vm, SET_ATTRIBUTES, &change);
+}
+
 static struct event *next_event(struct reply *a, u32 kind)
 {
 	struct event *event = &a->event[a->events < 2 ? a->events : 1];
@@ -471,7 +491,7 @@ static struct event *next_event(struct reply *a, u32 kind)
 }
 
 /* 0: run on; 1: the step ends here. */
-static int answer_hypercall(struct vcpu *vcpu, const struct request *q, struct reply *a)
+static int answer_hypercall(int vm, struct vcpu *vcpu, const struct request *q, struct reply *a)
 {
 	struct kvm_run *run = vcpu->run;
 	struct kvm_regs *r = &run->s.regs.regs;
@@ -504,6 +524,8 @@ static int answer_hypercall(struct vcpu *vcpu, const struct request *q, struct r
 		run->hypercall.args[0] = 1;
 		memcpy((u8 *)&run->hypercall.ret + 8, &zero, 4);
 	}
+	if (q->answer == CONVERT)
+		run->hypercall.ret = convert(vm, event->args);
 	if (q->answer == CLEAR_CS_L) {
 		s->cs.l = 0;
 		s->cs.db = 1;
@@ -550,7 +572,7 @@ static void answer_msr(struct kvm_run *run, const struct request *q, struct repl
 }
 
 /* Runs until the guest's OUT or an exit that nobody expects. */
-static void run_guest(struct vcpu *vcpu, const struct request *q, struct reply *a)
+static void run_guest(int vm, struct vcpu *vcpu, const struct request *q, struct reply *a)
 {
 	struct kvm_run *run = vcpu->run;
 
@@ -562,16 +584,19 @@ static void run_guest(struct vcpu *vcpu, const struct request *q, struct reply *
 			memset((void *)&run->hypercall, 0xa5, sizeof(run->hypercall));
 		rc = ioctl(vcpu->fd, KVM_RUN, NULL);
 		error = errno;
-		if (rc < 0 && error == EINTR && !run->immediate_exit) {
-			guard--; /* a tick of the alarm */
-			continue;
-		}
 		run->kvm_dirty_regs = 0;
 		if (rc < 0) {
 			a->outcome = error == EINTR ? TIMEOUT : RUN_ERROR;
 			a->info = error == EINTR ? 0 : error;
 			if (error == EFAULT || error == 133)
 				a->reason = (int32_t)run->exit_reason;
+			if (a->reason == EXIT_MEMORY_FAULT) {
+				const volatile u64 *words = (volatile u64 *)&run->hw;
+
+				a->hw = words[0];
+				a->data = words[1];
+				a->cr2 = words[2];
+			}
 			return;
 		}
 		a->reason = (int32_t)run->exit_reason;
@@ -585,7 +610,7 @@ static void run_guest(struct vcpu *vcpu, const struct request *q, struct reply *
 			}
 			return;
 		case KVM_EXIT_HYPERCALL:
-			if (answer_hypercall(vcpu, q, a))
+			if (answer_hypercall(vm, vcpu, q, a))
 				return;
 			break;
 		case KVM_EXIT_X86_RDMSR:
@@ -609,6 +634,8 @@ static void run_guest(struct vcpu *vcpu, const struct request *q, struct reply *
 			a->info = (int32_t)run->internal.suberror;
 			return;
 		case KVM_EXIT_MMIO:
+			a->data = run->mmio.phys_addr;
+			a->info = run->mmio.is_write;
 			run->immediate_exit = 1;
 			ioctl(vcpu->fd, KVM_RUN, NULL);
 			run->immediate_exit = 0;
@@ -687,7 +714,7 @@ static void guest_step(struct vm *vm, const struct config *c, const struct reque
 	run->immediate_exit = 0;
 	a->reason = -1;
 	running = run;
-	run_guest(vcpu, q, a);
+	run_guest(vm->fd, vcpu, q, a);
 	running = NULL;
 	finish(vm, vcpu, q, a);
 }
@@ -708,7 +735,7 @@ static void resume(struct vm *vm, const struct request *q, struct reply *a)
 	}
 	a->events = 1; /* run->hypercall is not poisoned now */
 	running = run;
-	run_guest(vcpu, &step, a);
+	run_guest(vm->fd, vcpu, &step, a);
 	running = NULL;
 	a->events--;
 	finish(vm, vcpu, &step, a);
@@ -731,16 +758,19 @@ static void msr_ioctl(struct vcpu *vcpu, const struct request *q, struct reply *
 static void vm_ioctl(struct vm *vm, const struct request *q, struct reply *a)
 {
 	struct memory_attributes attributes = {q->rax, q->rbx, q->rcx, q->rdx};
-	struct kvm_userspace_memory_region region = {
-		(u32)q->rcx, (u32)q->rdx, q->rax, q->rbx, (u64)vm->memory + MEMORY};
+	struct memory_region2 region = {
+		.slot = (u32)q->rcx, .flags = (u32)q->rdx, .gpa = q->rax, .size = q->rbx,
+		.address = (u64)vm->memory + MEMORY, .offset = q->rsi, .memfd = (u32)vm->memfd,
+	};
+	unsigned long set_region = vm->memfd > 0 ? SET_REGION2 : KVM_SET_USER_MEMORY_REGION;
 
 	a->outcome = IOCTL;
 	switch (q->op) {
 	case OP_PEEK:
-		a->data = q->rax < MEMORY ? vm->memory[q->rax] : 0;
+		a->data = q->rax < MEMORY + SPARE ? vm->memory[q->rax] : 0;
 		break;
 	case OP_POKE:
-		if (q->rax >= 0x30000 && q->rax < MEMORY)
+		if (q->rax >= 0x30000 && q->rax < MEMORY + SPARE)
 			vm->memory[q->rax] = (u8)q->rbx;
 		break;
 	case OP_ATTRIBUTES:
@@ -750,7 +780,7 @@ static void vm_ioctl(struct vm *vm, const struct request *q, struct reply *a)
 		a->rc = fallocate(vm->memfd, (int)q->rcx, (off_t)q->rax, (off_t)q->rbx) ? -errno : 0;
 		break;
 	case OP_SLOT: /* slots 0 and 1 hold the guest itself */
-		a->rc = q->rcx < 2 ? -EPERM : call(vm->fd, KVM_SET_USER_MEMORY_REGION, &region);
+		a->rc = q->rcx < 2 ? -EPERM : call(vm->fd, set_region, &region);
 		break;
 	case OP_EXIT_CAP:
 		a->rc = enable(vm->fd, KVM_CAP_EXIT_HYPERCALL, q->rax);
@@ -784,9 +814,7 @@ static void step(const struct request *q, struct reply *a)
 		return;
 	}
 	if (q->flags & F_FRESH || !vm->is_made) {
-		do {
-			a->rc = make(vm, c);
-		} while (a->rc == -EINTR); /* the alarm */
+		a->rc = make(vm, c);
 		serial++;
 		if (a->rc) {
 			drop(vm);
@@ -939,14 +967,14 @@ static void serve(u8 *channel)
 		memcpy(configs, channel + CONFIGS_AT, sizeof(configs));
 		memcpy(requests, channel + REQUESTS_AT, count * sizeof(requests[0]));
 		clear_warn_once();
-		set_alarm(1);
+		is_busy = 1;
 		for (u32 i = 0; i < count; i++) {
 			h->done = i;
 			serial++;
 			step(&requests[i], &replies[i]);
 		}
 		h->done = count;
-		set_alarm(0);
+		is_busy = 0;
 		memcpy(channel + REPLIES_AT, replies, count * sizeof(replies[0]));
 		h->batches++;
 		__sync_synchronize();
@@ -957,7 +985,8 @@ static void serve(u8 *channel)
 int main(void)
 {
 	static const char *const modules[] = {"/irqbypass.ko", "/ccp.ko", "/kvm.ko", "/kvm-amd.ko"};
-	struct sigaction action = {.sa_handler = on_alarm};
+	struct sigaction action = {.sa_handler = on_kick};
+	pthread_t watcher;
 	struct header *h;
 	u8 *channel;
 	int fd;
@@ -993,7 +1022,10 @@ int main(void)
 			supported->nent = 0;
 		describe(h);
 	}
-	sigaction(SIGALRM, &action, NULL);
+	sigaction(SIGUSR1, &action, NULL);
+	steps_thread = pthread_self();
+	if (pthread_create(&watcher, NULL, watch, NULL))
+		perror("watch");
 	h->version = VERSION;
 	h->magic = MAGIC;
 	__sync_synchronize();

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`guestemu oracle build-modules`: what is fetched, what is refused; the build itself in soak."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from guestemu.abi.errors import InputError, MissingError
+from guestemu.cli.main import main
+from guestemu.guest.linux.images import find_image
+from guestemu.oracle import module_build
+from guestemu.oracle.image import find_kernel
+from guestemu.oracle.live import LiveKvm
+from guestemu.oracle.module_build import ModuleBuilder, options_for, suite_of
+
+NAME = "linux-binary-7.3.4+deb13-cloud-amd64_7.3.4-1~bpo13+1_amd64.deb"
+PATCH = """\
+--- a/arch/x86/kvm/x86.c
++++ b/arch/x86/kvm/x86.c
+@@ -1 +1 @@
+-a
++b
+"""
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A user's cache with one kernel in it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kernels = tmp_path / "guestemu" / "kernels"
+    kernels.mkdir(parents=True)
+    with (kernels / NAME).open("wb") as stream:
+        stream.truncate(2 << 20)
+    return tmp_path
+
+
+def test_source_headers_and_compiler_of_the_kernels_own_release_are_fetched(cache):
+    packages = ModuleBuilder("7.3", print).packages
+    assert packages[:3] == (
+        "linux-headers-7.3.4+deb13-cloud-amd64=7.3.4-1~bpo13+1",
+        "linux-source-7.3=7.3.4-1~bpo13+1",
+        "gcc-14",
+    )
+    assert "patch" in packages
+
+
+@pytest.mark.parametrize(
+    ("release", "series", "suite"),
+    [
+        ("7.3.4+deb13-cloud-amd64", "7.3", "trixie"),
+        ("6.12.117+deb12-cloud-amd64", "6.12", "bookworm"),
+        ("6.1.0-57-cloud-amd64", "6.1", "bookworm"),
+    ],
+)
+def test_the_release_of_debian_is_read_from_the_kernels_name(release, series, suite):
+    assert suite_of(release, series) == suite
+
+
+def test_what_turns_protected_vms_on_depends_on_the_kernel():
+    assert "CONFIG_KVM_SW_PROTECTED_VM" in options_for("7.3")
+    assert "CONFIG_KVM_GENERIC_PRIVATE_MEM" not in options_for("7.3")
+    assert "CONFIG_KVM_GENERIC_PRIVATE_MEM" in options_for("6.12")
+    with pytest.raises(InputError, match=r"6\.1 has no software-protected VMs.*--plain"):
+        options_for("6.1")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("no patch at all\n", "no patch"),
+        (PATCH.replace("arch/x86/kvm/x86.c", "mm/slub.c"), "changes mm/slub.c; only arch/x86/kvm"),
+        (PATCH.replace("kvm/x86.c", "kvm/../../../init/main.c"), "changes arch/x86/kvm/../"),
+    ],
+)
+def test_a_patch_of_what_is_not_compiled_is_refused(cache, tmp_path, capsys, text, said):
+    change = tmp_path / "change.patch"
+    change.write_text(text)
+    words = ["oracle", "build-modules", "7.3", "-o", str(tmp_path / "out"), "--patch", str(change)]
+    assert main(words) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_kernel_that_is_no_fetched_package_is_refused(tmp_path, capsys):
+    image = tmp_path / "bzImage"
+    image.write_bytes(b"\0" * 0x202 + b"HdrS")
+    assert main(["oracle", "build-modules", str(image), "-o", str(tmp_path)]) == 2
+    assert "for a fetched Debian package" in capsys.readouterr().err
+
+
+def test_apts_words_are_shown_where_the_archive_has_no_such_kernel(cache, monkeypatch):
+    def apt(command, directory):
+        if "install" in command:
+            said = "E: Version '7.3.4-1~bpo13+1' for 'linux-source-7.3' was not found\n"
+            return subprocess.CompletedProcess(command, 100, "", said)
+        text = "http://deb.example/debian|trixie\n" if "indextargets" in command else ""
+        return subprocess.CompletedProcess(command, 0, text, "")
+
+    monkeypatch.setattr(module_build, "check_apt", lambda: None)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    with pytest.raises(MissingError, match=r"'linux-source-7\.3' was not found.*no longer has"):
+        ModuleBuilder("7.3", print, apt).build(cache / "out")
+
+
+@pytest.mark.soak
+def test_rebuilt_modules_have_protected_vms_and_load_into_the_packages_kernel(tmp_path):
+    try:
+        find_image("7.3")
+    except MissingError:
+        pytest.skip("kernel 7.3 was not fetched")
+    assert main(["oracle", "build-modules", "7.3", "-o", str(tmp_path)]) == 0
+    with LiveKvm(find_kernel("7.3", Path(tmp_path))) as kvm:
+        assert kvm.machine.has_protected_vms
