@@ -204,8 +204,8 @@ def run(
         typer.Option(
             "--device",
             metavar="NAME",
-            help="Give the guest this device (repeatable): nvme, virtio-blk, virtio-rng; "
-            "default: nvme.",
+            help="Give the guest this device (repeatable): nvme, virtio-blk, virtio-net, "
+            "virtio-rng; default: nvme.",
             show_default=False,
         ),
     ] = None,
@@ -340,7 +340,10 @@ def hostile(
         ),
     ] = "",
     device: Annotated[
-        str, typer.Option("--device", metavar="NAME", help="nvme, virtio-blk or virtio-rng.")
+        str,
+        typer.Option(
+            "--device", metavar="NAME", help="nvme, virtio-blk, virtio-net or virtio-rng."
+        ),
     ] = "nvme",
     execs: Annotated[
         int, typer.Option("--execs", metavar="N", min=1, help="Number of experiments.")

@@ -28,7 +28,8 @@ write /sys/bus/pci/drivers/nvme/bind 0000:00:01.0
 sleep 100
 write /sys/bus/pci/devices/0000:00:01.0/remove 1
 """
-ALL = ("--device", "nvme", "--device", "virtio-rng", "--device", "virtio-blk")
+DEVICES = ("nvme", "virtio-rng", "virtio-blk", "virtio-net")
+ALL = tuple(word for name in DEVICES for word in ("--device", name))
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_drivers_read_what_their_devices_hold_and_runs_are_equal(run):
     first, status = run("6.12", *ALL)
     assert status == 0
     assert "init: user space is up" in first["console"]
-    assert [read["is_right"] for read in first["reads"]] == [True, True, True]
+    assert [read["is_right"] for read in first["reads"]] == [True, True, True, True]
     assert {read["size"] for read in first["reads"]} == {512}
     assert first["conversions"] > 1000
     second, _ = run("6.12", *ALL)
@@ -92,7 +93,7 @@ def test_a_run_stops_at_a_function(run):
 @pytest.fixture
 def running(image_of):
     """6.12 in user space with all devices, from the snapshot."""
-    setting = Setting(devices=("nvme", "virtio-rng", "virtio-blk"))
+    setting = Setting(devices=DEVICES)
     running = Userland(LOADER).start(image_of("6.12"), setting)
     yield running
     running.machine.close()
@@ -124,6 +125,25 @@ def test_every_access_of_a_device_is_shared_bounced_and_mapped(running, accesses
     payload = sum(access.is_payload for access in accesses)
     assert payload > 40
     assert counts[rules.BOUNCE_POOL] > payload
+    assert broken(running) == set()
+
+
+def test_a_network_device_lives_and_goes(running):
+    slot = "0000:00:04.0"
+    commands = (
+        "frame eth0 1500",
+        f"write /sys/bus/pci/devices/{slot}/driver/unbind {slot}",
+        f"write /sys/bus/pci/drivers_probe {slot}",
+        "frame eth0 600",
+        f"write /sys/bus/pci/devices/{slot}/remove 1",
+        "frame eth0 600",
+    )
+    results = [running.command(command) for command in commands]
+    assert [result.value for result in results] == [1500, 12, 12, 600, 1, -19]
+    device = running.hardware.devices["virtio-net"]
+    assert [device.holds(results[at].data) for at in (0, 3)] == [True, True]
+    assert not device.holds(results[0].data[:-1] + b"?")
+    assert running.callers.pages["coherent free"] == 4
     assert broken(running) == set()
 
 
@@ -208,7 +228,7 @@ def test_a_kernel_that_warns_is_a_finding(running, monkeypatch):
 
 
 def test_the_trace_of_a_workload_has_the_events_that_happened(image_of, tmp_path):
-    setting = Setting(devices=("nvme", "virtio-rng", "virtio-blk"))
+    setting = Setting(devices=DEVICES)
     commands = ("read /dev/nvme0n1 131072 0", "fill /dev/vda 8192 0", "read /dev/absent 1 0")
     recording = record_workload(image_of("6.12"), setting, commands, None)
     counts = recording.counts
@@ -217,7 +237,7 @@ def test_the_trace_of_a_workload_has_the_events_that_happened(image_of, tmp_path
     assert counts.events["dma_map_sg"] == counts.events["dma_unmap_sg"] > 0
     assert counts.broken == 0
     assert counts.conversions["atomic pool, in the background"] == 32
-    assert counts.conversions["coherent allocation"] == 6
+    assert counts.conversions["coherent allocation"] == 8
     assert "other" not in counts.conversions
     path = tmp_path / "workload.trace"
     path.write_bytes(recording.text)

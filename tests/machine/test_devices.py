@@ -224,3 +224,41 @@ def test_unknown_devices_are_named():
     with pytest.raises(InputError, match="did you mean nvme"):
         find_device("nvm")
     assert {NvmeController, VirtioBlk} <= {find_device(name) for name in device_names()}
+
+
+def frame_of(payload, kind=b"\x88\xb5"):
+    return bytes(12) + b"\xff" * 6 + b"\x52\x54\0gem" + kind + payload
+
+
+def test_the_other_end_answers_a_frame_as_soon_as_there_is_a_buffer():
+    slot = Slot("virtio-net")
+    device = slot.device
+    rings = {0: 0x10000, 1: 0x14000}
+    for number, base in rings.items():
+        for offset, size, value in (
+            *((0x16, 2, number), (0x20, 4, base), (0x28, 4, base + 0x1000)),
+            *((0x30, 4, base + 0x2000), (0x1C, 2, 1)),
+        ):
+            device.mmio_write(offset, size, value)
+    sent = frame_of(bytes(range(50)))
+
+    def offer(number, gpa, size, flags, index):
+        base = rings[number]
+        slot.put(base, struct.pack("<QIHH", gpa, size, flags, 0))
+        slot.put(base + 0x1000 + 4 + 2 * (index - 1), b"\0\0")
+        slot.put(base + 0x1002, index.to_bytes(2, "little"))
+        device.mmio_write(0x1000 + 4 * number, 4, 0)
+
+    slot.put(0x20000, frame_of(b"x" * 50, b"\x86\xdd"))
+    offer(1, 0x20000, 76, 0, 1)
+    assert device.state.pending == []
+    slot.put(0x20000, sent)
+    offer(1, 0x20000, len(sent), 0, 2)
+    assert len(device.state.pending) == 1
+    offer(0, 0x21000, 2048, 2, 1)
+    answer = slot.get(0x21000 + 12, len(sent) - 12)
+    assert answer[:6] == b"\x52\x54\0gem"
+    assert answer[14:] == bytes(byte ^ 0xFF for byte in range(50))
+    assert slot.get(rings[0] + 0x2000 + 4, 8) == struct.pack("<II", 0, len(sent))
+    assert device.state.pending == []
+    assert {access.is_payload for access in slot.accesses if access.part == "frame"} == {True}

@@ -77,7 +77,7 @@ class PciFunction(StatefulDevice[S]):
     """Kernel modules that are its driver, in the order of loading; none for a built-in one."""
 
     NODE: str = ""
-    """The file in /dev that reads from the device; empty for none."""
+    """The file in /dev, or the network interface, that reads from the device; empty for none."""
 
     def __init__(self, bar: int, line: Line, dma: DmaPort) -> None:
         self.config = configuration(self.IDS, bar, line.irq)
@@ -120,6 +120,10 @@ class PciFunction(StatefulDevice[S]):
         """Surprise removal: the slot is empty from now on."""
         self.is_plugged = False
         self.line.set(False)
+
+    def read_command(self, size: int, offset: int) -> str:
+        """The command of PID 1 (init.c) that reads `size` bytes at byte `offset` of `NODE`."""
+        return f"read {self.NODE} {size} {offset}"
 
     def holds(self, data: bytes, offset: int = 0) -> bool:
         """Whether `data`, read from byte `offset` of `NODE` on, is what the device holds."""

@@ -53,10 +53,12 @@ class SplitQueue(msgspec.Struct, kw_only=True):
 
 
 class VirtioState(msgspec.Struct, kw_only=True):
-    """The transport's registers, the queues, the medium of a block device."""
+    """The transport's registers, the queues, the medium of a block device, and what waits for a
+    buffer of the driver's."""
 
     queues: list[SplitQueue]
     disk: Disk | None = None
+    pending: list[bytes] = msgspec.field(default_factory=list)
     status: int = 0
     isr: int = 0
     select: int = 0
@@ -103,6 +105,14 @@ class VirtioFunction(PciFunction[VirtioState]):
     def serve(self, number: int, chain: list[QueueBuffer]) -> int:
         """Carries out the request `chain` of queue `number`; the bytes written into it."""
         raise NotImplementedError
+
+    def is_ready(self, number: int) -> bool:
+        """Whether the device takes the next buffer of queue `number` now."""
+        return True
+
+    def kick(self, number: int) -> None:
+        """The device has something for queue `number`."""
+        self._notify(number)
 
     def _reset(self) -> None:
         self.state = self._state(self.state.disk)
@@ -192,7 +202,7 @@ class VirtioFunction(PciFunction[VirtioState]):
         queue = self.state.queues[number]
         has_served = False
         for _ in range(queue.size):
-            head = self._next(number, queue)
+            head = self._next(number, queue) if self.is_ready(number) else None
             if head is None:
                 break
             written = self.serve(number, self._chain(number, queue, head))

@@ -168,7 +168,7 @@ class HostileDevice:
     def read(self, pages: int, sector: int) -> CallOutcome:
         """`pages` pages of the device's file, or one sector."""
         size = pages * _PAGE or SECTOR
-        outcome, result = self._command(f"read {self._device.NODE} {size} {sector * SECTOR}")
+        outcome, result = self._command(self._device.read_command(size, sector * SECTOR))
         if result is not None and result.value > 0:
             self._judge(result, sector)
         return outcome

@@ -158,6 +158,6 @@ def read_device(running: RunningKernel, name: str, budget: int = COMMAND_BUDGET)
     device = running.hardware.devices[name]
     if not device.NODE:
         raise InputError(f"device {name}: it has no file to read from")
-    result = running.command(f"read {device.NODE} {SECTOR} 0", budget)
+    result = running.command(device.read_command(SECTOR, 0), budget)
     is_right = result.value == SECTOR and device.holds(result.data)
     return DeviceRead(name, device.NODE, len(result.data), is_right, max(-result.value, 0))
