@@ -20,6 +20,7 @@ from guestemu.abi.addresses import PAGE_SHIFT, Gva, to_signed
 from guestemu.abi.errno import EINVAL
 from guestemu.abi.errors import GuestemuError, InputError
 from guestemu.abi.names import nearest
+from guestemu.events.exits import HypercallExit
 from guestemu.guest.base import CallOutcome
 from guestemu.guest.linux.boot import STOP_AT, boot_kernel, describe_end, lacking
 from guestemu.guest.linux.cache import switched_off
@@ -135,13 +136,16 @@ def _refused_boot(bed: Bed) -> Verdict:
         said = [line for line in text.splitlines() if "Failed to decrypt" in line]
         if said:
             return Verdict(RIGHT, said[0].strip())
-        return Verdict(WRONG, f"silent: {end}, without a word", _refused_known(bed.kind, "silent"))
+        is_told = any(isinstance(told, HypercallExit) for told in handler.exits)
+        words = ("silent",) if is_told else ("silent", "untold")
+        known = _refused_known(bed.kind, *words)
+        return Verdict(WRONG, f"{', '.join(words)}: {end}, without a word", known)
     finally:
         booted.machine.close()
 
 
-def _refused_known(kind: str, word: str) -> str:
-    return find_known(Key(kind, _BOOT, "-EINVAL"), (word,))
+def _refused_known(kind: str, *words: str) -> str:
+    return find_known(Key(kind, _BOOT, "-EINVAL"), words)
 
 
 def _on_testbed(
