@@ -56,8 +56,7 @@ _LOST: Final = "some lose the page"
 
 def _write_table(path: Path, scenarios: Sequence[Scenario], rows: Sequence[CountRow]) -> None:
     """The cells as an HTML page; each leads to its first losing interleaving."""
-    from guestemu.campaign.store import write_atomically
-    from guestemu.report.matrix import Tried, matrix_page
+    from guestemu.report.matrix import Tried, matrix_document
 
     tried = []
     for scenario, row in zip(scenarios, rows, strict=True):
@@ -80,8 +79,8 @@ def _write_table(path: Path, scenarios: Sequence[Scenario], rows: Sequence[Count
         "how many of these interleavings lose the page, and leads to the command that shows one."
     )
     kinds = {_KEPT: "good", _UNDEFINED: "warn", _LOST: "bad"}
-    page = matrix_page("Interleavings that lose a page", words, tried, kinds, "order")
-    write_atomically(path, page.encode(), "--html")
+    document = matrix_document("Interleavings that lose a page", words, tried, kinds, "order")
+    console.write_document(path, document)
 
 
 def _cell(row: CountRow) -> str:

@@ -14,6 +14,7 @@ from guestemu.abi.errors import InputError
 from guestemu.cli import console
 
 if TYPE_CHECKING:
+    from guestemu.report.document import Document
     from guestemu.report.matrix import Tried
     from guestemu.study.outcomes.cells import Cell, Key
 
@@ -106,23 +107,18 @@ def _tried(verb: str, cells: Sequence[Cell]) -> list[Tried]:
     ]
 
 
-def write_page(path: Path, verb: str, cells: Sequence[Cell]) -> None:
-    """The cells of `guestemu kernel VERB` as an HTML page. Raises `InputError`."""
-    from guestemu.campaign.store import write_atomically
-    from guestemu.report.matrix import matrix_page
+def document(verb: str, cells: Sequence[Cell]) -> Document:
+    """The cells of `guestemu kernel VERB` as a matrix."""
+    from guestemu.report.matrix import matrix_document
 
     words = "Each cell was measured on that kernel, unmodified; it leads to what was seen."
-    page = matrix_page(f"guestemu kernel {verb}", words, _tried(verb, cells), _VALUES)
-    write_atomically(path, page.encode(), "--html")
+    return matrix_document(f"guestemu kernel {verb}", words, _tried(verb, cells), _VALUES)
 
 
-def tell(cells: Sequence[Cell]) -> None:
-    """For people: of several kernels a table of outcomes, then a line for each cell."""
-    from guestemu.report.matrix import matrix_rows
-
-    names, rows = matrix_rows(_tried("", cells))
-    if len(names) > 1:
-        console.emit_table(("row", *names), rows)
+def tell(verb: str, cells: Sequence[Cell]) -> None:
+    """For people: of several kernels the matrix, then a line for each cell."""
+    if len({cell.kernel for cell in cells}) > 1:
+        console.emit_document(document(verb, cells))
         console.emit()
     columns = ("kernel", "row", "outcome", "detail")
     console.emit_table(

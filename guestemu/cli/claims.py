@@ -11,7 +11,7 @@ import typer
 from guestemu.abi.errors import InputError, MissingError
 from guestemu.cli import _names as names
 from guestemu.cli import console
-from guestemu.cli._options import AsJson
+from guestemu.cli._options import AsJson, Html
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_INTERRUPTED, EXIT_OK
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def command(
         Path | None,
         typer.Option("--plots", metavar="DIR", help="Write the plots of C9 to C12 there, as SVG."),
     ] = None,
+    html: Html = None,
     as_json: AsJson = False,
 ) -> int:
     """Test what was claimed about SEV live migration.
@@ -61,6 +62,8 @@ def command(
       guestemu claims --json C31
 
       guestemu claims --plots plots C9 C11
+
+      guestemu claims C2 C13 --html claims.html
     """
     from guestemu.study.claims.claim import Lab
     from guestemu.study.claims.debate import can_run, find_claims
@@ -80,6 +83,10 @@ def command(
     decided = _run(runnable, lab)
     if plots is not None:
         _write_plots(decided, plots)
+    if html is not None:
+        from guestemu.study.claims.document import claims_document
+
+        console.write_document(html, claims_document(decided))
     _show(decided, skipped, bool(idents), markdown, as_json)
     if len(decided) < len(runnable):
         return EXIT_INTERRUPTED
@@ -132,6 +139,7 @@ def _show(
     markdown: bool,
     as_json: bool,
 ) -> None:
+    from guestemu.report.race import race_lines
     from guestemu.study.claims.page import page
     from guestemu.study.claims.report import lines, report
 
@@ -146,6 +154,9 @@ def _show(
                 console.emit()
             for line in lines(each):
                 console.emit(line)
+            for witness in each.result.witnesses:
+                if witness.race is not None:
+                    console.emit_lines(race_lines(witness.race, not console.has_unicode()))
     else:
         _list(decided)
     if skipped:

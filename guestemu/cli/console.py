@@ -40,6 +40,8 @@ _CONTROLS: Final = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 """Characters that JSON leaves as they are and terminals may obey."""
 
 _COLUMN_GAP: Final = 2
+_VALUES: Final = {"good": "green", "bad": "red", "warn": "yellow"}
+"""Styles of what a table's cell is worth."""
 
 
 class _Output(msgspec.Struct):
@@ -143,12 +145,22 @@ def _without_surrogates(value: object) -> object:
 
 def emit_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Rows under headings, in columns as wide as their widest cell, on stdout."""
-    cells = [list(columns), *([visible(str(cell)) for cell in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for index, row in enumerate(cells):
-        padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        line = (" " * _COLUMN_GAP).join(padded).rstrip()
-        emit(paint(line, "bold") if index == 0 else line)
+    _emit_cells(columns, ([(visible(str(cell)), "") for cell in row] for row in rows))
+
+
+def _emit_cells(columns: Sequence[str], rows: Iterable[Sequence[tuple[str, str]]]) -> None:
+    """Rows of texts with their styles."""
+    cells = [[(text, "bold") for text in columns], *rows]
+    widths = [max(len(text) for text, _ in column) for column in zip(*cells, strict=True)]
+    gap = " " * _COLUMN_GAP
+    for row in cells:
+        used = max((place for place, (text, _) in enumerate(row, 1) if text.strip()), default=0)
+        parts = []
+        for place, ((text, style), width) in enumerate(zip(row, widths, strict=True), 1):
+            shown = text.ljust(width) if place < used else text.rstrip()
+            if place <= used:
+                parts.append(paint(shown, style) if style else shown)
+        emit(gap.join(parts))
 
 
 def paint(text: str, style: str) -> str:
@@ -200,23 +212,41 @@ def emit_document(document: Document) -> None:
 
 
 def _emit_content(content: Content) -> None:
-    from guestemu.report.document import Code, Grid, Paragraph, Picture, Svg, picture_lines
-    from guestemu.report.page import TableCell
+    from guestemu.report.document import (
+        Code,
+        Grid,
+        Heading,
+        Legend,
+        Paragraph,
+        Picture,
+        Svg,
+        picture_lines,
+    )
 
     match content:
         case Paragraph(text, style):
             emit(paint(text, style) if style else text)
         case Grid(headings, rows):
-            shown = (
-                [cell.text if isinstance(cell, TableCell) else cell for cell in row] for row in rows
-            )
-            emit_table(headings, shown)
+            _emit_cells(headings, ([_worded(cell) for cell in row] for row in rows))
         case Picture(_, drawn):
             emit_lines(picture_lines(drawn, not has_unicode()))
+        case Legend(entries):
+            emit("  ".join(paint(word, _VALUES[value]) for word, value in entries))
+        case Heading(text):
+            emit(paint(text, "bold"))
         case Code(text, is_command):
             emit_text(f"$ {text}" if is_command else text)
         case Svg(title):
             emit(f"a picture, with --html: {title}")
+
+
+def _worded(cell: object) -> tuple[str, str]:
+    """A cell's text, and the style of its value."""
+    from guestemu.report.page import TableCell
+
+    if isinstance(cell, TableCell):
+        return visible(cell.text), _VALUES.get(cell.value, "")
+    return visible(str(cell)), ""
 
 
 def write_document(path: Path, document: Document, option: str = "--html") -> None:

@@ -620,11 +620,11 @@ def defects(
 
     cells = list(_kernel_cells.defects(kernels or [], only or []))
     if html is not None:
-        _kernel_cells.write_page(html, "defects", cells)
+        console.write_document(html, _kernel_cells.document("defects", cells))
     if update is not None:
         rows = [defect.name for defect in DEFECTS]
         _kernel_cells.write_table(update, "guestemu kernel defects", cells, rows, findings)
-    return _give(cells, as_json, SEEN)
+    return _give("defects", cells, as_json, SEEN)
 
 
 @app.command()
@@ -651,11 +651,11 @@ def matrix(
 
     cells = list(_kernel_cells.matrix(kernels or [], only or []))
     if html is not None:
-        _kernel_cells.write_page(html, "matrix", cells)
+        console.write_document(html, _kernel_cells.document("matrix", cells))
     if update is not None:
         rows = [verb.name for verb in VERBS]
         _kernel_cells.write_table(update, "guestemu kernel matrix", cells, rows)
-    return _give(cells, as_json, FAILED)
+    return _give("matrix", cells, as_json, FAILED)
 
 
 @app.command("test")
@@ -768,12 +768,12 @@ def examine(
     return report.status
 
 
-def _give(cells: Sequence[Cell], as_json: bool, bad: str) -> int:
+def _give(verb: str, cells: Sequence[Cell], as_json: bool, bad: str) -> int:
     from guestemu.cli import _kernel_cells
     from guestemu.study.outcomes.cells import FAILED
 
     if as_json:
         console.emit_json({"rows": cells})
     else:
-        _kernel_cells.tell(cells)
+        _kernel_cells.tell(verb, cells)
     return EXIT_FINDINGS if {cell.outcome for cell in cells} & {bad, FAILED} else EXIT_OK

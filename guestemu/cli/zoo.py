@@ -12,7 +12,7 @@ import typer
 from guestemu.cli import _names as names
 from guestemu.cli import console
 from guestemu.cli._duration import parse_duration
-from guestemu.cli._options import AsJson
+from guestemu.cli._options import AsJson, Html
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
 
 if TYPE_CHECKING:
@@ -143,6 +143,7 @@ def run(
             help="Append results to FILE and skip campaigns that it has.",
         ),
     ] = None,
+    html: Html = None,
     as_json: AsJson = False,
 ) -> int:
     """Run a campaign against each planted bug until its check fails.
@@ -157,7 +158,7 @@ def run(
 
       guestemu zoo run M6 M31 --campaigns 1
 
-      guestemu zoo run --results zoo.jsonl --jobs 2
+      guestemu zoo run --results zoo.jsonl --jobs 2 --html zoo.html
 
       guestemu zoo run --repaired --time 10m --campaigns 1
     """
@@ -183,6 +184,10 @@ def run(
     )
     known = [] if results is None else read_results(results)
     gathered, is_interrupted = _gather(cells, known, jobs, seeds, results)
+    if html is not None:
+        from guestemu.campaign.planted.tried import zoo_document
+
+        console.write_document(html, zoo_document(bugs, gathered))
     status = _tell(bugs, gathered, repaired, as_json)
     if is_interrupted:
         raise KeyboardInterrupt
@@ -279,12 +284,15 @@ def table(
     output: Annotated[
         Path | None, typer.Option("-o", metavar="FILE", help="Write FILE instead of stdout.")
     ] = None,
+    html: Html = None,
 ) -> int:
     """Write the page of the zoo (docs/zoo.md) from results.
 
     For example:
 
       guestemu zoo table zoo.jsonl -o docs/zoo.md
+
+      guestemu zoo table zoo.jsonl -o docs/zoo.md --html zoo.html
     """
     from guestemu.abi.errors import InputError
     from guestemu.campaign.planted.catalogue import BUGS
@@ -294,7 +302,12 @@ def table(
     for path in results:
         if not path.is_file():
             raise InputError(f"{path}: no such file; guestemu zoo run --results {path} makes it")
-    page = zoo_page(tuple(BUGS.values()), [one for path in results for one in read_results(path)])
+    found = [one for path in results for one in read_results(path)]
+    if html is not None:
+        from guestemu.campaign.planted.tried import zoo_document
+
+        console.write_document(html, zoo_document(tuple(BUGS.values()), found))
+    page = zoo_page(tuple(BUGS.values()), found)
     if output is None:
         console.emit_text(page)
     else:

@@ -20,6 +20,11 @@ from guestemu.dma.series import Bucket, Series
 from guestemu.dma.sharing import Churn, Fragmentation, MapCell, SharedPages
 
 _LISTED_PHASES: Final = 256
+_LANES: Final = 64
+"""Drivers that are followed over time; the rest are one more lane."""
+
+_LANE_BUCKETS: Final = 128
+OTHERS: Final = "(others)"
 
 
 class SharedOverTime(msgspec.Struct, frozen=True):
@@ -45,6 +50,8 @@ class Analysis(msgspec.Struct, frozen=True):
     `total` is the sum over devices; `pools` is what the atomic pools cost, at boot and when they
     grew. `phases` are the first 256 phases in the order of time. `splits_unneeded` counts split
     2 MiB leaves all of whose pages are private again at the end: nothing merges them (A28).
+    `shared_by_driver` has the buffers of the first 64 drivers over time, in at most 129 buckets
+    each; those of other drivers are together under `OTHERS`.
     """
 
     total: Cost
@@ -58,6 +65,7 @@ class Analysis(msgspec.Struct, frozen=True):
     churn: Churn
     splits_unneeded: int
     phases: tuple[PhaseBegin, ...] = ()
+    shared_by_driver: dict[str, SharedOverTime] = {}
 
 
 class _Cell:
@@ -67,11 +75,12 @@ class _Cell:
     is summed at the end.
     """
 
-    __slots__ = ("cost", "level", "plain")
+    __slots__ = ("cost", "lane", "level", "plain")
 
-    def __init__(self, level: list[int]) -> None:
+    def __init__(self, level: list[int], lane: Series) -> None:
         self.cost = Cost()
         self.level = level
+        self.lane = lane
         self.plain: dict[int, int] = {}
 
     def total(self) -> Cost:
@@ -97,8 +106,10 @@ class Analyst:
         self._cells = self._phases.setdefault(FIRST_PHASE, {})
         self._drivers: dict[str, str] = {}
         self._levels: dict[str, list[int]] = {}
-        self._cell = _Cell([0, 0])
+        self._lanes: dict[str, Series] = {}
+        self._cell = _Cell([0, 0], Series(_LANE_BUCKETS))
         self._time_ns: int | None = None
+        self._first: int | None = None
         self._at_boot = 0
         self._begins: list[PhaseBegin] = []
         self._last: Conversion | None = None
@@ -108,6 +119,7 @@ class Analyst:
         """See `Observer`."""
         if self._time_ns is None:
             self._series.record(event.time_ns, self._at_boot)
+            self._first = event.time_ns
         self._time_ns = event.time_ns
         if isinstance(event, Mark):
             self._cells = self._phases.setdefault(event.name, {})
@@ -121,8 +133,17 @@ class Analyst:
         if device not in self._levels:
             self._drivers[device] = event.driver
             self._levels[device] = [0, 0]
-        cell = self._cells[device] = _Cell(self._levels[device])
+        cell = self._cells[device] = _Cell(self._levels[device], self._lane(event.driver))
         return cell
+
+    def _lane(self, driver: str) -> Series:
+        """The driver's level over time, from 0 at the trace's begin."""
+        name = driver if driver in self._lanes or len(self._lanes) < _LANES else OTHERS
+        lane = self._lanes.get(name)
+        if lane is None:
+            lane = self._lanes[name] = Series(_LANE_BUCKETS)
+            lane.record(self._first or 0, 0)
+        return lane
 
     def converted(self, conversion: Conversion, is_pool: bool, /) -> None:
         """See `Observer`."""
@@ -144,6 +165,8 @@ class Analyst:
             self._last = conversion
             self._last_cell = cell
         level = cell.level
+        lane = cell.lane
+        lane.record(self._time_ns or 0, lane.level + change)
         level[0] = now = level[0] + change
         if now > level[1]:
             level[1] = now
@@ -179,6 +202,8 @@ class Analyst:
             self._miss_clearing(self._last)
         now = self._time_ns or 0
         self._series.record(now, self._at_boot if self._time_ns is None else self._series.level)
+        for lane in self._lanes.values():
+            lane.record(now, lane.level)
         total = Cost()
         by_device: dict[str, Cost] = {}
         by_driver: dict[str, Cost] = {}
@@ -197,11 +222,14 @@ class Analyst:
             by_driver=by_driver,
             by_phase=by_phase,
             peak_shared_by_device={name: level[1] for name, level in self._levels.items()},
-            shared=SharedOverTime(
-                self._series.peak, self._series.mean, self._series.level, self._series.buckets()
-            ),
+            shared=_over_time(self._series),
             fragmentation=self.shared.fragmentation(),
             churn=self.shared.churn(),
             splits_unneeded=sum(private[gfn : gfn + 512].all() for gfn in split_leaves),
             phases=tuple(self._begins),
+            shared_by_driver={name: _over_time(lane) for name, lane in self._lanes.items()},
         )
+
+
+def _over_time(series: Series) -> SharedOverTime:
+    return SharedOverTime(series.peak, series.mean, series.level, series.buckets())

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Final
 
+from guestemu.abi.names import plural
 from guestemu.dma.analysis import Analysis
 from guestemu.dma.charts import address_map
 from guestemu.dma.cost import Cost
@@ -15,12 +16,13 @@ from guestemu.dma.policy_figures import PolicyFigures
 from guestemu.dma.report import DmaReport
 from guestemu.dma.sharing import MapCell
 from guestemu.dma.summary import human_pages, human_time
-from guestemu.report.charts import Band, bar_chart, step_chart
+from guestemu.report.charts import Band, Lane, bar_chart, lane_chart, step_chart
 from guestemu.report.page import figure, html_page, section, table
 
 SHOWN_DEVICES: Final = 40
 SHOWN_ANOMALIES: Final = 50
 SHOWN_PASSES: Final = 50
+SHOWN_LANES: Final = 16
 _COST_COLUMNS: Final = (
     ("conversions", "conversions"),
     ("pages", "pages_converted"),
@@ -40,16 +42,44 @@ def report_page(
 ) -> str:
     """The page. `title` names trace and guest, `cells` are the address map of the run, `policies` a
     comparison."""
-    parts = [f"<h1>{escape(title)}</h1>", _overview(report)]
+    parts = [f"<h1>{escape(title)}</h1>", f"<p>{escape(_lead(report))}</p>", _overview(report)]
     analysis = report.analysis
     if analysis is not None:
         parts += _analysis(report, analysis, cells)
     if policies:
         parts.append(section("Policies compared", _policies(policies)))
     if report.migrations:
-        parts.append(section("Migration over the run", _migrations(report.migrations)))
+        start = analysis.shared.buckets[0].time_ns if analysis and analysis.shared.buckets else 0
+        parts.append(section("Migration over the run", _migrations(report.migrations, start)))
     parts.append(section("Anomalies and violations", _problems(report)))
     return html_page(title, parts)
+
+
+def _lead(report: DmaReport) -> str:
+    """The run in two or three sentences."""
+    devices = plural(len(report.by_device), "device")
+    words = [f"{plural(report.allocations, 'buffer')} of {devices} were replayed."]
+    analysis = report.analysis
+    if analysis is not None:
+        words.append(
+            f"At most {plural(analysis.shared.peak, 'page')} were shared with the host at once, "
+            f"{analysis.shared.at_end:,} are at the end"
+            + (f"; it took {plural(report.hypercalls, 'hypercall')}." if report.hypercalls else ".")
+        )
+        lanes = {name: one.peak for name, one in analysis.shared_by_driver.items() if one.peak}
+        if lanes:
+            most = max(lanes, key=lanes.__getitem__)
+            words.append(f"The most are of {most or '(unknown)'}: {lanes[most]:,}.")
+    wrong = [
+        plural(count, name)
+        for count, name in (
+            (report.violation_count or 0, "violation"),
+            (sum(report.anomaly_counts.values()), "anomaly/anomalies"),
+        )
+        if count
+    ]
+    words.append(f"{' and '.join(wrong)}: see below." if wrong else "No check failed.")
+    return " ".join(words)
 
 
 def _overview(report: DmaReport) -> str:
@@ -125,11 +155,48 @@ def _analysis(report: DmaReport, analysis: Analysis, cells: Sequence[MapCell]) -
             figure("Hypercalls by device", bar_chart(bars, "device-hypercalls"))
             + _costs("device", [(_device(name, report), cost) for name, cost in devices]),
         ),
-        section("Drivers", _costs("driver", analysis.by_driver.items())),
+        section("Drivers", _drivers(report, analysis, start)),
         section("Phases", _costs("phase", analysis.by_phase.items())),
         section("Call sites", _call_sites(report)),
         section("Never freed", _leaks(report)),
     ]
+
+
+def _drivers(report: DmaReport, analysis: Analysis, start: int) -> str:
+    """Shared pages of each driver's buffers: lanes on the axis of the first plot, and a table with
+    the lanes' highest values."""
+    lanes = [
+        Lane(
+            name or "(unknown)",
+            tuple(
+                ((one.time_ns - start) / 1e9, float(one.highest), float(one.last))
+                for one in shared.buckets
+            ),
+            float(shared.peak),
+        )
+        for name, shared in analysis.shared_by_driver.items()
+        if shared.peak
+    ]
+    lanes.sort(key=lambda lane: (-lane.highest, lane.name))
+    drawn = lane_chart(
+        lanes[:SHOWN_LANES],
+        "shared pages",
+        "driver-lanes",
+        (0.0, report.duration_ns / 1e9),
+        _bands(report, analysis, start),
+    )
+    hidden = len(lanes) - SHOWN_LANES
+    words = "<p>Pages that a driver's buffers share, each lane on its own scale"
+    words += f"; {hidden} drivers with fewer are left out.</p>" if hidden > 0 else ".</p>"
+    rows = []
+    for name, cost in analysis.by_driver.items():
+        lane = analysis.shared_by_driver.get(name)
+        figures = [getattr(cost, field) for _, field in _COST_COLUMNS]
+        rows.append((name or "(unknown)", "" if lane is None else f"{lane.peak:,}", *figures))
+    headings = ("driver", "most shared", *(heading for heading, _ in _COST_COLUMNS))
+    rows.sort(key=lambda row: -int(str(row[1]).replace(",", "") or 0))
+    listed = table(headings, rows[:SHOWN_DEVICES], "Drivers", is_sortable=True)
+    return words + figure("Drivers over time", drawn) + listed
 
 
 def _bands(report: DmaReport, analysis: Analysis, start: int) -> list[Band]:
@@ -140,7 +207,9 @@ def _bands(report: DmaReport, analysis: Analysis, start: int) -> list[Band]:
         for phase, end in zip(analysis.phases, ends, strict=False)
     ]
     for migration in report.migrations:
-        lane = migration.status.value if len(report.migrations) > 1 else "migration"
+        lane = "passes"
+        if len(report.migrations) > 1:
+            lane = f"passes, {migration.status.value}"
         bands += (
             Band(
                 (one.begin_ns - start) / 1e9,
@@ -198,11 +267,11 @@ def _policies(policies: Mapping[str, PolicyFigures]) -> str:
     return table(headings, rows)
 
 
-def _migrations(migrations: Sequence[Migration]) -> str:
+def _migrations(migrations: Sequence[Migration], start: int) -> str:
     rows = [
         (
             f"{done.status.value}, {'blackout' if one.is_blackout else f'pass {number}'}",
-            human_time(one.begin_ns),
+            human_time(one.begin_ns - start),
             human_time(one.end_ns - one.begin_ns),
             one.sent,
             one.resent,

@@ -24,7 +24,9 @@ class Series:
     Times that go back count as the latest time seen. `peak` is exact, and so is `mean`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MAX_BUCKETS) -> None:
+        """`most` buckets are kept, and one more."""
+        self._most = most
         self.level = 0
         self.peak = 0
         self._width = 1024
@@ -55,7 +57,7 @@ class Series:
             self._first = self._now
         else:
             self._close(self._buckets)
-            if len(self._buckets) > MAX_BUCKETS:
+            if len(self._buckets) > self._most:
                 self._halve()
         self._number = (self._now - self._first) // self._width
         self._until = self._first + (self._number + 1) * self._width

@@ -26,12 +26,16 @@ STYLE: Final = (
 
 _LEFT: Final = 70
 _BOTTOM: Final = 28
-_TOP: Final = 10
+_TOP: Final = 26
 _BAR: Final = 24
 _TICKS: Final = 5
 _LABEL: Final = 260
 _CHARACTER: Final = 7
 _LANE: Final = 20
+_LANE_HEIGHT: Final = 34
+_LANE_LEFT: Final = 170
+_LANE_RIGHT: Final = 70
+_LANE_NAME: Final = 22
 
 
 class Band(msgspec.Struct, frozen=True):
@@ -121,14 +125,15 @@ def step_chart(
     return (
         f'<svg id="{identity}" class="plot" viewBox="0 0 {WIDTH} {above + HEIGHT}" role="img" '
         f'aria-label="{escape(unit)} over time, at most {top:,.6g}">'
-        f"<title>{escape(unit)} over time, at most {top:,.6g}</title>{marks}"
+        f"<title>{escape(unit)} over time, at most {top:,.6g}</title>"
+        f'<text x="{_LEFT}" y="{above + 14}">{escape(unit)}</text>{marks}'
         f'<polygon class="area" points="{" ".join(area)}"/>'
         f'<polyline class="line" points="{" ".join(line)}"/>{times}'
         f"{_bands(bands, across)}</svg>"
     )
 
 
-def _bands(bands: Sequence[Band], across: Callable[[float], float]) -> str:
+def _bands(bands: Sequence[Band], across: Callable[[float], float], origin: float = _LEFT) -> str:
     """Lanes with their bands, labelled where there is room."""
     lanes = list(dict.fromkeys(band.lane for band in bands))
     parts = []
@@ -143,10 +148,73 @@ def _bands(bands: Sequence[Band], across: Callable[[float], float]) -> str:
         if width > _CHARACTER * len(band.name) + 6:
             parts.append(f'<text x="{left + 3:.1f}" y="{y + 13}">{escape(band.name)}</text>')
     parts += (
-        f'<text x="{_LEFT - 6}" y="{place * _LANE + 13}" text-anchor="end">{escape(lane)}</text>'
+        f'<text x="{origin - 6}" y="{place * _LANE + 13}" text-anchor="end">{escape(lane)}</text>'
         for place, lane in enumerate(lanes)
     )
     return "".join(parts)
+
+
+class Lane(msgspec.Struct, frozen=True):
+    """A level of its own over time: points as those of `step_chart`, and the highest."""
+
+    name: str
+    points: tuple[tuple[float, float, float], ...]
+    highest: float
+
+
+def lane_chart(
+    lanes: Sequence[Lane],
+    unit: str,
+    identity: str,
+    span: tuple[float, float],
+    bands: Sequence[Band],
+) -> str:
+    """Levels below each other on one axis of seconds, from `span[0]` to `span[1]`, each on a scale
+    of its own whose highest value stands at its right; `bands` above, as in `step_chart`."""
+    if not lanes:
+        return "<p>nothing to plot</p>"
+    start, end = span[0], max(span[1], span[0] + 1e-9)
+    top = _LANE * len({band.lane for band in bands}) + 20
+    left, right = _LANE_LEFT, WIDTH - _LANE_RIGHT
+
+    def across(x: float) -> float:
+        return left + (min(max(x, start), end) - start) / (end - start) * (right - left)
+
+    parts = []
+    for place, lane in enumerate(lanes):
+        bottom = top + (place + 1) * _LANE_HEIGHT
+        scale = (_LANE_HEIGHT - 8) / max(1.0, lane.highest)
+        area = [f"{left},{bottom}"]
+        previous = 0.0
+        for x, highest, last in lane.points:
+            area += (
+                f"{across(x):.1f},{bottom - level * scale:.1f}"
+                for level in (previous, highest, last)
+            )
+            previous = last
+        area += [f"{right},{bottom - previous * scale:.1f}", f"{right},{bottom}"]
+        shown = lane.name if len(lane.name) <= _LANE_NAME else f"{lane.name[: _LANE_NAME - 1]}…"
+        most = tick_text(lane.highest, "")
+        parts.append(
+            f'<polygon class="area" points="{" ".join(area)}">'
+            f"<title>{escape(lane.name)}: at most {most} {escape(unit)}</title></polygon>"
+            f'<line class="grid" x1="{left}" x2="{right}" y1="{bottom}" y2="{bottom}"/>'
+            f'<text x="{left - 6}" y="{bottom - 8}" text-anchor="end">{escape(shown)}</text>'
+            f'<text x="{right + 6}" y="{bottom - 8}">{most}</text>'
+        )
+    bottom = top + len(lanes) * _LANE_HEIGHT
+    times = "".join(
+        f'<text x="{across(tick):.0f}" y="{bottom + 18}" text-anchor="middle">'
+        f"{escape(tick_text(tick, 's'))}</text>"
+        for tick in nice_ticks(start, end)
+    )
+    named = "; ".join(f"{lane.name} at most {tick_text(lane.highest, '')}" for lane in lanes)
+    return (
+        f'<svg id="{identity}" class="plot" viewBox="0 0 {WIDTH} {bottom + _BOTTOM}" role="img" '
+        f'aria-label="{escape(unit)} over time: {escape(named)}">'
+        f'<text x="{right + 6}" y="{top - 6}">at most</text>'
+        f"{''.join(parts)}{times}{_bands(bands, across, left)}</svg>"
+    )
 
 
 def bar_chart(bars: Sequence[tuple[str, float]], identity: str, unit: str = "") -> str:
@@ -160,7 +228,7 @@ def bar_chart(bars: Sequence[tuple[str, float]], identity: str, unit: str = "") 
         y = index * _BAR
         width = value / top * (WIDTH - _LABEL - 110)
         shown = label if len(label) <= most else f"{label[: most - 1]}…"
-        number = tick_text(value, unit)
+        number = tick_text(value, unit.removesuffix("s") if value == 1 else unit)
         rows.append(
             f'<text x="{_LABEL - 8}" y="{y + 16}" text-anchor="end">{escape(shown)}</text>'
             f'<rect class="bar" x="{_LABEL}" y="{y + 4}" width="{width:.1f}" height="15">'
@@ -184,3 +252,9 @@ def svg_file(chart: str) -> str:
         f'{opening} xmlns="http://www.w3.org/2000/svg" '
         f'style="background:#fff;font:12px sans-serif"><style>{STYLE}</style>{rest}\n'
     )
+
+
+def inline_svg(text: str) -> str:
+    """The chart of `svg_file`, to be put into a page, whose colours it then has."""
+    start, end = text.index(" xmlns="), text.index("</style>") + len("</style>")
+    return f"{text[:start]}>{text[end:].rstrip()}"

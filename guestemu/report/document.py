@@ -14,7 +14,7 @@ import msgspec
 
 from guestemu.migration.sweep.heat import Heat
 from guestemu.report.heat import heat_lines, heat_svg
-from guestemu.report.page import TableCell, command_line, figure, html_page, section, table
+from guestemu.report.page import command_line, figure, html_page, section, table
 from guestemu.report.race import Race, race_lines, race_svg
 from guestemu.report.strip import Strip, StripLine, strip_lines, strip_svg
 
@@ -27,13 +27,13 @@ class Paragraph(msgspec.Struct, frozen=True):
 
 
 class Grid(msgspec.Struct, frozen=True):
-    """A table: rows of texts and of `TableCell`s, which lead to other places of the page.
+    """A table: rows of texts, numbers and `TableCell`s, which lead to other places of the page.
 
     `is_words`: cells stand on the left.
     """
 
     headings: tuple[str, ...]
-    rows: tuple[tuple[str | int | float | TableCell, ...], ...]
+    rows: tuple[tuple[object, ...], ...]
     title: str = ""
     is_words: bool = False
 
@@ -52,6 +52,19 @@ class Svg(msgspec.Struct, frozen=True):
     text: str
 
 
+class Legend(msgspec.Struct, frozen=True):
+    """What colours of cells mean: words with "good", "bad" or "warn"."""
+
+    entries: tuple[tuple[str, str], ...]
+
+
+class Heading(msgspec.Struct, frozen=True):
+    """A smaller heading, to which cells of a table lead."""
+
+    text: str
+    identity: str
+
+
 class Code(msgspec.Struct, frozen=True):
     """Lines as they are: a program, a console. `is_command`: one line, to be copied."""
 
@@ -59,7 +72,7 @@ class Code(msgspec.Struct, frozen=True):
     is_command: bool = False
 
 
-Content: TypeAlias = Paragraph | Grid | Picture | Svg | Code
+Content: TypeAlias = Paragraph | Grid | Picture | Svg | Legend | Heading | Code
 
 
 class Chapter(msgspec.Struct, frozen=True):
@@ -102,6 +115,15 @@ def _html(content: Content, identity: str) -> str:
             return figure(title, picture_svg(drawn, identity))
         case Svg(title, text):
             return f"{figure(title, text)}<p class=legend>{escape(title)}</p>"
+        case Legend(entries):
+            cells = "".join(
+                f'<td class="v-{escape(value)}">{escape(word)}</td>' for word, value in entries
+            )
+            return (
+                f'<table class="legend" aria-label="Legend"><tbody><tr>{cells}</tr></tbody></table>'
+            )
+        case Heading(text, place):
+            return f'<h3 id="{escape(place)}">{escape(text)}</h3>'
         case Code(text, is_command):
             return command_line(text) if is_command else f"<pre>{escape(text)}</pre>"
 

@@ -1,15 +1,24 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A matrix of experiments: rows times columns, each cell an outcome in a word and a colour that
-leads to what was seen and to the command that runs it again. A page, and a table for terminals."""
+leads to what was seen and to the command that runs it again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from guestemu.report.page import TableCell, command_line, html_page, section, table
+from guestemu.report.document import (
+    Chapter,
+    Code,
+    Content,
+    Document,
+    Grid,
+    Heading,
+    Legend,
+    Paragraph,
+)
+from guestemu.report.page import TableCell
 
 
 class Tried(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,14 +33,15 @@ class Tried(msgspec.Struct, frozen=True, kw_only=True):
     kind: str = ""
 
 
-def matrix_page(
+def matrix_document(
     title: str, words: str, tried: Sequence[Tried], values: Mapping[str, str], corner: str = "row"
-) -> str:
-    """The page. `words` says what was done; `values` takes an outcome's kind (its word, if it
-    has none) to "good", "bad", "warn" or ""; `corner` says what rows are."""
-    columns = list(dict.fromkeys(one.column for one in tried))
+) -> Document:
+    """The matrix; a page also has every cell below it. `words` says what was done; `values` takes
+    an outcome's kind (its word, if it has none) to "good", "bad", "warn" or ""; `corner` says what
+    rows are."""
+    columns = tuple(dict.fromkeys(one.column for one in tried))
     numbers = {(one.row, one.column): number for number, one in enumerate(tried)}
-    shown = [
+    rows = tuple(
         (
             row,
             *(
@@ -42,14 +52,18 @@ def matrix_page(
             ),
         )
         for row in dict.fromkeys(one.row for one in tried)
-    ]
-    parts = [
-        f"<h1>{escape(title)}</h1><p>{escape(words)}</p>",
-        _legend(tried, values),
-        table((corner, *columns), shown, title, is_sortable=True),
-        section("Every cell", "".join(_entry(one, number) for number, one in enumerate(tried))),
-    ]
-    return html_page(title, parts)
+    )
+    kinds = dict.fromkeys(one.kind or one.word for one in tried)
+    legend = Legend(tuple((kind, values[kind]) for kind in kinds if values.get(kind)))
+    cells = [content for number, one in enumerate(tried) for content in _entry(one, number)]
+    return Document(
+        title,
+        (
+            Chapter("", (Paragraph(words),), is_page_only=True),
+            Chapter("", (legend, Grid((corner, *columns), rows, title))),
+            Chapter("Every cell", tuple(cells), is_page_only=True),
+        ),
+    )
 
 
 def _cell(one: Tried, number: int, values: Mapping[str, str]) -> TableCell:
@@ -57,26 +71,6 @@ def _cell(one: Tried, number: int, values: Mapping[str, str]) -> TableCell:
     return TableCell(one.word, value, f"cell-{number}", one.detail)
 
 
-def _legend(tried: Iterable[Tried], values: Mapping[str, str]) -> str:
-    words = dict.fromkeys(one.kind or one.word for one in tried)
-    cells = "".join(
-        f'<td class="v-{escape(values[word])}">{escape(word)}</td>'
-        for word in words
-        if values.get(word)
-    )
-    return f'<table class="legend" aria-label="Legend"><tbody><tr>{cells}</tr></tbody></table>'
-
-
-def _entry(one: Tried, number: int) -> str:
-    return (
-        f'<h3 id="cell-{number}">{escape(one.row)}, {escape(one.column)}: {escape(one.word)}</h3>'
-        f"<p>{escape(one.detail)}</p>{command_line(one.command)}"
-    )
-
-
-def matrix_rows(tried: Sequence[Tried]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Headings and rows of the compact table for a terminal."""
-    columns = tuple(dict.fromkeys(one.column for one in tried))
-    words = {(one.row, one.column): one.word for one in tried}
-    rows = dict.fromkeys(one.row for one in tried)
-    return columns, [(row, *(words.get((row, column), "") for column in columns)) for row in rows]
+def _entry(one: Tried, number: int) -> tuple[Content, ...]:
+    heading = Heading(f"{one.row}, {one.column}: {one.word}", f"cell-{number}")
+    return heading, Paragraph(one.detail), Code(one.command, True)

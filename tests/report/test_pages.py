@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from browser import Browser
+from page_samples import HOSTILE, WRITERS, documents, page_writers
 
 from guestemu.campaign.store import CampaignRecord, Store
 from guestemu.cli.main import main
@@ -23,10 +24,18 @@ from guestemu.dma.model import ModelRun
 from guestemu.dma.page import report_page as dma_page
 from guestemu.dma.source import open_trace
 from guestemu.program.table import op_table
+from guestemu.report.document import document_page
 
 ROOT = Path(__file__).parents[2]
-HOSTILE = '"><script>document.title="owned"</script><img src=x onerror=document.title="owned">'
-PAGES = ("campaign", "dma", "ledger", "race")
+OWN = ("campaign", "dma", "ledger", "race", "explore")
+"""Pages of real runs, looked at in both widths and both schemes."""
+
+MADE = ("witness", "sweep", "kernels", "kinds", "answers", "conversions", "zoo", "claims")
+"""Pages of made-up figures: all of them come from one renderer."""
+
+LOOKS = [(name, width, is_dark) for name in OWN for width in (1200, 400) for is_dark in (0, 1)] + [
+    (name, *look) for name in MADE for look in ((1200, 0), (400, 1))
+]
 FINDINGS = {
     "status-hypercall-00000001": "examples/demo/forgotten-error.prog",
     "status-hypercall-00000002": "corpora/conversion/hole-middle.prog",
@@ -71,7 +80,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     assert main(["ledger", *words]) == 0
     race = ROOT / "corpora/migration/status-before-dirty-s1.prog"
     assert main(["race", str(race), "-o", str(root / "race.html")]) == 1
-    return {name: root / f"{name}.html" for name in PAGES}
+    assert main(["explore", "--html", str(root / "explore.html")]) == 1
+    for name, document in documents().items():
+        (root / f"{name}.html").write_text(document_page(document), encoding="utf-8")
+    return {name: root / f"{name}.html" for name in (*OWN, *MADE)}
 
 
 @pytest.fixture(scope="module")
@@ -80,13 +92,16 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield one
 
 
-@pytest.mark.parametrize("is_dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [1200, 400])
-@pytest.mark.parametrize("name", PAGES)
+def test_every_writer_of_a_page_is_looked_at(pages: dict[str, Path]) -> None:
+    assert page_writers() == set(WRITERS)
+    assert {name for names in WRITERS.values() for name in names} == set(pages)
+
+
+@pytest.mark.parametrize(("name", "width", "is_dark"), LOOKS)
 def test_a_page_can_be_read(
-    name: str, width: int, is_dark: bool, pages: dict[str, Path], browser: Browser, tmp_path: Path
+    name: str, width: int, is_dark: int, pages: dict[str, Path], browser: Browser, tmp_path: Path
 ) -> None:
-    browser.open(pages[name], width, is_dark)
+    browser.open(pages[name], width, bool(is_dark))
     assert browser.audit() == []
     assert "owned" not in browser.evaluate("document.title.replaceAll('=\"owned\"', '')")
     kept = Path(os.environ.get("GUESTEMU_SCREENSHOTS", tmp_path))

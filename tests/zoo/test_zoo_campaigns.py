@@ -226,6 +226,18 @@ def test_the_page_has_every_bug_and_figure():
     assert "| M2 | free-pages | – | – | – | 0/1 | >900 | >1.50 |" in page
 
 
+def test_the_committed_page_has_the_bugs_of_the_catalogue():
+    """What does not come from campaigns is as `zoo table` writes it, and every bug has its row."""
+    page = (Path(__file__).parents[2] / "docs" / "zoo.md").read_text(encoding="utf-8")
+    written = zoo_page(tuple(BUGS.values()), [])
+    end = "## Campaigns"
+    assert page.split(end)[0] == written.split(end)[0]
+    for bug in BUGS.values():
+        assert page.count(f"| {bug.id} | {bug.check} |") == 1
+    first = [line.split(" | ")[:3] for line in page.split("## Repaired")[1].splitlines()]
+    assert first == [line.split(" | ")[:3] for line in written.split("## Repaired")[1].splitlines()]
+
+
 def test_the_page_compares_the_arms():
     def median(bug: str, arm: str, found: bool, executions: int, cpu: float) -> CellResult:
         one = HuntCell(bug, True, "atheris", arm, 1, 900)

@@ -23,6 +23,9 @@ find them. This page is written by `guestemu zoo table`; do not edit it.
     guestemu zoo run M6 M31           campaigns against two of them
     guestemu zoo run --repaired --time 600
     guestemu zoo table RESULTS -o docs/zoo.md
+    guestemu zoo run M6 M31 --results zoo.jsonl --html zoo.html
+
+The last writes a page whose coloured cells lead to what a campaign found and to its command.
 
 A number is an item of the sheets in docs/facts; a letter tells several bugs of one item apart. A
 bug is planted by a switch of a host model, by a class that changes one behaviour of the reference
@@ -34,7 +37,7 @@ blocks, model states) and mutator; *plain* is atheris with its own mutator and i
 byte-code, in all of guestemu. *Executions* and *seconds* are those of the median campaign over the
 seeds, until the check named in the table failed; `>` means that it ended without. Seconds are CPU
 time of the campaign's process, without booting. Once more than half of the seeds found nothing, the
-median is known and the others were not run.
+median is known and the others were not run. A dash: no campaign was run.
 """
 
 _REPAIRED: Final = """\

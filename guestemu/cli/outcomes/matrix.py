@@ -11,7 +11,7 @@ import typer
 from guestemu.abi.errors import InputError
 from guestemu.cli import _names as names
 from guestemu.cli import console
-from guestemu.cli._options import AsJson
+from guestemu.cli._options import AsJson, Html
 from guestemu.cli.errors import EXIT_OK
 
 
@@ -30,23 +30,27 @@ def command(
     page: Annotated[
         Path | None, typer.Option("--page", metavar="FILE.md", help="Write the page there.")
     ] = None,
+    html: Html = None,
     as_json: AsJson = False,
 ) -> int:
     """Run conversions under SEV, SEV-ES, SNP and TDX against one answer.
 
-    Prints what the caller reads, and what page table, host, RMP and Secure EPT hold afterwards.
+    ok: it succeeds and page table and host agree; told: the caller reads the failure; ends: the
+    guest ends; lost: it reads success, and page table and host differ. A page (--html, --page) and
+    --json also have what page table, host, RMP and Secure EPT hold afterwards.
 
     For example:
 
       guestemu outcomes matrix --guest snippet:6.12
 
-      guestemu outcomes matrix --guest linux:6.12 --json
+      guestemu outcomes matrix --guest linux:6.12 --html kinds.html
 
       guestemu outcomes matrix --guest linux:6.12 --guest linux:7.3 --page docs/guest-kinds.md
     """
     from guestemu.cli._step_progress import StepProgress
     from guestemu.study.outcomes.guests import chosen_guests
     from guestemu.study.outcomes.matrix import KINDS, matrix_page, run_matrix
+    from guestemu.study.outcomes.tried import kinds_document
 
     if page is not None and not page.parent.is_dir():
         raise InputError(f"{page}: no such directory; make it first")
@@ -55,11 +59,13 @@ def command(
         cells = run_matrix(chosen, done=progress.advance)
     if page is not None:
         page.write_text(matrix_page(cells), encoding="utf-8")
+    document = kinds_document(cells)
+    if html is not None:
+        console.write_document(html, document)
     if as_json:
         console.emit_json({"cells": cells})
     elif page is not None:
         console.emit(f"{page}: {len(cells)} runs")
     else:
-        for line in matrix_page(cells).splitlines():
-            console.emit(line)
+        console.emit_document(document)
     return EXIT_OK

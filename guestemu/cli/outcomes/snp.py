@@ -11,7 +11,7 @@ import typer
 from guestemu.abi.errors import InputError
 from guestemu.cli import _names as names
 from guestemu.cli import console
-from guestemu.cli._options import AsJson
+from guestemu.cli._options import AsJson, Html
 from guestemu.cli.errors import EXIT_OK
 
 _DEFAULT = ("6.1", "6.12", "6.18", "7.3")
@@ -31,6 +31,7 @@ def command(
     page: Annotated[
         Path | None, typer.Option("--page", metavar="FILE.md", help="Write the page there.")
     ] = None,
+    html: Html = None,
     as_json: AsJson = False,
 ) -> int:
     """Show what SNP kernels do with each answer of user space to a page-state change.
@@ -40,28 +41,35 @@ def command(
 
     For example:
 
-      guestemu outcomes snp --image 6.12
+      guestemu outcomes snp --image 6.12 --html snp.html
 
       guestemu outcomes snp --page docs/snp.md
     """
     from guestemu.cli._step_progress import StepProgress
     from guestemu.guest.linux.images import find_image
-    from guestemu.study.outcomes.snp_answers import count_of, run_answers, snp_page
+    from guestemu.study.outcomes.snp_answers import SnpAnswer, count_of, run_answers, snp_page
+    from guestemu.study.outcomes.tried import answers_document
 
     if page is not None and not page.parent.is_dir():
         raise InputError(f"{page}: no such directory; make it first")
-    paths = [find_image(image) for image in images or _DEFAULT]
-    cells = []
+    asked = images or _DEFAULT
+    paths = [find_image(image) for image in asked]
+    cells: list[SnpAnswer] = []
+    names: dict[str, str] = {}
     with StepProgress(count_of(len(paths))) as progress:
-        for path in paths:
-            cells += list(run_answers(path, progress.advance))
+        for name, path in zip(asked, paths, strict=True):
+            found = list(run_answers(path, progress.advance))
+            names |= {cell.kernel: name for cell in found}
+            cells += found
     if page is not None:
         page.write_text(snp_page(cells), encoding="utf-8")
+    document = answers_document(cells, names)
+    if html is not None:
+        console.write_document(html, document)
     if as_json:
         console.emit_json({"answers": cells})
     elif page is None:
-        for cell in cells:
-            console.emit(f"{cell.kernel} {cell.way} {cell.answer}, KVM {cell.kvm}: {cell.did}")
+        console.emit_document(document)
     else:
         console.emit(f"{page}: {len(cells)} runs")
     return EXIT_OK

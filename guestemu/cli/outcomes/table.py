@@ -9,7 +9,7 @@ import typer
 
 from guestemu.cli import _names as names
 from guestemu.cli import console
-from guestemu.cli._options import AsJson
+from guestemu.cli._options import AsJson, Html
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
 
 
@@ -25,36 +25,40 @@ def command(
             autocompletion=names.guests,
         ),
     ] = None,
+    html: Html = None,
     as_json: AsJson = False,
 ) -> int:
     """Run 67 conversions of a TDX guest against scripted answers.
 
-    The guest is reset before each row. Prints value, page-table entries and page states for each
-    answer of MapGPA and each failure of ACCEPT, and where guests differ.
+    The guest is reset before each row. Prints the value for each answer of MapGPA and each failure
+    of ACCEPT; a page (--html) and --json also have page-table entries, page states and the next
+    store.
 
     Exit status 1 where guests differ, 0 where all agree.
 
     For example:
 
-      guestemu outcomes table --guest snippet:6.12
+      guestemu outcomes table --guest snippet:6.12 --html conversions.html
 
       guestemu outcomes table --guest snippet:6.12 --guest linux:7.3 --json
     """
     from guestemu.cli._step_progress import StepProgress
     from guestemu.study.outcomes.guests import chosen_guests, outcome_guest
-    from guestemu.study.outcomes.page import conversion_table
     from guestemu.study.outcomes.td_rows import ROWS
     from guestemu.study.outcomes.td_table import run_table
+    from guestemu.study.outcomes.tried import conversions_document
 
     chosen = chosen_guests(guests)
     tables = {}
     with StepProgress(len(chosen) * len(ROWS)) as progress:
         for name in chosen:
             tables[name] = run_table(outcome_guest(name, "tdx"), done=progress.advance)
+    document = conversions_document(tables)
+    if html is not None:
+        console.write_document(html, document)
     if as_json:
         console.emit_json({"tables": tables})
     else:
-        for line in conversion_table(tables).splitlines():
-            console.emit(line)
+        console.emit_document(document)
     first = tables[chosen[0]]
     return EXIT_OK if all(table == first for table in tables.values()) else EXIT_FINDINGS

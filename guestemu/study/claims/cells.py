@@ -17,6 +17,7 @@ from guestemu.migration.model.order_model import Scenario
 from guestemu.migration.model.programs import LinkKind
 from guestemu.migration.model.rules import Rules
 from guestemu.migration.model.witness import format_witness, unrank
+from guestemu.report.witness import race_of_witness
 from guestemu.study.claims.result import ClaimWitness, Evidence
 from guestemu.study.explore_confirm import confirm
 
@@ -112,8 +113,9 @@ def witness(cell: InterleavingCell, rank: int = 0) -> tuple[ClaimWitness, ...]:
     """Losing interleaving number `rank` of a cell, none if there are not so many."""
     if rank >= cell.lost:
         return ()
-    text = format_witness(unrank(cell.space, rank))
-    return (ClaimWitness(text, f"guestemu explore {_options(cell)} --witness {rank}"),)
+    found = unrank(cell.space, rank)
+    command = f"guestemu explore {_options(cell)} --witness {rank}"
+    return (ClaimWitness(format_witness(found), command, race_of_witness(cell.space, found)),)
 
 
 def _options(cell: InterleavingCell) -> str:

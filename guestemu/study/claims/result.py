@@ -11,6 +11,8 @@ import enum
 
 import msgspec
 
+from guestemu.report.race import Race
+
 
 class ClaimVerdict(enum.StrEnum):
     """How a claim fares."""
@@ -40,11 +42,13 @@ class ClaimWitness(msgspec.Struct, frozen=True):
     """A smallest example, to look at and to run again.
 
     `text` is a program, an interleaving or a list of steps; `command` what shows it from a checkout
-    ("" where `text` says all), with PROGRAM for a file that holds `text`.
+    ("" where `text` says all), with PROGRAM for a file that holds `text`. `race` draws an
+    interleaving of the order model.
     """
 
     text: str
     command: str = ""
+    race: Race | None = None
 
 
 class Plot(msgspec.Struct, frozen=True):
