@@ -29,14 +29,15 @@ def texts(svg: str) -> list[str]:
 def test_bars_are_percent_of_the_converted_pages() -> None:
     paths = [("a<b", DmaPath("alloc", False, 4, 3)), ("c", DmaPath("free", True, 8, 0))]
     plot = rewritten_plot("c9", paths)
-    assert texts(plot.svg) == ["a<b: alloc", "75", "c: free", "0"]
+    assert texts(plot.svg) == ["a<b: alloc", "75 %", "c: free", "0 %"]
     widths = [bar.get("width") for bar in ElementTree.fromstring(plot.svg).iter(f"{SVG}rect")]
     assert widths == ["530.0", "0.0"]
 
 
 def test_a_boot_is_counted_in_exits() -> None:
     shown = texts(boot_plot("c12", "linux:6.1", [0, 512, 512, 100]).svg)
-    assert shown == ["0", "200", "400", "0 exits", "1 exits", "2 exits", "3 exits"]
+    ticks = ["0", "200", "400", "0 exits", "1 exits", "2 exits", "3 exits"]
+    assert shown == ["shared pages", *ticks]
     assert "0 s" in texts(svg_file(step_chart([(0.0, 1.0, 1.0)], "pages", "x")))
 
 

@@ -21,7 +21,7 @@ from guestemu.guest.dma.gfp import GFP_KERNEL
 if TYPE_CHECKING:
     from tests.conftest import Drawn
 
-PLOTS = ("shared-over-time", "lifetimes", "address-map", "device-hypercalls")
+PLOTS = ("shared-over-time", "lifetimes", "address-map", "device-hypercalls", "driver-lanes")
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,15 @@ def test_every_plot_is_there_and_nothing_is_fetched(page: str) -> None:
         cell for cell in plots(page)["address-map"].findall("rect") if cell.get("class") != "frame"
     ]
     assert len(cells) == 3
+
+
+def test_a_drivers_lane_and_its_row_have_one_number(page: str) -> None:
+    lanes = plots(page)["driver-lanes"]
+    drawn = dict(re.findall(r"(\S+) at most ([\d,]+)", lanes.get("aria-label", "")))
+    table = page[page.index("<h2>Drivers</h2>") :].partition("</table>")[0]
+    rows = dict(re.findall(r"<tr><td>([^<]+)</td><td>([\d,]*)</td>", table))
+    assert len(drawn) > 3
+    assert drawn == {name: most for name, most in rows.items() if most not in ("", "0")}
 
 
 def test_names_from_a_trace_are_escaped() -> None:

@@ -35,7 +35,7 @@ def lifetime_plot(name: str, trace: str, report: DmaReport) -> Plot:
     ]
     bars.append(("never freed", float(report.live_at_end)))
     title = f"Trace {trace}: buffers by their lifetime; each bar reaches to twice its beginning"
-    return Plot(name, title, svg_file(bar_chart(bars, name, "buffers")))
+    return Plot(name, title, svg_file(bar_chart(bars, name)))
 
 
 def sharing_plots(prefix: str, reports: Mapping[str, DmaReport]) -> tuple[Plot, ...]:
