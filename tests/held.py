@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs `guestemu` as a user does, and holds it at a known point.
+"""Runs `guestemu` as a user does, and holds it at a known point. Where neither signals nor the
+process itself matter, `run_here` saves the start of a Python.
 
 A test that kills or interrupts a process must know where that process is. It never sleeps for it
 and never counts on work that is "long enough": a process is held by `held_hosts.py`, a host that
@@ -9,6 +10,7 @@ waits for a file. Deadlines here end a test that hangs; no machine is so slow th
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -29,6 +31,20 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
     while not condition():
         assert time.monotonic() < end, f"never saw {what}"
         time.sleep(_POLL_S)
+
+
+def run_here(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`guestemu` with `arguments` in this process: its status and what it prints."""
+    from guestemu.cli.main import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        contextlib.chdir(cwd),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        status = main(list(arguments))
+    return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
 
 
 def start(

@@ -4,31 +4,17 @@ processes in any case. Tests of signals start one with `held.start`."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 from pathlib import Path
 from subprocess import CompletedProcess
 
-from guestemu.cli.main import main
+from held import run_here
 
 PLANTED = Path(__file__).parents[1] / "quality" / "planted_hosts.py"
 
 
-def guestemu(*arguments: str, cwd: Path) -> CompletedProcess[str]:
-    """The status of the command, and what it prints."""
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        contextlib.chdir(cwd),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        status = main(list(arguments))
-    return CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
-
-
 def fuzz(*arguments: str, cwd: Path) -> CompletedProcess[str]:
-    return guestemu("fuzz", *arguments, cwd=cwd)
+    return run_here("fuzz", *arguments, cwd=cwd)
 
 
 def fuzz_json(*arguments: str, cwd: Path, status: int) -> dict[str, object]:

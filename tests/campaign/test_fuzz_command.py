@@ -10,8 +10,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from fuzz_command import PLANTED, fuzz, fuzz_json, guestemu
-from held import HOSTS, Hold, end_of, is_alive, start, wait_for
+from fuzz_command import PLANTED, fuzz, fuzz_json
+from held import HOSTS, Hold, end_of, is_alive, run_here, start, wait_for
 
 RANDOM = ("--engine", "random", "--seed", "1")
 
@@ -52,7 +52,7 @@ def test_findings_exit_1_and_their_programs_reproduce_and_replay(tmp_path):
     assert program.name == f"{finding['key']}.prog"
     for verb, status in (("run", 1), ("replay", 0)):
         words = (verb, finding["program"], "--plugins", str(PLANTED.parent))
-        done = guestemu(*words, cwd=tmp_path)
+        done = run_here(*words, cwd=tmp_path)
         assert done.returncode == status, done.stdout + done.stderr
 
 
@@ -110,7 +110,9 @@ def test_directory_in_use_needs_resume_and_resume_goes_on(tmp_path):
 
 def test_each_host_and_guest_has_its_directory(tmp_path):
     for options in ((), ("--host", "qemu-v4"), ("--guest", "snippet:5.17"), ("--faults",)):
-        done = fuzz("conversion", "--execs", "1", *options, *RANDOM, cwd=tmp_path)
+        done = fuzz(
+            "conversion", "--execs", "1", "--inputs", "none", *options, *RANDOM, cwd=tmp_path
+        )
         assert done.returncode in (0, 1), done.stderr
     assert {path.name for path in (tmp_path / "guestemu-work").iterdir()} == {
         *("conversion", "conversion+qemu-v4", "conversion+snippet-5.17", "conversion+faults"),

@@ -6,7 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fuzz_command import PLANTED, fuzz, fuzz_json, guestemu
+from fuzz_command import PLANTED, fuzz, fuzz_json
+from held import run_here
 
 HOSTS = Path(__file__).with_name("misbehaving_hosts.py")
 RANDOM = ("--engine", "random", "--seed", "1")
@@ -39,8 +40,8 @@ def test_what_does_not_show_again_is_a_finding_that_says_so(tmp_path):
     program = tmp_path / finding["program"]
     assert "did not show again" in program.read_text()
     plugins = ("--plugins", str(HOSTS.parent))
-    assert guestemu("run", str(program), *plugins, cwd=tmp_path).returncode == 0
-    done = guestemu("triage", str(program.parents[1]), *plugins, cwd=tmp_path)
+    assert run_here("run", str(program), *plugins, cwd=tmp_path).returncode == 0
+    done = run_here("triage", str(program.parents[1]), *plugins, cwd=tmp_path)
     assert done.returncode == 1
     assert "(not shown again)" in done.stdout
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from cluster_command import PLANTED, guestemu, listening
-from held import HOSTS, children, end_of, is_alive, start, wait_for
+from held import HOSTS, children, end_of, is_alive, run_here, start, wait_for
 
 HAS_DASK = importlib.util.find_spec("distributed") is not None
 needs_dask = pytest.mark.skipif(not HAS_DASK, reason="the extra `cluster` is not installed")
@@ -78,7 +78,7 @@ def test_replay_and_confirm_say_the_same_as_without_a_cluster(cluster, tmp_path)
         (("replay", "good.prog", "wrong.prog", "bad.prog"), 2, ("seconds",)),
         (("explore", "--confirm", "20", "--order", "2", "--script", "S2"), 0, ("seconds",)),
     ):
-        here = guestemu(*arguments, "--json", cwd=tmp_path)
+        here = run_here(*arguments, "--json", cwd=tmp_path)
         there = guestemu(*arguments, "--json", *address, cwd=tmp_path)
         assert (here.returncode, there.returncode) == (status, status), there.stderr
         one, other = json.loads(here.stdout), json.loads(there.stdout)
@@ -121,7 +121,7 @@ def test_ctrl_c_on_a_local_cluster_keeps_what_was_found_and_leaves_no_process(tm
 )
 def test_bad_options_are_one_line(arguments, status, words, tmp_path):
     (tmp_path / "good.prog").write_text("guestemu-program 1\n---\ninit_platform\n")
-    done = guestemu(*arguments, cwd=tmp_path)
+    done = run_here(*arguments, cwd=tmp_path)
     assert done.returncode == status
     assert words in done.stderr
     assert done.stderr.count("\n") == 1

@@ -33,6 +33,7 @@ def runs(calls):
     return [tuple(run) for run in found]
 
 
+@pytest.mark.parametrize("series", [pytest.param("6.1", marks=pytest.mark.soak), "6.12"])
 def test_a_boot_shares_64_mib_of_swiotlb_in_2_mib_calls(series, image_of):
     assert SMALL_SWIOTLB in DEFAULT_COMMAND_LINE
     recorder = BootRecorder()

@@ -77,6 +77,7 @@ def test_depth_cuts_functions_and_keeps_exits(fresh):
     assert [line.name for line in report.tree if line.is_exit] == ["hypercall 12"]
 
 
+@pytest.mark.parametrize("series", [pytest.param("6.1", marks=pytest.mark.soak), "6.12"])
 def test_the_command_prints_the_tree_and_the_console(own_loader, series, image_of, capsys):
     words = ["kernel", "call", "--image", str(image_of(series)), "set_memory_decrypted", "page:0+5"]
     assert main([*words, "1", "--tree", "--depth", "2"]) == 1

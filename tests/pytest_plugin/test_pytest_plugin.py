@@ -13,10 +13,13 @@ BAD = "guestemu-program 1\n---\nset_memory D[3]\n"
 
 
 @pytest.fixture
-def project(pytester: pytest.Pytester) -> pytest.Pytester:
+def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     (pytester.path / "programs").mkdir()
     (pytester.path / "programs" / "good.prog").write_text(GOOD)
     pytester.makepyfile(test_own="def test_own(): pass")
+    # a run loads them for longer than all the rest takes
+    others = [f"-p no:{name}" for name in ("xdist", "hypothesispytest", "cacheprovider")]
+    monkeypatch.setenv("PYTEST_ADDOPTS", " ".join(others))
     return pytester
 
 

@@ -58,7 +58,18 @@ def run_random(
     return session.make_report()
 
 
-@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: f"{bug.host.__name__}-{bug.target}")
+LONG = {("WrongErrno", "lockstep"), ("WordBoundary", "conversion")}
+"""As much of one target as its other rows, and half a minute each."""
+
+
+def marked(bug: Bug):
+    is_long = (bug.host.__name__, bug.target) in LONG
+    return pytest.param(bug, marks=pytest.mark.soak if is_long else ())
+
+
+@pytest.mark.parametrize(
+    "bug", list(map(marked, BUGS)), ids=[f"{bug.host.__name__}-{bug.target}" for bug in BUGS]
+)
 def test_planted_bug_is_found_and_minimal(bug, tmp_path):
     record = CampaignRecord(bug.target, "", "", 39, False)
     store = Store.create(tmp_path / "work", record, resume=False)

@@ -29,8 +29,8 @@ def test_program_gives_what_it_records(path: Path) -> None:
     assert result.mismatches == ()
 
 
-@pytest.mark.parametrize("path", PROGRAMS, ids=IDS)
-def test_program_is_about_something(path: Path) -> None:
-    assert re.search(r"[A-Za-z]{3,} ", read_comment(path.read_text()))
-    names = {line.name for line in load_program(path).expectations}
-    assert {"outcome", "hypercalls"} <= names
+def test_every_program_is_about_something() -> None:
+    for path in PROGRAMS:
+        assert re.search(r"[A-Za-z]{3,} ", read_comment(path.read_text())), path
+        names = {line.name for line in load_program(path).expectations}
+        assert {"outcome", "hypercalls"} <= names, path
