@@ -84,7 +84,7 @@ def test_a_status_kept_for_each_vcpu_shows_on_a_second_one(tmp_path):
     assert len({("vcpu=1" in line) for line in lines if "msr " in line}) == 2
     program = str(tmp_path / finding["program"])
     words = ("run", program, "--plugins", str(HOSTS.parent), "--vcpus", "1")
-    done = guestemu(*words, cwd=tmp_path)
+    done = run_here(*words, cwd=tmp_path)
     assert (done.returncode, "vcpu" in done.stderr) == (2, True), done.stderr
 
 

@@ -171,6 +171,18 @@ def test_the_bug_of_the_example_is_shown(
     assert main(["hosts", "--check", spec_of(built, 0, "process")]) == 0
 
 
+@pytest.mark.soak
+def test_a_loop_in_this_process_ends_it_with_one_line(built: Path, tmp_path: Path) -> None:
+    path = tmp_path / "t.prog"
+    path.write_text("guestemu-program 1\n---\nhypercall a0=0x1000 a1=33 a2=0\n")
+    words = ["run", "--limit", "0.2", "--host", spec_of(built, 3, "in-process"), str(path)]
+    command = [sys.executable, "-m", "guestemu", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert "does not stop when it is interrupted" in line
+
+
 NONSENSE = {
     "wrong magic": ("reply(b'x' * 16)", "has ABI"),
     "another ABI": ("reply(struct.pack('<4I', MAGIC, 9, 0, 0))", "has ABI 9"),
