@@ -8,7 +8,7 @@ from typing import ClassVar
 from guestemu.events.base import TABLE_WRITES, Event
 
 
-class MapGpaCall(Event, frozen=True, tag="mapgpa"):
+class MapGpaCall(Event, frozen=True, gc=False, tag="mapgpa"):
     """TDG.VP.VMCALL<MapGPA>: bytes from `gpa` (without the shared bit), what R10 and R11 held
     afterwards; `next_gpa` counts after a retry only."""
 
@@ -22,7 +22,7 @@ class MapGpaCall(Event, frozen=True, tag="mapgpa"):
     table_writes: int
 
 
-class Accept(Event, frozen=True, tag="accept"):
+class Accept(Event, frozen=True, gc=False, tag="accept"):
     """TDG.MEM.PAGE.ACCEPT of the page at `gpa`; `level` 0 is 4 KiB, 1 is 2 MiB, 2 is 1 GiB.
 
     `exits` EPT violations to the host came before the completion code `result`."""
@@ -36,7 +36,7 @@ class Accept(Event, frozen=True, tag="accept"):
     table_writes: int
 
 
-class SeptViolation(Event, frozen=True, tag="sept-violation"):
+class SeptViolation(Event, frozen=True, gc=False, tag="sept-violation"):
     """An access that the page's state does not allow: alias, kind (a value of `AccessKind`), the
     state that it met, and what came of it (a value of `AccessEnd`). `converted`: user space
     converted the page and the access went on."""

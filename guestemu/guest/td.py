@@ -4,8 +4,9 @@
 The TDX module's side follows facts T4 to T8 and T14; sub-functions of TDG.VP.VMCALL go to the
 hypervisor, MapGPA to the `ExitHandler` (KVM's own part is host/kvm/tdx_map_gpa.py, K4-b).
 
-CPUID, I/O ports and MSRs are answered in place: the guest needs no #VE to boot (T8); MSRs raise it
-after `Td.reflect_msrs`. MMIO and, with SEPT_VE_DISABLE off, pending pages raise #VE.
+CPUID, I/O ports and MSRs are answered in place: the guest needs no #VE to boot (T8). MSRs raise it
+after `Td.reflect_msrs`, the instructions that a real kernel's functions hold after
+guest/linux/exit_sites.py. MMIO and, with SEPT_VE_DISABLE off, pending pages raise #VE.
 """
 
 from __future__ import annotations
@@ -130,6 +131,7 @@ class Td:
     """TDX for one machine with a shared bit; installs TDCALL. `sept` are the page states, `events`
     the log, `cpuid` answers TDG.VP.VMCALL<CPUID>.
 
+    `leaves` counts TDCALLs by leaf, `calls` those of TDG.VP.VMCALL but MapGPA by sub-function.
     `attributes` are the TD's (VP.INFO). `accept_error` may order a completion code for an ACCEPT by
     GPA and level (None: what the state says); after each of the next `pending_events` chunks of a
     MapGPA KVM finds an event pending. At KVM_EXIT_MEMORY_FAULT user space is asked by a
@@ -151,14 +153,16 @@ class Td:
         self.accept_error: Callable[[int, int], int | None] | None = None
         self.pending_events = 0
         self.converts = True
+        self.reflects = True
         self.leaves: dict[int, int] = {}
+        self.calls: dict[int, int] = {}
         self.fields: dict[tuple[TdcallLeaf, int], int] = {}
         self._machine = machine
         self._cpuid = cpuid
         self._ve: VirtualException | None = None
         self._in = RegisterBatch(machine.engine, _INPUTS)
-        self._map_gpa_out = RegisterBatch(machine.engine, ("rax", "r10", "r11"))
-        self._accept_out = RegisterBatch(machine.engine, ("rax", "rcx", "rdx"))
+        self._map_gpa_out = RegisterBatch(machine.engine, ("r10", "r11"))
+        self._accept_out = RegisterBatch(machine.engine, ("rcx", "rdx"))
         self._handlers: tuple[ExitHandler | None, MapGpaHandler | None] = (None, None)
         machine.devices.append(self.sept)
         machine.devices.append(self)
@@ -195,13 +199,14 @@ class Td:
 
     # TDCALL -----------------------------------------------------------------------------------
 
-    def _tdcall(self, vcpu: Vcpu) -> Shutdown | Halt | None:
+    def _tdcall(self, vcpu: Vcpu) -> Shutdown | Halt | int | None:
         rax, rcx, r10, r11, r12, r13 = self._in.read().tolist()
         leaf = rax & 0xFFFF
         self.leaves[leaf] = self.leaves.get(leaf, 0) + 1
         if leaf == _VP_VMCALL:
             if r11 == _MAP_GPA and not r10:
                 return self._map_gpa(r12, r13, TdVcpu(vcpu, rcx))
+            self.calls[r11] = self.calls.get(r11, 0) + 1
             vcpu.write_register("rax", tdx.SUCCESS)
             if r10:
                 self._hypercall(vcpu)
@@ -231,7 +236,7 @@ class Td:
         vcpu.write_register("r8", 0)
         return tdx.SUCCESS
 
-    def _page_accept(self, rcx: int) -> Shutdown | None:
+    def _page_accept(self, rcx: int) -> Shutdown | int:
         gpa, level = rcx & ~PAGE_MASK, rcx & 7
         writes = self._machine.ram.table_write_count
         ordered = self.accept_error(gpa, level) if self.accept_error is not None else None
@@ -255,12 +260,9 @@ class Td:
             result = tdx.OPERAND_BUSY if found is None else found
             if result == tdx.SUCCESS:
                 self._machine.ram.write(Gpa(gpa), _ZEROES)
-        out = self._accept_out
-        out.values[0] = result
-        out.values[1] = out.values[2] = 0
-        out.write()
+        self._accept_out.write()
         self.events.append(Accept(gpa, level, result, exits, writes))
-        return None
+        return result
 
     # Accesses ---------------------------------------------------------------------------------
 
@@ -367,6 +369,16 @@ class Td:
         has its IDT; until then, and without this, they are answered in place."""
         self._machine.hooks.msr_fault = self._msr
 
+    def raise_at(self, rip: int, what: Callable[[Vcpu], VirtualException | None]) -> None:
+        """From now on the instruction at `rip` raises #VE with what `what` says (None: none), until
+        `reflects` is switched off. The caller flushes the translated blocks."""
+
+        def fault() -> GuestFault | None:
+            found = what(self._machine.current) if self.reflects else None
+            return None if found is None else self.raise_ve(found)
+
+        self._machine.hooks.add_fault_site(rip, fault)
+
     def _msr(self, is_write: bool) -> GuestFault:
         reason = tdx.EXIT_REASON_MSR_WRITE if is_write else tdx.EXIT_REASON_MSR_READ
         return self.raise_ve(VirtualException(reason=reason, length=_MSR_LENGTH))
@@ -412,7 +424,7 @@ class Td:
             value = handler.hypercall(call)
         vcpu.write_register("r10", value & U64_MASK)
 
-    def _map_gpa(self, gpa: int, size: int, vcpu: TdVcpu) -> Shutdown | None:
+    def _map_gpa(self, gpa: int, size: int, vcpu: TdVcpu) -> Shutdown | int:
         bit = self._machine.bit
         writes = self._machine.ram.table_write_count
         handler = self._machine.hooks.handler
@@ -429,13 +441,12 @@ class Td:
         status, next_gpa = answer
         out = self._map_gpa_out
         values = out.values
-        values[0] = tdx.SUCCESS
-        values[1] = status
-        values[2] = next_gpa & U64_MASK
+        values[0] = status
+        values[1] = next_gpa & U64_MASK
         out.write()
         plain, private = gpa & ~bit.mask, bit.is_private(gpa)
         self.events.append(MapGpaCall(plain, size, private, status, next_gpa & ~bit.mask, writes))
-        return None
+        return tdx.SUCCESS
 
     def _map_plainly(self, gpa: int, size: int, vcpu: VcpuAccess) -> MapGpaAnswer:
         """MapGPA under a handler that answers whole ranges."""

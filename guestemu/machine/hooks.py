@@ -230,6 +230,23 @@ class CpuHooks:
             self.engine.add_hook(HOOK_CODE, CodeHook(self._on_msr), begin=rip, end=rip)
         self._msr_sites[rip] = is_write
 
+    def add_fault_site(self, rip: int, fault: Callable[[], GuestFault | None]) -> None:
+        """Asks `fault` before each execution of the instruction at linear address `rip`: what it
+        returns is raised there (None: nothing). Flush the translated blocks afterwards."""
+
+        def on_site(_uc: object, _rip: int, _size: int, _user: object) -> None:
+            try:
+                raised = fault()
+            except BaseException as error:
+                self.errors.append(error)
+                self.engine.stop()
+                return
+            if raised is not None:
+                self.pending = raised
+                self.engine.stop()
+
+        self.engine.add_hook(HOOK_CODE, CodeHook(on_site), begin=rip, end=rip)
+
     def add_out_site(self, after: int) -> None:
         """Makes an OUT whose next instruction is at `after` end the run there. Elsewhere the CPU
         notices a port write's stop at the end of the block. Before the code first runs."""

@@ -51,6 +51,7 @@ from guestemu.machine.view_bit import ViewBit
 _CHUNK: Final = 1 << 20
 _MAP_NORESERVE: Final = getattr(mmap, "MAP_NORESERVE", 0x4000)
 _LOG_CAPACITY: Final = 1 << 16
+_LOG_COUNT: Final = [name for name, _type in MemoryWatch._fields_].index("log_count")
 _ZERO_PAGE: Final = bytes(PAGE_SIZE)
 _WATCH: Final = bytes(flags | FLAG_WATCHED for flags in range(256))
 _IGNORE: Final = bytes(flags & ~FLAG_WATCHED for flags in range(256))
@@ -152,6 +153,7 @@ class GuestRam:
         self._private_start, self._shared_start = map(_address, views)
         self.watch.low = low
         self.watch.zero_page = _content(_ZERO_PAGE)
+        self._watch_words = memoryview(self.watch).cast("B").cast("Q")
         self._watch_at = ctypes.c_void_p(ctypes.addressof(self.watch))
         self._native_rollback: Callable[[ctypes.c_void_p], int] | None = None
 
@@ -283,7 +285,7 @@ class GuestRam:
     @property
     def table_write_count(self) -> int:
         """Stores into page-table pages since the last `table_writes()`."""
-        return int(self.watch.log_count) + len(self._spilled)
+        return self._watch_words[_LOG_COUNT] + len(self._spilled)
 
     def watch_views(self, gfn: int, pages: int, *, private: bool, shared: bool) -> None:
         """Whether accesses of the CPU to one view of `pages` frames go to `on_watched` first. Costs

@@ -193,7 +193,7 @@ class Rmp:
 
     def state(self, gfn: int) -> int:
         """SHARED, ASSIGNED, VALIDATED or FOREIGN: the frame behind a guest frame."""
-        if not self._is_strange:
+        if not (self._odd or self._behind or self.small_mappings or self.vmpl):
             return self._codes[gfn] & _STATE
         sfn = self.system_frame(gfn)
         entry = self.entry(sfn)

@@ -102,6 +102,12 @@ def psc_kernel(name: str) -> PscKernel:
     return PSC_KERNELS.get(name, PSC_KERNELS[OLDEST_FIXED])
 
 
+def range_attributes(private: int, is_2m: int) -> int:
+    """`hypercall.args[2]` of a range whose first entry is of 2 MiB if `is_2m` (N8)."""
+    attributes = MAP_GPA_RANGE_ENCRYPTED if private else 0
+    return attributes | MAP_GPA_RANGE_PAGE_SZ_2M if is_2m else attributes
+
+
 class RunFails(Exception):
     """KVM_RUN returns an error to user space: the guest hears nothing and is not entered again."""
 
@@ -320,10 +326,9 @@ class SnpPsc:
         stop, pages = self._batch(entries, word, index + 1, end)
         operation = word >> 52 & 0xF
         if operation in _OPERATIONS:
-            is_private = operation == abi.PSC_OP_PRIVATE
-            error = self.change_range(ask, gfn + done, pages, is_private, size > 1)
-            if error:
-                return ~error
+            attributes = range_attributes(operation == abi.PSC_OP_PRIVATE, size > 1)
+            if self._ask(ask, gfn + done, pages, attributes):
+                return ~abi.PSC_ERROR_GENERIC
         entries = _Entries(buffer, index, stop - 1)
         words = [entries.word(one) for one in range(index, stop)]
         buffer.store_words(
@@ -351,19 +356,22 @@ class SnpPsc:
             index += 1
         return index, pages
 
-    def change_range(
-        self, ask: AskUserSpace, gfn: int, pages: int, private: bool, is_2m: bool
+    def refused(
+        self, ask: AskUserSpace, gfn: int, pages: int, attributes: int, *, answer: int
     ) -> int:
-        """The exit of one contiguous range of a buffer, whose first entry is of 2 MiB if `is_2m`;
-        SW_EXITINFO2. Raises `RunFails`."""
-        attributes = MAP_GPA_RANGE_ENCRYPTED if private else 0
-        if is_2m:
-            attributes |= MAP_GPA_RANGE_PAGE_SZ_2M
-        return abi.PSC_ERROR_GENERIC if self._ask(ask, gfn, pages, attributes) else 0
+        """SW_EXITINFO2 of a range in a buffer whose exit user space answered with `answer`, not 0.
+        Raises `RunFails`."""
+        error = self._answered(ask, gfn, pages, attributes, answer=answer)
+        return abi.PSC_ERROR_GENERIC if error else 0
 
     def _ask(self, ask: AskUserSpace, gfn: int, pages: int, attributes: int) -> int:
         """User space's answer to one exit; 0 or an error for the guest. Raises `RunFails`."""
         answer = ask(gfn << PAGE_SHIFT, pages, attributes)
+        return answer and self._answered(ask, gfn, pages, attributes, answer=answer)
+
+    def _answered(
+        self, ask: AskUserSpace, gfn: int, pages: int, attributes: int, *, answer: int
+    ) -> int:
         if answer == EAGAIN and not self._has(PscDefect.EAGAIN_IS_FATAL):
             for _again in range(_MAX_ROUNDS):
                 answer = ask(gfn << PAGE_SHIFT, pages, attributes)

@@ -80,11 +80,11 @@ class ViewGates:
     def set(self, gfn: int, pages: int, *, private: int, shared: int) -> None:
         """Sets the rights of both views of `pages` frames from `gfn` on; frames beyond RAM are left
         out. Also from within an exit: the next access sees it."""
-        end = min(gfn + pages, self.frames)
-        if gfn >= end:
+        frames = self.frames
+        count = pages if gfn + pages <= frames else frames - gfn
+        if count <= 0:
             return
-        count = end - gfn
-        rights, other = self.rights, self.frames + gfn
+        rights, other = self.rights, frames + gfn
         if count == 1:
             lost = (rights[gfn] & ~shared) | (rights[other] & ~private)
             rights[gfn], rights[other] = shared, private

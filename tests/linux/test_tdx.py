@@ -10,15 +10,16 @@ import pytest
 
 from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa
 from guestemu.abi.regions import Region
-from guestemu.abi.tdx import FIELD_CONFIG_FLAGS, FIELD_NOTIFY_ENABLES, TdcallLeaf
+from guestemu.abi.tdx import FIELD_CONFIG_FLAGS, FIELD_NOTIFY_ENABLES, TdcallLeaf, Vmcall
 from guestemu.events.exits import MapGpaRangeExit
 from guestemu.events.tdx import Accept, MapGpaCall
 from guestemu.guest.linux.boot import boot_kernel
+from guestemu.guest.linux.exit_sites import reflect_exits
 from guestemu.guest.linux.guest import LinuxGuest
 from guestemu.guest.linux.load import LOADER, linux_config
 from guestemu.guest.linux.recorder import BootRecorder
 from guestemu.guest.td import Td
-from guestemu.machine.exits import Trap
+from guestemu.machine.exits import Halt, Trap
 from guestemu.machine.sept import ACCEPTED, SHARED
 
 BUDGET = 20_000_000
@@ -142,3 +143,67 @@ def test_the_kernels_own_handler_reads_an_msr_for_it(kernel: TdKernel) -> None:
     assert plain.value is not None
     assert reflected == plain
     assert (calls[TdcallLeaf.VP_VEINFO_GET], calls[TdcallLeaf.VP_VMCALL]) == (1, 1)
+
+
+REFLECTED = ("native_cpuid", "rtc_cmos_read", "native_io_delay", "native_halt")
+KVM_SIGNATURE_LEAF = 0x4000_0000
+RTC_REGISTER = 0x5A
+RTC_INDEX, RTC_DATA, DELAY = 0x70, 0x71, 0x80
+
+
+@pytest.mark.parametrize(
+    ("series", "halts"),
+    [
+        ("6.12", True),
+        pytest.param("6.18", False, marks=pytest.mark.soak),
+        pytest.param("7.3", False, marks=pytest.mark.soak),
+    ],
+)
+def test_the_kernels_own_handler_asks_for_cpuid_ports_and_halts(
+    image_of: Callable[[str], Path], series: str, halts: bool
+) -> None:
+    """handle_cpuid(), handle_in(), handle_out() and handle_halt(), by TDG.VP.VMCALL (T6, T8).
+
+    Since 6.15 handle_halt() refuses a HLT with interrupts enabled, as here (`halts` False), with a
+    WARN, and the handler raises a fault.
+    """
+    guest = LOADER.guest(image_of(series), linux_config(128, 39, "tdx"), BUDGET)
+    guest.reset()
+    td = guest.platform.td
+    assert td is not None
+    machine = guest.machine
+    machine.hooks.handler = BootRecorder()
+    ports: list[tuple[int, int, int | None]] = []
+    machine.hooks.port_out = lambda port, size, value: ports.append((port, size, value))
+    machine.hooks.port_in = lambda port, size: ports.append((port, size, None)) or 0x37
+    table = guest.gva(Region.D, 0)
+    registers = [table + 4 * index for index in range(4)]
+
+    def cpuid(leaf: int) -> bytes:
+        guest.memset(table, 0, 16)
+        machine.ram.write(guest.gpa(Region.D, 0), leaf.to_bytes(4, "little"))
+        guest.call("native_cpuid", *registers)
+        return machine.ram.read(guest.gpa(Region.D, 0), 16)
+
+    def read_clock() -> int | None:
+        value = guest.call("rtc_cmos_read", RTC_REGISTER).value
+        return None if value is None else value & 0xFF
+
+    assert reflect_exits(machine, guest.kernel, td, REFLECTED) >= len(REFLECTED) + 1
+    td.reflects = False
+    in_place = (cpuid(0), cpuid(KVM_SIGNATURE_LEAF), read_clock())
+    assert in_place[1][4:16] == b"KVMKVMKVM\0\0\0"
+    clock = [port for port in ports if port[0] in {RTC_INDEX, RTC_DATA}]
+    assert Vmcall.IO not in td.calls
+    td.reflects = True
+    ports.clear()
+    assert (cpuid(0), cpuid(KVM_SIGNATURE_LEAF), read_clock()) == in_place
+    assert [port for port in ports if port[0] in {RTC_INDEX, RTC_DATA}] == clock
+    assert (td.calls[Vmcall.CPUID], td.calls[Vmcall.IO]) == (1, len(ports))
+    guest.call("native_io_delay")
+    halted = guest.call("native_halt")
+    assert isinstance(halted.end, Halt) is halts
+    assert any("HLT emulation with IRQs enabled" in line for line in halted.warnings) is not halts
+    assert td.calls.get(Vmcall.HLT, 0) == int(halts)
+    assert td.leaves[TdcallLeaf.VP_VEINFO_GET] == sum(td.calls.values()) + (not halts)
+    guest.close()

@@ -58,7 +58,7 @@ from guestemu.machine.rmp import (
     RmpOutcome,
     What,
 )
-from guestemu.machine.snp_psc import AskUserSpace, SnpPsc
+from guestemu.machine.snp_psc import AskUserSpace, SnpPsc, range_attributes
 from guestemu.machine.vcpu import Vcpu
 from guestemu.machine.view_gates import CLOSED, OPEN, READ_ONLY, ViewGates
 
@@ -151,25 +151,28 @@ class Snp:
         """One range of a request in the buffer, as `PscRange.begin` gives it; returns SW_EXITINFO2.
         Raises `RunFails`."""
         gfn, pages, is_private, is_2m, *_info = asked
+        attributes = range_attributes(is_private, is_2m)
+        answer = self._ask(_BY_BUFFER, vcpu, gfn << PAGE_SHIFT, pages, attributes)
+        if not answer:
+            return 0
         ask = self._user_space(_BY_BUFFER, vcpu)
-        return self.psc.change_range(ask, gfn, pages, bool(is_private), bool(is_2m))
+        return self.psc.refused(ask, gfn, pages, attributes, answer=answer)
 
     def _user_space(self, origin: str, vcpu: VcpuAccess) -> AskUserSpace:
+        return functools.partial(self._ask, origin, vcpu)
+
+    def _ask(self, origin: str, vcpu: VcpuAccess, gpa: int, pages: int, attributes: int) -> int:
         handler = self._machine.hooks.handler
-
-        def ask(gpa: int, pages: int, attributes: int) -> int:
-            result = 0
-            if handler is not None:
-                result = handler.map_gpa_range(MapGpaRange(gpa, pages, attributes, origin, vcpu))
-            gfn = gpa >> PAGE_SHIFT
-            is_private = bool(attributes & MAP_GPA_RANGE_ENCRYPTED)
-            if not result:
-                self.convert(gfn, pages, is_private)
-            writes = self._ram.table_write_count
-            self.events.append(PageStateChange(gfn, pages, attributes, is_private, result, writes))
-            return result
-
-        return ask
+        result = 0
+        if handler is not None:
+            result = handler.map_gpa_range(MapGpaRange(gpa, pages, attributes, origin, vcpu))
+        gfn = gpa >> PAGE_SHIFT
+        is_private = bool(attributes & MAP_GPA_RANGE_ENCRYPTED)
+        if not result:
+            self.convert(gfn, pages, is_private)
+        writes = self._ram.table_write_count
+        self.events.append(PageStateChange(gfn, pages, attributes, is_private, result, writes))
+        return result
 
     def convert(self, gfn: int, pages: int, private: bool) -> None:
         """User space converts frames: the attribute, and the private frames given back to the

@@ -16,8 +16,10 @@ _HEAD: Final = """# TDX guests
 and `snippet:6.12`. The guest half is real: an unmodified kernel boots on the emulated CPU and \
 executes TDCALL. The TDX module, KVM and user space are models, written from their sources \
 (facts/tdx-guest.md). KVM's part of MapGPA is host/kvm/tdx_map_gpa.py; what it asks user space \
-reaches the same hosts and plug-ins as a SEV guest's hypercall. CPUID, ports and MSRs are answered \
-in place; after `Td.reflect_msrs()` RDMSR and WRMSR raise #VE and the kernel's own handler asks.
+reaches the same hosts and plug-ins as a SEV guest's hypercall. CPUID, ports, HLT and MSRs are \
+answered in place at first: MSRs raise #VE after `Td.reflect_msrs()`, the others in the functions \
+that `reflect_exits()` names (guest/linux/exit_sites.py), and the kernel's own handler asks by \
+TDG.VP.VMCALL.
 
 This page is made by `guestemu outcomes page`.
 """
