@@ -174,8 +174,13 @@ def test_the_kernels_own_handler_asks_for_cpuid_ports_and_halts(
     machine = guest.machine
     machine.hooks.handler = BootRecorder()
     ports: list[tuple[int, int, int | None]] = []
+
+    def port_in(port: int, size: int) -> int:
+        ports.append((port, size, None))
+        return 0x37
+
+    machine.hooks.port_in = port_in
     machine.hooks.port_out = lambda port, size, value: ports.append((port, size, value))
-    machine.hooks.port_in = lambda port, size: ports.append((port, size, None)) or 0x37
     table = guest.gva(Region.D, 0)
     registers = [table + 4 * index for index in range(4)]
 
