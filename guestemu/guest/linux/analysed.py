@@ -26,7 +26,7 @@ _LEVEL: Final = 1
 _T = TypeVar("_T")
 
 
-class _Analysis(msgspec.Struct, frozen=True):
+class _Analysis(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     version: str
     digest: str
@@ -43,16 +43,16 @@ def save_analysis(path: Path, kernel: Kernel) -> None:
     """Writes `kernel` to `path` and to a second file beside it. Raises OSError."""
     types, strings = kernel.btf.sections
     analysis = _Analysis(
-        kernel.name,
-        kernel.version,
-        kernel.digest,
-        kernel.entry,
-        kernel.segments.extent,
-        pack_names(kernel.symbols),
-        kernel.sites,
-        types,
-        strings,
-        kernel.btf.index,
+        name=kernel.name,
+        version=kernel.version,
+        digest=kernel.digest,
+        entry=kernel.entry,
+        extent=kernel.segments.extent,
+        symbols=pack_names(kernel.symbols),
+        sites=kernel.sites,
+        btf_types=types,
+        btf_strings=strings,
+        btf_index=kernel.btf.index,
     )
     write_sealed(path.with_name(path.name + SEGMENTS_SUFFIX), _pack(kernel.segments.parts))
     write_sealed(path, _pack(analysis))
