@@ -19,6 +19,7 @@ from guestemu.oracle.conversions import ConversionGenerator
 from guestemu.oracle.generator import Generator
 from guestemu.oracle.image import find_kernel
 from guestemu.oracle.live import LiveKvm
+from guestemu.oracle.qemu import MachineEnded
 from guestemu.oracle.reduce import OracleFinding
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ def fuzz_kernel(
                 campaign.run(steps, progress.show)
             except KeyboardInterrupt:
                 is_interrupted = True
+            except MachineEnded as error:
+                campaign.sums.notes.append(f"ended early, the machine does not start: {error}")
         sums = campaign.sums
         return OracleSums(
             kernel=kvm.machine.release,

@@ -23,7 +23,7 @@ from typing import Final
 
 import msgspec
 
-from guestemu.abi.errors import GuestemuError, MissingError
+from guestemu.abi.errors import MissingError
 from guestemu.oracle import wire
 from guestemu.oracle.image import candidates
 
@@ -52,7 +52,11 @@ _SPLAT: Final = re.compile(
 )
 
 
-class MachineEnded(GuestemuError):
+_QEMUS: Final = re.compile(r"qemu[\w-]*: |\*\*|ERROR:")
+"""How a line of QEMU's own starts; it shares the console with the kernel."""
+
+
+class MachineEnded(MissingError):
     """The machine under test ended, hung or crashed. `done` steps of the batch were finished;
     `console` is what the kernel printed last; `is_own_fault` is False where QEMU was ended from
     outside."""
@@ -233,6 +237,8 @@ class Qemu:
             how = f"the kernel died: {found[0]}"
         elif status < 0:
             how = f"QEMU was ended by {signal.Signals(-status).name}"
+            own_words = [line for line in console.splitlines() if _QEMUS.match(line)]
+            how += f": {own_words[-1]}" if own_words else ""
         else:
             words = console.strip().splitlines()
             how = f"QEMU ended with status {status}" + (f": {words[-1]}" if words else "")

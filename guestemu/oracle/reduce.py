@@ -342,6 +342,8 @@ def _simpler_inputs(act: Act) -> Iterator[Act]:
         if has_slot and name == "rcx":
             continue
         value = getattr(act.inputs, name)
+        if value & (value - 1):
+            yield _changed(act, **{name: Hex(1 << value.bit_length() - 1)})
         for small in _SMALL:
             if value != small and (value not in _SMALL or small < value):
                 yield _changed(act, **{name: small})

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """`guestemu oracle build-modules`: what is fetched, what is refused; the build itself in soak."""
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,6 +16,7 @@ from guestemu.oracle.image import find_kernel
 from guestemu.oracle.live import LiveKvm
 from guestemu.oracle.module_build import ModuleBuilder, options_for, suite_of
 
+DATA = Path(__file__).parent.parent / "data" / "kvm-oracle"
 NAME = "linux-binary-7.3.4+deb13-cloud-amd64_7.3.4-1~bpo13+1_amd64.deb"
 PATCH = """\
 --- a/arch/x86/kvm/x86.c
@@ -112,3 +114,30 @@ def test_rebuilt_modules_have_protected_vms_and_load_into_the_packages_kernel(tm
     assert main(["oracle", "build-modules", "7.3", "-o", str(tmp_path)]) == 0
     with LiveKvm(find_kernel("7.3", Path(tmp_path))) as kvm:
         assert kvm.machine.has_protected_vms
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("change", "words", "seen"),
+    [
+        ("planted-pages.patch", ["--steps", "6000"], "events[0].args[1]"),
+        ("planted-hole.patch", ["--steps", "20000", "--memory"], "out.data"),
+    ],
+)
+def test_one_changed_line_of_kvm_is_found_made_small_and_explained(
+    tmp_path, capsys, change, words, seen
+):
+    """The page count cut to 32 bits at the exit; a hole that leaves its last page."""
+    try:
+        find_image("7.3")
+    except MissingError:
+        pytest.skip("kernel 7.3 was not fetched")
+    built = str(tmp_path / "modules")
+    patch = str(DATA / change)
+    assert main(["oracle", "build-modules", "7.3", "--patch", patch, "-o", built]) == 0
+    capsys.readouterr()
+    assert main(["oracle", "fuzz", "7.3", "--modules", built, *words, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)["findings"]
+    fields = [one["field"] for finding in found for one in finding["differences"]]
+    assert seen in fields
+    assert min(finding["steps"] for finding in found) <= 5

@@ -146,3 +146,44 @@ def test_no_process_is_left_behind(fake, kernel):
         os.kill(pid, 0)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_a_machine_that_does_not_come_up_is_one_line_with_status_3(fake, kernel, capsys):
+    fake("exit")
+    assert main(["oracle", "fuzz", str(kernel.kernel)]) == 3
+    assert capsys.readouterr().err == "guestemu: QEMU ended with status 1: no machine today\n"
+
+
+def test_native_without_the_device_is_refused_in_one_line(
+    fake, kernel, monkeypatch, tmp_path, capsys
+):
+    from guestemu.cli import _oracle
+
+    fake()
+    monkeypatch.setattr(_oracle, "_DEVICE", tmp_path / "kvm")
+    assert main(["oracle", "fuzz", str(kernel.kernel), "--native"]) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("guestemu: --native: ")
+    assert "cannot be opened: No such file" in line
+
+
+def test_a_campaign_keeps_what_it_has_where_the_machine_does_not_start_again(
+    fake, kernel, monkeypatch, capsys
+):
+    fake()
+    taken = []
+
+    def kill_first(self, tell=None):
+        if not taken:
+            taken.append(os.kill(self.pid, signal.SIGKILL))
+            fake("exit")
+        return take(self, tell)
+
+    take = LiveKvm.take
+    monkeypatch.setattr(LiveKvm, "take", kill_first)
+    assert main(["oracle", "fuzz", str(kernel.kernel), "--json"]) == 0
+    sums = json.loads(capsys.readouterr().out)
+    assert sums["restarts"] == 1
+    assert sums["notes"] == [
+        "ended early, the machine does not start: QEMU ended with status 1: no machine today"
+    ]
