@@ -43,8 +43,8 @@ def test_counters_guide_libfuzzer(tmp_path):
 @pytest.mark.parametrize(
     ("host", "target", "check"),
     [
-        ("AttributeBit0", "hypercall", "record"),
-        ("LatePrivilege", "hypercall", "results"),
+        pytest.param("AttributeBit0", "hypercall", "record", marks=pytest.mark.soak),
+        pytest.param("LatePrivilege", "hypercall", "results", marks=pytest.mark.soak),
         ("WordBoundary", "hypercall", "record"),
         ("ReservedBits", "msr", "migration-control"),
         ("EncryptIgnored", "conversion", "record"),

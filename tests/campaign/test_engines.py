@@ -72,14 +72,13 @@ def test_all_of_the_space_runs_and_finds_what_is_in_it(tmp_path):
 
 def test_an_exhaustive_campaign_goes_on_where_it_was(tmp_path):
     arguments = ("msr", "--engine", "exhaustive", "--bounds", "2,3")
-    whole = fuzz_json(*arguments, "--workdir", "whole", cwd=tmp_path, status=0)
     first = fuzz_json(*arguments, "--workdir", "w", "--execs", "1500", cwd=tmp_path, status=0)
     assert not first["exhausted"]
     rest = fuzz_json(*arguments, "--workdir", "w", "--resume", cwd=tmp_path, status=0)
     assert rest["exhausted"]
-    assert first["space"] == rest["space"] == whole["space"]
+    assert first["space"] == rest["space"] > 1500
     # a position is noted every 1024 programs: what ran since then runs again
-    assert whole["space"] - 1024 >= rest["executions"] >= whole["space"] - 1500
+    assert first["space"] - 1024 >= rest["executions"] >= first["space"] - 1500
     again = fuzz_json(*arguments, "--workdir", "w", "--resume", cwd=tmp_path, status=0)
     assert again["exhausted"]
     assert again["executions"] == 0
