@@ -208,11 +208,6 @@ def make_report(
     )
 
 
-def to_json(report: DmaReport) -> bytes:
-    """The report as one JSON object in UTF-8, keys in the order of the record."""
-    return msgspec.json.encode(report)
-
-
 def _input(trace: TraceReport) -> InputCounts:
     return InputCounts(
         name=trace.name,
