@@ -38,13 +38,17 @@ class CallRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 def call_image(request: CallRequest) -> tuple[CallReport, ...]:
     """Boots and calls. Raises `InputError`."""
+    from guestemu.guest.linux.boot import DEFAULT_COMMAND_LINE, INITCALLS, STOP_AT
     from guestemu.guest.linux.images import find_image
     from guestemu.guest.linux.load import LOADER, linux_config
     from guestemu.kernel.call import Called, call_functions
 
     config = linux_config(request.memory, request.cbit, request.sev)
     image = find_image(request.image)
-    guest = LOADER.guest(image, config, request.budget, until=request.at)
+    command_line = DEFAULT_COMMAND_LINE
+    if request.at != STOP_AT:
+        command_line += f" {INITCALLS}"
+    guest = LOADER.guest(image, config, request.budget, command_line, request.at)
     calls = [Called(function, tuple(arguments)) for function, *arguments in request.calls]
     return call_functions(guest, calls, request.answer, request.depth)
 

@@ -418,7 +418,8 @@ def call(
         typer.Option(
             "--at",
             metavar="FUNCTION",
-            help="Boot to this function first; at kernel_init the init thread runs.",
+            help="Boot to this function first; at kernel_init the init thread runs, at "
+            "prepare_namespace all initcalls are done.",
         ),
     ] = "rest_init",
     tree: Annotated[

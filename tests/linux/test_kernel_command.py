@@ -163,7 +163,9 @@ def test_a_call_that_cannot_follow_is_one_line(run, text, problem):
 
 
 @pytest.mark.soak
-def test_calls_can_be_made_in_the_init_thread(run):
-    found, status = run("call", "set_memory_decrypted", "page:0", "1", "--at", "kernel_init")
+@pytest.mark.parametrize("function", ["kernel_init", "prepare_namespace"])
+def test_calls_can_be_made_in_the_init_thread(run, function):
+    """Before and after the initcalls."""
+    found, status = run("call", "set_memory_decrypted", "page:0", "1", "--at", function)
     assert status == 0
     assert (found["returned"], len(found["ptes"]), len(found["hypercalls"])) == (0, 1, 1)

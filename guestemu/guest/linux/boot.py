@@ -55,6 +55,13 @@ DEFAULT_COMMAND_LINE: Final = (
 )
 """Small swiotlb and no clearing of free pages: clearing memory takes most of a boot otherwise."""
 
+INITCALLS: Final = (
+    "cryptomgr.notests initcall_blacklist=jent_mod_init,cmos_init,print_s5_reset_status_mmio"
+)
+"""Appended where a boot goes on behind `STOP_AT`: without self-tests of cryptography and a wait for
+a clock, which take minutes under emulation (fact U10), and without AMD's reset status (6.17), which
+is read from registers that this machine has not."""
+
 KVM_FEATURES: Final = (
     1 << KVM_FEATURE_CLOCKSOURCE2
     | 1 << KVM_FEATURE_HC_MAP_GPA_RANGE
