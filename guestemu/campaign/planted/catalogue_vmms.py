@@ -74,8 +74,12 @@ _SWITCHES: Final = (
     _Switch("V2e", Qemu11Host, converting.SIZE_WRAP, _WRAP, "V2, V7", _RECORD),
     _Switch("V2f", CloudHypervisorHost, converting.NO_DISCARD, _NO_DISCARD, "V2, GM3", _MEMORY),
     _Switch("V2g", DragonballHost, converting.NO_DISCARD, _NO_DISCARD, "V2, GM3", _MEMORY),
-    _Switch("V2h", OpenVmmHost, converting.ATTRIBUTES_FIRST, _FIRST, "V2, V6", _RECORD, _CALLS),
-    _Switch("V2i", LibkrunHost, converting.ATTRIBUTES_FIRST, _FIRST, "V2, V5", _RECORD, _CALLS),
+    _Switch(
+        "V2h", OpenVmmHost, converting.ATTRIBUTES_FIRST, _FIRST, "V2, V6", _RECORD, target=_CALLS
+    ),
+    _Switch(
+        "V2i", LibkrunHost, converting.ATTRIBUTES_FIRST, _FIRST, "V2, V5", _RECORD, target=_CALLS
+    ),
     _Switch(
         "V2j",
         CloudHypervisorHost,
@@ -83,7 +87,7 @@ _SWITCHES: Final = (
         "a failed punch is logged, and the guest told success",
         "V2",
         _MEMORY,
-        _CALLS,
+        target=_CALLS,
     ),
     _Switch("V3a", Qemu11Host, converting.ATTRIBUTES_FIRST, _FIRST, "V3", _RECORD),
     _Switch(
@@ -93,7 +97,7 @@ _SWITCHES: Final = (
         "a VFIO listener that fails leaves the attributes changed",
         "V2",
         _RECORD,
-        _CALLS,
+        target=_CALLS,
     ),
     _Switch(
         "V4a",
@@ -102,7 +106,7 @@ _SWITCHES: Final = (
         "a memory fault sets the attributes and keeps the private page",
         "V4",
         _MEMORY,
-        _CALLS,
+        target=_CALLS,
     ),
     _Switch(
         "V6a",

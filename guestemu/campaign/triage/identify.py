@@ -33,6 +33,7 @@ from guestemu.runner.testbed import HOST_FAILED
 
 _KEY_DIGITS: Final = 8
 _NAMED: Final = frozenset({Argument.HYPERCALL_NUMBER, Argument.MSR})
+_LATCH: Final = "migration-control"
 _SHORT: Final = 0xFF
 _FAILURE_RUNS: Final = 16
 _PRECISE: Final = 4
@@ -99,8 +100,10 @@ def finding_key(
     """CHECK-OPKIND-HASH, a file name. The hash is of `where` alone if that has few places, because
     one line may break several rules; else of the symptom, the shape of the canonical program and
     `where`: the host, then the places of the suspected code (`HostCode.anchors`). Of a host that
-    fails, or cuts a register, the symptom says it all."""
-    if violation.check == HOST_FAILED or is_of_bits(symptom):
+    fails, or cuts a register, the symptom says it all, and of the latch of MIGRATION_CONTROL where
+    no code is suspected: a wrong 0 and a wrong 1 take programs of two shapes."""
+    is_latch = violation.check == _LATCH and len(where) == 1
+    if violation.check == HOST_FAILED or is_of_bits(symptom) or is_latch:
         words: tuple[str, ...] = (where[0], symptom)
     elif 1 < len(where) <= _PRECISE + 1:
         words = where
