@@ -76,7 +76,8 @@ def _header(header: Header, overrides: Overrides, path: Path) -> Header:
     )
     problem = header_problem(changed)
     if problem is not None:
-        raise InputError(f"--{'memory' if problem[0] == 'layout' else problem[0]}: {problem[1]}")
+        option = "--memory: " if problem[0] == "layout" else ""
+        raise InputError(f"{option}{problem[1]}")
     return changed
 
 

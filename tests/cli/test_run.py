@@ -192,7 +192,7 @@ def test_the_trace_file_has_the_run_and_every_event(
         (["--sev", "vbs"], "--sev vbs: use one of sev, es, snp"),
         (["--sev", "es"], "sev es: snippet guests run as plain SEV"),
         (["--cbit", "52"], "cbit 52 is out of range"),
-        (["--memory", "7"], "memory 7M: a snippet guest takes 32M to 8192M"),
+        (["--memory", "7"], "memory 7M: a snippet guest takes 32M to 1048576M"),
         (["--fault", "explode"], "--fault:1: no op 'explode'"),
         (["--fault", ""], "--fault:1: is empty"),
         (["--trace", "out.perfetto"], "--trace out.perfetto: traces are JSON lines"),
