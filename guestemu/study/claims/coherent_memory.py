@@ -367,6 +367,7 @@ def boot_regions(lab: Lab) -> ClaimResult:
         plots=tuple(
             boot_plot(f"c12-{boot.kernel.replace(':', '-')}", boot.kernel, boot.levels)
             for boot in boots
+            if boot.levels
         ),
     )
 
