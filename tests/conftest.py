@@ -18,6 +18,16 @@ from typing import NamedTuple
 
 import held
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How fast the machine is decides no test: a slow one draws its examples, too.
+settings.register_profile(
+    "any speed",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize="CI" in os.environ,
+)
+settings.load_profile("any speed")
 
 
 class Drawn(NamedTuple):

@@ -13,6 +13,7 @@ from guestemu.program.ops import (
     QEMU_SPECS,
     SEV_SPECS,
     SPECS,
+    VMM_SPECS,
     Op,
     OpKind,
     canonical_op,
@@ -30,7 +31,7 @@ def make(name, *switches):
 
 
 def test_every_host_operation_is_carried_out_by_some_host():
-    kinds = {*HOST_SPECS, *SEV_SPECS, *QEMU_SPECS, *MIRROR_SPECS}
+    kinds = {*HOST_SPECS, *VMM_SPECS, *SEV_SPECS, *QEMU_SPECS, *MIRROR_SPECS}
     assert {kind for kind, spec in SPECS.items() if spec.by_host} == kinds
     found = {
         kind

@@ -73,6 +73,8 @@ class Scene:
             serves_migration_control=True,
             records_conversions=True,
             private_map=lambda: self.host,
+            open_frames=(),
+            has_failing_kernel=False,
         )
         leaf_map = SimpleNamespace(
             private=self.tables, alias=self.alias, moved=[], became=lambda *_range: False

@@ -51,7 +51,7 @@ def test_only_the_targets_kinds_are_generated(kinds: set[OpKind]) -> None:
 
 
 def test_many_programs_reach_every_kind_region_and_the_known_edges() -> None:
-    ops = [op for seed in range(4000) for op in generate_program(seed, HEADERS[2]).ops]
+    ops = [op for seed in range(8000) for op in generate_program(seed, HEADERS[2]).ops]
     assert {op.kind for op in ops} == ALL_KINDS
     assert {op.region for op in ops} == set(Region)
     hypercalls = [op for op in ops if op.kind is OpKind.HYPERCALL]

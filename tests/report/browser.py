@@ -89,7 +89,8 @@ class Browser:
         self._ask("Emulation.setDeviceMetricsOverride", metrics)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}
         self._ask("Emulation.setEmulatedMedia", {"features": [scheme]})
-        self._ask("Page.navigate", {"url": path.as_uri()})
+        answer = self._ask("Page.navigate", {"url": path.as_uri()})
+        assert "errorText" not in answer, f"{path}: {answer['errorText']}"
         self._wait("Page.loadEventFired")
 
     def evaluate(self, expression: str) -> Any:

@@ -228,10 +228,12 @@ class Probe:
         flips = (MAP_GPA_RANGE_ENCRYPTED, 0)
         for register, more, flip in product(registers.split(","), (0, 3, 70), flips):
             named = of_bits(register)
-            if register == "address" and more:
+            if register != "address":
+                places = [(0, pages & ~_LOWER | more)] if more else []
+            elif more:
                 places = [(gpa & ~low | more * PAGE_SIZE, pages) for low in _LOWER_ADDRESS]
             else:
-                places = [(0, pages & ~_LOWER | more) if more else (gpa, pages)]
+                places = [(gpa, pages)]
             for place in places:
                 arguments = (nr, *place, attributes ^ flip, *rest)
                 other = msgspec.structs.replace(ops[index], arguments=arguments)
