@@ -12,7 +12,7 @@ A user's own host is a class with this interface in a file, loaded by `--host FI
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from bitarray import bitarray
@@ -69,27 +69,18 @@ class Host(ABC):
     memory_slots: tuple[Slot, ...] = ()
     """The VM's memory slots, as `describe_vm` gave them; empty for one over all of RAM."""
 
+    open_frames: tuple[tuple[int, int], ...] = ()
+    """Start and end in gfns of what is no RAM with guest_memfd by the VM's slots: user space
+    decides about a range that meets it (K3-f)."""
+
     vcpu_count: int = 1
     """The VM's number of vCPUs."""
 
     def describe_vm(self, slots: tuple[Slot, ...], vcpus: int) -> None:
         """What the VM is like, said before `reset`."""
         self.memory_slots = slots
+        self.open_frames = tuple(_open_frames(slots))
         self.vcpu_count = vcpus
-
-    @property
-    def open_frames(self) -> tuple[tuple[int, int], ...]:
-        """Start and end in gfns of what is no RAM with guest_memfd by the VM's slots: user space
-        decides about a range that meets it (K3-f)."""
-        found, place = [], 0
-        for slot in self.memory_slots:
-            first, end = slot.gpa >> PAGE_SHIFT, slot.end >> PAGE_SHIFT
-            if first > place:
-                found.append((place, first))
-            if slot.is_read_only or not slot.has_guest_memfd:
-                found.append((first, end))
-            place = end
-        return tuple(found)
 
     @abstractmethod
     def reset(self, frames: int) -> None:
@@ -175,3 +166,14 @@ class Host(ABC):
     def inject_msr_error(self, count: int) -> None:
         """User space answers the next `count` MSR exits with an error."""
         raise NotImplementedError(f"host {self.name} has no MSR error injection")
+
+
+def _open_frames(slots: tuple[Slot, ...]) -> Iterator[tuple[int, int]]:
+    place = 0
+    for slot in slots:
+        first, end = slot.gpa >> PAGE_SHIFT, slot.end >> PAGE_SHIFT
+        if first > place:
+            yield place, first
+        if slot.is_read_only or not slot.has_guest_memfd:
+            yield first, end
+        place = end

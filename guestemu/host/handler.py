@@ -9,7 +9,6 @@ kernel has (K3-c). `HandlerHost` makes a host of it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 from bitarray import bitarray
@@ -18,12 +17,10 @@ from guestemu.abi.addresses import U64_MASK
 from guestemu.abi.msrs import KVM_MIGRATION_READY, MSR_KVM_MIGRATION_CONTROL
 from guestemu.host.base import VcpuAccess
 from guestemu.host.kvm.guest_memory import GuestMemory, MemoryFaultExit
-from guestemu.host.kvm.host import MergedHost
-from guestemu.host.kvm.memory_operations import memory_operations
+from guestemu.host.kvm.memory_host import MemoryHost
 from guestemu.host.kvm.run import KvmRun
 from guestemu.host.userspace.base import UserSpace, VmStopped
 from guestemu.host.userspace.injection import Injection
-from guestemu.program.ops import OpKind
 
 _LARGEST_ERRNO = 4095
 
@@ -129,13 +126,13 @@ class _HandledExits(UserSpace):
         return True
 
 
-class HandlerHost(MergedHost):
+class HandlerHost(MemoryHost):
     """Merged KVM under a `VmmHandler`."""
 
     name: ClassVar[str] = "handler"
     summary: ClassVar[str] = "merged KVM under a VMM's exit handler in Python"
-    default_kernel: ClassVar[str] = "7.2"
-    contract_state: ClassVar[bool] = True
+
+    user: _HandledExits
 
     def __init__(self, handler: VmmHandler) -> None:
         self._handler = handler
@@ -144,26 +141,8 @@ class HandlerHost(MergedHost):
 
     def make_user_space(self, frames: int) -> tuple[UserSpace, Injection]:
         """The handler over fresh memory, all private."""
-        self._user = _HandledExits(self._handler, GuestMemory(frames, self.memory_slots))
-        return self._user, self._user.injection
-
-    @property
-    def guest_memory(self) -> GuestMemory:
-        """The VM's memory as the handler's calls have made it."""
-        return self._user.memory
-
-    @property
-    def has_failing_kernel(self) -> bool:
-        """Whether an ordered failure of a call has happened."""
-        return self.guest_memory.has_failed
-
-    def memory_fault(self, fault: MemoryFaultExit) -> bool:
-        """KVM_EXIT_MEMORY_FAULT, to user space."""
-        return self._user.memory_fault(fault)
-
-    def operations(self) -> Mapping[OpKind, Callable[..., int]]:
-        """Failing calls, and accesses that exit."""
-        return memory_operations(self)
+        self.user = _HandledExits(self._handler, GuestMemory(frames, self.memory_slots))
+        return self.user, self.user.injection
 
     def private_map(self) -> bitarray:
         """The handler's record."""
@@ -172,4 +151,4 @@ class HandlerHost(MergedHost):
     @property
     def migration_ready(self) -> bool:
         """Bit 0 of what the guest wrote last."""
-        return bool(self._user.migration_control & KVM_MIGRATION_READY)
+        return bool(self.user.migration_control & KVM_MIGRATION_READY)

@@ -258,13 +258,13 @@ class GuardedHandler(PluginHost):
 
     @property
     def guest_memory(self) -> GuestMemory:
-        """See `HandlerHost`. Raises `HostFailedError` where the plug-in has none."""
+        """See `MemoryHost`. Raises `HostFailedError` where the plug-in has none."""
         memory = self._attribute("guest_memory")
         return self._checked("guest_memory", memory, GuestMemory, "the VM's memory")
 
     @property
     def has_failing_kernel(self) -> bool:
-        """See `HandlerHost`."""
+        """See `MemoryHost`."""
         return self.guest_memory.has_failed
 
     def memory_fault(self, fault: MemoryFaultExit) -> bool:
@@ -272,5 +272,5 @@ class GuardedHandler(PluginHost):
         return self._checked("memory_fault", self._call("memory_fault", fault), bool, "a bool")
 
     def operations(self) -> Mapping[OpKind, Callable[..., int]]:
-        """See `HandlerHost`."""
+        """See `MemoryHost`."""
         return memory_operations(self)

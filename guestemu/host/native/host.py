@@ -7,7 +7,6 @@ space. Its record is what KVM's memory attributes say, unless it exports its own
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import ClassVar, Final
 
 from bitarray import bitarray
@@ -20,8 +19,7 @@ from guestemu.host.kvm.guest_memory import (
     GuestMemory,
     MemoryFaultExit,
 )
-from guestemu.host.kvm.host import MergedHost
-from guestemu.host.kvm.memory_operations import memory_operations
+from guestemu.host.kvm.memory_host import MemoryHost
 from guestemu.host.kvm.run import KvmRun, MsrExit
 from guestemu.host.kvm.uapi import (
     KVM_EXIT_HYPERCALL,
@@ -35,7 +33,6 @@ from guestemu.host.native.process import COMMAND, HandlerProcess
 from guestemu.host.permission import REMEDY, file_of
 from guestemu.host.userspace.base import UserSpace, VmStopped
 from guestemu.host.userspace.injection import Injection
-from guestemu.program.ops import OpKind
 
 IN_PROCESS: Final = ":in-process"
 _NO_FAILURE: Final = (wire.NO_FAILURE, 0)
@@ -177,7 +174,7 @@ class NativeUserSpace(UserSpace):
         return bits[: self.memory.frames]
 
 
-class NativeHost(MergedHost):
+class NativeHost(MemoryHost):
     """Merged KVM under the handler behind `spec`: FILE.so, FILE.so:in-process or cmd:COMMAND.
 
     `path` is the file or the command as the user allowed it. `reset` raises `PluginError` where it
@@ -186,8 +183,7 @@ class NativeHost(MergedHost):
 
     name: ClassVar[str] = "native"
     summary: ClassVar[str] = "a VMM's own exit handler, FILE.so or cmd:COMMAND"
-    default_kernel: ClassVar[str] = "7.2"
-    contract_state: ClassVar[bool] = True
+    user: NativeUserSpace
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -204,24 +200,6 @@ class NativeHost(MergedHost):
             features = self.user.handler.start()
             self.serves_migration_control = bool(features & wire.FEATURE_MIGRATION_CONTROL)
         return self.user, self.user.injection
-
-    @property
-    def guest_memory(self) -> GuestMemory:
-        """The VM's memory as the handler's calls have made it."""
-        return self.user.memory
-
-    @property
-    def has_failing_kernel(self) -> bool:
-        """Whether an ordered failure of a call has happened."""
-        return self.guest_memory.has_failed
-
-    def memory_fault(self, fault: MemoryFaultExit) -> bool:
-        """KVM_EXIT_MEMORY_FAULT, to user space."""
-        return self.user.memory_fault(fault)
-
-    def operations(self) -> Mapping[OpKind, Callable[..., int]]:
-        """Failing calls, and accesses that exit."""
-        return memory_operations(self)
 
     def private_map(self) -> bitarray:
         """See `NativeUserSpace.private_map`."""

@@ -12,7 +12,6 @@ No modelled VMM serves MIGRATION_CONTROL, writes EAGAIN, or starts with shared m
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
 from typing import ClassVar, Final
 
 from bitarray import bitarray
@@ -28,12 +27,10 @@ from guestemu.host.kvm.guest_memory import (
     GuestMemory,
     MemoryFaultExit,
 )
-from guestemu.host.kvm.host import MergedHost
-from guestemu.host.kvm.memory_operations import memory_operations
+from guestemu.host.kvm.memory_host import MemoryHost
 from guestemu.host.kvm.run import KvmRun
 from guestemu.host.userspace.base import UserSpace, VmStopped
 from guestemu.host.userspace.injection import Injection
-from guestemu.program.ops import OpKind
 
 ATTRIBUTES_WORD: Final = "attributes-word"
 SIZE_WRAP: Final = "size-wrap"
@@ -193,7 +190,7 @@ class ConvertingUserSpace(UserSpace):
         return self._state
 
 
-class VmmHost(MergedHost):
+class VmmHost(MemoryHost):
     """Merged KVM under one of today's VMMs; `handler` is its exit handler.
 
     Its record is KVM's memory attributes. The default kernel is the newest, as these VMMs need
@@ -201,32 +198,13 @@ class VmmHost(MergedHost):
     """
 
     handler: ClassVar[type[ConvertingUserSpace]]
-    default_kernel: ClassVar[str] = "7.2"
-    contract_state: ClassVar[bool] = True
+    user: ConvertingUserSpace
     serves_migration_control = False
 
     def make_user_space(self, frames: int) -> tuple[UserSpace, Injection]:
         """The handler over fresh memory: one slot with guest_memfd, all private."""
         self.user = self.handler(GuestMemory(frames, self.memory_slots), self.repaired)
         return self.user, self.user.injection
-
-    @property
-    def guest_memory(self) -> GuestMemory:
-        """Slots, attributes and backings of the VM, with the calls that the VMM made."""
-        return self.user.memory
-
-    @property
-    def has_failing_kernel(self) -> bool:
-        """Whether an ordered failure of a call has happened."""
-        return self.guest_memory.has_failed
-
-    def memory_fault(self, fault: MemoryFaultExit) -> bool:
-        """KVM_EXIT_MEMORY_FAULT, to user space."""
-        return self.user.memory_fault(fault)
-
-    def operations(self) -> Mapping[OpKind, Callable[..., int]]:
-        """Failing calls, and accesses that exit."""
-        return memory_operations(self)
 
     def private_map(self) -> bitarray:
         """KVM's memory attributes for RAM; valid until the next reset."""
