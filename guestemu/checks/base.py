@@ -84,10 +84,14 @@ PAGE_ENC_CONTRACTS: Final = frozenset({"page-enc-status", "page-enc-status-2019"
 
 
 def not_as_told(
-    after: bitarray, before: bitarray, told: Sequence[tuple[int, int, bool]]
+    after: bitarray,
+    before: bitarray,
+    told: Sequence[tuple[int, int, bool]],
+    free: Sequence[tuple[int, int]] = (),
 ) -> bitarray | None:
     """The map that `after` should be, or None if it is that: `before` with each range of `told`
-    (first frame, frame after the last, value) set in turn, without what lies beyond its end.
+    (first frame, frame after the last, value) set in turn, without what lies beyond its end. In the
+    ranges `free` (first frame, frame after the last) it may be anything.
 
     A map has a bit for every frame of the guest: only the ranges are copied, `before` is changed
     for the comparison and changed back.
@@ -101,7 +105,11 @@ def not_as_told(
     expected = None if after == before else before.copy()
     for first, was in reversed(kept):
         before[first : first + len(was)] = was
-    return expected
+    if expected is None:
+        return None
+    for first, end in free:
+        expected[first:end] = after[first:end]
+    return None if after == expected else expected
 
 
 class Check(Protocol):

@@ -51,19 +51,17 @@ class ConversionCheck(Oracle):
         end = min(first + count, len(view.private_before))
         private = view.wants_private
         leaf_map = view.guest.leaf_map
-        maps: list[tuple[str, bitarray, bitarray]] = []
+        told = ((first, end, private),)
         if not leaf_map.became(first, end, private):
-            maps.append(("page tables", view.private_before, leaf_map.private))
+            after = leaf_map.private
+            expected = not_as_told(after, view.private_before, told)
+            if expected is not None:
+                found.append(self._explain(view, "page tables", after, expected, first, end))
         if view.host.records_conversions:
-            maps.append(("host", view.host_before, view.host.private_map()))
-        for who, before, after in maps:
-            expected = not_as_told(after, before, ((first, end, private),))
-            if expected is None:
-                continue
-            for start, stop in view.host.open_frames if who == "host" else ():
-                expected[start:stop] = after[start:stop]
-            if after != expected:
-                found.append(self._explain(view, who, after, expected, first, end))
+            after = view.host.private_map()
+            expected = not_as_told(after, view.host_before, told, view.host.open_frames)
+            if expected is not None:
+                found.append(self._explain(view, "host", after, expected, first, end))
         if view.region is _ALIAS:
             page = view.op.page
             bits = view.guest.leaf_map.alias[page : page + count]

@@ -58,12 +58,9 @@ class RecordCheck(Oracle):
         if view.frames is not None or not view.exits or not view.host.contract_state:
             return ()
         status = view.host.private_map()
-        expected = not_as_told(status, view.host_before, self._told(view))
-        if expected is None:
-            return ()
-        for first, end in view.host.open_frames:
-            expected[first:end] = status[first:end]
-        return () if status == expected else (self._explain(view, status, expected),)
+        told = self._told(view)
+        expected = not_as_told(status, view.host_before, told, view.host.open_frames)
+        return () if expected is None else (self._explain(view, status, expected),)
 
     def _told(self, view: OpView) -> list[tuple[int, int, bool]]:
         """What the answered notifications say: first frame, frame after the last, private."""

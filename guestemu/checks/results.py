@@ -99,7 +99,10 @@ class Reference:
             return self._injected
         if gfn + pages > self._frames:
             return None
-        return None if any(gfn < end and gfn + pages > first for first, end in self._open) else 0
+        for first, end in self._open:
+            if gfn < end and gfn + pages > first:
+                return None
+        return 0
 
 
 def is_open(record: AnsweredExit) -> bool:

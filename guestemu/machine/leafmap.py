@@ -57,7 +57,7 @@ class LeafMap:
         self.private.setall(True)
         self._before = self.private.copy()
         self._touched: list[tuple[int, int]] = []
-        self._is_noted = 0
+        self._noted = 0
         self.alias = bitarray(alias.pages if alias else 0, endian="little")
         self.alias.setall(True)
         self.moved: set[int] = set()
@@ -100,27 +100,28 @@ class LeafMap:
         """An operation begins: `private` as it is now, valid until the next one begins. Costs what
         has changed since the last one, whatever the guest's memory."""
         touched = self._touched
-        for page, end in touched[self._is_noted :]:
+        if len(touched) == self._noted:
+            return self._before
+        for page, end in touched[self._noted :]:
             self._before[page:end] = self.private[page:end]
         if len(touched) > _MAX_TOUCHED:
             touched[:] = [(0, len(self.private))]
-        self._is_noted = len(touched)
+        self._noted = len(touched)
         return self._before
 
     def became(self, first: int, end: int, private: bool) -> bool:
         """Whether the frames [first, end) are `private` and no other's leaf was stored into since
         `begin`; False may also mean that this is not known."""
-        touched = self._touched[self._is_noted :]
+        touched = self._touched[self._noted :]
         return self.private.count(private, first, end) == end - first and all(
             first <= page and last <= end for page, last in touched
         )
 
     def checkpoint(self) -> None:
         """What `rollback` returns to."""
-        self._touched = [(0, len(self.private))]
-        self.begin()
+        self._before[:] = self.private
         self._touched.clear()
-        self._is_noted = 0
+        self._noted = 0
         self._base = (
             self.private.copy(),
             self.alias.copy(),
@@ -139,7 +140,7 @@ class LeafMap:
         for page, end in self._touched:
             self._before[page:end] = self.private[page:end] = private[page:end]
         self._touched.clear()
-        self._is_noted = 0
+        self._noted = 0
         if alias:
             self.alias[:] = alias
         if self.moved != moved:

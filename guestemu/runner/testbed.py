@@ -326,8 +326,11 @@ class Testbed:
         recorder = self.recorder
         recorder.records = []
         recorder.emitted = []
-        host_before = self._host_before
-        _keep(host_before, host.private_map())
+        host_before, now = self._host_before, host.private_map()
+        if len(host_before) == len(now):
+            host_before[:] = now  # in the memory that it has: new memory costs more than the copy
+        else:
+            host_before = self._host_before = now.copy()
         return OpView(  # by position: names would cost half a microsecond for every operation
             index,
             op,
@@ -552,16 +555,6 @@ def build_testbed(header: Header, host: Host | None = None) -> Testbed:
 
     loaded = host_of(header)
     return Testbed(load_guest(settings), loaded, destination=destination)
-
-
-def _keep(kept: bitarray, bits: bitarray) -> None:
-    """Makes `kept` equal to `bits`, in the memory that it has: new memory for a map of every
-    operation costs more than the copy."""
-    if len(kept) == len(bits):
-        kept[:] = bits
-    else:
-        kept.clear()
-        kept.extend(bits)
 
 
 def run_program(program: Program) -> Outcome:
