@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import shutil
 import subprocess
 import sys
@@ -231,7 +232,7 @@ def speak(directory: Path, first: str, later: str = "sys.exit()") -> str:
             {later}
         """
     path.write_text(textwrap.dedent(text))
-    return f"cmd:{sys.executable} {path}"
+    return f"cmd:{shlex.join([sys.executable, str(path)])}"
 
 
 @pytest.mark.parametrize("kind", NONSENSE)

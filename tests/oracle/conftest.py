@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -16,10 +17,13 @@ def fake(tmp_path, monkeypatch):
 
     def use(defect=""):
         program = tmp_path / f"qemu-{defect or 'good'}"
-        program.write_text(
-            f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+        body = program.with_suffix(".py")
+        body.write_text(
+            f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
             f"from tests.oracle.fake_machine import main\nmain({defect!r})\n"
         )
+        # The interpreter's path may have a space, which the first line of a script cannot quote.
+        program.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, str(body)])} "$@"\n')
         program.chmod(0o755)
         monkeypatch.setenv("GUESTEMU_QEMU", str(program))
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
