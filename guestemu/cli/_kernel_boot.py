@@ -83,7 +83,7 @@ def boot_image(request: BootRequest, show_console: bool, to_stderr: bool) -> Boo
         console=Console(lines),
         budget=request.budget,
     )
-    ending = describe_end(booted, request.until)
+    ending = describe_end(booted)
     if not isinstance(booted.end, Trap):
         for line in () if show_console else last_lines(booted):
             console.note(f"| {one_line(line)}")

@@ -23,7 +23,6 @@ from guestemu.abi.regions import Region
 from guestemu.events.exits import HypercallExit
 from guestemu.guest.linux.boot import (
     LOADER_END,
-    STOP_AT,
     MemoryBefore,
     boot_kernel,
     describe_end,
@@ -181,7 +180,7 @@ def kexec(
     booted = boot_kernel(new, config, watch, memory=MemoryBefore(memory_map, pages))
     old.reset()
     if not isinstance(booted.end, Trap):
-        raise InputError(f"{new.name}: {describe_end(booted, STOP_AT)} in the second kernel")
+        raise InputError(f"{new.name}: {describe_end(booted)} in the second kernel")
     after, hypercalls = watch.moment(), watch.hypercalls
     is_shared = bitarray(config.frames, endian="little")
     is_shared.setall(0)

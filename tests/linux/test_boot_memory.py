@@ -6,8 +6,10 @@ from __future__ import annotations
 import pytest
 
 from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE
+from guestemu.abi.errors import InputError
 from guestemu.events.exits import HypercallExit
 from guestemu.guest.linux.boot import DEFAULT_COMMAND_LINE, STOP_AT, boot_kernel, describe_end
+from guestemu.guest.linux.calls import KernelCalls
 from guestemu.guest.linux.load import LOADER, linux_config
 from guestemu.guest.linux.recorder import BootRecorder
 from guestemu.kernel.arguments import resolve
@@ -43,11 +45,21 @@ def test_a_boot_shares_64_mib_of_swiotlb_in_2_mib_calls(series, image_of):
         recorder,
         command_line=DEFAULT_COMMAND_LINE.replace(SMALL_SWIOTLB, ""),
     )
-    assert describe_end(booted, STOP_AT) == f"reached {STOP_AT}"
+    assert describe_end(booted) == f"reached {STOP_AT}"
     booted.machine.close()
     calls = notified(recorder)[-32:]
     assert {call[1:] for call in calls} == {(512, SHARED)}
     assert [run[1:] for run in runs(calls)] == [(64 << 20 >> 12, SHARED)]
+
+
+def test_a_kernel_that_does_not_get_to_a_later_stop_is_said_to_have_missed_that(image_of):
+    kernel = LOADER.kernel(image_of("6.12"))
+    booted = boot_kernel(
+        kernel, linux_config(128, 39, "sev"), BootRecorder(), until="prepare_namespace", budget=1000
+    )
+    with pytest.raises(InputError, match="did not reach prepare_namespace: budget used up in "):
+        KernelCalls(booted, 1000)
+    booted.machine.close()
 
 
 def test_unused_bss_decrypted_is_told_page_by_page(kernel):

@@ -133,7 +133,7 @@ def boot_scene(series: str, kind: str, snapshot: Path | None = None) -> Scene:
     kernel = LOADER.kernel(kernel_file(series))
     recorder = BootRecorder()
     booted = boot_kernel(kernel, linux_config(128, 39, kind), recorder)
-    assert describe_end(booted, "rest_init") == "reached rest_init"
+    assert describe_end(booted) == "reached rest_init"
     assert booted.platform.sev is not None
     events = list(booted.platform.sev.events)
     prepared = prepare(booted, list(recorder.exits))

@@ -97,8 +97,8 @@ class MemoryBefore(msgspec.Struct, frozen=True):
 
 
 class BootedKernel(msgspec.Struct):
-    """A kernel that arrived where it was asked to. `end` is the exit that ended the boot, `seconds`
-    what it took."""
+    """A kernel that ran. `end` is the exit that ended the boot, a `Trap` where it arrived at the
+    function `until`; `seconds` is what it took."""
 
     kernel: Kernel
     machine: Machine
@@ -106,6 +106,7 @@ class BootedKernel(msgspec.Struct):
     console: Console
     end: Exit
     seconds: float
+    until: str = STOP_AT
 
     @property
     def rip(self) -> int:
@@ -224,7 +225,8 @@ def boot_kernel(
         text = vcpu.read_memory(Gva(vcpu.read_register("rdi")), 64) or b""
         message = text.partition(b"\0")[0].decode("ascii", "replace").strip()
         end = Shutdown(f"kernel panic: {message}", panic)
-    return BootedKernel(kernel, machine, platform, console, end, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return BootedKernel(kernel, machine, platform, console, end, seconds, until)
 
 
 def last_lines(booted: BootedKernel, count: int = LAST_LINES) -> list[str]:
@@ -262,11 +264,11 @@ def lacking(kernel: Kernel, sev: str) -> tuple[str, ...]:
     return tuple(text for is_there, text in rules if not is_there)
 
 
-def describe_end(booted: BootedKernel, until: str) -> str:
+def describe_end(booted: BootedKernel) -> str:
     """One line that says how a boot ended; of one that failed also what the kernel lacks, if that
     is plain, and what it said last."""
     if isinstance(booted.end, Trap):
-        return f"reached {until}"
+        return f"reached {booted.until}"
     where = booted.kernel.symbol_at(booted.rip)
     if isinstance(booted.end, BudgetExhausted):
         text = f"budget used up in {where}"

@@ -16,7 +16,7 @@ from guestemu.abi.addresses import Gva, to_signed
 from guestemu.abi.errors import InputError
 from guestemu.abi.x86 import RFLAGS_FIXED, RFLAGS_IF
 from guestemu.guest.base import CallOutcome
-from guestemu.guest.linux.boot import STOP_AT, BootedKernel, describe_end
+from guestemu.guest.linux.boot import BootedKernel, describe_end
 from guestemu.guest.linux.loops import looping_function
 from guestemu.guest.linux.oops import OopsStops
 from guestemu.guest.linux.printk import KernelLog, warnings_of
@@ -37,8 +37,8 @@ class KernelCalls:
 
     def __init__(self, booted: BootedKernel, budget: int) -> None:
         if not isinstance(booted.end, Trap):
-            ending = describe_end(booted, STOP_AT)
-            raise InputError(f"{booted.kernel.name}: did not reach {STOP_AT}: {ending}")
+            ending = describe_end(booted)
+            raise InputError(f"{booted.kernel.name}: did not reach {booted.until}: {ending}")
         self.kernel = booted.kernel
         self.budget = budget
         self.context = Context(booted.machine.engine)

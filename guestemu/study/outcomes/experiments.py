@@ -126,7 +126,7 @@ def _refused_boot(bed: Bed) -> Verdict:
     handler = BootRecorder(-EINVAL if bed.kind != "tdx" else EINVAL)
     booted = boot_kernel(kernel, linux_config(MEMORY_MIB, BIT, bed.kind), handler)
     try:
-        end = describe_end(booted, STOP_AT)
+        end = describe_end(booted)
         if isinstance(booted.end, Terminated | RunFailed):
             return Verdict(RIGHT, end)
         if not isinstance(booted.end, Trap):

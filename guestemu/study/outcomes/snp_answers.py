@@ -99,7 +99,7 @@ def run_answers(image: Path, done: Callable[[], None] | None = None) -> Iterator
         if way == "boot-msr":
             booted = boot_kernel(kernel, config, host, kvm=kvm)
             if isinstance(booted.end, Trap):
-                return describe_end(booted, STOP_AT).replace(f"reached {STOP_AT}", "boots")
+                return describe_end(booted).replace(f"reached {STOP_AT}", "boots")
             return _end(booted.end)
         guest.reset()
         guest.use_kvm(kvm)

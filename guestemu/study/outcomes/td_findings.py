@@ -93,7 +93,7 @@ def _boot(image: Path, handler: BootRecorder, features: int) -> tuple[bool, str,
     kernel = LOADER.kernel(image)
     config = linux_config(MEMORY, BIT, "tdx")
     booted = boot_kernel(kernel, config, handler, kvm_features=features)
-    end = describe_end(booted, "rest_init")
+    end = describe_end(booted)
     if isinstance(booted.end, Halt):
         end = f"halted in {kernel.symbol_at(booted.rip)}"
     text = booted.console.text
