@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from itertools import compress
 from typing import Final, TypeVar
@@ -49,6 +50,7 @@ from guestemu.machine.resident import resident_pages
 from guestemu.machine.view_bit import ViewBit
 
 _CHUNK: Final = 1 << 20
+_WORD: Final = 8
 _MAP_NORESERVE: Final = getattr(mmap, "MAP_NORESERVE", 0x4000)
 _LOG_CAPACITY: Final = 1 << 16
 _LOG_COUNT: Final = [name for name, _type in MemoryWatch._fields_].index("log_count")
@@ -156,6 +158,7 @@ class GuestRam:
         self._watch_words = memoryview(self.watch).cast("B").cast("Q")
         self._watch_at = ctypes.c_void_p(ctypes.addressof(self.watch))
         self._native_rollback: Callable[[ctypes.c_void_p], int] | None = None
+        self._native_find: Callable[[ctypes.c_void_p, int, int], None] | None = None
 
     @property
     def are_views_apart(self) -> bool:
@@ -184,6 +187,8 @@ class GuestRam:
             self._engine.add_native_hook(HOOK_MEM, code.memory_hook, self.watch)
             kind = ctypes.PYFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p)
             self._native_rollback = kind(code.rollback)
+            find = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64)
+            self._native_find = find(code.find_unseen)
         else:
             self._engine.add_hook(HOOK_MEM, self._slow)
 
@@ -454,10 +459,21 @@ class GuestRam:
         return had_table
 
     def find_unseen_writes(self) -> None:
-        """After a page-crossing store: marks every page dirty that differs from the checkpoint."""
+        """After a store that crossed into another page: marks that page dirty.
+
+        The emulator names an access by its first byte, and the page behind it may lie anywhere. A
+        store has at most 8 bytes, so it changed the first word of the page: those are compared with
+        the checkpoint's.
+        """
         self.has_crossing = False
-        for index in self._resident():
+        resident = self._resident()
+        if self._native_find is not None:
+            pages = array("I", resident)
+            at, count = pages.buffer_info()
+            self._native_find(self._watch_at, at, count)
+            return
+        for index in resident:
             if not self._base_flags[index] & FLAG_STALE:
                 base = self._base.get(index, _ZERO_PAGE)
-                if bytes(self._page(index)) != base:  # memoryviews compare item by item
+                if bytes(self._page(index)[:_WORD]) != base[:_WORD]:
                     self._mark_dirty(index)

@@ -55,6 +55,7 @@ class HostCode:
         self.invalid_hook = _address(library, "invalid_hook")
         self.launch = _address(library, "launch")
         self.rollback = _address(library, "rollback")
+        self.find_unseen = _address(library, "find_unseen")
         self.tlb_hook = _address(library, "tlb_hook")
         self.pvalidate_frame = _address(library, "pvalidate_frame")
         self.psc_begin = _address(library, "psc_begin")

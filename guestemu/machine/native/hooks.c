@@ -178,6 +178,30 @@ EXPORT u32 rollback(struct memory_watch *watch)
 	return seen;
 }
 
+/*
+ * After a store that crossed into a page that the hook was not told of: it changed less than a word
+ * at that page's start. Marks those of the pages dirty whose first word differs from the checkpoint.
+ */
+EXPORT void find_unseen(struct memory_watch *watch, const u32 *pages, u64 count)
+{
+	u64 frames = watch->frames;
+
+	for (u64 i = 0; i < count; i++) {
+		u32 page = pages[i];
+		u64 gfn = page >= frames ? page - frames : page;
+		const u8 *view = page >= frames || gfn < watch->low ? watch->private_view :
+								     watch->shared_view;
+		const u64 *base = watch->base_pages[page] ? watch->base_pages[page] :
+							    watch->zero_page;
+
+		if ((watch->base_flags[page] & STALE) || (watch->flags[page] & DIRTY) ||
+		    *(const u64 *)(view + (gfn << PAGE_SHIFT)) == *base)
+			continue;
+		watch->flags[page] |= DIRTY;
+		watch->dirty[watch->dirty_count++] = page;
+	}
+}
+
 enum { UC_MEM_FETCH = 18 };
 enum { RIGHT_READ = 1, RIGHT_WRITE = 2, RIGHT_EXEC = 4, TRANSLATED = 8 };
 
