@@ -584,6 +584,64 @@ Update: TypeAlias = Annotated[
 
 
 @app.command()
+def drivers(
+    kernels: Kernels = None,
+    sev: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sev",
+            metavar="KIND",
+            help="This guest kind only: sev, es, snp, tdx (repeatable); default: all.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--device",
+            metavar="NAME",
+            help="This device only: nvme, virtio-blk, virtio-net, virtio-rng (repeatable); "
+            "default: all four.",
+            show_default=False,
+        ),
+    ] = None,
+    once: Annotated[
+        bool, typer.Option("--once", help="One boot of each; the event hash is not compared.")
+    ] = False,
+    update: Update = None,
+    as_json: AsJson = False,
+) -> int:
+    """Bring kernels to user space as each guest kind, and read through their real drivers.
+
+    Each kernel is booted twice as each kind with all devices. PID 1 reads 512 bytes through each
+    driver, the bytes have to be the device's, every access of a device has to keep the rules of
+    `kernel run`, and both boots have to have the same events. 20 to 50 seconds of CPU time for a
+    kernel as one kind.
+
+    Exit status 1 where one fails.
+
+    For example:
+
+      guestemu kernel drivers 6.12 --sev sev --device nvme --once
+
+      guestemu kernel drivers 6.1 6.12 7.3 --update docs/userland.md
+    """
+    from guestemu.cli._kernel_drivers import run_drivers, tell, write_table
+
+    devices = tuple(device or ["nvme", "virtio-rng", "virtio-blk", "virtio-net"])
+    report = run_drivers(kernels or [], sev or [], devices, not once)
+    if update is not None:
+        write_table(update, report)
+    if as_json:
+        console.emit_json(report)
+    else:
+        tell(report)
+    if report.interrupted:
+        raise KeyboardInterrupt
+    return EXIT_FINDINGS if report.is_wrong else EXIT_OK
+
+
+@app.command()
 def defects(
     kernels: Kernels = None,
     only: Only = None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 
 from guestemu.abi.addresses import PAGE_SIZE
@@ -17,6 +18,7 @@ from guestemu.guest.linux.load import LOADER
 from guestemu.guest.linux.userland import rules
 from guestemu.guest.linux.userland.session import Setting, Userland, read_device
 from guestemu.kernel.hostile import HostileRuns
+from guestemu.machine.devices import find_device
 
 LIFE = """\
 read /dev/nvme0n1 512 0
@@ -268,20 +270,77 @@ def test_dma_records_a_controllers_life_and_replays_it(image_of, tmp_path, capsy
         assert live[key] == again[key]
 
 
+@pytest.fixture
+def drivers(image_of, capsys):
+    """`guestemu kernel drivers`: its runs, or what it complained about, and its status."""
+
+    def command(series, *words):
+        status = main(["kernel", "drivers", str(image_of(series)), *words, "--json"])
+        captured = capsys.readouterr()
+        found = json.loads(captured.out)
+        return found.get("runs", found.get("message")), status
+
+    return command
+
+
+def test_a_kernel_of_another_kind_reads_through_its_driver(drivers):
+    (run,), status = drivers("7.3", "--sev", "snp", "--device", "nvme", "--once")
+    assert (status, run["outcome"], run["again"]) == (0, "right", "")
+    assert [read["is_right"] for read in run["reads"]] == [True]
+    assert run["rules"]["device-page-state"] == run["accesses"] > 20
+    assert run["traps"] > 20
+
+
+@pytest.fixture
+def from_snapshot(monkeypatch):
+    """Boots take the snapshot."""
+    start = Userland.start
+    monkeypatch.setattr(
+        Userland, "start", lambda self, image, setting, is_cold=False: start(self, image, setting)
+    )
+
+
+@pytest.mark.usefixtures("from_snapshot")
+def test_a_driver_that_reads_other_bytes_fails(drivers, monkeypatch):
+    monkeypatch.setattr(find_device("virtio-rng"), "holds", lambda *_: False)
+    words = [word for name in DEVICES for word in ("--device", name)]
+    (run,), status = drivers("6.12", "--sev", "sev", "--once", *words)
+    assert (status, run["outcome"]) == (1, "failed")
+    assert run["text"] == "virtio-rng: not what the device holds"
+
+
+def test_boots_that_differ_fail(drivers, monkeypatch):
+    runs = iter(("one", "two"))
+
+    def read_all(head, _image, _setting):
+        return msgspec.structs.replace(head, outcome="right", event_hash=next(runs))
+
+    monkeypatch.setattr("guestemu.kernel.drivers._read_all", read_all)
+    (run,), status = drivers("6.12", "--sev", "sev")
+    assert (status, run["outcome"], run["text"]) == (1, "failed", "two boots differ")
+
+
+def test_a_kernel_without_a_kind_is_absent(drivers):
+    (run,), status = drivers("6.1", "--sev", "tdx")
+    assert (status, run["outcome"]) == (0, "absent")
+    assert "CONFIG_INTEL_TDX_GUEST" in run["text"]
+    message, status = drivers("6.1", "--sev", "tdxx")
+    assert status == 2
+    assert "did you mean tdx" in message
+
+
 @pytest.mark.soak
-@pytest.mark.parametrize("sev", ["sev", "es", "snp", "tdx"])
 @pytest.mark.parametrize("series", ["6.1", "6.12", "7.3"])
-def test_every_kernel_and_kind_of_guest(run, series, sev):
-    if (series, sev) in {("6.1", "snp"), ("6.1", "tdx"), ("7.3", "es")}:
-        pytest.skip("this kernel does not support this guest kind here")
-    found, status = run(series, "--sev", sev, "--cold")
+def test_every_kernel_and_kind_of_guest(drivers, series):
+    runs, status = drivers(series)
     assert status == 0
-    assert found["violations"] == []
-    assert found["rules"]["device-page-table"] > 20
-    assert (found["rules"]["device-page-state"] > 20) == (sev in {"snp", "tdx"})
-    assert (found["rules"]["device-mapping"] > 20) == (series != "6.1")
-    assert found["reads"] == [
-        {"device": "nvme", "node": "/dev/nvme0n1", "size": 512, "is_right": True, "error": 0}
-    ]
-    again, _ = run(series, "--sev", sev, "--cold")
-    assert again["event_hash"] == found["event_hash"]
+    absent = {run["sev"] for run in runs if run["outcome"] == "absent"}
+    assert absent == ({"tdx"} if series == "6.1" else set())
+    for run in runs:
+        if run["outcome"] == "absent":
+            continue
+        assert [read["is_right"] for read in run["reads"]] == [True] * len(DEVICES)
+        assert run["rules"]["device-page-table"] == run["accesses"] > 100
+        assert (run["rules"]["device-page-state"] > 100) == (run["sev"] in {"snp", "tdx"})
+        assert (run["rules"]["device-mapping"] > 100) == (series != "6.1")
+        assert run["again"] == run["event_hash"]
