@@ -46,7 +46,7 @@ def test_counters_guide_libfuzzer(tmp_path):
         pytest.param("AttributeBit0", "hypercall", "record", marks=pytest.mark.soak),
         pytest.param("LatePrivilege", "hypercall", "results", marks=pytest.mark.soak),
         ("WordBoundary", "hypercall", "record"),
-        ("ReservedBits", "msr", "migration-control"),
+        pytest.param("ReservedBits", "msr", "migration-control", marks=pytest.mark.soak),
         ("EncryptIgnored", "conversion", "record"),
     ],
 )

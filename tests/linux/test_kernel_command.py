@@ -13,6 +13,12 @@ from guestemu.cli.main import main
 CORPUS = Path(__file__).parents[2] / "corpora/conversion"
 
 
+@pytest.fixture(params=[pytest.param("6.1", marks=pytest.mark.soak), "6.12"])
+def series(request):
+    """The verbs are the same for all series; what 6.1 does is held by the other tests here."""
+    return request.param
+
+
 @pytest.fixture
 def run(own_loader, series, image_of, capsys):
     """Runs a verb of `guestemu kernel` on a real image; its JSON and its status."""

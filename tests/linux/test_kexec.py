@@ -54,7 +54,7 @@ def test_between_jump_and_reset_only_the_msr_gates(kexec, old, new, words):
     assert found["stale"] == found["missing"] == found["refused"] == []
 
 
-@pytest.mark.parametrize("release", ["6.1", "6.12"])
+@pytest.mark.parametrize("release", [pytest.param("6.1", marks=pytest.mark.soak), "6.12"])
 def test_ram_that_starts_inside_a_page_is_not_reset(kexec, release):
     found, status = kexec(release, release, "--hole", hex(UNALIGNED))
     assert status == 1

@@ -23,7 +23,7 @@ def swept(experiment: Experiment, every: int) -> SweepResult:
         pytest.param("6.1", False, "firmware", marks=pytest.mark.soak),
         pytest.param("6.1", True, "firmware", marks=pytest.mark.soak),
         pytest.param("6.12", False, "plain", marks=pytest.mark.soak),
-        ("6.12", True, "firmware"),
+        pytest.param("6.12", True, "firmware", marks=pytest.mark.soak),
     ],
 )
 def test_no_difference_and_no_loss(experiment_of, series: str, split: bool, path: str) -> None:
