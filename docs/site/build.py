@@ -171,8 +171,8 @@ def page_of(path: Path) -> str:
 
 def _picture(match: re.Match[str]) -> str:
     from guestemu.program.text import load_program
-    from guestemu.report.race import race_svg
-    from guestemu.report.strip import strip_svg
+    from guestemu.report.race import race_figure
+    from guestemu.report.strip import strip_legend, strip_svg
     from guestemu.report.trace.races import race_of
     from guestemu.report.trace.run import run_program
 
@@ -182,12 +182,12 @@ def _picture(match: re.Match[str]) -> str:
     program = msgspec.structs.replace(load_program(ROOT / place), expectations=())
     identity = f"{kind}-{re.sub(r'[^a-z0-9]+', '-', place.lower())}"
     if kind == "race":
-        picture = race_svg(race_of(program)[0], identity)
+        picture = race_figure(race_of(program)[0], identity)
     else:
         strip = run_program(program).strip
         if strip is None:
             raise SystemExit(f"{place}: no strip to draw; take a program that converts a page")
-        picture = strip_svg(strip, identity)
+        picture = strip_legend(strip) + strip_svg(strip, identity)
     return f'<div class="picture">{picture}</div>'
 
 

@@ -9,7 +9,7 @@ changes anything, and a violation is a value, not an exception.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar, Final, Protocol
 
 import msgspec
@@ -31,6 +31,7 @@ __all__ = [
     "OpView",
     "Oracle",
     "Violation",
+    "demands",
     "explanations",
     "not_as_told",
 ]
@@ -135,6 +136,9 @@ class Oracle(ABC):
     name: str
     kinds: frozenset[OpKind] | None = None
 
+    demands: ClassVar[Mapping[str, str]] = {}
+    """What must hold, in a sentence, by the violation's name."""
+
     explanations: ClassVar[Mapping[str, str]] = {}
     """What a violation means for the guest, in a sentence, by the violation's name."""
 
@@ -148,12 +152,19 @@ class Oracle(ABC):
         """See `Check`."""
 
 
+def demands() -> Mapping[str, str]:
+    """What every check that was imported demands, by the violation's name."""
+    return {name: text for kind in _oracles() for name, text in kind.demands.items()}
+
+
 def explanations() -> Mapping[str, str]:
     """The explanations of every check that was imported, by the violation's name."""
-    found: dict[str, str] = {}
+    return {name: text for kind in _oracles() for name, text in kind.explanations.items()}
+
+
+def _oracles() -> Iterator[type[Oracle]]:
     pending = Oracle.__subclasses__()
     while pending:
         kind = pending.pop()
-        found.update(kind.explanations)
+        yield kind
         pending += kind.__subclasses__()
-    return found

@@ -15,9 +15,9 @@ C-bit by set_memory_encrypted and _decrypted, which keep nothing (A54). Early co
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import ClassVar, Final
 
 from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa
 from guestemu.abi.regions import Region
@@ -54,6 +54,16 @@ class CacheCheck(Oracle):
 
     name = CACHE_LOSS
     kinds: frozenset[OpKind] | None = None
+
+    demands: ClassVar[Mapping[str, str]] = {
+        CACHE_LOSS: "A page holds what was written last through its present mapping.",
+    }
+    explanations: ClassVar[Mapping[str, str]] = {
+        CACHE_LOSS: (
+            "A stale cache line of the page's other mapping hides what was written, or is "
+            "written over it."
+        ),
+    }
 
     def __init__(self) -> None:
         self._guest: dict[int, _Written] = {}

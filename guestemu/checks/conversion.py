@@ -35,6 +35,12 @@ class ConversionCheck(Oracle):
 
     name = "status"
     kinds: frozenset[OpKind] | None = CONVERSION_KINDS
+    demands: ClassVar[Mapping[str, str]] = {
+        "status": (
+            "After a conversion that returned 0, page tables and host's record say what was "
+            "asked for, for every page of the range."
+        ),
+    }
     explanations: ClassVar[Mapping[str, str]] = {
         "status": (
             "The host migrates a page by its own record: a private page that it takes for "
@@ -99,6 +105,9 @@ class MappingCheck(Oracle):
 
     name = "frames"
     kinds: frozenset[OpKind] | None = CONVERSION_KINDS
+    demands: ClassVar[Mapping[str, str]] = {
+        "frames": "A conversion leaves every page mapped to the frame that it had.",
+    }
     explanations: ClassVar[Mapping[str, str]] = {
         "frames": (
             "A page of the range now maps another frame; a caller that clears its buffer "

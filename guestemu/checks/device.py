@@ -26,6 +26,19 @@ class DeviceCheck(Oracle):
     name = "device"
     kinds: frozenset[OpKind] | None = frozenset(DEVICE_SPECS)
 
+    demands: ClassVar[Mapping[str, str]] = {
+        OOPS: "The kernel prints no WARN and no oops, whatever the device does.",
+        "device-data": "User space reads what the device stored.",
+        "device-leak": "User space reads nothing that the device did not store.",
+        "device-private-address": "The driver hands out shared addresses only.",
+        "device-page-table": "A page that the device uses is shared in the kernel's page tables.",
+        "device-host-status": "A page that the device uses is shared in the host's record.",
+        "device-page-state": "A page that the device uses is shared by its page state.",
+        "device-bounce-pool": (
+            "The device reaches the bounce pool and coherent buffers, and no other page."
+        ),
+        "device-mapping": "The device reaches a buffer only until the driver unmaps it.",
+    }
     explanations: ClassVar[Mapping[str, str]] = {
         OOPS: "A device that the guest need not trust brought the kernel to a WARN or an oops.",
         "device-data": "The device did as it was asked, and user space read something else.",

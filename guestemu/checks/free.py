@@ -19,6 +19,11 @@ class FreePagesCheck(Oracle):
     kinds: frozenset[OpKind] | None = frozenset(
         {OpKind.DMA_ALLOC, OpKind.DMA_FREE, OpKind.DMA_ALLOC_PAGES, OpKind.DMA_FREE_PAGES}
     )
+    demands: ClassVar[Mapping[str, str]] = {
+        "free-pages": (
+            "Frames in the guest's page allocator are private, in the page tables and for the host."
+        ),
+    }
     explanations: ClassVar[Mapping[str, str]] = {
         "free-pages": (
             "The next owner of the page believes it is private and the host can read it."

@@ -9,8 +9,8 @@ that the VMM's calls of the operation name. Source: GM1, GM3, V2, V4.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Final
+from collections.abc import Iterable, Iterator, Mapping
+from typing import ClassVar, Final
 
 from bitarray import bitarray
 
@@ -28,6 +28,19 @@ class GuestMemoryCheck(Oracle):
 
     name = "guest-memory"
     kinds: frozenset[OpKind] | None = None
+
+    demands: ClassVar[Mapping[str, str]] = {
+        "guest-memory": (
+            "After a conversion, a private frame has no shared copy and no mapping for a "
+            "device, and a shared frame no private page."
+        ),
+    }
+    explanations: ClassVar[Mapping[str, str]] = {
+        "guest-memory": (
+            "The page comes back with old content at its next conversion, or a device goes on "
+            "reaching it."
+        ),
+    }
 
     @classmethod
     def applies(cls, host: Host) -> bool:

@@ -43,13 +43,22 @@ class LostCheck(Oracle):
 
     name = "lost"
     kinds: frozenset[OpKind] | None = None
+    demands: ClassVar[Mapping[str, str]] = {
+        LOST_STRICT: "At the destination the guest reads the bytes that it wrote last.",
+        LOST_DEFINED: (
+            "At the destination the guest reads the bytes that it wrote last, where no change "
+            "of the C-bit came after."
+        ),
+    }
     explanations: ClassVar[Mapping[str, str]] = {
         LOST_STRICT: (
-            "The destination does not hold what the guest wrote last: its bytes were of "
-            "another status than the one by which they were sent last."
+            "The destination does not hold what the guest wrote last: the page was sent with "
+            "another status than it had, or not sent again."
         ),
         LOST_DEFINED: (
-            "No change of the C-bit came after that write, so the guest may rely on it."
+            "The destination does not hold what the guest wrote last, and no change of the "
+            "C-bit came"
+            "after that write, so the guest may rely on it."
         ),
     }
 

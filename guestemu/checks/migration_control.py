@@ -30,8 +30,14 @@ class MigrationControlCheck(Oracle):
 
     name = "migration-control"
     kinds: frozenset[OpKind] | None = None
+    demands: ClassVar[Mapping[str, str]] = {
+        "migration-control": (
+            "The host allows a migration exactly while the guest's last write to "
+            "MSR_KVM_MIGRATION_CONTROL does."
+        ),
+    }
     explanations: ClassVar[Mapping[str, str]] = {
-        "migration-control": ("The host's idea of the guest's consent is not the guest's."),
+        "migration-control": "The host's idea of the guest's consent is not the guest's.",
     }
 
     @classmethod

@@ -11,8 +11,8 @@ is its own loss (F9) and no violation.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from guestemu.checks.base import OpView, Oracle, Violation
 from guestemu.host.base import Host
@@ -37,6 +37,29 @@ class MirrorCheck(Oracle):
 
     name = "mirror"
     kinds: frozenset[OpKind] | None = frozenset(MIRROR_SPECS)
+
+    demands: ClassVar[Mapping[str, str]] = {
+        STOPPED: "The migration handler answers every command.",
+        LOST: "A page that was said to have moved holds at the destination what it held.",
+        SKIPPED: "Every page of the guest is moved.",
+        EXPORTED: "Only pages that the host's record has as private leave through the handler.",
+        READABLE: "The host cannot read a private page in the handler's mailbox.",
+        ACCEPTED: (
+            "The handler takes a packet of its peer once, in its turn, for the page it was made of."
+        ),
+        OVERWRITTEN: "No packet overwrites the handler's own pages.",
+        CONTEXT: "An ASID has one owner, and a mirror VM has an owner that lives.",
+    }
+    explanations: ClassVar[Mapping[str, str]] = {
+        STOPPED: "QEMU gives the migration up with -EIO: the guest cannot leave this host.",
+        LOST: "The guest reads something else at the destination.",
+        SKIPPED: "The page stays behind: the guest reads zeros or old bytes at the destination.",
+        EXPORTED: "The handler reads shared memory through its private mapping: garbage arrives.",
+        READABLE: "The guest's private memory is the host's to read.",
+        ACCEPTED: "The host chooses what the guest's memory holds at the destination.",
+        OVERWRITTEN: "The host can change the code and the keys of the destination's handler.",
+        CONTEXT: "A VM runs with another one's memory key, or with a key that was freed.",
+    }
 
     @classmethod
     def applies(cls, host: Host) -> bool:

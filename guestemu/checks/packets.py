@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import ClassVar, Final
 
 from guestemu.checks.base import OpView, Oracle, Violation
 from guestemu.events.memory import PacketArrived
@@ -22,6 +22,19 @@ class PacketCheck(Oracle):
 
     name = "packets"
     kinds: frozenset[OpKind] | None = None
+
+    demands: ClassVar[Mapping[str, str]] = {
+        PACKET_REPLAYED: "The receiving firmware accepts each packet once.",
+        PACKET_REORDERED: (
+            "The receiving firmware accepts packets in the order in which they were made."
+        ),
+        PACKET_MOVED: "The receiving firmware puts a packet at the frame that it was made of.",
+    }
+    explanations: ClassVar[Mapping[str, str]] = {
+        PACKET_REPLAYED: "The host puts an old content of the page into the guest's memory.",
+        PACKET_REORDERED: "The host puts an old content of the page into the guest's memory.",
+        PACKET_MOVED: "The host moves a content to another place of the guest's memory.",
+    }
 
     def __init__(self) -> None:
         self._numbers: set[int] = set()

@@ -37,6 +37,9 @@ class PageStateCheck(Oracle):
     name = "page-states"
     kinds: frozenset[OpKind] | None = None
 
+    demands: ClassVar[Mapping[str, str]] = {
+        "page-states": "No frame of the guest has two system frames that are validated for it.",
+    }
     explanations: ClassVar[Mapping[str, str]] = {
         "page-states": "The hypervisor can show the guest old content in place of new at any time."
     }

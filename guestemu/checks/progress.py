@@ -22,8 +22,14 @@ class ProgressCheck(Oracle):
 
     name = "progress"
     kinds: frozenset[OpKind] | None = None
+    demands: ClassVar[Mapping[str, str]] = {
+        "progress": (
+            "Every operation of the guest ends: no endless loop, no triple fault, no access "
+            "beyond RAM."
+        ),
+    }
     explanations: ClassVar[Mapping[str, str]] = {
-        "progress": ("The CPU does not come out of this operation."),
+        "progress": "The CPU does not come out of this operation.",
     }
 
     def after(self, view: OpView) -> Iterable[Violation]:

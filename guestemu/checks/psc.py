@@ -35,6 +35,13 @@ class PscCheck(Oracle):
     name = "psc"
     kinds: frozenset[OpKind] | None = frozenset({OpKind.PSC, OpKind.PSC_MIXED})
 
+    demands: ClassVar[Mapping[str, str]] = {
+        OUT_OF_BOUNDS: (
+            "KVM reads and writes the guest's request within the buffer that it copied."
+        ),
+        NO_RETRY: "KVM tells the guest to ask again where user space answered EAGAIN.",
+        UNASKED: "A page-state change changes the frames of its entries and no other.",
+    }
     explanations: ClassVar[Mapping[str, str]] = {
         OUT_OF_BOUNDS: "A guest reads and writes the host kernel's heap.",
         NO_RETRY: "User space is to be asked again; a guest ends itself on the error.",

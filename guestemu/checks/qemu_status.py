@@ -10,8 +10,8 @@ record is understood (D8b). Written without calling QEMU's sync.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from bitarray import bitarray
 
@@ -48,6 +48,16 @@ class QemuStatusCheck(Oracle):
             OpKind.QEMU_RECORD,
         }
     )
+
+    demands: ClassVar[Mapping[str, str]] = {
+        "qemu-status": (
+            "After a sync, QEMU's status of every page is KVM's record; after a handover both "
+            "sides know the same shared pages, after a reset none is shared."
+        ),
+    }
+    explanations: ClassVar[Mapping[str, str]] = {
+        "qemu-status": "QEMU sends a page by the wrong status: it arrives as garbage.",
+    }
 
     @classmethod
     def applies(cls, host: Host) -> bool:

@@ -20,8 +20,14 @@ class ReadyCheck(Oracle):
 
     name = "ready"
     kinds: frozenset[OpKind] | None = frozenset({_INIT_PLATFORM})
+    demands: ClassVar[Mapping[str, str]] = {
+        "ready": (
+            "The guest allows its migration only after it told the host of every page that it "
+            "shares."
+        ),
+    }
     explanations: ClassVar[Mapping[str, str]] = {
-        "ready": ("A migration may start now and would move pages with the wrong status."),
+        "ready": "A migration may start now and would move pages with the wrong status.",
     }
 
     def after(self, view: OpView) -> Iterable[Violation]:

@@ -41,6 +41,12 @@ class RecordCheck(Oracle):
 
     name = "record"
     kinds: frozenset[OpKind] | None = None
+    demands: ClassVar[Mapping[str, str]] = {
+        "record": (
+            "The host's record says of each page what the last hypercall about it said, and "
+            "changes for nothing else."
+        ),
+    }
     explanations: ClassVar[Mapping[str, str]] = {
         "record": (
             "The host's record is not what it was told: the page will be migrated with the "

@@ -22,8 +22,13 @@ class ResourceCheck(Oracle):
 
     name = "resources"
     kinds: frozenset[OpKind] | None = None
+    demands: ClassVar[Mapping[str, str]] = {
+        "resources": (
+            "A guest cannot make its host allocate memory without bound, nor write outside of it."
+        ),
+    }
     explanations: ClassVar[Mapping[str, str]] = {
-        "resources": ("A guest can do this to its host at will."),
+        "resources": "A guest can do this to its host at will.",
     }
 
     @classmethod

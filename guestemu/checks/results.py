@@ -125,8 +125,11 @@ class ResultCheck(Oracle):
 
     name = "results"
     kinds: frozenset[OpKind] | None = None
+    demands: ClassVar[Mapping[str, str]] = {
+        "results": "Hypercalls and conversions return values that the kernel's sources give.",
+    }
     explanations: ClassVar[Mapping[str, str]] = {
-        "results": ("The contract and the real KVM give another answer here."),
+        "results": "The contract and the real KVM give another answer here.",
     }
 
     @classmethod

@@ -9,8 +9,8 @@ WARN (M25).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from guestemu.abi.addresses import PAGE_SIZE, U64_MASK
 from guestemu.abi.errno import EINVAL, ENOMEM
@@ -42,6 +42,18 @@ class SevFirmwareCheck(Oracle):
 
     name = "sev-firmware"
     kinds: frozenset[OpKind] | None = None
+
+    demands: ClassVar[Mapping[str, str]] = {
+        "sev-firmware": (
+            "KVM's SEV ioctls answer as the reference does, and leave the guest in the state "
+            "that it says."
+        ),
+    }
+    explanations: ClassVar[Mapping[str, str]] = {
+        "sev-firmware": (
+            "User space of the host reaches a state, or memory, that the ABI keeps from it."
+        ),
+    }
 
     @classmethod
     def applies(cls, host: Host) -> bool:

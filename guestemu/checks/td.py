@@ -38,6 +38,12 @@ class TdCheck(Oracle):
         {OpKind.SET_MEMORY_ENCRYPTED, OpKind.SET_MEMORY_DECRYPTED}
     )
 
+    demands: ClassVar[Mapping[str, str]] = {
+        "td": (
+            "After a conversion that returned 0, page tables and Secure EPT say the same of "
+            "every page of the range."
+        ),
+    }
     explanations: ClassVar[Mapping[str, str]] = {
         "td": (
             "Page tables and Secure EPT differ: an access to the page ends the VM or loses what it "

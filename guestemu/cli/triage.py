@@ -64,6 +64,8 @@ def _tell(found: list[Triaged]) -> None:
     from guestemu.abi.facts import cite
     from guestemu.abi.names import plural
     from guestemu.campaign.screen import duration
+    from guestemu.campaign.triage.cards import shown_places
+    from guestemu.report.trace.explain import demand
 
     if not found:
         console.emit(console.paint("nothing found", "green"))
@@ -79,10 +81,13 @@ def _tell(found: list[Triaged]) -> None:
             console.emit(f"  {entry.owner[:1].upper()}{entry.owner[1:]}")
         if entry.message:
             console.emit(f"  {entry.message}")
+        expected = demand(entry.check)
+        if entry.message and expected:
+            console.emit(f"  Expected: {expected}")
         if entry.fact:
             console.emit(f"  Rule: {cite(entry.fact)}")
         console.emit_strip(entry.strip, "  ")
-        for place in entry.places:
-            console.emit(f"  {place.removeprefix(f'{Path.cwd()}/')}")
+        for place in shown_places(entry.places):
+            console.emit(f"  {place}")
         for command in entry.commands:
             console.emit(f"  {command}")

@@ -10,8 +10,8 @@ from html import escape
 import msgspec
 
 from guestemu.report.page import command_line
-from guestemu.report.race import Race, race_svg
-from guestemu.report.strip import Strip, strip_svg
+from guestemu.report.race import Race, race_figure
+from guestemu.report.strip import Strip, strip_legend, strip_svg
 
 
 class CitedRule(msgspec.Struct, frozen=True):
@@ -25,14 +25,15 @@ class CitedRule(msgspec.Struct, frozen=True):
 
 class Card(msgspec.Struct, frozen=True, kw_only=True):
     """One finding. `headline` is one sentence; `owner` says whose defect it is; `meaning` what the
-    guest suffers; `seen` the check's words; `trace` the run step by step; `state` "shown", "gone"
-    or "error: WHY"; `met` how often and when first."""
+    guest suffers; `expected` what the check demands; `seen` its words; `trace` the run step by
+    step; `state` "shown", "gone" or "error: WHY"; `met` how often and when first."""
 
     key: str
     check: str
     headline: str
     owner: str
     meaning: str
+    expected: str
     seen: str
     rules: tuple[CitedRule, ...]
     strip: Strip | None
@@ -61,22 +62,21 @@ def card_html(card: Card) -> str:
         parts.append(f"<p>{escape(card.meaning)}</p>")
     if card.strip is not None:
         parts += (
-            f'<p class="legend">After operation {card.strip.op}, '
-            f"<code>{escape(card.strip.after)}</code>. P private, S shared, p not accepted yet, "
-            "a crossed box: the host refused.</p>",
+            strip_legend(card.strip),
             f'<div class="scroll" role="region" aria-label="Strip of {escape(card.key)}" '
             f'tabindex="0">{strip_svg(card.strip, f"strip-{card.key}")}</div>',
         )
     if card.race is not None:
         parts.append(
             f'<div class="scroll" role="region" aria-label="Race of {escape(card.key)}" '
-            f'tabindex="0">{race_svg(card.race, f"race-{card.key}")}</div>'
+            f'tabindex="0">{race_figure(card.race, f"race-{card.key}")}</div>'
         )
     parts.append('<div class="two">')
     if card.seen:
-        expected = "".join(_rule(rule) for rule in card.rules) or "<p>as the check says</p>"
+        expected = f"<p>{escape(card.expected)}</p>" if card.expected else ""
+        expected += "".join(_rule(rule) for rule in card.rules)
         parts += (
-            f"<div><h4>Expected</h4>{expected}</div>",
+            f"<div><h4>Expected</h4>{expected or '<p>as the check says</p>'}</div>",
             f"<div><h4>Seen</h4><p>{escape(card.seen)}</p></div>",
         )
     if card.program:
@@ -96,7 +96,10 @@ def card_html(card: Card) -> str:
 
 
 def _rule(rule: CitedRule) -> str:
-    return f'<p>{escape(rule.sentence)} <a href="#fact-{escape(rule.id)}">{escape(rule.id)}</a></p>'
+    return (
+        f'<p class="dim"><a href="#fact-{escape(rule.id)}">{escape(rule.id)}</a>: '
+        f"{escape(rule.sentence)}</p>"
+    )
 
 
 def rules_html(cards: Iterable[Card]) -> str:

@@ -15,8 +15,8 @@ import msgspec
 from guestemu.migration.sweep.heat import Heat
 from guestemu.report.heat import heat_lines, heat_svg
 from guestemu.report.page import command_line, figure, html_page, section, table
-from guestemu.report.race import Race, race_lines, race_svg
-from guestemu.report.strip import Strip, StripLine, strip_lines, strip_svg
+from guestemu.report.race import Race, race_figure, race_lines
+from guestemu.report.strip import Strip, StripLine, strip_legend, strip_lines, strip_svg
 
 
 class Paragraph(msgspec.Struct, frozen=True):
@@ -112,7 +112,8 @@ def _html(content: Content, identity: str) -> str:
         case Grid(headings, rows, title, is_words):
             return table(headings, rows, title, is_sortable=len(rows) > 1, is_words=is_words)
         case Picture(title, drawn):
-            return figure(title, picture_svg(drawn, identity))
+            legend = strip_legend(drawn) if isinstance(drawn, Strip) else ""
+            return legend + figure(title, picture_svg(drawn, identity))
         case Svg(title, text):
             return f"{figure(title, text)}<p class=legend>{escape(title)}</p>"
         case Legend(entries):
@@ -132,7 +133,7 @@ def picture_svg(drawn: Race | Strip | tuple[Heat, ...], identity: str) -> str:
     """A picture as inline SVG with the page's colours."""
     match drawn:
         case Race():
-            return race_svg(drawn, identity)
+            return race_figure(drawn, identity)
         case Strip():
             return strip_svg(drawn, identity)
         case _:

@@ -81,7 +81,7 @@ def race_lines(race: Race, is_ascii: bool = False) -> tuple[StripLine, ...]:
         lines.append(_line("", f"{race.place}, from byte {race.offset:#x} on"))
         lines.append(_line("  the guest wrote  ", race.before))
         style = "red" if race.before != race.after else "green"
-        lines.append(_line("  it reads         ", race.after, style))
+        lines.append(_line("  there it reads   ", race.after, style))
     style = "red" if race.lost_at is not None else "green"
     lines += (_line("", part, style) for part in textwrap.wrap(race.sentence, _COLUMNS))
     return tuple(lines)
@@ -122,71 +122,101 @@ RACE_STYLE: Final = (
     ".race .host{stroke:var(--link)}.race .passband{fill:var(--panel);stroke:var(--line)}"
     ".race .lost{stroke:var(--bad);stroke-width:2;stroke-dasharray:6 3}"
     ".race .lostword{fill:var(--bad);font-weight:600}.race .rail{stroke:var(--line)}"
-    ".race .mono{font-family:ui-monospace,monospace}"
+    ".race .mono{font-family:ui-monospace,monospace;white-space:pre}"
+    ".race.narrow{display:none}"
+    "@media(max-width:700px){.race.wide{display:none}.race.narrow{display:block}}"
 )
-_WIDTH: Final = 900
-_LEFT: Final = 60
 _BOX: Final = 26
 _NOTE: Final = 15
 _GAP: Final = 8
 _CHARACTER: Final = 6.7
 
 
-def race_svg(race: Race, identity: str) -> str:
-    """`race` as inline SVG with the page's colours; named and described for screen readers."""
+class _Form(msgspec.Struct, frozen=True):
+    """Where things stand: lanes from `left` on, `apart` from each other, boxes `box` wide; a wide
+    race names its passes beside the lanes, a narrow one above the boxes."""
+
+    width: int
+    left: int
+    apart: float
+    box: float
+    is_narrow: bool
+
+
+def race_figure(race: Race, identity: str) -> str:
+    """`race` as inline SVG for wide windows and for narrow ones, of which a page shows one."""
+    return race_svg(race, identity) + race_svg(race, f"{identity}-narrow", is_narrow=True)
+
+
+def race_svg(race: Race, identity: str, *, is_narrow: bool = False) -> str:
+    """`race` as inline SVG with the page's colours; named and described for screen readers. Lanes
+    stand beside each other, in a narrow one shifted."""
     lanes = race.lanes
-    width = (_WIDTH - _LEFT) / len(lanes)
+    form = _Form(900, 60, 840 / len(lanes), 840 / len(lanes) - 14, False)
+    if is_narrow:
+        form = _Form(370, 4, 44 / (len(lanes) - 1 or 1), 318, True)
     body: list[str] = []
     y = 34.0
     spans: dict[int, list[float]] = {}
     for number, step in enumerate(race.steps):
         height = _BOX + _NOTE * len(step.effects)
-        x = _LEFT + lanes.index(step.lane) * width
         if step.band:
-            spans.setdefault(step.band, [y - 4, 0])[1] = y + height + 4
-        body.append(_box(step, x, y, width))
+            if step.band not in spans:
+                y += 20 if is_narrow else 0
+                spans[step.band] = [y - (24 if is_narrow else 4), 0]
+            spans[step.band][1] = y + height + 4
+        body.append(_box(step, form, form.left + lanes.index(step.lane) * form.apart, y))
         y += height + _GAP
         if number == race.lost_at:
             body.append(
-                f'<line class="lost" x1="0" x2="{_WIDTH}" y1="{y + 2:.0f}" y2="{y + 2:.0f}"/>'
-                f'<text class="lostword" x="{_LEFT}" y="{y + 17:.0f}">'
+                f'<line class="lost" x1="0" x2="{form.width}" y1="{y + 2:.0f}" y2="{y + 2:.0f}"/>'
+                f'<text class="lostword" x="{form.left}" y="{y + 17:.0f}">'
                 "the page is lost from here on</text>"
             )
             y += 28
     bands = "".join(
-        f'<rect class="passband" x="2" y="{top:.0f}" width="{_WIDTH - 4}" '
+        f'<rect class="passband" x="2" y="{top:.0f}" width="{form.width - 4}" '
         f'height="{bottom - top:.0f}" rx="6"/>'
         f'<text class="dim" x="8" y="{top + 16:.0f}">pass {number}</text>'
         for number, (top, bottom) in spans.items()
     )
     rails = "".join(
-        f'<text x="{_LEFT + place * width + 8:.0f}" y="16" font-weight="600">{escape(lane)}</text>'
+        f'<text x="{form.left + place * (90 if is_narrow else form.apart) + 8:.0f}" y="16" '
+        f'font-weight="600">{escape(lane)}{" (blue)" if is_narrow and lane == HOST else ""}</text>'
         for place, lane in enumerate(lanes)
     )
     if race.before:
-        body.append(
-            f'<text x="{_LEFT}" y="{y + 16:.0f}">{escape(race.place)} from byte {race.offset:#x}: '
-            f'</text><text class="mono" x="{_LEFT}" y="{y + 34:.0f}">guest wrote '
-            f'{escape(race.before)}</text><text class="mono" x="{_LEFT}" y="{y + 52:.0f}">'
-            f"it reads    {escape(race.after)}</text>"
-        )
-        y += 60
-    name = escape(identity)
+        for line in _bytes_read(race, is_narrow):
+            body.append(
+                f'<text class="mono" x="{form.left}" y="{y + 16:.0f}">{escape(line)}</text>'
+            )
+            y += 18
+        y += 6
+    name, least = escape(identity), "" if is_narrow else ";min-width:640px"
     return (
-        f'<svg id="{name}" class="race" role="img" viewBox="0 0 {_WIDTH} {y + 8:.0f}" '
-        f'style="max-width:{_WIDTH}px;min-width:640px" aria-labelledby="{name}-t {name}-d">'
+        f'<svg id="{name}" class="race {"narrow" if is_narrow else "wide"}" role="img" '
+        f'viewBox="0 0 {form.width} {y + 8:.0f}" style="max-width:{form.width}px{least}" '
+        f'aria-labelledby="{name}-t {name}-d">'
         f'<title id="{name}-t">{escape(race.sentence)}</title>'
         f'<desc id="{name}-d">{escape(describe_race(race))}</desc>'
         f"{bands}{rails}{''.join(body)}</svg>"
     )
 
 
-def _box(step: RaceStep, x: float, y: float, width: float) -> str:
-    room = int((width - 46) / _CHARACTER)
+def _bytes_read(race: Race, is_narrow: bool) -> Iterator[str]:
+    """What the guest wrote and what it reads at the destination; less where it is narrow."""
+    most = 8 * 3 - 1 if is_narrow else len(race.before)
+    yield f"{race.place} from byte {race.offset:#x} on"
+    yield f"the guest wrote {race.before[:most]}"
+    yield f"there it reads  {race.after[:most]}"
+
+
+def _box(step: RaceStep, form: _Form, x: float, y: float) -> str:
+    room = int((form.box - 32) / _CHARACTER)
     text = step.text if len(step.text) <= room else f"{step.text[: room - 1]}…"
     kind = "box host" if step.lane == HOST else "box"
     return (
-        f'<rect class="{kind}" x="{x:.0f}" y="{y:.0f}" width="{width - 14:.0f}" '
+        f'<rect class="{kind}" x="{x:.0f}" y="{y:.0f}" width="{form.box:.0f}" '
         f'height="{_BOX - 4}" rx="4"><title>{escape(step.text)}</title></rect>'
         f'<text class="dim" x="{x + 6:.0f}" y="{y + 15:.0f}">{step.op}</text>'
         f'<text x="{x + 30:.0f}" y="{y + 15:.0f}">{escape(text)}</text>'

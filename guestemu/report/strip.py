@@ -191,6 +191,15 @@ STRIP_STYLE: Final = (
     ".strip .cross{stroke:var(--bad);stroke-width:2}"
     ".strip text.oncell{fill:#fff;font-weight:600}.strip text.onlight{fill:#14181f}"
 )
+_LETTERS: Final = {
+    PRIVATE: "P",
+    SHARED: "S",
+    PENDING: "p",
+    FOREIGN: "?",
+    YES: "✓",
+    NO: "✗",
+    UNMAPPED: "–",
+}
 _CELL: Final = 46
 _HEIGHT: Final = 24
 _LABEL: Final = 150
@@ -206,7 +215,8 @@ def strip_svg(strip: Strip, identity: str) -> str:
     title = f"Strip after operation {strip.op}: {strip.after}"
     parts = [
         f'<svg id="{escape(identity)}" class="strip" role="img" viewBox="0 0 {width} {height}" '
-        f'style="max-width:{width}px" aria-labelledby="{escape(identity)}-t {escape(identity)}-d">'
+        f'style="max-width:{width}px;min-width:{width * 4 // 5}px" '
+        f'aria-labelledby="{escape(identity)}-t {escape(identity)}-d">'
         f'<title id="{escape(identity)}-t">{escape(title)}</title>'
         f'<desc id="{escape(identity)}-d">{escape(describe_strip(strip))}</desc>'
     ]
@@ -245,15 +255,7 @@ def _svg_cell(cell: str, x: int, y: int) -> str:
         f'<rect class="{name}" x="{x + 2}" y="{y + 3}" width="{_CELL - 8}" '
         f'height="{_HEIGHT - 6}" rx="3"/>'
     )
-    letter = {
-        PRIVATE: "P",
-        SHARED: "S",
-        PENDING: "p",
-        FOREIGN: "?",
-        YES: "✓",
-        NO: "✗",
-        UNMAPPED: "–",
-    }.get(word)
+    letter = _LETTERS.get(word)
     if letter is not None:
         kind = "onlight" if word in (SHARED, PENDING) else "oncell"
         kind = "" if word in (FOREIGN, UNMAPPED) else kind
@@ -267,6 +269,20 @@ def _svg_cell(cell: str, x: int, y: int) -> str:
             f'<text class="onlight" x="{x + _CELL - 14}" y="{y + 15}">×</text>'
         )
     return box
+
+
+def strip_legend(strip: Strip) -> str:
+    """When it is, and what its letters and colours mean, as far as it has them; HTML."""
+    used = {cell for row in strip.rows for cell in row.cells}
+    words = [f"{_LETTERS[word]} {_LEGEND[word]}" for word in _LETTERS if word in used]
+    if any(cell.endswith(REFUSED) for cell in used):
+        words.append("a crossed box: the host refused")
+    if any(strip.disagree):
+        words.append("red frame: the rows disagree")
+    return (
+        f'<p class="legend">After operation {strip.op}, <code>{escape(strip.after)}</code>. '
+        f"{escape(', '.join(words))}.</p>"
+    )
 
 
 def describe_strip(strip: Strip) -> str:

@@ -33,15 +33,19 @@ def test_the_last_store_decides_as_long_as_it_could_come_later(path: str, op: in
     """Before it the page could still be saved: by a store behind the next copy of the status."""
     found = race(path)
     assert found.lost_at == op
-    assert found.steps[op].text == "write D[0] value=0x11"
-    assert f"after operation {op} (write D[0] value=0x11) no timing" in found.sentence
+    assert found.steps[op].text == "writes 0x11 to D[0]"
+    assert found.sentence == (
+        "D[0] is lost: the host sent it as private, the guest reads it as shared. It is a race: "
+        f"after operation {op} (writes 0x11 to D[0]) no timing of the other steps saves the page."
+    )
     assert found.before == " ".join(["11"] * 16) != found.after
 
 
 def test_a_page_that_no_timing_saves_is_no_race() -> None:
     found = race("examples/demo/forgotten-error.prog")
     assert found.lost_at == 1
-    assert "whatever the timing: operation 1 (set_memory_decrypted" in found.sentence
+    assert "It is no race: operation 1 (set_memory_decrypted" in found.sentence
+    assert found.sentence.endswith("is enough, whatever the timing.")
     assert found.steps[1].effects == ("D[0]: page tables shared",)
 
 
@@ -51,6 +55,27 @@ def test_lanes_passes_and_effects() -> None:
     assert [step.band for step in found.steps] == [0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 2, 3, 3, 3, 0, 0]
     assert found.steps[7].effects == ("D[0]: host's record shared",)
     assert [step.op for step in found.steps if "D[0]: sent as private" in step.effects] == [5, 10]
+
+
+def test_steps_are_told_in_words_with_what_the_copy_and_the_log_say() -> None:
+    found = race("corpora/migration/status-before-dirty-s1.prog")
+    assert found.steps[7].text == "tells the host: D[0] is shared"
+    copies = [step for step in found.steps if step.text == "copies its record of shared pages"]
+    assert [step.effects for step in copies] == [
+        ("D[0]: private in the copy",),
+        ("D[0]: private in the copy",),
+        ("D[0]: shared in the copy",),
+    ]
+    assert found.steps[13].effects == ("D[0]: not in the log, not sent",)
+
+
+def test_a_narrow_picture_has_every_step_in_its_width() -> None:
+    found = race("corpora/migration/status-before-dirty-s1.prog")
+    picture = ElementTree.fromstring(race_svg(found, "race", is_narrow=True))
+    width = float(picture.get("viewBox", "").split()[2])
+    boxes = [one for one in picture.findall("rect") if "box" in one.get("class", "").split()]
+    assert len(boxes) == len(found.steps)
+    assert all(float(one.get("x", "")) + float(one.get("width", "")) <= width for one in boxes)
 
 
 def test_a_page_that_is_kept_has_no_such_step() -> None:
@@ -71,7 +96,7 @@ def test_the_text_fits_a_terminal(is_ascii: bool) -> None:
 def test_the_picture_is_well_formed() -> None:
     found = race("corpora/migration/guest-page-never-sent.prog")
     picture = ElementTree.fromstring(race_svg(found, "race"))
-    assert picture.findtext("title", "").startswith("D[0] is lost whatever the timing")
+    assert picture.findtext("title", "").startswith("D[0] is lost: ")
     assert len(picture.findall("line[@class='lost']")) == 1
 
 
@@ -81,6 +106,6 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["race", path, "-o", str(page), "--json"]) == 1
     printed = json.loads(capsys.readouterr().out)
     assert (printed["schema"], printed["race"]["lost_at"]) == ("guestemu.race/1", 8)
-    assert 'class="race"' in page.read_text()
+    assert "<h1>D[0] is lost in a migration</h1>" in page.read_text()
     assert main(["race", str(ROOT / "corpora/conversion/idempotent.prog")]) == 2
     assert "add migrate_start" in capsys.readouterr().err

@@ -47,8 +47,8 @@ def test_a_refused_change_that_the_guest_forgets_and_its_migration() -> None:
     }
     assert disagreeing(strip) == ["D[0]"]
     assert strip.sentences == (
-        "D[0]: page tables shared, host's record private (it refused), after the migration the "
-        "guest reads other bytes.",
+        "D[0]: page tables shared, host's record private (it refused), sent as private, at the "
+        "destination the guest reads other bytes.",
     )
 
 

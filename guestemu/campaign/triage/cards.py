@@ -5,12 +5,13 @@ steps that a reader needs."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+import guestemu
 from guestemu.abi.errors import GuestemuError
 from guestemu.abi.facts import canonical_id, facts, sentences
 from guestemu.abi.files import read_regular
@@ -19,16 +20,17 @@ from guestemu.campaign.screen import duration
 from guestemu.campaign.triage.explain import run_command
 from guestemu.checks.base import Violation
 from guestemu.checks.lost import LOST_DEFINED, LOST_STRICT
-from guestemu.host.permission import Permissions
+from guestemu.host.permission import Permissions, shown_path
 from guestemu.program.op_text import format_op
 from guestemu.program.program import Header, Program
 from guestemu.program.text import format_text, load_program
 from guestemu.report.card import Card, CitedRule
 from guestemu.report.race import Race
-from guestemu.report.strip import Strip
-from guestemu.report.trace.explain import explain
+from guestemu.report.strip import NO, REFUSED, Strip
+from guestemu.report.trace.explain import demand, explain
 from guestemu.report.trace.races import has_migration, race_of
 from guestemu.report.trace.run import Run, run_program
+from guestemu.report.trace.strips import AFTERWARDS, RECORD, SENT, TABLES, TOLD
 from guestemu.report.trace.summary import tell_op
 from guestemu.runner.testbed import with_plugin
 
@@ -44,32 +46,75 @@ _HOST: Final = frozenset(
 _GUEST: Final = frozenset({"frames", "free-pages", "progress"})
 _ABOUT_RECORDS: Final = frozenset({"status", "record", "ready", "td", LOST_STRICT, LOST_DEFINED})
 _UNDECIDED: Final = "guest or host: see the steps"
+_WENT_ON: Final = "the guest's defect: it went on after the host refused"
+_SAID_NOTHING: Final = "the guest's defect: it did not tell the host"
+_FEW: Final = 5
+"""More lines of host code that run only when something is wrong are a whole path through it."""
+_SHOWN_PLACES: Final = 12
+_OWN: Final = f"{Path(guestemu.__file__).parent}/"
 
 
-def owner_of(violation: Violation, strip: Strip | None, places: Iterable[str] = ()) -> str:
-    """Whose defect a violation is, as far as the check and the strip can say."""
-    place = next(iter(places), "")
-    if place:
-        return f"the host's defect, {':'.join(place.split(':')[:2])}"
-    if violation.check in _HOST:
+def owner_of(violation: Violation, strip: Strip | None, places: Sequence[str] = ()) -> str:
+    """Whose defect a violation is, as far as the check and the strip can say. `places` are the
+    lines of host code that run only then; one is named where they are few and a user's."""
+    said = " ".join(strip.sentences) if strip is not None else ""
+    if violation.check in (LOST_STRICT, LOST_DEFINED):
+        return _owner_of_loss(strip)
+    if "(it refused)" in said and violation.check == "status":
+        return _WENT_ON
+    if places and len(places) <= _FEW and not places[0].startswith(_OWN):
+        return f"the host's defect, {':'.join(shown_place(places[0]).split(':')[:2])}"
+    if violation.check in _HOST or places:
         return "the host's defect"
     if violation.check in _GUEST:
         return "the guest's defect"
-    said = " ".join(strip.sentences) if strip is not None else ""
-    if "told" in said:
+    if "the host was told" in said:
         return "the host's defect: it recorded what it was not told"
     if "(it refused)" in said:
-        return "the guest's defect: it went on after the host refused"
+        return _WENT_ON
     if "host's record" in said and violation.check == "status":
-        return "the guest's defect: it did not tell the host"
+        return _SAID_NOTHING
     return _UNDECIDED
+
+
+def _owner_of_loss(strip: Strip | None) -> str:
+    """Whose defect it is that a page did not arrive: the records of the first such frame say it."""
+    if strip is None:
+        return _UNDECIDED
+    rows = {row.name: row.cells for row in strip.rows}
+    lost = [n for n, word in enumerate(rows.get(AFTERWARDS, ())) if word == NO]
+    if not lost or TABLES not in rows:
+        return _UNDECIDED
+    tables, told, record = (rows[name][lost[0]] for name in (TABLES, TOLD, RECORD))
+    sent = rows[SENT][lost[0]] if SENT in rows else ""
+    if record != tables:
+        if told.endswith(REFUSED):
+            return _WENT_ON
+        return _SAID_NOTHING if told != tables else "the host's defect: it forgot what it was told"
+    if sent and sent != tables:
+        return "the migration's defect: the page went by an old copy of the record"
+    return "the migration's defect: what was written last was not sent"
+
+
+def shown_place(place: str) -> str:
+    """A line of host code for people: its path as short as it can be."""
+    return shown_path(f"guestemu/{place.removeprefix(_OWN)}" if place.startswith(_OWN) else place)
+
+
+def shown_places(places: Sequence[str]) -> tuple[str, ...]:
+    """The first lines of host code, and how many more there are."""
+    found = tuple(map(shown_place, places[:_SHOWN_PLACES]))
+    more = len(places) - len(found)
+    return (*found, f"and {more} more lines") if more else found
 
 
 def headline_of(violation: Violation, strip: Strip | None) -> str:
     """The finding in one sentence."""
     if strip is not None and any(strip.disagree) and violation.check in _ABOUT_RECORDS:
-        return strip.sentences[0]
-    return f"{violation.message[:1].upper()}{violation.message[1:]}."
+        return f"{strip.sentences[0][:1].upper()}{strip.sentences[0][1:]}"
+    head = "The guest does not get ahead: " if violation.check == "progress" else ""
+    text = re.sub(r"^1 pages now map ", "1 page now maps ", violation.message)
+    return f"{head}{text}." if head else f"{text[:1].upper()}{text[1:]}."
 
 
 def rules_of(citation: str) -> tuple[CitedRule, ...]:
@@ -143,13 +188,14 @@ def _card(path: Path, count: FindingCount, permissions: Permissions, is_run: boo
         headline=headline,
         owner=owner_of(violation, strip, places) if violation.message else "",
         meaning=explain(count.check),
+        expected=demand(violation.check) if violation.message else "",
         seen=violation.message,
         rules=rules_of(violation.fact),
         strip=strip,
         race=race,
         program=text,
         trace=() if run is None else steps_of(run),
-        places=places,
+        places=shown_places(places),
         command=run_command(str(path), header) if text else "",
         state=state,
         met=met,

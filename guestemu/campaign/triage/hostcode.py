@@ -18,8 +18,12 @@ from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import guestemu
+from guestemu.abi.tdx import MapGpaAnswer
+from guestemu.guest.td import MapGpaHandler
 from guestemu.host.base import Hypercall, MapGpaRange, VcpuAccess
-from guestemu.machine.exits import ExitHandler
+from guestemu.machine.exits import ExitHandler, RunFailed
+from guestemu.machine.sept import SecureEpt
+from guestemu.machine.view_bit import ViewBit
 
 if TYPE_CHECKING:
     from _typeshed import TraceFunction
@@ -78,6 +82,32 @@ class CodeTracedExits:
             self._handler.wrmsr(index, value, vcpu)
         finally:
             self._code.stop()
+
+
+class CodeTracedMapGpa(CodeTracedExits):
+    """The same before a TD's hypervisor, which answers MapGPA as a whole."""
+
+    def __init__(self, code: ByteCodeTrace, handler: ExitHandler, whole: MapGpaHandler) -> None:
+        super().__init__(code, handler)
+        self._whole = whole
+
+    def tdx_map_gpa(
+        self, gpa: int, size: int, bit: ViewBit, vcpu: VcpuAccess, sept: SecureEpt
+    ) -> MapGpaAnswer | RunFailed:
+        """See `MapGpaHandler`."""
+        self._code.start()
+        try:
+            return self._whole.tdx_map_gpa(gpa, size, bit, vcpu, sept)
+        finally:
+            self._code.stop()
+
+
+def traced_exits(code: ByteCodeTrace, handler: ExitHandler) -> CodeTracedExits:
+    """`handler` behind a trace of what it executes; it answers everything that it did before."""
+    whole: object = handler
+    if isinstance(whole, MapGpaHandler):
+        return CodeTracedMapGpa(code, handler, whole)
+    return CodeTracedExits(code, handler)
 
 
 class ByteCodeTrace:

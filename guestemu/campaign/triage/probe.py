@@ -24,7 +24,7 @@ from guestemu.abi.errors import GuestemuError, ProgramTimeError, TimeUp
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
 from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
 from guestemu.abi.x86 import Mode
-from guestemu.campaign.triage.hostcode import ByteCodeTrace, CodeTracedExits, Spots
+from guestemu.campaign.triage.hostcode import ByteCodeTrace, Spots, traced_exits
 from guestemu.campaign.triage.rules import ACCEPTED, LATE_RULES
 from guestemu.campaign.triage.symptom import (
     Symptom,
@@ -203,7 +203,7 @@ class Probe:
         handler = hooks.handler
         if traced and handler is not None:
             code.take()
-            hooks.handler = CodeTracedExits(code, handler)
+            hooks.handler = traced_exits(code, handler)
         try:
             for index, op in enumerate(ops):
                 if traced and SPECS[op.kind].by_host:

@@ -11,12 +11,13 @@ find the one that dooms the page.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import msgspec
 
 from guestemu.abi.errors import InputError
+from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
 from guestemu.abi.names import command_line
 from guestemu.checks.lost import LOST_DEFINED, LOST_STRICT
 from guestemu.program.host_specs import LINK_SPECS, MIGRATION_SPECS
@@ -25,9 +26,10 @@ from guestemu.program.ops import SPECS, Op, OpKind
 from guestemu.program.program import Program
 from guestemu.report.document import Chapter, Code, Document, Paragraph, Picture
 from guestemu.report.race import GUEST, HOST, Race, RaceStep
+from guestemu.report.strip import NO, Strip
 from guestemu.report.trace.places import Places
 from guestemu.report.trace.run import Run, check_program, decisive_strip, run_in
-from guestemu.report.trace.strips import NotedStep, StripRecorder
+from guestemu.report.trace.strips import AFTERWARDS, SENT, TABLES, NotedStep, StripRecorder
 from guestemu.runner.testbed import Testbed, build_testbed
 
 MAX_OPS: Final = 64
@@ -35,6 +37,22 @@ MAX_OPS: Final = 64
 
 _LOST: Final = frozenset({LOST_STRICT, LOST_DEFINED})
 _STARTS: Final = frozenset({OpKind.MIGRATE_START, OpKind.MIGRATE_HANDLER})
+_WORDS: Final[Mapping[tuple[OpKind, bool | None], str]] = {
+    (OpKind.HOST_STATUS_COPY, None): "copies its record of shared pages",
+    (OpKind.HOST_DIRTY_FETCH, True): "fetches and clears the dirty log",
+    (OpKind.HOST_DIRTY_FETCH, False): "fetches the dirty log",
+    (OpKind.HOST_DIRTY_CLEAR, None): "clears the dirty log",
+    (OpKind.HOST_SEND, True): "sends by its record as it is now",
+    (OpKind.HOST_SEND, False): "sends by that copy",
+    (OpKind.MIGRATE_START, None): "starts a migration from {page} on",
+    (OpKind.MIGRATE_STOP, None): "stops the guest; it goes on there",
+    (OpKind.TOUCH_CBIT, True): "makes {page} private in its page tables",
+    (OpKind.TOUCH_CBIT, False): "makes {page} shared in its page tables",
+    (OpKind.WRITE, None): "writes {value} to {page}",
+    (OpKind.READ, None): "reads {page}",
+}
+"""What operations do, by whether their first argument is zero where that matters."""
+
 _STATUS: Final = {True: "private", False: "shared"}
 
 
@@ -66,14 +84,17 @@ def race_of(program: Program) -> tuple[Race, Run]:
 
 def race_document(name: str, race: Race, run: Run) -> Document:
     """What a page shows of the race of the program `name`: the race, then the strip of its run."""
+    title = "The guest keeps its pages"
+    if race.lost_at is not None:
+        title = f"{race.place} is lost in a migration"
     chapters = [
-        Chapter("", (Paragraph(race.sentence),), is_page_only=True),
+        Chapter("", (Paragraph(race.sentence), Paragraph(f"Program: {name}")), is_page_only=True),
         Chapter("The race", (Picture("The race", race),)),
     ]
     if run.strip is not None:
         chapters.append(Chapter("The strip", (Picture("The strip", run.strip),)))
     again = Code(command_line("race", name), True)
-    return Document(name, (*chapters, Chapter("See it again", (again,), is_page_only=True)))
+    return Document(title, (*chapters, Chapter("See it again", (again,), is_page_only=True)))
 
 
 def _is_host(op: Op) -> bool:
@@ -133,7 +154,7 @@ def _race(
             band, is_open = band + 1, True
         lane = HOST if is_host else f"{GUEST} CPU {op.vcpu}" if has_cpus else GUEST
         effects = _effects(recorder, index, run.places)
-        steps.append(RaceStep(index, lane, format_op(op), band if is_open else 0, effects))
+        steps.append(RaceStep(index, lane, _words(op), band if is_open else 0, effects))
         if op.kind is OpKind.HOST_SEND:
             is_open = False
     moved = recorder.moved
@@ -148,18 +169,51 @@ def _race(
         offset=0 if shown is None else shown.offset,
         before="" if shown is None else shown.before.hex(" "),
         after="" if shown is None else shown.after.hex(" "),
-        sentence=_sentence(steps, lost, place),
+        sentence=_sentence(steps, lost, place, run.strip),
     )
 
 
-def _sentence(steps: list[RaceStep], lost: tuple[int | None, bool], place: str) -> str:
+def _words(op: Op) -> str:
+    """What an operation does, for a reader who does not know the program's language."""
+    page = f"{op.region.name}[{op.page}]"
+    first = op.arguments[0] if op.arguments else 0
+    if op.kind is OpKind.HYPERCALL:
+        return _told(op, page) or format_op(op)
+    words = _WORDS.get((op.kind, bool(first))) or _WORDS.get((op.kind, None))
+    return words.format(page=page, value=hex(first)) if words else format_op(op)
+
+
+def _told(op: Op, page: str) -> str:
+    """A notification about one page in words; empty for other calls."""
+    nr, gpa, pages, attributes, *_ = op.arguments
+    if nr != KVM_HC_MAP_GPA_RANGE or pages != 1:
+        return ""
+    status = _STATUS[bool(attributes & MAP_GPA_RANGE_ENCRYPTED)]
+    return f"tells the host: {page if op.has_page else hex(gpa)} is {status}"
+
+
+def _sentence(
+    steps: list[RaceStep], lost: tuple[int | None, bool], place: str, strip: Strip | None
+) -> str:
     lost_at, is_race = lost
     if lost_at is None:
         return "The guest reads at the destination what it wrote."
     step = f"operation {steps[lost_at].op} ({steps[lost_at].text})"
+    head = f"{place} is lost: {_why(strip)}."
     if is_race:
-        return f"{place} is lost by a race: after {step} no timing of the other steps saves it."
-    return f"{place} is lost whatever the timing: {step} is enough."
+        return f"{head} It is a race: after {step} no timing of the other steps saves the page."
+    return f"{head} It is no race: {step} is enough, whatever the timing."
+
+
+def _why(strip: Strip | None) -> str:
+    """Why the first frame is lost whose content did not arrive."""
+    rows = {} if strip is None else {row.name: row.cells for row in strip.rows}
+    columns = [n for n, word in enumerate(rows.get(AFTERWARDS, ())) if word == NO]
+    if columns and SENT in rows:
+        sent, tables = rows[SENT][columns[0]], rows[TABLES][columns[0]]
+        if sent and sent != tables:
+            return f"the host sent it as {sent}, the guest reads it as {tables}"
+    return "the host did not send what the guest wrote last"
 
 
 def _effects(recorder: StripRecorder, index: int, places: Places) -> tuple[str, ...]:
@@ -179,6 +233,10 @@ def _effects(recorder: StripRecorder, index: int, places: Places) -> tuple[str, 
             found.append(f"{name}: page tables {_STATUS[bool(views.tables[gfn])]}")
         if views.record[gfn] != before.record[gfn]:
             found.append(f"{name}: host's record {_STATUS[bool(views.record[gfn])]}")
+        if now.op.kind is OpKind.HOST_STATUS_COPY:
+            found.append(f"{name}: {_STATUS[bool(views.record[gfn])]} in the copy")
         if gfn in now.sent and gfn in views.sent:
             found.append(f"{name}: sent as {_STATUS[views.sent[gfn]]}")
+        elif now.op.kind is OpKind.HOST_SEND:
+            found.append(f"{name}: not in the log, not sent")
     return tuple(found)

@@ -442,7 +442,7 @@ class _Drawing:
             found.append(f"alias mapping {alias}")
         if self._has_record:
             if told and not is_refused and told != record:
-                found.append(f"told {told}, host's record {record}")
+                found.append(f"the host was told {told}, its record says {record}")
             elif (
                 is_mapped
                 and tables != record
@@ -451,12 +451,11 @@ class _Drawing:
             ):
                 found.append(f"host's record {record}{' (it refused)' if is_refused else ''}")
             elif (not told or is_refused) and not is_mapped and self._is_changed(gfn):
-                found.append(f"told nothing, host's record {record}")
-        if found and is_mapped:
+                found.append(f"the host was told nothing, its record says {record}")
+        lost = _losses(cells)
+        if is_mapped and (found or len(lost) > 1):
             found.insert(0, f"page tables {tables}")
-        if cells.get(AFTERWARDS) == NO:
-            found.append("after the migration the guest reads other bytes")
-        return tuple(found)
+        return (*found, *lost)
 
     def _is_done(self, gfn: int) -> bool:
         """Whether the last conversion that covers the frame said that it succeeded."""
@@ -478,6 +477,15 @@ def _sentences(
         for reasons, names in found.items()
     ]
     return tuple(sentences) or ("All records agree.",)
+
+
+def _losses(cells: dict[str, str]) -> tuple[str, ...]:
+    """What became of a frame in a migration, if its content did not arrive."""
+    if cells.get(AFTERWARDS) != NO:
+        return ()
+    sent = cells.get(SENT, NOTHING)
+    how = (f"sent as {sent}",) if sent and sent != cells.get(TABLES) else ()
+    return (*how, "at the destination the guest reads other bytes")
 
 
 def _word(private: int | bool) -> str:
