@@ -288,6 +288,9 @@ def table(
 ) -> int:
     """Write the page of the zoo (docs/zoo.md) from results.
 
+    If -o names a page that exists, its figures stay for bugs and configurations that the results
+    do not have.
+
     For example:
 
       guestemu zoo table zoo.jsonl -o docs/zoo.md
@@ -307,7 +310,10 @@ def table(
         from guestemu.campaign.planted.tried import zoo_document
 
         console.write_document(html, zoo_document(tuple(BUGS.values()), found))
-    page = zoo_page(tuple(BUGS.values()), found)
+    earlier = ""
+    if output is not None and output.is_file():
+        earlier = output.read_text(encoding="utf-8", errors="replace")
+    page = zoo_page(tuple(BUGS.values()), found, earlier)
     if output is None:
         console.emit_text(page)
     else:

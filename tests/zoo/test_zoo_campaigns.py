@@ -226,6 +226,30 @@ def test_the_page_has_every_bug_and_figure():
     assert "| M2 | free-pages | – | – | – | 0/1 | >900 | >1.50 |" in page
 
 
+def test_figures_of_an_earlier_page_stay_where_the_results_have_none():
+    bugs = tuple(BUGS.values())
+    plain = HuntCell("M1", True, "atheris", PLAIN, 1, 900)
+    first = zoo_page(
+        bugs,
+        [
+            *(CellResult(cell("M1"), True, 123, 0.25), CellResult(plain, False, 900, 3.0)),
+            CellResult(cell("M2"), True, 500, 0.5),
+            CellResult(cell("M21", planted=False), False, 60_000, 12.0, cpu_seconds=5.0),
+        ],
+    )
+    page = zoo_page(bugs, [CellResult(cell("M1"), True, 77, 0.75)], first)
+    assert "| M1 | agreement | 1/1 | 77 | 0.75 | 0/1 | >900 | >3.00 |" in page
+    assert "| M2 | free-pages | 1/1 | 500 | 0.50 | – | – | – |" in page
+    assert "| hypercall | map-gpa-range:6.18 | M21 | 60000 | 12 | 5 | 0 |" in page
+    assert "Ours: 2 of 2 bugs found, the median bug after 77 executions" in page
+    assert zoo_page(bugs, [], page) == page
+
+
+def test_the_committed_page_is_what_its_own_figures_make():
+    page = (Path(__file__).parents[2] / "docs" / "zoo.md").read_text(encoding="utf-8")
+    assert zoo_page(tuple(BUGS.values()), [], page) == page
+
+
 def test_the_committed_page_has_the_bugs_of_the_catalogue():
     """What does not come from campaigns is as `zoo table` writes it, and every bug has its row."""
     page = (Path(__file__).parents[2] / "docs" / "zoo.md").read_text(encoding="utf-8")

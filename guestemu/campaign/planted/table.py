@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import re
 import statistics
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, TypeAlias
+
+import msgspec
 
 from guestemu.campaign.planted.bug import ZooBug
 from guestemu.campaign.planted.catalogue import repaired_configurations
@@ -46,11 +49,16 @@ campaigns may have shared a processor.
 """
 
 _FIGURES: Final = ("found", "executions", "seconds")
+_DASH: Final = "–"
+_MEDIAN: Final = re.compile(r"(\d+)/(\d+) \| (>?)(\d+) \| >?([\d.]+)")
+
+Medians: TypeAlias = Mapping[tuple[str, str], Median]
+"""By bug and arm."""
 
 
 def _cell(median: Median | None) -> tuple[str, str, str]:
     if median is None:
-        return "–", "–", "–"
+        return _DASH, _DASH, _DASH
     bound = ">" if median.is_bound else ""
     found = f"{median.found}/{median.seeds}"
     return found, f"{bound}{median.execs}", f"{bound}{median.seconds:.2f}"
@@ -62,25 +70,26 @@ def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _found_rows(bugs: Sequence[ZooBug], results: Sequence[CellResult]) -> list[list[str]]:
-    rows = []
-    for bug in bugs:
-        arms = [_median(bug, arm, results) for arm in (OURS, PLAIN)]
-        rows.append([bug.id, bug.check, *_cell(arms[0]), *_cell(arms[1])])
-    return rows
+def _found_rows(bugs: Sequence[ZooBug], medians: Medians) -> list[list[str]]:
+    return [
+        [
+            *(bug.id, bug.check),
+            *_cell(medians.get((bug.id, OURS))),
+            *_cell(medians.get((bug.id, PLAIN))),
+        ]
+        for bug in bugs
+    ]
 
 
-def _summary(bugs: Sequence[ZooBug], results: Sequence[CellResult]) -> str:
+def _summary(bugs: Sequence[ZooBug], medians: Medians) -> str:
     """A sentence for each arm: how many bugs its median campaign found, and the slowest."""
     sentences = []
     for arm in (OURS, PLAIN):
-        medians = {
-            bug.id: median for bug in bugs if (median := _median(bug, arm, results)) is not None
-        }
-        found = {name: one.execs for name, one in medians.items() if not one.is_bound}
-        if not medians:
+        own = {bug.id: medians[bug.id, arm] for bug in bugs if (bug.id, arm) in medians}
+        found = {name: one.execs for name, one in own.items() if not one.is_bound}
+        if not own:
             continue
-        sentence = f"{arm.capitalize()}: {len(found)} of {len(medians)} bugs found"
+        sentence = f"{arm.capitalize()}: {len(found)} of {len(own)} bugs found"
         if found:
             slowest = max(found, key=found.__getitem__)
             middle = statistics.median_low(found.values())
@@ -88,12 +97,12 @@ def _summary(bugs: Sequence[ZooBug], results: Sequence[CellResult]) -> str:
                 f", the median bug after {middle} executions, the last of them ({slowest}) after "
                 f"{found[slowest]}"
             )
-        missed = [name for name, one in medians.items() if one.is_bound]
+        missed = [name for name, one in own.items() if one.is_bound]
         sentences.append(f"{sentence}{'; not: ' + ', '.join(missed) if missed else ''}.\n")
     both = [
-        (ours, plain)
+        (medians[bug.id, OURS], medians[bug.id, PLAIN])
         for bug in bugs
-        if (ours := _median(bug, OURS, results)) and (plain := _median(bug, PLAIN, results))
+        if (bug.id, OURS) in medians and (bug.id, PLAIN) in medians
     ]
     if both:
         by_executions = sum(_is_ahead(*pair, pair[0].execs, pair[1].execs) for pair in both)
@@ -109,16 +118,45 @@ def _is_ahead(ours: Median, plain: Median, own: float, other: float) -> bool:
     return not ours.is_bound and (plain.is_bound or own < other)
 
 
-def _median(bug: ZooBug, arm: str, results: Sequence[CellResult]) -> Median | None:
-    return median_of(
-        result
-        for result in results
-        if result.cell.bug == bug.id and result.cell.planted and result.cell.arm == arm
-    )
+def _medians(bugs: Sequence[ZooBug], results: Sequence[CellResult], earlier: str) -> Medians:
+    """The medians of `results`; of a bug and arm without any, those of the page `earlier`."""
+    found: dict[tuple[str, str], Median] = {}
+    for bug in bugs:
+        kept = re.search(
+            rf"^\| {bug.id} \| {re.escape(bug.check)} \| (.*) \|$", earlier, re.MULTILINE
+        )
+        cells = kept[1].split(" | ") if kept else []
+        for arm, own in ((OURS, cells[:3]), (PLAIN, cells[3:])):
+            median = median_of(
+                one
+                for one in results
+                if (one.cell.bug, one.cell.arm) == (bug.id, arm) and one.cell.planted
+            )
+            median = median or _read_median(" | ".join(own))
+            if median is not None:
+                seconds = round(median.seconds, 2)  # as the page has them
+                found[bug.id, arm] = msgspec.structs.replace(median, seconds=seconds)
+    return found
 
 
-def _repaired_rows(bugs: Sequence[ZooBug], results: Sequence[CellResult]) -> list[list[str]]:
+def _read_median(cells: str) -> Median | None:
+    """What `_cell` wrote; None for dashes."""
+    match = _MEDIAN.fullmatch(cells)
+    if match is None:
+        return None
+    found, seeds, bound, execs, seconds = match.groups()
+    return Median(int(seeds), int(found), int(execs), float(seconds), bool(bound))
+
+
+def _repaired_rows(
+    bugs: Sequence[ZooBug], results: Sequence[CellResult], earlier: str
+) -> list[list[str]]:
     rows = []
+    kept = {
+        tuple(cells[1:3]): cells[4:8]
+        for line in earlier.splitlines()
+        if len(cells := re.split(r" ?\| ?", line)) == 9
+    }
     for configuration in repaired_configurations(bugs):
         own = [
             result
@@ -127,23 +165,23 @@ def _repaired_rows(bugs: Sequence[ZooBug], results: Sequence[CellResult]) -> lis
             and result.cell.bug in configuration.bugs
             and result.cell.arm == OURS
         ]
-        wrong = sum(result.found for result in own)
-        rows.append(
-            [
-                configuration.target,
-                configuration.configuration.name,
-                ", ".join(configuration.bugs),
-                str(sum(result.executions for result in own)) if own else "–",
-                f"{sum(result.seconds for result in own):.0f}" if own else "–",
-                f"{sum(result.cpu_seconds for result in own):.0f}" if own else "–",
-                str(wrong) if own else "–",
+        names = (configuration.target, configuration.configuration.name)
+        figures = kept.get(names, [_DASH] * 4)
+        if own:
+            figures = [
+                str(sum(result.executions for result in own)),
+                f"{sum(result.seconds for result in own):.0f}",
+                f"{sum(result.cpu_seconds for result in own):.0f}",
+                str(sum(result.found for result in own)),
             ]
-        )
+        rows.append([*names, ", ".join(configuration.bugs), *figures])
     return rows
 
 
-def zoo_page(bugs: Sequence[ZooBug], results: Sequence[CellResult]) -> str:
-    """The page for `bugs` with what `results` have on them."""
+def zoo_page(bugs: Sequence[ZooBug], results: Sequence[CellResult], earlier: str = "") -> str:
+    """The page for `bugs` with what `results` have on them. Figures of the page `earlier` stay
+    where `results` have none for the same bug, check and arm, or for the same configuration."""
+    medians = _medians(bugs, results, earlier)
     bug_rows = [[bug.id, bug.title, bug.where, bug.target, bug.check, bug.facts] for bug in bugs]
     return "\n".join(
         (
@@ -151,10 +189,10 @@ def zoo_page(bugs: Sequence[ZooBug], results: Sequence[CellResult]) -> str:
             f"## The {len(bugs)} bugs\n",
             _table(("bug", "what is wrong", "where", "target", "check", "facts"), bug_rows),
             "## Campaigns\n",
-            _summary(bugs, results),
+            _summary(bugs, medians),
             _table(
                 ("bug", "check", *_FIGURES, "plain: found", *_FIGURES[1:]),
-                _found_rows(bugs, results),
+                _found_rows(bugs, medians),
             ),
             "## Repaired configurations\n",
             _REPAIRED,
@@ -163,7 +201,7 @@ def zoo_page(bugs: Sequence[ZooBug], results: Sequence[CellResult]) -> str:
                     *("target", "configuration", "twin of", "executions", "seconds"),
                     *("CPU seconds", "false positives"),
                 ),
-                _repaired_rows(bugs, results),
+                _repaired_rows(bugs, results, earlier),
             ),
         )
     )
