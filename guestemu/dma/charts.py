@@ -16,15 +16,22 @@ _LABELS: Final = 16
 _APART: Final = 8
 _LEFT: Final = 100
 _TOP: Final = 18
+FEW_CELLS: Final = 24
+"""So many cells in use, or fewer, are drawn as a bar each."""
+_BARS: Final = 900
+_BAR_LEFT: Final = 230
+_BAR_HEIGHT: Final = 24
 
 
 def address_map(cells: Sequence[MapCell], identity: str) -> str:
     """Cells in rows, addresses growing to the right and down, from the first row in use to the
     last; darker: more pages were shared. Rows are labelled with their first address, columns with
-    what they add to it."""
+    what they add to it. Where few cells are in use, each is a bar instead, with its figures."""
     used = [index for index, cell in enumerate(cells) if cell.conversions]
     if not used:
         return "<p>nothing to plot</p>"
+    if len(used) <= FEW_CELLS:
+        return _bars([cells[index] for index in used], identity)
     columns = min(_COLUMNS, max(16, math.isqrt(len(cells))))
     first, last = used[0] // columns, used[-1] // columns
     step = max(1, -(-(last - first + 1) // _LABELS))
@@ -59,6 +66,30 @@ def address_map(cells: Sequence[MapCell], identity: str) -> str:
         f'aria-label="Shared pages between {low:#x} and {high:#x}">'
         f'<rect class="frame" x="{_LEFT}" y="{_TOP}" width="{width}" height="{height}"/>'
         f"{''.join(parts)}{''.join(rects)}</svg>"
+    )
+
+
+def _bars(cells: Sequence[MapCell], identity: str) -> str:
+    """A row for each cell: its addresses, how much of it was shared at most, and how much still
+    is."""
+    room = _BARS - _BAR_LEFT - 240
+    rows = []
+    for place, cell in enumerate(cells):
+        y = place * _BAR_HEIGHT
+        first, last = cell.gfn << PAGE_SHIFT, (cell.gfn + cell.pages << PAGE_SHIFT) - 1
+        most, now = (room * count / cell.pages for count in (cell.peak_shared, cell.shared))
+        rows.append(
+            f'<text x="{_BAR_LEFT - 8}" y="{y + 16}" text-anchor="end">{first:#x}-{last:#x}</text>'
+            f'<rect class="frame" x="{_BAR_LEFT}" y="{y + 4}" width="{room}" height="15"/>'
+            f'<rect class="was" x="{_BAR_LEFT}" y="{y + 4}" width="{most:.1f}" height="15"/>'
+            f'<rect class="now" x="{_BAR_LEFT}" y="{y + 4}" width="{now:.1f}" height="15"/>'
+            f'<text x="{_BAR_LEFT + room + 8}" y="{y + 16}">at most {cell.peak_shared:,}, '
+            f"{cell.shared:,} at the end</text>"
+        )
+    return (
+        f'<svg id="{identity}" class="plot" viewBox="0 0 {_BARS} {len(cells) * _BAR_HEIGHT + 4}" '
+        f'role="img" aria-label="Shared pages in {len(cells)} ranges of '
+        f'{_size(cells[0].pages << PAGE_SHIFT)}">{"".join(rows)}</svg>'
     )
 
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from guestemu.abi.names import plural
 from guestemu.dma.analysis import Analysis
-from guestemu.dma.charts import address_map
+from guestemu.dma.charts import FEW_CELLS, address_map
 from guestemu.dma.cost import Cost
 from guestemu.dma.migration import Migration
 from guestemu.dma.policy_figures import PolicyFigures
@@ -118,12 +118,18 @@ def _analysis(report: DmaReport, analysis: Analysis, cells: Sequence[MapCell]) -
     ]
     spread = analysis.fragmentation
     cell = human_pages(cells[0].pages) if cells else "-"
+    if sum(1 for one in cells if one.conversions) <= FEW_CELLS:
+        how = f"A bar is {cell} of guest memory; blue: was shared, red: still is."
+    else:
+        how = (
+            f"One cell of the map is {cell}; blue: was shared, red: still is; darker: more of it "
+            "was at once. Only the rows between the lowest and the highest address used are drawn."
+        )
     words = (
         f"<p>{spread.shared_pages} pages are shared at the end, in {spread.runs} runs and "
         f"{spread.ranges} ranges of 2 MiB ({spread.ranges_needed} would hold them); "
-        f"{analysis.splits_unneeded} large pages stay split though all of them is private. "
-        f"One cell of the map is {cell}; blue: was shared, red: still is; darker: more of it was "
-        f"at once. Only the rows between the lowest and the highest address used are drawn.</p>"
+        f"{analysis.splits_unneeded} large pages stay split although each is wholly private. "
+        f"{how}</p>"
     )
     where = words + (figure("Address map", address_map(cells, "address-map")) if cells else "")
     devices = sorted(analysis.by_device.items(), key=lambda item: -item[1].pages_converted)

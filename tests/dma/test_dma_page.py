@@ -43,10 +43,8 @@ def test_every_plot_is_there_and_nothing_is_fetched(page: str) -> None:
     assert not re.search(r"src\s*=|href=\"[^#]|url\(|@import", page)
     bars = plots(page)["device-hypercalls"].findall("rect")
     assert len(bars) == 12
-    cells = [
-        cell for cell in plots(page)["address-map"].findall("rect") if cell.get("class") != "frame"
-    ]
-    assert len(cells) == 3
+    rows = plots(page)["address-map"].findall("rect[@class='frame']")
+    assert len(rows) == 3
 
 
 def test_a_drivers_lane_and_its_row_have_one_number(page: str) -> None:
@@ -64,6 +62,18 @@ def test_names_from_a_trace_are_escaped() -> None:
     page = report_page(run.report(), "a&b", run.address_map())
     assert page.count("<script>") == 1
     assert "&lt;script&gt; &lt;b&gt;" in page
+
+
+def test_few_cells_are_bars_with_their_addresses_and_figures() -> None:
+    run = ModelRun("6.1", 64)
+    cells = tuple(MapCell(n << 9, 512, 256 * (n == 2), 128 * (n == 2), n == 2) for n in range(32))
+    root = plots(report_page(run.report(), "few", cells))["address-map"]
+    assert [text.text for text in root.findall("text")] == [
+        "0x400000-0x5fffff",
+        "at most 256, 128 at the end",
+    ]
+    widths = {one.get("class"): float(one.get("width", "")) for one in root.findall("rect")}
+    assert widths["was"] == 2 * widths["now"] == widths["frame"] / 2
 
 
 def test_a_full_map_has_one_rectangle_per_cell() -> None:
