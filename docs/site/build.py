@@ -4,8 +4,8 @@
 
 Pages are docs/*.md as they are, the pages of docs/site, and a reference made from the code.
 Pictures are made here: a line `<!-- strip: PROGRAM -->` or `<!-- race: PROGRAM -->` becomes the
-picture of that program's run. The result, build/site, is readable from a file system (its search
-needs a web server) and fetches nothing from elsewhere.
+picture of that program's run. The result, build/site, can be read and searched from a file system,
+and fetches nothing from elsewhere.
 
 `build.py --stage` writes the sources for MkDocs only.
 """
@@ -73,9 +73,9 @@ theme:
     - media: "(prefers-color-scheme: dark)"
       scheme: slate
       toggle: {icon: material/weather-sunny, name: Light}
-plugins: [search]
+plugins: [search, offline]
 extra_css: [pictures.css]
-extra: {generator: false}
+extra: {generator: false, polyfills: [iframe-worker.js]}
 markdown_extensions:
   - attr_list
   - md_in_html
@@ -121,13 +121,13 @@ def stage() -> None:
     SOURCES.mkdir(parents=True)
     for path in sorted((ROOT / "docs").rglob("*")):
         relative = path.relative_to(ROOT / "docs")
-        if not path.is_file() or path.suffix not in {".md", ".svg"}:
+        if not path.is_file() or path.suffix not in {".md", ".svg", ".js"}:
             continue
         if relative.parts[0] == "site":
             relative = Path(*relative.parts[1:])
         target = SOURCES / relative
         target.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".svg":
+        if path.suffix != ".md":
             shutil.copy(path, target)
         else:
             target.write_text(page_of(path), encoding="utf-8")
