@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -42,6 +42,8 @@ _WORDS: Final = {
     StepOp.HOST_READ: ("offset",),
     StepOp.HOST_WRITE: ("offset", "value"),
 }
+_OWN_PAGES: Final = 0x40000
+"""Below lie the guest's own code and tables: a guest whose own pages are converted ends."""
 _TRIES: Final = 400
 _SLOW_TRIES: Final = 24
 """Tries where each costs a start of the machine."""
@@ -111,19 +113,35 @@ def signature(
     return f"{act.op.value}{nr}{msr} {act.mode == LONG} {ends} {exits} {' '.join(fields)}"
 
 
+class _Kind(NamedTuple):
+    """What a smaller case has to share with the first one: the instruction, how it ended in the
+    model and on the real KVM, and whether the exits differ."""
+
+    op: StepOp
+    expected: str | None
+    found: str | None
+    by_exits: bool
+
+
 class Reducer:
-    """Makes findings on `kvm` against the model of `kernel`; recordings go to `directory`."""
+    """Makes findings on `kvm` against the model of `kernel`; recordings go to `directory`.
+
+    A smaller case is taken where it goes wrong in the same way: another one could have a cause of
+    its own, such as a guest that was made to convert its own code.
+    """
 
     def __init__(self, kvm: LiveKvm, kernel: KvmKernel, directory: Path | None = None) -> None:
         self._kvm = kvm
         self._kernel = kernel
         self._directory = directory
+        self._kind: _Kind | None = None
         self._left = 0
         self._count = 0
 
     def reduce(self, suspicion: Suspicion) -> OracleFinding | None:
         """The finding; None where nothing is wrong with the case when it is done again."""
         self._left = _TRIES if suspicion.trouble is Trouble.DIFFERS else _SLOW_TRIES
+        self._kind = None
         is_wrong = self._test(suspicion.trouble)
         case = suspicion.case
         last = msgspec.structs.replace(case, acts=case.acts[-1:])
@@ -147,8 +165,12 @@ class Reducer:
             return None
         self._left -= len(cases)
         for result in run_cases(self._kvm, cases):
-            index = differing(result, self._kernel)
-            if index is not None:
+            first = _first_difference(result, self._kernel)
+            if first is None:
+                continue
+            index, kind = first
+            if self._kind in {None, kind}:
+                self._kind = kind
                 case = result.case
                 return msgspec.structs.replace(case, acts=case.acts[: index + 1])
         return None
@@ -228,11 +250,17 @@ class Reducer:
 
 def differing(result: CaseResult, kernel: KvmKernel) -> int | None:
     """The first step of a case that the model of `kernel` does not do so."""
+    first = _first_difference(result, kernel)
+    return None if first is None else first[0]
+
+
+def _first_difference(result: CaseResult, kernel: KvmKernel) -> tuple[int, _Kind] | None:
     vm = DirectVm(result.case.cfg, kernel, vcpus_of(result.case.acts))
     for index, step in enumerate(result.steps):
-        events, out = vm.do(result.case.acts[index])
-        if (events, out, vm.rc) != (step.events, step.expected, step.rc):
-            return index
+        act, expected = result.case.acts[index], step.expected
+        events, out = vm.do(act)
+        if (events, out, vm.rc) != (step.events, expected, step.rc):
+            return index, _Kind(act.op, out.outcome, expected.outcome, events != step.events)
     return None
 
 
@@ -338,6 +366,7 @@ def _simpler_act(act: Act) -> Iterator[Act]:
 def _simpler_inputs(act: Act) -> Iterator[Act]:
     # Slots 0 and 1 hold the guest itself: /init refuses to change them.
     has_slot = act.op is StepOp.SET_SLOT
+    converts = act.inputs.answer is Answer.CONVERT
     for name in ("rbx", "rcx", "rdx", "rsi", "ret", "val", "answer_data"):
         if has_slot and name == "rcx":
             continue
@@ -345,6 +374,8 @@ def _simpler_inputs(act: Act) -> Iterator[Act]:
         if value & (value - 1):
             yield _changed(act, **{name: Hex(1 << value.bit_length() - 1)})
         for small in _SMALL:
+            if converts and name == "rbx" and small < _OWN_PAGES:
+                continue
             if value != small and (value not in _SMALL or small < value):
                 yield _changed(act, **{name: small})
     if act.op.is_hypercall:

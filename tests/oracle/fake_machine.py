@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """In place of QEMU: a process that speaks /init's side of the channel, with the model as its KVM.
 
-`defect` names what is wrong with it: "alignment" (unaligned addresses reach user space), "panic",
-"warning" and "hang" at hypercall 77, "hole" (punching leaves the pages), "plain" (no protected
+`defect` names what is wrong with it: "alignment" (unaligned addresses reach user space),
+"alignment-end" (besides, a hypercall with address 0 ends the guest), "panic", "warning" and "hang" at hypercall 77, "hole" (punching leaves the pages), "plain" (no protected
 VMs), "garbage" (replies of random bytes), "exit" (ends at once).
 """
 
@@ -23,6 +23,7 @@ from guestemu.conformance.recordings.recording import (
     ImmediateEvent,
     Inputs,
     RdmsrEvent,
+    RecordedOutcome,
     StepOp,
     WrmsrEvent,
 )
@@ -170,9 +171,12 @@ class Machine:
             self.go_wrong()
         if self.defect == "garbage":
             return random.Random(index).randbytes(wire.REPLY_BYTES)
-        if self.defect == "alignment" and act.op is StepOp.VMMCALL and act.inputs.rbx & 0x800:
-            act = self.realigned(act)
         vm = self.vms[slot]
+        if self.defect.startswith("alignment") and act.op is StepOp.VMMCALL:
+            if self.defect == "alignment-end" and act.inputs.rbx == 0:
+                return pack_reply(vm, (), RecordedOutcome(outcome="shutdown"))
+            if act.inputs.rbx & 0x800:
+                act = self.realigned(act)
         memory = vm._hosts[0]._script.memory
         before = dict(memory._private) if self.defect == "hole" and memory else None
         reply = pack_reply(vm, *vm.do(act))

@@ -45,6 +45,17 @@ def test_a_planted_defect_is_found_made_small_and_shown_by_conform(fake, kernel,
     assert json.loads(capsys.readouterr().out)["disagree"]
 
 
+def test_a_finding_stays_what_it_was_while_it_is_made_small(fake, kernel):
+    """Address 0, the plainest one, goes wrong in another way here."""
+    fake("alignment-end")
+    with LiveKvm(kernel) as kvm:
+        sums = campaign(kvm).run(1500)
+    assert any("rbx=0x800 " in finding.summary for finding in sums.findings)
+    ends = [finding.summary for finding in sums.findings if "shutdown" in finding.summary]
+    assert ends
+    assert all("rbx=0x0 " in summary for summary in ends)
+
+
 def test_vms_that_a_finding_was_made_small_on_are_made_anew(fake, kernel):
     """The cases of a reduction take the slots of the campaign's VMs."""
     fake("alignment")

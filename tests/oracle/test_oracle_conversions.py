@@ -4,13 +4,14 @@
 import pytest
 
 from guestemu.cli.main import main
-from guestemu.conformance.recordings.recording import RecordedOutcome, StepOp
+from guestemu.conformance.recordings.recording import Answer, RecordedOutcome, StepOp
 from guestemu.host.kvm.kernels import KERNELS
-from guestemu.oracle import conversions
+from guestemu.oracle import conversions, reduce
 from guestemu.oracle.campaign import OracleCampaign
 from guestemu.oracle.conversions import ConversionGenerator, memory_matrix
 from guestemu.oracle.direct_model import DirectVm
 from guestemu.oracle.live import LiveKvm
+from guestemu.oracle.matrix import call
 from guestemu.oracle.recorder import run_cases
 
 A = 0x40000
@@ -94,6 +95,15 @@ def test_a_hole_that_leaves_the_pages_is_found_and_made_small(fake, kernel):
     kept = [one for one in sums.findings if "guest_read" in one.summary]
     assert kept
     assert kept[0].steps <= 5  # to private, write, punch, read; one that stands for another
+
+
+def test_a_conversion_is_made_small_beside_the_guests_own_pages():
+    """A guest that converts its own code ends, whatever the finding was."""
+    act = call(12, A + PAGE, 8, 0x10, answer=Answer.CONVERT)
+    simpler = list(reduce._simpler_act(act))
+    assert {one.inputs.rbx for one in simpler} == {A + PAGE, A, 0x100000}
+    other = call(12, A + PAGE, 8, 0x10)
+    assert 0 in {one.inputs.rbx for one in reduce._simpler_act(other)}
 
 
 @pytest.mark.parametrize("verb", ["fuzz", "record"])
