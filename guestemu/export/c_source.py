@@ -9,7 +9,9 @@ from typing import Final
 
 from guestemu.export.steps import KvmStep
 
-FORMS: Final = ("kvm-selftest", "kvm-unit-test")
+SELFTEST: Final = "kvm-selftest"
+UNIT_TEST: Final = "kvm-unit-test"
+FORMS: Final = (SELFTEST, UNIT_TEST)
 """Test of Linux' own kind, with a VMM in it; test of kvm-unit-tests, which QEMU runs."""
 
 _ARGUMENTS: Final = 4
@@ -17,8 +19,11 @@ _ARGUMENTS: Final = 4
 
 def c_source(form: str, title: str, steps: Sequence[KvmStep]) -> str:
     """The file for one of `FORMS`; `title` is its first line of comment."""
-    template = files("guestemu.export").joinpath(f"{form}.c").read_text(encoding="utf-8")
+    own = files("guestemu.export")
+    template = own.joinpath(f"{form}.c").read_text(encoding="utf-8")
+    _, _, vmm = own.joinpath("vmm.c").read_text(encoding="utf-8").partition("\n\n")
     parts = {
+        "@VMM@\n": vmm,
         "@TITLE@": title.replace("*/", "* /"),
         "@STEPS@": "\n".join(_step(step) for step in steps),
         "@EXPECTED@": "\n".join(_expected(step) for step in steps),
