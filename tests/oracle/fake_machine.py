@@ -2,8 +2,9 @@
 """In place of QEMU: a process that speaks /init's side of the channel, with the model as its KVM.
 
 `defect` names what is wrong with it: "alignment" (unaligned addresses reach user space),
-"alignment-end" (besides, a hypercall with address 0 ends the guest), "panic", "warning" and "hang" at hypercall 77, "hole" (punching leaves the pages), "plain" (no protected
-VMs), "garbage" (replies of random bytes), "exit" (ends at once).
+"alignment-end" (besides, a hypercall with address 0 ends the guest), "panic", "warning" and "hang"
+at hypercall 77, "hole" (punching leaves the pages), "plain" (no protected VMs), "garbage" (replies
+of random bytes), "exit" (ends at once).
 """
 
 import mmap
