@@ -29,10 +29,10 @@ def command(
     """
     from guestemu.cli._step_progress import StepProgress
     from guestemu.guest.linux.images import find_image
-    from guestemu.study.outcomes.guests import known_guests, outcome_guest
+    from guestemu.study.outcomes.guests import known_guests
     from guestemu.study.outcomes.page import td_page
     from guestemu.study.outcomes.td_findings import FINDINGS, run_finding
-    from guestemu.study.outcomes.td_table import run_table
+    from guestemu.study.outcomes.td_table import table_of
 
     if not file.parent.is_dir():
         raise InputError(f"{file}: no such directory; make it first")
@@ -41,7 +41,7 @@ def command(
     with StepProgress(len(chosen) + len(series) * len(FINDINGS)) as progress:
         tables = {}
         for name in chosen:
-            tables[name] = run_table(outcome_guest(name, "tdx"))
+            tables[name] = table_of(name)
             progress.advance()
         findings = []
         for finding in FINDINGS:

@@ -43,16 +43,16 @@ def command(
       guestemu outcomes table --guest snippet:6.12 --guest linux:7.3 --json
     """
     from guestemu.cli._step_progress import StepProgress
-    from guestemu.study.outcomes.guests import chosen_guests, outcome_guest
+    from guestemu.study.outcomes.guests import chosen_guests
     from guestemu.study.outcomes.td_rows import ROWS
-    from guestemu.study.outcomes.td_table import run_table
+    from guestemu.study.outcomes.td_table import table_of
     from guestemu.study.outcomes.tried import conversions_document
 
     chosen = chosen_guests(guests)
     tables = {}
     with StepProgress(len(chosen) * len(ROWS)) as progress:
         for name in chosen:
-            tables[name] = run_table(outcome_guest(name, "tdx"), done=progress.advance)
+            tables[name] = table_of(name, progress.advance)
     document = conversions_document(tables)
     if html is not None:
         console.write_document(html, document)

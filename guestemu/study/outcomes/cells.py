@@ -4,7 +4,8 @@
 An experiment is a function of a booted guest. Its cell says in a word what was seen, and in a line
 by what it was judged. Tables of kernels and experiments are made of cells, never written by hand:
 `kernel test` shows all cells of a kernel, `kernel defects` those of the known defects, `kernel
-matrix` those of the verbs, and docs/findings.md says in sentences what the table of defects has.
+matrix` those of the verbs, `outcomes matrix|snp|table|findings` those of one answer in each guest
+kind, and docs/findings.md says in sentences what the table of defects has.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ KVM and the guest make of that differs by guest kind (C19, C20, C21, T35).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import product
 from typing import Final
 
 import msgspec
@@ -18,10 +19,14 @@ from guestemu.abi.regions import Region
 from guestemu.checks.page_states import HasRmp
 from guestemu.guest.base import CallOutcome, Guest
 from guestemu.guest.linux.guest import LinuxGuest
+from guestemu.guest.linux.images import find_image
+from guestemu.guest.linux.load import LOADER
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
 from guestemu.machine.exits import Terminated
 from guestemu.runner.testbed import Testbed
+from guestemu.study.outcomes.cells import Key
 from guestemu.study.outcomes.guests import outcome_guest
+from guestemu.study.outcomes.store import CellStore, store_of
 
 KINDS: Final = ("sev", "es", "snp", "tdx")
 ANSWERS: Final = (0, EINVAL, -EINVAL, EAGAIN)
@@ -50,6 +55,15 @@ class MatrixCell(msgspec.Struct, frozen=True, kw_only=True):
     is_told: bool
     is_lost: bool
 
+    @property
+    def word(self) -> str:
+        """ok, told, ends or lost."""
+        if self.is_lost:
+            return "lost"
+        if not self.is_told:
+            return "ok"
+        return "told" if self.result.lstrip("-").isdigit() else "ends"
+
 
 def _decrypt(guest: Guest) -> CallOutcome:
     return guest.set_memory_decrypted(guest.gva(Region.D, _PAGE), 1)
@@ -73,12 +87,12 @@ def _kexec(guest: Guest) -> CallOutcome:
     return _NOTHING if outcome.end is None else outcome
 
 
-def _has_kexec(guest: Guest) -> bool:
+def _has_kexec(name: str, kind: str) -> bool:
     """A kernel that makes its memory private before it jumps; others leave it (A45)."""
-    if not isinstance(guest, LinuxGuest) or (guest.td is None and guest.rmp is None):
+    family, _, image = name.partition(":")
+    if family != "linux" or kind not in {"snp", "tdx"}:
         return False
-    vendor = "tdx" if guest.td is not None else "snp"
-    return f"{vendor}_kexec_finish" in guest.kernel.symbols
+    return f"{kind}_kexec_finish" in LOADER.kernel(find_image(image)).symbols
 
 
 OPERATIONS: Final[tuple[tuple[str, Callable[[Guest], CallOutcome]], ...]] = (
@@ -94,23 +108,36 @@ def run_matrix(
     kinds: Sequence[str] = KINDS,
     done: Callable[[], None] | None = None,
 ) -> list[MatrixCell]:
-    """Every cell for the guests `names`; kinds that a guest does not have are left out."""
-    cells = []
+    """Every cell for the guests `names`, measured or from the store of the guest's kernel; kinds
+    that a guest does not have are left out."""
+    cells: list[MatrixCell] = []
     for name in names:
+        store = store_of(name)
         for kind in kinds:
             if kind == "es" and name.startswith("snippet:"):
                 continue
-            testbed = Testbed(outcome_guest(name, kind), MapGpaRangeHost())
-            cells += [
-                _cell(testbed, name, kind, operation, answer)
-                for operation in OPERATIONS
-                for answer in ANSWERS
-                if operation[1] is not _kexec or _has_kexec(testbed.guest)
-            ]
-            testbed.reset()
+            cells += _of_kind(store, name, kind)
             if done is not None:
                 done()
     return cells
+
+
+def _of_kind(store: CellStore, name: str, kind: str) -> Iterator[MatrixCell]:
+    testbed: Testbed | None = None
+    for operation, answer in product(OPERATIONS, ANSWERS):
+        title, call = operation
+        if call is _kexec and not _has_kexec(name, kind):
+            continue
+        key = Key(kind, f"outcomes matrix {title}", str(answer))
+        cell = store.recall(key, MatrixCell)
+        if cell is None:
+            if testbed is None:
+                testbed = Testbed(outcome_guest(name, kind), MapGpaRangeHost())
+            cell = _cell(testbed, name, kind, operation, answer)
+            store.keep(key, name, cell.word, cell)
+        yield msgspec.structs.replace(cell, guest=name)
+    if testbed is not None:
+        testbed.reset()
 
 
 def _cell(
@@ -229,9 +256,9 @@ def verdicts(cells: Sequence[MatrixCell]) -> Iterator[str]:
             for cell in cells
             if cell.kind == kind and cell.answer == EINVAL and cell.operation != "kexec"
         ]
-        lost = sum(cell.is_lost for cell in refused)
-        ends = sum(cell.is_told and not cell.result.lstrip("-").isdigit() for cell in refused)
-        told = sum(cell.is_told for cell in refused) - ends
+        lost = sum(cell.word == "lost" for cell in refused)
+        ends = sum(cell.word == "ends" for cell in refused)
+        told = sum(cell.word == "told" for cell in refused)
         warned = sum(cell.warned for cell in refused)
         if lost:
             enough, ignored = f"confirmed: {lost} lost", "true here: no caller reads one"

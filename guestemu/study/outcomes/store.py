@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where cells are kept: one file of JSON lines for each kernel in the user's cache.
+"""Where cells are kept: one file of JSON lines for each kernel in the user's cache. `kernel test`,
+`kernel defects`, `kernel matrix` and the tables of `outcomes` are views of it.
 
 A cell follows from the kernel's bytes and from this program's code. Both are in the file's name, so
 what is found is right, and a measurement that was interrupted goes on where it stopped.
@@ -10,14 +11,17 @@ from __future__ import annotations
 import functools
 import hashlib
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
 import guestemu
 from guestemu.guest.linux.cache import CacheKey, build_id, prune, switched_off
-from guestemu.guest.linux.images import cache_root
+from guestemu.guest.linux.images import cache_root, find_image
+from guestemu.guest.linux.load import LOADER
 from guestemu.study.outcomes.cells import Cell, Key
+
+_Seen = TypeVar("_Seen", bound=msgspec.Struct)
 
 MAX_KERNELS: Final = 64
 """Files that are kept; the ones that were used longest ago go first."""
@@ -35,12 +39,13 @@ def code_id() -> str:
 
 class CellStore:
     """The cells of the kernel with this `digest` that were measured before, and those that are
-    added.
+    added; `version` is what new ones say of it.
 
     With the cache switched off, or where it cannot be written, they live as long as the object.
     """
 
-    def __init__(self, digest: str) -> None:
+    def __init__(self, digest: str, version: str = "") -> None:
+        self._version = version
         name = CacheKey(("cells", digest, code_id())).name
         self._path = None if switched_off() else cache_root() / "cells" / f"{name}.jsonl"
         self._cells: dict[Key, Cell] = {}
@@ -82,3 +87,37 @@ class CellStore:
                 prune(self._path.parent, MAX_KERNELS)
         except OSError:
             self._path = None
+
+    def recall(self, key: Key, form: type[_Seen]) -> _Seen | None:
+        """What `keep` kept of an experiment whose outcome has more parts than a cell."""
+        cell = self.find(key)
+        if cell is None:
+            return None
+        try:
+            return msgspec.json.decode(cell.detail, type=form)
+        except msgspec.MsgspecError:
+            return None
+
+    def keep(self, key: Key, kernel: str, outcome: str, seen: msgspec.Struct) -> None:
+        """Keeps an outcome with all its parts, `seen`, which are the cell's detail."""
+        self.add(
+            Cell(
+                kernel=kernel,
+                version=self._version,
+                kind=key.kind,
+                row=key.row,
+                answer=key.answer,
+                outcome=outcome,
+                detail=msgspec.json.encode(seen).decode(),
+            )
+        )
+
+
+def store_of(guest: str) -> CellStore:
+    """The store of "linux:IMAGE", which is that of its kernel, or of another guest by its name.
+    Raises `InputError`, `MissingError` for an image that is not there."""
+    family, _, image = guest.partition(":")
+    if family != "linux":
+        return CellStore(guest)
+    kernel = LOADER.kernel(find_image(image))
+    return CellStore(kernel.digest, kernel.version)

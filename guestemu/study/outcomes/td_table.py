@@ -20,6 +20,9 @@ from guestemu.guest.base import Guest
 from guestemu.guest.td import Td
 from guestemu.machine.sept import ACCEPTED, PENDING, SHARED
 from guestemu.study.outcomes.answers import ScriptedKvm
+from guestemu.study.outcomes.cells import Key
+from guestemu.study.outcomes.guests import outcome_guest
+from guestemu.study.outcomes.store import store_of
 from guestemu.study.outcomes.td_rows import ROWS, AcceptPlan, TdRow
 
 _WORDS: Final = {ACCEPTED: "a", PENDING: "p", SHARED: "s"}
@@ -42,6 +45,26 @@ class RowResult(msgspec.Struct, frozen=True, kw_only=True):
     map_gpa_calls: int
     accepts: int
     next_store: str
+
+
+def table_of(name: str, done: Callable[[], None] | None = None) -> list[RowResult]:
+    """The table of guest `name` ("linux:6.12") as a TD: rows of its store, and what has to be
+    measured; `done` is called after each."""
+    store = store_of(name)
+    guest: Guest | None = None
+    results = []
+    for row in ROWS:
+        way = "encrypt" if row.to_private else "decrypt"
+        key = Key("tdx", f"outcomes table {way} {row.pages}", row.title)
+        result = store.recall(key, RowResult)
+        if result is None:
+            guest = guest or outcome_guest(name, "tdx")
+            [result] = run_table(guest, [row])
+            store.keep(key, name, result.value, result)
+        results.append(result)
+        if done is not None:
+            done()
+    return results
 
 
 def run_table(

@@ -36,16 +36,14 @@ def kinds_document(cells: Sequence[MatrixCell]) -> Document:
 
 
 def _of_kind(cell: MatrixCell) -> Tried:
-    ends = cell.is_told and not cell.result.lstrip("-").isdigit()
-    kind = _LOST if cell.is_lost else _ENDS if ends else _TOLD if cell.is_told else _DONE
-    word = {_LOST: "lost", _ENDS: "ends", _TOLD: "told", _DONE: "ok"}[kind]
+    kind = {"lost": _LOST, "ends": _ENDS, "told": _TOLD, "ok": _DONE}[cell.word]
     views = [("page table", cell.entry), ("host", cell.host), ("RMP or Secure EPT", cell.module)]
     afterwards = ", ".join(f"{name} {view}" for name, view in views if view)
     warned = " It prints a WARN." if cell.warned else ""
     return Tried(
         row=f"{cell.operation}, answer {cell.answer}",
         column=f"{cell.guest} {cell.kind}",
-        word=word,
+        word=cell.word,
         kind=kind,
         detail=f"The caller reads: {cell.result}.{warned} Afterwards: {afterwards}.",
         command=command_line("outcomes", "matrix", "--guest", cell.guest),
