@@ -27,7 +27,8 @@ _BUDGET: Final = 10_000_000
 _CONFIG: Final = linux_config(_MEMORY, 39, "sev")
 
 
-def _with_kernel(make: Callable[[Path], Pair], against: str) -> Pair:
+def with_kernel(make: Callable[[Path], Pair], against: str) -> Pair:
+    """The pair that `make` prepares for the newest fetched kernel; without one, a note."""
     try:
         return make(find_image(""))
     except MissingError:
@@ -57,7 +58,7 @@ def call(scene: BenchScene) -> Pair:
         guest = LOADER.guest(image, _CONFIG, _BUDGET)
         return Pair(_conversions(guest), _conversions(scene.testbed.guest), against)
 
-    return _with_kernel(make, against)
+    return with_kernel(make, against)
 
 
 class _File:
@@ -102,7 +103,7 @@ def restore(scene: BenchScene) -> Pair:
         file = _file(image)
         return Pair(file.restore, file.read, against)
 
-    return _with_kernel(make, against)
+    return with_kernel(make, against)
 
 
 def boot(scene: BenchScene) -> Pair:
@@ -113,4 +114,4 @@ def boot(scene: BenchScene) -> Pair:
         file = _file(image)
         return Pair(file.boot, file.restore, against)
 
-    return _with_kernel(make, against)
+    return with_kernel(make, against)

@@ -20,6 +20,7 @@ from guestemu.bench import (
     parts,
     programs,
     status,
+    userland,
 )
 from guestemu.bench.figure import TURN_SECONDS, Figure, Pair, measure
 from guestemu.bench.scene import BenchScene
@@ -52,6 +53,8 @@ _PREPARED: Final[Mapping[str, Callable[[BenchScene], Pair]]] = {
     "linux-call": kernel.call,
     "linux-restore": kernel.restore,
     "linux-boot": kernel.boot,
+    "userland-read": userland.hooks,
+    "userland-plain": userland.plain,
     "handler-save": mirror.save,
     "handler-transfer": mirror.transfer,
     "status-1": status.one,

@@ -118,6 +118,8 @@ class Machine:
         self.msrs = MsrFile(config.sev_status)
         if config.cbit is not None and not config.tdx:
             self.hooks.cpuid = sev_guest_leaves(config.sev_status, config.cbit, config.coherent)
+        elif config.cbit is None and not config.sev_status:
+            self.hooks.cpuid = sev_guest_leaves(0, 0)
         self.launcher = Launcher(self.engine, code)
         self.vcpus = [Vcpu(self, index) for index in range(config.vcpus)]
         self.current = self.vcpus[0]
