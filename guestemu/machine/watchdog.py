@@ -7,7 +7,8 @@ that waits. When the time is up it empties the budget of the running CPU again a
 the next block ends the run, and signals the main thread, whose handler raises `TimeUp` out of
 whatever Python code runs there: a user's host, or a model that is slow.
 
-The CPU runs with the GIL held (engine.py) and releases it only under a watchdog.
+The CPU runs with the GIL held (engine.py) and releases it only under a watchdog. Code that keeps
+the GIL leaves the thread no turn; a timer outside of Python (deadline.py) ends the process then.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from types import FrameType, TracebackType
 from typing import Final, Self
 
 from guestemu.abi.errors import TimeUp
+from guestemu.machine.deadline import Deadline
 from guestemu.machine.interruption import defer
 from guestemu.machine.machine import Machine
 
@@ -31,6 +33,9 @@ right, and a host that sleeps must not keep it for ever."""
 
 _TICK_S: Final = 0.02
 _LEAST_GRACE_S: Final = 5.0
+_LAST_GRACE_S: Final = 1.0
+"""What the thread has beyond its own grace, before the process is ended without it."""
+
 _LATER: Final = 100
 _LEAST_S: Final = 0.05
 GAVE_UP: Final = 1
@@ -46,8 +51,8 @@ class Watchdog:
     `machine` gives the machine that runs at the moment; without one only Python code is bounded.
     `is_up` says that the time was up; the CPU then ends every run at its first block. In the main
     thread Python code is interrupted by `TimeUp`, again and again while it goes on. Code that
-    catches that, too, ends the process with status 1 when the time was up for as long as it had
-    been given.
+    catches that, too, or keeps the interpreter lock, ends the process with status 1 when the time
+    was up for as long as it had been given.
     """
 
     def __init__(self, machine: Callable[[], Machine] | None, seconds: float) -> None:
@@ -60,6 +65,7 @@ class Watchdog:
         self._turn = threading.Lock()
         self._is_resting = False
         self.is_up = False
+        self._deadline = Deadline(self._last_word)
 
     @property
     def text(self) -> str:
@@ -75,6 +81,7 @@ class Watchdog:
         self._watched = None if self._machine is None else self._machine().launcher
         if self._watched is not None:
             self._watched.share_interpreter(True)
+        self._deadline.start(self._last)
         self.renew()
         self._thread.start()
         return self
@@ -88,10 +95,12 @@ class Watchdog:
             self.is_up = self._is_resting = False
             self._cpu_end = time.process_time() + self._seconds
             self._wall_end = time.monotonic() + self._seconds * _WALL_FACTOR
+            self._deadline.move(self._last)
 
     def rest(self) -> None:
         """The program is over: nothing is interrupted until `renew`."""
         self._is_resting = True
+        self._deadline.move(None)
 
     def __exit__(
         self,
@@ -100,6 +109,7 @@ class Watchdog:
         trace: TracebackType | None,
     ) -> None:
         self._is_resting = True
+        self._deadline.stop()
         self._over.set()
         self._thread.join()
         if self._watched is not None:
@@ -117,8 +127,22 @@ class Watchdog:
             if not defer(error, frame):
                 raise error
 
+    @property
+    def _grace(self) -> float:
+        """Seconds from the first interrupt to the end of the process."""
+        return max(self._seconds * _WALL_FACTOR, _LEAST_GRACE_S)
+
+    @property
+    def _last(self) -> float:
+        """Seconds to the end of the process by the timer outside of Python."""
+        return self._seconds * _WALL_FACTOR + self._grace + _LAST_GRACE_S
+
+    @property
+    def _last_word(self) -> str:
+        return f"guestemu: {self.text}, and does not stop when it is interrupted"
+
     def _give_up(self) -> None:
-        sys.stderr.write(f"guestemu: {self.text}, and does not stop when it is interrupted\n")
+        sys.stderr.write(f"{self._last_word}\n")
         sys.stderr.flush()
         os._exit(GAVE_UP)
 
@@ -140,5 +164,5 @@ class Watchdog:
             self._machine().hooks.watch.left = -1
         if self._is_main and ticks % 10 == 0:
             signal.pthread_kill(self._target, _SIGNAL)
-        if ticks * _TICK_S > max(self._seconds * _WALL_FACTOR, _LEAST_GRACE_S):
+        if ticks * _TICK_S > self._grace:
             self._give_up()

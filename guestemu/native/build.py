@@ -104,7 +104,7 @@ class Library(NamedTuple):
         return set(DIRECTORY.glob(f"{self._stem}{'?' * _DIGITS}{self._suffix}")) - {self.path}
 
 
-HOOKS: Final = Library("hooks", "machine/native", ("hooks.c", "psc.c"))
+HOOKS: Final = Library("hooks", "machine/native", ("hooks.c", "psc.c", "deadline.c"))
 FASTPATH: Final = Library(
     "fastpath",
     "campaign/fastpath",

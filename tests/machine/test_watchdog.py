@@ -106,8 +106,12 @@ def test_a_host_that_does_not_return_is_the_hosts_defect(
     assert Path("out.xml").is_file()
 
 
-def test_a_host_that_swallows_the_interrupt_ends_the_process(tmp_path: Path) -> None:
-    body = "while True:\n            try: time.sleep(1)\n            except: pass"
+SWALLOWS = "while True:\n            try: time.sleep(1)\n            except: pass"
+KEEPS_THE_LOCK = "import re; re.match('(a*)*b', 'a' * 60)"
+
+
+@pytest.mark.parametrize("body", [SWALLOWS, KEEPS_THE_LOCK], ids=["swallows", "keeps the lock"])
+def test_a_host_that_cannot_be_interrupted_ends_the_process(tmp_path: Path, body: str) -> None:
     (tmp_path / "slow.py").write_text(HOST.format(body))
     (tmp_path / "a.prog").write_text(GOOD)
     command = [sys.executable, "-m", "guestemu", "run", "a.prog", "--host", "slow.py:Host"]
@@ -115,10 +119,8 @@ def test_a_host_that_swallows_the_interrupt_ends_the_process(tmp_path: Path) -> 
         [*command, "--limit", "0.1"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert "does not stop when it is interrupted" in done.stderr
-
-
-SWALLOWS = "while True:\n            try: time.sleep(1)\n            except: pass"
+    (line,) = done.stderr.splitlines()
+    assert line.endswith("in all, and does not stop when it is interrupted")
 
 
 def test_replay_keeps_the_results_of_the_others(
