@@ -103,28 +103,33 @@ def compile_floor(directory: Path) -> Path:
 
     Raises `MissingError` without a compiler, with one that fails, or where nothing can be written.
     """
-    source = (files(__package__) / "floor.c").read_bytes()
-    target = directory / f"floor-{hashlib.sha256(source).hexdigest()[:16]}.so"
+    return compile_unit("floor", directory)
+
+
+def compile_unit(name: str, directory: Path, *flags: str) -> Path:
+    """The shared object of NAME.c beside this file. See `compile_floor`."""
+    source = (files(__package__) / f"{name}.c").read_bytes()
+    target = directory / f"{name}-{hashlib.sha256(source).hexdigest()[:16]}.so"
     if target.exists():
         return target
     compiler = find_compiler()
     if compiler is None:
-        raise MissingError(f"no C compiler ({', '.join(COMPILERS)}); install one for the C floor")
+        raise MissingError(f"no C compiler ({', '.join(COMPILERS)}); install one for {name}.c")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory) as scratch:
-            text = Path(scratch, "floor.c")
+            text = Path(scratch, f"{name}.c")
             text.write_bytes(source)
-            made = Path(scratch, "floor.so")
+            made = Path(scratch, f"{name}.so")
             subprocess.run(
-                [compiler, *_FLAGS, "-o", made, text, "-ldl"],
+                [compiler, *_FLAGS, *flags, "-o", made, text, "-ldl"],
                 check=True,
                 capture_output=True,
                 timeout=_COMPILE_SECONDS,
             )
             made.replace(target)
     except subprocess.SubprocessError as error:
-        raise MissingError(f"{compiler} cannot compile the C floor: {error}") from error
+        raise MissingError(f"{compiler} cannot compile {name}.c: {error}") from error
     except OSError as error:
         raise MissingError(f"{directory}: {error.strerror}; set XDG_CACHE_HOME") from error
     return target

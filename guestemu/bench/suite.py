@@ -16,6 +16,7 @@ from guestemu.bench import (
     kernel,
     long_runs,
     mirror,
+    native_hosts,
     oracle,
     parts,
     programs,
@@ -92,6 +93,7 @@ def entries() -> tuple[FigureEntry, ...]:
         *(FigureEntry(name, f"target {_CAMPAIGNS[name]}: {_HELP}") for name in _CAMPAIGNS),
         *(FigureEntry(name, f"{_ONE_OP_HELP} {target}") for name, target in _ONE_OP.items()),
         *(FigureEntry(name, f"target {long_runs.TARGET}: {text}") for name, text in _LONG.items()),
+        *(FigureEntry(name, text) for name, text in native_hosts.FIGURES.items()),
         FigureEntry(oracle.NAME, oracle.HELP),
     )
 
@@ -156,6 +158,10 @@ def run(
             yield long_runs.measure_jobs(fuzz_seconds)
         else:
             yield long_runs.measure_memory(_LONG_EXECUTIONS * fuzz_seconds)
+    native_names = [name for name in chosen if name in native_hosts.FIGURES]
+    if native_names:
+        progress(f"native hosts, {rounds} rounds")
+        yield from native_hosts.measure(native_names, rounds)
     if oracle.NAME in chosen:
         progress(oracle.NAME)
         yield oracle.measure()

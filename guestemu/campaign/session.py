@@ -41,6 +41,8 @@ _GRACE_S: Final = 2.0
 
 _ONCE: Final = "host: an answer or the record was wrong once, and right when the program ran again"
 
+_VM_RESET: Final = Op(OpKind.VM_RESET, ())
+
 _CLOCK_MASK: Final = 63
 """The clock is read every 64 executions."""
 
@@ -219,13 +221,38 @@ class Session:
         ops = self.executor.decode(data)
         if self.violations or not ops or not self.has_run:
             return
-        reset = (Op(OpKind.VM_RESET, ()),)
-        left = self.executor.run(reset)
+        left = self.executor.run((_VM_RESET,))
         with self._apart():
             if left:
-                self._filing.file(reset, left)
+                self._filing.file((_VM_RESET,), left)
             else:
-                self._filing.file_unstable(ops, Violation("results", len(ops) - 1, _ONCE, "K3-c"))
+                self.file_once(data, "results", _ONCE, "K3-c")
+
+    def look_again(self, data: bytes, before: bytes | None = None) -> bool:
+        """Runs `data` in Python, which machine code ran and was not content with; whether something
+        is wrong with it, which is filed. With the input that ran `before` it was certainly wrong:
+        what does not show even behind that one depends on more than the program. No execution.
+        """
+        if self.current is not None:
+            self._note_current(data)
+        ops = self.executor.decode(data)
+        with self._apart():
+            violations = self.executor.run(ops)
+            if not violations and before is not None:
+                over_a_reset = (*self.executor.decode(before), _VM_RESET, *ops)
+                violations = self.executor.run(over_a_reset)
+                ops = over_a_reset if violations else ops
+            if violations:
+                self._filing.file(ops, violations)
+            elif before is not None:
+                self.file_once(data, "results", _ONCE, "K3-c")
+        self._count_findings()
+        return bool(violations)
+
+    def file_once(self, data: bytes, check: str, message: str, fact: str = "") -> None:
+        """Files what was met with `data` and is not seen again."""
+        ops = self.executor.decode(data)
+        self._filing.file_unstable(ops, Violation(check, len(ops) - 1, message, fact))
 
     def keep_if_new(self, data: bytes) -> bool:
         """Keeps `data`, which ran last, if it covered something new; whether it did."""

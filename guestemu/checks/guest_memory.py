@@ -61,12 +61,13 @@ class GuestMemoryCheck(Oracle):
         if self._owner is None:
             return ()
         memory = self._owner.guest_memory
-        if view.index == 0 or len(memory.calls) < self._seen:
-            self._seen = 0
-        new = memory.calls[self._seen :]
-        self._seen = len(memory.calls)
-        if not new or any(record.ret for record in view.exits):
+        calls, seen = memory.calls, self._seen
+        if view.index == 0 or len(calls) < seen:
+            seen = 0
+        self._seen = len(calls)
+        if len(calls) == seen or any(record.ret for record in view.exits):
             return ()
+        new = calls[seen:]
         violations: list[Violation] = []
         for call in new:
             if call.name == _CONVERSION and not call.result:
@@ -78,7 +79,7 @@ class GuestMemoryCheck(Oracle):
         end = min(end, memory.frames)
         convertible = memory.private_backing[first:end]
         private = memory.attributes[first:end] & convertible
-        shared = ~private & convertible
+        shared = convertible & ~private
         for wrong, what, fact in (
             (
                 private & memory.shared_pages[first:end],

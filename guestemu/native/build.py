@@ -108,7 +108,7 @@ HOOKS: Final = Library("hooks", "machine/native", ("hooks.c", "psc.c", "deadline
 FASTPATH: Final = Library(
     "fastpath",
     "campaign/fastpath",
-    ("decode.c", "runs.c", "tables.c", "judge.c", "feedback.c", "host.c", "run.c"),
+    ("decode.c", "runs.c", "tables.c", "judge.c", "feedback.c", "host.c", "shadow.c", "run.c"),
     ("fast.h",),
 )
 MUTATOR: Final = Library("mutator", "campaign/native", ("mutator.c",))

@@ -10,7 +10,12 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).with_name("defects")))
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "findings"))
+
 import defects
+from found import call, file, make_book
+
+from guestemu.host.registry import load_host
 
 ALL = [(name,) for name in defects.DEFECTS] + list(defects.PAIRS)
 
@@ -28,3 +33,13 @@ def test_a_defect_is_a_file_that_differs_from_the_correct_one(names, tmp_path):
 def test_there_are_thirty_defects_and_eight_pairs():
     assert len(defects.DEFECTS) >= 30
     assert len(defects.PAIRS) >= 8
+
+
+def test_a_status_read_from_another_bit_is_one_finding_whatever_code_it_runs(tmp_path):
+    """The code of the status that was recorded is not to blame for its being recorded."""
+    spec = defects.write(tmp_path, "attributes-bit")
+    book = make_book(load_host(spec, plugin=spec.rpartition(":")[0]))
+    programs = [[call(0, 1, 1)], [call(4096, 1), call(8192, 3, 1)], [call(0, 9), call(4096, 3, 1)]]
+    found = file(book, programs)
+    assert len(found) == len(book.findings) == 1
+    assert not found[0].places

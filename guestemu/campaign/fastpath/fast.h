@@ -21,6 +21,7 @@ typedef int64_t i64;
 typedef unsigned __int128 u128;
 
 enum { RECORD = 48, ARGUMENTS = 5, MAX_OPS = 16, MAX_EXITS = 1100, MAX_LINKS = 64, STATES = 16, REGIONS = 4, KINDS = 64, MAX_KNOWN = 32, RUNS = 1024 };
+enum { MAX_REQUESTS = 4096, SHADOW_BATCH = 768, MAX_PROGRAMS = 512 };
 enum { PAGE_SHIFT = 12, PAGE = 1 << PAGE_SHIFT };
 
 /* The kinds that can be common (guestemu/program/kinds.py). */
@@ -88,6 +89,7 @@ struct input {
 };
 
 #define U32 0xffffffffull
+#define EXPORT __attribute__((visibility("default")))
 
 struct op {
 	u64 kind, region, page, has_page, mode, cpl, vcpu;
@@ -101,6 +103,36 @@ struct exit {
 /* A place that VMMCALL was met at with a code selector, and the level and mode that is. */
 struct known {
 	u64 rip, selector, cpl, is_64bit;
+};
+
+/* A request to the process of a native handler, 80 bytes (guestemu/host/native/wire.py). */
+struct request {
+	u32 op, reason, vcpu;
+	int32_t fail_at, fail_with;
+	u32 pad;
+	u64 word[7];
+};
+
+struct shadow_slot {
+	u64 gpa, size, memfd_offset, flags;
+};
+
+/* A program whose exits are logged: its requests, its input in `inputs`; `verdict` 0: as it should
+ * be, 1: wrong, 2: Python has to look. */
+struct shadow_program {
+	u64 first, count, input, input_size, verdict;
+};
+
+/* The native handler that gets the default host's exits in batches (shadow.c). */
+struct shadow {
+	struct request *requests;
+	u8 *inputs;
+	void *ask; /* Python: asks the handler */
+	u64 count, begin, input_size, program_count, slot_count;
+	const struct shadow_slot *slots;
+	struct runs all, private_backing, open;
+	struct runs attributes, told, private_pages, shared_pages;
+	struct shadow_program programs[MAX_PROGRAMS];
 };
 
 struct fast {
@@ -168,6 +200,7 @@ struct fast {
 	/* the default host (host.c) */
 	u64 has_host, compares_untruncated, user_state, known_count;
 	struct known known[MAX_KNOWN];
+	struct shadow *shadow;
 	/* what Python says beside an answer: host state, migration allowed, level of the exit */
 	u64 state, ready, cpl, is_64bit;
 	u64 vcpu; /* which one a host in Python is told */
@@ -190,6 +223,8 @@ bool fast_python(struct fast *f, void *function);
 
 bool fast_answer(struct fast *f);
 bool fast_is_base_call(u64 nr);
+bool fast_shadow_log(struct fast *f, u64 gpa, u64 pages, u64 attributes);
+bool fast_shadow_keep(struct fast *f, const u8 *data, u64 size);
 
 /* Host and page tables of the operation now. */
 const struct runs *fast_host_map(const struct fast *f);

@@ -22,6 +22,7 @@ from guestemu.abi.x86 import Mode
 from guestemu.campaign.executor import Executor
 from guestemu.campaign.fastpath.library import FastLibrary, load_library
 from guestemu.campaign.fastpath.records import MAX_OPS, STATES, FastRecord, InputRecord, StubRecord
+from guestemu.campaign.fastpath.shadow import Shadow, why_no_shadow
 from guestemu.campaign.fastpath.tables import Tables, regions
 from guestemu.campaign.feedback import (
     GUEST_COUNTERS,
@@ -32,6 +33,7 @@ from guestemu.campaign.feedback import (
 from guestemu.checks.base import Check
 from guestemu.checks.conversion import ConversionCheck, MappingCheck
 from guestemu.checks.free import FreePagesCheck
+from guestemu.checks.guest_memory import GuestMemoryCheck
 from guestemu.checks.migration_control import MigrationControlCheck
 from guestemu.checks.page_enc import NUMBERS
 from guestemu.checks.progress import ProgressCheck
@@ -42,6 +44,7 @@ from guestemu.checks.td import TdCheck
 from guestemu.guest.snippet.guest import SnippetGuest
 from guestemu.host.base import Host, Hypercall, VcpuAccess
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
+from guestemu.host.native.host import NativeHost
 from guestemu.machine import layout
 from guestemu.machine.engine import Engine
 from guestemu.machine.launch import Entry
@@ -95,18 +98,23 @@ def why_not(executor: Executor) -> str:
         return f"guest {guest.name} is no snippet"
     if type(machine.ram) is not GuestRam or not machine.code.available or machine.tlb is not None:
         return "the machine has caches or a page walk of its own, or no native hooks"
+    host = testbed.host
+    is_native = isinstance(host, NativeHost)
+    known = _KNOWN | {GuestMemoryCheck} if is_native else _KNOWN
     unknown = [
         check.name
         for check in testbed.checks
-        if type(check) not in _KNOWN and (check.kinds is None or check.kinds & _RUN)
+        if type(check) not in known and (check.kinds is None or check.kinds & _RUN)
     ]
     if executor.target.max_ops > MAX_OPS:
         return f"programs have more than {MAX_OPS} ops"
     if executor.target.order or unknown:
         return " ".join([f"target {executor.target.name} has checks of its own", *unknown])
-    if testbed.host.contract in NUMBERS:
-        return f"host {testbed.host.name} has another contract"
-    if testbed.host.memory_slots:
+    if host.contract in NUMBERS:
+        return f"host {host.name} has another contract"
+    if isinstance(host, NativeHost) and why_no_shadow(host):
+        return why_no_shadow(host)
+    if host.memory_slots and not is_native:
         return "the VM has a layout of memory slots"
     if guest.td is not None:
         return "the guest is a TD"
@@ -143,6 +151,7 @@ class FastPath:
         self._guest = guest
         self._leave = leave
         self._tables = Tables()
+        self._shadow: Shadow | None = None
         testbed.reset()
         self._fill_session()
         self._fill_programs()
@@ -154,6 +163,7 @@ class FastPath:
 
     def close(self) -> None:
         """Gives the machine back to Python alone."""
+        self._ask_shadow()
         self.library.use(None)
         self._guest.machine.ram.watch.slow = self.record.slow_access
         self._guest.forget_state()
@@ -254,7 +264,9 @@ class FastPath:
         host.restore(frames)
         self._map = private
         self._copy: memoryview | None = None
-        if type(host) is MapGpaRangeHost:
+        if isinstance(host, NativeHost):
+            self._shadow = Shadow(self._session, self.library, record, host)
+        if type(host) is MapGpaRangeHost or isinstance(host, NativeHost):
             record.has_host = True
             record.compares_untruncated = host.kernel.compares_untruncated_nr
         else:
@@ -300,6 +312,13 @@ class FastPath:
         record.distinct = 0
         record.attention = 0
 
+    def _ask_shadow(self) -> None:
+        """Nothing that ran is left unjudged."""
+        if self._shadow is not None:
+            self._settle()
+            self._guest.forget_state()
+            self._shadow.ask()
+
     def _execute(self) -> None:
         """The input is not ordinary."""
         try:
@@ -310,7 +329,15 @@ class FastPath:
             if objected:
                 self._session.confirm(self._input)
         except BaseException as error:
+            self._end(error)
+
+    def _end(self, over: BaseException) -> None:
+        try:
+            self._ask_shadow()
+        except BaseException as error:
             self._leave(error)
+        else:
+            self._leave(over)
 
     def _tick(self) -> None:
         """It is time to look at the clock."""
@@ -318,7 +345,7 @@ class FastPath:
             self._settle()
             self.record.attention = self._session.allow()
         except BaseException as error:
-            self._leave(error)
+            self._end(error)
 
     def _keep_if_new(self) -> None:
         try:

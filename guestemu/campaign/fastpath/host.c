@@ -61,6 +61,8 @@ static u64 map_gpa_range(struct fast *f, u64 mask, u64 *path)
 		return 0;
 	}
 	*path = f->is_64bit ? USER_SPACE : USER_SPACE_32BIT;
+	if (f->shadow && !fast_shadow_log(f, gpa, pages, f->in[IN_RDX] & mask))
+		f->is_odd = true;
 	record(f, gfn, pages, f->in[IN_RDX] & mask & ENCRYPTED);
 	return 0;
 }

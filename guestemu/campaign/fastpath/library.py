@@ -6,7 +6,7 @@ from __future__ import annotations
 import ctypes
 from functools import cache
 
-from guestemu.campaign.fastpath.records import FastRecord
+from guestemu.campaign.fastpath.records import FastRecord, ShadowRecord
 from guestemu.native import load
 from guestemu.native.build import FASTPATH
 
@@ -19,6 +19,11 @@ class FastLibrary:
         library.fast_run.restype = ctypes.c_bool
         library.fast_run.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
         library.fast_one.argtypes = (ctypes.c_char_p, ctypes.c_size_t)
+        library.fast_shadow_judge.restype = ctypes.c_bool
+        library.fast_shadow_judge.argtypes = (
+            *(ctypes.c_void_p, ctypes.c_char_p),
+            *(ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64),
+        )
         self._library = library
         self.one = ctypes.cast(library.fast_one, ctypes.c_void_p)
         self.slow_access = ctypes.cast(library.fast_slow_access, ctypes.c_void_p).value or 0
@@ -26,6 +31,12 @@ class FastLibrary:
     def use(self, record: FastRecord | None) -> None:
         """What the next executions work on."""
         self._library.fast_use(None if record is None else ctypes.byref(record))
+
+    def judge(self, record: FastRecord, replies: bytes, calls: int, start: int, end: int) -> bool:
+        """Judges what a native handler replied to the logged programs from `start` to before `end`;
+        False where that is no reply to their requests."""
+        at = ctypes.addressof(record)
+        return bool(self._library.fast_shadow_judge(at, replies, calls, start, end))
 
     def run(self, data: bytes) -> bool:
         """One execution; False where it is none of the common ones."""
@@ -47,4 +58,5 @@ def load_library() -> FastLibrary | None:
     if library is None:
         return None
     size: int = library.fast_size()
-    return FastLibrary(library) if size == ctypes.sizeof(FastRecord) else None
+    ours = ctypes.sizeof(FastRecord) + ctypes.sizeof(ShadowRecord)
+    return FastLibrary(library) if size == ours else None

@@ -22,6 +22,8 @@ MAX_KNOWN: Final = 32
 STATES: Final = 16
 KINDS: Final = 64
 RUNS: Final = 1024
+MAX_REQUESTS: Final = 4096
+MAX_PROGRAMS: Final = 512
 REGIONS: Final = 4
 BYTE_VALUES: Final = 256
 
@@ -123,6 +125,29 @@ class KnownRecord(ctypes.Structure):
     _fields_ = _words("rip selector cpl is_64bit")
 
 
+class SlotRecord(ctypes.Structure):
+    """`struct shadow_slot`."""
+
+    _fields_ = _words("gpa size memfd_offset flags")
+
+
+class ShadowProgramRecord(ctypes.Structure):
+    """`struct shadow_program`."""
+
+    _fields_ = _words("first count input input_size verdict")
+
+
+class ShadowRecord(ctypes.Structure):
+    """`struct shadow`."""
+
+    _fields_ = (
+        *_words("requests inputs ask count begin input_size program_count slot_count slots"),
+        *((name, RunsRecord) for name in ("all", "private_backing", "open")),
+        *((name, RunsRecord) for name in ("attributes", "told", "private_pages", "shared_pages")),
+        ("programs", ShadowProgramRecord * MAX_PROGRAMS),
+    )
+
+
 class FastRecord(ctypes.Structure):
     """`struct fast`."""
 
@@ -148,6 +173,7 @@ class FastRecord(ctypes.Structure):
         *_words("base_state base_ready answers_judged record_judged"),
         *_words("has_host compares_untruncated user_state known_count"),
         ("known", KnownRecord * MAX_KNOWN),
+        *_words("shadow"),
         *_words("state ready cpl is_64bit vcpu"),
         *_words("is_stale is_foreign cpu_state is_odd is_trapped trap exit_count ops_count"),
         *_words("previous objected link_count"),

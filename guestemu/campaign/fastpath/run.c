@@ -2,8 +2,6 @@
 /* One execution, from libFuzzer's bytes to its counters. */
 #include "fast.h"
 
-#define EXPORT __attribute__((visibility("default")))
-
 enum { LAUNCH_RIP = 8, STACK = 5, KERNEL_STACK = 4, NO_STATE = -1 };
 enum { ENDED_RIP, ENDED_RAX };
 enum { FLAG_TABLE = 4, ENOSYS = 38 };
@@ -192,6 +190,8 @@ static bool run(struct fast *f, const u8 *data, size_t size)
 		__builtin_memcpy(f->current + sizeof(length), data, size);
 	}
 	f->objected = false;
+	if (f->shadow)
+		f->shadow->count = f->shadow->begin;
 	if (!put_back(f))
 		return false;
 	f->previous = 0;
@@ -288,6 +288,8 @@ EXPORT int fast_one(const u8 *data, size_t size)
 		f->lengths[f->ops_count]++;
 		if (is_new(f))
 			fast_python(f, f->news);
+		if (f->shadow && fast_shadow_keep(f, data, size))
+			fast_python(f, f->shadow->ask);
 		return 0;
 	}
 	f->is_foreign = true;
@@ -295,8 +297,8 @@ EXPORT int fast_one(const u8 *data, size_t size)
 	return 0;
 }
 
-/* The size of the record, for whoever mirrors it. */
+/* The size of the records, for whoever mirrors them. */
 EXPORT u64 fast_size(void)
 {
-	return sizeof(struct fast);
+	return sizeof(struct fast) + sizeof(struct shadow);
 }

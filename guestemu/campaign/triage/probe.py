@@ -31,6 +31,7 @@ from guestemu.campaign.triage.symptom import (
     failure_of,
     is_convincing,
     is_of_bits,
+    is_of_whole_range,
     of_bits,
     situation_of,
     symptom_of,
@@ -193,6 +194,7 @@ class Probe:
             raise ProgramTimeError(bound.text)
         if not self._is_comparing:
             sightings = [self._by_bits(ops, self._by_half(ops, s, exits)) for s in sightings]
+            sightings = [self._by_attributes(ops, s) for s in sightings]
         return Look(tuple(sightings), tuple(exits), private, is_ready), tuple(cleared)
 
     def _step_through(self, ops: tuple[Op, ...], violations: list[Violation], traced: bool) -> None:
@@ -241,6 +243,28 @@ class Probe:
                     return msgspec.structs.replace(sighting, symptom=named, spots=_NOTHING)
         plain = msgspec.structs.replace(sighting.symptom, register="")
         return msgspec.structs.replace(sighting, symptom=plain)
+
+    def _by_attributes(self, ops: tuple[Op, ...], sighting: Sighting) -> Sighting:
+        """`sighting` without suspicious code where the host takes the status from other bits than
+        bit 4: the code that ran is that of the other status, and not to blame. Seen by a range that
+        is as told already and is changed, unless the other bits are 0 or bit 4 is the other way.
+        """
+        index, op = sighting.violation.op, ops[sighting.violation.op]
+        if not sighting.spots or not is_of_whole_range(sighting.symptom):
+            return sighting
+        if op.kind is not OpKind.HYPERCALL or not op.arguments[3] & ~MAP_GPA_RANGE_ENCRYPTED:
+            return sighting
+        before = ops[:index]
+        told = op.arguments[3] & MAP_GPA_RANGE_ENCRYPTED
+        plain = _with_attributes(op, told)
+        opposite = _with_attributes(op, op.arguments[3] ^ MAP_GPA_RANGE_ENCRYPTED)
+        if (
+            self._shows((*before, plain, op), sighting.symptom)
+            and not self._shows((*before, plain), sighting.symptom)
+            and not self._shows((*before, opposite), sighting.symptom)
+        ):
+            return msgspec.structs.replace(sighting, spots=_NOTHING)
+        return sighting
 
     def _shows(self, ops: tuple[Op, ...], symptom: Symptom) -> bool:
         """Whether a run of `ops` has exactly this symptom, without a look at registers."""
@@ -378,6 +402,11 @@ def _sighting(view: OpView, violation: Violation, situation: str, spots: Spots) 
     and not to blame."""
     symptom = symptom_of(view, violation)
     return Sighting(violation, symptom, situation, _NOTHING if is_of_bits(symptom.name) else spots)
+
+
+def _with_attributes(op: Op, attributes: int) -> Op:
+    arguments = (*op.arguments[:3], attributes, *op.arguments[4:])
+    return msgspec.structs.replace(op, arguments=arguments)
 
 
 def lower_halves(op: Op) -> Iterator[tuple[str, Op]]:

@@ -31,6 +31,8 @@ from guestemu.runner.testbed import HOST_FAILED
 
 MIXED: Final = "mixed"
 _BITS: Final = "hypercall: upper bits of the "
+_RECORD: Final = "hypercall: record"
+_ALL: Final = "all"
 
 _NUMBER: Final = re.compile(r"-?\b(?:0x[0-9a-f]+|\d+)\b")
 _ARGUMENTS: Final = re.compile(r"\((?:-?0x[0-9a-f]+(?:, )?)+\)")
@@ -114,14 +116,14 @@ def _record_symptom(view: OpView, record: AnsweredExit) -> Symptom:
     if within < total:
         part = "outside" if not within else "inside and outside"
     elif within == len(inside) and (record.ret or within != 1 or len(inside) == 1):
-        part = "all"
+        part = _ALL
     elif inside[-1:] == bitarray("1"):
         part = "the end"
     elif inside[:1] == bitarray("1"):
         part = "the start"
     else:
         part = "the middle"
-    return Symptom("hypercall: record", f"{part} of the range, {min(total, _MANY)}")
+    return Symptom(_RECORD, f"{part} of the range, {min(total, _MANY)}")
 
 
 def of_bits(register: str) -> Symptom:
@@ -169,6 +171,11 @@ def symptom_of(view: OpView, violation: Violation) -> Symptom:
 def is_of_bits(name: str) -> bool:
     """Whether the name of a symptom says that a register was cut."""
     return name.startswith(_BITS)
+
+
+def is_of_whole_range(symptom: Symptom) -> bool:
+    """Whether a host recorded the wrong status for all of a range, and for nothing else."""
+    return symptom.name == _RECORD and symptom.effect.startswith(_ALL)
 
 
 def situation_of(exits: Sequence[AnsweredExit]) -> str:

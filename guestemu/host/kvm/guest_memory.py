@@ -133,7 +133,8 @@ class GuestMemory:
             self.shared_pages.setall(False)
             self.device_map.setall(False)
             self.calls.clear()
-            self._beyond = IntervalSet()
+            if len(self._beyond):
+                self._beyond = IntervalSet()
             self._count = 0
             self._is_used = False
         self._failure = None
@@ -176,16 +177,19 @@ class GuestMemory:
         result = self._ordered() or _attributes_error(gpa, size, attributes, flags)
         if not result:
             is_private = bool(attributes & KVM_MEMORY_ATTRIBUTE_PRIVATE)
+            frames = self.frames
             first, end = gpa >> PAGE_SHIFT, (gpa + size) >> PAGE_SHIFT
-            inside = slice(min(first, self.frames), min(end, self.frames))
-            self.attributes[inside] = is_private
-            # The guest uses what it converted: the page appears in the backing of its new kind.
-            if is_private:
-                self.private_pages[inside] |= self.private_backing[inside]
-            else:
-                self.shared_pages[inside] |= self.shared_backing[inside]
-            change = self._beyond.add if is_private else self._beyond.remove
-            change(max(first, self.frames), end)
+            if first < frames:
+                inside = slice(first, min(end, frames))
+                self.attributes[inside] = is_private
+                # The guest uses what it converted: the page appears in the backing of its new kind.
+                if is_private:
+                    self.private_pages[inside] |= self.private_backing[inside]
+                else:
+                    self.shared_pages[inside] |= self.shared_backing[inside]
+            if end > frames:
+                change = self._beyond.add if is_private else self._beyond.remove
+                change(max(first, frames), end)
         return self._made("KVM_SET_MEMORY_ATTRIBUTES", arguments, result)
 
     def fallocate(self, slot: int, mode: int, offset: int, length: int) -> int:
@@ -210,9 +214,14 @@ class GuestMemory:
         if offset & PAGE_MASK or length & PAGE_MASK:
             return -EINVAL
         is_punch = bool(mode & FALLOC_FL_PUNCH_HOLE)
-        file_end = self._memfd_bytes or place.memfd_offset + place.size
-        if not is_punch and offset + length > file_end:
+        if not is_punch and offset + length > (
+            self._memfd_bytes or place.memfd_offset + place.size
+        ):
             return -EINVAL
+        start = place.gpa + offset - place.memfd_offset
+        if not self._memfd_bytes and start >= place.gpa and start + length <= place.end:
+            self._set(self.private_pages, start, length, not is_punch)
+            return 0
         for one in self.slots if self._memfd_bytes else (place,):
             if one.has_guest_memfd:
                 start, size = one.cut(one.gpa + offset - one.memfd_offset, length)
@@ -260,8 +269,9 @@ class GuestMemory:
         return self._made(name, (gpa, size), result)
 
     def _set(self, bits: bitarray, gpa: int, size: int, value: bool) -> None:
-        first = min(gpa >> PAGE_SHIFT, self.frames)
-        bits[first : min((gpa + size) >> PAGE_SHIFT, self.frames)] = value
+        first = gpa >> PAGE_SHIFT
+        if first < self.frames:
+            bits[first : min((gpa + size) >> PAGE_SHIFT, self.frames)] = value
 
     # What the guest meets ---------------------------------------------------------------------
 

@@ -15,6 +15,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/time.h>
@@ -28,7 +29,9 @@
 #define MAX_RECORDS 4096
 #define MAX_CALLS 4096
 #define TICK_US 50000	/* of processor time: two ticks without a record that ends are a loop */
-#define DIED 0xffffffffu /* in place of a count: the handler died of the wait status that follows */
+#define DIED 0xffffffffu /* in place of a count: the handler died. The word that follows has its wait
+			  * status, and in the upper half how many records it had answered */
+#define DONE_SHIFT 16
 
 #define CLOSED 77 /* exit status of the child: the pipe was closed */
 
@@ -80,6 +83,7 @@ struct server {
 	struct guestemu_layout layout;
 	struct guestemu_kernel kernel;
 	int made, fail_at, fail_with;
+	volatile uint32_t *done; /* records of this message; the parent sees it */
 	uint32_t calls;
 	struct call call[MAX_CALLS];
 	struct request request[MAX_RECORDS];
@@ -299,10 +303,12 @@ static int answer(struct server *s)
 			continue;
 		}
 		s->calls = 0;
+		*s->done = 0;
 		for (uint32_t i = 0; i < head.records; i++) {
 			if (one_record(s, &s->request[i], &s->reply[i]))
 				return 3;
 			finished++;
+			*s->done = i + 1;
 		}
 		error = reply(s, &head);
 		if (error)
@@ -333,6 +339,9 @@ static int serve(int in, int out, const struct functions *f)
 					      s->slot };
 	s->kernel = (struct guestemu_kernel){ s,       set_memory_attributes, fallocate_hole, advise,
 					      pre_fault, map_for_device };
+	s->done = mmap(0, sizeof(*s->done), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (s->done == MAP_FAILED)
+		return 2;
 	if (transfer(out, &ready, sizeof(ready), 1) || ready.abi != GUESTEMU_HOST_ABI)
 		return 2;
 	for (;;) {
@@ -350,7 +359,7 @@ static int serve(int in, int out, const struct functions *f)
 			;
 		if (WIFEXITED(status) && WEXITSTATUS(status) == CLOSED)
 			return 0;
-		died.calls = (uint32_t)status;
+		died.calls = (uint32_t)status | *s->done << DONE_SHIFT;
 		if (transfer(out, &died, sizeof(died), 1))
 			return 0;
 	}

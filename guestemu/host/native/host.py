@@ -199,11 +199,12 @@ class NativeHost(MemoryHost):
         if frames and self.user.handler is not running:
             features = self.user.handler.start()
             self.serves_migration_control = bool(features & wire.FEATURE_MIGRATION_CONTROL)
+        self._has_map = self.user.handler.has_map
         return self.user, self.user.injection
 
     def private_map(self) -> bitarray:
         """See `NativeUserSpace.private_map`."""
-        return self.user.private_map()
+        return self.user.private_map() if self._has_map else self.user.memory.attributes
 
     @property
     def migration_ready(self) -> bool:

@@ -30,6 +30,7 @@ its own timer long before (guestemu_serve.c)."""
 
 _START_S: Final = 30.0
 _MAX_KILLERS: Final = 1024
+_STATUS: Final = (1 << wire.DONE_SHIFT) - 1
 _FEW_CALLS: Final = 8
 """Calls that are read together with the replies."""
 
@@ -45,7 +46,12 @@ _SIGNALS: Final = {
 
 
 class Died(Exception):
-    """The handler ended; the text says how. The process that forked it is there."""
+    """The handler ended; the text says how. The process that forked it is there. `done` records of
+    the message were answered before."""
+
+    def __init__(self, how: str, done: int) -> None:
+        super().__init__(how)
+        self.done = done
 
 
 class Lost(Exception):
@@ -158,31 +164,57 @@ class HandlerProcess:
         try:
             return self._ask(records)
         except (Died, Lost, OSError) as error:
-            text = f"the native handler {self._why(error)}"
-            if len(self._killers) < _MAX_KILLERS:
-                self._killers[story] = text
-            raise HostFailedError(text) from None
+            raise HostFailedError(self._remember(story, error)) from None
 
-    def _ask(self, records: Sequence[bytes]) -> list[Reply]:
-        count = len(records)
-        self._write(wire.HEAD.pack(count, 0) + b"".join(records))
+    def exchange(self, requests: bytes) -> tuple[bytes, int] | int:
+        """Sends whole requests that belong to no story, each program's behind a reset; the replies
+        as they came, with the number of calls behind them. Where the handler dies, the number of
+        the request on which it died: the story is remembered. Raises `HostFailedError` where the
+        process is lost."""
+        if self._child is None:
+            self.start()
+        try:
+            return self._exchange(requests)
+        except Died as error:
+            size = wire.REQUEST.size
+            start = end = error.done * size
+            while start and requests[start : start + size] != wire.RESET:
+                start -= size
+            self._remember(requests[start + size : end + size], error)
+            return error.done
+        except (Lost, OSError) as error:
+            raise HostFailedError(f"the native handler {self._why(error)}") from None
+
+    def _remember(self, story: bytes, error: Exception) -> str:
+        text = f"the native handler {self._why(error)}"
+        if len(self._killers) < _MAX_KILLERS:
+            self._killers[story] = text
+        return text
+
+    def _exchange(self, requests: bytes) -> tuple[bytes, int]:
+        count = len(requests) // wire.REQUEST.size
+        self._write(wire.HEAD.pack(count, 0) + requests)
         expected = wire.HEAD.size + count * wire.REPLY.size
         message = self._read(wire.HEAD.size, expected + _FEW_CALLS * wire.CALL.size)
         done, calls = wire.HEAD.unpack_from(message)
         if done == wire.DIED:
-            raise Died(_how(os.waitstatus_to_exitcode(calls & 0xFFFF)))
+            status, answered = calls & _STATUS, calls >> wire.DONE_SHIFT
+            raise Died(_how(os.waitstatus_to_exitcode(status)), min(answered, count - 1))
         if done != count or calls > wire.MAX_CALLS:
             raise Lost(f"sent a wrong reply: {done} records and {calls} calls for {count} records")
-        at = expected
         expected += calls * wire.CALL.size
         if len(message) < expected:
             message += self._read(expected - len(message))
-        body = memoryview(message)[:expected]
+        return message[wire.HEAD.size : expected], calls
+
+    def _ask(self, records: Sequence[bytes]) -> list[Reply]:
+        count = len(records)
+        message, _ = self._exchange(b"".join(records))
+        at = count * wire.REPLY.size
+        body = memoryview(message)
         replies = []
-        for number in range(done):
-            outcome, made, answer, data = wire.REPLY.unpack_from(
-                body, wire.HEAD.size + number * wire.REPLY.size
-            )
+        for number in range(count):
+            outcome, made, answer, data = wire.REPLY.unpack_from(body, number * wire.REPLY.size)
             end = at + made * wire.CALL.size
             if outcome > wire.STOP or end > len(body):
                 raise Lost(f"sent a wrong reply: outcome {outcome}, {made} calls")

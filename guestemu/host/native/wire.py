@@ -27,7 +27,9 @@ SLOT_GUEST_MEMFD: Final = 1
 SLOT_READ_ONLY: Final = 2
 STOP: Final = 1
 DIED: Final = 0xFFFFFFFF
-"""In place of the number of replies: the handler died; the second word is its wait status."""
+"""In place of the number of replies: the handler died. The second word has its wait status, and
+above `DONE_SHIFT` how many records it had answered."""
+DONE_SHIFT: Final = 16
 
 OP_RESET: Final = 0
 OP_EXIT: Final = 1
@@ -64,9 +66,13 @@ def hello(memory: GuestMemory, vcpus: int) -> bytes:
 
 def pack_slot(slot: Slot) -> bytes:
     """`struct guestemu_slot`."""
+    return SLOT.pack(slot.gpa, slot.size, slot.memfd_offset, slot_flags(slot), 0)
+
+
+def slot_flags(slot: Slot) -> int:
+    """`enum guestemu_slot_flags`."""
     flags = SLOT_GUEST_MEMFD if slot.has_guest_memfd else 0
-    flags |= SLOT_READ_ONLY if slot.is_read_only else 0
-    return SLOT.pack(slot.gpa, slot.size, slot.memfd_offset, flags, 0)
+    return flags | (SLOT_READ_ONLY if slot.is_read_only else 0)
 
 
 def exit_record(reason: int, words: tuple[int, ...], vcpu: int, failure: tuple[int, int]) -> bytes:
