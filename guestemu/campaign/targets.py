@@ -179,10 +179,13 @@ _TARGETS: Final = (
     ),
     Target(
         name="hostile-host",
-        summary="an SNP guest's conversions, stores and loads under a hypervisor that lies",
+        summary="an SNP guest's conversions, stores and loads under a hypervisor that lies, "
+        "injects events and attacks pages at any instruction",
         kinds=frozenset(
             {
                 OpKind.HYPERVISOR_LIE,
+                OpKind.HYPERVISOR_INJECT,
+                OpKind.HYPERVISOR_PAGE,
                 OpKind.SET_MEMORY_ENCRYPTED,
                 OpKind.SET_MEMORY_DECRYPTED,
                 OpKind.WRITE,

@@ -1,21 +1,33 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""No guest frame of an SNP guest has two validated system frames (N55).
+"""What no hypervisor may reach in its SNP guest, whatever it does (N55).
 
-With two, the hypervisor can show the guest old content in place of new at any time, and neither the
-RMP nor the guest notices. A guest gets there only if it validates a page for a second time after
-its hypervisor put other memory behind it.
+* No guest frame has two validated system frames. With two, the hypervisor can show the guest old
+  content in place of new at any time, and neither the RMP nor the guest notices. A guest gets there
+  only if it validates a page for a second time after other memory was put behind it.
+* The plaintext of a validated page is in the private view of its own frame only: not in what a C=0
+  access or the host reads, and not behind another guest frame that the guest could read.
+* A guest that goes on goes on right: it reads what it wrote last, as long as it has not converted
+  the page since, and a page that it was told is private is validated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import ClassVar, Protocol, runtime_checkable
+from collections.abc import Iterable, Iterator, Mapping
+from typing import ClassVar, Final, Protocol, runtime_checkable
 
+from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa
+from guestemu.abi.regions import Region
 from guestemu.checks.base import OpView, Oracle, Violation
+from guestemu.checks.psc import sev_of
+from guestemu.guest.linux.snp import Snp
 from guestemu.host.base import Host
-from guestemu.machine.exits import Shutdown
-from guestemu.machine.rmp import VALIDATED, Rmp
+from guestemu.machine.rmp import VALIDATED, Rmp, What, host_access
 from guestemu.program.ops import OpKind
+
+PLAINTEXT: Final = "page-plaintext"
+CONTENT: Final = "page-content"
+
+_WORD: Final = 8
 
 
 @runtime_checkable
@@ -28,10 +40,11 @@ class HasRmp(Protocol):
 
 
 class PageStateCheck(Oracle):
-    """No guest frame of an SNP guest has two validated system frames (N55).
+    """No guest frame of an SNP guest has two validated system frames, and only its guest reads a
+    validated page (N55).
 
-    A guest that ended itself, or that its host does not enter again, is not judged any more: what a
-    program calls in it afterwards cannot happen.
+    A guest that did not come back from an operation is not judged any more: what a program calls in
+    it afterwards cannot happen.
     """
 
     name = "page-states"
@@ -41,11 +54,14 @@ class PageStateCheck(Oracle):
         "page-states": "No frame of the guest has two system frames that are validated for it.",
     }
     explanations: ClassVar[Mapping[str, str]] = {
-        "page-states": "The hypervisor can show the guest old content in place of new at any time."
+        "page-states": "The hypervisor can show the guest old content in place of new at any time.",
+        PLAINTEXT: "Somebody else reads what the guest takes for its own.",
+        CONTENT: "The guest goes on with content that it did not write.",
     }
 
     def __init__(self) -> None:
         self._is_over = False
+        self._content: dict[int, bytes] = {}
 
     @classmethod
     def applies(cls, host: Host) -> bool:
@@ -54,17 +70,25 @@ class PageStateCheck(Oracle):
 
     def after(self, view: OpView) -> Iterable[Violation]:
         """See the class."""
-        guest = view.guest
-        rmp = guest.rmp if isinstance(guest, HasRmp) else None
+        sev = sev_of(view.guest)
         if not view.index:
             self._is_over = False
-        if rmp is None or self._is_over:
+            self._content.clear()
+        if sev is None or sev.snp is None or self._is_over:
             return
-        self._is_over = isinstance(view.outcome.end, Shutdown)
+        snp = sev.snp
+        self._is_over = view.outcome.end is not None
+        yield from self._states(view, snp)
+        yield from self._contents(view)
+        for gfn in sorted(snp.attacked):
+            yield from self._secrecy(view, snp, gfn)
+
+    def _states(self, view: OpView, snp: Snp) -> Iterator[Violation]:
+        rmp = snp.rmp
         if view.op.kind is OpKind.SET_MEMORY_ENCRYPTED and view.outcome.value == 0 and view.frames:
             first, pages = view.frames
             for gfn in range(first, min(first + pages, rmp.frames)):
-                if rmp.state(gfn) != VALIDATED:
+                if gfn not in snp.attacked and rmp.state(gfn) != VALIDATED:
                     message = f"frame {gfn:#x} was encrypted and is {rmp.describe(gfn)}"
                     yield Violation(self.name, view.index, message, "N55")
                     break
@@ -76,3 +100,50 @@ class PageStateCheck(Oracle):
             "hypervisor can bring its old content back"
         )
         yield Violation(self.name, view.index, message, "N55")
+
+    def _contents(self, view: OpView) -> Iterator[Violation]:
+        """Keeps what private pages hold after a store, and compares a load with it."""
+        for flip in view.flips:
+            for gfn in range(flip.gfn, flip.gfn + flip.pages):
+                self._content.pop(gfn, None)
+        if view.outcome.value is None:
+            return
+        if view.op.kind is OpKind.WRITE:
+            self._note_store(view)
+        elif view.op.kind is OpKind.READ and view.op.region is not Region.V:
+            gfn = view.guest.gpa(view.op.region, view.op.page) >> PAGE_SHIFT
+            offset = view.op.arguments[0]
+            known = self._content.get(gfn, b"")[offset : offset + _WORD]
+            written = int.from_bytes(known, "little")
+            if len(known) == _WORD and written != view.outcome.value:
+                found = view.outcome.value
+                message = f"frame {gfn:#x} reads as {found:#x}, and {written:#x} was there"
+                yield Violation(CONTENT, view.index, message, "N55")
+
+    def _note_store(self, view: OpView) -> None:
+        op, guest = view.op, view.guest
+        _value, offset, size = op.arguments
+        start = guest.gpa(op.region, op.page) + offset
+        for gfn in range(start >> PAGE_SHIFT, start + size + PAGE_SIZE - 1 >> PAGE_SHIFT):
+            self._content.pop(gfn, None)
+            if op.region is not Region.V and guest.leaf_map.private[gfn]:
+                content = guest.machine.ram.read(Gpa(gfn << PAGE_SHIFT), PAGE_SIZE)
+                self._content[gfn] = content
+
+    def _secrecy(self, view: OpView, snp: Snp, gfn: int) -> Iterator[Violation]:
+        """Who else could read a frame that was attacked, now."""
+        rmp, ram = snp.rmp, view.guest.machine.ram
+        if rmp.state(gfn) != VALIDATED:
+            return
+        sfn = rmp.system_frame(gfn)
+        gpa = Gpa(gfn << PAGE_SHIFT)
+        if ram.read(gpa, PAGE_SIZE) == ram.read(gpa, PAGE_SIZE, private=False):
+            message = f"frame {gfn:#x}: an access with C=0 reads the plaintext of a validated page"
+            yield Violation(PLAINTEXT, view.index, message, "N30, N55")
+        if host_access(rmp.entry(sfn), is_write=False).what is What.PLAIN:
+            message = f"frame {gfn:#x}: the host reads the plaintext of a validated page"
+            yield Violation(PLAINTEXT, view.index, message, "N28, N55")
+        for other in rmp.guest_frames(sfn):
+            if other != gfn and snp.reads_plain(other):
+                message = f"frame {other:#x} reads the plaintext of the validated frame {gfn:#x}"
+                yield Violation(PLAINTEXT, view.index, message, "N52, N55")

@@ -3,8 +3,8 @@
 
 An exception that the guest's own handler cannot fix is not judged: programs may unmap pages. Nor is
 a guest that asks for its end, or a KVM_RUN that fails, after the host refused it something: it must
-not go on (N20, T27). Nor is any end of a guest whose hypervisor lies to it, and the loop in which
-it waits for progress (N40).
+not go on (N20, T27). Nor is any end of a guest whose hypervisor lies to it or attacks it (a triple
+fault gives nothing away), and the loop in which it waits for progress (N40).
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class ProgressCheck(Oracle):
                 f"basic blocks and {len(view.exits)} exits"
             )
             return (Violation(self.name, view.index, message, "A14, M8"),)
-        if isinstance(end, Terminated | RunFailed) and (
-            view.host.lie or any(record.ret for record in view.exits)
-        ):
+        if isinstance(end, Shutdown) and view.host.lie:
+            return ()
+        if isinstance(end, Terminated | RunFailed) and any(record.ret for record in view.exits):
             return ()
         if isinstance(end, RunFailed) and view.injected[1]:
             return ()

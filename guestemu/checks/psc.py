@@ -12,6 +12,7 @@ from guestemu.abi.errno import EAGAIN
 from guestemu.abi.ghcb import PSC_ERROR_GENERIC
 from guestemu.checks.base import OpView, Oracle, Violation
 from guestemu.events.exits import MapGpaRangeExit
+from guestemu.guest.base import Guest
 from guestemu.guest.linux.es import SevEs
 from guestemu.program.ops import OpKind
 
@@ -27,6 +28,11 @@ class IsSnpGuest(Protocol):
     @property
     def snp(self) -> SevEs | None:
         """KVM and the hardware below it; None for a guest without SNP."""
+
+
+def sev_of(guest: Guest) -> SevEs | None:
+    """KVM and the hardware below an SNP guest; None for every other guest."""
+    return guest.snp if isinstance(guest, IsSnpGuest) else None
 
 
 class PscCheck(Oracle):
@@ -50,8 +56,7 @@ class PscCheck(Oracle):
 
     def after(self, view: OpView) -> Iterable[Violation]:
         """See the class."""
-        guest = view.guest
-        sev = guest.snp if isinstance(guest, IsSnpGuest) else None
+        sev = sev_of(view.guest)
         if sev is None or sev.snp is None:
             return
         outside = sev.snp.psc.out_of_bounds

@@ -57,6 +57,7 @@ from guestemu.machine.exits import (
     Unbacked,
     Vmgexit,
 )
+from guestemu.machine.interventions import Intervention
 from guestemu.machine.native import HostCode
 from guestemu.machine.pc_sync import find_switch
 
@@ -130,6 +131,7 @@ Pending = (
     PendingException
     | PendingMsr
     | GuestFault
+    | Intervention
     | Hypercall
     | Vmgexit
     | Trap

@@ -24,6 +24,7 @@ from guestemu.machine.cpuid import sev_guest_leaves
 from guestemu.machine.devices.mmio import MmioSpace
 from guestemu.machine.engine import Engine
 from guestemu.machine.hooks import CpuHooks
+from guestemu.machine.interventions import Interventions, Order
 from guestemu.machine.launch import Launcher
 from guestemu.machine.memory import GuestRam
 from guestemu.machine.modes import ModeTable
@@ -126,6 +127,7 @@ class Machine:
         self.devices: list[Device] = []
         self.log = EventLog()
         self.gates: ViewGates | None = None
+        self.interventions: Interventions | None = None
         self.mmio: MmioSpace | None = None
         self.modes: ModeTable
 
@@ -167,6 +169,14 @@ class Machine:
             self.devices.append(self.gates)
             self.engine.flush_tlb()
         return self.gates
+
+    def intervene(self, after: int, order: Order) -> None:
+        """Orders what happens when the guest has begun `after` more instructions, until the next
+        rollback; see `Interventions`."""
+        if self.interventions is None:
+            self.interventions = Interventions(self.engine, self.hooks, self.code)
+            self.devices.append(self.interventions)
+        self.interventions.after(after, order)
 
     def activate(self, index: int) -> Vcpu:
         """Makes vCPU `index` the one that the CPU executes; contexts switch, the TLB is flushed."""

@@ -39,6 +39,8 @@ LONG_MODE_CR4 = CR4_PAE | CR4_PGE | CR4_OSFXSR | CR4_OSXMMEXCPT
 LONG_MODE_EFER = EFER_SCE | EFER_LME | EFER_LMA | EFER_NX
 
 _UD2 = b"\x0f\x0b"
+_PRESENT_INTERRUPT_GATE = 0x8E00
+_ALL_VECTORS = 256
 
 
 def _segment(access: int, flags: int, limit: int = 0xFFFFF) -> int:
@@ -78,20 +80,22 @@ def build_tables(ram: GuestRam, vectors: Mapping[int, int]) -> None:
         _write_gates(ram, vector, vectors.get(vector, default), default)
 
 
-def _write_gates(ram: GuestRam, vector: int, handler64: int, handler32: int) -> None:
-    present_interrupt_gate = 0x8E00
-    gate64 = struct.pack(
+def _gate64(handler: int) -> bytes:
+    return struct.pack(
         "<HHHHII",
-        handler64 & 0xFFFF,
+        handler & 0xFFFF,
         layout.CODE64,
-        present_interrupt_gate,
-        handler64 >> 16 & 0xFFFF,
-        handler64 >> 32,
+        _PRESENT_INTERRUPT_GATE,
+        handler >> 16 & 0xFFFF,
+        handler >> 32,
         0,
     )
-    ram.write(Gpa(layout.IDT64 + 16 * vector), gate64)
+
+
+def _write_gates(ram: GuestRam, vector: int, handler64: int, handler32: int) -> None:
+    ram.write(Gpa(layout.IDT64 + 16 * vector), _gate64(handler64))
     gate32 = struct.pack(
-        "<HHHH", handler32 & 0xFFFF, layout.CODE32, present_interrupt_gate, handler32 >> 16
+        "<HHHH", handler32 & 0xFFFF, layout.CODE32, _PRESENT_INTERRUPT_GATE, handler32 >> 16
     )
     ram.write(Gpa(layout.IDT32 + 8 * vector), gate32)
     ram.write(Gpa(layout.REAL_VECTORS + 4 * vector), struct.pack("<HH", handler32, 0))
@@ -125,6 +129,17 @@ class ModeTable:
         CPL 0, which does not exist.
         """
         return self._contexts[mode, cpl]
+
+    def route_interrupts(self, ram: GuestRam, handler: int) -> None:
+        """Vectors from 32 on go to `handler` in 64-bit mode at CPL 0; elsewhere, and until this is
+        called, they are behind the end of the table."""
+        gates = range(layout.VECTORS, _ALL_VECTORS)
+        ram.write(Gpa(layout.IDT64 + 16 * layout.VECTORS), _gate64(handler) * len(gates))
+        context = self.context(Mode.LONG64, 0)
+        context.restore()
+        self._engine.write_table("idtr", layout.IDT64, 16 * _ALL_VECTORS - 1)
+        context.save()
+        self._engine.flush_tlb()
 
     def _enter(self, mode: Mode, cpl: int) -> None:
         engine = self._engine

@@ -38,6 +38,7 @@ class Attacked(Protocol):
     """The SNP guest, as far as its hypervisor reaches it."""
 
     rmp: Rmp
+    attacked: set[int]
 
     def convert(self, gfn: int, pages: int, private: bool) -> None:
         """User space converts frames."""
@@ -76,11 +77,12 @@ class PscRequest(msgspec.Struct):
             word = change(self.entry(index)).to_bytes(8, "little")
             self.ram.write(Gpa(self.scratch + 8 + 8 * index), word, private=False)
 
-    @property
-    def victim(self) -> int:
-        """The frame that an attack is on."""
+    def take_victim(self) -> int:
+        """The frame that an attack is on; it is noted as attacked."""
         gfn = self.entry(0) >> 12 & 0xFF_FFFF_FFFF
-        return min(gfn + _VICTIM, self.snp.rmp.frames - 2)
+        found = min(gfn + _VICTIM, self.snp.rmp.frames - 2)
+        self.snp.attacked.add(found)
+        return found
 
 
 class Lie(msgspec.Struct, frozen=True):
@@ -178,14 +180,14 @@ def _redirect(request: PscRequest) -> Answer:
 
 
 def _take_back(request: PscRequest) -> Answer:
-    victim = request.victim
+    victim = request.take_victim()
     answer = request.honest()
     request.snp.convert(victim, 1, private=False)
     return 0, answer
 
 
 def _remap(request: PscRequest) -> Answer:
-    victim, rmp = request.victim, request.snp.rmp
+    victim, rmp = request.take_victim(), request.snp.rmp
     answer = request.honest()
     spare = rmp.frames + victim % (rmp.system_frames - rmp.frames)
     rmp.rmpupdate(spare, RmpEntry(assigned=True, asid=OWN_ASID, gfn=victim))
@@ -194,14 +196,14 @@ def _remap(request: PscRequest) -> Answer:
 
 
 def _alias(request: PscRequest) -> Answer:
-    victim = request.victim
+    victim = request.take_victim()
     answer = request.honest()
     request.snp.remap(victim, victim + 1)
     return 0, answer
 
 
 def _other_guest(request: PscRequest) -> Answer:
-    victim = request.victim
+    victim = request.take_victim()
     answer = request.honest()
     entry = RmpEntry(assigned=True, asid=OWN_ASID + 1, gfn=victim)
     request.snp.rmp.rmpupdate(request.snp.rmp.system_frame(victim), entry)

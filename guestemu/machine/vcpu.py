@@ -44,6 +44,7 @@ from guestemu.machine.exits import (
 )
 from guestemu.machine.hooks import HYPERCALL_LENGTH, PendingException, PendingMsr
 from guestemu.machine.interrupts import DeliveryError, deliver
+from guestemu.machine.interventions import Intervention
 from guestemu.machine.launch import Entry
 from guestemu.machine.msr import CPU_MSRS
 from guestemu.machine.paging import translate, walk
@@ -114,8 +115,8 @@ class Vcpu:
                 ended = self._exception(pending.vector)
             elif isinstance(pending, PendingMsr):
                 ended = self._msr(pending)
-            elif isinstance(pending, GuestFault):
-                ended = self._raise(pending.vector, pending.error_code)
+            elif isinstance(pending, GuestFault | Intervention):
+                ended = self._imposed(pending)
             else:
                 ended = pending
             if ended is not None:
@@ -144,8 +145,8 @@ class Vcpu:
             return self._exception(pending.vector)
         if isinstance(pending, PendingMsr):
             return self._msr(pending)
-        if isinstance(pending, GuestFault):
-            return self._raise(pending.vector, pending.error_code)
+        if isinstance(pending, GuestFault | Intervention):
+            return self._imposed(pending)
         if pending is None and code != OK:
             raise EngineError(f"the emulator stepped at {rip:#x} and ended with error {code}")
         return pending
@@ -155,6 +156,11 @@ class Vcpu:
         inside of a hook."""
         self._hooks.errors.append(error)
         self._hooks.watch.left = -1
+
+    def _imposed(self, pending: GuestFault | Intervention) -> Exit | None:
+        if isinstance(pending, Intervention):
+            return pending.carry_out(self)
+        return self._raise(pending.vector, pending.error_code)
 
     def _ended(self, code: int) -> Exit | None:
         rip: int = self.machine.launcher.ended[0]

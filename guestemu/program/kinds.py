@@ -88,6 +88,8 @@ class OpKind(enum.IntEnum):
     PSC = 100
     HYPERVISOR_LIE = 101
     PSC_MIXED = 102
+    HYPERVISOR_INJECT = 103
+    HYPERVISOR_PAGE = 104
     DMA_ALLOC_PAGES = 110
     DMA_FREE_PAGES = 111
     VM_RESET = 120
@@ -150,6 +152,9 @@ class Argument(enum.Enum):
     SEV_LENGTH = "sev length"
     SEV_OFFSET = "sev offset"
     PSC_ENTRY = "page-state entry"
+    VECTOR = "vector"
+    EXIT_CODE = "exit code"
+    INSTRUCTIONS = "instructions"
 
 
 ARGUMENT_MASKS: Final[Mapping[Argument, int]] = {
@@ -159,6 +164,9 @@ ARGUMENT_MASKS: Final[Mapping[Argument, int]] = {
     Argument.BYTE: 0xFF,
     Argument.SLOT: 0xF,
     Argument.FLAG: 1,
+    Argument.VECTOR: 0xFF,
+    Argument.EXIT_CODE: U32_MASK,
+    Argument.INSTRUCTIONS: 0xFFFF,
     Argument.SMALL: 0x3FF,
     Argument.SEV_COMMAND: U32_MASK,
     Argument.SEV_LENGTH: U32_MASK,

@@ -43,6 +43,7 @@ from guestemu.program.kinds import (
 )
 from guestemu.program.kinds import argument as _a
 from guestemu.program.mirror_specs import MIRROR_SPECS
+from guestemu.program.snp_specs import SNP_SPECS
 from guestemu.program.td_specs import TD_SPECS
 
 MAX_ARGUMENTS: Final = 5
@@ -60,6 +61,7 @@ __all__ = [
     "QEMU_SPECS",
     "REGIONS",
     "SEV_SPECS",
+    "SNP_SPECS",
     "SPECS",
     "TD_SPECS",
     "VMM_SPECS",
@@ -226,40 +228,6 @@ _SPECS: Final[dict[OpKind, OpSpec]] = {
         "flip the C-bit of the page's 4 KiB entry with INVLPG and tell nobody",
         has_page=True,
     ),
-    OpKind.PSC: OpSpec(
-        "psc",
-        (
-            _a("entries", Argument.SMALL, 1),
-            _a("entry", Argument.U64, 2 << 52),
-            _a("header", Argument.U64),
-            _a("scratch", Argument.U64),
-            _a("length", Argument.U64, 2032),
-        ),
-        "an SNP guest's page-state request made by hand: entries of the frames from the page on "
-        "with the bits of entry, a header with the bits of header inverted, the buffer at its "
-        "place in the GHCB plus scratch, length in SW_EXITINFO2; gives SW_EXITINFO2",
-        has_page=True,
-        gives=Gives.DATA,
-    ),
-    OpKind.PSC_MIXED: OpSpec(
-        "psc_mixed",
-        (
-            _a("entries", Argument.SMALL, 2),
-            _a("first", Argument.PSC_ENTRY, 2 << 52),
-            _a("rest", Argument.PSC_ENTRY, 2 << 52),
-            _a("header", Argument.U64),
-        ),
-        "as psc, with the bits of first in the first entry and those of rest in the others",
-        has_page=True,
-        gives=Gives.DATA,
-    ),
-    OpKind.HYPERVISOR_LIE: OpSpec(
-        "hypervisor_lie",
-        (_a("lie", Argument.SMALL),),
-        "from now on an SNP guest's hypervisor lies: number lie of `guestemu hosts "
-        "hostile-hypervisor`",
-        is_fault=True,
-    ),
     OpKind.VM_RESET: OpSpec(
         "vm_reset",
         (),
@@ -273,6 +241,7 @@ _SPECS: Final[dict[OpKind, OpSpec]] = {
     **carried_out_by_the_host(QEMU_SPECS),
     **MEMORY_SPECS,
     **LINK_SPECS,
+    **SNP_SPECS,
     **TD_SPECS,
     **DEVICE_SPECS,
 }

@@ -209,6 +209,12 @@ BOUNDARIES: Final[Mapping[Argument, tuple[int, ...]]] = {
         *_PSC_ENTRIES,
         *(0, 3 << 52, 1 << 63, U64_MASK),
     ),
+    Argument.VECTOR: (29, 0x80, 0x20, 2, 1, 3, 8, 13, 14, 18, 28, 30, 31, 0xFF),
+    Argument.EXIT_CODE: (
+        *(ghcb.EXIT_PAGE_NOT_VALIDATED, ghcb.EXIT_VMMCALL, ghcb.EXIT_CPUID, ghcb.EXIT_MSR),
+        *(0, 0x40, 0x6E, 0x7B, 0x87, 0x400, U32_MASK),
+    ),
+    Argument.INSTRUCTIONS: (0, 1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 0xFFFF),
 }
 """Every edge of each sort, the usual values first."""
 
@@ -230,6 +236,9 @@ USUAL: Final[Mapping[Argument, tuple[int, ...]]] = {
     Argument.SEV_OFFSET: (0, 0, 0, 16, 8, 2048),
     Argument.SEV_COMMAND: (2, 3, 4, 6, 7, 8, 9, 11, 12, 13, 15, 16, 17, 18, 21),
     Argument.PSC_ENTRY: (ghcb.PSC_OP_SHARED << 52, ghcb.PSC_OP_PRIVATE << 52),
+    Argument.VECTOR: (29, 0x20, 0x80, 0xEC),
+    Argument.EXIT_CODE: (ghcb.EXIT_PAGE_NOT_VALIDATED,),
+    Argument.INSTRUCTIONS: tuple(3 * step * step // 2 for step in range(32)),
 }
 """What a well-behaved guest passes: the bulk of random programs, between the edges."""
 

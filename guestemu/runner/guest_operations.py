@@ -7,7 +7,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from guestemu.abi.addresses import PAGE_SHIFT, U64_MASK, Gva
+from guestemu.checks.psc import sev_of
 from guestemu.guest.base import CallOutcome, RawRegisters
+from guestemu.machine.page_attacks import ATTACKS
 from guestemu.machine.psc_lies import LIES
 from guestemu.program.ops import Op, OpKind
 from guestemu.runner.operations import OpContext, operation
@@ -141,6 +143,26 @@ def hypervisor_lie(scene: OpContext, op: Op) -> CallOutcome:
     """The hypervisor lies from now on, until the next reset."""
     names = tuple(LIES)
     scene.guest.lie_until_reset(names[op.arguments[0] % len(names)])
+    return CallOutcome(0)
+
+
+@operation(OpKind.HYPERVISOR_INJECT)
+def hypervisor_inject(scene: OpContext, op: Op) -> CallOutcome:
+    """The hypervisor injects an event into what the guest does next."""
+    sev = sev_of(scene.guest)
+    if sev is not None:
+        sev.inject(*op.arguments)
+    return CallOutcome(0)
+
+
+@operation(OpKind.HYPERVISOR_PAGE)
+def hypervisor_page(scene: OpContext, op: Op) -> CallOutcome:
+    """The hypervisor attacks the page while the guest does what comes next."""
+    sev = sev_of(scene.guest)
+    if sev is not None:
+        names = tuple(ATTACKS)
+        gfn = scene.guest.gpa(op.region, op.page) >> PAGE_SHIFT
+        sev.attack(gfn, names[op.arguments[0] % len(names)], op.arguments[1])
     return CallOutcome(0)
 
 

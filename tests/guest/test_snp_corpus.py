@@ -9,6 +9,7 @@ import pytest
 
 from guestemu.abi.errors import InputError
 from guestemu.host.registry import load_host
+from guestemu.machine.page_attacks import ATTACKS
 from guestemu.machine.psc_lies import LIES
 from guestemu.program.text import load_program
 from guestemu.replay.expectations import judge
@@ -24,6 +25,10 @@ def test_a_program_ends_as_it_says(path: Path) -> None:
 
 def test_every_lie_has_a_program() -> None:
     assert {f"lie-{name}" for name in LIES} <= {path.stem for path in CORPUS}
+
+
+def test_every_attack_has_a_program() -> None:
+    assert {f"attack-{name}" for name in ATTACKS} <= {path.stem for path in CORPUS}
 
 
 def test_an_unknown_lie_is_refused() -> None:

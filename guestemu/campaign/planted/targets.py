@@ -279,8 +279,10 @@ _TARGETS: Final = (
     ),
     ZooTarget(
         "hostile-host",
-        "an SNP guest's conversions, stores and loads under a hypervisor that lies",
-        _SETS | _ACCESSES | {OpKind.HYPERVISOR_LIE},
+        "an SNP guest's conversions, stores and loads under a hypervisor that lies and attacks",
+        _SETS
+        | _ACCESSES
+        | {OpKind.HYPERVISOR_LIE, OpKind.HYPERVISOR_INJECT, OpKind.HYPERVISOR_PAGE},
         6,
         _snp_ops,
     ),

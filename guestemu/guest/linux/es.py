@@ -30,6 +30,7 @@ from guestemu.abi.msrs import (
     SEV_STATUS_SEV_ES,
     SEV_STATUS_SEV_SNP,
 )
+from guestemu.abi.x86 import VECTORS_WITH_ERROR_CODE
 from guestemu.events.log import EventLog
 from guestemu.events.snp import GhcbRequest, MsrRequest
 from guestemu.guest.base import CallOutcome
@@ -49,6 +50,7 @@ from guestemu.machine.exits import (
 from guestemu.machine.ghcb import GhcbPage
 from guestemu.machine.machine import Machine
 from guestemu.machine.memory import GuestRam
+from guestemu.machine.page_attacks import ATTACKS
 from guestemu.machine.psc_lies import Lie, PscRequest
 from guestemu.machine.psc_range import PscRange
 from guestemu.machine.snp_psc import (
@@ -172,6 +174,26 @@ class SevEs:
         """The hypervisor lies until the next rollback."""
         self._honest = (self.lie,)
         self.lie = lie
+
+    def inject(self, vector: int, error_code: int, after: int) -> None:
+        """The hypervisor injects an event when the guest has begun `after` more instructions
+        (EVENTINJ, as long as injection is not restricted); `error_code` for vectors that have one.
+        """
+        code = error_code if vector in VECTORS_WITH_ERROR_CODE else None
+        self._machine.intervene(after, lambda vcpu: vcpu.inject(vector, code))
+
+    def attack(self, gfn: int, name: str, after: int) -> None:
+        """The hypervisor attacks a frame when the guest has begun `after` more instructions; `name`
+        is one of `page_attacks.ATTACKS`. Nothing happens to a guest without SNP."""
+        snp = self.snp
+        if snp is None:
+            return
+
+        def carry_out(_vcpu: Vcpu) -> None:
+            snp.attacked.add(gfn)
+            ATTACKS[name].carry_out(snp, gfn)
+
+        self._machine.intervene(after, carry_out)
 
     def request_by_hand(
         self, words: Sequence[int], header: int, scratch: int, length: int

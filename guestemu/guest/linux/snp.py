@@ -92,6 +92,8 @@ class Snp:
         self.attributes = bytearray(b"\1") * frames
         self.events = events
         self.forgives_double = False
+        self.attacked: set[int] = set()
+        """Guest frames that a hypervisor attacked since the last rollback (page_attacks.py)."""
         self._machine = machine
         self._ram = machine.ram
         self._cbit = machine.pte_cbit
@@ -130,6 +132,8 @@ class Snp:
         """See `Device`."""
         if self.psc.out_of_bounds:
             self.psc.out_of_bounds.clear()
+        if self.attacked:
+            self.attacked.clear()
         attributes, stash = self._base
         if self._is_converted:
             self.attributes[:] = attributes
@@ -217,6 +221,12 @@ class Snp:
             return self._nested_fault(gfn, outcome.code, fault.rip)
         self._update_gates(gfn, 1)
         return None
+
+    def reads_plain(self, gfn: int) -> bool:
+        """Whether a load with C=1 at a guest frame would get plaintext now."""
+        gates = self._gates
+        passes = gates is None or gates.passes(gfn, private=True, kind="read")
+        return passes or self.rmp.access(gfn, "read", private=True).what is What.PLAIN
 
     def _nested_fault(self, gfn: int, code: int, rip: int) -> Shutdown | None:
         """npf_interception(): None to execute the instruction again, or the end of KVM_RUN."""

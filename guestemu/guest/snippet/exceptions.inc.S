@@ -62,3 +62,9 @@ exception_common:
 guest_oops:
 	hlt
 	jmp	guest_oops
+
+	.ifdef	IS_SNP
+	# Every vector from 32 on: an interrupt that nobody waits for.
+	function spurious_interrupt
+	iretq
+	.endif

@@ -226,6 +226,7 @@ class SnippetGuest(Guest):
         if sev.snp is not None:
             sev.snp.convert(frame, pages, private=False)
             sev.snp.enforce()
+        self.machine.modes.route_interrupts(self.machine.ram, self._symbols["spurious_interrupt"])
         told = (BSS_DECRYPTED, pages, 0, 0)
         self.boot_exits = (MapGpaRangeExit(KVM_HC_MAP_GPA_RANGE, told, 0, 0, origin="psc-msr"),)
 
@@ -300,7 +301,9 @@ class SnippetGuest(Guest):
         for index, argument in enumerate(arguments):
             values[index] = argument & 0xFFFF_FFFF_FFFF_FFFF
         vcpu = self.machine.current
-        values[4] = _stack_slot(vcpu.index)
+        values[4] = slot = _stack_slot(vcpu.index)
+        if self.machine.interventions is not None:  # an event at the last HLT has overwritten it
+            self.machine.ram.write_u64(Gpa(slot), self._symbols["guest_return"])
         self._switch(_KERNEL)
         vcpu.deliver = True
         rip = self._symbols[function]

@@ -53,6 +53,7 @@ class HostCode:
         self.block_hook = _address(library, "block_hook")
         self.memory_hook = _address(library, "memory_hook")
         self.invalid_hook = _address(library, "invalid_hook")
+        self.instruction_hook = _address(library, "instruction_hook")
         self.launch = _address(library, "launch")
         self.rollback = _address(library, "rollback")
         self.find_unseen = _address(library, "find_unseen")

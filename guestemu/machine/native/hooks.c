@@ -96,6 +96,18 @@ slow:
 	watch->slow(uc, type, address, size, value, watch);
 }
 
+struct instruction_watch {
+	u64 count; /* instructions that have begun */
+	u64 at;	   /* where there is something to do; 0: nowhere */
+	void (*reached)(void *uc, u64 address, u32 size, void *watch);
+};
+
+EXPORT void instruction_hook(void *uc, u64 address, u32 size, struct instruction_watch *watch)
+{
+	if (++watch->count == watch->at)
+		watch->reached(uc, address, size, watch);
+}
+
 struct invalid_watch {
 	int (*read_batch)(void *uc, const int *ids, void *values, int count);
 	const int *in_ids;

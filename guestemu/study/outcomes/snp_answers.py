@@ -186,7 +186,11 @@ _HEAD: Final = """# SNP guests
 `snippet:6.12`. A page-state change is KVM_EXIT_HYPERCALL number 12 to the host, by KVM's code of \
 the host's kernel (machine/snp_psc.py: 6.11, 6.12, 6.18, 7.2, 7.3); an access that the RMP keeps \
 from the guest is #VC 0x404 or KVM_EXIT_MEMORY_FAULT (machine/rmp.py). `--host \
-hostile-hypervisor:LIE` is a hypervisor that lies; corpora/snp has a program for each lie. \
+hostile-hypervisor:LIE` is a hypervisor that lies; corpora/snp has a program for each lie and \
+each attack. In a program, `hypervisor_lie`, `hypervisor_inject` and `hypervisor_page` have it \
+begin to lie, inject an event or attack a page, the last two before any instruction by its number; \
+the check `page-states` looks for a second validated frame, for plaintext that somebody else \
+reads, and for content that the guest did not write. \
 `guestemu zoo run N10 N12 N13` plants defects of KVM's half, `guestemu zoo run N17 N19 N23 N42` \
 such of the guest's. Facts: facts/snp-page-states.md.
 

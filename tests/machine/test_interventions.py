@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Orders that are carried out before an instruction named by its number, with native hooks and
+without."""
+
+from __future__ import annotations
+
+import pytest
+from bare_machine import BUDGET, CODE, FRAMES, HLT, Bare
+
+from guestemu.abi.x86 import Mode
+from guestemu.machine.exits import Halt, RunFailed
+from guestemu.machine.machine import MachineConfig
+from guestemu.machine.vcpu import Vcpu
+
+STEPS = 8
+PROGRAM = b"\x48\xff\xc0" * STEPS + HLT
+"""inc rax, eight times"""
+
+
+@pytest.fixture(params=[True, False], ids=["native", "python"])
+def bare(request: pytest.FixtureRequest) -> Bare:
+    return Bare(MachineConfig(frames=FRAMES, native_hooks=request.param))
+
+
+def test_the_order_finds_the_guest_before_its_instruction(bare: Bare) -> None:
+    bare.enter(Mode.LONG64, 0)
+    bare.place(CODE, PROGRAM)
+    vcpu = bare.machine.current
+    seen: list[tuple[int, int]] = []
+
+    def order(cpu: Vcpu) -> None:
+        seen.append((cpu.read_register("rip"), cpu.read_register("rax")))
+
+    for after in range(STEPS):
+        seen.clear()
+        bare.machine.intervene(after, order)
+        vcpu.write_register("rax", 0)
+        assert isinstance(vcpu.run(CODE, BUDGET), Halt)
+        assert seen == [(CODE + 3 * after, after)]
+        assert vcpu.read_register("rax") == STEPS
+
+
+def test_an_exit_of_an_order_ends_the_run(bare: Bare) -> None:
+    bare.enter(Mode.LONG64, 0)
+    bare.place(CODE, PROGRAM)
+    vcpu = bare.machine.current
+    vcpu.write_register("rax", 0)
+    bare.machine.intervene(3, lambda cpu: RunFailed("enough", cpu.read_register("rip")))
+    assert vcpu.run(CODE, BUDGET) == RunFailed("enough", CODE + 9)
+    assert vcpu.read_register("rax") == 3
+
+
+def test_orders_of_one_instruction_come_in_turn(bare: Bare) -> None:
+    bare.enter(Mode.LONG64, 0)
+    bare.place(CODE, PROGRAM)
+    seen: list[str] = []
+    bare.machine.intervene(5, lambda _cpu: seen.append("first"))
+    bare.machine.intervene(2, lambda _cpu: seen.append("earlier"))
+    bare.machine.intervene(5, lambda _cpu: seen.append("second"))
+    bare.machine.current.run(CODE, BUDGET)
+    assert seen == ["earlier", "first", "second"]
+
+
+def test_a_rollback_forgets_orders(bare: Bare) -> None:
+    bare.enter(Mode.LONG64, 0)
+    bare.place(CODE, PROGRAM)
+    bare.machine.intervene(0, lambda cpu: RunFailed("never", 0))
+    bare.machine.checkpoint()
+    bare.machine.rollback()
+    assert isinstance(bare.machine.current.run(CODE, BUDGET), Halt)
+
+
+def test_an_error_of_an_order_is_raised(bare: Bare) -> None:
+    bare.enter(Mode.LONG64, 0)
+    bare.place(CODE, PROGRAM)
+
+    def order(_cpu: Vcpu) -> None:
+        raise ValueError("as ordered")
+
+    bare.machine.intervene(1, order)
+    with pytest.raises(ValueError, match="as ordered"):
+        bare.machine.current.run(CODE, BUDGET)
