@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -12,12 +13,16 @@ from guestemu.abi.hypercalls import hypercall_text
 from guestemu.cli import console
 from guestemu.cli.errors import one_line
 
+if TYPE_CHECKING:
+    from guestemu.guest.td import Td
+
 _MAX_LINES = 16
 _ACTIVE = re.compile(r"Memory Encryption Features active: (.*)")
 
 
 class BootRequest(msgspec.Struct, frozen=True):
-    """What to boot and how; `memory` in MiB, `budget` in basic blocks, `command_line` is added."""
+    """What to boot and how; `memory` in MiB, `budget` in basic blocks, `command_line` is added;
+    `console_ve`: in a TD the console's ports raise #VE like the others."""
 
     image: str
     until: str
@@ -26,6 +31,7 @@ class BootRequest(msgspec.Struct, frozen=True):
     sev: str
     command_line: str
     budget: int
+    console_ve: bool = False
 
 
 class BootHypercall(msgspec.Struct, frozen=True):
@@ -39,7 +45,8 @@ class BootHypercall(msgspec.Struct, frozen=True):
 class BootReport(msgspec.Struct, frozen=True):
     """A boot that arrived. `active` is what the kernel says is active, None before it says so;
     `migration_control` every value written to the MSR, `console` what the kernel printed: its log,
-    as a kernel with PREEMPT_RT has no console before its threads run."""
+    as a kernel with PREEMPT_RT has no console before its threads run. `virtualization_exceptions`
+    counts the #VEs of a TD by what raised them."""
 
     version: str
     reached: str
@@ -49,6 +56,7 @@ class BootReport(msgspec.Struct, frozen=True):
     hypercalls: tuple[BootHypercall, ...]
     migration_control: tuple[int, ...]
     console: str
+    virtualization_exceptions: dict[str, int]
 
 
 def boot_image(request: BootRequest, show_console: bool, to_stderr: bool) -> BootReport:
@@ -80,7 +88,7 @@ def boot_image(request: BootRequest, show_console: bool, to_stderr: bool) -> Boo
         recorder,
         until=request.until,
         command_line=f"{DEFAULT_COMMAND_LINE} {request.command_line}".strip(),
-        console=Console(lines),
+        console=Console(lines, request.console_ve),
         budget=request.budget,
     )
     ending = describe_end(booted)
@@ -108,7 +116,15 @@ def boot_image(request: BootRequest, show_console: bool, to_stderr: bool) -> Boo
             if isinstance(told, WrmsrExit) and told.nr == MSR_KVM_MIGRATION_CONTROL
         ),
         console=text,
+        virtualization_exceptions=_exceptions(booted.platform.td),
     )
+
+
+def _exceptions(td: Td | None) -> dict[str, int]:
+    """#VEs by what raised them."""
+    from guestemu.abi.tdx import Vmcall
+
+    return {} if td is None else {Vmcall(kind).name: td.reflected[kind] for kind in td.reflected}
 
 
 def tell(report: BootReport) -> None:
@@ -122,3 +138,6 @@ def tell(report: BootReport) -> None:
         console.emit(f"and {more} more hypercalls; --json lists them")
     written = ", ".join(f"{value:#x}" for value in report.migration_control) or "not written"
     console.emit(f"MIGRATION_CONTROL: {written}")
+    if report.virtualization_exceptions:
+        counts = report.virtualization_exceptions.items()
+        console.emit(f"#VE: {', '.join(f'{name} {count}' for name, count in counts)}")

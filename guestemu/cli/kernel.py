@@ -162,10 +162,15 @@ def boot(
         ),
     ] = "",
     budget: Budget = 400_000_000,
+    console_ve: Annotated[
+        bool,
+        typer.Option("--console-ve", help="In a TD: #VE for each access to the console's ports."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Boot an unmodified kernel as a KVM guest with memory encryption, up to a function.
 
+    In a TD, CPUID, MSRs, I/O and HLT of the kernel raise #VE, and its own handler asks the host.
     Exit status 2 where it does not get there, with the place where it ended.
 
     For example:
@@ -175,10 +180,21 @@ def boot(
       guestemu kernel boot --until kvm_init_platform --json
 
       guestemu kernel boot --memory 6144 --command-line swiotlb=32768
+
+      guestemu kernel boot --image 7.3 --sev tdx --console-ve
     """
     from guestemu.cli._kernel_boot import BootRequest, boot_image, tell
 
-    request = BootRequest(image, until, memory, cbit, sev, command_line, budget)
+    request = BootRequest(
+        image=image,
+        until=until,
+        memory=memory,
+        cbit=cbit,
+        sev=sev,
+        command_line=command_line,
+        budget=budget,
+        console_ve=console_ve,
+    )
     report = boot_image(request, show_console, to_stderr=as_json)
     if as_json:
         console.emit_json(report)

@@ -4,9 +4,10 @@
 The TDX module's side follows facts T4 to T8 and T14; sub-functions of TDG.VP.VMCALL go to the
 hypervisor, MapGPA to the `ExitHandler` (KVM's own part is host/kvm/tdx_map_gpa.py, K4-b).
 
-CPUID, I/O ports and MSRs are answered in place: the guest needs no #VE to boot (T8). MSRs raise it
-after `Td.reflect_msrs`, the instructions that a real kernel's functions hold after
-guest/linux/exit_sites.py. MMIO and, with SEPT_VE_DISABLE off, pending pages raise #VE.
+CPUID, I/O ports, HLT and MSRs of a real kernel raise #VE (T8): MSRs by the vCPU, the others at the
+addresses that guest/linux/exit_sites.py finds. Until the IDT has a gate for vector 20, and in code
+of a program's own, they are answered in place. MMIO and, with SEPT_VE_DISABLE off, pending pages
+raise #VE.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from guestemu.machine.exits import (
     VcpuAccess,
     ViewFault,
 )
+from guestemu.machine.interrupts import has_gate
 from guestemu.machine.machine import Machine
 from guestemu.machine.sept import AccessEnd, AccessKind, SecureEpt
 from guestemu.machine.vcpu import Vcpu
@@ -131,7 +133,9 @@ class Td:
     """TDX for one machine with a shared bit; installs TDCALL. `sept` are the page states, `events`
     the log, `cpuid` answers TDG.VP.VMCALL<CPUID>.
 
-    `leaves` counts TDCALLs by leaf, `calls` those of TDG.VP.VMCALL but MapGPA by sub-function.
+    `leaves` counts TDCALLs by leaf, `calls` those of TDG.VP.VMCALL but MapGPA by sub-function,
+    `reflected` the #VEs of instructions by exit reason; without `reflects` there are none, and
+    I/O of `ports_in_place` raises none.
     `attributes` are the TD's (VP.INFO). `accept_error` may order a completion code for an ACCEPT by
     GPA and level (None: what the state says); after each of the next `pending_events` chunks of a
     MapGPA KVM finds an event pending. At KVM_EXIT_MEMORY_FAULT user space is asked by a
@@ -154,6 +158,9 @@ class Td:
         self.pending_events = 0
         self.converts = True
         self.reflects = True
+        self.reflected: dict[int, int] = {}
+        self.ports_in_place = range(0)
+        self._has_gate = False
         self.leaves: dict[int, int] = {}
         self.calls: dict[int, int] = {}
         self.fields: dict[tuple[TdcallLeaf, int], int] = {}
@@ -363,25 +370,43 @@ class Td:
     def _vmcall(self) -> GuestFault:
         return self.raise_ve(VirtualException(reason=tdx.EXIT_REASON_VMCALL, length=_VMCALL_LENGTH))
 
-    def reflect_msrs(self) -> None:
-        """From now on RDMSR and WRMSR of MSRs that the CPU does not keep raise #VE, as on hardware:
-        the kernel's handler fetches the information and asks by TDG.VP.VMCALL (T8). Once the guest
-        has its IDT; until then, and without this, they are answered in place."""
-        self._machine.hooks.msr_fault = self._msr
-
     def raise_at(self, rip: int, what: Callable[[Vcpu], VirtualException | None]) -> None:
-        """From now on the instruction at `rip` raises #VE with what `what` says (None: none), until
-        `reflects` is switched off. The caller flushes the translated blocks."""
+        """From now on the instruction at `rip` raises #VE with what `what` says (None: none). The
+        caller flushes the translated blocks."""
 
         def fault() -> GuestFault | None:
-            found = what(self._machine.current) if self.reflects else None
-            return None if found is None else self.raise_ve(found)
+            if not self.reflects or not self._has_handler():
+                return None
+            found = what(self._machine.current)
+            return None if found is None else self._reflected(found)
 
         self._machine.hooks.add_fault_site(rip, fault)
 
-    def _msr(self, is_write: bool) -> GuestFault:
+    def reflect_msrs(self) -> None:
+        """From now on RDMSR and WRMSR of MSRs that the CPU does not keep raise #VE: the kernel's
+        handler fetches the information and asks by TDG.VP.VMCALL (T8)."""
+        self._machine.hooks.msr_fault = self._msr
+
+    def _has_handler(self) -> bool:
+        """Whether the IDT of the code that runs has a gate for #VE; a program's own code has its
+        exceptions reported, not delivered."""
+        vcpu = self._machine.current
+        if not vcpu.deliver:
+            return False
+        if not self._has_gate:
+            self._has_gate = has_gate(vcpu, tdx.VECTOR_VE)
+        return self._has_gate
+
+    def _reflected(self, information: VirtualException) -> GuestFault:
+        reason = information.reason
+        self.reflected[reason] = self.reflected.get(reason, 0) + 1
+        return self.raise_ve(information)
+
+    def _msr(self, is_write: bool) -> GuestFault | None:
+        if not self.reflects or not self._has_handler():
+            return None
         reason = tdx.EXIT_REASON_MSR_WRITE if is_write else tdx.EXIT_REASON_MSR_READ
-        return self.raise_ve(VirtualException(reason=reason, length=_MSR_LENGTH))
+        return self._reflected(VirtualException(reason=reason, length=_MSR_LENGTH))
 
     def _veinfo_get(self, vcpu: Vcpu) -> int:
         found, self._ve = self._ve, None

@@ -158,7 +158,8 @@ class CpuHooks:
     they map to; the keys are encodings of four bytes that the emulator takes for undefined.
     `reflects_vmmcall` makes VMMCALL a #VC and VMCALL a #UD, as in a SEV-ES guest (A31);
     `vmcall_fault`, as in a TD, makes VMMCALL a #UD and VMCALL what it returns (T32); `msr_fault`,
-    where it is set, what RDMSR (False) and WRMSR (True) of an MSR do that the CPU does not keep.
+    where it is set, what RDMSR (False) and WRMSR (True) of an MSR raise that the CPU does not keep
+    (None: nothing).
     """
 
     def __init__(self, engine: Engine, code: HostCode, cbit_mask: int) -> None:
@@ -177,7 +178,7 @@ class CpuHooks:
         self.rip_moved = False
         self.reflects_vmmcall = False
         self.vmcall_fault: Callable[[], GuestFault] | None = None
-        self.msr_fault: Callable[[bool], GuestFault] | None = None
+        self.msr_fault: Callable[[bool], GuestFault | None] | None = None
         self.instructions: dict[bytes, Instruction] = {}
         self._answers: dict[int, Instruction] = {}
         self.patched: list[int] = []

@@ -40,6 +40,15 @@ def deliver(vcpu: Vcpu, vector: int, error_code: int | None) -> None:
         _deliver_protected(vcpu, vector, error_code)
 
 
+def has_gate(vcpu: Vcpu, vector: int) -> bool:
+    """Whether the IDT of a vCPU in long mode has a present gate for `vector`."""
+    base, limit = vcpu.table("idtr")
+    if not vcpu.is_long_mode or 16 * vector + 15 > limit:
+        return False
+    flags = vcpu.read_memory(Gva(base + 16 * vector + 4), 2)
+    return flags is not None and bool(int.from_bytes(flags, "little") & _GATE_PRESENT)
+
+
 def _read(vcpu: Vcpu, address: int, size: int) -> bytes:
     data = vcpu.read_memory(Gva(address), size)
     if data is None:

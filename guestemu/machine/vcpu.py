@@ -226,8 +226,9 @@ class Vcpu:
         handler = self._hooks.handler
         msr_fault = self._hooks.msr_fault
         if msr_fault is not None and index not in CPU_MSRS:
-            fault = msr_fault(access.is_write)
-            return self._raise(fault.vector, fault.error_code)
+            reflected = msr_fault(access.is_write)
+            if reflected is not None:
+                return self._raise(reflected.vector, reflected.error_code)
         msrs = self.machine.msrs
         value = 0
         if access.is_write:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from guestemu.abi.tdx import FIELD_CONFIG_FLAGS, FIELD_NOTIFY_ENABLES, TdcallLea
 from guestemu.events.exits import MapGpaRangeExit
 from guestemu.events.tdx import Accept, MapGpaCall
 from guestemu.guest.linux.boot import boot_kernel
-from guestemu.guest.linux.exit_sites import reflect_exits
+from guestemu.guest.linux.exit_sites import exit_sites
 from guestemu.guest.linux.guest import LinuxGuest
 from guestemu.guest.linux.load import LOADER, linux_config
+from guestemu.guest.linux.platform import Console
 from guestemu.guest.linux.recorder import BootRecorder
 from guestemu.guest.td import Td
 from guestemu.machine.exits import Halt, Trap
@@ -25,6 +27,7 @@ from guestemu.machine.sept import ACCEPTED, SHARED
 BUDGET = 20_000_000
 _MISC_ENABLE = 0x1A0
 SWIOTLB_PAGES = 1024
+MAP_GPA_CALLS = 1
 
 
 class TdKernel:
@@ -73,7 +76,15 @@ def test_an_unmodified_kernel_boots_as_a_tdx_guest(
     td = booted.platform.td
     assert td is not None
     asked = dict.fromkeys((TdcallLeaf.VP_INFO, TdcallLeaf.VM_RD, TdcallLeaf.VM_WR), questions)
-    assert td.leaves == {**asked, TdcallLeaf.VP_VMCALL: 1}
+    raised = sum(td.reflected.values())
+    assert td.leaves == {
+        **asked,
+        TdcallLeaf.VP_VEINFO_GET: raised,
+        TdcallLeaf.VP_VMCALL: raised + MAP_GPA_CALLS,
+    }
+    assert td.calls == td.reflected
+    assert td.reflected[Vmcall.CPUID] == 256 + 15
+    assert td.reflected.keys() == {Vmcall.CPUID, Vmcall.IO, Vmcall.RDMSR, Vmcall.WRMSR}
     assert td.fields[TdcallLeaf.VM_WR, FIELD_NOTIFY_ENABLES] == 1
     assert td.fields[TdcallLeaf.VM_RD, FIELD_CONFIG_FLAGS] == 1
     (told,) = recorder.exits
@@ -132,20 +143,47 @@ def test_the_kernels_own_handler_reads_an_msr_for_it(kernel: TdKernel) -> None:
     """RDMSR raises #VE; exc_virtualization_exception() fetches the reason and asks by TDVMCALL."""
     guest, td = kernel.guest, kernel.td
     error = guest.gva(Region.D, 0)
-    plain = guest.call("native_read_msr_safe", _MISC_ENABLE, error)
     before = dict(td.leaves)
-    td.reflect_msrs()
-    try:
-        reflected = guest.call("native_read_msr_safe", _MISC_ENABLE, error)
-    finally:
-        guest.machine.hooks.msr_fault = None
+    reflected = guest.call("native_read_msr_safe", _MISC_ENABLE, error)
     calls = {leaf: count - before.get(leaf, 0) for leaf, count in td.leaves.items()}
+    td.reflects = False
+    try:
+        plain = guest.call("native_read_msr_safe", _MISC_ENABLE, error)
+    finally:
+        td.reflects = True
     assert plain.value is not None
     assert reflected == plain
     assert (calls[TdcallLeaf.VP_VEINFO_GET], calls[TdcallLeaf.VP_VMCALL]) == (1, 1)
 
 
-REFLECTED = ("native_cpuid", "rtc_cmos_read", "native_io_delay", "native_halt")
+def test_every_port_of_the_kernels_text_is_found(td_guest: LinuxGuest) -> None:
+    """CPUID, IN, OUT and HLT by function: what objdump shows of them in 6.12.117."""
+    kernel = td_guest.kernel
+    found = {
+        (kernel.symbol_at(site.address).partition("+")[0], site.mnemonic, site.code)
+        for site in exit_sites(kernel)
+        if site.address in range(kernel.address("rtc_cmos_read"), kernel.address("rtc_cmos_write"))
+    }
+    assert found == {
+        ("rtc_cmos_read", "out", b"\xe6\x70"),
+        ("rtc_cmos_read", "in", b"\xe4\x71"),
+    }
+
+
+@pytest.mark.soak
+def test_a_console_that_raises_ve_asks_for_every_character(image_of: Callable[[str], Path]) -> None:
+    recorder = BootRecorder()
+    kernel = LOADER.kernel(image_of("6.12"))
+    booted = boot_kernel(
+        kernel, linux_config(128, 39, "tdx"), recorder, console=Console(raises_ve=True)
+    )
+    td = booted.platform.td
+    assert isinstance(booted.end, Trap)
+    assert td is not None
+    assert td.reflected[Vmcall.IO] > 2 * len(booted.console.text) > 10_000
+    booted.machine.close()
+
+
 KVM_SIGNATURE_LEAF = 0x4000_0000
 RTC_REGISTER = 0x5A
 RTC_INDEX, RTC_DATA, DELAY = 0x70, 0x71, 0x80
@@ -171,6 +209,7 @@ def test_the_kernels_own_handler_asks_for_cpuid_ports_and_halts(
     guest.reset()
     td = guest.platform.td
     assert td is not None
+    booted = Counter(td.reflected)
     machine = guest.machine
     machine.hooks.handler = BootRecorder()
     ports: list[tuple[int, int, int | None]] = []
@@ -194,21 +233,21 @@ def test_the_kernels_own_handler_asks_for_cpuid_ports_and_halts(
         value = guest.call("rtc_cmos_read", RTC_REGISTER).value
         return None if value is None else value & 0xFF
 
-    assert reflect_exits(machine, guest.kernel, td, REFLECTED) >= len(REFLECTED) + 1
     td.reflects = False
     in_place = (cpuid(0), cpuid(KVM_SIGNATURE_LEAF), read_clock())
     assert in_place[1][4:16] == b"KVMKVMKVM\0\0\0"
     clock = [port for port in ports if port[0] in {RTC_INDEX, RTC_DATA}]
-    assert Vmcall.IO not in td.calls
+    assert td.reflected == dict(booted)
     td.reflects = True
     ports.clear()
     assert (cpuid(0), cpuid(KVM_SIGNATURE_LEAF), read_clock()) == in_place
     assert [port for port in ports if port[0] in {RTC_INDEX, RTC_DATA}] == clock
-    assert (td.calls[Vmcall.CPUID], td.calls[Vmcall.IO]) == (1, len(ports))
+    raised = Counter(td.reflected) - booted
+    assert raised == {Vmcall.CPUID: 1, Vmcall.IO: len(ports)}
     guest.call("native_io_delay")
     halted = guest.call("native_halt")
     assert isinstance(halted.end, Halt) is halts
     assert any("HLT emulation with IRQs enabled" in line for line in halted.warnings) is not halts
-    assert td.calls.get(Vmcall.HLT, 0) == int(halts)
+    assert (td.calls.get(Vmcall.HLT, 0), td.reflected[Vmcall.HLT]) == (int(halts), 1)
     assert td.leaves[TdcallLeaf.VP_VEINFO_GET] == sum(td.calls.values()) + (not halts)
     guest.close()

@@ -29,6 +29,7 @@ from guestemu.abi.msrs import SEV_STATUS_SEV_ES, SEV_STATUS_SEV_SNP
 from guestemu.abi.x86 import PTE_RW, PTE_USER, RFLAGS_FIXED, Mode
 from guestemu.guest.linux.bootparams import MemoryRange, make_boot_params, pc_memory_map
 from guestemu.guest.linux.ccblob import launch_pages
+from guestemu.guest.linux.exit_sites import raise_exits
 from guestemu.guest.linux.kernel import KERNEL_MAP, Kernel
 from guestemu.guest.linux.platform import Console, GuestPlatform
 from guestemu.guest.linux.printk import KernelLog
@@ -157,6 +158,9 @@ def build_machine(
         kvm_features = TDX_KVM_FEATURES if config.tdx else kvm_features
     platform = GuestPlatform(machine, console, kvm_features)
     _install_sites(kernel, machine, platform)
+    if platform.td is not None:
+        raise_exits(machine, kernel, platform.td)
+        platform.td.reflect_msrs()
     setup_data = 0
     if is_snp:
         setup_data = LAUNCH_PAGES

@@ -16,10 +16,12 @@ _HEAD: Final = """# TDX guests
 and `snippet:6.12`. The guest half is real: an unmodified kernel boots on the emulated CPU and \
 executes TDCALL. The TDX module, KVM and user space are models, written from their sources \
 (facts/tdx-guest.md). KVM's part of MapGPA is host/kvm/tdx_map_gpa.py; what it asks user space \
-reaches the same hosts and plug-ins as a SEV guest's hypercall. CPUID, ports, HLT and MSRs are \
-answered in place at first: MSRs raise #VE after `Td.reflect_msrs()`, the others in the functions \
-that `reflect_exits()` names (guest/linux/exit_sites.py), and the kernel's own handler asks by \
-TDG.VP.VMCALL.
+reaches the same hosts and plug-ins as a SEV guest's hypercall. \
+CPUID of the hypervisor's leaves, IN, OUT, HLT, MSRs that the CPU does not keep and MMIO raise \
+#VE in a real kernel, during boot and afterwards, and its own handler asks by TDG.VP.VMCALL \
+(`guestemu kernel boot --sev tdx` counts them). The console's ports do so with `--console-ve` \
+only: 16,000 accesses in a boot. Kernel modules, user space and string I/O are answered in \
+place.
 
 This page is made by `guestemu outcomes page`.
 """
