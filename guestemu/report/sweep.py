@@ -44,9 +44,10 @@ def _sentence(report: SweepReport) -> str:
         if report.differences or report.lost_defined
         else "None was different afterwards, none lost a byte that it had stored."
     )
+    key = "" if report.sev == "tdx" else " under another key"
     return (
         "A booted kernel converts a page. It was stopped at instructions of the conversion, moved "
-        f"to another machine under another key, and ran on: {report.points} migrations. {found} A "
+        f"to another machine{key}, and ran on: {report.points} migrations. {found} A "
         "bar is a function, as long as its share of the migrations; red: the page was lost there."
     )
 

@@ -21,6 +21,7 @@ from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa
 from guestemu.abi.x86 import Mode
 from guestemu.guest.base import BootExit
 from guestemu.guest.linux.load import LOADER
+from guestemu.host.kvm.tdx_map_gpa import KVM_7_2, TdxKvm
 from guestemu.machine.exits import Exit
 from guestemu.machine.machine import Machine, MachineConfig
 from guestemu.machine.memory import GuestRam
@@ -132,14 +133,23 @@ class Experiment:
 
     # The source ---------------------------------------------------------------------------------
 
-    def leave(self, index: int) -> Departure:
-        """The source with `index` instructions behind it. Going back starts it anew."""
+    def cuts(self) -> list[int]:
+        """The stops between two chunks of a TD's MapGPA: the instructions behind its TDCALL."""
+        if not self.scenario.variant.chunked:
+            return []
+        return [step.index + 1 for step in self.recording.events if step.kind == "tdcall"]
+
+    def leave(self, index: int, cut: TdxKvm | None = None) -> Departure:
+        """The source with `index` instructions behind it. Going back starts it anew. `cut`: the
+        last of them is a TDCALL whose MapGPA this KVM leaves between two chunks."""
         station = self.source
-        if index < self._stepper.index:
-            station.reset()
-            station.take_over(self._start)
-            self._stepper.index = 0
+        if index < self._stepper.index or (cut is not None and index == self._stepper.index):
+            self._begin_again()
+        if cut is not None:
+            self._stepper.to(index - 1)
+            station.host.kvm = cut
         self._stepper.to(index)
+        station.host.kvm = KVM_7_2
         ram = station.machine.ram
         state, vmsa = station.capture(), None
         self._connection.begin()
@@ -155,6 +165,11 @@ class Experiment:
             bytes(station.host.shared),
             self._page(ram, self.recording.is_private_at(index)),
         )
+
+    def _begin_again(self) -> None:
+        self.source.reset()
+        self.source.take_over(self._start)
+        self._stepper.index = 0
 
     @property
     def function(self) -> str:

@@ -12,18 +12,27 @@ from collections.abc import Iterable
 
 from guestemu.abi.addresses import PAGE_SHIFT
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
+from guestemu.abi.tdx import MapGpaAnswer
 from guestemu.events.exits import HypercallExit
 from guestemu.guest.base import BootExit
 from guestemu.guest.linux.recorder import BootRecorder
-from guestemu.machine.exits import Hypercall, MapGpaRange
+from guestemu.host.kvm.tdx_map_gpa import KVM_7_2, tdx_map_gpa
+from guestemu.machine.exits import Hypercall, MapGpaRange, RunFailed, VcpuAccess
+from guestemu.machine.sept import SecureEpt
+from guestemu.machine.view_bit import ViewBit
 
 
 class StatusHost(BootRecorder):
-    """An `ExitHandler` that answers 0. `shared` has a byte for each of `frames`: 1 = shared."""
+    """An `ExitHandler` that answers 0. `shared` has a byte for each of `frames`: 1 = shared.
+
+    `kvm` is what answers a TD's MapGPA; of one that `is_cut` the vCPU's state is taken after the
+    first chunk.
+    """
 
     def __init__(self, frames: int, boot_exits: Iterable[BootExit] = ()) -> None:
         super().__init__()
         self.shared = bytearray(frames)
+        self.kvm = KVM_7_2
         for told in boot_exits:
             if isinstance(told, HypercallExit):
                 self._note(told.nr, *told.args[:3])
@@ -37,6 +46,20 @@ class StatusHost(BootRecorder):
         """See `ExitHandler`."""
         self._note(KVM_HC_MAP_GPA_RANGE, call.gpa, call.pages, call.attributes)
         return super().map_gpa_range(call)
+
+    def tdx_map_gpa(
+        self, gpa: int, size: int, bit: ViewBit, vcpu: VcpuAccess, sept: SecureEpt
+    ) -> MapGpaAnswer | RunFailed:
+        """See `MapGpaHandler`."""
+
+        def ask(call: MapGpaRange) -> int:
+            answer = self.map_gpa_range(call)
+            is_private = bool(call.attributes & MAP_GPA_RANGE_ENCRYPTED)
+            convert = sept.make_private if is_private else sept.make_shared
+            convert(call.gpa >> PAGE_SHIFT, call.pages)
+            return answer
+
+        return tdx_map_gpa(self.kvm, gpa, size, bit, ask, vcpu)
 
     def _note(self, number: int, gpa: int, pages: int, attributes: int) -> None:
         if number == KVM_HC_MAP_GPA_RANGE:

@@ -6,9 +6,11 @@ from __future__ import annotations
 import enum
 import time
 from collections.abc import Iterator
+from typing import Final
 
 import msgspec
 
+from guestemu.host.kvm.tdx_map_gpa import TdxKvm
 from guestemu.migration.sweep.experiment import Departure, Experiment
 from guestemu.migration.sweep.heat import KEPT, LOST, UNDEFINED
 
@@ -78,14 +80,19 @@ class SweepResult(msgspec.Struct):
             self.first.append(point)
 
 
+BETWEEN_CHUNKS: Final = "tdx_map_gpa, between two chunks"
+
 SHOWN = 8
 """Points that went wrong and are shown."""
 
 
-def migrate(experiment: Experiment, index: int, order: FetchOrder) -> SweepPoint:
-    """One migration, with the source stopped in front of instruction `index` of the window."""
-    departure = experiment.leave(index)
-    function = experiment.function
+def migrate(
+    experiment: Experiment, index: int, order: FetchOrder, cut: TdxKvm | None = None
+) -> SweepPoint:
+    """One migration, with the source stopped in front of instruction `index` of the window; with
+    `cut` inside of the TDCALL before it, between two chunks of its MapGPA."""
+    departure = experiment.leave(index, cut)
+    function = experiment.function if cut is None else BETWEEN_CHUNKS
     is_late = order is FetchOrder.STATUS_FIRST
     packets = experiment.packets(departure, experiment.first_status if is_late else None)
     arrived = experiment.arrive(departure, packets)
@@ -117,11 +124,21 @@ def judge(
 
 
 def sweep(
-    experiment: Experiment, every: int, order: FetchOrder, result: SweepResult
+    experiment: Experiment,
+    every: int,
+    order: FetchOrder,
+    result: SweepResult,
+    kvm: TdxKvm | None = None,
 ) -> Iterator[SweepPoint]:
-    """Migrates at instruction 0, `every`, 2 * `every` … of the window; adds to `result`."""
-    for index in range(0, experiment.recording.length, every):
+    """Migrates at instruction 0, `every`, 2 * `every` … of the window, then, with a `kvm` for it,
+    between the chunks of each MapGPA; adds to `result`."""
+    stops: list[tuple[int, TdxKvm | None]] = [
+        (index, None) for index in range(0, experiment.recording.length, every)
+    ]
+    if kvm is not None:
+        stops += [(index, kvm) for index in experiment.cuts()]
+    for index, cut in stops:
         start, start_cpu = time.perf_counter(), time.process_time()
-        point = migrate(experiment, index, order)
+        point = migrate(experiment, index, order, cut)
         result.add(point, time.perf_counter() - start, time.process_time() - start_cpu)
         yield point

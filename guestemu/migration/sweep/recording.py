@@ -3,7 +3,7 @@
 
 The window runs once on a stepping station. Noted are, with the number of instructions before them:
 stores to the page, stores to the entries that map it, INVLPG, WBINVD, CLFLUSH, moves to control
-registers and VMMCALL.
+registers, VMMCALL and TDCALL.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Gpa, Gva
+from guestemu.abi.tdx import TDCALL
 from guestemu.abi.x86 import PTE_ADDRESS_MASK, PTE_PSE
 from guestemu.machine.callbacks import MemoryHook
 from guestemu.machine.engine import HOOK_MEM, MEM_WRITE
@@ -42,7 +43,7 @@ class PageStore(msgspec.Struct, frozen=True, gc=False):
 
 class ConversionStep(msgspec.Struct, frozen=True):
     """A step of the conversion by instruction `index`: "pte", "pmd" …, "invlpg", "wbinvd",
-    "clflush", "mov-cr" or "vmmcall"; `value` is what an entry got, else 0."""
+    "clflush", "mov-cr", "vmmcall" or "tdcall"; `value` is what an entry got, else 0."""
 
     index: int
     kind: str
@@ -117,7 +118,7 @@ class _Recorder:
         self._stores: list[PageStore] = []
         self._events: list[ConversionStep] = []
         self._table_stores: list[tuple[int, int, int]] = []
-        self._mask = station.machine.ram.cbit_mask
+        self._bit = station.machine.ram.bit
         station.machine.engine.add_hook(HOOK_MEM, MemoryHook(self._on_access))
 
     def before(self, index: int, rip: int) -> None:
@@ -135,9 +136,9 @@ class _Recorder:
     ) -> None:
         if kind != MEM_WRITE:
             return
-        gpa = address & ~self._mask
+        gpa = address & ~self._bit.mask
         if gpa >> PAGE_SHIFT == self._scenario.gfn:
-            is_private = bool(address & self._mask)
+            is_private = self._bit.is_private(address)
             self._stores.append(PageStore(self._index, is_private, gpa & PAGE_MASK, size))
         elif size == 8:
             self._table_stores.append((self._index, gpa, value & (1 << 64) - 1))
@@ -145,15 +146,15 @@ class _Recorder:
     def finish(self, length: int) -> WindowRecording:
         """The recording; only now is it known which entries map the page."""
         entries = self._entries()
-        cbit = self._machine.pte_cbit
+        bit = self._machine.bit
         is_private = True
         flips: list[Flip] = []
         for index, gpa, value in self._table_stores:
             if gpa not in entries:
                 continue
             self._events.append(ConversionStep(index, entries[gpa], value))
-            is_leaf = entries[gpa] == "pte" and bool(value)
-            if is_leaf and bool(value & cbit) != is_private:
+            is_leaf = bool(value) if entries[gpa] == "pte" else bool(value & PTE_PSE)
+            if is_leaf and bit.is_private(value) != is_private:
                 is_private = not is_private
                 flips.append(Flip(index, is_private))
         events = tuple(sorted(self._events, key=lambda event: event.index))
@@ -183,6 +184,8 @@ def _kind_of(code: bytes) -> str:
     is_memory = operand < _MEMORY_OPERAND
     if code[:3] == b"\x0f\x01\xd9":
         return "vmmcall"
+    if code == TDCALL:
+        return "tdcall"
     if opcode == b"\x0f\x01" and is_memory and operand >> 3 & 7 == _INVLPG:
         return "invlpg"
     if opcode == b"\x0f\x22":

@@ -9,9 +9,12 @@ then the cipher's image of that store, other bytes under every key.
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 import msgspec
 
 from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa
+from guestemu.abi.hypercalls import hypercall_text
 from guestemu.guest.base import BootExit
 from guestemu.machine.callbacks import MemoryHook
 from guestemu.machine.engine import HOOK_MEM, MEM_WRITE
@@ -32,13 +35,13 @@ class UndisturbedRun:
         self.end = end
         self._ram = station.machine.ram
         last_view: dict[int, bool] = {}
-        mask = self._ram.cbit_mask
+        bit = self._ram.bit
 
         def on_access(
             _uc: object, kind: int, address: int, _size: int, _value: int, _user: object
         ) -> None:
             if kind == MEM_WRITE:
-                last_view[(address & ~mask) >> PAGE_SHIFT] = bool(address & mask)
+                last_view[(address & ~bit.mask) >> PAGE_SHIFT] = bit.is_private(address)
 
         station.machine.engine.add_hook(HOOK_MEM, MemoryHook(on_access))
         before = bytes(station.host.shared)
@@ -81,8 +84,9 @@ class UndisturbedRun:
         """
         if not _is_at(ended, self.end):
             return f"ended with {ended}"
-        if log + station.host.exits != self.log:
-            return "exits differ"
+        exits = log + station.host.exits
+        if exits != self.log:
+            return _first_other_exit(self.log, exits)
         shared = self._shared
         if station.host.shared != shared:
             return "status differs"
@@ -105,6 +109,15 @@ class UndisturbedRun:
 
 def _is_at(ended: Exit, address: int) -> bool:
     return isinstance(ended, Trap) and ended.rip == address
+
+
+def _first_other_exit(expected: list[BootExit], found: list[BootExit]) -> str:
+    index = next(i for i, pair in enumerate(zip_longest(expected, found)) if pair[0] != pair[1])
+    wanted, came = (
+        hypercall_text(log[index].nr, log[index].args) if index < len(log) else "no exit"
+        for log in (expected, found)
+    )
+    return f"exit {index} is {came} instead of {wanted}"
 
 
 def _describe(expected: bytes, found: bytes) -> str:

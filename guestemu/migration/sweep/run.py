@@ -11,6 +11,7 @@ import msgspec
 
 from guestemu.abi.sev_firmware import Policy
 from guestemu.guest.linux.load import LOADER, linux_config
+from guestemu.host.kvm.tdx_map_gpa import TdxKvm
 from guestemu.machine.machine import MachineConfig
 from guestemu.migration.firmware_link import FirmwareSender
 from guestemu.migration.sev_host import SevHost
@@ -36,7 +37,8 @@ PATHS: Final[Mapping[str, Connect]] = {
 
 
 class SweepRequest(msgspec.Struct, frozen=True):
-    """The options. `leaf` and `path` are keys of `LEAVES` and `PATHS`."""
+    """The options. `leaf` and `path` are keys of `LEAVES` and `PATHS`; `repaired` is about KVM's
+    part of a TD's MapGPA."""
 
     image: Path
     every: int
@@ -46,6 +48,12 @@ class SweepRequest(msgspec.Struct, frozen=True):
     sev: str
     tuples: bool
     there_and_back: bool
+    repaired: bool = False
+
+    @property
+    def kvm(self) -> TdxKvm:
+        """The KVM that leaves a MapGPA between two chunks; `repaired`: it answers retry then."""
+        return TdxKvm(name="7.3", is_cut=True, checks_wants_to_run=self.repaired)
 
 
 class InstructionWindow(msgspec.Struct, frozen=True):
@@ -126,13 +134,16 @@ def run(request: SweepRequest, watcher: SweepWatcher) -> SweepReport:
     report = SweepReport(
         kernel.version, request.sev, request.path, request.every, request.order.value
     )
-    if request.sev != "sev":
+    if request.sev in {"es", "snp"}:
         report.kvm = _refusals(request.image, config, request.sev)
     if request.sev == "snp":
         return report
     try:
         for split in LEAVES[request.leaf]:
             _sweep(request, config, Variant(split, request.there_and_back), report, watcher)
+        if request.sev == "tdx":
+            chunked = Variant(round_trip=request.there_and_back, chunked=True)
+            _sweep(request, config, chunked, report, watcher)
         if request.tuples:
             _tuples(request, config, report, watcher)
     except KeyboardInterrupt:
@@ -154,9 +165,11 @@ def _sweep(
     result = SweepResult()
     experiment = Experiment(request.image, config, variant, PATHS[request.path])
     length = experiment.recording.length
-    watcher.begin(variant.name, (length + request.every - 1) // request.every)
+    points = (length + request.every - 1) // request.every + len(experiment.cuts())
+    watcher.begin(variant.name, points)
     try:
-        _follow(sweep(experiment, request.every, request.order, result), watcher)
+        steps = sweep(experiment, request.every, request.order, result, request.kvm)
+        _follow(steps, watcher)
     finally:
         experiment.close()
         report.points += result.points

@@ -36,6 +36,7 @@ _KMALLOC: Final = ("__kmalloc", "__kmalloc_noprof")
 _GFP_ZERO: Final = 0x100
 _ALL_ONES: Final = (1 << 64) - 1
 _LARGE_ORDER: Final = 9
+_CHUNKED_PAGES: Final = 1024
 _DMA_SIZE: Final = 0x3000
 _STACK_GAP: Final = 0x200
 _HANDLE_AT: Final = 64
@@ -43,15 +44,20 @@ _HANDLE_AT: Final = 64
 
 class Variant(msgspec.Struct, frozen=True):
     """Which window: with `split` the page's leaf is a 2 MiB one, which the kernel has to split;
-    with `round_trip` the page is also converted back and filled."""
+    with `round_trip` the page is also converted back and filled; with `chunked` it is the last of
+    4 MiB that are converted at once, in two chunks of KVM's MapGPA (fact T26)."""
 
     split: bool = False
     round_trip: bool = False
+    chunked: bool = False
 
     @property
     def name(self) -> str:
         """As reports show it."""
-        return ("split" if self.split else "no split") + (", there and back" * self.round_trip)
+        leaf = "split" if self.split else "no split"
+        if self.chunked:
+            leaf = "4 MiB in two chunks"
+        return leaf + ", there and back" * self.round_trip
 
 
 class SweepScenario(msgspec.Struct, frozen=True):
@@ -80,7 +86,8 @@ def place_scenario(guest: LinuxGuest, variant: Variant) -> SweepScenario:
     Raises `InputError` where the kernel lacks a function or memory for it.
     """
     placer = _Placer(guest)
-    page = placer.large_leaf_page() if variant.split else placer.small_leaf_page()
+    first, pages = placer.range_of(variant)
+    page = first + (pages - 1 << PAGE_SHIFT)
     device = placer.device()
     results, other, block = placer.page(), placer.page(), placer.page(_LARGE_ORDER)
     vcpu = guest.machine.current
@@ -90,10 +97,10 @@ def place_scenario(guest: LinuxGuest, variant: Variant) -> SweepScenario:
     memset, decrypt = address("memset"), address("set_memory_decrypted")
     encrypt = address("set_memory_encrypted")
     stub.call(memset, page, FIRST, PAGE_SIZE)
-    stub.call(decrypt, page, 1, result=results)
+    stub.call(decrypt, first, pages, result=results)
     stub.call(memset, page, SHARED, PAGE_SIZE)
     window_end = stub.here
-    stub.call(encrypt, page, 1, result=results + 8)
+    stub.call(encrypt, first, pages, result=results + 8)
     if variant.round_trip:
         stub.call(memset, page, PRIVATE, PAGE_SIZE)
         window_end = stub.here
@@ -127,6 +134,12 @@ class _Placer:
 
     def gfn(self, address: int) -> int:
         return address - self._guest.direct_map >> PAGE_SHIFT
+
+    def range_of(self, variant: Variant) -> tuple[int, int]:
+        """Address and pages of what is converted; its last page is the one that is filled."""
+        if variant.chunked:
+            return int(self._guest.gva(Region.L, 0)), _CHUNKED_PAGES
+        return self.large_leaf_page() if variant.split else self.small_leaf_page(), 1
 
     def _level(self, address: int) -> int:
         guest = self._guest

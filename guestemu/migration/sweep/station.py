@@ -66,6 +66,22 @@ class SevPart:
             self._sev.load(msgspec.msgpack.decode(data, type=EsState))
 
 
+class SeptPart:
+    """A TD's page states, a `StatePart`: the Secure EPT is the truth about a page (fact T34)."""
+
+    def __init__(self, platform: GuestPlatform) -> None:
+        self._td = platform.td
+
+    def capture(self) -> bytes:
+        """See `StatePart`."""
+        return b"" if self._td is None else self._td.sept.dump()
+
+    def restore(self, data: bytes) -> None:
+        """See `StatePart`."""
+        if self._td is not None and data:
+            self._td.sept.load(data)
+
+
 class Station:
     """One machine with its host. `machine.ram` is empty at first and belongs to the caller until
     `settle`, which makes its content what `reset` returns to."""
@@ -74,6 +90,8 @@ class Station:
         self.kernel = kernel
         self.machine, self.platform = build_machine(kernel, config, Console(), load=False)
         self.machine.watch_memory(())
+        if self.platform.td is not None:
+            self.platform.td.watch()
         self.host = StatusHost(config.frames)
         self.machine.hooks.handler = self.host
         self.parts = state_parts(self.platform, self.host)
@@ -128,7 +146,12 @@ class Station:
 
 def state_parts(platform: GuestPlatform, host: StatusHost) -> dict[str, StatePart]:
     """What travels beside CPU, MSRs and pages."""
-    return {"clock": ClockPart(platform), "sev": SevPart(platform), "status": host}
+    return {
+        "clock": ClockPart(platform),
+        "sev": SevPart(platform),
+        "sept": SeptPart(platform),
+        "status": host,
+    }
 
 
 def touched_frames(machine: Machine) -> list[int]:
