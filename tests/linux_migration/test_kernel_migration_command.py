@@ -68,7 +68,7 @@ def test_ctrl_c_keeps_what_was_found(capsys: Captured, guest: str, monkeypatch) 
         (("--path", "carrier-pigeon"), "plain, firmware"),
         (("--leaf", "1g"), "4k, 2m, both"),
         (("--order", "any"), "dirty-first, status-first"),
-        (("--sev", "tdx"), "sev, es, snp"),
+        (("--sev", "tme"), "sev, es, snp, tdx"),
         (("--guest", "snippet:6.1"), "linux:IMAGE"),
         (("--guest", "linux:/no/such/file"), "/no/such/file"),
         (("--every", "0"), "--every"),
