@@ -27,11 +27,6 @@ RamAddr = NewType("RamAddr", int)
 """Offset in QEMU's ram_addr_t space, in bytes."""
 
 
-def gfn_of(gpa: Gpa) -> Gfn:
-    """The frame that holds `gpa` (the low 12 bits are dropped)."""
-    return Gfn(gpa >> PAGE_SHIFT)
-
-
 def gpa_of(gfn: Gfn) -> Gpa:
     """The first byte of frame `gfn`."""
     return Gpa(gfn << PAGE_SHIFT)

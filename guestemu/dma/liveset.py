@@ -24,11 +24,6 @@ class LiveBuffer(msgspec.Struct, frozen=True, gc=False):
     phase: str = ""
 
     @property
-    def first_byte(self) -> int:
-        """Start of the buffer's first page."""
-        return self.dma_addr & ~PAGE_MASK
-
-    @property
     def end(self) -> int:
         """First byte after the buffer's last page."""
         return (self.dma_addr & ~PAGE_MASK) + self.pages * PAGE_SIZE

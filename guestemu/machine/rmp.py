@@ -223,10 +223,6 @@ class Rmp:
         """The state in one word."""
         return _NAMES[self.state(gfn)]
 
-    def is_uniform(self, gfn: int, pages: int) -> bool:
-        """Whether all of the frames are in one state."""
-        return len({self.state(frame) for frame in range(gfn, gfn + pages)}) <= 1
-
     def _store(self, sfn: int, entry: RmpEntry) -> None:
         plain = RmpEntry(
             assigned=True, asid=OWN_ASID, gfn=sfn, is_2m=entry.is_2m, validated=entry.validated

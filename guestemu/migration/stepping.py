@@ -37,13 +37,3 @@ class Stepper:
             if ended is not None:
                 raise EngineError(f"step {self.index}: the guest ended with {ended}")
             self.index += 1
-
-    def to_address(self, address: int, limit: int) -> int:
-        """Goes on to the next time the instruction at `address` is to execute; returns `index`.
-        Raises `EngineError` after `limit` instructions."""
-        last = self.index + limit
-        while self.rip != address:
-            if self.index >= last:
-                raise EngineError(f"{address:#x} was not reached in {limit} instructions")
-            self.to(self.index + 1)
-        return self.index

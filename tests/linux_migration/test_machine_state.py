@@ -6,12 +6,11 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from guestemu.abi.errors import EngineError, InputError
+from guestemu.abi.errors import InputError
 from guestemu.abi.regions import Region
 from guestemu.guest.linux.recorder import BootRecorder
 from guestemu.guest.registry import GuestSettings, load_guest
 from guestemu.guest.snippet.guest import SnippetGuest
-from guestemu.migration.stepping import Stepper
 from guestemu.migration.transfer import (
     capture_state,
     decode_state,
@@ -138,7 +137,7 @@ def test_bytes_that_hold_no_state_are_refused() -> None:
         decode_state(b"abc")
 
 
-def test_a_stepper_counts_repetitions_and_gives_up(experiment_of) -> None:
+def test_a_stepper_counts_repetitions(experiment_of) -> None:
     """One REP STOSB of a page is 4096 instructions."""
     experiment = experiment_of("6.1")
     first, second = experiment.recording.stores[:2]
@@ -148,6 +147,4 @@ def test_a_stepper_counts_repetitions_and_gives_up(experiment_of) -> None:
     experiment.leave(second.index + 1)
     rcx, rdi, rip = (machine.current.read_register(name) for name in ("rcx", "rdi", "rip"))
     assert (rcx, rdi, rip) == (registers[0] - 1, registers[1] + 1, registers[2])
-    with pytest.raises(EngineError, match="not reached in 10"):
-        Stepper(machine).to_address(0x1234, 10)
     experiment.leave(0)

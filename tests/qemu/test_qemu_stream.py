@@ -55,7 +55,6 @@ def written(records: list[Record], wire: Format) -> bytes:
     writer = StreamWriter(sink, wire)
     for record in records:
         write_record(writer, record)
-    assert writer.written == len(sink.data)
     return bytes(sink.data)
 
 
@@ -340,7 +339,8 @@ def test_random_damage_never_escapes_the_error_tree(wire: Format, repaired: bool
 
 
 def test_the_writer_refuses_what_the_format_lacks() -> None:
-    writer = StreamWriter(Sink(), Format.LIST)
+    sink = Sink()
+    writer = StreamWriter(sink, Format.LIST)
     with pytest.raises(InputError, match="16 TiB"):
         writer.shared_regions([(0, 1 << 32)], "pc.ram")
     with pytest.raises(InputError, match="list of regions"):
@@ -351,7 +351,7 @@ def test_the_writer_refuses_what_the_format_lacks() -> None:
         StreamWriter(Sink(), Format.FLAGS_2019_V2).helper_page("pc.ram", 0, PACKET)
     with pytest.raises(InputError, match="not a multiple"):
         writer.zero_page("pc.ram", 0x10)
-    assert writer.written == 0
+    assert not sink.data
 
 
 def test_a_posted_list_loses_the_upper_half_of_a_gfn() -> None:

@@ -130,19 +130,9 @@ class Precopy:
         return self._bitmap.count
 
     @property
-    def bytes_written(self) -> int:
-        """Length of the stream so far."""
-        return self._writer.written
-
-    @property
     def next_kind(self) -> StepKind:
         """The kind of the step that `step` does next."""
         return self._order[self._next]
-
-    @property
-    def is_drained(self) -> bool:
-        """Whether the pass after `stop` has run: `complete` sends no more page."""
-        return self._is_drained
 
     def fits_downtime(self, throughput: Throughput | None = None, limit_ms: int = 0) -> bool:
         """Whether what is pending, all of it private, can be sent within the downtime limit

@@ -66,11 +66,9 @@ class StreamWriter:
         self._wire = wire
         self._wide_gfns = wide_gfns
         self._block: str | None = None
-        self.written = 0
 
     def _put(self, data: bytes) -> None:
         self._channel.write(data)
-        self.written += len(data)
 
     def _header(self, block: str, offset: int, flags: int) -> bytes:
         """The page header; the block's name only where the block changes."""
