@@ -56,9 +56,8 @@ class LostCheck(Oracle):
             "another status than it had, or not sent again."
         ),
         LOST_DEFINED: (
-            "The destination does not hold what the guest wrote last, and no change of the "
-            "C-bit came"
-            "after that write, so the guest may rely on it."
+            "The destination does not hold what the guest wrote last, and no change of the C-bit "
+            "came after that write, so the guest may rely on it."
         ),
     }
 

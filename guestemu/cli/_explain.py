@@ -81,21 +81,26 @@ def _ops() -> dict[str, str]:
 
 
 def _checks() -> Mapping[str, tuple[str, str]]:
-    """Property and source of each check, by name."""
+    """Of each kind of violation, by name: what its check demands, what it means, the facts behind
+    it; and the source."""
     from guestemu.checks import standard_checks
-    from guestemu.checks.lost import LOST_DEFINED, LOST_STRICT, LostCheck
-    from guestemu.report.trace.explain import explain
+    from guestemu.checks.base import Oracle
+    from guestemu.checks.lost import LostCheck
+    from guestemu.report.trace.explain import demand, explain
 
     found: dict[str, tuple[str, str]] = {}
     for check in (*standard_checks(), LostCheck()):
         about = inspect.getdoc(type(check)) or ""
-        cited = "\n".join(f"{key}: {sentence}" for key, sentence in sentences(about))
-        before = found.get(check.name, (explain(check.name), ""))[0]
-        text = "\n".join(part for part in (before, about, cited) if part)
-        module = type(check).__module__.replace(".", "/")
-        found[check.name] = (text, f"{module}.py")
-    for name in (LOST_STRICT, LOST_DEFINED):
-        found[name] = (explain(name), "guestemu/checks/lost.py")
+        cited = [f"{key}: {sentence}" for key, sentence in sentences(about)]
+        module = f"{type(check).__module__.replace('.', '/')}.py"
+        own = check.demands if isinstance(check, Oracle) else {}
+        for name in own:
+            meaning = (explain(name), f"Expected: {demand(name)}")
+            found.setdefault(name, ("\n".join((*meaning, *cited)), module))
+        if check.name not in own:
+            kinds = f"Its violations: {', '.join(own)}." if own else ""
+            parts = ("" if about.startswith("See") else about.partition("\n\n")[0], kinds)
+            found.setdefault(check.name, ("\n".join(filter(None, parts)), module))
     return found
 
 

@@ -102,8 +102,8 @@ def kernel_migration(
     between them. KVM 7.3 then never completes the call: the guest reads success, and half of its
     range is not converted. With --repaired it answers retry.
 
-    Exit status 1: a migrated guest was different, or lost_defined is not 0 (of --tuples: an order
-    that is right lost something). lost_strict alone is not a finding: nothing in those bytes is
+    Exit status 1: a migrated guest was different, or lost_defined is not 0 (with --tuples: a
+    correct order lost something). lost_strict alone is not a finding: nothing in those bytes is
     defined.
 
     For example:

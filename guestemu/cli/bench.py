@@ -29,7 +29,7 @@ def command(
         typer.Option(
             "--against",
             metavar="DIR",
-            help="Measure the checkout in DIR, too, in turns with this one.",
+            help="Also measure the checkout in DIR, in turns with this one.",
             show_default=False,
         ),
     ] = None,
@@ -38,9 +38,9 @@ def command(
 ) -> None:
     """Measure speed beside a floor in C and beside peers.
 
-    RATIO says how many times the floor's time is taken. Floors in C need a C compiler (cc, gcc or
-    clang), campaigns need atheris; without them their cells stay empty. With --against RATIO says
-    how many times the other checkout's time is taken: below 1 is faster.
+    RATIO is the measured time divided by the floor's. Floors in C need a C compiler (cc, gcc or
+    clang), campaigns need atheris; without them their cells stay empty. With --against it is
+    divided by the other checkout's time: below 1 is faster.
 
     For example:
 

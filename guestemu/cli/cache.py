@@ -25,7 +25,7 @@ def command(context: typer.Context, as_json: AsJson = False) -> int:
     """Show what is cached, or clear it.
 
     Fetched kernels, prepared kernels (booted once, resumed from then on), package lists. All of it
-    can be made again.
+    can be fetched or computed again.
 
     For example:
 

@@ -29,7 +29,7 @@ def command(
     ] = DEFAULT_SECONDS,
     keep: Annotated[
         Path | None,
-        typer.Option("--keep", metavar="DIR", help="Leave the files of the acts there."),
+        typer.Option("--keep", metavar="DIR", help="Keep the files of the acts in DIR."),
     ] = None,
     fetch: Annotated[
         bool,
@@ -38,8 +38,8 @@ def command(
 ) -> int:
     """Three acts: a lost page, a bug found, a real kernel.
 
-    Each act runs commands that it prints. Act 3 needs a kernel image and is left out where there is
-    none and none can be fetched.
+    Each act runs commands that it prints. Act 3 needs a kernel image; it is skipped if none was
+    fetched and none can be.
 
     Exit status 0: every act went as expected; 1: one did not.
 

@@ -55,7 +55,7 @@ Migrate: TypeAlias = Annotated[
     str | None,
     typer.Option(
         metavar="at=S,rate=MIB,...",
-        help="Lay a live migration over the run: at=SECONDS, rate=MIB per second, passes=N, "
+        help="Migrate the guest during the run: at=SECONDS, rate=MIB per second, passes=N, "
         "stop=PAGES, status=copied|live (both).",
     ),
 ]
@@ -132,12 +132,13 @@ def command(
 ) -> int:
     """Replay DMA allocations of a trace or a driver pattern.
 
-    Every allocation that may sleep is decrypted, cleared, and at its free encrypted again by the
-    guest's own code; the checks compare its page tables with what the host was told. Allocations
-    that may not sleep come from the atomic pools and convert nothing.
+    The guest's own code decrypts and clears each allocation that may sleep, and encrypts it again
+    when it is freed; the checks compare page tables and the host's record. Allocations that may not
+    sleep come from the atomic pools and convert nothing.
 
     Exit status 1: a check failed, or, with --strict, the trace has oddities: unknown frees,
-    overlaps, lines that cannot be read, allocations that do not fit. A model: guest checks nothing.
+    overlaps, lines that cannot be read, allocations that do not fit. A guest model:GENERATION runs
+    no checks.
 
     --workload records the trace first: the kernel boots to user space, its own drivers carry the
     commands out on emulated devices, and its trace buffer is replayed on the same kernel.

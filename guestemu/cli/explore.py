@@ -123,13 +123,13 @@ def command(
     """Explore interleavings of a conversion and a migration.
 
     One page on a small model: the guest's script is merged in every way with the steps of the live
-    passes and STOP; a final pass follows, the rest of the script runs at the destination. Counted
-    are the interleavings after which the guest does not read the last value it wrote:
-    lost_strict whatever it did since, lost_defined only if no C-bit flip came after that write.
+    passes and STOP; a final pass follows, the rest of the script runs at the destination. An
+    interleaving loses if the guest does not read the last value that it wrote. lost_strict counts
+    all of these, lost_defined those without a C-bit flip after that write.
 
     Steps: PTE- PTE+ (the leaf becomes shared, private), HC- HC+ (hypercall), tN! (write of value
-    N); D (fetch of the dirty log, cleared with it), G (GET), C (CLEAR), E (the status is copied),
-    S (send by the copy), L (send by the status now).
+    N); D (fetch of the dirty log, cleared with it), G (GET), C (CLEAR), E (the status is copied), S
+    (send by the copy), L (send by the present status).
 
     Exit status 1: some interleaving loses by lost_strict (with --defined: by lost_defined); with
     --confirm: the machine disagrees with the model.

@@ -54,8 +54,8 @@ def command(
 ) -> int:
     """Write a program as a test in C for a real KVM.
 
-    The program is run once. What a KVM sees of it, its hypercalls and MSR accesses with their
-    answers, becomes a guest of a few instructions and what it has to read. The C compiles alone.
+    The program is run once. Its hypercalls and MSR accesses become a small guest, and their answers
+    the values that this guest has to read. The C file compiles alone.
 
     With --run the exit status is 1 where the test fails, 3 where it is skipped. QEMU and a C
     compiler that makes static programs are needed for it, no hardware virtualization. A

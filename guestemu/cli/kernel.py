@@ -313,7 +313,7 @@ def run(
 
       guestemu kernel run 6.1 --command 'fill /dev/nvme0n1 65536 0' --json
 
-      guestemu kernel run --until text:nvme0n1 --append loglevel=7
+      guestemu kernel run --until 'text:nvme nvme0' --append loglevel=7
 
       guestemu kernel run 6.12 --initrd ./initramfs.cpio --until text:login
     """
@@ -667,7 +667,7 @@ def defects(
         typer.Option(
             "--findings",
             metavar="FILE.md",
-            help="With --update: say in this page, too, where each defect was seen.",
+            help="With --update: also write into this page where each defect was seen.",
             show_default=False,
         ),
     ] = None,
@@ -765,7 +765,7 @@ def examine(
         typer.Option(
             "--against",
             metavar="IMAGE",
-            help="Test this image, too, and show where the two differ: verdicts, hypercalls, "
+            help="Also test this image, and show where the two differ: verdicts, hypercalls, "
             "instructions.",
             show_default=False,
         ),

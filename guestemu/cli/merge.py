@@ -33,8 +33,8 @@ def command(
 ) -> None:
     """Reduce a corpus to the inputs that its coverage needs.
 
-    Every input of WORKDIR and MORE runs once on WORKDIR's target, guest and host. The corpus of
-    WORKDIR becomes what is needed, unless -o names another directory. Nothing is changed before
+    Every input of WORKDIR and MORE runs once on WORKDIR's target, guest and host. WORKDIR keeps the
+    inputs that are needed, unless -o names another directory for them. Nothing is changed before
     the last input has run.
 
     For example:

@@ -36,8 +36,8 @@ def command(
     """Make a program as small as its finding allows.
 
     The smallest program stands for the defect: whatever program led to it, the result and its key
-    are the same. What a host does wrong is shown by raw hypercalls and MSR accesses where these
-    show it. Other findings of the program are named on stderr.
+    are the same. Where raw hypercalls and MSR accesses show a host's defect, the result consists of
+    them. Other findings of the program are named on stderr.
 
     For example:
 

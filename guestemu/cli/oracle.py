@@ -156,8 +156,8 @@ def run(
 ) -> int:
     """Do the steps of a recording on the KVM of KERNEL and compare.
 
-    So it is seen whether another kernel behaves like the recorded one, and whether a finding is
-    still there.
+    It shows whether another kernel behaves like the recorded one, and whether it still has a
+    finding.
 
     Exit status 1: a step differs.
 
@@ -226,7 +226,7 @@ def fuzz(
 
     Hypercalls of every number, VMCALL and KVM's MSRs in each mode and CPL, on VMs with one or two
     vCPUs whose capabilities, filters and memory slots change. A step that differs is made as small
-    as it can be and explained. A kernel that warns, crashes or hangs is a finding, too; it is
+    as it can be and explained. A kernel that warns, crashes or hangs is also a finding; it is
     started again and the campaign goes on. Ctrl-C ends it with what was found.
 
     With --memory: attributes, guest_memfd, slots and MAP_GPA_RANGE, and what guest and user space
@@ -298,10 +298,10 @@ def build_modules(
     """Build the KVM modules of KERNEL anew.
 
     Source, headers and the compiler of the kernel's own release are fetched with apt and unpacked
-    into this program's cache (about 700 MB); the build sees nothing else of this machine and has
-    no network. The modules have software-protected VMs, which Debian's have not: with them `oracle
-    fuzz --memory` does real conversions of guest_memfd. They load into the kernel of the package,
-    and only QEMU's guest loads them.
+    into this program's cache (about 700 MB); the build sees nothing else of this machine and has no
+    network. The modules have software-protected VMs, which Debian's lack: with them `oracle fuzz
+    --memory` does real conversions of guest_memfd. They load into the kernel of the package, and
+    only QEMU's guest loads them.
 
     For example:
 

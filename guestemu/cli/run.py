@@ -59,7 +59,7 @@ def command(
     """Run one program and print what each operation did.
 
     Exit status 0: nothing wrong; 1: a check failed or the run did not get to its end. With several
-    hosts in --host the program runs on each; 1 says also that the others differ from the first.
+    hosts in --host the program runs on each; 1 also means that a host differs from the first.
 
     For example:
 

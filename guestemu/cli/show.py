@@ -37,7 +37,7 @@ def command(
     instructions: Annotated[
         int,
         typer.Option(
-            "--instructions", "-n", metavar="N", min=0, help="List the first N instructions too."
+            "--instructions", "-n", metavar="N", min=0, help="Also list the first N instructions."
         ),
     ] = 0,
     depth: Annotated[

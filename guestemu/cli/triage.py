@@ -33,11 +33,11 @@ def command(
 ) -> int:
     """Group findings by cause, and explain each.
 
-    Every finding's program runs again on the host as it is now, so a defect that was mended shows
-    as gone. Beside each program go KEY.md (what was expected, by which fact, what happened, the
-    guest's code) and test_KEY.py, which fails as long as the defect is there.
+    Each finding's program runs again on the present host, so a repaired defect is shown as gone.
+    Beside each program go KEY.md (what was expected, by which fact, what happened, the guest's
+    code) and test_KEY.py, which fails as long as the defect is there.
 
-    Exit status 0: nothing is wrong (any more); 1: findings; 2: a program could not be run.
+    Exit status 0: no finding shows (any more); 1: findings; 2: a program could not be run.
 
     For example:
 

@@ -225,7 +225,7 @@ _SPECS: Final[dict[OpKind, OpSpec]] = {
     OpKind.TOUCH_CBIT: OpSpec(
         "touch_cbit",
         (_a("private", Argument.FLAG),),
-        "flip the C-bit of the page's 4 KiB entry with INVLPG and tell nobody",
+        "flip the C-bit of the page's 4 KiB entry with INVLPG, without a hypercall",
         has_page=True,
     ),
     OpKind.VM_RESET: OpSpec(

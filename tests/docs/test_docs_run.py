@@ -35,7 +35,7 @@ NOT_RUN = re.compile(
 )
 _RELEASE = re.compile(r"\d+\.\d+\.\d+[\w+~-]*")
 _FIGURE = re.compile(r"0x[0-9a-f]+|\d[\d,.]*")
-_MEASURED = re.compile(r"instructions$|executions| s$|/s|Freeing|\d in \d")
+_MEASURED = re.compile(r"instructions$|executions|blocks used up| s$|/s|Freeing|\d in \d")
 
 
 class Typed(NamedTuple):

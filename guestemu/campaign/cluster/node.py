@@ -102,7 +102,7 @@ class Node:
         """Takes an encoded `Post`, gives encoded `News`. Raises RuntimeError after the lease's
         end."""
         if self._is_forgotten:
-            raise RuntimeError(f"nobody called this node for {self.lease:g} s")
+            raise RuntimeError(f"no submitter called this node for {self.lease:g} s")
         self._called = time.monotonic()
         post = decode_post(data)
         for one in post.inputs:

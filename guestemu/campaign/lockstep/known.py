@@ -322,7 +322,7 @@ KNOWN: Final = (
           "with the silence repaired v8 refuses a range that ends above the last slot",
           _loud_range),
     Known("poisoned", _both(ANSWER, STATUS), "K1-e 4, K1-e 5, M33",
-          "v6 to v10 translate both ends of the range, the exclusive one too", _poisoned),
+          "v6 to v10 translate both ends of the range, also the exclusive one", _poisoned),
     Known("vm-stopped", _both(END, ANSWER, STATUS), "D27",
           "QEMU 10.2 refuses a range that it cannot convert and stops the VM", _qemu_refuses),
     Known("size-wrap", _both(END, ANSWER, STATUS), "D27, M58",

@@ -264,7 +264,7 @@ GUEST_BUGS: Final = (
     ),
     ZooBug(
         "M76a",
-        "device memory is mapped with C = 0 and nobody is told",
+        "device memory is mapped with C = 0 and the host is not told",
         "D8c",
         "Linux ioremap",
         "device",

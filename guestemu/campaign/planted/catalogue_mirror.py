@@ -78,7 +78,7 @@ MIRROR_BUGS: Final = (
     ),
     _mirror(
         "M64",
-        "shared pages, too, are exported through the handler's C = 1",
+        "shared pages are also exported through the handler's C = 1",
         "F15",
         "mutation of QEMU of the prototype of 2021",
         EXPORTED,

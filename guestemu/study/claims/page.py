@@ -20,7 +20,7 @@ _HEAD: Final = """\
 
 From 2019 to 2021 the people who wrote and reviewed the SEV live migration patches made statements \
 about what is safe, what is needed and what happens. Here each one has an experiment. The verdict \
-is computed from what the experiment measured; an outcome that nobody foresaw is *undecided*.
+is computed from what the experiment measured; an outcome that fits no verdict is *undecided*.
 
 This page is made by `guestemu claims --markdown --plots docs/claims`. `guestemu claims C2 C13` \
 runs two of them, with `--json` for programs. The exit status is 1 if one is undecided, 3 if a \

@@ -14,8 +14,8 @@ from guestemu.study.ledger.summary import PolicyTally, by_policy, is_unnoticed, 
 
 _WORDS: Final = (
     "<p>Each run: a flow of the guest in which one thing fails at one step, under one policy, then "
-    "a migration to another machine with another key. <b>Unnoticed</b>: pages are lost and nobody "
-    "but guestemu's checks can know. A cell says how many of its runs lost pages, and leads to the "
+    "a migration to another machine with another key. <b>Unnoticed</b>: pages are lost and only "
+    "guestemu's checks can know. A cell says how many of its runs lost pages, and leads to the "
     "first of them; rest the pointer on it for all of its figures.</p>"
 )
 _LEGEND: Final = (
