@@ -80,7 +80,7 @@ BOUNDARIES: Final[Mapping[Argument, tuple[int, ...]]] = {
     Argument.ADDRESS: (
         0,
         1,
-        0x7FF,
+        PAGE_SIZE // 2,
         PAGE_SIZE - 1,
         PAGE_SIZE,
         PAGE_SIZE + 1,

@@ -16,8 +16,10 @@ import defects
 from found import call, file, make_book
 
 from guestemu.host.registry import load_host
+from guestemu.program.ops import Argument
+from guestemu.program.values import BOUNDARIES
 
-ALL = [(name,) for name in defects.DEFECTS] + list(defects.PAIRS)
+ALL = [(name,) for name in (*defects.DEFECTS, *defects.CONTROL)] + list(defects.PAIRS)
 
 
 @pytest.mark.parametrize("names", ALL, ids="+".join)
@@ -43,3 +45,15 @@ def test_a_status_read_from_another_bit_is_one_finding_whatever_code_it_runs(tmp
     found = file(book, programs)
     assert len(found) == len(book.findings) == 1
     assert not found[0].places
+
+
+def test_a_range_that_wraps_is_one_finding_for_either_status(tmp_path):
+    """Taken for one up to the end it reads like a page count that was cut, where that is seen."""
+    spec = defects.write(tmp_path, "wrap-ok")
+    book = make_book(load_host(spec, plugin=spec.rpartition(":")[0]))
+    file(book, [[call(4096, (1 << 64) - 1, attributes)] for attributes in (16, 0)])
+    assert len(book.findings) == 1
+
+
+def test_an_address_whose_lowest_bit_is_bit_11_is_tried():
+    assert 0x800 in BOUNDARIES[Argument.ADDRESS]

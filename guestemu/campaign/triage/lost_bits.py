@@ -23,6 +23,7 @@ from guestemu.campaign.triage.rules import ACCEPTED, rule_of
 from guestemu.checks.results import OWN_HYPERCALLS
 from guestemu.events.exits import HypercallExit
 
+_WRAP: Final = "wrap"
 _ERRORS: Final = {"privilege": KVM_EPERM, "number": KVM_ENOSYS}
 _REGISTERS: Final = (
     ("number", (8, 16, 32)),
@@ -57,15 +58,24 @@ def _follows(
     return ret == 0 and after == expected, after != before
 
 
+def _goes_to_the_end(words: list[int], ret: int | None, before: bitarray, after: bitarray) -> bool:
+    """Whether a range that wraps was taken for one that ends behind RAM, as without a test."""
+    expected = before.copy()
+    expected[words[1] >> PAGE_SHIFT :] = bool(words[3] & MAP_GPA_RANGE_ENCRYPTED)
+    return ret == 0 and after == expected
+
+
 def lost_bits(record: HypercallExit, before: bitarray, after: bitarray) -> tuple[str, bool]:
     """The register whose upper bits the host did not look at, if that explains its answer and its
     record of a call (else empty), and whether a host that ignores the call would do another thing.
-    Where it would not, all registers that explain it, separated by commas.
+    Where it would not, or a missing test of a range that wraps explains it as well, all registers
+    that explain it, separated by commas.
     """
     ret = record.ret
     found: list[str] = []
     mask = U64_MASK if record.is_64bit else U32_MASK
     words = [value & mask for value in (record.nr, *record.args)]
+    is_unbounded = rule_of(record) == _WRAP and _goes_to_the_end(words, ret, before, after)
     for position, (register, widths) in enumerate(_REGISTERS):
         for width in widths:
             few = words[position] & (1 << width) - 1
@@ -76,7 +86,7 @@ def lost_bits(record: HypercallExit, before: bitarray, after: bitarray) -> tuple
             nr, a0, a1, a2, a3 = words_cut
             other = HypercallExit(nr, (a0, a1, a2, a3), ret, 0, record.cpl, record.is_64bit)
             explains, is_seen = _follows(other, before, ret, after, register == "number")
-            if explains and is_seen:
+            if explains and is_seen and not (is_unbounded and position):
                 return register, True
             if explains and register not in found:
                 found.append(register)

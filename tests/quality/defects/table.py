@@ -40,7 +40,7 @@ def campaign(names: tuple[str, ...], seed: int, directory: Path) -> NoReturn:
     os.chdir(directory)
     start = time.process_time()
     host = defects.write(directory, *names)
-    options = Options(defects.DEFECTS[names[-1]].target, host=host)
+    options = Options(defects.find(names[-1]).target, host=host)
     target = target_of(options)
     header = header_of(target, options)
     kinds = target.kinds_with(False)
@@ -97,7 +97,7 @@ def run(todo: Iterable[tuple[tuple[str, ...], int]]) -> Iterator[tuple[tuple[str
 def main(chosen: list[str]) -> None:
     """Prints the rows as campaigns end."""
     load_parts()
-    names = [(name,) for name in defects.DEFECTS] + list(defects.PAIRS)
+    names = [(name,) for name in (*defects.DEFECTS, *defects.CONTROL)] + list(defects.PAIRS)
     wanted = [one for one in names if not chosen or "+".join(one) in chosen]
     print("| host | seed | executions | findings | first after, s | CPU s | innocent lines |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
