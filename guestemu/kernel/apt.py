@@ -196,9 +196,9 @@ class Archive:
 
         A download that broke off stays in `directory`/incoming and is continued the next time. The
         package with the configuration comes along where it is one of its own, with `modules` the
-        one with the modules, too. Raises `MissingError`
-        with apt's own words where it fails, `InputError` for a package without a kernel, which is
-        not kept.
+        one with the modules. Raises `MissingError` with apt's own words where it fails, and where
+        modules are asked for that the archive no longer has; `InputError` for a package without a
+        kernel, which is not kept.
         """
         path = self._download(package, directory)
         if package_file(path, KERNEL_NAMES) is None:
@@ -206,9 +206,16 @@ class Archive:
             raise InputError(f"{package.name} {package.version} holds no kernel; it is not kept")
         for part in ("base", "modules") if modules else ("base",):
             name = package.name.replace("linux-binary-", f"linux-{part}-", 1)
+            if name == package.name:
+                continue
             other = self._records.get(name)
-            if other is not None and name != package.name:
+            if other is not None:
                 self._download(other, directory)
+            elif part == "modules":
+                raise MissingError(
+                    f"the archive no longer has {name}; the kernel is at {path}, and its modules "
+                    "have to come from elsewhere (--modules DIR of `guestemu oracle`)"
+                )
         return path
 
     def _download(self, package: Package, directory: Path) -> Path:

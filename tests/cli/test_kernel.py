@@ -179,6 +179,16 @@ def test_a_split_package_is_followed_to_the_one_with_the_kernel(apt, capsys):
     assert Path(kernel["path"]).with_name(f"{BASE[0]}_{BASE[1]}_amd64.deb").exists()
 
 
+def test_modules_that_the_archive_no_longer_has_are_named(apt, capsys):
+    for _ in range(2):
+        main(["kernel", "fetch", "newest"])
+    capsys.readouterr()
+    assert main(["kernel", "fetch", "newest", "--modules"]) == 3
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"the archive no longer has {SPLIT[0].replace('binary', 'modules')};" in said
+    assert find_image("7.3").exists()
+
+
 def test_a_package_without_a_kernel_is_refused_and_not_kept(apt, capsys):
     digest = hashlib.sha256(WITHOUT_KERNEL).hexdigest()
     records = (apt / "records").read_text()
