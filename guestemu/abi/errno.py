@@ -16,6 +16,7 @@ ENOMEM: Final = 12
 EFAULT: Final = 14
 EBUSY: Final = 16
 EEXIST: Final = 17
+ENODEV: Final = 19
 EINVAL: Final = 22
 ENOTTY: Final = 25
 EFBIG: Final = 27

@@ -40,6 +40,7 @@ _SLOT_OFFSETS: Final = (
 )
 _SLOT_FLAGS: Final = (4, 4, 4, 4, 0, 2, 1, 5, 6, 8)
 _PROTECTED: Final = config(exits=_EXITS, features=1 << 16, protected=1)
+_NOT_PROTECTED: Final = config(exits=_EXITS, features=1 << 16)
 _A: Final = 0x40000
 _PLAIN: Final = PRIVATE_RAM + 0x40000
 _NOWHERE: Final = 0x300000
@@ -292,12 +293,21 @@ def _calls() -> Iterator[tuple[Act, ...]]:
     yield (_write(_A, 0x12), refused, _read(_A), _peek(_A))
 
 
+def _files() -> Iterator[tuple[Act, ...]]:
+    """What KVM_CREATE_GUEST_MEMFD takes, and what user space meets in such a file (GM5, GM7)."""
+    for size in (_PAGE, 2 * _PAGE, 0, 1, _PAGE + 1, 1 << 62, 1 << 63, -_PAGE):
+        yield tuple(_act(StepOp.CREATE_MEMFD, size, flags) for flags in (0, 1, 2, 3, 4, 1 << 63))
+
+
 def memory_matrix() -> Iterator[OracleCase]:
-    """Every case on software-protected VMs; their numbers in a recording start with 1."""
+    """Every case on software-protected VMs, and files of plain ones; their numbers in a recording
+    start with 1."""
     for group, cases in (
         *(("P1_attributes", _tests_of_attributes()), ("P2_copies", _copies())),
         *(("P3_conversions", _conversions()), ("P4_holes", _holes()), ("P5_slots", _slots())),
-        *(("P6_exits", _exits()), ("P7_map_gpa_range", _calls())),
+        *(("P6_exits", _exits()), ("P7_map_gpa_range", _calls()), ("P8_files", _files())),
     ):
         for acts in cases:
             yield OracleCase(group, _PROTECTED, acts)
+    for acts in _files():
+        yield OracleCase("P9_plain_files", _NOT_PROTECTED, acts)

@@ -41,6 +41,7 @@ _WORDS: Final = {
     StepOp.GUEST_WRITE: ("value", "gpa"),
     StepOp.HOST_READ: ("offset",),
     StepOp.HOST_WRITE: ("offset", "value"),
+    StepOp.CREATE_MEMFD: ("size", "flags"),
 }
 _OWN_PAGES: Final = 0x40000
 """Below lie the guest's own code and tables: a guest whose own pages are converted ends."""

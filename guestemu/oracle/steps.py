@@ -47,6 +47,7 @@ _OPS: Final[Mapping[StepOp, int]] = {
     StepOp.GUEST_WRITE: int(WireOp.WRITE),
     StepOp.HOST_READ: int(WireOp.PEEK),
     StepOp.HOST_WRITE: int(WireOp.POKE),
+    StepOp.CREATE_MEMFD: int(WireOp.MEMFD),
 }
 _MODE_NUMBERS: Final = {mode: number for number, mode in enumerate(MODES)}
 _ANSWERS: Final = {answer: number for number, answer in enumerate(Answer)}
@@ -74,7 +75,7 @@ _EXCEPTION: Final = int(End.EXCEPTION)
 _IOCTL: Final = int(End.IOCTL)
 _REPLY: Final = wire.REPLY
 _EVENT: Final = wire.EVENT
-_READ_OPS: Final = (StepOp.RDMSR, StepOp.HOST_GET_MSR, StepOp.HOST_READ)
+_READ_OPS: Final = (*(StepOp.RDMSR, StepOp.HOST_GET_MSR, StepOp.HOST_READ, StepOp.CREATE_MEMFD),)
 _EXIT_MMIO: Final = 6
 _EXIT_MEMORY_FAULT: Final = 39
 
@@ -116,7 +117,7 @@ def pack_request(act: Act, slot: int, flags: int = 0) -> bytes:
     words: tuple[int, ...]
     if op.is_hypercall:
         words = inputs.rax, inputs.rbx, inputs.rcx, inputs.rdx, inputs.rsi, inputs.ret
-    elif op is StepOp.SET_SLOT or op.is_memory:
+    elif op in (StepOp.SET_SLOT, StepOp.CREATE_MEMFD) or op.is_memory:
         words = inputs.rax, inputs.rbx, inputs.rcx, inputs.rdx, inputs.rsi, 0
     else:
         words = inputs.val, 0, inputs.msr, 0, 0, inputs.answer_data

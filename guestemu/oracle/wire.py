@@ -70,6 +70,7 @@ class WireOp(enum.IntEnum):
     ENFORCE = 17
     FILTER = 18
     DROP = 19
+    MEMFD = 20
 
 
 class ConfigFlag(enum.IntFlag):

@@ -65,7 +65,7 @@ def unpack_act(values):
     answer = tuple(Answer)[values[4]]
     if op.is_hypercall:
         inputs = Inputs(rax=rax, rbx=rbx, rcx=rcx, rdx=rdx, rsi=rsi, answer=answer, ret=ret)
-    elif op is StepOp.SET_SLOT or op.is_memory:
+    elif op in (StepOp.SET_SLOT, StepOp.CREATE_MEMFD) or op.is_memory:
         inputs = Inputs(rax=rax, rbx=rbx, rcx=rcx, rdx=rdx, rsi=rsi)
     else:
         inputs = Inputs(msr=rcx, val=rax, answer_error=values[7], answer_data=ret)

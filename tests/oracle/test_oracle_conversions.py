@@ -3,9 +3,11 @@
 
 import pytest
 
+from guestemu.abi.errno import EFAULT, EINVAL, ENODEV
 from guestemu.cli.main import main
 from guestemu.conformance.recordings.recording import Answer, RecordedOutcome, StepOp
 from guestemu.host.kvm.kernels import KERNELS
+from guestemu.host.kvm.protected_memory import create_memfd
 from guestemu.oracle import conversions, reduce
 from guestemu.oracle.campaign import OracleCampaign
 from guestemu.oracle.conversions import ConversionGenerator, memory_matrix
@@ -20,8 +22,7 @@ PAGE = 0x1000
 
 
 def outcomes(*acts):
-    (case,) = {case.cfg for case in memory_matrix()}
-    vm = DirectVm(case, KERNELS["7.2"])
+    vm = DirectVm(conversions._PROTECTED, KERNELS["7.2"])
     return [vm.do(act)[1] for act in acts]
 
 
@@ -58,6 +59,17 @@ def test_an_mmio_entry_that_is_out_of_date_makes_a_private_access_count_as_share
     found = outcomes(read, private, read, conversions._slot(2, HIGH, PAGE), read)
     assert [out.outcome for out in found[::2]] == ["mmio", "mmio", "memory_fault"]
     assert found[-1] == RecordedOutcome(outcome="memory_fault", data=HIGH, hw=0, rax=PAGE)
+
+
+def test_a_file_is_all_private_or_all_shared():
+    """It can be mapped with MMAP only, and touched where it starts shared, up to its end."""
+    assert create_memfd(PAGE, 0, has_private_memory=False) == (0, ENODEV, ENODEV, 0, 0)
+    assert create_memfd(PAGE, 1, has_private_memory=True) == (0, 0, EINVAL, EFAULT, EFAULT)
+    assert create_memfd(PAGE, 3, has_private_memory=False) == (0, 0, EINVAL, 0, EFAULT)
+    assert create_memfd(2 * PAGE, 3, has_private_memory=False)[4] == 0
+    assert create_memfd(PAGE, 3, has_private_memory=True)[0] == -EINVAL
+    for size in (0, 1, PAGE + 1, 1 << 63):
+        assert create_memfd(size, 0, has_private_memory=True)[0] == -EINVAL
 
 
 def test_random_programs_stay_away_from_the_guests_own_memory():

@@ -41,7 +41,7 @@ from guestemu.host.kvm.kernels import KvmKernel
 from guestemu.host.kvm.memory_slots import MemorySlot, MemorySlots
 from guestemu.host.kvm.merged import MergedKvm
 from guestemu.host.kvm.msr_filter import MsrFilter, MsrFilterRange
-from guestemu.host.kvm.protected_memory import MmioExit, ProtectedMemory
+from guestemu.host.kvm.protected_memory import MmioExit, ProtectedMemory, create_memfd
 from guestemu.host.kvm.run import KvmRun
 from guestemu.host.kvm.settings import VmSettings
 from guestemu.host.kvm.uapi import KVM_MSR_FILTER_READ, KVM_MSR_FILTER_WRITE
@@ -275,6 +275,11 @@ class RecordedHost(Host):
             return RecordedOutcome(ioctl=self.kvm.msrs.host_set(inputs.msr, inputs.val))
         if op is StepOp.SET_SLOT:
             return RecordedOutcome(ioctl=self._set_slot(inputs))
+        if op is StepOp.CREATE_MEMFD:
+            is_protected = self._script.memory is not None
+            made, *errors = create_memfd(inputs.rax, inputs.rbx, has_private_memory=is_protected)
+            data = sum(error << 8 * place for place, error in enumerate(errors))
+            return RecordedOutcome(ioctl=made, data=Hex(data))
         if op.is_memory and self._script.memory is not None:
             return _memory_step(self._script.memory, op, inputs)
         settings, value = self.settings, inputs.val

@@ -30,7 +30,9 @@ class StepOp(enum.Enum):
     The others are of software-protected VMs: `set_attributes` has address, size, attributes and
     flags in `rax` to `rdx`, `fallocate` (of the guest_memfd) offset, length and mode in `rax` to
     `rcx`; the guest reads or writes (`rax`) the byte at `rbx`, user space the one at offset `rax`
-    of its memory (`rbx`).
+    of its memory (`rbx`). `create_memfd` makes another guest_memfd of size `rax` with flags `rbx`
+    and closes it; its `data` has an errno in each byte: of a shared mapping, of a private one, of a
+    read of the first page and of the second. Any VM can be asked for one.
     """
 
     VMMCALL = "vmmcall"
@@ -51,6 +53,7 @@ class StepOp(enum.Enum):
     GUEST_WRITE = "guest_write"
     HOST_READ = "host_read"
     HOST_WRITE = "host_write"
+    CREATE_MEMFD = "create_memfd"
 
     @property
     def is_hypercall(self) -> bool:

@@ -20,7 +20,8 @@ from typing import Final
 
 import msgspec
 
-from guestemu.abi.addresses import PAGE_SHIFT
+from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT
+from guestemu.abi.errno import EFAULT, EINVAL, ENODEV
 from guestemu.host.kvm.guest_memory import GuestMemory, MemoryFaultExit, Slot
 from guestemu.host.kvm.memory_slots import KVM_MEM_GUEST_MEMFD, MemorySlot, MemorySlots
 
@@ -30,6 +31,32 @@ MEMFD_BYTES: Final = 0x180000
 SPARE_AT: Final = 2 * PRIVATE_RAM
 """Where in user space's memory the pages of all other slots lie."""
 SPARE: Final = 0x200000
+
+
+GUEST_MEMFD_FLAG_MMAP: Final = 1
+GUEST_MEMFD_FLAG_INIT_SHARED: Final = 2
+
+
+def create_memfd(
+    size: int, flags: int, *, has_private_memory: bool
+) -> tuple[int, int, int, int, int]:
+    """KVM_CREATE_GUEST_MEMFD (0 or a negative errno), then what user space meets in that file, an
+    errno or 0 each: a shared mapping of two pages, a private one, a read of the first page and of
+    the second.
+
+    A file is all private or all shared: pages of one that starts shared can be touched, up to its
+    end. It can start so only in a VM kind that has no private memory. Source: kvm_gmem_create(),
+    kvm_gmem_mmap(), kvm_gmem_fault_user_mapping() (virt/kvm/guest_memfd.c, Linux 7.3); GM7.
+    """
+    known = GUEST_MEMFD_FLAG_MMAP | (0 if has_private_memory else GUEST_MEMFD_FLAG_INIT_SHARED)
+    if flags & ~known or not 0 < size < 1 << 63 or size & PAGE_MASK:
+        return (-EINVAL, 0, 0, 0, 0)
+    if not flags & GUEST_MEMFD_FLAG_MMAP:
+        return (0, ENODEV, ENODEV, 0, 0)
+    is_shared = bool(flags & GUEST_MEMFD_FLAG_INIT_SHARED)
+    first = 0 if is_shared else EFAULT
+    second = 0 if is_shared and size > 1 << PAGE_SHIFT else EFAULT
+    return (0, 0, EINVAL, first, second)
 
 
 class MmioExit(msgspec.Struct, frozen=True):

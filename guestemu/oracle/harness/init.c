@@ -55,6 +55,7 @@ struct memory_attributes {
 #define CAP_GUEST_MEMFD 234
 #define CAP_VM_TYPES 235
 #define EXIT_MEMORY_FAULT 39
+#define PAGE 0x1000u
 
 /* Guest memory. */
 #define MEMORY 0x200000u
@@ -755,6 +756,47 @@ static void msr_ioctl(struct vcpu *vcpu, const struct request *q, struct reply *
 	a->data = msrs.entry.data;
 }
 
+/* errno of a read of one byte, by the kernel: it says EFAULT where this program would get SIGBUS. */
+static u64 read_error(const u8 *place)
+{
+	int ends[2], error = 0;
+
+	if (pipe(ends))
+		return (u64)errno;
+	if (write(ends[1], place, 1) < 0)
+		error = errno;
+	close(ends[0]);
+	close(ends[1]);
+	return (u64)error;
+}
+
+/* KVM_CREATE_GUEST_MEMFD. What becomes of the file is in a->data, an errno in each byte: a shared
+ * mapping, a private one, a read of the first page and of the one behind a file of one page. */
+static void create_memfd(struct vm *vm, const struct request *q, struct reply *a)
+{
+	struct create_memfd file = {.size = q->rax, .flags = q->rbx};
+	int fd = ioctl(vm->fd, CREATE_MEMFD, &file);
+	u8 *shared, *private;
+
+	if (fd < 0) {
+		a->rc = -errno;
+		return;
+	}
+	shared = mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (shared == MAP_FAILED) {
+		a->data = (u64)errno;
+	} else {
+		a->data = read_error(shared) << 16 | read_error(shared + PAGE) << 24;
+		munmap(shared, 2 * PAGE);
+	}
+	private = mmap(NULL, PAGE, PROT_READ, MAP_PRIVATE, fd, 0);
+	if (private == MAP_FAILED)
+		a->data |= (u64)errno << 8;
+	else
+		munmap(private, PAGE);
+	close(fd);
+}
+
 static void vm_ioctl(struct vm *vm, const struct request *q, struct reply *a)
 {
 	struct memory_attributes attributes = {q->rax, q->rbx, q->rcx, q->rdx};
@@ -778,6 +820,9 @@ static void vm_ioctl(struct vm *vm, const struct request *q, struct reply *a)
 		break;
 	case OP_FALLOCATE:
 		a->rc = fallocate(vm->memfd, (int)q->rcx, (off_t)q->rax, (off_t)q->rbx) ? -errno : 0;
+		break;
+	case OP_MEMFD:
+		create_memfd(vm, q, a);
 		break;
 	case OP_SLOT: /* slots 0 and 1 hold the guest itself */
 		a->rc = q->rcx < 2 ? -EPERM : call(vm->fd, set_region, &region);
