@@ -273,15 +273,8 @@ class RecordedHost(Host):
             return RecordedOutcome(ioctl=processed, data=Hex(data))
         if op is StepOp.HOST_SET_MSR:
             return RecordedOutcome(ioctl=self.kvm.msrs.host_set(inputs.msr, inputs.val))
-        if op is StepOp.SET_SLOT:
-            return RecordedOutcome(ioctl=self._set_slot(inputs))
-        if op is StepOp.CREATE_MEMFD:
-            is_protected = self._script.memory is not None
-            made, *errors = create_memfd(inputs.rax, inputs.rbx, has_private_memory=is_protected)
-            data = sum(error << 8 * place for place, error in enumerate(errors))
-            return RecordedOutcome(ioctl=made, data=Hex(data))
-        if op.is_memory and self._script.memory is not None:
-            return _memory_step(self._script.memory, op, inputs)
+        if op.is_memory or op in (StepOp.SET_SLOT, StepOp.CREATE_MEMFD):
+            return self._memory_ioctl(op, inputs)
         settings, value = self.settings, inputs.val
         if op is StepOp.SET_FILTER:
             kind = FILTERS[value % len(FILTERS)]
@@ -298,6 +291,21 @@ class RecordedHost(Host):
             case _:
                 raise ValueError(f"{op.value} is no ioctl")
         return RecordedOutcome(ioctl=result)
+
+    def _memory_ioctl(self, op: StepOp, inputs: Inputs) -> RecordedOutcome:
+        """Does a step about slots, attributes and the guest_memfd."""
+        memory = self._script.memory
+        if op is StepOp.SET_SLOT:
+            return RecordedOutcome(ioctl=self._set_slot(inputs))
+        if op is StepOp.CREATE_MEMFD:
+            made, *errors = create_memfd(
+                inputs.rax, inputs.rbx, has_private_memory=memory is not None
+            )
+            data = sum(error << 8 * place for place, error in enumerate(errors))
+            return RecordedOutcome(ioctl=made, data=Hex(data))
+        if memory is None:
+            raise ValueError(f"{op.value} is of software-protected VMs")
+        return _memory_step(memory, op, inputs)
 
     def _set_slot(self, inputs: Inputs) -> int:
         flags, offset = inputs.rdx & U32_MASK, inputs.rsi
