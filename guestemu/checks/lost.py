@@ -133,9 +133,9 @@ class LostCheck(Oracle):
             f"{content[place]:#04x}, the guest wrote {written.content[place]:#04x} "
             f"({len(wrong)} bytes differ)"
         )
-        yield Violation(LOST_STRICT, view.index, message, "G.2, H.4")
+        yield Violation(LOST_STRICT, view.index, message, "H.4 item 4")
         if any(written.defined[place] for place in wrong):
-            yield Violation(LOST_DEFINED, view.index, message, "G.2, H.4")
+            yield Violation(LOST_DEFINED, view.index, message, "H.4 item 4")
 
 
 def _frame(guest: Guest, gva: int) -> int:

@@ -52,10 +52,12 @@ class PageStateCheck(Oracle):
 
     demands: ClassVar[Mapping[str, str]] = {
         "page-states": "No frame of the guest has two system frames that are validated for it.",
+        PLAINTEXT: "The plaintext of a validated page is in the private view of its own frame only.",
+        CONTENT: "A guest that goes on reads what it wrote last, in pages that are validated.",
     }
     explanations: ClassVar[Mapping[str, str]] = {
         "page-states": "The hypervisor can show the guest old content in place of new at any time.",
-        PLAINTEXT: "Somebody else reads what the guest takes for its own.",
+        PLAINTEXT: "The host or another frame's reader has what the guest takes for private.",
         CONTENT: "The guest goes on with content that it did not write.",
     }
 

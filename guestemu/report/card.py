@@ -83,7 +83,9 @@ def card_html(card: Card) -> str:
         parts.append(f"<div><h4>Smallest program</h4><pre>{escape(card.program)}</pre></div>")
     if card.places:
         places = escape("\n".join(card.places))
-        parts.append(f"<div><h4>Host code that runs only then</h4><pre>{places}</pre></div>")
+        parts.append(
+            f"<div class=whole><h4>Host code that runs only then</h4><pre>{places}</pre></div>"
+        )
     parts.append("</div>")
     if card.trace:
         trace = escape("\n".join(card.trace))

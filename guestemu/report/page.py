@@ -70,7 +70,7 @@ padding:1em;margin:1.2em 0;background:var(--page)}
 .tag{display:inline-block;background:var(--panel);border:1px solid var(--line);border-radius:1em;
 padding:0 .7em;font-size:13px;margin:0 .4em .3em 0;color:var(--ink)}
 .two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(280px,100%),1fr));gap:1em}
-.two>div{min-width:0}.tag{max-width:100%;overflow-wrap:anywhere}
+.two>div{min-width:0}.two>.whole{grid-column:1/-1}.tag{max-width:100%;overflow-wrap:anywhere}
 .two h4,.card h4{margin:.6em 0 .2em;font-size:.95em}
 .command{display:flex;gap:.5em;align-items:start}.command pre{flex:1;min-width:0;margin:0}
 button.copy{font:inherit;padding:.35em .8em;border:1px solid var(--grid);border-radius:4px;

@@ -15,6 +15,7 @@ import guestemu
 from guestemu.abi.errors import GuestemuError
 from guestemu.abi.facts import canonical_id, facts, sentences
 from guestemu.abi.files import read_regular
+from guestemu.abi.names import plural
 from guestemu.campaign.findings import FindingCount
 from guestemu.campaign.screen import duration
 from guestemu.campaign.triage.explain import run_command
@@ -48,6 +49,11 @@ _ABOUT_RECORDS: Final = frozenset({"status", "record", "ready", "td", LOST_STRIC
 _UNDECIDED: Final = "guest or host: see the steps"
 _WENT_ON: Final = "the guest's defect: it went on after the host refused"
 _SAID_NOTHING: Final = "the guest's defect: it did not tell the host"
+_HEADS: Final = {
+    "progress": "The guest does not get ahead: ",
+    "mirror_stopped": "The migration handler does not answer: ",
+}
+"""What the words of these checks are about, put before them."""
 _FEW: Final = 5
 """More lines of host code that run only when something is wrong are a whole path through it."""
 _SHOWN_PLACES: Final = 12
@@ -102,7 +108,10 @@ def shown_place(place: str) -> str:
 
 
 def shown_places(places: Sequence[str]) -> tuple[str, ...]:
-    """The first lines of host code, and how many more there are."""
+    """The first lines of host code, and how many more there are; none of a model of guestemu's
+    that ran many."""
+    if len(places) > _SHOWN_PLACES and places[0].startswith(_OWN):
+        return ()  # a whole path through one of guestemu's models
     found = tuple(map(shown_place, places[:_SHOWN_PLACES]))
     more = len(places) - len(found)
     return (*found, f"and {more} more lines") if more else found
@@ -112,7 +121,7 @@ def headline_of(violation: Violation, strip: Strip | None) -> str:
     """The finding in one sentence."""
     if strip is not None and any(strip.disagree) and violation.check in _ABOUT_RECORDS:
         return f"{strip.sentences[0][:1].upper()}{strip.sentences[0][1:]}"
-    head = "The guest does not get ahead: " if violation.check == "progress" else ""
+    head = _HEADS.get(violation.check, "")
     text = re.sub(r"^1 pages now map ", "1 page now maps ", violation.message)
     return f"{head}{text}." if head else f"{text[:1].upper()}{text[1:]}."
 
@@ -159,7 +168,7 @@ def cards_of(
 
 
 def _card(path: Path, count: FindingCount, permissions: Permissions, is_run: bool) -> Card:
-    met = f"met {count.count:,} times, first after {duration(count.first_seen_s)}"
+    met = f"met {plural(count.count, 'time')}, first after {duration(count.first_seen_s)}"
     text, state, run, race = "", "shown", None, None
     try:
         if not path.is_symlink():  # a page shows what is in the directory, and nothing else
@@ -182,11 +191,12 @@ def _card(path: Path, count: FindingCount, permissions: Permissions, is_run: boo
         violation = Violation(count.check, 0, "")
     else:
         headline = race.sentence if race and race.lost_at else headline_of(violation, strip)
+    owner = owner_of(violation, strip, places) if violation.message else ""
     return Card(
         key=count.key,
         check=count.check,
         headline=headline,
-        owner=owner_of(violation, strip, places) if violation.message else "",
+        owner=owner,
         meaning=explain(count.check),
         expected=demand(violation.check) if violation.message else "",
         seen=violation.message,
@@ -195,7 +205,7 @@ def _card(path: Path, count: FindingCount, permissions: Permissions, is_run: boo
         race=race,
         program=text,
         trace=() if run is None else steps_of(run),
-        places=shown_places(places),
+        places=() if owner in (_WENT_ON, _SAID_NOTHING) else shown_places(places),
         command=run_command(str(path), header) if text else "",
         state=state,
         met=met,
