@@ -52,7 +52,7 @@ class PageStateCheck(Oracle):
 
     demands: ClassVar[Mapping[str, str]] = {
         "page-states": "No frame of the guest has two system frames that are validated for it.",
-        PLAINTEXT: "The plaintext of a validated page is in the private view of its own frame only.",
+        PLAINTEXT: "The plaintext of a validated page is only in the private view of its frame.",
         CONTENT: "A guest that goes on reads what it wrote last, in pages that are validated.",
     }
     explanations: ClassVar[Mapping[str, str]] = {
