@@ -227,10 +227,14 @@ class OracleCampaign:
             return
         self._lose_vms()
         seen = set()
-        for suspicion in todo:
+        for index, suspicion in enumerate(todo):
             if suspicion.trouble is Trouble.COMPLAINS and suspicion.how in seen:
                 continue
-            finding = self._reducer.reduce(suspicion)
+            try:
+                finding = self._reducer.reduce(suspicion)
+            except KeyboardInterrupt:
+                self.sums.notes += [f"seen, not made small: {one.how}" for one in todo[index:]]
+                raise
             if finding is None:
                 self.sums.notes.append(f"not seen again: {suspicion.how}")
                 continue

@@ -56,6 +56,20 @@ def test_a_finding_stays_what_it_was_while_it_is_made_small(fake, kernel):
     assert all("rbx=0x0 " in summary for summary in ends)
 
 
+def test_what_was_seen_is_told_where_ctrl_c_ends_its_reduction(fake, kernel, monkeypatch):
+    def interrupted(_reducer, _suspicion):
+        raise KeyboardInterrupt
+
+    fake("alignment")
+    monkeypatch.setattr(reduce.Reducer, "reduce", interrupted)
+    with LiveKvm(kernel) as kvm:
+        one = campaign(kvm)
+        with pytest.raises(KeyboardInterrupt):
+            one.run(1500)
+    assert one.sums.differing
+    assert one.sums.notes[0].startswith("seen, not made small: vmmcall rax=0xc ")
+
+
 def test_vms_that_a_finding_was_made_small_on_are_made_anew(fake, kernel):
     """The cases of a reduction take the slots of the campaign's VMs."""
     fake("alignment")
