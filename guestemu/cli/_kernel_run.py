@@ -32,6 +32,7 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     image: str
     sev: str
+    cpus: int
     memory: int
     cbit: int
     devices: tuple[str, ...]
@@ -58,12 +59,15 @@ class RanCommand(msgspec.Struct, frozen=True):
 class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     """A run. `reached` says how it ended; `seconds` of CPU time; `restored` that it began from a
     snapshot in user space; `conversions` are pages whose status the host was told; `accesses` are
-    those of devices to memory; `traps` MMIO accesses by #VC or #VE. `mappings` counts the kernel's
-    own dma:* events by name; `rules` the accesses that each rule was applied to (userland/rules.py)
-    and `violations` are those that broke one."""
+    those of devices to memory; `traps` MMIO accesses by #VC or #VE; `cpus` are on at the end and
+    have sent `ipis` interprocessor interrupts. `mappings` counts the kernel's own dma:* events by
+    name; `rules` the accesses that each rule was applied to (userland/rules.py) and `violations`
+    are those that broke one."""
 
     version: str
     sev: str
+    cpus: int
+    ipis: int
     reached: str
     seconds: float
     restored: bool
@@ -135,6 +139,7 @@ def _run_commands(
 
     setting = Setting(
         sev=request.sev,
+        cpus=request.cpus,
         memory=request.memory,
         cbit=request.cbit,
         devices=request.devices,
@@ -172,6 +177,7 @@ def _ran(running: RunningKernel, command: str, budget: int) -> RanCommand:
 def _run_own(request: RunRequest, image: Path, on_line: Callable[[str], None] | None) -> RunReport:
     """A user's own PID 1 or initramfs, or a stop before user space."""
     from guestemu.guest.linux.load import LOADER, linux_config
+    from guestemu.guest.linux.userland.cpus import with_cpus
     from guestemu.guest.linux.userland.initramfs import make_initramfs
     from guestemu.guest.linux.userland.running import RunningKernel, command_line
     from guestemu.native import guest_program
@@ -188,10 +194,12 @@ def _run_own(request: RunRequest, image: Path, on_line: Callable[[str], None] | 
     kernel = LOADER.kernel(image)
     running = RunningKernel(
         kernel,
-        linux_config(request.memory, request.cbit, request.sev),
+        with_cpus(
+            linux_config(request.memory, request.cbit, request.sev), request.cpus, request.sev
+        ),
         initramfs,
         devices=request.devices,
-        command_line=command_line(kernel, request.sev, request.append),
+        command_line=command_line(kernel, request.sev, request.append, request.cpus),
         on_line=on_line,
     )
     text = request.until.removeprefix(_TEXT)
@@ -222,10 +230,13 @@ def _report(
 ) -> RunReport:
     from guestemu.events.exits import HypercallExit
 
+    cpus, apics = running.hardware.cpus, running.hardware.apics
     calls = [told for told in running.recorder.exits if isinstance(told, HypercallExit)]
     return RunReport(
         version=running.kernel.version,
         sev=request.sev,
+        cpus=1 if cpus is None else cpus.online,
+        ipis=0 if apics is None else apics.state.sent,
         reached=reached,
         seconds=round(seconds, 3),
         restored=restored,
@@ -279,6 +290,8 @@ def tell(report: RunReport) -> None:
         f"{report.blocks} basic blocks, {report.syscalls} system calls, "
         f"{report.interrupts} interrupts, {report.traps} trapped MMIO accesses"
     )
+    if report.cpus > 1 or report.ipis:
+        console.emit(f"{report.cpus} CPUs on, {report.ipis} interprocessor interrupts")
     console.emit(
         f"{report.hypercalls} hypercalls, {report.conversions} pages converted, "
         f"{report.accesses} accesses of devices"

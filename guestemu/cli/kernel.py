@@ -215,6 +215,10 @@ def run(
         ),
     ] = "",
     sev: SevName = "sev",
+    cpus: Annotated[
+        int,
+        typer.Option("--cpus", metavar="N", min=1, help="Number of CPUs; more than 1 as sev only."),
+    ] = 1,
     device: Annotated[
         list[str] | None,
         typer.Option(
@@ -300,7 +304,8 @@ def run(
     find an NVMe controller or virtio devices on the PCI bus and do DMA through their bounce
     buffers. PID 1 is a small program of guestemu's and waits for commands. The first run of a
     kernel boots it (5 to 20 seconds of CPU time); a snapshot is kept, and later runs start from it.
-    Two runs of the same kernel with the same options have the same event hash.
+    Two runs of the same kernel with the same options have the same event hash. A kernel with
+    several CPUs boots each time.
 
     Exit status 1 where a driver returned other bytes than its device holds, 2 where the kernel does
     not get there.
@@ -310,6 +315,8 @@ def run(
       guestemu kernel run 6.12
 
       guestemu kernel run 6.12 --sev snp --device nvme --device virtio-blk --quiet
+
+      guestemu kernel run 6.12 --cpus 2 --command 'read /sys/devices/system/cpu/online 16 0'
 
       guestemu kernel run 6.1 --command 'fill /dev/nvme0n1 65536 0' --json
 
@@ -322,6 +329,7 @@ def run(
     request = RunRequest(
         image=image,
         sev=sev,
+        cpus=cpus,
         memory=max(memory, 256) if sev == "tdx" else memory,
         cbit=cbit,
         devices=tuple(device or ["nvme"]),

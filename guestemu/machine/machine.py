@@ -53,6 +53,7 @@ class MachineConfig(msgspec.Struct, frozen=True):
     `native_hooks` may be turned off to run the Python bodies of the hooks;
     with `defer_memory_hooks` loads and stores are not watched before `watch_memory`. `coherent` is
     what CPUID says, `cache` what the caches do; `cache_seed` decides their random evictions.
+    Both views of the first `mirrored` frames are the same bytes: code without paging runs there.
     """
 
     frames: int
@@ -66,6 +67,7 @@ class MachineConfig(msgspec.Struct, frozen=True):
     cache: CacheModel = CacheModel.NONE
     cache_seed: int = 0
     tdx: bool = False
+    mirrored: int = layout.LOW_PAGES
 
 
 class Device(Protocol):
@@ -105,7 +107,7 @@ class Machine:
         self.pte_cbit = self.bit.mask
         uses_walker = config.cbit is not None and config.cbit not in MMU_CBITS
         inner = _INNER_CBIT if uses_walker or config.cbit is None else config.cbit
-        mirrored = config.frames if config.cbit is None else layout.LOW_PAGES
+        mirrored = config.frames if config.cbit is None else config.mirrored
         if config.tdx:
             mirrored = 0  # without paging an address is private by itself
         self.ram = _make_ram(self.engine, config, make_bit(inner), mirrored)

@@ -78,6 +78,8 @@ def test_commands_reach_the_device_and_the_result_comes_back(run):
         (("--append", "x" * 3000), "the command line has"),
         (("--sev", "sevv"), "a linux guest runs as"),
         (("--workload", "/no/such/file"), "cannot be read"),
+        (("--cpus", "2", "--sev", "es"), "only a plain SEV guest starts more CPUs"),
+        (("--cpus", "9"), "1 to 8"),
     ],
 )
 def test_bad_input_is_named(run, words, problem):
@@ -268,6 +270,44 @@ def test_dma_records_a_controllers_life_and_replays_it(image_of, tmp_path, capsy
     again = json.loads(capsys.readouterr().out)
     for key in ("allocations", "frees", "pages_requested", "by_device", "pages_decrypted"):
         assert live[key] == again[key]
+
+
+ONLINE = "/sys/devices/system/cpu/cpu1/online"
+BOTH = "/sys/devices/system/cpu/online"
+LIFE_OF_A_CPU = (
+    f"read {BOTH} 8 0",
+    f"write {ONLINE} 0",
+    f"read {BOTH} 8 0",
+    "read /dev/nvme0n1 512 0",
+    f"write {ONLINE} 1",
+    f"read {BOTH} 8 0",
+    "read /dev/nvme0n1 512 512",
+)
+
+
+def test_a_second_cpu_comes_goes_and_comes_back(run):
+    words = [part for command in LIFE_OF_A_CPU for part in ("--command", command)]
+    found, status = run("6.12", "--cpus", "2", *words)
+    assert status == 0
+    shown = [bytes.fromhex(command["data"]) for command in found["commands"]]
+    assert [shown[at] for at in (0, 2, 5)] == [b"0-1\n", b"0\n", b"0-1\n"]
+    assert [found["commands"][at]["value"] for at in (3, 6)] == [512, 512]
+    assert found["cpus"] == 2
+    assert found["ipis"] > 100
+    assert found["violations"] == []
+    assert found["rules"]["device-page-table"] > 36
+    assert "smpboot: CPU 1 is now offline" in found["console"]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("series", ["6.1", "6.12", "7.3"])
+def test_two_cpus_run_twice_alike(run, series):
+    words = [part for command in LIFE_OF_A_CPU for part in ("--command", command)]
+    first, status = run(series, "--cpus", "2", *words)
+    assert (status, first["cpus"], first["violations"]) == (0, 2, [])
+    second, _ = run(series, "--cpus", "2", *words)
+    for key in ("event_hash", "blocks", "interrupts", "ipis"):
+        assert first[key] == second[key]
 
 
 @pytest.fixture

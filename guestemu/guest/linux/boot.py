@@ -27,7 +27,13 @@ from guestemu.abi.cpuid import (
 from guestemu.abi.errors import InputError
 from guestemu.abi.msrs import SEV_STATUS_SEV_ES, SEV_STATUS_SEV_SNP
 from guestemu.abi.x86 import PTE_RW, PTE_USER, RFLAGS_FIXED, Mode
-from guestemu.guest.linux.bootparams import MemoryRange, make_boot_params, pc_memory_map
+from guestemu.guest.linux import acpi
+from guestemu.guest.linux.bootparams import (
+    E820_ACPI,
+    MemoryRange,
+    make_boot_params,
+    pc_memory_map,
+)
 from guestemu.guest.linux.ccblob import launch_pages
 from guestemu.guest.linux.exit_sites import raise_exits
 from guestemu.guest.linux.kernel import KERNEL_MAP, Kernel
@@ -166,8 +172,16 @@ def build_machine(
         setup_data = LAUNCH_PAGES
         pages = launch_pages(LAUNCH_PAGES, platform.cpuid)
         ram.private[LAUNCH_PAGES : LAUNCH_PAGES + len(pages)] = pages
+    ranges = memory.map or pc_memory_map(size, LOADER_END)
+    rsdp = 0
+    if config.vcpus > 1:
+        rsdp = acpi.AT
+        ram.private[rsdp : rsdp + acpi.SIZE] = acpi.acpi_tables(config.vcpus)
+        ranges = tuple(
+            sorted([*ranges, MemoryRange(rsdp, acpi.SIZE, E820_ACPI)], key=lambda part: part.start)
+        )
     ram.private[BOOT_PARAMS : BOOT_PARAMS + PAGE_SIZE] = make_boot_params(
-        memory.map or pc_memory_map(size, LOADER_END), COMMAND_LINE, setup_data
+        ranges, COMMAND_LINE, setup_data, rsdp
     )
     return machine, platform
 

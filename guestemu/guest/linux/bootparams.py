@@ -12,7 +12,9 @@ from guestemu.abi.addresses import PAGE_SIZE
 
 E820_RAM: Final = 1
 E820_RESERVED: Final = 2
+E820_ACPI: Final = 3
 
+_ACPI_RSDP: Final = 0x70
 _E820_COUNT: Final = 0x1E8
 _HEADER: Final = 0x1F1
 _BOOT_FLAG: Final = 0x1FE
@@ -51,10 +53,14 @@ def pc_memory_map(size: int, loader_end: int) -> tuple[MemoryRange, ...]:
 
 
 def make_boot_params(
-    memory: tuple[MemoryRange, ...], command_line_at: int, setup_data_at: int = 0
+    memory: tuple[MemoryRange, ...],
+    command_line_at: int,
+    setup_data_at: int = 0,
+    rsdp_at: int = 0,
 ) -> bytes:
     """The 4096 bytes of `struct boot_params`; addresses are physical."""
     page = bytearray(PAGE_SIZE)
+    struct.pack_into("<Q", page, _ACPI_RSDP, rsdp_at)
     page[_HEADER] = 4
     struct.pack_into("<H", page, _BOOT_FLAG, 0xAA55)
     page[_MAGIC : _MAGIC + 4] = b"HdrS"

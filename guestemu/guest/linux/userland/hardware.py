@@ -3,7 +3,7 @@
 
 Installs itself into a machine that `build_machine` made, before the first instruction: ports of the
 platform (UART, delay port) stay where they were. Guest time is the platform's TSC, which kvmclock
-says runs at 1 GHz.
+says runs at 1 GHz. Several CPUs have local APICs; the 8259s reach CPU 0 through its LINT0.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ import msgspec
 
 from guestemu.abi.errors import InputError
 from guestemu.events.devices import DeviceAccess
+from guestemu.guest.linux import acpi
 from guestemu.guest.linux.platform import GuestPlatform
+from guestemu.guest.linux.userland.cpus import Cpus, apic_cpuid
 from guestemu.machine.devices import find_device, pci, pic, pit, rtc
+from guestemu.machine.devices.apic import LocalApics
 from guestemu.machine.devices.mmio import HOLE_START, SPACING, MmioSpace
 from guestemu.machine.devices.pci import PciBus, PciFunction
 from guestemu.machine.devices.pic import InterruptControllers
@@ -58,8 +61,16 @@ class PcHardware:
             line = self.pic.line(_LINES[index % len(_LINES)])
             self.devices[name] = make(HOLE_START + index * SPACING, line, dma)
         self.bus = PciBus(dict(enumerate(self.devices.values(), 1)))
+        self.apics: LocalApics | None = None
+        self.cpus: Cpus | None = None
+        if len(machine.vcpus) > 1:
+            count = len(machine.vcpus)
+            self.apics = LocalApics(count, lambda: platform.tsc, self.look_soon)
+            self.cpus = Cpus(machine, self.apics)
+            machine.hooks.cpuid_function = apic_cpuid(platform.cpuid, machine)
         self.parts: tuple[StatefulDevice[msgspec.Struct], ...] = (
             *(self.pic, self.pit, self.rtc, self.bus),
+            *((self.apics,) if self.apics is not None else ()),
             *self.devices.values(),
         )
         machine.devices.extend(self.parts)
@@ -84,10 +95,39 @@ class PcHardware:
         return unspent
 
     def pending_irq(self) -> int | None:
-        """The interrupt request that stands at the CPU now."""
+        """The interrupt request that the 8259s have now."""
         if self.pit.take_expired():
             self.pic.pulse(_TIMER_IRQ)
         return self.pic.pending()
+
+    def has_interrupt(self, index: int) -> bool:
+        """Whether an interrupt stands at CPU `index` now."""
+        apics = self.apics
+        if apics is None:
+            return self.pending_irq() is not None
+        if apics.pending(index) is not None:
+            return True
+        return apics.takes_extint(index) and self.pending_irq() is not None
+
+    def acknowledge(self, index: int) -> int:
+        """CPU `index` takes the interrupt that stands at it: its vector."""
+        if self.apics is not None:
+            vector = self.apics.pending(index)
+            if vector is not None:
+                self.apics.acknowledge(index, vector)
+                return vector
+        irq = self.pic.pending()
+        assert irq is not None
+        return self.pic.acknowledge(irq)
+
+    def deadline(self) -> int | None:
+        """When a timer next fires, of those that wake a CPU; None for never."""
+        apics, cpus = self.apics, self.cpus
+        timers = [self.pit.deadline]
+        if apics is not None and cpus is not None:
+            on = [index for index in range(len(cpus.states)) if cpus.is_on(index)]
+            timers += [apics.deadline(index) for index in on]
+        return min((timer for timer in timers if timer is not None), default=None)
 
     def _port_out(self, port: int, size: int, value: int) -> None:
         if port in pci.PORTS:
@@ -110,6 +150,8 @@ class PcHardware:
             return self.rtc.read(port)
         if port in _ELCR:
             return 0
+        if port in acpi.PM_PORTS and self.apics is not None:
+            return acpi.SCI_ENABLED if port == acpi.PM_CONTROL else 0
         if self._other_in is not None:
             return self._other_in(port, size)
         return (1 << 8 * size) - 1

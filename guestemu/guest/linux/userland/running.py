@@ -31,6 +31,7 @@ from guestemu.guest.linux.kernel import Kernel
 from guestemu.guest.linux.platform import Console
 from guestemu.guest.linux.recorder import BootRecorder
 from guestemu.guest.linux.userland.callers import Callers
+from guestemu.guest.linux.userland.cpus import SLICE
 from guestemu.guest.linux.userland.hardware import PcHardware
 from guestemu.guest.linux.userland.mappings import BOOT_OPTIONS, PREFIX, DmaMappings, Span
 from guestemu.guest.linux.userland.random import RandomNumbers
@@ -38,6 +39,8 @@ from guestemu.guest.linux.userland.rules import DeviceRules
 from guestemu.guest.td import VirtualException
 from guestemu.machine import layout
 from guestemu.machine.callbacks import CodeHook
+from guestemu.machine.devices.apic import MSRS as APIC_MSRS
+from guestemu.machine.devices.apic import LocalApics
 from guestemu.machine.devices.hostile import Hostility
 from guestemu.machine.devices.mmio import HOLE_END, HOLE_START
 from guestemu.machine.engine import HOOK_CODE
@@ -62,6 +65,12 @@ COMMAND_LINE: Final = (
     "initcall_blacklist=jent_mod_init"
 )
 """Without self-tests of cryptography: they take 3 to 15 seconds and touch no device (fact U10)."""
+
+ONE_CPU: Final = "acpi=off noapic nolapic nosmp"
+"""What `COMMAND_LINE` says of CPUs."""
+
+SEVERAL_CPUS: Final = "noapic pci=lastbus=1"
+"""In its place: the tables name no I/O APIC and no PCI bus."""
 
 TDX_COMMAND_LINE: Final = "idle=poll"
 """A TD waits by TDVMCALL with interrupts enabled for one block only (fact U5)."""
@@ -110,9 +119,11 @@ class CommandResult(msgspec.Struct, frozen=True):
     data: bytes
 
 
-def command_line(kernel: Kernel, sev: str, append: str = "") -> str:
+def command_line(kernel: Kernel, sev: str, append: str = "", cpus: int = 1) -> str:
     """The whole command line for `kernel` as a guest of this kind."""
     parts = [COMMAND_LINE]
+    if cpus > 1:
+        parts = [COMMAND_LINE.replace(ONE_CPU, f"{SEVERAL_CPUS} nr_cpus={cpus}")]
     if f"{PREFIX}dma_map" in kernel.symbols:
         parts.append(BOOT_OPTIONS)
     if sev == "tdx":
@@ -157,11 +168,12 @@ class _Kept(msgspec.Struct, frozen=True):
 
 
 class RunRecorder(BootRecorder):
-    """A `BootRecorder` that also tells `notify` of each exit."""
+    """A `BootRecorder` that also tells `notify` of each exit. `apics` answer their own MSRs."""
 
-    def __init__(self, notify: Callable[[Event], None]) -> None:
+    def __init__(self, notify: Callable[[Event], None], apics: LocalApics | None) -> None:
         super().__init__()
         self._notify = notify
+        self._apics = apics
 
     def hypercall(self, call: Hypercall) -> int:
         """See `ExitHandler`."""
@@ -175,8 +187,17 @@ class RunRecorder(BootRecorder):
         self._notify(self.exits[-1])
         return value
 
+    def rdmsr(self, index: int, vcpu: VcpuAccess) -> int:
+        """See `ExitHandler`."""
+        if self._apics is not None and index in APIC_MSRS:
+            return self._apics.read(vcpu.index, index)
+        return super().rdmsr(index, vcpu)
+
     def wrmsr(self, index: int, value: int, vcpu: VcpuAccess) -> None:
         """See `ExitHandler`."""
+        if self._apics is not None and index in APIC_MSRS:
+            self._apics.write(vcpu.index, index, value)
+            return
         super().wrmsr(index, value, vcpu)
         self._notify(self.exits[-1])
 
@@ -235,7 +256,7 @@ class RunningKernel:
         self.callers = Callers(kernel, self.machine)
         self.listeners.append(self._attribute)
         self.machine.log.listener = self.hear
-        self.recorder = RunRecorder(self.note)
+        self.recorder = RunRecorder(self.note, self.hardware.apics)
         self.machine.hooks.handler = self.recorder
         self._rip = kernel.entry
         self._hook()
@@ -302,6 +323,8 @@ class RunningKernel:
         U22, U25). Running is slower from then on.
         """
         machine = self.machine
+        if self.hardware.cpus is not None:
+            raise InputError("checkpoint: of a kernel with one CPU only")
         if machine.ram.is_plain:
             for part in self.mapped:  # a page counts as empty until it was touched
                 bytes(part[::PAGE_SIZE])
@@ -438,10 +461,55 @@ class RunningKernel:
         while self.blocks < last:
             if until is not None and until():
                 return Ended("until", "the condition holds")
-            ended = self._handle(self._execute(min(_CHUNK, last - self.blocks)))
+            ended = None if self.hardware.cpus is None else self._choose_cpu()
+            if ended is None:
+                ended = self._handle(self._execute(min(self._chunk, last - self.blocks)))
             if ended is not None:
                 return ended
         return Ended("budget", f"{budget} basic blocks are used up in {self.where}")
+
+    @property
+    def _chunk(self) -> int:
+        return _CHUNK if self.hardware.cpus is None else SLICE
+
+    def _choose_cpu(self) -> Ended | None:
+        """The next CPU that has something to do becomes the current one; where all wait, guest time
+        goes on to the next timer."""
+        cpus, apics = self.hardware.cpus, self.hardware.apics
+        assert cpus is not None
+        assert apics is not None
+        here = cpus.states[self.machine.current.index]
+        here.rip, here.passed = self._rip, self._passed
+        while True:
+            for index in cpus.order:
+                start = apics.take_start(index)
+                state = cpus.states[index]
+                if start is not None:
+                    cpus.change(index)
+                    cpus.start(index, start)
+                    self._rip = self._passed = 0
+                    return None
+                if not cpus.is_on(index):
+                    continue
+                has_interrupt = self.hardware.has_interrupt(index)
+                if state.is_halted and not has_interrupt:
+                    continue
+                cpus.change(index)
+                self._rip, self._passed = state.rip, state.passed
+                state.is_halted = False
+                if has_interrupt:
+                    self._take_interrupt()
+                return None
+            if not self._advance():
+                return Ended("halted", f"all CPUs halted with no timer armed in {self.where}")
+
+    def _advance(self) -> bool:
+        """Guest time goes on to the next timer; whether there is one."""
+        deadline = self.hardware.deadline()
+        if deadline is None:
+            return False
+        self.platform.tsc = max(self.platform.tsc, deadline)
+        return True
 
     @property
     def where(self) -> str:
@@ -522,26 +590,30 @@ class RunningKernel:
 
     def _take_interrupt(self) -> bool:
         """Delivers what the controllers have, if the CPU takes it; whether they have anything."""
-        irq = self.hardware.pending_irq()
-        if irq is None:
-            return False
         vcpu = self.machine.current
+        if not self.hardware.has_interrupt(vcpu.index):
+            return False
         vcpu.write_register("rip", self._rip)
         if vcpu.read_register("rflags") & RFLAGS_IF and vcpu.read_code(1) != _HLT:
             self.interrupts += 1
-            deliver(vcpu, self.hardware.pic.acknowledge(irq), None)
+            deliver(vcpu, self.hardware.acknowledge(vcpu.index), None)
             self._rip = vcpu.read_register("rip")
         return True
 
     def _wait(self) -> Ended | None:
-        """HLT: guest time goes on to the next interrupt."""
+        """HLT: guest time goes on to the next interrupt, or another CPU runs."""
+        cpus, index = self.hardware.cpus, self.machine.current.index
         if not self.machine.current.read_register("rflags") & RFLAGS_IF:
-            return Ended("halted", f"halted with interrupts off in {self.where}")
+            if cpus is None or not index:
+                return Ended("halted", f"halted with interrupts off in {self.where}")
+            cpus.states[index].is_dead = True
+            return None
+        if cpus is not None:
+            cpus.states[index].is_halted = not self._take_interrupt()
+            return None
         while not self._take_interrupt():
-            deadline = self.hardware.pit.deadline
-            if deadline is None:
+            if not self._advance():
                 return Ended("halted", f"halted with no timer armed in {self.where}")
-            self.platform.tsc = max(self.platform.tsc, deadline)
         return None
 
     # System calls -----------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from guestemu.guest.linux.cache import CacheKey, build_id, cache_directory, mark
 from guestemu.guest.linux.kernel import Kernel
 from guestemu.guest.linux.load import LinuxLoader, linux_config
 from guestemu.guest.linux.snapshot import SnapshotMismatch
+from guestemu.guest.linux.userland.cpus import with_cpus
 from guestemu.guest.linux.userland.initramfs import make_initramfs
 from guestemu.guest.linux.userland.modules import VIRTIO_PCI, package_of, read_modules
 from guestemu.guest.linux.userland.running import (
@@ -30,7 +31,8 @@ from guestemu.native.build import INIT
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
     """What a kernel runs with. `memory` in MiB, `append` is added to the command line; `modules` is
-    the package with the modules, "" for the one that belongs to the image."""
+    the package with the modules, "" for the one that belongs to the image. With more than one of
+    `cpus` it always boots: a snapshot has one CPU."""
 
     sev: str = "sev"
     memory: int = 128
@@ -38,6 +40,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     devices: tuple[str, ...] = ("nvme",)
     append: str = ""
     modules: str = ""
+    cpus: int = 1
 
 
 class Userland:
@@ -70,7 +73,7 @@ class Userland:
                 build_id(),
             )
         ).name
-        directory = cache_directory()
+        directory = cache_directory() if setting.cpus == 1 else None
         file = None if directory is None else directory / f"{made_from}.user"
         if file is not None and not is_cold:
             restored = self._restore(kernel, setting, file, made_from)
@@ -88,10 +91,12 @@ class Userland:
     ) -> RunningKernel:
         return RunningKernel(
             kernel,
-            linux_config(setting.memory, setting.cbit, setting.sev),
+            with_cpus(
+                linux_config(setting.memory, setting.cbit, setting.sev), setting.cpus, setting.sev
+            ),
             initramfs,
             devices=setting.devices,
-            command_line=command_line(kernel, setting.sev, setting.append),
+            command_line=command_line(kernel, setting.sev, setting.append, setting.cpus),
             on_line=self._on_line,
             load=load,
         )

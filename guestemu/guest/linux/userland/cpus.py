@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Several CPUs of a running kernel, one at a time in the one emulated CPU (fact U30).
+
+CPUs take turns of `SLICE` basic blocks; a turn also ends where the CPU halts, sends an IPI, or is
+sent one. Each change flushes the translations, so a guest that forgets a remote TLB flush is not
+caught by a stale one here. A CPU begins in real mode at the page that a start-up IPI names
+(Linux: trampoline_64.S).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from guestemu.abi.errors import InputError
+from guestemu.abi.x86 import RFLAGS_FIXED, Mode
+from guestemu.machine.cpuid import CpuidLeaf
+from guestemu.machine.devices.apic import LocalApics
+from guestemu.machine.engine import Context
+from guestemu.machine.machine import Machine, MachineConfig
+from guestemu.machine.segments import segment_layout
+
+SLICE: Final = 20_000
+MAX_CPUS: Final = 8
+_LOW: Final = 1 << 20 >> 12
+"""Frames that code without paging reaches: real-mode trampolines lie below 1 MiB."""
+
+_BASE: Final = 8
+"""Offset of the base in a cached segment."""
+
+_X2APIC: Final = 1 << 21
+_DEADLINE_TIMER: Final = 1 << 24
+_APIC: Final = 1 << 9
+_ALWAYS_RUNNING_TIMER: Final = 1 << 2
+
+
+def with_cpus(config: MachineConfig, cpus: int, sev: str) -> MachineConfig:
+    """`config` for a kernel with `cpus` CPUs. Raises `InputError` where that is not modelled."""
+    if cpus not in range(1, MAX_CPUS + 1):
+        raise InputError(f"cpus {cpus}: 1 to {MAX_CPUS}")
+    if cpus == 1:
+        return config
+    if sev != "sev":
+        raise InputError(
+            f"cpus {cpus}: only a plain SEV guest starts more CPUs here (--sev sev); {sev} needs "
+            "vCPU state that is created encrypted"
+        )
+    return msgspec.structs.replace(config, vcpus=cpus, mirrored=_LOW)
+
+
+def apic_cpuid(
+    base: Callable[[int, int], CpuidLeaf], machine: Machine
+) -> Callable[[int, int], CpuidLeaf]:
+    """CPUID with a local APIC in x2APIC mode and a TSC-deadline timer; the current CPU's ID."""
+
+    def cpuid(function: int, subfunction: int) -> CpuidLeaf:
+        leaf = base(function, subfunction)
+        if function == 1:
+            return leaf._replace(
+                ebx=leaf.ebx | machine.current.index << 24,
+                ecx=leaf.ecx | _X2APIC | _DEADLINE_TIMER,
+                edx=leaf.edx | _APIC,
+            )
+        if function == 6:
+            return leaf._replace(eax=_ALWAYS_RUNNING_TIMER)
+        if function == 0x80000001:
+            return leaf._replace(edx=leaf.edx | _APIC)
+        return leaf
+
+    return cpuid
+
+
+class CpuState(msgspec.Struct):
+    """One CPU that does not execute now: where it goes on, the stop that it has passed, whether it
+    waits in HLT, whether it halted for good (an offline CPU)."""
+
+    rip: int = 0
+    passed: int = 0
+    is_halted: bool = False
+    is_dead: bool = False
+
+
+class Cpus:
+    """The CPUs of `machine`. `states` by number; `switches` counts changes of turn."""
+
+    def __init__(self, machine: Machine, apics: LocalApics) -> None:
+        self._machine = machine
+        self._apics = apics
+        self.states = [CpuState() for _ in machine.vcpus]
+        self.switches = 0
+
+    @property
+    def order(self) -> list[int]:
+        """CPU numbers, the one after the present one first."""
+        count = len(self.states)
+        return [(self._machine.current.index + step) % count for step in range(1, count + 1)]
+
+    def is_on(self, index: int) -> bool:
+        """Whether CPU `index` was started and has not halted for good."""
+        return not self.states[index].is_dead and not self._apics.state.apics[index].is_waiting
+
+    @property
+    def online(self) -> int:
+        """How many are on."""
+        return sum(self.is_on(index) for index in range(len(self.states)))
+
+    def change(self, index: int) -> None:
+        """CPU `index` executes from now on; RIP of the other one has been kept in its state."""
+        if self._machine.current.index != index:
+            self._machine.activate(index)
+            self.switches += 1
+
+    def start(self, index: int, vector: int) -> None:
+        """The current CPU, `index`, takes a start-up IPI: real mode, CS:IP = vector << 8:0."""
+        machine = self._machine
+        vcpu = machine.current
+        vcpu.enter(Mode.REAL16, 0)
+        context = Context(machine.engine)
+        at = segment_layout(machine.modes).code
+        struct.pack_into("<I", context.bytes, at, vector << 8)
+        struct.pack_into("<Q", context.bytes, at + _BASE, vector << 12)
+        context.restore()
+        machine.engine.flush_tlb()
+        vcpu.write_register("rflags", RFLAGS_FIXED)
+        vcpu.write_register("rip", 0)
+        vcpu.kernel_segments = machine.vcpus[0].kernel_segments
+        self.states[index] = CpuState()
