@@ -55,5 +55,14 @@ def test_a_range_that_wraps_is_one_finding_for_either_status(tmp_path):
     assert len(book.findings) == 1
 
 
+def test_an_end_that_was_cut_is_one_finding_wherever_the_range_begins(tmp_path):
+    spec = defects.write(tmp_path, "end-32")
+    book = make_book(load_host(spec, plugin=spec.rpartition(":")[0]))
+    programs = [[call(0, 1 << 32)], [call(4096, (1 << 32) - 1)], [call(0x81000, (1 << 32) - 129)]]
+    (found,) = file(book, programs)
+    assert found.symptom == "hypercall: upper bits of the end of the range"
+    assert len(book.findings) == 1
+
+
 def test_an_address_whose_lowest_bit_is_bit_11_is_tried():
     assert 0x800 in BOUNDARIES[Argument.ADDRESS]

@@ -19,7 +19,7 @@ from typing import Final, TypeAlias
 import msgspec
 from bitarray import bitarray
 
-from guestemu.abi.addresses import PAGE_SIZE, U32_MASK
+from guestemu.abi.addresses import PAGE_SIZE, U32_MASK, U64_MASK
 from guestemu.abi.errors import GuestemuError, ProgramTimeError, TimeUp
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
 from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
@@ -61,6 +61,8 @@ _LOWER_ADDRESS: Final = (_LOWER, U32_MASK, (1 << 40) - 1)
 """Bits of an address that are exchanged to see whether those above them count."""
 
 _SMALL: Final = (0, 1, 2, 3, 4, 16)
+_END_WIDTHS: Final = (31, 32, 44, 48, 52)
+_OF_RANGES: Final = frozenset({"hypercall: record", of_bits("page count").name})
 
 
 _Cleared: TypeAlias = tuple[tuple[str, Spots], ...]
@@ -194,7 +196,7 @@ class Probe:
             raise ProgramTimeError(bound.text)
         if not self._is_comparing:
             sightings = [self._by_bits(ops, self._by_half(ops, s, exits)) for s in sightings]
-            sightings = [self._by_attributes(ops, s) for s in sightings]
+            sightings = [self._by_end(ops, self._by_attributes(ops, s)) for s in sightings]
         return Look(tuple(sightings), tuple(exits), private, is_ready), tuple(cleared)
 
     def _step_through(self, ops: tuple[Op, ...], violations: list[Violation], traced: bool) -> None:
@@ -265,6 +267,32 @@ class Probe:
         ):
             return msgspec.structs.replace(sighting, spots=_NOTHING)
         return sighting
+
+    def _by_end(self, ops: tuple[Op, ...], sighting: Sighting) -> Sighting:
+        """`sighting` named by the end of the range, where a host keeps it in too few bits: the
+        longest count that fits is right from address 0 on and not from the next page on."""
+        op = ops[sighting.violation.op]
+        if op.kind is not OpKind.HYPERCALL or sighting.symptom.name not in _OF_RANGES:
+            return sighting
+        gpa, pages = op.arguments[1:3]
+        for width in _END_WIDTHS:
+            most = (1 << width) - 1
+            if not op.has_page and most < gpa // PAGE_SIZE + pages <= U64_MASK:
+                fits = _call(KVM_HC_MAP_GPA_RANGE, 0, most, 0)
+                leaves = _call(KVM_HC_MAP_GPA_RANGE, PAGE_SIZE, most, 0)
+                if self._is_recorded(leaves) is False and self._is_recorded(fits):
+                    named = of_bits("end of the range")
+                    return msgspec.structs.replace(sighting, symptom=named, spots=_NOTHING)
+        return sighting
+
+    def _is_recorded(self, op: Op) -> bool | None:
+        """Whether a call that is to be accepted is, or None where it cannot run."""
+        self._is_comparing = True
+        try:
+            look = self.try_look((op,))
+        finally:
+            self._is_comparing = False
+        return None if look is None else not look.sightings
 
     def _shows(self, ops: tuple[Op, ...], symptom: Symptom) -> bool:
         """Whether a run of `ops` has exactly this symptom, without a look at registers."""
