@@ -118,6 +118,8 @@ def test_a_refused_notification_reaches_no_caller_as_sev_and_as_es(
     values = {evidence.name: evidence.value for evidence in result.evidence}
     for kind in ("sev", "es"):
         assert values[f"linux:{series} as {kind}: the host refuses"] == "returns 0"
+    ended = values[f"linux:{series} as snp: the host refuses"]
+    assert ended == "the guest ends itself (set 1, reason 1)"
 
 
 def test_a_kernel_that_faults_confirms_c13(

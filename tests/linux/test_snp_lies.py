@@ -13,6 +13,13 @@ from guestemu.program.text import parse_text
 from guestemu.report.trace.run import run_program
 from guestemu.report.trace.words import run_word
 
+INJECTED = {
+    "vector=29 code=0x72": "terminated",  # no CPUID stands there: vc_check_opcode_bytes()
+    "vector=29 code=0x404": "terminated",
+    "vector=0x80": "ok",
+    "vector=0xec": "ok",
+}
+
 ENDS = {
     "stall": "run-failed",
     **dict.fromkeys(("claim", "shrink", "far", "backwards", "high-bits", "rewrite"), "ok"),
@@ -43,3 +50,23 @@ def test_what_a_kernel_makes_of_each_lie(series: str) -> None:
         violations[lie] = [violation.message for violation in run.outcome.violations]
     assert found == ENDS
     assert not any(violations.values()), violations
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("after", [100, 3000])
+@pytest.mark.parametrize("event", INJECTED)
+def test_what_a_kernel_makes_of_an_injected_event(event: str, after: int) -> None:
+    """In the middle of an encryption: it goes on right, or ends itself (N55)."""
+    try:
+        find_image("6.12")
+    except MissingError:
+        pytest.skip("no 6.12 kernel; run `guestemu kernel fetch 6.12`")
+    text = (
+        "guestemu-program 1\nguest linux:6.12\nsev snp\nmemory 128\nbudget 300000\n"
+        "host hostile-hypervisor:far\n---\nset_memory_decrypted D[3] pages=4\n"
+        f"hypervisor_inject {event} after={after}\nset_memory_encrypted D[3] pages=4\n"
+        "write D[4] value=1\nread D[4]\n"
+    )
+    run = run_program(parse_text(text, event))
+    assert run_word(run) == INJECTED[event]
+    assert not run.outcome.violations

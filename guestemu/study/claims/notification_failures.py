@@ -18,7 +18,7 @@ from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
 from guestemu.abi.regions import Region
 from guestemu.abi.x86 import VECTOR_PF
 from guestemu.guest.base import CallOutcome, GuestOops
-from guestemu.machine.exits import BudgetExhausted
+from guestemu.machine.exits import BudgetExhausted, Terminated
 from guestemu.program.ops import Op, OpKind
 from guestemu.program.program import Header
 from guestemu.runner.testbed import build_testbed
@@ -147,14 +147,16 @@ def _make_callback_fail(kernel: CalledKernel) -> None:
 
 def error_up_the_chain(lab: Lab) -> ClaimResult:
     """C21: what the caller of set_memory_decrypted() gets when the host refuses, when the callback
-    that notifies fails, and when the page tables cannot be changed; as SEV and as SEV-ES guest."""
+    that notifies fails, and when the page tables cannot be changed; as SEV, SEV-ES and SNP guest.
+    """
     refused, failed, unsplit = {}, {}, {}
-    kinds = [(name, sev) for name in lab.kernels for sev in ("sev", "es")]
+    kinds = [(name, sev) for name in lab.kernels for sev in ("sev", "es", "snp")]
     for name, sev in kinds:
         kernel = CalledKernel(name, answer=-_EINVAL & U64_MASK, sev=sev)
         guest = kernel.guest
         refused[name, sev] = guest.set_memory_decrypted(guest.gva(Region.D, _PAGE), 1)
         guest.reset()
+        kernel.recorder.answer = 0
         guest.fail_split(0)
         unsplit[name, sev] = guest.set_memory_decrypted(guest.gva(Region.L, 0), 1)
         guest.reset()
@@ -162,16 +164,18 @@ def error_up_the_chain(lab: Lab) -> ClaimResult:
         failed[name, sev] = guest.set_memory_decrypted(guest.gva(Region.D, _PAGE), 1)
         guest.reset()
     reaches = all((run.value or 0) < 0 for run in failed.values())
-    dropped = all(run.value == 0 for run in refused.values())
+    dropped = all(run.value == 0 for (_, sev), run in refused.items() if sev != "snp")
+    ends = all(run.value is None for (_, sev), run in refused.items() if sev == "snp")
     return ClaimResult(
         verdict=decide(
             confirmed=not any((run.value or 0) < 0 for run in failed.values()),
             refuted=reaches and not dropped,
-            conditional=reaches and dropped,
+            conditional=reaches and dropped and ends,
         ),
         condition=(
-            "the error is the host's answer and the guest is a SEV or SEV-ES guest: AMD's callback "
-            "drops the answer and the caller gets 0; since 5.19 a failure of the callback itself "
+            "the error is the host's answer: AMD's callback drops it in a SEV or SEV-ES guest and "
+            "the caller gets 0, an SNP guest ends itself and the caller gets nothing; since 5.19 a "
+            "failure of the callback itself "
             "reaches the caller, as does a failed change of the page tables"
         ),
         evidence=tuple(
@@ -180,7 +184,7 @@ def error_up_the_chain(lab: Lab) -> ClaimResult:
             for what, runs, how in (
                 ("the notifying callback fails", failed, "another enc_status_change_finish"),
                 ("no memory for a split", unsplit, "alloc_pages() returns NULL"),
-                ("the host refuses", refused, f"hypercall answered with -{_EINVAL}"),
+                ("the host refuses", refused, f"user space answers -{_EINVAL}"),
             )
         ),
         guests=lab.kernels,
@@ -196,6 +200,9 @@ def error_up_the_chain(lab: Lab) -> ClaimResult:
 
 
 def _return_words(outcome: CallOutcome) -> str:
+    end = outcome.end
+    if isinstance(end, Terminated):
+        return f"the guest ends itself (set {end.reason_set}, reason {end.reason_code})"
     returned = "does not return" if outcome.value is None else f"returns {outcome.value}"
     return f"{returned}, WARN" if outcome.warnings else returned
 
