@@ -36,11 +36,11 @@ def _files(word: str) -> list[Path]:
     if path.is_dir():
         files = sorted(path.rglob(f"*{_SUFFIX}"))
         if not files:
-            raise InputError(f"--seeds {word}: no {_SUFFIX} file in it; name another directory")
+            raise InputError(f"--inputs {word}: no {_SUFFIX} file in it; name another directory")
         return files
     if not path.exists():
         raise InputError(
-            f"--seeds {word}: no such file; use {FLOWS_WORD}, {NONE_WORD}, or a {_SUFFIX} file or "
+            f"--inputs {word}: no such file; use {FLOWS_WORD}, {NONE_WORD}, or a {_SUFFIX} file or "
             "a directory of them"
         )
     return [path]

@@ -65,7 +65,7 @@ def parse_number(text: str, what: str) -> int:
     try:
         return int(text, 0)
     except ValueError:
-        raise InputError(f"{what}: {text!r} is no number; write 42 or 0x2a") from None
+        raise InputError(f"{what}: {text!r} is not a number; write 42 or 0x2a") from None
 
 
 def resolve(text: str, guest: LinuxGuest, earlier: Sequence[Earlier] = ()) -> CallArgument:

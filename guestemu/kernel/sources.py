@@ -89,7 +89,7 @@ def locate(suites: Iterable[str], known: tuple[ImageSource, ...]) -> tuple[Image
     found = []
     for suite in suites:
         if not _SUITE.fullmatch(suite):
-            raise InputError(f"--suite {suite}: no name of a suite; for example {BACKPORTS}")
+            raise InputError(f"--suite {suite}: not the name of a suite; for example {BACKPORTS}")
         addresses = security if _SECURITY.fullmatch(suite) else main
         if suite in own:
             found.append(own[suite])

@@ -280,7 +280,7 @@ def _read_patch(path: Path) -> bytes:
         raise InputError(f"--patch {path}: {error.strerror}") from None
     names = list(_patched_files(change.decode("utf-8", "replace")))
     if not names:
-        raise InputError(f"--patch {path}: no patch; write one with `diff -u` or `git diff`")
+        raise InputError(f"--patch {path}: not a patch; write one with `diff -u` or `git diff`")
     for name in names:
         if not name.startswith(tuple(f"{part}/" for part in _PARTS)) or ".." in name.split("/"):
             raise InputError(

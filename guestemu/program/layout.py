@@ -87,7 +87,7 @@ def _number(text: str, word: str) -> int:
     match = _NUMBER.fullmatch(text)
     if match is None:
         raise ValueError(
-            f"layout word {word:.40}: {text:.20} is no number with K, M or G behind it"
+            f"layout word {word:.40}: {text:.20} is not a number with K, M or G behind it"
         )
     return int(match[1], 0) << _UNITS[match[2]]
 
@@ -100,7 +100,7 @@ def split_memory(text: str) -> tuple[int | None, str]:
         return None, text
     match = _NUMBER.fullmatch(size)
     if match is None:
-        raise ValueError(f"{size:.20} is no number of MiB; write 512, 512M or 2G")
+        raise ValueError(f"{size:.20} is not a number of MiB; write 512, 512M or 2G")
     value = int(match[1], 0) << _UNITS[match[2]]
     if match[2] and value & ((1 << _MIB) - 1):
         raise ValueError(f"{size}: use whole MiB")

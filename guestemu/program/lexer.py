@@ -62,7 +62,7 @@ def split_words(line: str, place: Place) -> list[Word]:
         if match is None:
             rest = line[position:].lstrip(_BLANKS)
             raise place.error(
-                f"column {len(line) - len(rest) + 1}: {shown(rest)} is no word; "
+                f"column {len(line) - len(rest) + 1}: {shown(rest)} is not a word; "
                 'write printable ASCII or a complete "string"'
             )
         if match["comment"]:
@@ -79,7 +79,7 @@ def _unquote(text: str, place: Place) -> str:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise place.error(f"{shown(text)} is no JSON string; check its escapes") from error
+        raise place.error(f"{shown(text)} is not a JSON string; check its escapes") from error
     assert isinstance(value, str)
     return value
 

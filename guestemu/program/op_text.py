@@ -78,7 +78,7 @@ def _fields_of(words: list[Word], place: Place, known: frozenset[str]) -> dict[s
     for word in words:
         name, equals, value = word.text.partition("=")
         if word.quoted or not equals:
-            raise place.error(f"{shown(word.text)} is no name=value")
+            raise place.error(f"{shown(word.text)} is not name=value")
         if name not in known:
             raise place.error(f"this op has no {shown(name)}; {nearest(name, known)}")
         if name in fields:

@@ -50,7 +50,7 @@ def _check_magic(line: str, place: Place) -> None:
             f"format version {shown(words[1])}, this guestemu reads {FORMAT_VERSION}; "
             "use the guestemu that wrote it"
         )
-    raise place.error(f"{shown(line.strip())} is no program; its first line must be: {MAGIC}")
+    raise place.error(f"{shown(line.strip())} is not a program; its first line must be: {MAGIC}")
 
 
 def parse_text(text: str, name: str) -> Program:

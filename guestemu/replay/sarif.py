@@ -27,7 +27,7 @@ BAD_INPUT: Final = "bad-input"
 _UNEXPECTED: Final = "no violation of "
 
 _RULES: Final = {
-    BAD_INPUT: "The file is no program that can be run.",
+    BAD_INPUT: "The file is not a program that can be run.",
     "outcome": "The run ends as its program expects.",
     "violation": "The checks fail that the program expects to fail, and no others.",
     "hypercalls": "The guest makes as many hypercalls as expected.",

@@ -152,5 +152,5 @@ def test_a_user_s_programs_are_seeds(tmp_path):
 def test_seeds_that_are_not_there_are_named(what, tmp_path):
     done = fuzz("msr", "--execs", "10", "--seeds", what, cwd=tmp_path)
     assert done.returncode == 2
-    assert f"--seeds {what}" in done.stderr
+    assert f"--inputs {what}" in done.stderr
     assert not list(tmp_path.iterdir())

@@ -332,8 +332,8 @@ NEEDS_PYTHON = {
     "sync": "checks of its own resources",
     "stream": "checks of its own resources",
     "mirror": "checks of its own sev-firmware",
-    "psc": "is no snippet",
-    "hostile-host": "is no snippet",
+    "psc": "is not a snippet",
+    "hostile-host": "is not a snippet",
     "lockstep": "checks of its own lockstep",
     "migration": "programs have more than 16 ops",
 }

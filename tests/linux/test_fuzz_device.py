@@ -159,7 +159,7 @@ def test_a_campaign_finds_a_device_that_stores_late(image_of, monkeypatch):
 def test_programs_of_the_target_need_python(image_of):
     target = find_target("device")
     session = Session(Plan(target, header_of(image_of)))
-    assert why_not(session.executor).endswith("is no snippet")
+    assert why_not(session.executor).endswith("is not a snippet")
 
 
 def test_a_guest_without_a_device_has_no_such_function():

@@ -148,9 +148,9 @@ BODY = HEAD + "---\n"
 
 
 ERRORS = [
-    ("", "p:1: '' is no program; its first line must be: guestemu-program 1"),
+    ("", "p:1: '' is not a program; its first line must be: guestemu-program 1"),
     ("guestemu-program 2\n", "p:1: format version '2', this guestemu reads 1; use the"),
-    ("guest snippet:6.1\n---\n", "p:1: 'guest snippet:6.1' is no program"),
+    ("guest snippet:6.1\n---\n", "p:1: 'guest snippet:6.1' is not a program"),
     (HEAD + "gest x\n", "p:2: no header field 'gest'; did you mean guest?"),
     (HEAD + "cbit 39\n\ncbit 39\n", "p:4: cbit was given on line 2 already; keep one"),
     (HEAD + "cbit\n---\n", "p:2: cbit takes one value, 0 are given"),
@@ -171,7 +171,7 @@ ERRORS = [
     (BODY + "unmap G[0]", "p:3: region G needs memory of at least 4096 MiB"),
     (BODY + "unmap D[0] pages=1", "p:3: this op has no 'pages'; use one of vcpu"),
     (BODY + "rdmsr msr=1 msr=2", "p:3: msr is given twice; keep one"),
-    (BODY + "rdmsr 0x10", "p:3: '0x10' is no name=value"),
+    (BODY + "rdmsr 0x10", "p:3: '0x10' is not name=value"),
     (BODY + "rdmsr msr=0x1ffffffff", "p:3: msr=0x1ffffffff is out of range; use 0 to"),
     (BODY + "rdmsr msr=" + "9" * 5000, "p:3: msr: '99999"),
     (BODY + "answer value=18446744073709551616", "p:3: value: '18446744073709551616' does not"),
@@ -181,8 +181,8 @@ ERRORS = [
     (BODY + "rdmsr mode=long", "p:3: mode 'long'; use long64, compat32, prot32, real16"),
     (BODY + "hypercall insn=int3", "p:3: insn 'int3'; use vmmcall, vmcall"),
     (BODY + "read D[0] offset=4096", "p:3: offset=0x1000 is out of range; use 0 to 0xfff"),
-    (BODY + "cpu_offline \0", "p:3: column 13: '\\x00' is no word"),
-    (BODY + 'cpu_offline "open', "p:3: column 13: '\"open' is no word"),
+    (BODY + "cpu_offline \0", "p:3: column 13: '\\x00' is not a word"),
+    (BODY + 'cpu_offline "open', "p:3: column 13: '\"open' is not a word"),
     (BODY + "expect outcome", "p:3: an expectation is: expect NAME VALUE"),
     (BODY + "expect outcme ok", "p:3: no expectation 'outcme'; did you mean outcome?"),
     (BODY + "expect result 0", "p:3: result is about one op; add: at OP"),

@@ -193,7 +193,7 @@ def test_results_survive_a_cut_off_line(tmp_path: Path):
         file.write(b'{"cell":')
     assert read_results(path) == [one]
     append_result(path, CellResult(cell("M2"), False, 9, 0.5))
-    with pytest.raises(InputError, match=r"results\.jsonl:2: no zoo result"):
+    with pytest.raises(InputError, match=r"results\.jsonl:2: not a zoo result"):
         read_results(path)
 
 

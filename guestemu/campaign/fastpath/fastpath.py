@@ -95,7 +95,7 @@ def why_not(executor: Executor) -> str:
     if type(executor) is not Executor:
         return "the executor makes programs in its own way"
     if type(guest) is not SnippetGuest or guest.boot_exits:
-        return f"guest {guest.name} is no snippet"
+        return f"guest {guest.name} is not a snippet"
     if type(machine.ram) is not GuestRam or not machine.code.available or machine.tlb is not None:
         return "the machine has caches or a page walk of its own, or no native hooks"
     host = testbed.host

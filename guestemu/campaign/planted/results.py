@@ -42,7 +42,9 @@ def read_results(path: Path) -> list[CellResult]:
         except msgspec.DecodeError as error:
             if number == len(lines):
                 break
-            raise InputError(f"{path}:{number}: no zoo result: {error}; delete the line") from None
+            raise InputError(
+                f"{path}:{number}: not a zoo result: {error}; delete the line"
+            ) from None
         kept[result.cell.key] = result
     return list(kept.values())
 

@@ -289,7 +289,7 @@ class RecordedHost(Host):
             case StepOp.ENFORCE_PV:
                 result = settings.enforce_pv_features(bool(value))
             case _:
-                raise ValueError(f"{op.value} is no ioctl")
+                raise ValueError(f"{op.value} is not an ioctl")
         return RecordedOutcome(ioctl=result)
 
     def _memory_ioctl(self, op: StepOp, inputs: Inputs) -> RecordedOutcome:

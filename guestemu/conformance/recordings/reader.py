@@ -79,7 +79,9 @@ def _unpacked(data: bytes, path: Path) -> bytes:
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be unpacked ({error}); copy it again") from None
     if len(text) > _LARGEST:
-        raise InputError(f"{path}: unpacks to more than {_LARGEST >> 20} MiB; it is no recording")
+        raise InputError(
+            f"{path}: unpacks to more than {_LARGEST >> 20} MiB; it is not a recording"
+        )
     return text
 
 

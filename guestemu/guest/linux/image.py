@@ -245,7 +245,7 @@ def _payload_of_bzimage(data: bytes) -> bytes:
             ) as error:
                 raise _Broken(f"its payload does not unpack ({error})") from None
             if not elf.startswith(_ELF_MAGIC):
-                raise _Broken("its payload is no ELF file")
+                raise _Broken("its payload is not an ELF file")
             return elf
     raise _Broken(f"its payload has an unknown compression (bytes {payload[:6].hex()})")
 

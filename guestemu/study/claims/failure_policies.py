@@ -175,8 +175,8 @@ def one_failure(lab: Lab, failed: int = FAILED) -> ClaimResult:
         ),
         guests=_tested(lookups),
         witnesses=(program_witness(Header(guest=GUEST), (*_convert(1), *_MIGRATE, *_READS[:2])),),
-        remark="A failed lookup is no single page: the notifier gives up there, and the pages "
-        "behind it are also lost."
+        remark="A failed lookup loses more than one page: the notifier gives up there, and the "
+        "pages behind it are also lost."
         if any(each.lost > 1 for each in lookups)
         else "",
     )

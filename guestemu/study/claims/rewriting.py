@@ -62,7 +62,7 @@ def no_dirty_mark(_lab: Lab, rules: Rules = _DEFAULT) -> ClaimResult:
         guests=machine.guests,
         witnesses=losing_witness(keeping[0]),
         remark=(
-            "Marking the page at its flip and at its hypercall is no substitute for fetching the "
+            "Marking the page at its flip and at its hypercall does not replace fetching the "
             "log before the status: orders 2 and 3 lose all the same."
         )
         if all(cell.lost for cell in loose_marked)
