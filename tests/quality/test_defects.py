@@ -64,5 +64,14 @@ def test_an_end_that_was_cut_is_one_finding_wherever_the_range_begins(tmp_path):
     assert len(book.findings) == 1
 
 
+def test_a_status_of_the_range_before_is_one_finding_either_way_round(tmp_path):
+    spec = defects.write(tmp_path, "adjacent")
+    book = make_book(load_host(spec, plugin=spec.rpartition(":")[0]))
+    ways = ([call(0, 1, 16), call(4096, 1)], [call(0, 1), call(4096, 1, 16)])
+    (found,) = file(book, ways)
+    assert found.ops == tuple(ways[1])
+    assert len(book.findings) == 1
+
+
 def test_an_address_whose_lowest_bit_is_bit_11_is_tried():
     assert 0x800 in BOUNDARIES[Argument.ADDRESS]

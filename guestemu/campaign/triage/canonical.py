@@ -197,10 +197,19 @@ class Canonical:
             before = ops
             for index in range(len(ops)):
                 ops = self._search(ops, index)
-            ops = self.drop(self._moved(ops))
+            ops = self.drop(self._moved(self._mirrored(ops)))
             if ops == before or self._left <= 0:
                 break
         return ops
+
+    def _mirrored(self, ops: tuple[Op, ...]) -> tuple[Op, ...]:
+        """`ops` with every status the other way, if they then begin with sharing: what goes wrong
+        between two statuses does so either way round."""
+        raw = [op for op in ops if op.kind is OpKind.HYPERCALL]
+        if not raw or not raw[0].arguments[_ATTRIBUTES] & MAP_GPA_RANGE_ENCRYPTED:
+            return ops
+        mirrored = tuple(map(_mirror, ops))
+        return mirrored if self.holds(mirrored) else ops
 
     def _moved(self, ops: tuple[Op, ...]) -> tuple[Op, ...]:
         """`ops` with everything moved down together: ops that meet on a page must go on to."""
@@ -252,6 +261,15 @@ def _sharing(op: Op) -> Op:
         return op
     arguments = list(op.arguments)
     arguments[_ATTRIBUTES] = 0
+    return msgspec.structs.replace(op, arguments=tuple(arguments))
+
+
+def _mirror(op: Op) -> Op:
+    """A raw hypercall with the other status."""
+    if op.kind is not OpKind.HYPERCALL:
+        return op
+    arguments = list(op.arguments)
+    arguments[_ATTRIBUTES] ^= MAP_GPA_RANGE_ENCRYPTED
     return msgspec.structs.replace(op, arguments=tuple(arguments))
 
 
