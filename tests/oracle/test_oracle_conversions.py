@@ -61,6 +61,19 @@ def test_an_mmio_entry_that_is_out_of_date_makes_a_private_access_count_as_share
     assert found[-1] == RecordedOutcome(outcome="memory_fault", data=HIGH, hw=0, rax=PAGE)
 
 
+def test_an_offset_without_a_file_is_no_change_of_slots():
+    """The entry of MMIO stays up to date: found on 7.3.4 by a campaign."""
+    slot = conversions._slot
+    last = outcomes(
+        slot(4, 0x300000, PAGE, 0, -PAGE),
+        conversions._read(HIGH + PAGE),
+        conversions._attributes(HIGH + PAGE),
+        slot(4, 0x300000, PAGE, 0, 0x100000),
+        conversions._write(HIGH + PAGE, 0x54),
+    )
+    assert [out.outcome or out.ioctl for out in last] == [0, "mmio", 0, 0, "mmio"]
+
+
 def test_a_file_is_all_private_or_all_shared():
     """It can be mapped with MMAP only, and touched where it starts shared, up to its end."""
     assert create_memfd(PAGE, 0, has_private_memory=False) == (0, ENODEV, ENODEV, 0, 0)

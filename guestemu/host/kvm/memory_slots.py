@@ -86,9 +86,12 @@ class MemorySlots:
 
     def set(self, number: int, new: MemorySlot) -> int:
         """The ioctl for slot `number` (address space in bits 31:16): 0 or a negative errno. Size 0
-        deletes."""
+        deletes. An offset without KVM_MEM_GUEST_MEMFD is not kept: the same slot with another one
+        changes nothing."""
         if not self._is_valid(number, new):
             return -EINVAL
+        if not new.has_memfd:
+            new = msgspec.structs.replace(new, memfd_offset=0)
         old = self._slots.get(number)
         if not new.size:
             if old is None:
