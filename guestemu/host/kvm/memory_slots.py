@@ -42,6 +42,11 @@ class MemorySlot(msgspec.Struct, frozen=True):
         """Whether a guest's write is MMIO."""
         return bool(self.flags & _READONLY)
 
+    @property
+    def kept(self) -> MemorySlot:
+        """As KVM keeps it: without guest_memfd there is no offset."""
+        return self if self.has_memfd else msgspec.structs.replace(self, memfd_offset=0)
+
     def overlaps(self, other: MemorySlot) -> bool:
         """Whether a byte is in both."""
         return self.gpa < other.gpa + other.size and other.gpa < self.gpa + self.size
@@ -90,8 +95,7 @@ class MemorySlots:
         changes nothing."""
         if not self._is_valid(number, new):
             return -EINVAL
-        if not new.has_memfd:
-            new = msgspec.structs.replace(new, memfd_offset=0)
+        new = new.kept
         old = self._slots.get(number)
         if not new.size:
             if old is None:
