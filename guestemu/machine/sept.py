@@ -71,8 +71,9 @@ class AccessEnd(enum.Enum):
     """KVM_RUN returns -EFAULT; user space converts the page or stops."""
     NOT_ACCEPTED = "guest access before accepting"
     """An EPT violation of kind "pending": KVM ends the VM."""
-    WRITE_BLOCKED = "write to a blocked page"
-    """An EPT violation to the host, which unblocks the page; the access starts again."""
+    WRITE_BLOCKED = "access to a blocked page"
+    """A write to an accepted page or any access to a pending one that is blocked for writing: a
+    plain EPT violation to the host, which unblocks the page; the access starts again."""
     BUGGED = "VM bugged"
     """An instruction fetch from shared memory: KVM_BUG_ON."""
 
@@ -176,6 +177,8 @@ class SecureEpt:
             return AccessEnd.WORKS if state == SHARED else AccessEnd.MEMORY_FAULT
         if state == SHARED:
             return AccessEnd.MEMORY_FAULT
+        if state == PENDING and self.is_blocked(gfn):
+            return AccessEnd.WRITE_BLOCKED
         if state == PENDING:
             return AccessEnd.VE if self.has_ve else AccessEnd.NOT_ACCEPTED
         if kind is AccessKind.WRITE and self.is_blocked(gfn):

@@ -5,15 +5,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from guestemu.abi.errno import EAGAIN, EINVAL
+from guestemu.host.base import Hypercall
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
 from guestemu.host.plugin import load_plugin
 from guestemu.program.ops import Op, OpKind, Region
 from guestemu.runner.testbed import Testbed
 from guestemu.study.outcomes.guests import SNIPPET, outcome_guest
-from guestemu.study.outcomes.matrix import MatrixCell, run_matrix, verdicts
+from guestemu.study.outcomes.matrix import MatrixCell, matrix_page, run_matrix, verdicts
+from guestemu.study.outcomes.stops import StopCell, run_stops, stop_lines
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "my_host.py"
 KINDS = ("sev", "snp", "tdx")
@@ -62,6 +65,57 @@ def test_verdicts_differ_by_kind(cells: list[MatrixCell]) -> None:
     assert "| 3 | 0 | 0 | 2 | 0 | confirmed: 2 lost | true here" in rows["sev"]
     assert rows["snp"].endswith("| does not arise: the guest ends |")
     assert rows["tdx"].endswith("| met: the error is propagated | false here: 2 told |")
+
+
+@pytest.fixture(scope="module")
+def stops() -> dict[str, StopCell]:
+    return {cell.kind: cell for cell in run_stops([SNIPPET])}
+
+
+@pytest.mark.parametrize(
+    ("kind", "exits", "mapped", "converted", "result"),
+    [
+        ("sev", 1000, 1000, 999, "0"),
+        ("snp", 2, 0, 64, "terminates 1/1"),
+        ("tdx", 2, 1000, 512, "-5"),
+    ],
+)
+def test_only_a_sev_guest_reports_the_rest_after_a_refusal(
+    stops: dict[str, StopCell], kind: str, exits: int, mapped: int, converted: int, result: str
+) -> None:
+    """C20: of 1000 pages the second exit is refused; what the first was about is converted."""
+    cell = stops[kind]
+    assert (cell.exits, cell.mapped, cell.converted, cell.result) == (
+        exits,
+        mapped,
+        converted,
+        result,
+    )
+    assert (cell.word == "goes on") is (kind == "sev")
+
+
+def test_the_page_has_the_refusal_in_the_middle(
+    cells: list[MatrixCell], stops: dict[str, StopCell]
+) -> None:
+    page = matrix_page(cells, stop_lines(list(stops.values())))
+    assert f"| {SNIPPET} | tdx | 2 | no | 1000 shared | 512 shared | -5 |" in page
+    assert f"made by `guestemu outcomes matrix --guest {SNIPPET} --page" in page
+
+
+class TruthHost(MapGpaRangeHost):
+    """Takes the attributes word for a boolean: 0 is shared, all else private."""
+
+    def hypercall(self, call: Hypercall) -> int:
+        return super().hypercall(msgspec.structs.replace(call, a2=0x10 if call.a2 else 0))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_attributes_read_as_a_boolean_show_in_an_snp_guest_only(kind: str) -> None:
+    """KVM puts the size of an SNP guest's 2 MiB entry into the word: shared is 1. Linux names 4 KiB
+    in a SEV guest's hypercall, KVM in a TD's chunk (T26): shared is 0."""
+    testbed = Testbed(outcome_guest(SNIPPET, kind), TruthHost())
+    outcome = testbed.run([Op(OpKind.SET_MEMORY_DECRYPTED, (512, 0), Region.L, 0)])
+    assert bool(outcome.violations) is (kind == "snp")
 
 
 def conversions(testbed: Testbed) -> tuple[list[int | None], set[str]]:

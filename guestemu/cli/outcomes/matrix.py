@@ -37,7 +37,8 @@ def command(
 
     ok: it succeeds and page table and host agree; told: the caller reads the failure; ends: the
     guest ends; lost: it reads success, and page table and host differ. A page (--html, --page) and
-    --json also have what page table, host, RMP and Secure EPT hold afterwards.
+    --json also have what page table, host, RMP and Secure EPT hold afterwards; --page and --json
+    have what follows a refusal in the middle of a range (claim C20).
 
     For example:
 
@@ -45,25 +46,27 @@ def command(
 
       guestemu outcomes matrix --guest linux:6.12 --html kinds.html
 
-      guestemu outcomes matrix --guest linux:6.12 --guest linux:7.3 --page docs/guest-kinds.md
+      guestemu outcomes matrix --guest linux:6.12 --guest linux:7.3 --page kinds.md
     """
     from guestemu.cli._step_progress import StepProgress
     from guestemu.study.outcomes.guests import chosen_guests
     from guestemu.study.outcomes.matrix import KINDS, matrix_page, run_matrix
+    from guestemu.study.outcomes.stops import run_stops, stop_lines
     from guestemu.study.outcomes.tried import kinds_document
 
     if page is not None and not page.parent.is_dir():
         raise InputError(f"{page}: no such directory; make it first")
     chosen = chosen_guests(guests)
-    with StepProgress(len(chosen) * len(KINDS)) as progress:
+    with StepProgress(2 * len(chosen) * len(KINDS)) as progress:
         cells = run_matrix(chosen, done=progress.advance)
+        stops = run_stops(chosen, done=progress.advance)
     if page is not None:
-        page.write_text(matrix_page(cells), encoding="utf-8")
+        page.write_text(matrix_page(cells, stop_lines(stops)), encoding="utf-8")
     document = kinds_document(cells)
     if html is not None:
         console.write_document(html, document)
     if as_json:
-        console.emit_json({"cells": cells})
+        console.emit_json({"cells": cells, "stops": stops})
     elif page is not None:
         console.emit(f"{page}: {len(cells)} runs")
     else:

@@ -170,7 +170,7 @@ def _cell(
         kind=kind,
         operation=title,
         answer=answer,
-        result=_result(outcome, call),
+        result=result_of(outcome, call),
         warned=bool(outcome.warnings),
         entry="" if call is _kexec else _word(entry),
         host=_word(at_host),
@@ -188,7 +188,8 @@ def _module(guest: Guest, gfn: int) -> str:
     return "" if rmp is None else rmp.describe(gfn)
 
 
-def _result(outcome: CallOutcome, call: Callable[[Guest], CallOutcome]) -> str:
+def result_of(outcome: CallOutcome, call: Callable[[Guest], CallOutcome] | None = None) -> str:
+    """What the caller of an operation reads, or how the guest ended."""
     value = outcome.value
     if value is not None and call is _kexec:
         return "returns"
@@ -204,8 +205,10 @@ def _word(private: bool) -> str:
     return "private" if private else "shared"
 
 
-def matrix_page(cells: Sequence[MatrixCell]) -> str:
-    """The cells as a table, and the verdicts of C19, C20 and C21 by guest kind."""
+def matrix_page(cells: Sequence[MatrixCell], stops: Iterable[str]) -> str:
+    """The cells as a table, and the verdicts of C19 and C21 by guest kind; `stops` are the lines
+    about C20."""
+    guests = " ".join(f"--guest {name}" for name in dict.fromkeys(cell.guest for cell in cells))
     lines = [
         "# One answer, four guest kinds",
         "",
@@ -217,17 +220,13 @@ def matrix_page(cells: Sequence[MatrixCell]) -> str:
         "unshare for SNP (6.16 on) or TDX have it. A DMA buffer may come from memory that was "
         "shared before; then user space is not asked.",
         "",
-        "This page is made by `guestemu outcomes matrix --guest linux:6.12 --guest linux:7.3 "
-        "--page docs/guest-kinds.md`.",
+        f"This page is made by `guestemu outcomes matrix {guests} --page docs/guest-kinds.md`.",
         "",
         "## Verdicts",
         "",
         *verdicts(cells),
         "",
-        "C20 (after one refused page it is of no use to report the others): a TD's MapGPA stops at "
-        'the first refused page, and those before it are converted ([tdx.md](tdx.md), "2 pages, '
-        'then invalid operand"); an SNP guest ends itself; under SEV and SEV-ES the rest of the '
-        "range is reported and the failure is not.",
+        *stops,
         "",
         "## Runs",
         "",
