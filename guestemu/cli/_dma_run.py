@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from guestemu.dma.run import DmaRun, RunOptions
     from guestemu.dma.source import EventReader
     from guestemu.dma.what_if import Comparison
+    from guestemu.program.program import SevKind
 
 
 class DmaRequest(msgspec.Struct, frozen=True):
-    """The command line: what to replay on which guest, and what to write. Memory in MiB."""
+    """The command line: what to replay on which guest of which kind, and what to write. Memory in
+    MiB."""
 
     source: str
     guest: str
@@ -39,6 +41,7 @@ class DmaRequest(msgspec.Struct, frozen=True):
     report: Path | None = None
     parquet: Path | None = None
     perfetto: Path | None = None
+    sev: str = "sev"
 
 
 class WorkloadOrder(msgspec.Struct, frozen=True):
@@ -177,10 +180,16 @@ def _options(request: DmaRequest) -> RunOptions:
 
 
 def _driver(request: DmaRequest, observers: tuple[Observer, ...]) -> DmaRun:
+    from guestemu.abi.errors import InputError
     from guestemu.dma.model import PREFIX, ModelRun, is_model
 
     options = _options(request)
     if is_model(request.guest):
+        if request.sev != "sev":
+            raise InputError(
+                f"--sev {request.sev} with --guest {request.guest}: the model is of a SEV guest; "
+                "take a snippet: or linux: guest"
+            )
         generation = request.guest.removeprefix(PREFIX)
         return ModelRun(generation, request.memory, observers, options=options)
     from guestemu.dma.emulate import Emulation
@@ -189,8 +198,26 @@ def _driver(request: DmaRequest, observers: tuple[Observer, ...]) -> DmaRun:
     from guestemu.runner.testbed import build_testbed
 
     host, plugin = named_by_user(request.host)
-    header = Header(guest=request.guest, host=host, memory=request.memory, plugin=plugin)
+    header = Header(
+        guest=request.guest,
+        sev=_kind(request.sev),
+        host=host,
+        memory=request.memory,
+        plugin=plugin,
+    )
     return Emulation(build_testbed(header), observers=observers, options=options)
+
+
+def _kind(name: str) -> SevKind:
+    """The guest kind of that name. Raises `InputError`."""
+    from guestemu.abi.errors import InputError
+    from guestemu.program.program import SevKind
+
+    try:
+        return SevKind(name)
+    except ValueError:
+        kinds = ", ".join(kind.value for kind in SevKind)
+        raise InputError(f"--sev {name}: take one of {kinds}") from None
 
 
 def _comparison(request: DmaRequest) -> Comparison | None:
@@ -198,6 +225,11 @@ def _comparison(request: DmaRequest) -> Comparison | None:
     if not request.policies:
         return None
     from guestemu.abi.errors import InputError
+
+    if request.sev != "sev":
+        raise InputError(
+            f"--policy with --sev {request.sev}: policies run on the model of a SEV guest"
+        )
     from guestemu.dma.what_if import Comparison
 
     kind, _, generation = request.guest.partition(":")

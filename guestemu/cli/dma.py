@@ -98,7 +98,7 @@ DumpTrace: TypeAlias = Annotated[
     ),
 ]
 WorkloadSev: TypeAlias = Annotated[
-    str, typer.Option("--sev", metavar="SEV", help="With --workload: SEV feature.")
+    str, typer.Option("--sev", metavar="sev|es|snp|tdx", help="Kind of the guest.")
 ]
 WorkloadDevices: TypeAlias = Annotated[
     list[str] | None,
@@ -151,6 +151,8 @@ def command(
 
       guestemu dma --guest linux:6.12 --workload nvme.txt --dump-trace nvme.trace
 
+      guestemu dma nvme --guest linux:6.12 --sev tdx
+
       trace-cmd report | guestemu dma - --guest model:6.1 --policy all --html dma.html
     """
     from guestemu.cli._dma_run import DmaRequest, WorkloadOrder
@@ -169,6 +171,7 @@ def command(
         report_path,
         parquet,
         perfetto,
+        sev,
     )
     if workload is not None:
         order = WorkloadOrder(workload, dump_trace, sev, tuple(device or ["nvme"]))

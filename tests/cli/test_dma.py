@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -106,6 +107,46 @@ def test_a_users_host_that_records_nothing_is_a_finding(
     status, report, _ = run(capsys, "e1000", "--host", f"{plugin}:Deaf")
     assert status == 1
     assert report["hypercalls"] == report["pages_decrypted"] == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "exits"), [("sev", 44), ("snp", 8), ("tdx", 8)], ids=["sev", "snp", "tdx"]
+)
+def test_a_pattern_runs_in_guests_of_every_kind(
+    capsys: pytest.CaptureFixture[str], kind: str, exits: int
+) -> None:
+    """44 pages in 8 allocations: a SEV guest makes a hypercall of each leaf, an SNP guest a request
+    and a TD a MapGPA of each allocation."""
+    arguments = ["nvme:queues=2", "--guest", "snippet:6.12", "--sev", kind, "--json"]
+    assert main(["dma", *arguments]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["pages_decrypted"], report["hypercalls"]) == (44, exits)
+    assert report["violations"] == []
+
+
+@pytest.mark.soak
+def test_a_real_kernel_runs_a_pattern_as_a_td(
+    capsys: pytest.CaptureFixture[str], image_of: Callable[[str], Path]
+) -> None:
+    arguments = ["nvme:queues=2", "--guest", f"linux:{image_of('6.12')}", "--sev", "tdx", "--json"]
+    assert main(["dma", *arguments]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["pages_decrypted"], report["violations"]) == (44, [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("nvme", "--sev", "sme"), "take one of sev, es, snp, tdx"),
+        (("nvme", "--guest", "model:6.1", "--sev", "tdx"), "snippet: or linux:"),
+        (("nvme", "--sev", "tdx", "--policy", "all"), "model of a SEV guest"),
+    ],
+)
+def test_kinds_that_cannot_be_are_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], words: str
+) -> None:
+    assert main(["dma", *arguments]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_5_10_tells_nobody(capsys: pytest.CaptureFixture[str]) -> None:
