@@ -5,7 +5,7 @@ asked for no frame that is in no entry, and its EAGAIN is no error for the guest
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Final, Protocol, runtime_checkable
 
 from guestemu.abi.addresses import PAGE_SHIFT
 from guestemu.abi.errno import EAGAIN
@@ -19,6 +19,7 @@ from guestemu.program.ops import OpKind
 OUT_OF_BOUNDS = "psc-bounds"
 UNASKED = "psc-unasked"
 NO_RETRY = "psc-retry"
+_REQUESTS: Final = frozenset({OpKind.PSC, OpKind.PSC_MIXED})
 
 
 @runtime_checkable
@@ -39,7 +40,7 @@ class PscCheck(Oracle):
     """KVM stays within the guest's request: in memory, and in the frames that it has changed."""
 
     name = "psc"
-    kinds: frozenset[OpKind] | None = frozenset({OpKind.PSC, OpKind.PSC_MIXED})
+    kinds: frozenset[OpKind] | None = _REQUESTS
 
     demands: ClassVar[Mapping[str, str]] = {
         OUT_OF_BOUNDS: (
@@ -57,7 +58,7 @@ class PscCheck(Oracle):
     def after(self, view: OpView) -> Iterable[Violation]:
         """See the class."""
         sev = sev_of(view.guest)
-        if sev is None or sev.snp is None:
+        if sev is None or sev.snp is None or view.op.kind not in _REQUESTS:
             return
         outside = sev.snp.psc.out_of_bounds
         if outside:

@@ -316,12 +316,7 @@ class Testbed:
         is_done = outcome.value is not None and outcome.value >= 0
         view.outcome = _NOTHING if is_done else outcome
         view.free_frames = free
-        violations = tuple(
-            found
-            for check in self.checks
-            if check.kinds is None or kind in check.kinds
-            for found in check.after(view)
-        )
+        violations = tuple(found for check in self.checks for found in check.after(view))
         return OpResult(op, outcome, tuple(view.events)), violations
 
     def _begin(self, index: int, op: Op, frames: tuple[int, int] | None) -> OpView:

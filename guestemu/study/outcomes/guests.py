@@ -7,7 +7,9 @@ from typing import Final
 
 from guestemu.abi.errors import InputError
 from guestemu.guest.base import Guest
-from guestemu.guest.linux.images import fetched_images
+from guestemu.guest.linux.boot import lacking
+from guestemu.guest.linux.images import fetched_images, find_image
+from guestemu.guest.linux.load import LOADER
 from guestemu.guest.registry import GuestSettings, load_guest
 
 SNIPPET: Final = "snippet:6.12"
@@ -28,6 +30,16 @@ def outcome_guest(name: str, sev: str) -> Guest:
     )
     guest.reset()
     return guest
+
+
+def has_kind(name: str, kind: str) -> bool:
+    """Whether the guest can run as `kind`: snippets have no SEV-ES, and a kernel may have been
+    built without the code for one. Raises `InputError`, `MissingError` for an image that is not
+    there."""
+    family, _, image = name.partition(":")
+    if family != "linux":
+        return kind != "es"
+    return not lacking(LOADER.kernel(find_image(image)), kind)
 
 
 def known_guests() -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
 from guestemu.machine.exits import Terminated
 from guestemu.runner.testbed import Testbed
 from guestemu.study.outcomes.cells import Key
-from guestemu.study.outcomes.guests import outcome_guest
+from guestemu.study.outcomes.guests import has_kind, outcome_guest
 from guestemu.study.outcomes.store import CellStore, store_of
 
 KINDS: Final = ("sev", "es", "snp", "tdx")
@@ -114,7 +114,7 @@ def run_matrix(
     for name in names:
         store = store_of(name)
         for kind in kinds:
-            if kind == "es" and name.startswith("snippet:"):
+            if not has_kind(name, kind):
                 continue
             cells += _of_kind(store, name, kind)
             if done is not None:

@@ -19,7 +19,7 @@ from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
 from guestemu.machine.exits import Hypercall
 from guestemu.runner.testbed import Testbed
 from guestemu.study.outcomes.cells import Key
-from guestemu.study.outcomes.guests import outcome_guest
+from guestemu.study.outcomes.guests import has_kind, outcome_guest
 from guestemu.study.outcomes.matrix import KINDS, result_of
 from guestemu.study.outcomes.store import store_of
 
@@ -69,7 +69,7 @@ def run_stops(
     for name in names:
         store = store_of(name)
         for kind in kinds:
-            if kind == "es" and name.startswith("snippet:"):
+            if not has_kind(name, kind):
                 continue
             key = Key(kind, "outcomes matrix stops", str(EINVAL))
             cell = store.recall(key, StopCell)
