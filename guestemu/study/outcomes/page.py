@@ -20,8 +20,8 @@ reaches the same hosts and plug-ins as a SEV guest's hypercall. \
 CPUID of the hypervisor's leaves, IN, OUT, HLT, MSRs that the CPU does not keep and MMIO raise \
 #VE in a real kernel, during boot and afterwards, and its own handler asks by TDG.VP.VMCALL \
 (`guestemu kernel boot --sev tdx` counts them). The console's ports do so with `--console-ve` \
-only: 16,000 accesses in a boot. Kernel modules, user space and string I/O are answered in \
-place.
+only: 16,000 accesses in a boot. Kernel modules, user space, string I/O and all of a kernel in \
+user space (`kernel run`) but its MMIO are answered in place.
 
 This page is made by `guestemu outcomes page`.
 """
