@@ -43,8 +43,9 @@ class PageStateCheck(Oracle):
     """No guest frame of an SNP guest has two validated system frames, and only its guest reads a
     validated page (N55).
 
-    A guest that did not come back from an operation is not judged any more: what a program calls in
-    it afterwards cannot happen.
+    Whoever has a page encrypted that is private already has it validated a second time: a caller's
+    defect, which a hypervisor can use, and not judged. A guest that did not come back from an
+    operation is not judged any more: what a program calls in it afterwards cannot happen.
     """
 
     name = "page-states"
@@ -64,6 +65,7 @@ class PageStateCheck(Oracle):
     def __init__(self) -> None:
         self._is_over = False
         self._content: dict[int, bytes] = {}
+        self._excused: set[int] = set()
 
     @classmethod
     def applies(cls, host: Host) -> bool:
@@ -76,6 +78,7 @@ class PageStateCheck(Oracle):
         if not view.index:
             self._is_over = False
             self._content.clear()
+            self._excused.clear()
         if sev is None or sev.snp is None or self._is_over:
             return
         snp = sev.snp
@@ -94,7 +97,12 @@ class PageStateCheck(Oracle):
                     message = f"frame {gfn:#x} was encrypted and is {rmp.describe(gfn)}"
                     yield Violation(self.name, view.index, message, "N55")
                     break
-        twice = rmp.validated_twice()
+        if view.op.kind is OpKind.SET_MEMORY_ENCRYPTED and view.frames:
+            first, pages = view.frames
+            private = view.private_before
+            end = min(first + pages, rmp.frames)
+            self._excused.update(gfn for gfn in range(first, end) if private[gfn])
+        twice = [gfn for gfn in rmp.validated_twice() if gfn not in self._excused]
         if not twice:
             return
         message = (

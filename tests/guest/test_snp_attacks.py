@@ -141,3 +141,8 @@ def test_states_after_an_interrupted_round_trip(testbed: Testbed) -> None:
     run_on(testbed, "hypervisor_inject vector=0x40 after=800", *ROUND_TRIP)
     snp = testbed.guest.snp.snp
     assert {snp.rmp.state(gfn) for gfn in range(0x403, 0x406)} == {VALIDATED}
+
+
+def test_a_caller_that_encrypts_a_private_page_is_not_the_guests_defect(testbed: Testbed) -> None:
+    remap = f"hypervisor_page D[4] attack={list(ATTACKS).index('remap')}"
+    assert run_on(testbed, remap, "set_memory_encrypted D[4] pages=1", "read D[4]").is_ok
