@@ -245,7 +245,7 @@ class RunningKernel:
         self.machine, self.platform = boot.build_machine(kernel, bare, self.console, load)
         self.machine.msrs.platform[_NB_CFG] = 0
         if self.platform.td is not None:
-            # Guest time counts basic blocks: with a #VE for each port the kernel finds no TSC rate.
+            # Guest time counts basic blocks, and a #VE for each port would take many.
             self.platform.td.reflects = False
         self.hardware = PcHardware(self.machine, self.platform, devices, self.note)
         self._reflects_mmio = self.platform.sev is not None or self.platform.td is not None
