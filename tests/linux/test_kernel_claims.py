@@ -122,6 +122,16 @@ def test_a_refused_notification_reaches_no_caller_as_sev_and_as_es(
     assert ended == "the guest ends itself (set 1, reason 1)"
 
 
+def test_kernels_without_the_callback_decide_nothing_about_c21(
+    image_of: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notification_failures, "_CALLBACK", "no_such_function")
+    result = result_of("C21", lab_for(image_of, "6.12"))
+    assert result.verdict is ClaimVerdict.UNDECIDED
+    assert result.guests == ()
+    assert [evidence.value for evidence in result.evidence] == ["linux:6.12"]
+
+
 def test_a_kernel_that_faults_confirms_c13(
     image_of: Image, series: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ the larger leaves. Facts A17, A19, A26c, A30.
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import Final
 
 import msgspec
@@ -128,13 +129,16 @@ def _hole_words(run: HoleRun) -> str:
 
 # C21 ------------------------------------------------------------------------------------------
 
+_CALLBACK: Final = "amd_enc_status_change_finish"
+"""What notifies the host in SEV guests, since 5.19."""
+
 
 def _make_callback_fail(kernel: CalledKernel) -> None:
     """Points x86_platform.guest.enc_status_change_finish at a function that means failure: for
     kernels where it returns bool one that returns false, for the others one that returns -ENOSYS.
     A rollback takes it back."""
     image = kernel.guest.kernel
-    prototype = image.btf.prototype("amd_enc_status_change_finish")
+    prototype = image.btf.prototype(_CALLBACK)
     is_bool = prototype is not None and prototype.result_size == 1
     target = image.address("cc_platform_has" if is_bool else "sys_ni_syscall")
     slot = image.address("x86_platform") + image.btf.offset(
@@ -148,9 +152,13 @@ def _make_callback_fail(kernel: CalledKernel) -> None:
 def error_up_the_chain(lab: Lab) -> ClaimResult:
     """C21: what the caller of set_memory_decrypted() gets when the host refuses, when the callback
     that notifies fails, and when the page tables cannot be changed; as SEV, SEV-ES and SNP guest.
+    Kernels without such a callback say nothing about the claim.
     """
     refused, failed, unsplit = {}, {}, {}
-    kinds = [(name, sev) for name in lab.kernels for sev in ("sev", "es", "snp")]
+    has_callback = [_CALLBACK in CalledKernel(name).guest.kernel.symbols for name in lab.kernels]
+    kernels = tuple(compress(lab.kernels, has_callback))
+    without = ", ".join(name for name in lab.kernels if name not in kernels)
+    kinds = [(name, sev) for name in kernels for sev in ("sev", "es", "snp")]
     for name, sev in kinds:
         kernel = CalledKernel(name, answer=-_EINVAL & U64_MASK, sev=sev)
         guest = kernel.guest
@@ -168,9 +176,9 @@ def error_up_the_chain(lab: Lab) -> ClaimResult:
     ends = all(run.value is None for (_, sev), run in refused.items() if sev == "snp")
     return ClaimResult(
         verdict=decide(
-            confirmed=not any((run.value or 0) < 0 for run in failed.values()),
-            refuted=reaches and not dropped,
-            conditional=reaches and dropped and ends,
+            confirmed=bool(kinds) and not any((run.value or 0) < 0 for run in failed.values()),
+            refuted=bool(kinds) and reaches and not dropped,
+            conditional=bool(kinds) and reaches and dropped and ends,
         ),
         condition=(
             "the error is the host's answer: AMD's callback drops it in a SEV or SEV-ES guest and "
@@ -178,23 +186,26 @@ def error_up_the_chain(lab: Lab) -> ClaimResult:
             "failure of the callback itself "
             "reaches the caller, as does a failed change of the page tables"
         ),
-        evidence=tuple(
-            Evidence(f"{name} as {sev}: {what}", _return_words(runs[name, sev]), how=how)
-            for name, sev in kinds
-            for what, runs, how in (
-                ("the notifying callback fails", failed, "another enc_status_change_finish"),
-                ("no memory for a split", unsplit, "alloc_pages() returns NULL"),
-                ("the host refuses", refused, f"user space answers -{_EINVAL}"),
-            )
+        evidence=(
+            *((Evidence("kernels without the callback, left out", without),) if without else ()),
+            *(
+                Evidence(f"{name} as {sev}: {what}", _return_words(runs[name, sev]), how=how)
+                for name, sev in kinds
+                for what, runs, how in (
+                    ("the notifying callback fails", failed, "another enc_status_change_finish"),
+                    ("no memory for a split", unsplit, "alloc_pages() returns NULL"),
+                    ("the host refuses", refused, f"user space answers -{_EINVAL}"),
+                )
+            ),
         ),
-        guests=lab.kernels,
+        guests=kernels,
         witnesses=tuple(
             ClaimWitness(
                 "the host refuses, the caller gets 0",
                 "guestemu kernel call set_memory_decrypted page:0 1 "
                 f"--answer -{_EINVAL} --image {name.partition(':')[2]}",
             )
-            for name in lab.kernels[:1]
+            for name in kernels[:1]
         ),
     )
 
