@@ -80,7 +80,7 @@ BOUNDARIES: Final[Mapping[Argument, tuple[int, ...]]] = {
     Argument.ADDRESS: (
         0,
         1,
-        PAGE_SIZE // 2,
+        0x7FF,
         PAGE_SIZE - 1,
         PAGE_SIZE,
         PAGE_SIZE + 1,
@@ -319,6 +319,8 @@ def extra_values(numbers: Iterable[int], frames: Iterable[int] = ()) -> Extra:
         if not value & PAGE_MASK:
             counts += _around(value >> PAGE_SHIFT)
             addresses += [value, value - PAGE_SIZE & U64_MASK]
+        if not value & value + 1:  # a mask: the first bit that it leaves out
+            addresses.append(value + 1 & U64_MASK)
         if value <= U64_MASK >> PAGE_SHIFT:
             addresses += [place << PAGE_SHIFT & U64_MASK for place in around]
     return {

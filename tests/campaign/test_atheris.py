@@ -47,7 +47,7 @@ def test_counters_guide_libfuzzer(tmp_path):
         pytest.param("LatePrivilege", "hypercall", "results", marks=pytest.mark.soak),
         ("WordBoundary", "hypercall", "record"),
         pytest.param("ReservedBits", "msr", "migration-control", marks=pytest.mark.soak),
-        ("EncryptIgnored", "conversion", "record"),
+        pytest.param("EncryptIgnored", "conversion", "record", marks=pytest.mark.soak),
     ],
 )
 def test_planted_bug_is_found(host, target, check, tmp_path):

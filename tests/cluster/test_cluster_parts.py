@@ -335,7 +335,7 @@ def test_a_node_that_nobody_calls_ends_and_says_so_to_whoever_comes_late(tmp_pat
     node._thread.join(30)
     assert not node._thread.is_alive()
     assert not node._root.exists()
-    with pytest.raises(RuntimeError, match="nobody called"):
+    with pytest.raises(RuntimeError, match="no submitter called"):
         node.exchange(encode(Post([])))
 
 

@@ -47,7 +47,7 @@ def test_a_layout_is_slots_with_the_files_parts_packed():
         ("hole@64M+4K", "the end of memory"),
         ("hole@1M+2M,rom@2M+1M", "lies in the part before"),
         ("pit@1M+1M", "write slot@GPA"),
-        ("hole@1Q+1M", "no number"),
+        ("hole@1Q+1M", "is not a number"),
         ("hole@1M+0", "whole pages"),
         (",".join(["slot@0"] * 33), "at most 32"),
     ],

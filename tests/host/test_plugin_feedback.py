@@ -69,6 +69,8 @@ def test_an_argument_can_be_each_number_and_all_usual_values():
     decoder = OpDecoder(1, False, frozenset({OpKind.HYPERCALL}), extra)
     plan = decoder.plans[0]
     assert {76, 77, 78, 0x5000_0} <= set(plan.palettes[2])
+    masked = OpDecoder(1, False, frozenset({OpKind.HYPERCALL}), extra_values((0x7FF,))).plans[0]
+    assert 0x800 in masked.palettes[1], "an address with the first bit that a mask leaves out"
     assert {77 << 12, 0x5000_0000, 8191 << 12, 8192 << 12} <= set(plan.palettes[1])
     for position, palette in enumerate(plan.palettes):
         assert set(palette_of(OpKind.HYPERCALL, position)) <= set(palette)

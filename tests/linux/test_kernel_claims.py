@@ -81,6 +81,7 @@ def test_without_a_kernel_that_could_lose_the_page_c8_is_undecided() -> None:
     assert instruction_boundaries.between_steps(Lab(), lossy).verdict is ClaimVerdict.CONFIRMED
 
 
+@pytest.mark.soak  # test_kexec.py has the same on one kernel
 def test_kexec_keeps_the_record_of_an_unaligned_entry(image_of: Image) -> None:
     result = result_of("C26", lab_for(image_of, "6.12"))
     assert result.verdict is ClaimVerdict.CONDITIONAL

@@ -16,7 +16,7 @@ from guestemu.migration.sweep.station import touched_frames
 
 OWN = {*FIRMWARE_PAGES, FIRMWARE_MAILBOX, FIRMWARE_MAILBOX + 1}
 CASES = [
-    ("6.1", False, "sev"),
+    pytest.param("6.1", False, "sev", marks=pytest.mark.soak),
     pytest.param("6.1", False, "es", marks=pytest.mark.soak),
     pytest.param("6.12", True, "sev", marks=pytest.mark.soak),
 ]

@@ -71,7 +71,7 @@ def test_what_turns_protected_vms_on_depends_on_the_kernel():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("no patch at all\n", "no patch"),
+        ("no patch at all\n", "not a patch"),
         (PATCH.replace("arch/x86/kvm/x86.c", "mm/slub.c"), "changes mm/slub.c; only arch/x86/kvm"),
         (PATCH.replace("kvm/x86.c", "kvm/../../../init/main.c"), "changes arch/x86/kvm/../"),
     ],

@@ -34,6 +34,8 @@ EXECS = int(os.environ.get("EXECS", "20000"))
 SEEDS = [int(seed) for seed in os.environ.get("SEEDS", "1,2,3").split(",")]
 JOBS = int(os.environ.get("JOBS", "2"))
 
+_Campaign = tuple[tuple[str, ...], int, Path]
+
 
 def campaign(names: tuple[str, ...], seed: int, directory: Path) -> NoReturn:
     """Runs one campaign in `directory` and writes what it found to result.json there."""
@@ -76,9 +78,9 @@ def campaign(names: tuple[str, ...], seed: int, directory: Path) -> NoReturn:
     leave(None)
 
 
-def run(todo: Iterable[tuple[tuple[str, ...], int]]) -> Iterator[tuple[tuple[str, ...], int, Path]]:
-    """Runs campaigns, `JOBS` at once; each as it ends."""
-    running: dict[int, tuple[tuple[str, ...], int, Path]] = {}
+def run(todo: Iterable[tuple[tuple[str, ...], int]]) -> Iterator[_Campaign]:
+    """Runs campaigns, `JOBS` at once; gives names, seed and directory of each, in their order."""
+    running: dict[int, _Campaign] = {}
     for names, seed in todo:
         directory = Path(tempfile.mkdtemp(prefix="guestemu-defect-"))
         child = os.fork()
@@ -89,9 +91,16 @@ def run(todo: Iterable[tuple[tuple[str, ...], int]]) -> Iterator[tuple[tuple[str
                 os._exit(1)
         running[child] = (names, seed, directory)
         if len(running) >= JOBS:
-            yield running.pop(os.wait()[0])
+            yield _ended(running)
     while running:
-        yield running.pop(os.wait()[0])
+        yield _ended(running)
+
+
+def _ended(running: dict[int, _Campaign]) -> _Campaign:
+    """The one that was started first, when it has ended."""
+    first = next(iter(running))
+    os.waitpid(first, 0)
+    return running.pop(first)
 
 
 def main(chosen: list[str]) -> None:
