@@ -44,13 +44,14 @@ FLAGS: Final = (
     *("-std=c11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden"),
     *("-ffreestanding", "-fno-stack-protector", "-nostdlib", "-Wl,-Bsymbolic,-z,noexecstack"),
 )
+WITHOUT_LIBC: Final = frozenset({"-ffreestanding", "-nostdlib"})
 SANITIZERS: Final = (
     *("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"),
     "-fno-sanitize-recover=all",
 )
 GUEST_FLAGS: Final = (
     *("-std=gnu11", "-O2", "-static", "-nostdlib", "-fno-pie", "-no-pie", "-ffreestanding"),
-    *("-fno-stack-protector", "-fno-tree-loop-distribute-patterns", "-mno-avx"),
+    *("-fno-stack-protector", "-fno-builtin", "-mno-avx"),
     *("-Wl,-z,noexecstack", "-Wl,--build-id=none"),
 )
 """Of a program that runs in a guest: x86-64 with SSE2, no library, no relocation."""
@@ -67,19 +68,28 @@ class BuildError(Exception):
 class Library(NamedTuple):
     """A shared library: `units` and the `headers` they include, in `directory` of the package.
 
-    With `runs_in_guest` a static x86-64 program instead, which only an emulated CPU executes.
+    `needs` is "libc" for one that includes the C library's headers; "guest" for a static x86-64
+    program instead, which only an emulated CPU executes.
     """
 
     name: str
     directory: str
     units: tuple[str, ...]
     headers: tuple[str, ...] = ()
-    runs_in_guest: bool = False
+    needs: str = ""
+
+    @property
+    def runs_in_guest(self) -> bool:
+        """Whether it is a program for a guest."""
+        return self.needs == "guest"
 
     @property
     def flags(self) -> tuple[str, ...]:
         """What the compiler is given."""
-        return GUEST_FLAGS if self.runs_in_guest else flags()
+        if self.runs_in_guest:
+            return GUEST_FLAGS
+        left_out = WITHOUT_LIBC if self.needs == "libc" else ()
+        return tuple(flag for flag in flags() if flag not in left_out)
 
     @property
     def path(self) -> Path:
@@ -112,8 +122,10 @@ FASTPATH: Final = Library(
     ("fast.h",),
 )
 MUTATOR: Final = Library("mutator", "campaign/native", ("mutator.c",))
-SERVE: Final = Library("serve", "host/native", ("guestemu_serve.c",), ("guestemu_host.h",))
-INIT: Final = Library("init", "guest/linux/userland", ("init.c",), runs_in_guest=True)
+SERVE: Final = Library(
+    "serve", "host/native", ("guestemu_serve.c",), ("guestemu_host.h",), needs="libc"
+)
+INIT: Final = Library("init", "guest/linux/userland", ("init.c",), needs="guest")
 LIBRARIES: Final = (
     *(HOOKS, FASTPATH, MUTATOR, SERVE),
     *((INIT,) if platform.machine() in {"x86_64", "AMD64"} else ()),

@@ -6,6 +6,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from guestemu.native.build import find_compiler
 
 ROOT = Path(__file__).parent.parent.parent
@@ -16,7 +18,8 @@ HEADERS = ROOT / "guestemu" / "host" / "native"
 def compile_c(out: Path, *sources: Path, flags: tuple[str, ...] = ()) -> Path:
     """Compiles C files into the shared object or program `out`."""
     compiler = find_compiler()
-    assert compiler is not None, "guestemu itself was built with one"
+    if compiler is None:
+        pytest.skip("no C compiler")
     shared = ("-shared", "-fPIC") if out.suffix == ".so" else ()
     command = [*compiler, *shared, "-O1", "-Wall", "-Werror", f"-I{HEADERS}", *flags]
     subprocess.run([*command, "-o", str(out), *map(str, sources)], check=True)

@@ -7,6 +7,11 @@
  * are written here first, because the machine reads page tables and cannot fault a page in.
  * A kernel without that machine returns -ENOSYS, and init halts.
  */
+/* Loops that copy or clear stay loops: there is no library whose memset() they could become. */
+#if !defined(__clang__)
+#pragma GCC optimize("no-tree-loop-distribute-patterns")
+#endif
+
 #include <stdint.h>
 
 enum {
