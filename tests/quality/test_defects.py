@@ -16,8 +16,6 @@ import defects
 from found import call, file, make_book
 
 from guestemu.host.registry import load_host
-from guestemu.program.ops import Argument
-from guestemu.program.values import BOUNDARIES
 
 ALL = [(name,) for name in (*defects.DEFECTS, *defects.CONTROL)] + list(defects.PAIRS)
 
@@ -71,7 +69,3 @@ def test_a_status_of_the_range_before_is_one_finding_either_way_round(tmp_path):
     (found,) = file(book, ways)
     assert found.ops == tuple(ways[1])
     assert len(book.findings) == 1
-
-
-def test_an_address_whose_lowest_bit_is_bit_11_is_tried():
-    assert 0x800 in BOUNDARIES[Argument.ADDRESS]
