@@ -9,12 +9,24 @@ and no key: none of these may give it, or another guest frame, the plaintext of 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
-from guestemu.machine.psc_lies import Attacked
 from guestemu.machine.rmp import OWN_ASID, Rmp, RmpEntry
+
+
+class Attacked(Protocol):
+    """The SNP guest, as far as its hypervisor reaches it."""
+
+    rmp: Rmp
+    attacked: set[int]
+
+    def convert(self, gfn: int, pages: int, private: bool) -> None:
+        """User space converts frames."""
+
+    def remap(self, gfn: int, sfn: int) -> None:
+        """Other memory behind a frame."""
 
 
 class PageAttack(msgspec.Struct, frozen=True):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 
@@ -20,7 +20,7 @@ from guestemu.abi.addresses import Gpa
 from guestemu.abi.x86 import VECTOR_GP, VECTOR_PF
 from guestemu.machine.ghcb import psc_answer
 from guestemu.machine.memory import GuestRam
-from guestemu.machine.rmp import OWN_ASID, Rmp, RmpEntry
+from guestemu.machine.page_attacks import ATTACKS, Attacked
 from guestemu.machine.snp_psc import RunFails
 
 _HEADER: Final = struct.Struct("<HHI")
@@ -32,19 +32,6 @@ _PATIENCE: Final = 64
 """Requests of a guest that is not told of progress, after which the run ends."""
 
 Answer = tuple[int, int]
-
-
-class Attacked(Protocol):
-    """The SNP guest, as far as its hypervisor reaches it."""
-
-    rmp: Rmp
-    attacked: set[int]
-
-    def convert(self, gfn: int, pages: int, private: bool) -> None:
-        """User space converts frames."""
-
-    def remap(self, gfn: int, sfn: int) -> None:
-        """Other memory behind a frame."""
 
 
 class PscRequest(msgspec.Struct):
@@ -179,34 +166,23 @@ def _redirect(request: PscRequest) -> Answer:
     return 0, request.honest()
 
 
-def _take_back(request: PscRequest) -> Answer:
-    victim = request.take_victim()
-    answer = request.honest()
-    request.snp.convert(victim, 1, private=False)
-    return 0, answer
+def _attack(name: str) -> Callable[[PscRequest], Answer]:
+    """The request is done, then the page attack `name` on the victim."""
+    carry_out = ATTACKS[name].carry_out
 
+    def answer(request: PscRequest) -> Answer:
+        victim = request.take_victim()
+        result = request.honest()
+        carry_out(request.snp, victim)
+        return 0, result
 
-def _remap(request: PscRequest) -> Answer:
-    victim, rmp = request.take_victim(), request.snp.rmp
-    answer = request.honest()
-    spare = rmp.frames + victim % (rmp.system_frames - rmp.frames)
-    rmp.rmpupdate(spare, RmpEntry(assigned=True, asid=OWN_ASID, gfn=victim))
-    request.snp.remap(victim, spare)
-    return 0, answer
+    return answer
 
 
 def _alias(request: PscRequest) -> Answer:
     victim = request.take_victim()
     answer = request.honest()
     request.snp.remap(victim, victim + 1)
-    return 0, answer
-
-
-def _other_guest(request: PscRequest) -> Answer:
-    victim = request.take_victim()
-    answer = request.honest()
-    entry = RmpEntry(assigned=True, asid=OWN_ASID + 1, gfn=victim)
-    request.snp.rmp.rmpupdate(request.snp.rmp.system_frame(victim), entry)
     return 0, answer
 
 
@@ -233,10 +209,10 @@ _ALL: Final = (
     Lie("high-bits", "N49", "done, SW_EXITINFO1 bit 32 set", _high_bits),
     Lie("rewrite", "N49", "done, then gfn and cur_page of the shared copy rewritten", _rewrite),
     Lie("redirect", "N50", "other frames changed than asked", _redirect),
-    Lie("take-back", "N51", "done, and a validated page taken back", _take_back),
-    Lie("remap", "N51", "done, and other memory put behind a validated page", _remap),
+    Lie("take-back", "N51", "done, and a validated page taken back", _attack("take-back")),
+    Lie("remap", "N51", "done, and other memory put behind a validated page", _attack("remap")),
     Lie("alias", "N52", "done, and a frame put behind a second guest frame", _alias),
-    Lie("other-guest", "N52", "done, and a frame given to another guest", _other_guest),
+    Lie("other-guest", "N52", "done, and a frame given to another guest", _attack("other-guest")),
     Lie("msr-code", "N53", "done, the MSR protocol's response code wrong", _honest, _wrong_code),
     Lie("msr-error", "N53", "done, the MSR protocol's response an error", _honest, _msr_error),
 )
