@@ -21,7 +21,7 @@ from guestemu.abi.hypercalls import MAP_GPA_RANGE_ENCRYPTED
 from guestemu.abi.regions import Instruction, Region
 from guestemu.abi.x86 import Mode
 from guestemu.campaign.triage.hostcode import Spots
-from guestemu.campaign.triage.probe import Look, Probe, Sighting, neighbours
+from guestemu.campaign.triage.probe import Look, Probe, Sighting, neighbours, with_attributes
 from guestemu.program.ops import MIGRATION_SPECS, SPECS, Argument, Op, OpKind, canonical_op
 from guestemu.program.program import Program
 from guestemu.program.shrink import shrink
@@ -259,18 +259,14 @@ def _sharing(op: Op) -> Op:
     was shared before."""
     if op.kind is not OpKind.HYPERCALL or op.arguments[_ATTRIBUTES] != MAP_GPA_RANGE_ENCRYPTED:
         return op
-    arguments = list(op.arguments)
-    arguments[_ATTRIBUTES] = 0
-    return msgspec.structs.replace(op, arguments=tuple(arguments))
+    return with_attributes(op, 0)
 
 
 def _mirror(op: Op) -> Op:
     """A raw hypercall with the other status."""
     if op.kind is not OpKind.HYPERCALL:
         return op
-    arguments = list(op.arguments)
-    arguments[_ATTRIBUTES] ^= MAP_GPA_RANGE_ENCRYPTED
-    return msgspec.structs.replace(op, arguments=tuple(arguments))
+    return with_attributes(op, op.arguments[_ATTRIBUTES] ^ MAP_GPA_RANGE_ENCRYPTED)
 
 
 def plainer(op: Op) -> Iterator[Op]:

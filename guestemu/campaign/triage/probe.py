@@ -258,8 +258,8 @@ class Probe:
             return sighting
         before = ops[:index]
         told = op.arguments[3] & MAP_GPA_RANGE_ENCRYPTED
-        plain = _with_attributes(op, told)
-        opposite = _with_attributes(op, op.arguments[3] ^ MAP_GPA_RANGE_ENCRYPTED)
+        plain = with_attributes(op, told)
+        opposite = with_attributes(op, op.arguments[3] ^ MAP_GPA_RANGE_ENCRYPTED)
         if (
             self._shows((*before, plain, op), sighting.symptom)
             and not self._shows((*before, plain), sighting.symptom)
@@ -432,7 +432,8 @@ def _sighting(view: OpView, violation: Violation, situation: str, spots: Spots) 
     return Sighting(violation, symptom, situation, _NOTHING if is_of_bits(symptom.name) else spots)
 
 
-def _with_attributes(op: Op, attributes: int) -> Op:
+def with_attributes(op: Op, attributes: int) -> Op:
+    """A raw hypercall with other attributes."""
     arguments = (*op.arguments[:3], attributes, *op.arguments[4:])
     return msgspec.structs.replace(op, arguments=arguments)
 
