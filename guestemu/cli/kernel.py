@@ -81,6 +81,14 @@ def fetch(
             "40 MB): `guestemu oracle` needs KVM's.",
         ),
     ] = False,
+    source: Annotated[
+        bool,
+        typer.Option(
+            "--source",
+            help="Fetch the source in place of the kernel (150 MB) and unpack it into "
+            "linux-source-SERIES here.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Download Debian's newest kernels through this machine's apt, 13 to 50 MB each.
@@ -101,8 +109,15 @@ def fetch(
       guestemu kernel fetch 6.12-rt 5.10 --json
 
       guestemu kernel fetch newest --modules
+
+      guestemu kernel fetch 7.3 --source
     """
-    from guestemu.cli._kernel_fetch import fetch_kernels, list_kernels, tell_list
+    from guestemu.cli._kernel_fetch import (
+        fetch_kernels,
+        fetch_sources,
+        list_kernels,
+        tell_list,
+    )
 
     if list_only:
         offers = list_kernels(series or [], suite or [])
@@ -110,6 +125,14 @@ def fetch(
             console.emit_json({"kernels": offers})
         else:
             tell_list(offers)
+        return
+    if source:
+        trees = fetch_sources(series or [], suite or [])
+        if as_json:
+            console.emit_json({"sources": trees})
+        else:
+            for tree in trees:
+                console.emit(f"{tree.version}  {tree.path}")
         return
     rows = fetch_kernels(series or [], suite or [], modules=modules)
     if as_json:

@@ -42,7 +42,7 @@ _NAME: Final = re.compile(
     r"(?:-(?P<flavour>cloud|rt))?-amd64"
 )
 _DEPENDENCY: Final = re.compile(r"\blinux-(binary|base)-\d[^\s,(]*-amd64")
-_PARTS: Final = re.compile(r"linux-(base|modules)-\d\S*-amd64")
+_PARTS: Final = re.compile(r"linux-(base|modules)-\d\S*-amd64|linux-source-\d+\.\d+")
 _PARTIAL: Final = "incoming"
 _TIMEOUT_S: Final = 1800
 _BLOCK: Final = 1 << 20
@@ -117,7 +117,8 @@ class Archive:
         return tuple(source.suite for source in self._root.sources)
 
     def _read(self) -> dict[str, Package]:
-        """Every package with a kernel, and linux-base-* and linux-modules-* of them, by name."""
+        """Every package with a kernel, and linux-base-*, linux-modules-* and linux-source-* of
+        them, by name."""
         names = self._root.run("apt-cache", "pkgnames", "linux-").stdout.split()
         wanted = [name for name in names if _NAME.fullmatch(name) or _is_part(name)]
         if not wanted:
@@ -217,6 +218,18 @@ class Archive:
                     "have to come from elsewhere (--modules DIR of `guestemu oracle`)"
                 )
         return path
+
+    def fetch_source(self, series: str, directory: Path) -> tuple[str, Path]:
+        """Downloads Debian's source of `series` into `directory` unless it is there; returns its
+        version and the path of the package. A download that broke off is continued. Raises
+        `InputError` where no suite has it, `MissingError` with apt's own words where it fails."""
+        package = self._records.get(f"linux-source-{series}")
+        if package is None:
+            raise InputError(
+                f"the source of {series}: no linux-source-{series} in {', '.join(self.suites)}; "
+                "--suite NAME looks elsewhere"
+            )
+        return package.version, self._download(package, directory)
 
     def _download(self, package: Package, directory: Path) -> Path:
         target = directory / package.file

@@ -27,6 +27,7 @@ EMPTY = (
 SPLIT = ("linux-binary-7.3.4+deb13-cloud-amd64", "7.3.4-1~bpo13+1", "linux-base (>= 4.12~)")
 BASE = ("linux-base-7.3.4+deb13-cloud-amd64", "7.3.4-1~bpo13+1", "")
 RT = ("linux-binary-7.3.4+deb13-rt-amd64", "7.3.4-1~bpo13+1", "")
+SOURCE = ("linux-source-7.3", "7.3.4-1~bpo13+1", "")
 CONTENT = package({"boot/vmlinuz-6": bytes(2 << 20)}, "")
 WITHOUT_KERNEL = package({"usr/share/doc/README": bytes(2 << 20)}, "")
 MIRROR = "http://mirror.example/debian"
@@ -43,7 +44,7 @@ def apt(tmp_path, monkeypatch):
     binaries = tmp_path / "bin"
     binaries.mkdir()
     (tmp_path / "content").write_bytes(CONTENT)
-    offered = (OLD, NEW, EMPTY, SPLIT, BASE, RT)
+    offered = (OLD, NEW, EMPTY, SPLIT, BASE, RT, SOURCE)
     others = [f"{NEW[0]}-dbg", "linux-image-amd64", "linux-image-6.1-cloud-amd64"]
     records = "\n\n".join(
         f"Package: {name}\nVersion: {version}\nArchitecture: amd64\nDepends: {needs}\n"
@@ -187,6 +188,45 @@ def test_modules_that_the_archive_no_longer_has_are_named(apt, capsys):
     said = capsys.readouterr().err.splitlines()[-1]
     assert f"the archive no longer has {SPLIT[0].replace('binary', 'modules')};" in said
     assert find_image("7.3").exists()
+
+
+def test_the_source_is_unpacked_where_one_works(apt, capsys, monkeypatch):
+    work = apt / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    name, version, _ = SOURCE
+    archive = f"usr/src/{name}.tar.xz"
+    script(
+        apt / "bin/dpkg-deb", f'/bin/mkdir -p "$3/usr/src"\n/bin/cp {apt}/content "$3/{archive}"'
+    )
+    script(
+        apt / "bin/tar",
+        f'[ -e {apt}/damaged ] && {{ echo "tar: Unexpected EOF" >&2; exit 2; }}\n'
+        f'[ -s "$2" ] && /bin/mkdir "$4/{name}" && : > "$4/{name}/Kbuild"',
+    )
+    assert main(["kernel", "fetch", "7.3", "--source"]) == 3
+    assert "Connection broke off" in line(capsys)
+    (apt / "damaged").touch()
+    assert main(["kernel", "fetch", "7.3", "--source"]) == 3
+    assert line(capsys).endswith("cannot be unpacked: tar: Unexpected EOF")
+    (apt / "damaged").unlink()
+    assert main(["kernel", "fetch", "7.3-rt", "--source", "--json"]) == 0
+    [tree] = json.loads(capsys.readouterr().out)["sources"]
+    assert tree == {"series": "7.3", "version": version, "path": name}
+    assert [path.name for path in work.iterdir()] == [name]
+    assert (work / name / "Kbuild").exists()
+    assert len(calls(apt, "download")) == 2
+    assert not list((apt / "cache/guestemu/sources").glob("*.deb"))
+    assert main(["kernel", "fetch", "7.3", "--source"]) == 2
+    assert "linux-source-7.3: is there already" in line(capsys)
+
+
+def test_a_source_that_cannot_be_named_or_had_is_said(apt, capsys, monkeypatch):
+    monkeypatch.chdir(apt)
+    assert main(["kernel", "fetch", "--source"]) == 2
+    assert "name a series" in line(capsys)
+    assert main(["kernel", "fetch", "6.1", "--source"]) == 2
+    assert "no linux-source-6.1 in bullseye-security" in line(capsys)
 
 
 def test_a_package_without_a_kernel_is_refused_and_not_kept(apt, capsys):
