@@ -57,6 +57,7 @@ def test_listed_snippet_guests_boot(capsys: Captured) -> None:
         "snippet:5.17",
         "snippet:6.1",
         "snippet:6.12",
+        "snippet:7.3",
     ]
     settings = GuestSettings("snippet:5.10", 39, 64, 1, 1000, True)
     assert load_guest(settings).name == "snippet:5.10"

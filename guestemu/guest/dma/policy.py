@@ -4,9 +4,9 @@
 | generation | pages converted | decrypt fails | re-encrypt fails |
 | 2020, 5.10 | 1 << get_order(size) | pages freed | ignored, pages freed |
 | 5.17, 6.1 | PFN_UP(size) | pages freed | warning, pages leaked |
-| 6.12 | PFN_UP(size) | pages leaked (CVE-2024-35939) | warning, pages leaked |
+| 6.12, 7.3 | PFN_UP(size) | pages leaked (CVE-2024-35939) | warning, pages leaked |
 
-Source: kernel/dma/direct.c of Linux 5.10, 5.15, 6.1, 6.12 (facts A.9, A55, B5).
+Source: kernel/dma/direct.c of Linux 5.10, 5.15, 6.1, 6.12, 7.1 (facts A.9, A55, B5).
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ _POLICIES: Final = {
     "5.17": AllocatorRules("5.17", *_PAGES_FREE, True),
     "6.1": AllocatorRules("6.1", *_PAGES_FREE),
     "6.12": AllocatorRules("6.12", *_PAGES_LEAK),
+    "7.3": AllocatorRules("7.3", *_PAGES_LEAK),
 }
 POLICIES: Final[Mapping[str, AllocatorRules]] = _POLICIES
 """Policies by kernel generation; 2020 is the patch set on top of code like 5.10's."""

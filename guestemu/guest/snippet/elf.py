@@ -25,12 +25,12 @@ from guestemu.abi.errors import InputError
 from guestemu.guest.snippet.generations import GENERATIONS
 
 TDX_GENERATION: Final = "6.12"
-"""The generation that also runs as a TD, as 6.12 to 7.3 do (T17)."""
+"""The generation whose code also runs as a TD, as 6.12 to 7.3 do (T17)."""
 
 TDX_IMAGE: Final = f"{TDX_GENERATION}-tdx"
 
 SNP_GENERATION: Final = "6.12"
-"""The generation that also runs as an SNP guest, as 6.12 to 7.3 do (N17)."""
+"""The generation whose code also runs as an SNP guest, as 6.12 to 7.3 do (N17)."""
 
 SNP_IMAGE: Final = f"{SNP_GENERATION}-snp"
 
@@ -101,8 +101,15 @@ def load_snippet(generation: str) -> SnippetImage:
     known = GENERATIONS.get(generation)
     if known is not None and known.image is not None:
         return parse_snippet(generation, known.image.read_bytes())
-    image = (files("guestemu.guest.snippet") / f"snippet-{generation}.elf").read_bytes()
+    name = assembly_of(generation)
+    image = (files("guestemu.guest.snippet") / f"snippet-{name}.elf").read_bytes()
     return parse_snippet(generation, image)
+
+
+def assembly_of(generation: str) -> str:
+    """The name of the code that `generation` runs; its own name for images of another kind."""
+    known = GENERATIONS.get(generation)
+    return known.assembly or generation if known is not None else generation
 
 
 def parse_snippet(generation: str, image: bytes) -> SnippetImage:

@@ -43,6 +43,7 @@ from guestemu.guest.snippet.elf import (
     TDX_IMAGE,
     UD2_SIZE,
     SnippetImage,
+    assembly_of,
     load_snippet,
 )
 from guestemu.guest.snippet.generations import GENERATIONS
@@ -97,9 +98,10 @@ _NO_STATE: Final = (Mode.LONG64, -1)
 
 
 class SnippetGuest(Guest):
-    """A snippet of one kernel generation ("5.10", "2020", "5.17", "6.1", "6.12").
+    """A snippet of one kernel generation ("5.10", "2020", "5.17", "6.1", "6.12", "7.3").
 
-    `config` gives memory, view bit and vCPUs, and makes it a TD ("6.12" only); `budget` bounds each
+    `config` gives memory, view bit and vCPUs, and makes it a TD or an SNP guest ("6.12" and "7.3");
+    `budget` bounds each
     operation in basic blocks; `image`
     is other code than the generation's own, with its symbols.
     Raises `InputError` for a configuration that a snippet cannot have.
@@ -490,11 +492,11 @@ def _check(config: MachineConfig, generation: str) -> None:
         raise InputError(f"memory {mib}M: {kind} takes {MIN_MEMORY}M to {most}M, in steps of 2M")
     if not 1 <= config.vcpus <= MAX_VCPUS:
         raise InputError(f"vcpus {config.vcpus}: a snippet guest takes 1 to {MAX_VCPUS}")
-    if is_snp and generation != SNP_GENERATION:
+    if is_snp and assembly_of(generation) != SNP_GENERATION:
         raise InputError(
             f"sev snp: snippet:{generation} has no code for SNP; take snippet:{SNP_GENERATION}"
         )
-    if config.tdx and generation != TDX_GENERATION:
+    if config.tdx and assembly_of(generation) != TDX_GENERATION:
         raise InputError(
             f"sev tdx: snippet:{generation} has no code for a TD; take snippet:{TDX_GENERATION}"
         )
