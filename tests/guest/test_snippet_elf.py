@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 from guestemu.abi.errors import InputError
-from guestemu.guest.snippet.elf import SNP_IMAGE, TDX_IMAGE, assembly_of, load_snippet, parse_snippet
+from guestemu.guest.snippet.elf import (
+    SNP_IMAGE,
+    TDX_IMAGE,
+    assembly_of,
+    load_snippet,
+    parse_snippet,
+)
 from guestemu.guest.snippet.generations import GENERATIONS
 from guestemu.guest.snippet.info import E820_ENTRIES, INFO_SIZE, OFFSETS, InfoBlock
 from guestemu.machine.assemble import SNIPPETS, SOURCES, AssemblySource, build

@@ -12,8 +12,9 @@ from guestemu.study.outcomes.td_table import RowResult
 
 _HEAD: Final = """# TDX guests
 
-`sev tdx` in a program, or `--sev tdx`, runs a guest as an Intel TD: real kernels (6.12 to 7.3) \
-and `snippet:6.12`. The guest half is real: an unmodified kernel boots on the emulated CPU and \
+`sev tdx` in a program, or `--sev tdx`, runs a guest as an Intel TD: real kernels (6.12 to 7.3), \
+`snippet:6.12` and `snippet:7.3`. The guest half is real: an unmodified kernel boots on the \
+emulated CPU and \
 executes TDCALL. The TDX module, KVM and user space are models, written from their sources \
 (facts/tdx-guest.md). KVM's part of MapGPA is host/kvm/tdx_map_gpa.py; what it asks user space \
 reaches the same hosts and plug-ins as a SEV guest's hypercall. \

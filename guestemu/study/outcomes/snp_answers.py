@@ -183,7 +183,8 @@ def snp_page(cells: list[SnpAnswer]) -> str:
 _HEAD: Final = """# SNP guests
 
 `sev snp` in a program, or `--sev snp`, runs a guest under SEV-SNP: real kernels, \
-`snippet:6.12` and `snippet:7.3`. A page-state change is KVM_EXIT_HYPERCALL number 12 to the host, by KVM's code of \
+`snippet:6.12` and `snippet:7.3`. A page-state change is KVM_EXIT_HYPERCALL number 12 to the \
+host, by KVM's code of \
 the host's kernel (machine/snp_psc.py: 6.11, 6.12, 6.18, 7.2, 7.3); an access that the RMP keeps \
 from the guest is #VC 0x404 or KVM_EXIT_MEMORY_FAULT (machine/rmp.py). `--host \
 hostile-hypervisor:LIE` is a hypervisor that lies; corpora/snp has a program for each lie and \
