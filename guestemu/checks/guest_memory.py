@@ -65,14 +65,18 @@ class GuestMemoryCheck(Oracle):
         if view.index == 0 or len(calls) < seen:
             seen = 0
         self._seen = len(calls)
-        if len(calls) == seen or any(record.ret for record in view.exits):
+        if len(calls) == seen:
             return ()
-        new = calls[seen:]
+        for record in view.exits:
+            if record.ret:
+                return ()
         violations: list[Violation] = []
-        for call in new:
+        for call in calls[seen:]:
             if call.name == _CONVERSION and not call.result:
-                first, end = call.arguments[0] >> PAGE_SHIFT, sum(call.arguments[:2]) >> PAGE_SHIFT
-                violations.extend(self._judge(view.index, memory, first, end))
+                gpa, size = call.arguments[:2]
+                first, end = gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT
+                if _is_suspect(memory, first, min(end, memory.frames)):
+                    violations.extend(self._judge(view.index, memory, first, end))
         return violations
 
     def _judge(self, op: int, memory: GuestMemory, first: int, end: int) -> Iterator[Violation]:
@@ -95,6 +99,18 @@ class GuestMemoryCheck(Oracle):
         ):
             if wrong.any():
                 yield Violation(self.name, op, _text(first, wrong, what), fact)
+
+
+def _is_suspect(memory: GuestMemory, first: int, end: int) -> bool:
+    """Whether a frame from `first` to `end` may be wrong: some are private, and a shared copy or a
+    device mapping is there, or some are shared, and a private page is. Cheaper than to compare."""
+    is_private = memory.attributes.find(1, first, end) >= 0
+    if is_private and memory.shared_pages.find(1, first, end) >= 0:
+        return True
+    if is_private and memory.device_map.find(1, first, end) >= 0:
+        return True
+    is_shared = memory.attributes.find(0, first, end) >= 0
+    return is_shared and memory.private_pages.find(1, first, end) >= 0
 
 
 def _text(first: int, wrong: bitarray, what: str) -> str:

@@ -192,7 +192,7 @@ NONSENSE = {
 LATER = {
     "fewer replies": ("reply(struct.pack('<2I', 1, 0) + bytes(24))", "wrong reply"),
     "too many calls": ("reply(struct.pack('<2I', 2, 1 << 31))", "wrong reply"),
-    "calls of no record": ("reply(struct.pack('<2I', 2, 1) + bytes(48 + 40))", ""),
+    "calls of no record": ("reply(struct.pack('<2I', 2, 1) + bytes(48 + 40))", "wrong reply"),
     "an outcome that is none": (
         "reply(struct.pack('<2I', 2, 0) + bytes(24) + struct.pack('<2I2Q', 7, 0, 0, 0))",
         "wrong reply",

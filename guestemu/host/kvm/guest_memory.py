@@ -59,7 +59,7 @@ class Slot(msgspec.Struct, frozen=True):
         return start, max(0, min(gpa + size, self.end) - start)
 
 
-class VmmCall(msgspec.Struct, frozen=True):
+class VmmCall(msgspec.Struct, frozen=True, gc=False):
     """One call of the VMM into its kernel: name, arguments, 0 or a negative errno."""
 
     name: str
@@ -98,11 +98,11 @@ class GuestMemory:
     def __init__(self, frames: int, slots: tuple[Slot, ...] = (), *, memfd_bytes: int = 0) -> None:
         self.frames = frames
         self._memfd_bytes = memfd_bytes
-        self.set_slots(slots or (Slot(0, frames << PAGE_SHIFT),))
         self.attributes = bitarray(frames, endian="little")
         self.private_pages = bitarray(frames, endian="little")
         self.shared_pages = bitarray(frames, endian="little")
         self.device_map = bitarray(frames, endian="little")
+        self.set_slots(slots or (Slot(0, frames << PAGE_SHIFT),))
         self.calls: list[VmmCall] = []
         self._beyond = IntervalSet()
         self._failure: tuple[int, int] | None = None
@@ -124,6 +124,10 @@ class GuestMemory:
         self.slots = slots
         self.private_backing = self._frames_of(lambda slot: slot.has_guest_memfd)
         self.shared_backing = self._frames_of(lambda slot: not slot.is_read_only)
+        self._backings = (
+            (self.shared_pages, self.shared_backing),
+            (self.private_pages, self.private_backing),
+        )
 
     def restore(self) -> None:
         """As a new VM; cheap where no call was made."""
@@ -174,22 +178,24 @@ class GuestMemory:
         64-bit values in bytes.
         """
         arguments = (gpa, size, attributes, flags)
-        result = self._ordered() or _attributes_error(gpa, size, attributes, flags)
+        result = 0 if self._failure is None else self._ordered()
+        result = result or _attributes_error(gpa, size, attributes, flags)
         if not result:
-            is_private = bool(attributes & KVM_MEMORY_ATTRIBUTE_PRIVATE)
+            is_private = attributes != 0
             frames = self.frames
             first, end = gpa >> PAGE_SHIFT, (gpa + size) >> PAGE_SHIFT
-            if first < frames:
-                inside = slice(first, min(end, frames))
-                self.attributes[inside] = is_private
-                # The guest uses what it converted: the page appears in the backing of its new kind.
-                if is_private:
-                    self.private_pages[inside] |= self.private_backing[inside]
-                else:
-                    self.shared_pages[inside] |= self.shared_backing[inside]
             if end > frames:
                 change = self._beyond.add if is_private else self._beyond.remove
                 change(max(first, frames), end)
+                end = frames
+            if first < end:
+                self.attributes[first:end] = is_private
+                # The guest uses what it converted: the page appears in the backing of its new kind.
+                pages, backing = self._backings[is_private]
+                if backing.find(0, first, end) < 0:
+                    pages[first:end] = True
+                else:
+                    pages[first:end] |= backing[first:end]
         return self._made("KVM_SET_MEMORY_ATTRIBUTES", arguments, result)
 
     def fallocate(self, slot: int, mode: int, offset: int, length: int) -> int:
@@ -198,20 +204,21 @@ class GuestMemory:
         Punching frees the pages of the file; a hole beyond the file's end succeeds.
         """
         arguments = (slot, mode, offset, length)
-        result = self._ordered() or self._fallocate(slot, mode, offset, length)
+        result = 0 if self._failure is None else self._ordered()
+        result = result or self._fallocate(slot, mode, offset, length)
         return self._made("fallocate", arguments, result)
 
     def _fallocate(self, slot: int, mode: int, offset: int, length: int) -> int:
-        if not 0 <= slot < len(self.slots) or not self.slots[slot].has_guest_memfd:
+        place = self.slots[slot] if 0 <= slot < len(self.slots) else None
+        if place is None or not place.has_guest_memfd:
             return -EINVAL
-        place = self.slots[slot]
         if not 0 < length < _SIGN or not 0 <= offset < _SIGN:
             return -EINVAL
         if not mode & FALLOC_FL_KEEP_SIZE or mode & ~PUNCH:
             return -EOPNOTSUPP
         if offset + length >= _SIGN:
             return -EFBIG
-        if offset & PAGE_MASK or length & PAGE_MASK:
+        if (offset | length) & PAGE_MASK:
             return -EINVAL
         is_punch = bool(mode & FALLOC_FL_PUNCH_HOLE)
         if not is_punch and offset + length > (
@@ -317,9 +324,7 @@ class GuestMemory:
 def _attributes_error(gpa: int, size: int, attributes: int, flags: int) -> int:
     if flags or attributes & ~KVM_MEMORY_ATTRIBUTE_PRIVATE or not size:
         return -EINVAL
-    if gpa + size > U64_MASK or gpa & PAGE_MASK or size & PAGE_MASK:
-        return -EINVAL
-    return 0
+    return -EINVAL if gpa + size > U64_MASK or (gpa | size) & PAGE_MASK else 0
 
 
 class InPlaceFile:

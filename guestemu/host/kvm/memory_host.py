@@ -37,7 +37,7 @@ class MemoryHost(MergedHost):
     @property
     def has_failing_kernel(self) -> bool:
         """Whether an ordered failure of a call has happened."""
-        return self.guest_memory.has_failed
+        return self.user.memory.has_failed
 
     def memory_fault(self, fault: MemoryFaultExit) -> bool:
         """KVM_EXIT_MEMORY_FAULT, to user space."""

@@ -105,27 +105,23 @@ class NativeUserSpace(UserSpace):
     def _exit(self, reason: int, words: tuple[int, ...], vcpu: int) -> tuple[int, int]:
         """Answer and data; raises `VmStopped` where the handler ends the VM."""
         handler = self.handler
+        is_new, self._is_new = self._is_new, False
         if isinstance(handler, LoadedHandler):
-            if self._is_new:
+            if is_new:
                 handler.reset()
-            self._is_new = False
             outcome, answer, data = handler.exit(reason, words, vcpu)
-            if outcome not in {0, wire.STOP}:
-                raise HostFailedError(f"the native handler returned outcome {outcome}")
-            is_stopped = outcome == wire.STOP
         else:
-            failure = self.memory.ordered_failure or _NO_FAILURE
-            record = wire.exit_record(reason, words, vcpu, failure)
+            memory = self.memory
+            record = wire.exit_record(reason, words, vcpu, memory.ordered_failure or _NO_FAILURE)
             self._story += record
-            records = (wire.RESET, record) if self._is_new else (record,)
-            self._is_new = False
-            reply = handler.ask(records, self._story)[-1]
-            for call in reply.calls:
-                wrong = wire.replay_call(self.memory, call)
-                if wrong:
-                    raise HostFailedError(f"the native handler {wrong}")
-            is_stopped, answer, data = reply.is_stopped, reply.answer, reply.data
-        if is_stopped:
+            requests = wire.RESET + record if is_new else record
+            outcome, answer, data, calls = handler.ask(requests, self._story)
+            wrong = wire.replay(memory, calls)
+            if wrong:
+                raise HostFailedError(f"the native handler {wrong}")
+        if outcome:
+            if outcome != wire.STOP:
+                raise HostFailedError(f"the native handler returned outcome {outcome}")
             raise VmStopped(f"{self.spec} stopped the VM")
         return answer, data
 

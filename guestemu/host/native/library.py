@@ -115,6 +115,7 @@ class LoadedHandler:
             library.guestemu_private.restype = _POINTER
             library.guestemu_private.argtypes = (_POINTER,)
         self._run: Callable[[int, int], int] = library.guestemu_exit
+        self._reset: Callable[[int], int] = library.guestemu_reset
         self._exit = _Exit()
         self._exit_at = ctypes.addressof(self._exit)
         self._octets = memoryview(self._exit).cast("B")
@@ -133,7 +134,7 @@ class LoadedHandler:
 
     def reset(self) -> None:
         """A new VM, by the handler's reset or by closing and opening it."""
-        if self._library.guestemu_reset(self._vm):
+        if self._reset(self._vm):
             self._library.guestemu_close(self._vm)
             self._vm = self._open()
 

@@ -14,7 +14,6 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Final
 
@@ -56,18 +55,6 @@ class Died(Exception):
 
 class Lost(Exception):
     """The process ended, did not answer in time or sent nonsense; the text says how."""
-
-
-class Reply:
-    """What the handler did with one record."""
-
-    __slots__ = ("answer", "calls", "data", "is_stopped")
-
-    def __init__(self, outcome: int, answer: int, data: int, calls: Sequence[memoryview]) -> None:
-        self.is_stopped = outcome == wire.STOP
-        self.answer = answer
-        self.data = data
-        self.calls = calls
 
 
 def _how(status: int) -> str:
@@ -150,9 +137,10 @@ class HandlerProcess:
             raise MissingError(f"host {self.spec}: needs guestemu's C libraries: {why}")
         return [sys.executable, "-m", f"{__package__}.server", str(path)]
 
-    def ask(self, records: Sequence[bytes], story: bytes) -> list[Reply]:
-        """The replies to `records`, executed in order. `story` are all records since the reset,
-        these included; a story that ended in death before is not told again.
+    def ask(self, requests: bytes, story: bytes) -> tuple[int, int, int, bytes]:
+        """Outcome, answer and data of the last of the `requests`, and the calls made for it.
+        `story` are all requests since the reset, these included; a story that ended in death before
+        is not told again.
 
         Raises `HostFailedError` where the process dies, does not answer, or answers nonsense.
         """
@@ -162,7 +150,7 @@ class HandlerProcess:
         if self._child is None:
             self.start()
         try:
-            return self._ask(records)
+            return self._ask(requests)
         except (Died, Lost, OSError) as error:
             raise HostFailedError(self._remember(story, error)) from None
 
@@ -207,23 +195,13 @@ class HandlerProcess:
             message += self._read(expected - len(message))
         return message[wire.HEAD.size : expected], calls
 
-    def _ask(self, records: Sequence[bytes]) -> list[Reply]:
-        count = len(records)
-        message, _ = self._exchange(b"".join(records))
-        at = count * wire.REPLY.size
-        body = memoryview(message)
-        replies = []
-        for number in range(count):
-            outcome, made, answer, data = wire.REPLY.unpack_from(body, number * wire.REPLY.size)
-            end = at + made * wire.CALL.size
-            if outcome > wire.STOP or end > len(body):
-                raise Lost(f"sent a wrong reply: outcome {outcome}, {made} calls")
-            step = wire.CALL.size
-            replies.append(
-                Reply(outcome, answer, data, [body[i : i + step] for i in range(at, end, step)])
-            )
-            at = end
-        return replies
+    def _ask(self, requests: bytes) -> tuple[int, int, int, bytes]:
+        message, calls = self._exchange(requests)
+        end = len(message) - calls * wire.CALL.size
+        outcome, made, answer, data = wire.REPLY.unpack_from(message, end - wire.REPLY.size)
+        if outcome > wire.STOP or made != calls:
+            raise Lost(f"sent a wrong reply: outcome {outcome}, {made} calls")
+        return outcome, answer, data, message[end:]
 
     def read_map(self) -> bytes:
         """The handler's own record, one bit for each frame. Raises `HostFailedError`."""
@@ -237,8 +215,9 @@ class HandlerProcess:
             raise HostFailedError(f"the native handler {self._why(error)}") from None
 
     def _write(self, message: bytes) -> None:
-        while message:
-            message = message[os.write(self._out, message) :]
+        written = os.write(self._out, message)
+        while written < len(message):
+            written += os.write(self._out, message[written:])
 
     def _read(self, size: int, most: int = 0, seconds: float = _ANSWER_S) -> bytes:
         """At least `size` bytes, at most `most` where that is more. Raises `Lost` where the other

@@ -46,6 +46,7 @@ CALL: Final = struct.Struct("<Ii4Q")
 MAP_SIZE: Final = struct.Struct("<Q")
 
 _NO_EXIT: Final = (0, 0, NO_FAILURE, 0, 0, *[0] * 7)
+_ZEROES: Final = (0,) * 7
 RESET: Final = REQUEST.pack(OP_RESET, *_NO_EXIT)
 READ_MAP: Final = HEAD.pack(1, 0) + REQUEST.pack(OP_MAP, *_NO_EXIT)
 
@@ -78,26 +79,24 @@ def slot_flags(slot: Slot) -> int:
 def exit_record(reason: int, words: tuple[int, ...], vcpu: int, failure: tuple[int, int]) -> bytes:
     """An exit with reason KVM_EXIT_*; `words` fill the record of that exit in the header's order,
     at most seven. `failure`: the number of the call that fails and its errno, or (-1, 0)."""
-    filled = words + (0,) * (7 - len(words))
-    return REQUEST.pack(OP_EXIT, reason, vcpu, *failure, 0, *filled)
+    return REQUEST.pack(OP_EXIT, reason, vcpu, *failure, 0, *words, *_ZEROES[len(words) :])
 
 
-def replay_call(memory: GuestMemory, record: bytes | memoryview) -> str:
-    """Does a call of the handler on the VM's memory; what is wrong with the record, if anything.
+def replay(memory: GuestMemory, calls: bytes) -> str:
+    """Does the handler's calls on the VM's memory; what is wrong with one of them, if anything.
 
-    The process has already told the handler its result; memory must come to the same one.
+    The process has already told the handler each result; memory must come to the same one.
     """
-    kind, result, *arguments = CALL.unpack(record)
-    made = _do(memory, kind, arguments)
-    if made is None:
-        return f"made an unknown call {kind}"
-    if made != result:
-        return f"was told {result} by a call that returns {made}"
+    for kind, result, a, b, c, d in CALL.iter_unpack(calls):
+        made = _do(memory, kind, a, b, c, d)
+        if made is None:
+            return f"made an unknown call {kind}"
+        if made != result:
+            return f"was told {result} by a call that returns {made}"
     return ""
 
 
-def _do(memory: GuestMemory, kind: int, arguments: list[int]) -> int | None:
-    a, b, c, d = arguments
+def _do(memory: GuestMemory, kind: int, a: int, b: int, c: int, d: int) -> int | None:
     if kind == CALL_ATTRIBUTES:
         return memory.set_memory_attributes(a, b, c, d)
     if kind == CALL_FALLOCATE:
