@@ -51,7 +51,8 @@ class Plan(msgspec.Struct, frozen=True):
     """What a session does: `execs` and `seconds` end it (None: no limit), `seed` decides its
     random choices, `until_finding` is the number of new findings that end it, `report_every` is the
     time between two reports in seconds, `is_shared` says that other sessions feed the same corpus.
-    The session is number `index` of `jobs`; `bounds` are the exhaustive engine's."""
+    The session is number `index` of `jobs`; `bounds` are the exhaustive engine's. `seconds` count
+    from `began`, of `time.monotonic`, or from the session's start."""
 
     target: Target
     header: Header
@@ -65,6 +66,7 @@ class Plan(msgspec.Struct, frozen=True):
     jobs: int = 1
     bounds: Bounds = Bounds()
     until_finding: int | None = None
+    began: float | None = None
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -168,10 +170,18 @@ class Session:
         self._last_new = 0.0
         self._start = time.monotonic()
         self._next_report = self._start + plan.report_every
-        self._deadline = None if plan.seconds is None else self._start + plan.seconds
+        self._deadline = None if plan.seconds is None else self._end(plan.seconds)
         self._filing.book.deadline = self._deadline and self._deadline + _GRACE_S
         self._limit = plan.execs
         self._is_stopped = False
+
+    def _end(self, seconds: float) -> float:
+        """When a session of so many seconds ends. The start of its process is among them, up to
+        half: a machine with much else to do takes seconds to start Python and to boot the guest."""
+        began = self.plan.began
+        if began is None:
+            return self._start + seconds
+        return max(began + seconds, self._start + seconds / 2)
 
     def stop(self) -> None:
         """The next `execute` ends the session (safe in a signal handler)."""

@@ -76,7 +76,9 @@ class Worker:
                         sys.executable,
                         "-m",
                         "guestemu.campaign.worker",
-                        msgspec.json.encode(config).decode(),
+                        msgspec.json.encode(
+                            msgspec.structs.replace(config, began=self._heard)
+                        ).decode(),
                     ],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,

@@ -65,6 +65,8 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     until_finding: int | None = None
     max_ops: int = 0
     """Ops in the longest program; 0: as the target has it."""
+    began: float | None = None
+    """When the process was started, by `time.monotonic`; see `Plan`."""
 
 
 class WorkerFailure(msgspec.Struct, frozen=True):
@@ -182,6 +184,7 @@ def work(config: WorkerConfig) -> NoReturn:
             jobs=config.jobs,
             bounds=config.bounds,
             until_finding=config.until_finding,
+            began=config.began,
         )
         session = Session(plan, store, pipe.report)
         sessions.append(session)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import msgspec
@@ -15,7 +16,7 @@ from guestemu.abi.errors import InputError
 from guestemu.campaign.bounds import Bounds, parse_bounds
 from guestemu.campaign.engines import ENGINES
 from guestemu.campaign.engines.exhaustive import alphabet, count_space, program_at
-from guestemu.campaign.session import Plan, Session
+from guestemu.campaign.session import Plan, Session, SessionOver
 from guestemu.campaign.store import CampaignRecord, Store
 from guestemu.campaign.targets import find_target
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
@@ -33,6 +34,17 @@ def session_of(target: str, tmp_path: Path, engine_plan: dict[str, object], host
     store = Store.create(directory, record, resume=directory.exists())
     plan = msgspec.structs.replace(Plan(chosen, chosen.header), **engine_plan)
     return Session(plan, store, host=host or MapGpaRangeHost())
+
+
+@pytest.mark.parametrize(("start_up", "end"), [(0.0, 10.0), (4.0, 6.0), (60.0, 5.0)])
+def test_the_start_of_a_worker_counts_up_to_half_of_its_time(start_up, end, monkeypatch, tmp_path):
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
+    session = session_of("hypercall", tmp_path, {"seconds": 10.0, "began": 1000.0 - start_up})
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0 + end - 0.1)
+    assert session.allow()
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0 + end + 0.1)
+    with pytest.raises(SessionOver):
+        session.allow()
 
 
 # Exhaustive -------------------------------------------------------------------------------------
