@@ -116,12 +116,12 @@ def boot_image(request: BootRequest, show_console: bool, to_stderr: bool) -> Boo
             if isinstance(told, WrmsrExit) and told.nr == MSR_KVM_MIGRATION_CONTROL
         ),
         console=text,
-        virtualization_exceptions=_exceptions(booted.platform.td),
+        virtualization_exceptions=exceptions_of(booted.platform.td),
     )
 
 
-def _exceptions(td: Td | None) -> dict[str, int]:
-    """#VEs by what raised them."""
+def exceptions_of(td: Td | None) -> dict[str, int]:
+    """#VEs of instructions, by what raised them."""
     from guestemu.abi.tdx import Vmcall
 
     return {} if td is None else {Vmcall(kind).name: td.reflected[kind] for kind in td.reflected}

@@ -59,7 +59,8 @@ class RanCommand(msgspec.Struct, frozen=True):
 class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     """A run. `reached` says how it ended; `seconds` of CPU time; `restored` that it began from a
     snapshot in user space; `conversions` are pages whose status the host was told; `accesses` are
-    those of devices to memory; `traps` MMIO accesses by #VC or #VE; `cpus` are on at the end and
+    those of devices to memory; `traps` MMIO accesses by #VC or #VE, `virtualization_exceptions`
+    the other #VEs of a TD by what raised them; `cpus` are on at the end and
     have sent `ipis` interprocessor interrupts. `mappings` counts the kernel's own dma:* events by
     name; `rules` the accesses that each rule was applied to (userland/rules.py) and `violations`
     are those that broke one."""
@@ -75,6 +76,7 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     syscalls: int
     interrupts: int
     traps: int
+    virtualization_exceptions: dict[str, int]
     hypercalls: int
     conversions: int
     accesses: int
@@ -228,6 +230,7 @@ def _report(
     commands: tuple[RanCommand, ...] = (),
     restored: bool = False,
 ) -> RunReport:
+    from guestemu.cli._kernel_boot import exceptions_of
     from guestemu.events.exits import HypercallExit
 
     cpus, apics = running.hardware.cpus, running.hardware.apics
@@ -244,6 +247,7 @@ def _report(
         syscalls=running.syscalls,
         interrupts=running.interrupts,
         traps=running.traps,
+        virtualization_exceptions=exceptions_of(running.platform.td),
         hypercalls=len(calls),
         conversions=_conversions(calls),
         accesses=running.accesses,
@@ -290,6 +294,9 @@ def tell(report: RunReport) -> None:
         f"{report.blocks} basic blocks, {report.syscalls} system calls, "
         f"{report.interrupts} interrupts, {report.traps} trapped MMIO accesses"
     )
+    if report.virtualization_exceptions:
+        counts = report.virtualization_exceptions.items()
+        console.emit(f"#VE: {', '.join(f'{name} {count}' for name, count in counts)}")
     if report.cpus > 1 or report.ipis:
         console.emit(f"{report.cpus} CPUs on, {report.ipis} interprocessor interrupts")
     console.emit(

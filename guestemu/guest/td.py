@@ -371,8 +371,8 @@ class Td:
         return self.raise_ve(VirtualException(reason=tdx.EXIT_REASON_VMCALL, length=_VMCALL_LENGTH))
 
     def raise_at(self, rip: int, what: Callable[[Vcpu], VirtualException | None]) -> None:
-        """From now on the instruction at `rip` raises #VE with what `what` says (None: none). The
-        caller flushes the translated blocks."""
+        """From now on the instruction at `rip` raises #VE with what `what` says (None: none), when
+        its block is translated the next time."""
 
         def fault() -> GuestFault | None:
             if not self.reflects or not self._has_handler():

@@ -59,3 +59,22 @@ TlbHook = ctypes.CFUNCTYPE(
     ctypes.POINTER(TlbEntry),
     ctypes.c_void_p,
 )
+
+
+class CodeBlock(ctypes.Structure):
+    """`uc_tb`: a translated block of guest code."""
+
+    _fields_ = (
+        ("pc", ctypes.c_uint64),
+        ("instructions", ctypes.c_uint16),
+        ("size", ctypes.c_uint16),
+    )
+
+
+EdgeHook = ctypes.CFUNCTYPE(
+    None,
+    ctypes.c_void_p,
+    ctypes.POINTER(CodeBlock),
+    ctypes.POINTER(CodeBlock),
+    ctypes.c_void_p,
+)

@@ -46,6 +46,7 @@ HOOK_INSN_INVALID: Final = uc_const.UC_HOOK_INSN_INVALID
 HOOK_MEM: Final = uc_const.UC_HOOK_MEM_READ | uc_const.UC_HOOK_MEM_WRITE
 HOOK_MEM_UNMAPPED: Final = uc_const.UC_HOOK_MEM_UNMAPPED
 HOOK_TLB_FILL: Final = uc_const.UC_HOOK_TLB_FILL
+HOOK_EDGE: Final = uc_const.UC_HOOK_EDGE_GENERATED
 INSN_CPUID: Final = x86_const.UC_X86_INS_CPUID
 INSN_IN: Final = x86_const.UC_X86_INS_IN
 INSN_OUT: Final = x86_const.UC_X86_INS_OUT
@@ -255,6 +256,19 @@ class Engine:
         self.check(
             self.library.uc_ctl(self.handle, _control(uc_const.UC_CTL_TB_FLUSH, True, 0)),
             "flush translated blocks",
+        )
+
+    def forget_block(self, address: int, size: int) -> None:
+        """Forgets the translated blocks of `size` bytes at virtual `address`, which the CPU's
+        present tables map."""
+        self.check(
+            self.library.uc_ctl(
+                self.handle,
+                _control(uc_const.UC_CTL_TB_REMOVE_CACHE, True, 2),
+                ctypes.c_uint64(address),
+                ctypes.c_uint64(address + size),
+            ),
+            f"forget the code at {address:#x}",
         )
 
     def use_virtual_tlb(self) -> None:

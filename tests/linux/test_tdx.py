@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa
+from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa, Gva
 from guestemu.abi.regions import Region
 from guestemu.abi.tdx import FIELD_CONFIG_FLAGS, FIELD_NOTIFY_ENABLES, TdcallLeaf, Vmcall
 from guestemu.events.exits import MapGpaRangeExit
 from guestemu.events.tdx import Accept, MapGpaCall
+from guestemu.guest.base import GuestOops
 from guestemu.guest.linux.boot import boot_kernel
-from guestemu.guest.linux.exit_sites import exit_sites
 from guestemu.guest.linux.guest import LinuxGuest
 from guestemu.guest.linux.load import LOADER, linux_config
 from guestemu.guest.linux.platform import Console
@@ -156,18 +156,50 @@ def test_the_kernels_own_handler_reads_an_msr_for_it(kernel: TdKernel) -> None:
     assert (calls[TdcallLeaf.VP_VEINFO_GET], calls[TdcallLeaf.VP_VMCALL]) == (1, 1)
 
 
-def test_every_port_of_the_kernels_text_is_found(td_guest: LinuxGuest) -> None:
-    """CPUID, IN, OUT and HLT by function: what objdump shows of them in 6.12.117."""
-    kernel = td_guest.kernel
-    found = {
-        (kernel.symbol_at(site.address).partition("+")[0], site.mnemonic, site.code)
-        for site in exit_sites(kernel)
-        if site.address in range(kernel.address("rtc_cmos_read"), kernel.address("rtc_cmos_write"))
-    }
-    assert found == {
-        ("rtc_cmos_read", "out", b"\xe6\x70"),
-        ("rtc_cmos_read", "in", b"\xe4\x71"),
-    }
+IN_CLOCK_DATA = b"\xe4\x71"
+IN_WORD = b"\x66\xed"
+REP_OUTSB = b"\xf3\x6e"
+RET = b"\xc3"
+EXECMEM_MODULE_TEXT = 0
+
+
+def module_code(guest: LinuxGuest, code: bytes) -> int:
+    """Address of `code` in memory that the kernel gives to modules."""
+    text = guest.call("execmem_alloc", EXECMEM_MODULE_TEXT, PAGE_SIZE).value
+    assert text
+    assert guest.machine.current.write_memory(Gva(text), code)
+    assert guest.call("set_memory_x", text, 1).value == 0
+    guest.machine.hooks.forget_code()
+    return text
+
+
+def test_code_that_comes_later_raises_it_like_the_kernels_own(kernel: TdKernel) -> None:
+    """A module's IN, then another instruction in its place, which is found, too."""
+    guest, td = kernel.guest, kernel.td
+    before = Counter(td.reflected)
+    text = module_code(guest, IN_CLOCK_DATA + RET)
+    first = guest.calls.call_address(text)
+    assert first.value is not None
+    assert first.value & 0xFF == 0
+    assert Counter(td.reflected) - before == {Vmcall.IO: 1}
+    assert guest.call("set_memory_rw", text, 1).value == 0
+    assert guest.machine.current.write_memory(Gva(text), IN_WORD + RET)
+    guest.machine.hooks.forget_code()
+    assert guest.calls.call_address(text).value is not None
+    assert Counter(td.reflected) - before == {Vmcall.IO: 2}
+
+
+def test_the_kernel_refuses_string_io(kernel: TdKernel) -> None:
+    """handle_io() of arch/x86/coco/tdx/tdx.c takes no string instruction: the fault is the guest's,
+    and the hypervisor is not asked."""
+    guest, td = kernel.guest, kernel.td
+    counts = Counter(td.calls), Counter(td.reflected)
+    text = module_code(guest, REP_OUTSB + RET)
+    ended = guest.calls.call_address(text).end
+    assert isinstance(ended, GuestOops)
+    assert ended.rip == text
+    assert Counter(td.calls) - counts[0] == {}
+    assert Counter(td.reflected) - counts[1] == {Vmcall.IO: 1}
 
 
 @pytest.mark.soak
@@ -210,6 +242,7 @@ def test_the_kernels_own_handler_asks_for_cpuid_ports_and_halts(
     td = guest.platform.td
     assert td is not None
     booted = Counter(td.reflected)
+    before = td.leaves[TdcallLeaf.VP_VEINFO_GET], sum(td.calls.values())
     machine = guest.machine
     machine.hooks.handler = BootRecorder()
     ports: list[tuple[int, int, int | None]] = []
@@ -249,5 +282,6 @@ def test_the_kernels_own_handler_asks_for_cpuid_ports_and_halts(
     assert isinstance(halted.end, Halt) is halts
     assert any("HLT emulation with IRQs enabled" in line for line in halted.warnings) is not halts
     assert (td.calls.get(Vmcall.HLT, 0), td.reflected[Vmcall.HLT]) == (int(halts), 1)
-    assert td.leaves[TdcallLeaf.VP_VEINFO_GET] == sum(td.calls.values()) + (not halts)
+    fetched = td.leaves[TdcallLeaf.VP_VEINFO_GET] - before[0]
+    assert fetched == sum(td.calls.values()) - before[1] + (not halts)
     guest.close()

@@ -4,18 +4,28 @@
 from __future__ import annotations
 
 import json
+import struct
+from collections import Counter
 
 import msgspec
 import pytest
 
 from guestemu.abi.addresses import PAGE_SIZE
+from guestemu.abi.tdx import Vmcall
 from guestemu.cli.main import main
 from guestemu.dma.events import Alloc
 from guestemu.dma.source import open_trace
 from guestemu.dma.workload import record_workload
 from guestemu.events.devices import DeviceAccess
-from guestemu.guest.linux.load import LOADER
+from guestemu.guest.linux.load import LOADER, linux_config
 from guestemu.guest.linux.userland import rules
+from guestemu.guest.linux.userland.initramfs import make_initramfs
+from guestemu.guest.linux.userland.running import (
+    HOST_NEXT,
+    HOST_RESULT,
+    RunningKernel,
+    command_line,
+)
 from guestemu.guest.linux.userland.session import Setting, Userland, read_device
 from guestemu.kernel.hostile import HostileRuns
 from guestemu.machine.devices import find_device
@@ -358,6 +368,44 @@ def test_boots_that_differ_fail(drivers, monkeypatch):
     monkeypatch.setattr("guestemu.kernel.drivers._read_all", read_all)
     (run,), status = drivers("6.12", "--sev", "sev")
     assert (status, run["outcome"], run["text"]) == (1, "failed", "two boots differ")
+
+
+KVM_LEAF = 0x40000000
+REPORTS_CPUID = (
+    b"\xb8%b\x0f\xa2" % KVM_LEAF.to_bytes(4, "little")  # mov eax, leaf; cpuid
+    + b"\x89\xda\x31\xf6"  # mov edx, ebx; xor esi, esi
+    + b"\xb8%b\x0f\x05" % HOST_RESULT.to_bytes(4, "little")
+    + b"\xb8%b\x0f\x05" % HOST_NEXT.to_bytes(4, "little")
+)
+
+
+def static_program(code):
+    """An ELF file for x86-64 with one segment."""
+    base, head = 0x400000, 64 + 56
+    size = head + len(code)
+    header = struct.pack(
+        "<4s4B8xHHIQQQIHHHHHH",
+        *(b"\x7fELF", 2, 1, 1, 0, 2, 62, 1, base + head, 64, 0, 0, 64, 56, 1, 0, 0, 0),
+    )
+    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, base, base, size, size, PAGE_SIZE)
+    return header + segment + code
+
+
+@pytest.mark.soak
+def test_cpuid_in_user_space_is_asked_of_the_hypervisor(image_of):
+    """virt_exception_user() of arch/x86/coco/tdx/tdx.c."""
+    kernel = LOADER.kernel(image_of("6.12"))
+    initramfs = make_initramfs(static_program(REPORTS_CPUID), {})
+    line = command_line(kernel, "tdx")
+    running = RunningKernel(kernel, linux_config(256, 39, "tdx"), initramfs, command_line=line)
+    td = running.platform.td
+    running.stop_at("run_init_process")
+    assert running.run().reason == "until"
+    before = Counter(td.reflected)
+    assert running.run().reason == "idle"
+    assert running.results[-1].value == int.from_bytes(b"KVMK", "little")
+    assert Counter(td.reflected) - before == {Vmcall.CPUID: 1}
+    running.machine.close()
 
 
 def test_a_kernel_without_a_kind_is_absent(drivers):

@@ -165,7 +165,7 @@ def build_machine(
     platform = GuestPlatform(machine, console, kvm_features)
     _install_sites(kernel, machine, platform)
     if platform.td is not None:
-        raise_exits(machine, kernel, platform.td)
+        raise_exits(machine, platform.td)
         platform.td.reflect_msrs()
     setup_data = 0
     if is_snp:

@@ -1,57 +1,61 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Instructions of a TD's kernel that raise #VE on hardware: CPUID, IN, OUT and HLT.
+"""Instructions of a TD that raise #VE on hardware: CPUID, IN, OUT, INS, OUTS and HLT.
 
-The emulator cannot stop in front of these by kind, so every one in the kernel's text is found once,
-by disassembling it function by function (five seconds; kept in the cache), and hooked by address.
-The kernel's handler then asks by TDG.VP.VMCALL: handle_cpuid(), handle_io() and handle_halt() of
-arch/x86/coco/tdx/tdx.c (facts T6, T8). The module answers CPUID itself outside of the hypervisor's
-range, so only leaves 0x40000000 to 0x4fffffff raise one.
+The emulator cannot stop in front of these by kind, so each block of code is looked through before
+it first runs, and the instructions are hooked by address: in the kernel, in modules and in user
+space. The kernel's handler then asks by TDG.VP.VMCALL: handle_cpuid(), handle_io() and
+handle_halt() of arch/x86/coco/tdx/tdx.c (facts T6, T8); string I/O it refuses, and of user space it
+takes CPUID only. The module answers CPUID itself outside of the hypervisor's range, so only leaves
+0x40000000 to 0x4fffffff raise one.
 
-Answered in place all the same: string instructions, which a TD's kernel avoids
-(CC_ATTR_GUEST_UNROLL_STRING_IO), modules, and user space.
+Ports and HLT in user mode are left to the CPU, which refuses them (#GP) unless the kernel gave the
+process a port.
 """
 
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from typing import Final
 
 import capstone
-import msgspec
 
 from guestemu.abi import tdx
-from guestemu.abi.addresses import U32_MASK
-from guestemu.guest.linux.cache import (
-    CacheKey,
-    cache_directory,
-    mark_used,
-    read_sealed,
-    write_sealed,
-)
-from guestemu.guest.linux.kernel import KERNEL_MAP, Kernel
+from guestemu.abi.addresses import U32_MASK, Gva
+from guestemu.guest.linux.kernel import KERNEL_MAP
 from guestemu.guest.td import Td, VirtualException
 from guestemu.machine.machine import Machine
+from guestemu.machine.new_code import show_new_code
 from guestemu.machine.vcpu import Vcpu
 
-_TEXT: Final = (("_stext", "_etext"), ("_sinittext", "_einittext"))
-_WANTED: Final = frozenset({"cpuid", "in", "out", "hlt"})
-_OPCODES: Final = re.compile(rb"[\xe4-\xe7\xec-\xef\xf4]|\x0f\xa2")
-_LONGEST: Final = 15
-_FORMAT: Final = "exits 1"
+_OPCODES: Final = re.compile(rb"[\x6c-\x6f\xe4-\xe7\xec-\xef\xf4]|\x0f\xa2")
+_MODULES: Final = KERNEL_MAP + (1 << 30)
+"""Up to here the kernel's image is mapped, its first byte at GPA 0."""
+
+_USER_END: Final = 1 << 47
+_USER: Final = 3
+_MOST_SITES: Final = 10_000
+"""Of one machine; of a guest that keeps writing new code the others are answered in place."""
+
 _HYPERVISOR_LEAVES: Final = 0x4
 _OPERAND_SIZE: Final = 0x66
+_REPEATED: Final = frozenset({0xF2, 0xF3})
 _PORTS: Final = {
-    opcode: (size, is_in, is_immediate)
-    for opcode, size, is_in, is_immediate in (
-        *((0xE4, 1, True, True), (0xE5, 4, True, True), (0xE6, 1, False, True)),
-        *((0xE7, 4, False, True), (0xEC, 1, True, False), (0xED, 4, True, False)),
-        *((0xEE, 1, False, False), (0xEF, 4, False, False)),
+    opcode: (size, is_in, is_immediate, is_string)
+    for opcode, size, is_in, is_immediate, is_string in (
+        *((0xE4, 1, True, True, False), (0xE5, 4, True, True, False)),
+        *((0xE6, 1, False, True, False), (0xE7, 4, False, True, False)),
+        *((0xEC, 1, True, False, False), (0xED, 4, True, False, False)),
+        *((0xEE, 1, False, False, False), (0xEF, 4, False, False, False)),
+        *((0x6C, 1, True, False, True), (0x6D, 4, True, False, True)),
+        *((0x6E, 1, False, False, True), (0x6F, 4, False, False, True)),
     )
 }
-"""Bytes, direction and whether the port is in the instruction, by opcode."""
+"""Bytes, direction, whether the port is in the instruction, and whether it is a string
+instruction, by opcode."""
+
+_PREFIXES: Final = frozenset({_OPERAND_SIZE, *_REPEATED, *range(0x40, 0x50)})
+_PORT_NAMES: Final = frozenset({"in", "out", "insb", "insw", "insd", "outsb", "outsw", "outsd"})
 
 _Raised = Callable[[Vcpu], VirtualException | None]
 
@@ -62,23 +66,25 @@ def _cpuid(vcpu: Vcpu) -> VirtualException | None:
     return VirtualException(reason=tdx.EXIT_REASON_CPUID, length=2)
 
 
-def _hlt(_vcpu: Vcpu) -> VirtualException | None:
-    return VirtualException(reason=tdx.EXIT_REASON_HLT, length=1)
+def _hlt(vcpu: Vcpu) -> VirtualException | None:
+    return None if vcpu.cpl else VirtualException(reason=tdx.EXIT_REASON_HLT, length=1)
 
 
 def _port(code: bytes, td: Td) -> _Raised | None:
-    """IN or OUT: size, direction and port as the VMX exit qualification has them."""
-    opcode = code[1] if code[0] == _OPERAND_SIZE else code[0]
-    if opcode not in _PORTS:
+    """Size, direction and port as the VMX exit qualification has them."""
+    at = next((place for place, byte in enumerate(code) if byte not in _PREFIXES), 0)
+    prefixes = code[:at]
+    if code[at] not in _PORTS:
         return None
-    size, is_in, is_immediate = _PORTS[opcode]
-    if size > 1 and code[0] == _OPERAND_SIZE:
+    size, is_in, is_immediate, is_string = _PORTS[code[at]]
+    if size > 1 and _OPERAND_SIZE in prefixes:
         size = 2
-    fixed = size - 1 | is_in << 3 | is_immediate << 6
+    is_repeated = is_string and not _REPEATED.isdisjoint(prefixes)
+    fixed = size - 1 | is_in << 3 | is_string << 4 | is_repeated << 5 | is_immediate << 6
 
     def raised(vcpu: Vcpu) -> VirtualException | None:
         port = code[-1] if is_immediate else vcpu.read_register("rdx") & 0xFFFF
-        if port in td.ports_in_place:
+        if port in td.ports_in_place or vcpu.cpl:
             return None
         return VirtualException(
             reason=tdx.EXIT_REASON_IO, qualification=fixed | port << 16, length=len(code)
@@ -92,73 +98,48 @@ def _raised_by(mnemonic: str, code: bytes, td: Td) -> _Raised | None:
         return _cpuid
     if mnemonic == "hlt":
         return _hlt
-    return _port(code, td) if mnemonic in {"in", "out"} else None
+    return _port(code, td) if mnemonic.rpartition(" ")[2] in _PORT_NAMES else None
 
 
-class ExitSite(msgspec.Struct, frozen=True):
-    """One instruction: its virtual address, mnemonic and encoding."""
+def _while_unchanged(code: bytes, raised: _Raised) -> _Raised:
+    """`raised`, while `code` stands at RIP: of modules and processes that come and go."""
 
-    address: int
-    mnemonic: str
-    code: bytes
+    def checked(vcpu: Vcpu) -> VirtualException | None:
+        return raised(vcpu) if vcpu.read_code(len(code)) == code else None
 
-
-def exit_sites(kernel: Kernel) -> tuple[ExitSite, ...]:
-    """All CPUID, IN, OUT and HLT of the kernel's text, by address."""
-    directory = cache_directory()
-    if directory is None:
-        return tuple(_find_sites(kernel))
-    parts = (kernel.digest, _FORMAT, capstone.__version__)
-    path = directory / f"{CacheKey(parts).name}.exits"
-    kept = read_sealed(path)
-    if kept is not None:
-        with suppress(msgspec.MsgspecError):
-            found = msgspec.msgpack.decode(kept, type=tuple[ExitSite, ...])
-            mark_used(path)
-            return found
-    found = tuple(_find_sites(kernel))
-    with suppress(OSError):  # the next run searches again
-        write_sealed(path, msgspec.msgpack.encode(found))
-    return found
+    return checked
 
 
-def _find_sites(kernel: Kernel) -> Iterator[ExitSite]:
-    engine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
-    starts = sorted(set(kernel.symbols.values()))
-    for first, last in _TEXT:
-        begin, end = kernel.address(first), kernel.address(last)
-        text = _text(kernel, begin, end)
-        functions = starts[bisect_left(starts, begin) : bisect_left(starts, end)]
-        for start, after in zip(functions, [*functions[1:], end], strict=True):
-            code = text[start - begin : after - begin]
-            hits = [match.end() for match in _OPCODES.finditer(code)]
-            if not hits:
+def raise_exits(machine: Machine, td: Td) -> None:
+    """From now on CPUID of the hypervisor's leaves, IN, OUT and HLT raise #VE where the IDT has a
+    gate for it (`Td.raise_at`), in code of the kernel's half and in user mode. Before the kernel's
+    code first runs."""
+    decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+    hooks, image = machine.hooks, machine.ram.private
+    known: set[tuple[int, bytes]] = set()
+
+    def read(address: int, size: int) -> bytes:
+        if KERNEL_MAP <= address < _MODULES:
+            return bytes(image[address - KERNEL_MAP : address - KERNEL_MAP + size])
+        vcpu = hooks.vcpu
+        return (vcpu and vcpu.read_memory(Gva(address), size)) or b""
+
+    def look(address: int, size: int) -> bool:
+        is_user = address < _USER_END
+        if not is_user and address < KERNEL_MAP:
+            return False
+        code = read(address, size)
+        if not _OPCODES.search(code) or (is_user and machine.current.cpl != _USER):
+            return False
+        count = len(known)
+        for at, length, mnemonic, _operands in decoder.disasm_lite(code, address):
+            instruction = code[at - address :][:length]
+            raised = _raised_by(mnemonic, instruction, td)
+            if raised is None or (at, instruction) in known or len(known) == _MOST_SITES:
                 continue
-            for address, size, mnemonic, _operands in engine.disasm_lite(
-                code[: hits[-1] + _LONGEST], start
-            ):
-                if mnemonic in _WANTED:
-                    at = address - start
-                    yield ExitSite(address, mnemonic, code[at : at + size])
+            known.add((at, instruction))
+            is_fixed = KERNEL_MAP <= at < _MODULES
+            td.raise_at(at, raised if is_fixed else _while_unchanged(instruction, raised))
+        return len(known) > count
 
-
-def _text(kernel: Kernel, begin: int, end: int) -> bytes:
-    """The bytes of the image at virtual addresses `begin` to `end`; none where it has none."""
-    physical = begin - KERNEL_MAP
-    for part in kernel.segments.parts:
-        if part.physical <= physical < part.physical + len(part.data):
-            return part.data[physical - part.physical :][: end - begin]
-    return b""
-
-
-def raise_exits(machine: Machine, kernel: Kernel, td: Td) -> int:
-    """From now on CPUID of the hypervisor's leaves, IN, OUT and HLT of the kernel raise #VE where
-    its IDT has a gate for it (`Td.raise_at`). Returns how many instructions that are. Before the
-    kernel's code first runs."""
-    found = 0
-    for site in exit_sites(kernel):
-        raised = _raised_by(site.mnemonic, site.code, td)
-        if raised is not None:
-            td.raise_at(site.address, raised)
-            found += 1
-    return found
+    show_new_code(hooks, look)

@@ -149,6 +149,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     syscalls: int
     interrupts: int
     traps: int
+    reflected: dict[int, int]
     accesses: int
     checked: dict[str, int]
     mappings: dict[str, int]
@@ -244,9 +245,6 @@ class RunningKernel:
         bare = msgspec.structs.replace(config, defer_memory_hooks=True)
         self.machine, self.platform = boot.build_machine(kernel, bare, self.console, load)
         self.machine.msrs.platform[_NB_CFG] = 0
-        if self.platform.td is not None:
-            # Guest time counts basic blocks, and a #VE for each port would take many.
-            self.platform.td.reflects = False
         self.hardware = PcHardware(self.machine, self.platform, devices, self.note)
         self._reflects_mmio = self.platform.sev is not None or self.platform.td is not None
         if not self._reflects_mmio and self.machine.mmio is not None:
@@ -288,6 +286,7 @@ class RunningKernel:
             syscalls=self.syscalls,
             interrupts=self.interrupts,
             traps=self.traps,
+            reflected={} if self.platform.td is None else dict(self.platform.td.reflected),
             accesses=self.accesses,
             checked=dict(self.rules.checked),
             mappings=dict(self.mappings.counts),
@@ -305,6 +304,8 @@ class RunningKernel:
         self._random.count = state.randoms
         self.blocks, self.syscalls = state.blocks, state.syscalls
         self.interrupts, self.traps = state.interrupts, state.traps
+        if self.platform.td is not None:
+            self.platform.td.reflected = dict(state.reflected)
         self.accesses = state.accesses
         self.rules.checked.update(state.checked)
         self.mappings.counts.clear()
