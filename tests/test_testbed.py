@@ -23,7 +23,8 @@ from guestemu.machine.machine import MachineConfig
 from guestemu.program.generate import generate_ops
 from guestemu.program.ops import SPECS, Op, OpKind, Region, canonical_op
 from guestemu.program.program import Header, Program, SevKind
-from guestemu.runner.testbed import Testbed, build_testbed, run_program
+from guestemu.report.trace.run import run_program
+from guestemu.runner.testbed import Testbed, build_testbed
 
 GENERATIONS = ["5.10", "2020", "5.17", "6.1", "6.12"]
 HEADER = Header(vcpus=2, budget=20_000)
@@ -238,7 +239,7 @@ def test_a_header_that_cannot_be_is_refused(change: dict[str, object], message: 
 
 def test_region_g_needs_memory() -> None:
     program = Program(Header(), (op(OpKind.READ, 0, region=Region.G),))
-    with pytest.raises(InputError, match=r"op 0: region G needs memory >= 4096M"):
+    with pytest.raises(InputError, match=r"op 0 .*: region G needs memory of at least 4096 MiB"):
         run_program(program)
 
 

@@ -211,12 +211,6 @@ class Floor:
         if self.state.error:
             raise EngineError(f"the C floor stopped with error {self.state.error}")
 
-    @property
-    def last_hypercall(self) -> tuple[int, int, int, int]:
-        """RAX, RBX, RCX, RDX of the last hypercall."""
-        nr, a0, a1, a2 = self.state.last
-        return nr, a0, a1, a2
-
     def is_private(self, gfn: int) -> bool:
         """The C host's record of a frame."""
         return bool(self._bitmap[gfn >> 6] >> (gfn & 63) & 1)

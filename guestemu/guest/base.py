@@ -103,12 +103,6 @@ class Guest(ABC):
     def reset(self) -> None:
         """Back to the state after `boot`: memory, page tables, registers."""
 
-    @property
-    @abstractmethod
-    def notifies_with_attributes(self) -> bool:
-        """Whether the third hypercall argument is KVM_MAP_GPA_RANGE attributes (5.16 on) or the
-        patch set's 0/1."""
-
     def gva(self, region: Region, page: int) -> Gva:
         """The virtual address of a page."""
         return Gva(self.regions[region].gva + (page << 12))

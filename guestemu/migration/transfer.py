@@ -150,18 +150,3 @@ def restore_state(
     machine.msrs.platform.update(state.msrs)
     for name, part in parts.items():
         part.restore(state.parts[name])
-
-
-def encode_state(state: MachineState) -> bytes:
-    """`state` as MessagePack, for another process."""
-    return msgspec.msgpack.encode(state)
-
-
-def decode_state(data: bytes) -> MachineState:
-    """The inverse of `encode_state`. Raises `InputError` for bytes that hold no state."""
-    try:
-        return msgspec.msgpack.decode(data, type=MachineState)
-    except msgspec.MsgspecError as error:
-        raise InputError(
-            f"machine state of {len(data)} bytes: {error}; give what the source wrote"
-        ) from None

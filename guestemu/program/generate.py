@@ -36,7 +36,7 @@ from guestemu.program.ops import (
     Region,
     canonical_op,
 )
-from guestemu.program.program import Header, Program
+from guestemu.program.program import Header
 from guestemu.program.validity import regions_of
 from guestemu.program.values import BOUNDARIES, CALL_COUNTS, HOT_PAGES, palette_of
 
@@ -268,13 +268,3 @@ def generate_ops(
         vcpu = rng.randrange(header.vcpus)
         ops += (msgspec.structs.replace(op, vcpu=vcpu) for op in flow)
     return tuple(ops[:length])
-
-
-def generate_program(
-    seed: int,
-    header: Header,
-    kinds: frozenset[OpKind] = ALL_KINDS,
-    length: int = _DEFAULT_LENGTH,
-) -> Program:
-    """A program of `length` ops that `seed` alone decides, without expectations."""
-    return Program(header, generate_ops(random.Random(seed), header, kinds, length))

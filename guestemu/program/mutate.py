@@ -25,15 +25,11 @@ from guestemu.program.binary import (
     OpDecoder,
     decoder_for,
     encode_op,
-    encode_ops,
 )
 from guestemu.program.ops import ARGUMENT_MASKS, REGIONS, SPECS, Instruction, Op, OpKind
 from guestemu.program.program import Header
 from guestemu.program.validity import takes_page
 from guestemu.program.values import BOUNDARIES, HOT_PAGES
-
-MAX_OPS: Final = 64
-"""Length to which `mutate_ops` and `crossover_ops` let a program grow by default."""
 
 _DEFAULT_HEADER: Final = Header()
 _INVERSES: Final = {
@@ -261,29 +257,3 @@ def crossover_bytes(first: bytes, second: bytes, max_size: int, seed: int) -> by
     tail = one[cut:] if draws.below(2) else []
     child = one[:cut] + two[start:end] + tail
     return _join(child or one or two, max_size)
-
-
-def mutate_ops(
-    ops: tuple[Op, ...],
-    header: Header,
-    seed: int,
-    kinds: frozenset[OpKind] = ALL_KINDS,
-    max_ops: int = MAX_OPS,
-) -> tuple[Op, ...]:
-    """`ops` after one to four mutations, at most `max_ops`, valid under `header`."""
-    data = mutate_bytes(encode_ops(ops), max_ops * RECORD_SIZE, seed, header, kinds)
-    return decoder_for(header, kinds).decode(data)
-
-
-def crossover_ops(
-    first: tuple[Op, ...],
-    second: tuple[Op, ...],
-    header: Header,
-    seed: int,
-    max_ops: int = MAX_OPS,
-) -> tuple[Op, ...]:
-    """A child of two programs' ops, at most `max_ops`, valid under `header`."""
-    size = max_ops * RECORD_SIZE
-    return decoder_for(header).decode(
-        crossover_bytes(encode_ops(first), encode_ops(second), size, seed)
-    )

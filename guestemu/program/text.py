@@ -15,7 +15,7 @@
 
 The first line names the format and its version. Then the header (`header_text`), `---`, one op a
 line (`op_text`) and the expectations (`expectation_text`). Blank lines and comments may stand
-anywhere after the first line; a program does not keep them, `read_comment` reads the ones on top.
+anywhere after the first line; a program does not keep them.
 Reading is strict: whatever it does not know is an `InputError` with file, line and remedy, because
 a misread expectation would be a test that tests nothing.
 """
@@ -102,17 +102,6 @@ def format_text(program: Program, comment: str = "") -> str:
         lines.append("")
         lines += map(format_expectation, program.expectations)
     return "\n".join(lines) + "\n"
-
-
-def read_comment(text: str) -> str:
-    """The comment block on top of a program's text, without its `#`, or the empty string."""
-    comment: list[str] = []
-    for line in text.split("\n")[1:]:
-        stripped = line.strip()
-        if not stripped.startswith("#"):
-            break
-        comment.append(stripped[1:].removeprefix(" "))
-    return "\n".join(comment)
 
 
 def load_program(path: Path | str) -> Program:

@@ -16,7 +16,7 @@ import msgspec
 from bitarray import bitarray
 
 from guestemu.abi.addresses import PAGE_SHIFT, Gfn, Gva, to_signed
-from guestemu.abi.errors import HostFailedError, InputError
+from guestemu.abi.errors import HostFailedError
 from guestemu.checks import standard_checks
 from guestemu.checks.base import CONVERSION_KINDS, Check, OpView, Violation
 from guestemu.checks.cache import CacheCheck
@@ -35,7 +35,7 @@ from guestemu.host.registry import load_host
 from guestemu.host.userspace.base import VmStopped
 from guestemu.machine.cache import CachedRam
 from guestemu.program.layout import HOLES, RAM, ROM, parts_of
-from guestemu.program.ops import SPECS, Op, OpKind, Region
+from guestemu.program.ops import SPECS, Op, OpKind
 from guestemu.program.program import Header, Program
 from guestemu.runner.dma_slots import DmaSlots
 from guestemu.runner.exit_recorder import ExitRecorder, in_order
@@ -555,12 +555,3 @@ def build_testbed(header: Header, host: Host | None = None) -> Testbed:
 
     loaded = host_of(header)
     return Testbed(load_guest(settings), loaded, destination=destination)
-
-
-def run_program(program: Program) -> Outcome:
-    """Runs a program in a testbed of its own."""
-    testbed = build_testbed(program.header)
-    for index, op in enumerate(program.ops):
-        if op.region not in testbed.guest.regions:
-            raise InputError(f"op {index}: region {Region(op.region).name} needs memory >= 4096M")
-    return testbed.run(program.ops)

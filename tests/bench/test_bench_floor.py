@@ -46,7 +46,7 @@ def test_floor_makes_the_hypercall_and_the_stores_of_the_guest(
     floor.run(3)
     assert floor.state.hypercalls == before + 3
     assert floor.state.result & 0xFFFFFFFF == expected.results[0].outcome.value == 0
-    nr, gpa, pages, attributes = floor.last_hypercall
+    nr, gpa, pages, attributes = floor.state.last
     assert (nr, gpa, pages, attributes) == (record.nr, *record.args[:3])
     assert nr == KVM_HC_MAP_GPA_RANGE
     assert gpa == scene.conversion.gpa
@@ -100,7 +100,7 @@ def test_the_loop_makes_as_many_hypercalls_in_c_and_in_python(scene: BenchScene)
     floor = loop.floor(scene.library)
     floor.run(2)
     assert floor.state.hypercalls == len(calls) == 2 * LOOP_CALLS
-    assert set(calls) == {floor.last_hypercall[0]}
+    assert set(calls) == {floor.state.last[0]}
 
 
 def test_without_a_compiler_the_scene_says_so_and_has_no_floor(tmp_path, monkeypatch) -> None:

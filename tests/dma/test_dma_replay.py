@@ -20,7 +20,6 @@ from guestemu.dma.report import DmaReport, MachineCounts, TraceViolation, make_r
 from guestemu.dma.source import open_trace
 from guestemu.dma.summary import human_time, print_summary
 from guestemu.guest.dma.coherent import CoherentDma
-from guestemu.guest.dma.conversions import IdleGuest
 from guestemu.guest.dma.gfp import GFP_KERNEL
 from guestemu.guest.dma.policy import policy_named
 from guestemu.guest.dma.zones import ZonedAllocator
@@ -149,6 +148,19 @@ def test_progress_is_told_in_steps_and_at_the_end() -> None:
     told: list[int] = []
     replay(events, dma, progress=told.append)
     assert told == [PROGRESS_EVENTS, 2 * PROGRESS_EVENTS, len(events)]
+
+
+class IdleGuest:
+    """A guest without memory: every conversion succeeds."""
+
+    def set_memory_decrypted(self, _gfn: Gfn, _pages: int, /) -> int:
+        return 0
+
+    def set_memory_encrypted(self, _gfn: Gfn, _pages: int, /) -> int:
+        return 0
+
+    def memset(self, _gfn: Gfn, _size: int, /) -> None:
+        return
 
 
 def report_of(events: list[Event], machine: MachineCounts | None = None) -> DmaReport:

@@ -7,11 +7,12 @@ import json
 from pathlib import Path
 
 import pytest
+from walked import interleavings
 
 from guestemu.cli.main import main
 from guestemu.migration.dirty_log import DirtyLog
 from guestemu.migration.links import PlainSender
-from guestemu.migration.model.count import Space, interleavings
+from guestemu.migration.model.count import Space
 from guestemu.migration.model.notation import parse_order, parse_script
 from guestemu.migration.model.order_model import Scenario
 from guestemu.migration.model.programs import LinkKind, witness_comment, witness_program
@@ -20,7 +21,8 @@ from guestemu.migration.model.witness import format_witness, replay, unrank
 from guestemu.migration.steps import PassSteps
 from guestemu.program.program import Header
 from guestemu.program.text import format_text, parse_text
-from guestemu.runner.testbed import build_testbed, run_program
+from guestemu.report.trace.run import run_program
+from guestemu.runner.testbed import build_testbed
 from guestemu.study.explore_confirm import choose, confirm, machine_verdict, planned
 
 Captured = pytest.CaptureFixture[str]
@@ -110,7 +112,7 @@ def test_the_program_of_a_witness_says_what_is_lost() -> None:
     text = format_text(witness_program(witness), witness_comment(witness))
     assert "# E PTE- D S E HC- t1! D S STOP" in text
     assert "expect violation lost_strict at 15\nexpect violation lost_defined at 15" in text
-    outcome = run_program(parse_text(text, "p"))
+    outcome = run_program(parse_text(text, "p")).outcome
     assert [(v.check, v.op) for v in outcome.violations] == [
         ("lost_strict", 15),
         ("lost_defined", 15),

@@ -7,8 +7,9 @@ import pytest
 from explore_strategies import scenarios
 from hypothesis import given, settings
 from published import PUBLISHED, TABLE, cells, surviving, tallies
+from walked import walk
 
-from guestemu.migration.model.count import Space, enumerate_tally
+from guestemu.migration.model.count import Space
 from guestemu.migration.model.notation import parse_order, parse_rules, parse_script
 from guestemu.migration.model.order_model import Scenario, is_defined
 from guestemu.migration.model.steps import SCRIPTS
@@ -82,7 +83,7 @@ def test_resending_pages_whose_status_changed_cures_the_net_changes() -> None:
 
 def test_walking_every_interleaving_counts_the_same() -> None:
     for scenario in cells():
-        assert enumerate_tally(scenario) == Space(scenario).tally
+        assert walk(scenario) == Space(scenario).tally
 
 
 @settings(max_examples=150, deadline=None)
@@ -90,7 +91,7 @@ def test_walking_every_interleaving_counts_the_same() -> None:
 def test_states_and_enumeration_count_the_same_for_any_script_order_and_rules(
     scenario: Scenario,
 ) -> None:
-    assert Space(scenario).tally == enumerate_tally(scenario)
+    assert Space(scenario).tally == walk(scenario)
 
 
 def test_a_long_migration_is_counted_exactly() -> None:

@@ -9,9 +9,9 @@ import pytest
 from explore_strategies import scenarios
 from hypothesis import given
 from hypothesis import strategies as st
+from walked import end_of
 
 from guestemu.abi.errors import InputError
-from guestemu.migration.model.count import run
 from guestemu.migration.model.notation import parse_order, parse_script
 from guestemu.migration.model.order_model import Scenario, verdict
 from guestemu.migration.model.pct import explore_random, schedule
@@ -25,7 +25,7 @@ def test_a_schedule_is_an_interleaving_with_its_verdict(
 ) -> None:
     interleaving, found = schedule(scenario, min(depth, scenario.steps), Random(seed))
     assert sum(interleaving) == len(scenario.script.steps)
-    assert verdict(scenario, run(scenario, interleaving)) == found
+    assert verdict(scenario, end_of(scenario, interleaving)) == found
 
 
 def test_depth_one_runs_one_side_to_its_end_first() -> None:
@@ -40,7 +40,7 @@ def test_a_loss_of_depth_three_is_found_with_the_promised_number_of_runs() -> No
     assert result.miss_bound < 0.001
     assert result.lost_strict > 0
     assert result.first is not None
-    assert verdict(CELL, run(CELL, result.first)).lost_strict
+    assert verdict(CELL, end_of(CELL, result.first)).lost_strict
 
 
 def test_the_same_seed_gives_the_same_result() -> None:

@@ -8,9 +8,10 @@ import re
 import pytest
 from explore_strategies import scenarios
 from hypothesis import given, settings
+from walked import end_of, interleavings, rank_of
 
 from guestemu.abi.errors import InputError
-from guestemu.migration.model.count import Space, interleavings, run
+from guestemu.migration.model.count import Space
 from guestemu.migration.model.explain import explain, last_send
 from guestemu.migration.model.notation import parse_order, parse_rules, parse_script
 from guestemu.migration.model.order_model import Form, Scenario, verdict
@@ -19,7 +20,6 @@ from guestemu.migration.model.witness import (
     PassStep,
     Stop,
     format_witness,
-    rank_of,
     replay,
     unrank,
     witnesses,
@@ -58,7 +58,7 @@ def test_ranks_follow_the_order_of_enumeration() -> None:
     space = space_of("5", "S3")
     scenario = space.scenario
     losing = [
-        steps for steps in interleavings(scenario) if verdict(scenario, run(scenario, steps))[0]
+        steps for steps in interleavings(scenario) if verdict(scenario, end_of(scenario, steps))[0]
     ]
     assert len(losing) == 110
     assert [replay(scenario, steps).moments for steps in losing] == [

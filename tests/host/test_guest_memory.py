@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""guest_memfd as user space sees it: each rule of GM1, GM3, GM4, GM6 and GM10 that is modelled."""
+"""guest_memfd as user space sees it: each rule of GM1, GM3, GM4 and GM6 that is modelled."""
 
 from __future__ import annotations
 
 import pytest
 
-from guestemu.abi.errno import EAGAIN, EINVAL, ENOMEM, EOPNOTSUPP
+from guestemu.abi.errno import EINVAL, ENOMEM, EOPNOTSUPP
 from guestemu.host.kvm.guest_memory import (
     FALLOC_FL_KEEP_SIZE,
     FALLOC_FL_PUNCH_HOLE,
@@ -13,7 +13,6 @@ from guestemu.host.kvm.guest_memory import (
     MADV_DONTNEED,
     PUNCH,
     GuestMemory,
-    InPlaceFile,
     MemoryFaultExit,
     Slot,
 )
@@ -133,17 +132,3 @@ def test_a_restored_memory_is_new(memory: GuestMemory) -> None:
     for name in ("attributes", "private_pages", "shared_pages", "device_map", "calls"):
         assert getattr(memory, name) == getattr(fresh, name)
     assert memory.set_memory_attributes(0, PAGE, 0) == 0
-
-
-def test_in_place_conversion_names_the_first_pinned_page() -> None:
-    file = InPlaceFile(8, starts_private=False)
-    file.pinned = {3, 5}
-    assert file.set_memory_attributes2(0, 8 * PAGE, PRIVATE) == (-EAGAIN, 3 * PAGE)
-    assert not file.attributes.any(), "an error changes nothing"
-    assert file.set_memory_attributes2(0, 3 * PAGE, PRIVATE) == (0, 0)
-    file.pinned.clear()
-    assert file.set_memory_attributes2(0, 8 * PAGE, PRIVATE) == (0, 0)
-    file.pinned.add(1)
-    assert file.set_memory_attributes2(0, 8 * PAGE, 0) == (0, 0), "to shared never fails so"
-    assert file.set_memory_attributes2(PAGE, 8 * PAGE, 0)[0] == -EINVAL, "over the file's end"
-    assert file.set_memory_attributes2(0, PAGE, 0, reserved=1)[0] == -EINVAL

@@ -14,7 +14,7 @@ from guestemu.host.plugin import load_plugin
 from guestemu.host.userspace.base import VmStopped
 from guestemu.program.program import Header
 from guestemu.program.text import parse_text
-from guestemu.runner.testbed import run_program
+from guestemu.runner.testbed import build_testbed
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "my_handler.py"
 SHARE = "hypercall nr=12 a0=0x5000 a1={pages} a2=0 a3=0\n"
@@ -25,7 +25,7 @@ def run(path, lines, name="MyHandler"):
     text = f"guestemu-program 1\nhost {path.name}:{name}\n---\n{lines}"
     program = parse_text(text, "x.prog")
     header = Header(host=program.header.host, plugin=str(path))
-    return run_program(type(program)(header, program.ops, program.expectations))
+    return build_testbed(header).run(program.ops)
 
 
 def edited(tmp_path, old, new):

@@ -17,7 +17,8 @@ from guestemu.program.layout import parts_of, split_memory
 from guestemu.program.ops import Op, OpKind
 from guestemu.program.program import Header, Program
 from guestemu.program.text import format_text, parse_text
-from guestemu.runner.testbed import run_program, slots_of
+from guestemu.report.trace.run import run_program
+from guestemu.runner.testbed import slots_of
 
 MIB = 1 << 20
 LAYOUT = "slot@32M,hole@48M+1M,rom@50M+64K,plain@0x3c00000+1M"
@@ -113,7 +114,7 @@ def test_a_users_exit_handler_gets_two_slots_and_a_hole_by_default():
 
 def test_hosts_without_slots_ignore_a_layout(tmp_path):
     program = Program(Header(layout=LAYOUT), (call(47 * MIB, 512),))
-    assert not run_program(program).violations
+    assert not run_program(program).outcome.violations
 
 
 def test_run_takes_a_layout_and_refuses_a_wrong_one(tmp_path, capsys):

@@ -18,7 +18,8 @@ from guestemu.dma.run import DmaRun
 from guestemu.dma.source import open_trace
 from guestemu.program.program import Header
 from guestemu.program.text import parse_text
-from guestemu.runner.testbed import build_testbed, run_program
+from guestemu.report.trace.run import run_program
+from guestemu.runner.testbed import build_testbed
 from guestemu.study.claims.claim import Lab
 from guestemu.study.claims.coherent_memory import boot_regions
 from guestemu.study.claims.result import ClaimVerdict
@@ -107,5 +108,5 @@ def test_a_snippet_has_no_dma_alloc_pages() -> None:
         "dma_alloc_pages slot=1 size=4096 atomic=1\ndma_free_pages slot=1\n",
         "program",
     )
-    allocated, freed = run_program(program).results
+    allocated, freed = run_program(program).outcome.results
     assert (allocated.outcome.value, freed.outcome.value) == (-ENOSYS, 0)

@@ -5,9 +5,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from guestemu.study.outcomes.cells import SENTENCE, sentence, table_of
+from guestemu.study.outcomes.cells import BEGIN, END, SENTENCE, sentence
 from guestemu.study.outcomes.defects import DEFECTS, NOT_SEEN, SEEN
 from guestemu.study.outcomes.verbs import VERBS
+
+
+def table_of(text: str, command: str) -> list[str]:
+    """The lines of the table that `command` put into a page."""
+    return text.partition(BEGIN.format(command=command) + "\n")[2].partition(END)[0].splitlines()
+
 
 DOCS = Path(__file__).parents[2] / "docs"
 KERNELS = (DOCS / "kernels.md").read_text(encoding="utf-8")

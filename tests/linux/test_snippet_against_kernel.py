@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 from comparison import is_comparable, stories, story
+from drawn import generate_program
 
 from guestemu.guest.linux.load import LOADER, linux_config
 from guestemu.host.registry import load_host
 from guestemu.kernel.apt import SERIES
-from guestemu.program.generate import generate_program
 from guestemu.program.ops import Op, OpKind
 from guestemu.program.program import Header
 from guestemu.program.text import load_program, parse_text

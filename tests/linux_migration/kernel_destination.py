@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import msgspec
+from kernel_stream import receive_guest
 
 from guestemu.guest.base import BootExit
 from guestemu.guest.linux.load import LOADER, linux_config
@@ -19,7 +20,6 @@ from guestemu.machine.exits import Trap
 from guestemu.migration.stream import MessageChannel
 from guestemu.migration.sweep.run import CBIT, MEMORY_MIB
 from guestemu.migration.sweep.station import Station, touched_frames
-from guestemu.migration.sweep.stream import receive_guest
 
 
 class Arrived(msgspec.Struct):

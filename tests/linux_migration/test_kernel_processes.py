@@ -10,10 +10,10 @@ from pathlib import Path
 
 import msgspec
 from kernel_destination import Arrived
+from kernel_stream import send_guest
 
 from guestemu.migration.stream import MessageChannel
 from guestemu.migration.sweep.station import touched_frames
-from guestemu.migration.sweep.stream import send_guest
 
 INSIDE_THE_SPLIT = 16_000
 

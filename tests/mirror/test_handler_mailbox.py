@@ -10,7 +10,7 @@ from guestemu.abi.addresses import Gpa, RamAddr
 from guestemu.abi.errors import InputError
 from guestemu.host.mirror.context import handler_code
 from guestemu.host.mirror.driver import MailboxHandler
-from guestemu.host.mirror.interface import Handler, HandlerError, MirrorVm, StopCause
+from guestemu.host.mirror.interface import Handler, HandlerError, StopCause
 from guestemu.host.mirror.mailbox import PageForm, Ret, pack_command
 from guestemu.host.mirror.placement import place_identity
 from guestemu.host.mirror.vm import SharedRamMirror
@@ -27,9 +27,8 @@ def stop_of(side: Side, nr: int, address: int = PAGE) -> tuple[StopCause, int]:
 def test_the_interfaces_are_kept() -> None:
     side = Side()
     handler: Handler = side.handler
-    vm: MirrorVm = side.vm
     assert handler.init() == 0
-    assert vm.ram is side.machine.ram
+    assert side.vm.ram is side.machine.ram
 
 
 def test_the_mailbox_is_where_the_prototype_has_it() -> None:

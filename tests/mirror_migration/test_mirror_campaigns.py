@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pytest
+from hunt import hunt_here
 
 from guestemu.abi.addresses import PAGE_SIZE
 from guestemu.abi.errors import InputError
@@ -11,7 +12,7 @@ from guestemu.campaign.engines.random import RandomEngine
 from guestemu.campaign.executor import Executor
 from guestemu.campaign.feedback import Feedback
 from guestemu.campaign.migration_ops import PAGES, STEPS
-from guestemu.campaign.planted.cell import OURS, HuntCell, run_here
+from guestemu.campaign.planted.cell import OURS, HuntCell
 from guestemu.campaign.session import Plan, Report, Session
 from guestemu.campaign.targets import find_target
 from guestemu.program.ops import Op, OpKind, canonical_op
@@ -35,7 +36,7 @@ def test_nothing_is_found_where_nothing_is_wrong() -> None:
     ("bug", "execs"), [("M27", 1000), ("M28c", 500), ("M62b", 100), ("M63", 1000)]
 )
 def test_planted_bugs_are_found(bug: str, execs: int) -> None:
-    result = run_here(HuntCell(bug, True, "random", OURS, 1, execs))
+    result = hunt_here(HuntCell(bug, True, "random", OURS, 1, execs))
     assert result.found, bug
 
 

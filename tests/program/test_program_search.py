@@ -6,19 +6,18 @@ from __future__ import annotations
 import random
 
 import pytest
+from drawn import crossover_ops, generate_program, mutate_ops
 from hypothesis import given
 from hypothesis import strategies as st
 from program_strategies import FAST
 
 from guestemu.abi.addresses import U64_MASK
 from guestemu.program.binary import ALL_KINDS, RECORD_SIZE, decode_ops, encode_ops
-from guestemu.program.generate import FLOWS, generate_ops, generate_program
+from guestemu.program.generate import FLOWS, generate_ops
 from guestemu.program.mutate import (
     Draws,
     crossover_bytes,
-    crossover_ops,
     mutate_bytes,
-    mutate_ops,
 )
 from guestemu.program.ops import Op, OpKind, Region, canonical_op
 from guestemu.program.program import Header

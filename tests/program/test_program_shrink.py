@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 import pytest
+from drawn import generate_program
 
 from guestemu.abi.x86 import Mode
-from guestemu.program.generate import generate_program
 from guestemu.program.ops import Instruction, Op, OpKind, Region, canonical_op
 from guestemu.program.program import Expectation, Header, Program, SevKind
 from guestemu.program.shrink import shrink

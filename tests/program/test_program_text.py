@@ -18,7 +18,6 @@ from guestemu.program.text import (
     load_program,
     parse_bytes,
     parse_text,
-    read_comment,
 )
 
 EXAMPLE = """\
@@ -249,11 +248,10 @@ def test_what_cannot_be_read_is_an_input_error(tmp_path: Path, name: str) -> Non
         load_program(tmp_path / name)
 
 
-def test_the_comment_on_top_is_read_and_written() -> None:
-    comment = read_comment(EXAMPLE)
-    assert comment == (
-        "Two pages shared, then a call from 32-bit user space.\nKept because of its errno."
-    )
+def test_a_comment_is_written_on_top() -> None:
+    comment = "Two pages shared, then a call from 32-bit user space.\n\nKept because of its errno."
     program = parse_text(EXAMPLE, "p")
-    assert read_comment(format_text(program, comment)) == comment
-    assert read_comment(format_text(program)) == ""
+    text = format_text(program, comment)
+    assert text.splitlines()[1:4] == [f"# {line}".rstrip() for line in comment.splitlines()]
+    assert parse_text(text, "p") == program
+    assert "#" not in format_text(program)

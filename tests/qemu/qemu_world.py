@@ -142,8 +142,8 @@ class Record:
 
 
 class Token:
-    """`SevTransport` and `GuestPages` with pages as small tokens: ("E", n) is content n under the
-    machine's key, n plain. A page on the wire is its repr, padded."""
+    """`SevSource`, `SevDestination` and `GuestPages` with pages as small tokens: ("E", n) is
+    content n under the machine's key, n plain. A page on the wire is its repr, padded."""
 
     def __init__(self, name: str, pages: int) -> None:
         self.name = name

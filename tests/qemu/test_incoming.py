@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The destination's states, the status it takes, blockers, forecasts, status by ram_addr_t."""
+"""The destination's states, the status it takes, blockers, forecasts."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from bitarray import bitarray
 from qemu_world import PAGE, Record, Token, small_machine
 
-from guestemu.abi.addresses import Gfn, RamAddr
-from guestemu.abi.errno import EBUSY
+from guestemu.abi.addresses import Gfn
+from guestemu.abi.errno import EBUSY, ENOTTY
 from guestemu.abi.errors import InputError
 from guestemu.host.kvm.findings import FindingKind
 from guestemu.host.qemu.blockers import (
@@ -23,14 +23,14 @@ from guestemu.host.qemu.blockers import (
 )
 from guestemu.host.qemu.convergence import Throughput, forecast, threshold_pages
 from guestemu.host.qemu.host_status import HostBitmap, HostRegions
-from guestemu.host.qemu.incoming import Incoming, IncomingFailed, IncomingState, system_reset
+from guestemu.host.qemu.incoming import Incoming, IncomingFailed, IncomingState
 from guestemu.host.qemu.interfaces import Region, SendStart, SevPacket
-from guestemu.host.qemu.memory_map import MemoryMap, PcLayout, pc_machine
+from guestemu.host.qemu.memory_map import MemoryMap
 from guestemu.host.qemu.outgoing import page_status
 from guestemu.host.qemu.patch_sets import PATCH_SETS, defects_left
-from guestemu.host.qemu.ram_status import RamStatus
 from guestemu.host.qemu.stream_format import BitmapRange
 from guestemu.host.qemu.stream_writer import StreamWriter
+from guestemu.host.qemu.world import QemuWorld
 from guestemu.host.registry import load_host
 
 
@@ -88,7 +88,6 @@ def test_states_of_a_whole_migration() -> None:
     assert [state.value for state in states] == ["waiting", "setup", "active", "completed"]
     assert target.record.private.count() == 1
     assert target.token.commands == ["RECEIVE_START", "RECEIVE_UPDATE_DATA", "RECEIVE_FINISH"]
-    assert target.incoming.missing_pages() == {"pc.ram": 63}
     assert "1 pages of pc.ram overwritten; the guest may start" in target.incoming.report()
 
 
@@ -192,18 +191,22 @@ def test_m75_the_posted_destination_suffers_and_the_repaired_refuses() -> None:
     assert not repaired.incoming.findings
 
 
-def test_d15_and_d22_system_reset() -> None:
-    for name, repaired, left in (
-        ("2019-v3", [], 63),
-        ("2020-v1", [], 64),
-        ("2021-v4", [], 63),
-        ("2021-v4", ["list-reset"], 64),
-    ):
-        version = PATCH_SETS[name]
-        record = Record(64)
-        record.private[3] = False
-        system_reset(version, defects_left(version, repaired), record)
-        assert (name, record.private.count()) == (name, left)
+@pytest.mark.parametrize(
+    ("name", "repaired", "result", "shared"),
+    [
+        ("2019-v3", [], -ENOTTY, [(3, 4)]),
+        ("2020-v1", [], 0, []),
+        ("2021-v4", [], 0, [(3, 4)]),
+        ("2021-v4", ["list-reset"], 0, []),
+    ],
+)
+def test_d15_and_d22_system_reset(
+    name: str, repaired: list[str], result: int, shared: list[Region]
+) -> None:
+    version = PATCH_SETS[name]
+    world = QemuWorld(version, defects_left(version, repaired))
+    world.set_status(0, 3, 1, private=False)
+    assert (world.reset(), world.regions) == (result, shared)
 
 
 def test_d24_ready_removes_the_blocker_and_zero_does_not_bring_it_back() -> None:
@@ -265,47 +268,16 @@ def test_throughput_adds_both_ways() -> None:
     assert Throughput(400, 4096 * 100).seconds(400, 50) == 1.5
 
 
-def test_f7_status_by_ram_addr_survives_unplug_and_replug() -> None:
-    machine = pc_machine(PcLayout(64 * PAGE, 32 * PAGE, 128 * PAGE))
-    status = RamStatus(machine)
-    dimm = machine.hot_plug("dimm", 64 * PAGE, 256 * PAGE)
-    assert status.set(Gfn(258), 2, is_private=False) == 2
-    machine.hot_unplug("dimm", keeps_block=True)
-    assert not status.is_private(RamAddr(dimm.ram_addr + 2 * PAGE))
-    assert len(status.unmapped_private()) == 62
-    assert status.set(Gfn(256), 64, is_private=True) == 0
-    machine.map("dimm", 512 * PAGE)
-    bits = bitarray(endian="little")
-    bits.frombytes(status.get_page_enc_bitmap(Gfn(512), 64))
-    assert list(bits.search(0)) == [2, 3]
-    assert not status.unmapped_private()
-
-
-def test_f7_the_hole_costs_no_precision() -> None:
-    """D23's case: the range above the hole is page 32 of pc.ram, not page 128."""
-    machine = pc_machine(PcLayout(64 * PAGE, 32 * PAGE, 128 * PAGE))
-    status = RamStatus(machine)
-    assert status.set(Gfn(30), 1 << 60, is_private=False) == 34
-    assert status.set(Gfn(128), 1, is_private=True) == 1
-    assert status.is_private(RamAddr(32 * PAGE))
-    assert not status.is_private(RamAddr(33 * PAGE))
-    assert status.is_private(RamAddr(29 * PAGE))
-
-
-def test_d34_fresh_memory_is_encrypted_and_a_stale_entry_stays_in_a_list() -> None:
-    """A list by gfn keeps the old module's shared page; the record by ram_addr_t forgets it."""
+def test_d34_a_stale_entry_of_fresh_memory_stays_in_a_list() -> None:
+    """A list by gfn keeps the old module's shared page (D34)."""
     machine = MemoryMap()
-    status = RamStatus(machine)
     record = Record(64)
     machine.hot_plug("dimm", 8 * PAGE, 0)
-    status.set(Gfn(3), 1, is_private=False)
     record.private[3] = False
     machine.hot_unplug("dimm")
-    status.forget("dimm")
     fresh = machine.hot_plug("dimm", 8 * PAGE, 0)
     listed = page_status(machine, "2021-v4", all_switches("2021-v4"), regions=record)
     assert not listed.is_private(fresh, 3, live=True)
-    assert status.is_private(RamAddr(fresh.ram_addr + 3 * PAGE))
 
 
 def test_a_hosts_record_as_bitmap_and_as_list() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from hunt import hunt_here
 
 from guestemu.abi.errors import InputError
 from guestemu.campaign.engines import atheris as engines
@@ -17,7 +18,7 @@ from guestemu.campaign.engines.random import RandomEngine
 from guestemu.campaign.planted import session as zoo_session
 from guestemu.campaign.planted.bug import Configuration
 from guestemu.campaign.planted.catalogue import BUGS, find_bugs, repaired_configurations
-from guestemu.campaign.planted.cell import OURS, PLAIN, CellResult, HuntCell, make_session, run_here
+from guestemu.campaign.planted.cell import OURS, PLAIN, CellResult, HuntCell, make_session
 from guestemu.campaign.planted.plain import PlainEngine
 from guestemu.campaign.planted.results import append_result, median_of, read_results
 from guestemu.campaign.planted.runner import is_covered, is_settled, plan_cells, run_cells
@@ -48,7 +49,7 @@ def cell(bug: str, planted: bool = True, execs: int = 3000, seed: int = 1) -> Hu
     ],
 )
 def test_the_random_engine_finds(bug: str, execs: int):
-    result = run_here(cell(bug, execs=execs))
+    result = hunt_here(cell(bug, execs=execs))
     assert result.found
     assert result.check == BUGS[bug].check
     assert result.program
@@ -56,12 +57,12 @@ def test_the_random_engine_finds(bug: str, execs: int):
 
 @pytest.mark.parametrize("twin", TWINS, ids=lambda twin: f"{twin.target}-{twin.bugs[0]}")
 def test_nothing_without_the_bug(twin):
-    result = run_here(cell(twin.bugs[0], planted=False, execs=25))
+    result = hunt_here(cell(twin.bugs[0], planted=False, execs=25))
     assert (result.found, result.executions) == (False, 25)
 
 
 def test_a_campaign_repeats_itself():
-    first, second = run_here(cell("M74")), run_here(cell("M74"))
+    first, second = hunt_here(cell("M74")), hunt_here(cell("M74"))
     for name in ("seconds", "cpu_seconds"):
         first, second = (msgspec.structs.replace(one, **{name: 0}) for one in (first, second))
     assert first == second

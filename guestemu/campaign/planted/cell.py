@@ -123,19 +123,6 @@ def result_of(cell: HuntCell, session: ZooSession, clock: Clock) -> CellResult:
     )
 
 
-def run_here(cell: HuntCell) -> CellResult:
-    """Runs a cell of the random engine in this process."""
-    from guestemu.campaign.engines.random import RandomEngine
-
-    def leave(error: BaseException | None) -> NoReturn:
-        raise error or RuntimeError("the random engine returns")
-
-    session = make_session(cell)
-    clock = Clock()
-    RandomEngine().run(session, leave)
-    return result_of(cell, session, clock)
-
-
 def _instrument() -> None:
     """Imports everything with atheris's coverage of the byte-code in `INSTRUMENTED`."""
     import importlib

@@ -13,7 +13,7 @@ from typing import Final
 
 from guestemu.campaign.triage.probe import Look, Probe
 from guestemu.events.exits import AnsweredExit, HypercallExit, WrmsrExit
-from guestemu.program.ops import HOST_SPECS, SPECS, VMM_SPECS, Op, OpKind, canonical_op
+from guestemu.program.ops import HOST_SPECS, VMM_SPECS, Op, OpKind, canonical_op
 from guestemu.program.program import Program
 
 LIMIT: Final = 1024
@@ -77,8 +77,3 @@ def is_guest_only(check: str, message: str) -> bool:
     if message.endswith(_HOST) or f"{_HOST}, " in message:
         return False
     return check in _GUEST_ONLY or message.startswith(("page tables", "alias mapping"))
-
-
-def is_raw(op: Op) -> bool:
-    """Whether `op` is one exit, or an order to the host, already."""
-    return op.kind in _RAW | _ORDERS and not (op.has_page and SPECS[op.kind].has_page)

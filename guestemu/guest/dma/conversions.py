@@ -23,18 +23,3 @@ class CoherentGuest(Protocol):
 
     def memset(self, gfn: Gfn, size: int, /) -> None:
         """Zeroes `size` bytes from the start of frame `gfn` through its current mapping."""
-
-
-class IdleGuest:
-    """A guest without memory: every conversion succeeds. For figures that need no machine."""
-
-    def set_memory_decrypted(self, _gfn: Gfn, _pages: int, /) -> int:
-        """Does nothing."""
-        return 0
-
-    def set_memory_encrypted(self, _gfn: Gfn, _pages: int, /) -> int:
-        """Does nothing."""
-        return 0
-
-    def memset(self, _gfn: Gfn, _size: int, /) -> None:
-        """Does nothing."""

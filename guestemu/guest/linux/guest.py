@@ -184,11 +184,6 @@ class LinuxGuest(Guest):
         self._dma = None
         self._split_failures = None
 
-    @property
-    def notifies_with_attributes(self) -> bool:
-        """Kernels that boot here notify by KVM_HC_MAP_GPA_RANGE."""
-        return True
-
     def set_memory_encrypted(self, gva: Gva, pages: int) -> CallOutcome:
         """See `Guest`."""
         return self.calls.int_call("set_memory_encrypted", gva, pages)

@@ -20,15 +20,13 @@ from guestemu.guest.dma.policy import AllocatorRules, add_policy
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
-    """One generation. `notifies`: a conversion tells the host; `has_attributes`: by
-    KVM_HC_MAP_GPA_RANGE (5.16 on), not by the patch set's 0 or 1. `image` is the ELF file of a
+    """One generation. `notifies`: a conversion tells the host. `image` is the ELF file of a
     generation of another package (None: ours, by its name). `assembly` is the generation whose code
     it runs ("": its own), where the functions of a newer kernel do the same."""
 
     name: str
     summary: str
     notifies: bool = True
-    has_attributes: bool = True
     image: Path | None = None
     assembly: str = ""
 
@@ -42,7 +40,6 @@ _ROWS: Final = (
     Generation(
         name="2020",
         summary="the patch set of 2020: KVM_HC_PAGE_ENC_STATUS, notifies whatever happened",
-        has_attributes=False,
     ),
     Generation(
         name="5.17",

@@ -281,11 +281,6 @@ class SnippetGuest(Guest):
             self.machine.activate(0)
 
     @property
-    def notifies_with_attributes(self) -> bool:
-        """False for the patch set, whose third argument is 0 or 1."""
-        return GENERATIONS[self.generation].has_attributes
-
-    @property
     def notifies(self) -> bool:
         """False for 5.10, which converts and tells nobody (A10)."""
         return GENERATIONS[self.generation].notifies

@@ -6,7 +6,7 @@ VMM. KVM_SET_MEMORY_ATTRIBUTES says which of them a frame uses and moves no cont
 other backing stays until the VMM punches or discards it (GM3). Every call of the VMM is recorded,
 so that a check and a lock-step run can compare what two VMMs did.
 
-Source: virt/kvm/kvm_main.c and virt/kvm/guest_memfd.c (Linux 7.3); GM1, GM3 to GM6, GM10. The rules
+Source: virt/kvm/kvm_main.c and virt/kvm/guest_memfd.c (Linux 7.3); GM1, GM3 to GM6. The rules
 of GM1, GM3 and GM4 ran on a real KVM with software-protected VMs.
 """
 
@@ -19,7 +19,7 @@ import msgspec
 from bitarray import bitarray
 
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, U64_MASK
-from guestemu.abi.errno import EAGAIN, EFBIG, EINVAL, EOPNOTSUPP
+from guestemu.abi.errno import EFBIG, EINVAL, EOPNOTSUPP
 from guestemu.host.intervals import IntervalSet
 
 KVM_MEMORY_ATTRIBUTE_PRIVATE: Final = 1 << 3
@@ -325,36 +325,3 @@ def _attributes_error(gpa: int, size: int, attributes: int, flags: int) -> int:
     if flags or attributes & ~KVM_MEMORY_ATTRIBUTE_PRIVATE or not size:
         return -EINVAL
     return -EINVAL if gpa + size > U64_MASK or (gpa | size) & PAGE_MASK else 0
-
-
-class InPlaceFile:
-    """A guest_memfd whose pages are converted in place, as posted in May 2026 (v7; GM10).
-
-    Not in Linux 7.3. `attributes` has one bit for each page of the file, 1 = private; `pinned` are
-    pages with an extra reference, which cannot become private.
-    """
-
-    def __init__(self, pages: int, *, starts_private: bool = True) -> None:
-        self.attributes = bitarray(pages, endian="little")
-        self.attributes.setall(starts_private)
-        self.pinned: set[int] = set()
-
-    def set_memory_attributes2(
-        self, offset: int, size: int, attributes: int, flags: int = 0, reserved: int = 0
-    ) -> tuple[int, int]:
-        """KVM_SET_MEMORY_ATTRIBUTES2 on the file: result and `error_offset`, in bytes.
-
-        -EAGAIN names the first page that has an extra reference; an error changes nothing.
-        """
-        end = offset + size
-        error = _attributes_error(offset, size, attributes, flags)
-        if error or reserved or end > len(self.attributes) << PAGE_SHIFT:
-            return -EINVAL, 0
-        is_private = bool(attributes & KVM_MEMORY_ATTRIBUTE_PRIVATE)
-        pages = range(offset >> PAGE_SHIFT, end >> PAGE_SHIFT)
-        if is_private:
-            held = [page for page in self.pinned if page in pages and not self.attributes[page]]
-            if held:
-                return -EAGAIN, min(held) << PAGE_SHIFT
-        self.attributes[pages.start : pages.stop] = is_private
-        return 0, 0

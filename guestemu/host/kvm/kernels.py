@@ -67,11 +67,3 @@ def find_kernel(name: str) -> KvmKernel:
     except KeyError:
         known = ", ".join(KERNELS)
         raise InputError(f"kernel {name!r}: no KVM model of it; use one of {known}") from None
-
-
-def kernel_of_release(release: str) -> KvmKernel:
-    """The model for a kernel release string ("6.12.95+deb12-cloud-amd64").
-
-    Raises `InputError` when its major.minor has no model.
-    """
-    return find_kernel(".".join(release.split("-")[0].split("+")[0].split(".")[:2]))

@@ -62,10 +62,6 @@ class VmSettings:
         self.msr_filter: MsrFilter | None = None
         self.disabled_quirks = 0
 
-    def check_exit_hypercall(self) -> int:
-        """KVM_CHECK_EXTENSION(KVM_CAP_EXIT_HYPERCALL): the mask of numbers that can exit (K3-b)."""
-        return KVM_EXIT_HYPERCALL_VALID_MASK
-
     def enable_exit_hypercall(self, mask: int) -> int:
         """KVM_ENABLE_CAP(KVM_CAP_EXIT_HYPERCALL): -EINVAL for any bit but 12 (K3-b)."""
         if mask & ~KVM_EXIT_HYPERCALL_VALID_MASK:

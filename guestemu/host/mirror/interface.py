@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
 from typing import Protocol
 
 import msgspec
 
 from guestemu.abi.addresses import Gpa, RamAddr
 from guestemu.abi.errors import GuestemuError
-from guestemu.machine.memory import GuestRam
 
 
 class MirrorSlot(msgspec.Struct, frozen=True):
@@ -84,22 +82,3 @@ class Handler(Protocol):
 
     def reset(self) -> int:
         """RESET: forgets the session; INIT begins another."""
-
-
-class MirrorVm(Protocol):
-    """A VM over the RAM and under the key of another, with memory slots of its own (F4)."""
-
-    @property
-    def ram(self) -> GuestRam:
-        """The source's RAM, which is also the mirror's."""
-
-    @property
-    def slots(self) -> tuple[MirrorSlot, ...]:
-        """Its memory slots."""
-
-    def set_slots(self, slots: Iterable[MirrorSlot]) -> None:
-        """KVM_SET_USER_MEMORY_REGION for all of them; `InputError` where two overlap in the
-        mirror's GPA space or one reaches beyond the RAM."""
-
-    def ram_addr_of(self, mirror_gpa: int) -> RamAddr | None:
-        """The RAM that backs a mirror GPA, or None."""

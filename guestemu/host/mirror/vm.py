@@ -18,7 +18,10 @@ from guestemu.machine.memory import GuestRam
 
 
 class SharedRamMirror:
-    """See `interface.MirrorVm`. Without `slots` the whole RAM appears at the same addresses."""
+    """A VM over the RAM and under the key of another, with memory slots of its own (F4).
+
+    Without `slots` the whole RAM appears at the same addresses.
+    """
 
     def __init__(self, ram: GuestRam, slots: Iterable[MirrorSlot] | None = None) -> None:
         self._ram = ram
@@ -40,7 +43,11 @@ class SharedRamMirror:
         return self._slots
 
     def set_slots(self, slots: Iterable[MirrorSlot]) -> None:
-        """See `interface.MirrorVm`; nothing changes where it raises."""
+        """KVM_SET_USER_MEMORY_REGION for all of them.
+
+        Raises `InputError` where two overlap in the mirror's GPA space or one reaches beyond the
+        RAM; nothing changes then.
+        """
         chosen = tuple(sorted(slots, key=lambda slot: slot.mirror_gpa))
         end = 0
         for slot in chosen:
@@ -60,7 +67,7 @@ class SharedRamMirror:
         self.generation += 1
 
     def ram_addr_of(self, mirror_gpa: int) -> RamAddr | None:
-        """See `interface.MirrorVm`."""
+        """The RAM that backs a mirror GPA, or None."""
         index = bisect_right(self._starts, mirror_gpa) - 1
         if index < 0:
             return None

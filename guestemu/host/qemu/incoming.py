@@ -10,7 +10,7 @@ D15, D22, D25.
 from __future__ import annotations
 
 import enum
-from typing import BinaryIO, Final
+from typing import BinaryIO
 
 from bitarray import bitarray
 
@@ -111,11 +111,6 @@ class Incoming:
         """Whether the guest may run here."""
         return self.state is IncomingState.COMPLETED
 
-    def missing_pages(self) -> dict[str, int]:
-        """How many pages of each block never came; QEMU does not look."""
-        counts = {name: bits.count(0) for name, bits in self._arrived.items()}
-        return {name: count for name, count in counts.items() if count}
-
     def report(self) -> str:
         """One line: the state, and what of RAM was overwritten."""
         pages = {name: bits.count() for name, bits in self._arrived.items()}
@@ -210,23 +205,3 @@ class Incoming:
         self.state = IncomingState.ACTIVE
         self._arrived[block][offset >> PAGE_SHIFT] = True
         return RamAddr(self._machine.blocks[block].ram_addr + offset)
-
-
-NO_REGIONS: Final[tuple[Region, ...]] = ()
-
-
-def system_reset(version: PatchSet, defects: frozenset[QemuDefect], sink: StatusSink) -> bool:
-    """What a reset of the machine does to the page status; whether it did something.
-
-    2020: the boot CPU's reset hook makes every page encrypted (D15). 2021 as posted: the list
-    stays (D22); repaired it is emptied. 2019: nothing, so a migrated guest cannot be rebooted
-    (D8c).
-    """
-    if version.resets_status:
-        sink.set_page_enc_bitmap(Gfn(0), 0, None)
-        return True
-    has_list = QemuDefect.LIST_RESET in version.defects
-    if has_list and QemuDefect.LIST_RESET not in defects:
-        sink.set_shared_regions(NO_REGIONS)
-        return True
-    return False

@@ -122,7 +122,3 @@ class SevDestination(Protocol):
 
     def receive_finish(self) -> None:
         """RECEIVE_FINISH: the firmware's guest is RUNNING."""
-
-
-class SevTransport(SevSource, SevDestination, Protocol):
-    """Both sides, for a test that moves a guest to itself or records commands."""

@@ -46,7 +46,7 @@ class PeerCertificates(msgspec.Struct, frozen=True):
 
 
 class KvmTransport:
-    """`SevTransport` and `GuestPages` of a process `user` with the VM `vm`.
+    """`SevSource`, `SevDestination` and `GuestPages` of a process `user` with the VM `vm`.
 
     `buffers` is the host virtual address of `BUFFER_PAGES` mapped pages; `own_pdh` the platform's
     PDH certificate, which goes to the destination; `peer` is needed by a source.

@@ -129,11 +129,6 @@ class Precopy:
         """Pages in the migration bitmap."""
         return self._bitmap.count
 
-    @property
-    def next_kind(self) -> StepKind:
-        """The kind of the step that `step` does next."""
-        return self._order[self._next]
-
     def fits_downtime(self, throughput: Throughput | None = None, limit_ms: int = 0) -> bool:
         """Whether what is pending, all of it private, can be sent within the downtime limit
         (0: the patch set's), D14. To be asked at the end of a pass."""

@@ -30,30 +30,6 @@ def save_regions(regions: list[Region]) -> bytes:
     return b"".join(_WORD.pack(word) for word in words)
 
 
-def load_regions(regions: list[Region], data: bytes, *, repaired: bool = False) -> int:
-    """Reads a list from the stream; returns the number of bytes consumed.
-
-    As posted the regions are appended to what is there, nothing is validated and the result is
-    always success; the list ends at the first word that is not 1. Behind the end of the stream
-    QEMU reads zeros. Repaired: the incoming list replaces the old one.
-    """
-    position = 0
-
-    def take() -> int:
-        nonlocal position
-        raw = data[position : position + _WORD.size].ljust(_WORD.size, b"\0")
-        position = min(position + _WORD.size, len(data))
-        (word,) = _WORD.unpack(raw)
-        return int(word)
-
-    if repaired:
-        regions.clear()
-    while take() == SHARED_REGION_LIST_CONT:
-        start = take()
-        regions.append((start, take()))
-    return position
-
-
 def gfn_of_block_page(page: int, region_gpa: Gpa) -> Gfn:
     """The gfn that the patch set takes for page `page` of a RAM block (D23).
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How many interleavings lose the page: exactly, over states, and by walking every one of them.
+"""How many interleavings lose the page: exactly, over states.
 
 Interleavings that lead to the same state continue alike, so the space is a graph in layers: layer
 k holds the states after k steps. Counting backwards, each state's tally is the sum of its
@@ -9,7 +9,6 @@ successors'.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import combinations
 from typing import NamedTuple
 
 from guestemu.migration.model.order_model import (
@@ -84,37 +83,3 @@ def successors(scenario: Scenario, state: State) -> Iterator[State]:
     for after in (after_guest(scenario, state), after_host(scenario, state)):
         if after is not None:
             yield after
-
-
-def interleavings(scenario: Scenario) -> Iterator[tuple[bool, ...]]:
-    """Every merge, as one boolean per step (True: the guest's), in lexicographic order with the
-    guest before the host: the order of witness ranks."""
-    guest = len(scenario.script.steps)
-    for places in combinations(range(scenario.steps), guest):
-        if scenario.rules.guest_ends_on_source and scenario.steps - 1 in places:
-            continue
-        chosen = frozenset(places)
-        yield tuple(place in chosen for place in range(scenario.steps))
-
-
-def run(scenario: Scenario, interleaving: tuple[bool, ...]) -> State:
-    """The final state of one interleaving, which must be one of `interleavings(scenario)`."""
-    state = initial(scenario)
-    for is_guest in interleaving:
-        after = after_guest(scenario, state) if is_guest else after_host(scenario, state)
-        if after is None:
-            raise ValueError("no such interleaving")
-        state = after
-    return state
-
-
-def enumerate_tally(scenario: Scenario) -> Tally:
-    """The tally by running every interleaving from the start: slow, and with nothing shared
-    between it and `Space` but the model's steps."""
-    total = lost_strict = lost_defined = 0
-    for interleaving in interleavings(scenario):
-        strict, defined = verdict(scenario, run(scenario, interleaving))
-        total += 1
-        lost_strict += strict
-        lost_defined += defined
-    return Tally(total, lost_strict, lost_defined)

@@ -63,7 +63,7 @@ class Reduction(msgspec.Struct, frozen=True):
     lost_defined: bool
 
 
-class _Search:
+class ReducedSearch:
     """A depth-first search; see the module's docstring."""
 
     def __init__(self, scenario: Scenario) -> None:
@@ -165,7 +165,7 @@ def _is_overwritten(scenario: Scenario, state: State) -> bool:
 
 def reduce(scenario: Scenario) -> Reduction:
     """Explores `scenario` with partial-order reduction."""
-    search = _Search(scenario)
+    search = ReducedSearch(scenario)
     search.run()
     verdicts = [verdict(scenario, end) for end in search.ends]
     return Reduction(
@@ -175,10 +175,3 @@ def reduce(scenario: Scenario) -> Reduction:
         lost_strict=any(found.lost_strict for found in verdicts),
         lost_defined=any(found.lost_defined for found in verdicts),
     )
-
-
-def reduced_ends(scenario: Scenario) -> frozenset[State]:
-    """The final states that the reduced exploration reaches: all there are."""
-    search = _Search(scenario)
-    search.run()
-    return frozenset(search.ends)

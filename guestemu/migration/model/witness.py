@@ -104,17 +104,6 @@ def witnesses(space: Space, by_defined: bool = False) -> Iterator[Witness]:
         yield unrank(space, rank, by_defined)
 
 
-def rank_of(space: Space, witness: Witness, by_defined: bool = False) -> int:
-    """The number of a losing interleaving: what `unrank` is the inverse of."""
-    rank = 0
-    for moment in witness.moments:
-        if isinstance(moment.step, PassStep | Stop):
-            guest = after_guest(space.scenario, moment.before)
-            if guest is not None:
-                rank += losing(space.tally_of(guest), by_defined)
-    return rank
-
-
 def replay(scenario: Scenario, interleaving: tuple[bool, ...], rank: int | None = None) -> Witness:
     """Runs an interleaving (True: the guest's step) and keeps every state of it."""
     state = initial(scenario)

@@ -129,12 +129,6 @@ def _parts(line: str) -> list[str]:
     return [part.strip() for part in line.strip().strip("|").split("|")]
 
 
-def table_of(text: str, command: str) -> list[str]:
-    """The lines of the table that `command` put into a page; none where there is no table."""
-    rest = text.partition(BEGIN.format(command=command) + "\n")[2]
-    return rest.partition(END)[0].splitlines() if END in rest else []
-
-
 def sentence(table: Sequence[str], row: str, outcomes: Sequence[str]) -> str:
     """On which kernels of `table` the row has which of `outcomes`: "seen on 6.1, 6.12; …"."""
     head = _parts(table[0]) if table else []

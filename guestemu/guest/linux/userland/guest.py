@@ -140,11 +140,6 @@ class UserlandGuest(Guest):
     def close(self) -> None:
         """Guests are kept by their loader for whoever asks next."""
 
-    @property
-    def notifies_with_attributes(self) -> bool:
-        """See `Guest`."""
-        return True
-
     # What cannot be called here ---------------------------------------------------------------
 
     def set_memory_encrypted(self, gva: Gva, pages: int) -> CallOutcome:
