@@ -90,6 +90,7 @@ validation:
 """
 
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
+SESSION = re.compile(r"(?:^    .*\n(?:\n(?=    ))?)+", re.MULTILINE)
 FENCE = re.compile(r"^( *)(```|~~~).*?^\1\2", re.MULTILINE | re.DOTALL)
 PICTURE = re.compile(r"^<!-- (strip|race|flow)(?:: (\S+))? -->$", re.MULTILINE)
 
@@ -144,7 +145,7 @@ def stage() -> None:
 
 def page_of(path: Path) -> str:
     """A page with its pictures, and its links to files outside the site as their paths."""
-    text = PICTURE.sub(_picture, path.read_text(encoding="utf-8"))
+    text = PICTURE.sub(_picture, SESSION.sub(_session, path.read_text(encoding="utf-8")))
     fences: list[str] = []
 
     def put_aside(match: re.Match[str]) -> str:
@@ -160,6 +161,8 @@ def page_of(path: Path) -> str:
         if target.is_relative_to(docs) and target.suffix in {".md", ".svg"}:
             if path.parent == HERE and not target.is_relative_to(HERE):
                 return f"{mark}[{label}]({target.relative_to(docs)}{anchor or ''})"
+            if path.parent == docs and target.is_relative_to(HERE):
+                return f"{mark}[{label}]({target.relative_to(HERE)}{anchor or ''})"
             return match[0]
         if target.exists():
             return f"{label} (`{target.relative_to(ROOT)}`)"
@@ -167,6 +170,15 @@ def page_of(path: Path) -> str:
 
     text = LINK.sub(relink, FENCE.sub(put_aside, text))
     return re.sub(r"\0(\d+)\0", lambda match: fences[int(match[1])], text)
+
+
+def _session(match: re.Match[str]) -> str:
+    """A block with commands behind a prompt as a console session: the button beside it copies the
+    commands alone."""
+    if not re.search(r"^    \$ ", match[0], re.MULTILINE):
+        return match[0]
+    lines = [line.removeprefix("    ") for line in match[0].splitlines()]
+    return "\n".join(["```console", *lines, "```", ""])
 
 
 def _picture(match: re.Match[str]) -> str:
@@ -205,6 +217,7 @@ def picture_style() -> str:
         ".flow rect{fill:var(--panel);stroke:var(--grid)}.flow text{fill:var(--ink);font-size:13px}"
         ".flow path{stroke:var(--grid);fill:none;stroke-width:1.5}.flow .dim{fill:var(--dim)}"
         ".flow .key{stroke:var(--link);stroke-width:2}"
+        "[data-md-copying] .gp,[data-md-copying] .go{display:none}"
         ".md-grid{max-width:70rem}.md-typeset table:not([class]){font-size:.7rem}"
     )
 

@@ -43,7 +43,7 @@ def print_analysis(console: Console, analysis: Analysis) -> None:
         f"{shared.at_end} at the end",
         f"in {spread.runs} runs and {spread.ranges} ranges of 2 MiB; {spread.ranges_needed} ranges "
         f"would hold them",
-        f"{analysis.splits_unneeded} large pages stay split though all of them is private",
+        f"{analysis.splits_unneeded} large pages stay split although each is wholly private",
         f"cache lines of {analysis.total.cache_bytes >> 10} KiB flushed where the CPU is not "
         f"coherent",
         f"{analysis.total.exposed_pages} pages were shared before they were cleared"

@@ -45,7 +45,7 @@ def early_notice(probe: HostProbe) -> Iterator[str]:
     if result:
         yield f"before the opt-in: answered {result:#x}"
     if probe.shared() != {3}:
-        yield f"before the opt-in: shared frames are {_text(probe.shared())}"
+        yield f"before the opt-in: shared {_text(probe.shared())}, not [3, 4)"
 
 
 def single_ranges(probe: HostProbe) -> Iterator[str]:
@@ -58,7 +58,7 @@ def single_ranges(probe: HostProbe) -> Iterator[str]:
             if result:
                 yield f"{what}: answered {result:#x}"
             if probe.shared() != wanted:
-                yield f"{what}: shared frames are {_text(probe.shared())}"
+                yield f"{what}: then shared: {_text(probe.shared())}; expected: {_text(wanted)}"
 
 
 def sequences(probe: HostProbe) -> Iterator[str]:
@@ -209,5 +209,12 @@ def _unchanged(probe: HostProbe, what: str) -> Iterator[str]:
 
 
 def _text(gfns: set[int]) -> str:
-    shown = ", ".join(str(gfn) for gfn in sorted(gfns)[:8])
-    return f"{{{shown}{', …' if len(gfns) > 8 else ''}}}"
+    """The frames as ranges, at most eight of them."""
+    runs: list[tuple[int, int]] = []
+    for gfn in sorted(gfns):
+        if runs and runs[-1][1] == gfn:
+            runs[-1] = (runs[-1][0], gfn + 1)
+        else:
+            runs.append((gfn, gfn + 1))
+    shown = [f"[{first}, {end})" for first, end in runs[:8]]
+    return ", ".join([*shown, "…"] if len(runs) > 8 else shown) or "none"
