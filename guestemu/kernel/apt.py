@@ -66,20 +66,27 @@ class Package(msgspec.Struct, frozen=True):
         return self.series + ("" if self.flavour == DEFAULT_FLAVOUR else f"-{self.flavour}")
 
 
-def run_command(command: list[str], directory: Path | None) -> subprocess.CompletedProcess[str]:
-    """Runs `command` with its output kept. Raises `MissingError` if it hangs."""
+def run_command(
+    command: list[str], directory: Path | None, seconds: int = _TIMEOUT_S, name: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Runs `command` with its output kept and no input.
+
+    Raises `MissingError` if it does not end in `seconds`; the error has `name` or the first word.
+    """
     try:
         return subprocess.run(
             command,
             cwd=directory,
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=_TIMEOUT_S,
+            timeout=seconds,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise MissingError(f"{command[0]} did not end in {_TIMEOUT_S} s; try again") from None
+        error = f"{name or command[0]} did not end in {seconds} s; try again"
+        raise MissingError(error) from None
 
 
 def check_apt() -> None:

@@ -224,19 +224,7 @@ class ModuleBuilder:
             *("unshare", "--user", "--map-root-user", "--mount", "--net", "sh", "-c", _ENTER, "sh"),
             *("/usr/bin/env", "-i", "PATH=/usr/bin:/bin", "HOME=/", "LC_ALL=C", *command),
         ]
-        try:
-            return subprocess.run(
-                words,
-                cwd=self._root,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=_BUILD_S,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise MissingError(f"{command[0]} did not end in {_BUILD_S} s") from None
+        return run_command(words, self._root, _BUILD_S, name=command[0])
 
 
 def options_for(series: str) -> tuple[str, ...]:
