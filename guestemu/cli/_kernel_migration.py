@@ -56,7 +56,8 @@ def kernel_migration(
         typer.Option(
             "--order",
             metavar="dirty-first|status-first",
-            help="What the host reads first: dirty log or status; the second loses stores.",
+            help="What the host reads first: dirty log (D E S) or status (E D S); the second loses "
+            "stores.",
         ),
     ] = "dirty-first",
     sev: Annotated[
@@ -95,8 +96,7 @@ def kernel_migration(
     other byte of the page is different.
 
     With --tuples the stops are the instants that a host can tell apart, each with every last
-    packet of the page; orders of D (dirty log fetched), E (status copied) and S (page sent) are
-    judged by them.
+    packet of the page; orders of the steps of `explore` are judged by them.
 
     A TD also converts 4 MiB at once, which KVM asks user space for in two chunks, and is stopped
     between them. KVM 7.3 then never completes the call: the guest reads success, and half of its
@@ -171,6 +171,7 @@ def _request(
     from guestemu.migration.sweep.run import LEAVES, PATHS, SweepRequest
 
     orders = {one.value: one for one in FetchOrder}
+    order = {"D E S": "dirty-first", "E D S": "status-first"}.get(order.upper(), order)
     for option, value, known in (
         ("--path", path, PATHS),
         ("--leaf", leaf, LEAVES),

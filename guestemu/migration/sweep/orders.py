@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Orders of a host's steps, as what they make of one page: the last packet that was sent of it.
 
-An order is evaluated on tuples of instants, one for each of its steps and the last one for the
+An order is evaluated on tuples of instants, one for each of its places and the last one for the
 stop. It says which packet the destination has of the page when it starts: the content as of one
-instant, sent by the status as of that or an earlier one. Steps: D the dirty log is fetched and
-cleared, E the status is copied, S the page is sent if D had it, by E. Joined by "+" they share an
-instant. Before the first step a first pass has sent the page as it was when the window began. At
-the stop a page that was written since D is sent by the status of then, if the order does not say
-otherwise.
+instant, sent by the status as of that or an earlier one. The steps are those of the order model
+(`migration.model.steps`); `+` joins steps of one instant. Before the first step a first pass has
+sent the page as it was when the window began. At the stop the final pass sends a page that is in
+the snapshot or was written since the log was cleared, by the status of then. Two rules of the model
+change that: `final-reuses-status` and `clear-is-unconditional`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ from collections.abc import Callable
 from typing import Final
 
 import msgspec
+
+from guestemu.migration.model.notation import STOP
+from guestemu.migration.model.rules import Rules
+from guestemu.migration.model.steps import HostStep
 
 LastPacket = tuple[int, bool] | None
 """Instant of the content and whether it was sent as private; None: the first pass's."""
@@ -26,84 +30,72 @@ Stored = Callable[[int, int], bool]
 Status = Callable[[int], bool]
 """Whether the host takes the page for private at an instant."""
 
-_Choose = Callable[[tuple[int, ...], Stored, Status], LastPacket]
-
 
 class SweepOrder(msgspec.Struct, frozen=True):
-    """One order. `is_right`: no tuple of it may lose. `steps` instants make a tuple."""
+    """One order: the steps of each place. `is_right`: no tuple of it may lose."""
 
-    name: str
-    steps: int
+    places: tuple[tuple[HostStep, ...], ...]
     is_right: bool
-    choose: _Choose
+    rules: Rules = Rules()
+
+    @property
+    def name(self) -> str:
+        """In the notation, such as `E D+S STOP`, with the rules that differ."""
+        words = ["+".join(step.value for step in steps) for steps in self.places]
+        rules = [
+            rule.replace("_", "-")
+            for rule, is_on in msgspec.structs.asdict(self.rules).items()
+            if is_on
+        ]
+        return " ".join([*words, STOP, *rules])
+
+    @property
+    def instants(self) -> int:
+        """How many instants make a tuple."""
+        return len(self.places) + 1
+
+    def last_packet(self, at: tuple[int, ...], stored: Stored, status: Status) -> LastPacket:
+        """What the destination has of the page where the order's places are at the instants `at`;
+        the window begins at instant 0."""
+        seen = copied = 0
+        is_in_snapshot = False
+        last: LastPacket = None
+        for instant, steps in zip(at, self.places, strict=False):
+            for step in steps:
+                match step:
+                    case HostStep.AUTO_CLEAR:
+                        is_in_snapshot |= stored(seen, instant)
+                        seen = instant
+                    case HostStep.GET:
+                        is_in_snapshot |= stored(seen, instant)
+                    case HostStep.CLEAR:
+                        if is_in_snapshot or self.rules.clear_is_unconditional:
+                            seen = instant
+                    case HostStep.ENC:
+                        copied = instant
+                    case HostStep.SEND | HostStep.SEND_LIVE if is_in_snapshot:
+                        by = copied if step is HostStep.SEND else instant
+                        last = (instant, status(by))
+                        is_in_snapshot = False
+        stop = at[-1]
+        if is_in_snapshot or stored(seen, stop):
+            return stop, status(copied if self.rules.final_reuses_status else stop)
+        return last
 
 
-def _passes(live: LastPacket, seen: int, stop: int, stored: Stored, status: Status) -> LastPacket:
-    """The packet of a live pass, unless the final pass sends the page once more."""
-    return (stop, status(stop)) if stored(seen, stop) else live
-
-
-def _at_once(at: tuple[int, ...], stored: Stored, status: Status) -> LastPacket:
-    first, stop = at
-    live = (first, status(first)) if stored(0, first) else None
-    return _passes(live, first, stop, stored, status)
-
-
-def _log_then_stop(at: tuple[int, ...], stored: Stored, status: Status) -> LastPacket:
-    _, stop = at
-    return (stop, status(stop)) if stored(0, stop) else None
-
-
-def _status_then_stop(at: tuple[int, ...], stored: Stored, status: Status) -> LastPacket:
-    first, stop = at
-    return (stop, status(first)) if stored(0, stop) else None
-
-
-def _status_reused(at: tuple[int, ...], stored: Stored, status: Status) -> LastPacket:
-    first, stop = at
-    live = (first, status(first)) if stored(0, first) else None
-    return (stop, status(first)) if stored(first, stop) else live
-
-
-def _log_first(at: tuple[int, ...], stored: Stored, status: Status) -> LastPacket:
-    log, copied, stop = at
-    live = (copied, status(copied)) if stored(0, log) else None
-    return _passes(live, log, stop, stored, status)
-
-
-def _status_first(at: tuple[int, ...], stored: Stored, status: Status) -> LastPacket:
-    copied, log, stop = at
-    live = (log, status(copied)) if stored(0, log) else None
-    return _passes(live, log, stop, stored, status)
-
-
-def _log_first_send_apart(at: tuple[int, ...], stored: Stored, status: Status) -> LastPacket:
-    log, copied, sent, stop = at
-    live = (sent, status(copied)) if stored(0, log) else None
-    return _passes(live, log, stop, stored, status)
-
-
-def _status_first_send_apart(at: tuple[int, ...], stored: Stored, status: Status) -> LastPacket:
-    copied, log, sent, stop = at
-    live = (sent, status(copied)) if stored(0, log) else None
-    return _passes(live, log, stop, stored, status)
-
-
-def _cleared_late(at: tuple[int, ...], stored: Stored, status: Status) -> LastPacket:
-    first, cleared, stop = at
-    live = (first, status(first)) if stored(0, first) else None
-    return _passes(live, cleared, stop, stored, status)
-
+_D, _G, _C, _E, _S = (HostStep(letter) for letter in "DGCES")
+_REUSED: Final = Rules(final_reuses_status=True)
+_UNCONDITIONAL: Final = Rules(clear_is_unconditional=True)
 
 ORDERS: Final = (
-    SweepOrder("D+E+S, stop", 2, True, _at_once),
-    SweepOrder("D, E+S at the stop", 2, True, _log_then_stop),
-    SweepOrder("E, D+S at the stop", 2, False, _status_then_stop),
-    SweepOrder("D+E+S, stop by the first E", 2, False, _status_reused),
-    SweepOrder("D, E+S, stop", 3, True, _log_first),
-    SweepOrder("E, D+S, stop", 3, False, _status_first),
-    SweepOrder("D+E+S, log cleared after S, stop", 3, False, _cleared_late),
-    SweepOrder("D, E, S, stop", 4, True, _log_first_send_apart),
-    SweepOrder("E, D, S, stop", 4, False, _status_first_send_apart),
+    SweepOrder(((_D, _E, _S),), True),
+    SweepOrder(((_D,),), True),
+    SweepOrder(((_E,),), False, _REUSED),
+    SweepOrder(((_D, _E, _S),), False, _REUSED),
+    SweepOrder(((_D,), (_E, _S)), True),
+    SweepOrder(((_E,), (_D, _S)), False),
+    SweepOrder(((_G, _E, _S), (_C,)), False, _UNCONDITIONAL),
+    SweepOrder(((_D,), (_E,), (_S,)), True),
+    SweepOrder(((_E,), (_D,), (_S,)), False),
 )
 """As the tables show them."""

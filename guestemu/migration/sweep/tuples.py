@@ -131,8 +131,8 @@ class Matrix:
         example: tuple[int, ...] | None = None
         stored = self._experiment.recording.stored
         times = {pair: stored(*pair) for pair in combinations_with_replacement(self.instants, 2)}
-        for at in combinations_with_replacement(self.instants, order.steps):
-            last = order.choose(at, lambda first, end: times[first, end], self.is_private)
+        for at in combinations_with_replacement(self.instants, order.instants):
+            last = order.last_packet(at, lambda first, end: times[first, end], self.is_private)
             arrival = self.arrivals[at[-1], last]
             tuples += 1
             if arrival.lost_defined:
