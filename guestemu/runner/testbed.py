@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
 import msgspec
 from bitarray import bitarray
@@ -20,6 +20,7 @@ from guestemu.abi.errors import HostFailedError
 from guestemu.checks import standard_checks
 from guestemu.checks.base import CONVERSION_KINDS, Check, OpView, Violation
 from guestemu.checks.cache import CacheCheck
+from guestemu.checks.check_set import CheckSet
 from guestemu.checks.first_state import first_state
 from guestemu.checks.results import answers_left
 from guestemu.events.base import Event
@@ -49,7 +50,6 @@ by not returning."""
 TIME_UP: Final = "time-up"
 """The name of the violation that a program commits by taking too long."""
 
-_Asked: TypeAlias = tuple[Callable[[OpView], Iterable[Violation]], ...]
 
 _NOTHING: Final = CallOutcome(0)
 _TO_PRIVATE: Final = frozenset({OpKind.SET_MEMORY_ENCRYPTED, OpKind.EARLY_SET_MEMORY_ENCRYPTED})
@@ -110,7 +110,7 @@ class Testbed:
         if checks is None:
             is_cached = isinstance(guest.machine.ram, CachedRam)
             checks = (*standard_checks(host), *((CacheCheck(),) if is_cached else ()))
-        self.checks = tuple(checks)
+        self._checks = CheckSet(checks)
         self.observe: Callable[[OpView], None] | None = None
         self._frames = guest.machine.config.frames
         self._host_before = bitarray(endian="little")
@@ -132,14 +132,11 @@ class Testbed:
     @property
     def checks(self) -> tuple[Check, ...]:
         """The checks, in the order in which they are asked."""
-        return self._checks
+        return self._checks.checks
 
     @checks.setter
     def checks(self, checks: tuple[Check, ...]) -> None:
-        """Takes other checks, and works out which of them each kind of operation concerns."""
-        self._checks = checks
-        self._usual: dict[OpKind, _Asked] = {}
-        self.watch()
+        self._checks = CheckSet(checks)
 
     @property
     def migration(self) -> MigrationOperations:
@@ -148,16 +145,7 @@ class Testbed:
 
     def watch(self, *extra: Check) -> None:
         """Asks `extra` after every operation, besides the others."""
-        self._extra = extra
-        self._after: dict[OpKind, _Asked] = {} if extra else self._usual
-
-    def _checks_of(self, kind: OpKind) -> _Asked:
-        """What is asked after an operation of `kind`; found out at its first one."""
-        usual = self._usual.get(kind)
-        if usual is None:
-            usual = self._usual[kind] = _concerned(self._checks, kind)
-        checks = self._after[kind] = (*usual, *_concerned(self._extra, kind))
-        return checks
+        self._checks.watch(*extra)
 
     def move_to(self, guest: Guest, host: Host) -> None:
         """The next operations run on `guest` over `host`; answers still ordered stay ordered."""
@@ -269,10 +257,7 @@ class Testbed:
             violations += first_state(
                 view.index, self.host.private_map(), self.host.migration_ready
             )
-        for after in self._after.get(kind) or self._checks_of(kind):
-            found = after(view)
-            if found:
-                violations.extend(found)
+        violations += self._checks.after(view)
         if self.observe is not None:
             self.observe(view)
 
@@ -316,8 +301,8 @@ class Testbed:
         is_done = outcome.value is not None and outcome.value >= 0
         view.outcome = _NOTHING if is_done else outcome
         view.free_frames = free
-        violations = tuple(found for check in self.checks for found in check.after(view))
-        return OpResult(op, outcome, tuple(view.events)), violations
+        violations = self._checks.after(view)
+        return OpResult(op, outcome, tuple(view.events)), tuple(violations)
 
     def _begin(self, index: int, op: Op, frames: tuple[int, int] | None) -> OpView:
         """The view of an operation that is about to start; its events go into fresh lists."""
@@ -471,11 +456,6 @@ def belief_of(host: Host) -> tuple[bitarray, bool]:
         return host.private_map().copy(), host.migration_ready
     except HostFailedError:
         return bitarray(), False
-
-
-def _concerned(checks: Iterable[Check], kind: OpKind) -> _Asked:
-    """What `checks` are asked after an operation of `kind`."""
-    return tuple(one.after for one in checks if one.kinds is None or kind in one.kinds)
 
 
 def _kvm_of(host: Host) -> str:
