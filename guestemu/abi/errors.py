@@ -19,8 +19,8 @@ class PluginError(InputError):
 
 
 class HostFailedError(GuestemuError):
-    """A user's host failed while it answered a guest: it raised, returned what is no answer, or did
-    not return. A finding, whose defect is the host's: exit status 1."""
+    """A user's host failed while it answered a guest: it raised, returned a value that is not an
+    answer, or did not return. A finding, whose defect is the host's: exit status 1."""
 
 
 class ProgramTimeError(GuestemuError):

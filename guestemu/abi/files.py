@@ -30,7 +30,7 @@ def read_regular(path: Path, limit: int = LARGEST_INPUT) -> bytes:
     """The content of the regular file `path`.
 
     A pipe, a device or a directory, and a file of more than `limit` bytes, raise OSError like a
-    file that cannot be read: nobody waits for a writer.
+    file that cannot be read, and never wait for a writer.
     """
     with open(path, "rb", opener=_open_at_once) as file:
         status = os.fstat(file.fileno())

@@ -2,7 +2,7 @@
 """A campaign that an older or newer guestemu began: are its bytes still what they were?
 
 The inputs of a corpus are bytes, and bytes mean ops only under a table: the numbers of the target's
-ops (a byte that is no number of them chooses one of them) and the meaning of each. campaign.json
+ops (any other byte chooses one of them) and the meaning of each. campaign.json
 holds the table. Where a target has gained or lost ops since, the inputs are read by the old set and
 written by the new one. Where an op itself means something else, the campaign is not resumed.
 """

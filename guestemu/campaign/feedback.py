@@ -79,7 +79,7 @@ def value_class(value: int | None) -> int:
 class Feedback:
     """The counters of one process and what they have shown so far. One per process and testbed.
 
-    `keep` is for memory that whoever reads the counters refers to.
+    `keep` is for memory that the reader of the counters refers to.
     """
 
     def __init__(self) -> None:
@@ -169,7 +169,7 @@ class Feedback:
             len(outcome.warnings),
         )
         area[GUEST_COUNTERS + (step & _MODEL_MASK)] = 1
-        previous = self._previous if view.index else 0  # libFuzzer tells nobody where a run begins
+        previous = self._previous if view.index else 0  # libFuzzer does not say where a run begins
         lasting = state & U32_MASK
         pair = feature(previous, kind, lasting, differs, host.migration_ready)
         area[GUEST_COUNTERS + (pair & _MODEL_MASK)] = 1

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Makes findings of violations: counts them, identifies what is new, saves it.
 
-A violation goes into the journal before it is looked into and its key afterwards, so that whoever
-continues a session that died can file what was left (`recover`).
+A violation goes into the journal before it is examined, and its key afterwards, so that the
+successor of a session that died can file what was left (`recover`).
 """
 
 from __future__ import annotations

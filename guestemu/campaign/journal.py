@@ -5,7 +5,7 @@
 
 A worker notes an input that brought coverage before the engine keeps it, and a violation before it
 is minimised, which takes up to seconds. The kernel has the line once write() returned, so SIGKILL
-of the worker loses nothing of it; a power cut may. Whoever starts next (the worker's successor, or
+of the worker loses nothing of it; a power cut may. What starts next (the worker's successor, or
 `--resume`) puts missing inputs back and files violations that were met and not settled. A line that
 was cut off, or is damaged, is skipped.
 """

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How close an operation came to what the checks look at, as numbers of counters.
 
-A check says yes or no, which leads nobody towards a defect. These say: this range ended at a word
-of a bitmap, at the end of RAM, one page off either; the host heard of fewer pages than were
-converted; this value reached so many bits; so much of the budget was used. An engine keeps the
-first program for each, and mutates on from there.
+A check says yes or no, which does not lead a search towards a defect. These say: this range ended
+at a word of a bitmap, at the end of RAM, one page off either; the host heard of fewer pages than
+were converted; this value reached so many bits; so much of the budget was used. An engine keeps
+the first program for each, and mutates on from there.
 """
 
 from __future__ import annotations

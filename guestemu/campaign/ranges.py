@@ -7,7 +7,7 @@ other frames there), an address inside a page makes the notifier report one leaf
 early functions know only the direct map; a second `stop_conversion` waits for ever for the lock
 that the first one keeps. A campaign without `--faults` looks for defects of the host and of the
 kernel under good callers, so such a program is changed before it runs; the changed one is what is
-saved. Lengths are bounded too: page 65 of a range shows what page 64 does not, page 2000 shows
+saved. Lengths are also bounded: page 65 of a range shows what page 64 does not, page 2000 shows
 nothing new and costs milliseconds. In region G a leaf is 1 GiB and costs as much as a page, but
 splitting it costs as much as hundreds of them: there a call for more pages than in region L is made
 one for whole leaves. A store into two pages begins at a word: accesses across a page boundary are

@@ -37,7 +37,7 @@ class Reserve:
 
     def write(self, action: Callable[[], None]) -> None:
         """Runs `action`, which writes; where the disk is full, gives the reserve up and runs it
-        again. Raises OSError if that fails, too."""
+        again. Raises OSError if the second run also fails."""
         try:
             action()
         except OSError as error:

@@ -118,7 +118,7 @@ class SessionOver(Exception):
 class Session:
     """See the module's docstring. `report` is called now and then and once at the end.
     `current`, if set, holds the input that runs (its length in LENGTH_SIZE bytes, then the bytes)
-    for whoever looks after this process has died.
+    for the supervisor, which reads it after this process has died.
 
     `host` replaces the one named in the header (for tests), `build` makes another executor than the
     standard one; without a `store` nothing is written.
@@ -147,8 +147,8 @@ class Session:
         self.distinct = 0
         """Executions whose program had not run before, as far as `ProgramSet` remembers."""
         self.skips_known = False
-        """Inputs that decode to a program which already ran are no executions (set by engines that
-        do not need to see an input twice)."""
+        """Inputs that decode to a program which already ran do not count as executions (set by
+        engines that do not need to see an input twice)."""
         self._programs = ProgramSet()
         self._skipped = 0
         self.current: mmap.mmap | None = None
@@ -206,7 +206,7 @@ class Session:
         self._skipped = 0
         self.executions += 1
         if len(data) > self.executor.max_size:
-            data = data[: self.executor.max_size]  # of another target, or somebody's own
+            data = data[: self.executor.max_size]  # of another target, or written by a user
         if self.deadly and data in self.deadly:
             return False
         self.distinct += is_new
@@ -226,7 +226,7 @@ class Session:
 
     def confirm(self, data: bytes) -> None:
         """Files `data`, which ran last and was found wrong by machine code just before, unless it
-        was found wrong in Python as well: what a host does then depends on more than the program.
+        was also found wrong in Python: what a host does then depends on more than the program.
         """
         ops = self.executor.decode(data)
         if self.violations or not ops or not self.has_run:
@@ -275,7 +275,7 @@ class Session:
         return True
 
     def allow(self) -> int:
-        """How many executions may pass before the session is asked again, when somebody else runs
+        """How many executions may pass before the session is asked again, while other code runs
         inputs and adds them to `executions` and `lengths`. Raises `SessionOver`."""
         if self._is_stopped or self.executions == self._limit:
             raise SessionOver

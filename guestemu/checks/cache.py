@@ -3,7 +3,7 @@
 
 Only on machines with such a cache. The check keeps, byte by byte, what was last written to a page
 through its present mapping: by the guest, or by the VMM through its own mapping of any page. After
-every operation those bytes are looked at as whoever wrote them would read them. A byte that differs
+every operation those bytes are read as their writer would read them. A byte that differs
 was overwritten by the write-back of a stale line of the other alias, or a stale line hides it.
 
 Not judged: pages that were written through an alias window whose C-bit is not that of the direct
@@ -71,7 +71,7 @@ class CacheCheck(Oracle):
         self._spoilt: set[int] = set()
 
     def after(self, view: OpView) -> Iterable[Violation]:
-        """Notes stores and flips, then looks at every page that somebody wrote."""
+        """Notes stores and flips, then looks at every page that was written."""
         ram = view.guest.machine.ram
         if not isinstance(ram, CachedRam):
             return

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Threats to a migration through handlers, and what of it is lost (F7 to F16).
 
-After each operation on a host with two ends of one: a handler that nobody broke answers; a page
-that was said to have moved is what it was; pages of the guest are not left out; only pages that the
+After each operation on a host with two ends of one: an intact handler answers; a page that
+was reported as moved is what it was; pages of the guest are not left out; only pages that the
 host knows as private leave through the handler; the host reads no private page; a handler takes the
 packet that is due, for its own page, from its peer, once; the handler's own pages stay; an ASID has
 one owner and mirrors have one that lives. What a guest loses that lied, or wrote into its handler,

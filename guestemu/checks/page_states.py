@@ -43,8 +43,8 @@ class PageStateCheck(Oracle):
     """No guest frame of an SNP guest has two validated system frames, and only its guest reads a
     validated page (N55).
 
-    Whoever has a page encrypted that is private already has it validated a second time: a caller's
-    defect, which a hypervisor can use, and not judged. A guest that did not come back from an
+    Encrypting a page that is already private validates it a second time: a caller's defect, which
+    a hypervisor can use, and not judged. A guest that did not come back from an
     operation is not judged any more: what a program calls in it afterwards cannot happen.
     """
 

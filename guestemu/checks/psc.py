@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """KVM keeps to a hostile guest's page-state request: it stays within its own memory, user space is
-asked for no frame that is in no entry, and its EAGAIN is no error for the guest (N10, N12, N13)."""
+asked for no frame that is in no entry, and its EAGAIN is not an error for the guest (N10, N12,
+N13)."""
 
 from __future__ import annotations
 

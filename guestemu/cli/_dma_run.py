@@ -242,7 +242,7 @@ def _comparison(request: DmaRequest) -> Comparison | None:
 
 
 class _Drive:
-    """Replays events in batches; what Ctrl-C finds unread in a batch is replayed, too."""
+    """Replays events in batches; after Ctrl-C the rest of a batch is still replayed."""
 
     def __init__(self, driver: DmaRun, comparison: Comparison | None, size: int) -> None:
         self.count = 0

@@ -33,7 +33,7 @@ def confirm(
 ) -> int:
     """Re-runs losing interleavings and as many others, here or on the workers of the cluster at
     this address; exit status 1 if a verdict differs. Raises
-    `InputError` for a `wanted` that is no number and not "all", or for too many."""
+    `InputError` for a `wanted` that is neither a number nor "all", or for too many."""
     from guestemu.migration.model.count import Space
     from guestemu.migration.model.programs import check_rules
     from guestemu.study.explore_confirm import confirm as run

@@ -54,7 +54,7 @@ def command(
     """Run programs and compare with their recorded outcomes.
 
     A program that expects nothing passes if its outcome is ok. Exit status 0: all as expected; 1:
-    some are not; 2: a file is no valid program (the other programs still run).
+    some are not; 2: a file is not a valid program (the other programs still run).
 
     For example:
 

@@ -31,7 +31,7 @@ class AllocationTally(msgspec.Struct, frozen=True):
 
 
 class Leak(msgspec.Struct, frozen=True):
-    """Buffers of a device that a phase allocated and nobody freed; `line` is the first one's."""
+    """Buffers of a device that a phase allocated, never freed; `line` is the first one's."""
 
     device: str
     phase: str

@@ -188,7 +188,7 @@ class Analyst:
             self._last = None
 
     def _miss_clearing(self, last: Conversion) -> None:
-        """Nobody cleared what was shared last."""
+        """What was shared last was not cleared."""
         self._last_cell.cost.never_cleared_pages += last.pages
         self._last = None
 

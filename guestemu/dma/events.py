@@ -22,8 +22,8 @@ class Alloc(msgspec.Struct, frozen=True, gc=False):
 
     `line` counts from 1, `time_ns` is the trace clock in nanoseconds, `dma_addr` the bus address
     and `size` the bytes the driver asked for, before any rounding. `driver` is empty when the trace
-    does not name one. `via_pages` tells dma_alloc_pages (B4) from dma_alloc_attrs. `has_failed`:
-    the kernel traces failed allocations as well, with a NULL virtual address. `origin` is another
+    does not name one. `via_pages`: dma_alloc_pages (B4), otherwise dma_alloc_attrs. `has_failed`:
+    the kernel also traces failed allocations, with a NULL virtual address. `origin` is another
     than DMA in built-in patterns only.
     """
 

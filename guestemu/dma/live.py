@@ -225,15 +225,15 @@ class Accountant:
     def result(self) -> Account:
         """The account of the events seen so far. The empty first phase is left out."""
         self._close_phase()
-        nobody = DeviceAccount("")
-        total = DeviceEvents(nobody)
+        unnamed = DeviceAccount("")
+        total = DeviceEvents(unnamed)
         lifetimes = LifetimeHistogram()
         for device_state in self._devices.values():
             lifetimes.merge(device_state.lifetimes)
         devices = {name: DeviceEvents(device) for name, device in self._devices.items()}
         phases: dict[str, AllocationTally] = {}
         for phase, cells in self._by_phase.items():
-            events = DeviceEvents(nobody)
+            events = DeviceEvents(unnamed)
             for device, cell in cells.items():
                 events.merge(cell)
                 devices[device].merge(cell)

@@ -3,7 +3,7 @@
 
 The allocator is the one the snippet guest has, the direct map the one it boots with, so both place
 every buffer alike and make the same hypercalls; a test holds them together. Memory that a snippet
-cannot have (8 GiB and more) can be modelled, too. There is no host and nothing is checked.
+cannot have (8 GiB and more) can also be modelled. There is no host and nothing is checked.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 """Drives the coherent allocator of a guest through the events of a trace.
 
 The replay drives and the guest converts; what the machine really did (hypercalls, shared pages,
-violations) is counted by whoever watches the machine, and reaches the report as
+violations) is counted where the machine is watched, and reaches the report as
 `guestemu.dma.summary.MachineCounts`. The figures here are what the kernel's DMA code asked for.
 
 The guest's memory is smaller than the traced machine's, so buffers are placed by the guest's own

@@ -2,7 +2,7 @@
 """Reads ftrace text (`/sys/kernel/tracing/trace`) and that of `trace-cmd report` and `perf script`.
 
 The reader streams: it keeps one chunk of the file, counters and the device table, so gigabytes are
-fine. It never fails on content. A line that is no trace line is counted and the first ones are
+fine. It never fails on content. A line that is not a trace line is counted and the first ones are
 kept with their numbers; an event it has no use for is counted by name. Only a file without any DMA
 allocation or free is refused, when it has been read, because everything computed from it would be
 zero and look like a result.

@@ -7,8 +7,8 @@ whose `tag` is its name in JSON lines. Who sees it happen emits it; who reads it
 A new kind is its struct and the line that emits it: traces, JSON lines, coverage and the text for
 people are made from the struct's fields.
 
-What *is* (page tables, page states, the host's record) is no event: read it from the guest and the
-host.
+What *is* (page tables, page states, the host's record) is not an event: read it from the guest and
+the host.
 
 `exits` holds what a guest leaves for and how it was answered, `memory` what happens to pages,
 `operations` what a program's operations do, `snp` and `tdx` what only

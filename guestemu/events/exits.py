@@ -43,7 +43,7 @@ class MapGpaRangeExit(HypercallExit, frozen=True, gc=False, tag="map-gpa-range")
     """KVM_EXIT_HYPERCALL with number 12 that KVM made of a page-state change (SNP) or a MapGPA
     (TDX); no instruction of the guest was a hypercall. `origin` is that of `MapGpaRange`.
 
-    A hypercall to user space, so whoever reads hypercalls reads these."""
+    A hypercall to user space, so readers of hypercalls read these."""
 
     origin: str = ""
 

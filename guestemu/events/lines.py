@@ -24,7 +24,7 @@ Where: TypeAlias = Callable[[Event], str]
 """Names the place of an event, as "D[3]"."""
 
 PLACE: Final = frozenset({"gfn", "gva", "is_alias"})
-"""Fields for which a line has `where`, too: they differ between guests that place regions
+"""Fields beside which a line has `where`: they differ between guests that place regions
 differently."""
 
 EXIT: Final = "exit"
@@ -66,7 +66,7 @@ def hashed_part(line: Line, kinds: Mapping[str, type[Event]]) -> Line:
 
 
 def read_lines(lines: Iterable[Line]) -> Iterator[tuple[int, Event]]:
-    """The events of `lines` with their operations. Raises `InputError` for a line that is none."""
+    """The events of `lines` with their operations. Raises `InputError` for any other line."""
     kinds = event_kinds()
     left: Line | None = None
     for number, line in enumerate(lines, 1):

@@ -21,7 +21,7 @@ _FRAME_S: Final = 2e-6
 
 
 class HangGuard:
-    """`turn` is odd while a call is inside the host; whoever makes the call counts."""
+    """`turn` is odd while a call is inside the host; the caller counts."""
 
     __slots__ = ("_at_tick", "_text", "turn")
 

@@ -134,7 +134,7 @@ def _of_project(start: Path) -> Iterator[Path]:
         names = table.get(_KEY, []) if isinstance(table, dict) else None
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise InputError(
-                f'{path}: tool.guestemu.plugins is no list of directories; write plugins = ["DIR"]'
+                f'{path}: tool.guestemu.plugins must list directories; write plugins = ["DIR"]'
             )
         yield from ((directory / name).resolve() for name in names)
         return

@@ -2,9 +2,10 @@
 """CLFLUSH and WBINVD on a machine with an incoherent cache.
 
 The emulator takes them for no-operations and has no hook for them, so code hooks stand at their
-addresses, as with RDMSR and WRMSR. A search for the bytes is enough: a match that is no instruction
-is never executed as one. The line that is flushed is that of the alias which the page tables name
-now; a stale translation of the TLB is not followed. CLFLUSHOPT is undefined on the emulated CPU.
+addresses, as with RDMSR and WRMSR. A search for the bytes is enough: a match that is not an
+instruction is never executed as one. The line that is flushed is that of the alias which the page
+tables name now; a stale translation of the TLB is not followed. CLFLUSHOPT is undefined on the
+emulated CPU.
 """
 
 from __future__ import annotations

@@ -212,7 +212,7 @@ class Engine:
         self._keep: list[object] = []
 
     def close(self) -> None:
-        """Frees the CPU, as happens without a call when nobody refers to it any more. The memory
+        """Frees the CPU, as happens without a call when no reference to it is left. The memory
         that was mapped stays the caller's."""
         self._close()
         self.handle = ctypes.c_void_p()

@@ -117,7 +117,7 @@ class Trap(msgspec.Struct, frozen=True):
 
 
 class Syscall(msgspec.Struct, frozen=True):
-    """SYSCALL, which the emulator leaves to whoever runs the vCPU; RIP stands at or behind it."""
+    """SYSCALL, which the emulator leaves to the caller of the vCPU; RIP stands at or behind it."""
 
 
 class ExceptionExit(msgspec.Struct, frozen=True):
@@ -209,7 +209,7 @@ Exit: TypeAlias = (
 
 
 class ExitHandler(Protocol):
-    """Whoever answers hypercalls and MSR accesses while a vCPU runs (a host, in practice)."""
+    """Answers hypercalls and MSR accesses while a vCPU runs (a host, in practice)."""
 
     def hypercall(self, call: Hypercall) -> int:
         """The value that RAX gets, or `GuestFault`."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The hooks of one CPU: they turn what the emulator reports into a pending event.
 
-A hypercall is answered inside its hook when somebody is there to answer (twice as fast as stopping
+A hypercall is answered inside its hook where there is a handler (twice as fast as stopping
 and starting again). Everything else is recorded and ends the run; `Vcpu` then decides. No hook lets
 an exception through into C: it is kept in `errors`, the run ends, and `Vcpu` raises it again.
 """
@@ -322,7 +322,7 @@ class CpuHooks:
 
     def point_counters(self, address: int, mask: int, owner: object) -> None:
         """Counts blocks at host `address` (a power of two of bytes, `mask` = size - 1), which is
-        memory of `owner`: kept, as a guest may outlive whoever counted."""
+        memory of `owner`: kept, as a guest may outlive the counting code."""
         self._counters_owner = owner
         counters = (ctypes.c_uint8 * (mask + 1)).from_address(address)
         self._counted = memoryview(counters).cast("B")

@@ -199,7 +199,7 @@ class Machine:
             device.checkpoint()
 
     def rollback(self) -> None:
-        """RAM back to the checkpoint. vCPU registers are set anew by whoever runs them next."""
+        """RAM back to the checkpoint. vCPU registers are not: the next run sets them."""
         is_stale = self.ram.rollback()
         if self.hooks.patched:
             self.hooks.undo_patches()

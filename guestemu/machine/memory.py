@@ -74,7 +74,7 @@ def _words(kind: type[_Word], count: int) -> ctypes.Array[_Word]:
 
 
 def _store(target: mmap.mmap, start: int, data: bytes) -> None:
-    """Writes `data` where it is not there yet: pages that nobody wrote take no memory."""
+    """Writes `data` where it is not there yet: pages without a store take no memory."""
     end = start + len(data)
     if target[start:end] != data:
         target[start:end] = data
@@ -137,7 +137,7 @@ class GuestRam:
         self.errors: list[BaseException] = []
         self.has_crossing = False
         self.is_plain = False
-        """Nobody watches accesses yet (`adopt` ends that): each view is just its buffer."""
+        """Accesses are not watched yet (`adopt` ends that): each view is just its buffer."""
         self.watched: set[int] = set()
         self.on_watched: Callable[[int, bool, bool], None] | None = None
         """Called before a load or store of a page's view that `watch_views` named, with frame,
@@ -386,7 +386,7 @@ class GuestRam:
         self._base_pages[index] = _content(content)
 
     def adopt(self, shared: Iterable[int]) -> None:
-        """Takes the two buffers as they are, after a phase in which nobody watched accesses.
+        """Takes the two buffers as they are, after a phase in which accesses were not watched.
 
         The current view of a frame in `shared` is the shared one, of all others the private one.
         Every page that is not zero is marked dirty, so that the next checkpoint keeps it.

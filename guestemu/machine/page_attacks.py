@@ -97,8 +97,8 @@ _ALL: Final = (
     PageAttack("remap", "a second system frame is assigned and put behind it", _remap),
     PageAttack("restore", "the system frame of the start is put behind it", _restore),
     PageAttack("swap", "it and the next frame change their system frames", _swap),
-    PageAttack("alias", "its system frame is put behind the next frame, too", _alias),
-    PageAttack("other-guest", "its system frame is given to another guest", _other_guest),
+    PageAttack("alias", "the next frame is mapped to the same system frame", _alias),
+    PageAttack("other-guest", "its system frame is assigned to another guest", _other_guest),
 )
 
 ATTACKS: Final[Mapping[str, PageAttack]] = {attack.name: attack for attack in _ALL}

@@ -394,7 +394,7 @@ def _indices(buffer: _Scratch) -> tuple[int, int]:
 
 
 class _Entries:
-    """Entries from `first` to `end`, read at once: until user space is asked nobody changes them.
+    """Entries from `first` to `end`, read at once: they do not change until user space is asked.
     Those behind the buffer are read one by one, when KVM comes to them."""
 
     def __init__(self, buffer: _Scratch, first: int, end: int) -> None:

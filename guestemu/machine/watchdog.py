@@ -51,7 +51,7 @@ class Watchdog:
     `machine` gives the machine that runs at the moment; without one only Python code is bounded.
     `is_up` says that the time was up; the CPU then ends every run at its first block. In the main
     thread Python code is interrupted by `TimeUp`, again and again while it goes on. Code that
-    catches that, too, or keeps the interpreter lock, ends the process with status 1 when the time
+    also catches that, or keeps the interpreter lock, ends the process with status 1 when the time
     was up for as long as it had been given.
     """
 

@@ -6,7 +6,7 @@ because that is all that a rollback needs. Clearing a frame here takes the page'
 so that its next store is appended again: the log is the end of the list, and a machine that does
 not migrate pays nothing. A page is in the list twice then, which a rollback does not mind.
 
-A conversion between the two views marks a page, too, and is no store. Clearing makes both views
+A conversion between the two views also marks a page, and is not a store. Clearing makes both views
 current first; after that a page appears only if it was written.
 
 Not seen: the second page of a store across a boundary whose next frame is another one (memory.py).

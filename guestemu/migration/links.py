@@ -2,8 +2,9 @@
 """Links: how one page gets from a source's RAM to a destination's.
 
 A sender makes a packet of a page, a receiver stores it; nothing but packets goes between the two.
-Whoever sends says whether the page is private. A wrong word is not noticed: a private send decrypts
-what was never encrypted, a plain send moves ciphertext that no other key reads (G.2, C15, E31).
+The sender says whether the page is private. A wrong statement is not noticed: a private send
+decrypts what was never encrypted, a plain send moves ciphertext that no other key reads (G.2, C15,
+E31).
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class Stepper:
 
     def to(self, index: int) -> None:
         """Goes on until `index` instructions are behind it. Raises `EngineError` where the guest
-        has an exit on the way that nobody answers."""
+        has an exit on the way without a handler."""
         vcpu = self.machine.current
         while self.index < index:
             ended = vcpu.step()

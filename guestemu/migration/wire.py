@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The wire between two hosts, and what somebody on it can do to packets.
+"""The wire between two hosts, and attacks on its packets.
 
 A packet of the firmware has no address, no number and no total under its MAC (E14): replayed, in
 another order or at another address it is accepted. The wire keeps every packet and says what

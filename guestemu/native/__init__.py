@@ -2,8 +2,8 @@
 """The libraries of machine code that guestemu runs in its own process: found, loaded, explained.
 
 They are built when guestemu is installed (`build.py`); in a checkout of the sources they are built
-again, by whoever loads one first, after the C was edited. Where there are none, Python bodies do
-the same work: `why_not` says why.
+again, at the first load after the C was edited. Where they are missing, Python bodies do the same
+work: `why_not` says why.
 """
 
 from __future__ import annotations

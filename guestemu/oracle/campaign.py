@@ -3,7 +3,7 @@
 
 The machine works on one batch while the model works on the one before it. VMs live for many steps,
 so that state counts; a step that differs makes a finding of its VM's history, which is then made
-small. A kernel that dies, hangs or complains is a finding, too; the machine is started again.
+small. A kernel that dies, hangs or complains is also a finding; the machine is started again.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ class LiveKvmHost(MapGpaRangeHost):
         return int(values[7])
 
     def _check(self, values: tuple[int, ...]) -> None:
-        """Raises `GuestFault` for an exception, `HostFailedError` for an end that is none."""
+        """Raises `GuestFault` for an exception, `HostFailedError` for an unknown end."""
         if values[0] == End.EXCEPTION:
             code = values[11]
             raise GuestFault(values[2], None if code == _NO_ERROR_CODE else code & 0xFFFFFFFF)

@@ -62,7 +62,7 @@ def find_kernel(name: str, modules: Path | None = None) -> TestedKernel:
 
     `modules` is a directory whose kvm.ko and kvm-amd.ko replace those of the package, searched with
     its subdirectories; a bzImage has modules only from there. Raises `InputError` for files that
-    are no kernel or do not fit, `MissingError` where a package was not fetched.
+    are not a kernel or do not fit, `MissingError` where a package was not fetched.
     """
     path = find_image(name)
     with path.open("rb") as stream:

@@ -128,7 +128,7 @@ LINK_SPECS: Final[Mapping[OpKind, OpSpec]] = {
         is_fault=True,
     ),
 }
-"""What somebody on the wire does to a migration; without one -EINVAL."""
+"""Attacks on the wire of a migration; -EINVAL without a migration."""
 
 MEMORY_SPECS: Final[Mapping[OpKind, OpSpec]] = {
     OpKind.EVICT: OpSpec(

@@ -32,7 +32,7 @@ class Header(msgspec.Struct, frozen=True):
     says whether there are caches that need them, `seed` decides which lines those evict; `layout`
     says where memory slots lie (layout.py), empty for one over all of RAM.
 
-    `plugin` is no part of a file: the path of the code that `host` names (FILE.py:CLASS), once the
+    `plugin` is not part of a file: the path of the code that `host` names (FILE.py:CLASS), once the
     user has allowed it (`host.permission`); without it such a host is not loaded.
     """
 

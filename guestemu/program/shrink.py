@@ -91,7 +91,7 @@ def _remove_ops(search: _Search) -> None:
 
 
 def _minimise(value: int, floor: int, accept: Callable[[int], bool]) -> None:
-    """Brings a number down to the smallest that `accept` takes, if larger ones are taken too.
+    """Brings a number down to the smallest that `accept` takes, if it also takes larger ones.
 
     `floor` itself is tried first; between a refused and an accepted value the search bisects.
     """

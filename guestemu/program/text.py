@@ -117,7 +117,7 @@ def load_program(path: Path | str) -> Program:
 
 
 def parse_bytes(data: bytes, name: str) -> Program:
-    """As `parse_text`, of UTF-8 bytes; bytes that are none are an `InputError` with their line."""
+    """As `parse_text`, of UTF-8 bytes; other bytes are an `InputError` with their line."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -20,7 +20,7 @@ from guestemu.report.trace.words import is_load, run_word, value_of
 
 def expectations_of(run: Run, with_hash: bool = False) -> tuple[Expectation, ...]:
     """What a later run should give: outcome, violations, number of hypercalls, and each
-    operation's value, exception and warnings; `with_hash`: the trace hash, too."""
+    operation's value, exception and warnings; `with_hash`: also the trace hash."""
     return tuple(_lines(run, with_hash))
 
 

@@ -2,7 +2,7 @@
 """Replay results as SARIF 2.1.0, which code-scanning services show beside the lines of files.
 
 Each expectation that does not hold is a result at its `expect` line; a program that expects nothing
-and goes wrong, and a file that is no program, are results at the first line.
+and goes wrong, and a file that is not a program, are results at the first line.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _uri(path: Path) -> str:
 
 
 def _storable(text: str) -> str:
-    """`text` without what UTF-8 cannot hold: bytes of file names that are none."""
+    """`text` without what UTF-8 cannot hold: undecodable bytes of file names."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

@@ -53,7 +53,7 @@ class Movable(Protocol):
         """The next operations run on `guest` over `host`."""
 
     def watch(self, *extra: Check) -> None:
-        """Asks `extra` after every operation, too, and no others that it was told of before."""
+        """Asks `extra` after every operation, in place of the extra checks of an earlier call."""
 
 
 class MigrationOperations:

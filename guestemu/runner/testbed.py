@@ -44,8 +44,8 @@ from guestemu.runner.migration_operations import DESTINATION_KEY, MakePair, Migr
 from guestemu.runner.operations import operations_of
 
 HOST_FAILED: Final = "host-failed"
-"""The name of the violation that a user's host commits by raising, by an answer that is none, and
-by not returning."""
+"""The name of the violation that a user's host commits by raising, by an answer of a wrong type
+or range, and by not returning."""
 
 TIME_UP: Final = "time-up"
 """The name of the violation that a program commits by taking too long."""
@@ -216,7 +216,7 @@ class Testbed:
     def step(
         self, index: int, op: Op, results: list[OpResult] | None, violations: list[Violation]
     ) -> None:
-        """Runs one operation, appends its result (if anybody wants it) and what the checks say.
+        """Runs one operation, appends its result (if it is wanted) and what the checks say.
 
         Raises `VmStopped` where the host's user space ends the VM, also after a user's host failed,
         which is a violation of `HOST_FAILED`.

@@ -206,7 +206,7 @@ class ClusterCampaign:
         time.sleep(_TICK_S)
 
     def _show(self, now: float) -> None:
-        """The figures for whoever watches, and now and then for stats.jsonl."""
+        """The figures for the display, and now and then for stats.jsonl."""
         figures = self.figures()
         self._watch(figures)
         if now >= self._next_stats:

@@ -125,7 +125,7 @@ class Cluster:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for us alone
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # a busy disk is no news
+                warnings.simplefilter("ignore")  # a busy disk is not worth a warning
                 self._local = LocalCluster(
                     n_workers=jobs,
                     threads_per_worker=1,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The submitter's side of the exchange: what goes to which node, what comes of its news.
 
-An input that one node found goes to all others once; nobody asks whether it is new to them, that
-they find out themselves (a node's engine keeps only what covers something new to it).
+An input that one node found goes to all others once, without asking whether it is new to them: a
+node's engine keeps only what covers something new to it.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ the Dask worker it would keep the heart from beating until the scheduler takes t
 The processes live as long as the share does, with warm testbeds. A thread of the Dask worker is
 their supervisor; calls from the submitter only move files.
 
-A node that nobody calls for `LEASE_S` ends its share: its submitter is gone, or has given the
+A node that gets no call for `LEASE_S` ends its share: its submitter is gone, or has given the
 share to another node because it could not reach this one.
 """
 

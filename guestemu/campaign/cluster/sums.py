@@ -19,7 +19,7 @@ def add_up(
     is_exhausted: bool,
 ) -> Figures:
     """`parts` are the last figures of each node that there is or was; coverage is the most that one
-    of them has. What `before` the campaign was found counts too."""
+    of them has. What was found `before` the campaign also counts."""
     lengths = add_lengths(part.lengths for part in parts)
     unstable = dict.fromkeys(line for part in parts for line in part.unstable)
     told = [line for part in parts for line in part.infrastructure]

@@ -3,7 +3,7 @@
 
 `atheris.Fuzz` never returns, so a session under it is a process of its own (`campaign.worker`).
 Nothing is instrumented: libFuzzer reads the counters of `Feedback`, registered here as a compiler's
-start-up code would register them. Findings are filed by the session and are no crashes for
+start-up code would register them. Findings are filed by the session and are not crashes for
 libFuzzer; a crash is a death of the process. Our mutator replaces libFuzzer's.
 """
 

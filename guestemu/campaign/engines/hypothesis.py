@@ -119,7 +119,7 @@ class _Test:
 
 
 class _Broken(BaseException):
-    """The testbed or the host failed, which is no violation; `error` says how."""
+    """The testbed or the host failed, which is not a violation; `error` says how."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))

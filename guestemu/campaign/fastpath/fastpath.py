@@ -73,7 +73,7 @@ _FUNCTIONS: Final = {
     OpKind.READ: "guest_load8",
 }
 _RUN: Final = frozenset({OpKind.HYPERCALL, OpKind.STOP_CONVERSION, *_FUNCTIONS})
-"""The ops that the C runs; a check of other ops is no concern of it."""
+"""The ops that the C runs; a check of other ops does not concern it."""
 _STOP: Final = "set_memory_enc_stop_conversion"
 _HERE, _NO_FUNCTION = 1, 2
 PROGRAMS: Final = 1 << 21

@@ -34,7 +34,7 @@ class FastLibrary:
 
     def judge(self, record: FastRecord, replies: bytes, calls: int, start: int, end: int) -> bool:
         """Judges what a native handler replied to the logged programs from `start` to before `end`;
-        False where that is no reply to their requests."""
+        False where that does not reply to their requests."""
         at = ctypes.addressof(record)
         return bool(self._library.fast_shadow_judge(at, replies, calls, start, end))
 

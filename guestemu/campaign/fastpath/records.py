@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The records that Python and the fast path share; layout as in fast.h.
 
-Every member has eight bytes: a number, or a host address. Whoever fills in an address keeps what
-is there.
+Every member has eight bytes: a number, or a host address. The code that stores an address
+keeps what it points to alive.
 """
 
 from __future__ import annotations

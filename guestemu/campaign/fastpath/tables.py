@@ -29,7 +29,7 @@ _VA_BITS: Final = (1 << 48) - 1
 
 
 Owner = ctypes.Array[ctypes.c_char] | ctypes.Array[InputRecord] | ctypes.Structure | ctypes.c_char
-"""Memory that ctypes holds, or a view of somebody's."""
+"""Memory that ctypes holds, or a view of other memory."""
 
 
 class Tables:

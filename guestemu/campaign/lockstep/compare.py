@@ -39,7 +39,7 @@ def compare(index: int, one: Side, other: Side) -> Iterator[Divergence]:
     """Every aspect in which operation `index` differs.
 
     For the record and the readiness only where the operation makes them part: that they still
-    differ since an earlier operation is not said twice, that they meet again is no difference.
+    differ since an earlier operation is not said twice, that they agree again is not a difference.
     """
     for aspect, values in _differences(one, other):
         known = explain(aspect, one, other)

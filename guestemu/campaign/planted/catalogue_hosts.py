@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Bugs of hosts: defects of the posted patch sets, and mutations of the merged interface.
 
-A defect of a patch set is planted by repairing all of that host's other defects; its repaired twin
-has this one repaired too.
+A defect of a patch set is planted by repairing all of that host's other defects; in its repaired
+twin this one is also repaired.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ class LateStateWorld(MutatedWorld):
     """SEND_UPDATE_DATA looks at the lengths before the guest's state (M69)."""
 
     def mutate(self, vm: KvmSevVm, cmd: SevCmd) -> int | None:
-        """A length that is no multiple of 16 is answered first."""
+        """A length that is not a multiple of 16 is answered first."""
         if cmd.id != _ID.SEND_UPDATE_DATA or vm.owner is not None or not vm.handle:
             return None
         params = self.update_params()

@@ -27,7 +27,7 @@ class Median(msgspec.Struct, frozen=True):
 def read_results(path: Path) -> list[CellResult]:
     """The results in `path`, none if there is no such file; of a repeated cell the last.
 
-    Raises `InputError` for a line that is no result; a last line cut off by a crash is dropped.
+    Raises `InputError` for a malformed line; a last line cut off by a crash is dropped.
     """
     try:
         lines = path.read_bytes().split(b"\n")

@@ -92,7 +92,7 @@ def _psc_ops(ops: tuple[Op, ...]) -> tuple[Op, ...]:
 
 
 def _without_alias(ops: tuple[Op, ...]) -> tuple[Op, ...]:
-    """Whole pages of the direct map: an alias of a page with a hole is nobody's duty."""
+    """Whole pages of the direct map: the kernel updates no alias of an unmapped page."""
     return tuple(
         _moved(op, Region.D, op.arguments) if op.region is Region.V else op
         for op in limit_ops(ops, lawful=True)

@@ -68,7 +68,7 @@ def _goes_to_the_end(words: list[int], ret: int | None, before: bitarray, after:
 def lost_bits(record: HypercallExit, before: bitarray, after: bitarray) -> tuple[str, bool]:
     """The register whose upper bits the host did not look at, if that explains its answer and its
     record of a call (else empty), and whether a host that ignores the call would do another thing.
-    Where it would not, or a missing test of a range that wraps explains it as well, all registers
+    Where it would not, or a missing test of a range that wraps also explains it, all registers
     that explain it, separated by commas.
     """
     ret = record.ret

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Brings a program down to the exits it made: what a host does wrong, it does wrong there, too.
+"""Brings a program down to the exits it made: a host's defect shows with the exits alone.
 
 Each guest operation becomes the raw hypercalls and MSR accesses that it made. If the host then
 believes the same and fails in the same code, the defect is the host's and is shown by raw exits,

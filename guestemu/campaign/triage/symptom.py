@@ -199,7 +199,7 @@ def is_convincing(view: OpView) -> bool:
 
     A conversion to the status that a page has, or a read of a value that is 0 anyway, is right by
     accident, what the contract leaves open is never wrong (also a refusal by user space), and
-    beyond RAM nobody sees what is recorded; such a run clears no code of suspicion.
+    beyond RAM the record is not visible; such a run clears no code of suspicion.
     """
     changed = view.host_before ^ view.host.private_map()
     is_same = view.ready_before == view.host.migration_ready

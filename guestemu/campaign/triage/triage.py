@@ -74,7 +74,7 @@ def triage(
     beside the first program of each. `permissions` say which hosts of the user's may run. `advance`
     is called after each program.
 
-    Raises `InputError` for a directory that is no campaign.
+    Raises `InputError` for a directory without a campaign.
     """
     groups: dict[str, _Group] = {}
     for workdir in workdirs:

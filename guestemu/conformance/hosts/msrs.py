@@ -51,7 +51,7 @@ def msr_privilege(probe: HostProbe) -> Iterator[str]:
 
 
 def unknown_msrs(probe: HostProbe) -> Iterator[str]:
-    """MSRs that nobody implements are #GP."""
+    """MSRs that KVM does not implement are #GP."""
     for index in (MSR_KVM_MIGRATION_CONTROL + 1, MSR_KVM_CUSTOM_LAST):
         if probe.rdmsr(index) is not None:
             yield f"RDMSR of {index:#x} went through"

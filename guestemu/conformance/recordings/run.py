@@ -95,7 +95,7 @@ class Conformance:
 
 
 def unsupported_reason(step: RecordedStep) -> str | None:
-    """Why `step` cannot be compared, or None: MSRs that are not KVM's, modes that are none."""
+    """Why `step` cannot be compared, or None: MSRs that are not KVM's, unknown modes."""
     if step.vcpu:
         return "vCPU 1; the machine of this comparison has one vCPU"
     if step.op.is_memory and not step.cfg.protected:

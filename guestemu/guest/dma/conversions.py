@@ -11,7 +11,7 @@ from guestemu.abi.addresses import Gfn
 class CoherentGuest(Protocol):
     """A guest that can convert direct-mapped pages. Implemented by the emulated guest.
 
-    The DMA side decides which pages and in what order; the guest does it and whoever watches the
+    The DMA side decides which pages and in what order; the guest does it, and the watcher of the
     machine counts hypercalls, shared pages and violations.
     """
 

@@ -115,7 +115,7 @@ class GuestDma:
         return self._outcome(record.buffer.gfn << PAGE_SHIFT)
 
     def free(self, gpa: Gpa) -> CallOutcome:
-        """dma_free_coherent of the buffer at `gpa`; 0 where there is none, too."""
+        """dma_free_coherent of the buffer at `gpa`; also 0 where there is none."""
         record = self.coherent.free(Gfn(gpa >> PAGE_SHIFT))
         return self._outcome(record.error if record.outcome is not FreeOutcome.FREED else 0)
 

@@ -165,5 +165,5 @@ def prune(directory: Path, keep: int = MAX_FILES) -> None:
         used = sorted((entry.stat().st_mtime_ns, entry.path) for entry in os.scandir(directory))
         for _when, path in used[: max(len(used) - keep, 0)]:
             os.unlink(path)
-    except OSError:  # another process prunes as well, or may write while we may not
+    except OSError:  # another process also prunes, or may write while we may not
         return

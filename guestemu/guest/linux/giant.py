@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Region G: 2 GiB of the direct map in 1 GiB leaves, taken away from the page allocator.
 
-The allocator gives out at most 4 MiB at a time and nobody can say which, so everything below 4 GiB
-is taken and what is not wanted is given back. G is then nobody's but the program's.
+The allocator returns at most 4 MiB at a time, from no chosen place. So everything below 4 GiB is
+allocated, and what is not wanted is freed. G then belongs to the program alone.
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ class LinuxGuest(Guest):
         return self.calls.location(rip)
 
     def close(self) -> None:
-        """Guests are kept by their loader, booted, for whoever asks next."""
+        """Does nothing: the loader keeps guests, booted, for the next request."""
 
     def _install_fault_hooks(self) -> None:
         """alloc_pages() returns NULL while a split failure is ordered."""

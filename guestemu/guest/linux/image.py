@@ -69,8 +69,8 @@ def load_image(path: Path) -> KernelImage:
 
 def package_file(path: Path, names: tuple[str, ...]) -> bytes | None:
     """The first file of the Debian package `path` whose base name is one of `names`, or starts with
-    one that ends in "-"; None if there is none or `path` is no package. Raises `InputError` for a
-    damaged package."""
+    one that ends in "-"; None if there is none or `path` is not a package. Raises `InputError` for
+    a damaged package."""
     try:
         data = _read(path)
         return _find_in_package(data, names) if data.startswith(_AR_MAGIC) else None
@@ -80,7 +80,8 @@ def package_file(path: Path, names: tuple[str, ...]) -> bytes | None:
 
 def package_files(path: Path, names: tuple[str, ...]) -> dict[str, bytes]:
     """The files of the Debian package `path` whose base names are among `names`, by base name; the
-    first of each. Nothing where `path` is no package. Raises `InputError` for a damaged package."""
+    first of each. Nothing where `path` is not a package. Raises `InputError` for a damaged
+    package."""
     try:
         data = _read(path)
         if not data.startswith(_AR_MAGIC):

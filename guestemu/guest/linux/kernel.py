@@ -186,7 +186,7 @@ def load_kernel(path: Path, progress: Callable[[str], None] | None = None) -> Ke
 
 
 def _symbols(path: Path, rodata: bytes, address: int) -> dict[str, int]:
-    """The kernel's symbols: its own table, where that has data too, else those of the map or the
+    """The kernel's symbols: its own table, where that also has data, else those of the map or the
     vmlinux beside `path` that fits. Raises `InputError` that says what brings them."""
     own: dict[str, int] = {}
     problem = ""

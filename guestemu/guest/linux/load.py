@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A kernel image made a guest: analysed, booted and prepared once for each configuration.
 
-Booting costs seconds, putting a booted guest back costs microseconds. So guests are kept: whoever
-asks for the same image in the same configuration gets the same guest, and uses it after the others.
+Booting costs seconds, putting a booted guest back costs microseconds. So guests are kept:
+requests for the same image in the same configuration get the same guest, one after the other.
 Other processes get it from the user's cache (cache.py): a quarter of a second instead of four.
 """
 

@@ -23,7 +23,7 @@ _FAR: Final = 0x4000
 def unlzop(data: bytes, limit: int) -> bytes:
     """The content of the lzop file `data`, of `limit` bytes at most.
 
-    Raises EOFError for one that ends early or is longer, ValueError for what is no such file.
+    Raises EOFError for one that ends early or is longer, ValueError for any other file.
     """
     try:
         return _blocks(data, limit)

@@ -63,7 +63,7 @@ def frames(vcpu: Vcpu, index: SymbolIndex, stack_end: int) -> Iterator[str]:
     """Functions on the stack, innermost first: the one at RIP, then those that the words up to
     `stack_end` (an address) return to.
 
-    A word counts if a CALL ends there. Old words in unused stack slots count as well: the result is
+    A word counts if a CALL ends there. Old words in unused stack slots also count: the result is
     for finding what is common to many samples, not a backtrace.
     """
     yield index.function(vcpu.read_register("rip"))

@@ -4,7 +4,7 @@
 Linked at GVA = GPA 0x10000, below 0x30000; code, constants and data on pages of their own. How to
 call it: RIP = a function's address, RDI, RSI, RDX, RCX = arguments, RSP = stack top - 8 holding the
 address of `guest_return`; 64-bit mode, CPL 0, interrupts off. RAX holds the result at the HLT of
-`guest_return`. An exception that is no fix-up case ends at the HLT of `guest_oops` (info.py).
+`guest_return`. An exception without a fix-up ends at the HLT of `guest_oops` (info.py).
 """
 
 from __future__ import annotations

@@ -282,7 +282,7 @@ class SnippetGuest(Guest):
 
     @property
     def notifies(self) -> bool:
-        """False for 5.10, which converts and tells nobody (A10)."""
+        """False for 5.10, which converts without a notification (A10)."""
         return GENERATIONS[self.generation].notifies
 
     def call(self, function: str, *arguments: int) -> CallOutcome:
@@ -338,7 +338,7 @@ class SnippetGuest(Guest):
         return self._symbols
 
     def forget_state(self) -> None:
-        """After somebody else started the CPU, in any mode and level."""
+        """After other code started the CPU, in any mode and level."""
         self._state = _NO_STATE
 
     def _oops(self) -> GuestOops:

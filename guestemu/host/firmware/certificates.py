@@ -87,7 +87,7 @@ class Certificate(msgspec.Struct, frozen=True):
         return self.body + b"".join(_SIGNATURE.pack(*signature) for signature in self.signatures)
 
     def public_key(self) -> PublicKey:
-        """The key it certifies, or INVALID_CERTIFICATE where that is no point of P-384."""
+        """The key it certifies, or INVALID_CERTIFICATE where that is not a point of P-384."""
         numbers = ec.EllipticCurvePublicNumbers(
             int.from_bytes(self.x, "little"), int.from_bytes(self.y, "little"), ec.SECP384R1()
         )

@@ -86,8 +86,8 @@ def _open_packet(platform: Platform, guest: FirmwareGuest, buffer: UpdateBuffer)
 
 
 def receive_finish(platform: Platform, buffer: HandleBuffer) -> None:
-    """RECEIVE_FINISH (E10): enables a pending ASID, erases the transport keys. Without any ASID it
-    succeeds as well."""
+    """RECEIVE_FINISH (E10): enables a pending ASID, erases the transport keys. It also
+    succeeds without any ASID."""
     platform.require(PlatformState.WORKING)
     guest = platform.guest(buffer.handle)
     require_state(guest, GuestState.RUPDATE)

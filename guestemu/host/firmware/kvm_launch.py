@@ -23,7 +23,7 @@ from guestemu.host.firmware.kvm_vm import KernelError, KvmSevVm
 
 
 def init(vm: KvmSevVm, cmd: SevCmd) -> int:
-    """sev_guest_init: -EINVAL for a VM that is one already, -EBUSY without a free ASID."""
+    """sev_guest_init: -EINVAL for a VM that is already a SEV guest, -EBUSY without a free ASID."""
     config = vm.host.config
     is_es = cmd.id == KvmSevCommand.ES_INIT
     if is_es and not config.has_es:

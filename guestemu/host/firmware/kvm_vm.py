@@ -260,7 +260,7 @@ class KvmSevVm:
 
     def pin(self, uaddr: int, size: int, write: bool) -> list[int]:
         """sev_pin_memory: -EINVAL for an empty or wrapping range, -ENOMEM beyond RLIMIT_MEMLOCK or
-        where a page cannot be pinned. Short pins count against the limit, too."""
+        where a page cannot be pinned. Short pins also count against the limit."""
         if not size or uaddr + size > U64_MASK:
             raise KernelError(EINVAL)
         count = (uaddr + size - 1 >> PAGE_SHIFT) - (uaddr >> PAGE_SHIFT) + 1

@@ -28,7 +28,7 @@ class BadAddress(Exception):
 
 class PhysicalMemory(Protocol):
     """DRAM by system-physical address, in bytes. A range may cross pages; `BadAddress` where a part
-    of it is no memory, before anything is written."""
+    of it is not memory, before anything is written."""
 
     def read(self, address: int, size: int) -> bytes:
         """The `size` bytes that DRAM holds at `address`."""

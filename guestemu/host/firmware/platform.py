@@ -81,7 +81,7 @@ class Platform:
 
     def memory_key(self, handle: int) -> bytes:
         """The 16-byte memory key of a guest, for the emulated machine that runs it. Real firmware
-        gives it to nobody. Raises KeyError for a handle without a guest."""
+        never reveals it. Raises KeyError for a handle without a guest."""
         return self.guests[handle].key
 
     def shutdown(self) -> None:

@@ -22,8 +22,8 @@ class RsaKey(msgspec.Struct, frozen=True):
 
 
 def verify_pss(key: RsaKey, message: bytes, signature: bytes) -> bool:
-    """Whether the big-endian `signature` of `message` is by `key`. A key that is none has signed
-    nothing."""
+    """Whether the big-endian `signature` of `message` is by `key`; False for a
+    malformed key."""
     try:
         public = rsa.RSAPublicNumbers(key.exponent, key.modulus).public_key()
         public.verify(signature, message, _PADDING, SHA256())

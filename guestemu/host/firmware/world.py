@@ -4,7 +4,7 @@
 VM 0 runs, launched with policy 0; VM 1 has SEV and no guest in the firmware yet; VM 2 mirrors VM 0.
 User space has prepared every structure: certificates of a peer, a session and one packet that the
 peer sent, plaintext. A program chooses only what defects depend on: the command, the VM, offsets
-and lengths. Guest memory of VM 0 is known plaintext; VM 1 receives into pages that nobody touched.
+and lengths. Guest memory of VM 0 is known plaintext; VM 1 receives into untouched pages.
 """
 
 from __future__ import annotations

@@ -38,8 +38,8 @@ class HistoricHost(Host):
     `number` is the hypercall's number in that patch set. `opt_in_msrs` are the numbers of its
     opt-in MSR (SEV_LIVE_MIG_EN): v5 to v8 were posted with 0x4b564d06, v9 and later with
     0x4b564d08; the models of v6 and v8 take both, so that guests of later postings can be run on
-    them. Without the MSR nobody asks the guest and `migration_ready` stays False. `pv_msrs` are the
-    MSRs that the kernels of the time had below it.
+    them. Without the MSR the guest is not asked, and `migration_ready` stays False. `pv_msrs` are
+    the MSRs that the kernels of the time had below it.
 
     The repair "low-bits", common to all, refuses a GPA that is not page-aligned instead of
     dropping its low bits (M43).

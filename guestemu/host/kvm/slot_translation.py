@@ -14,7 +14,7 @@ class SlotTranslation:
     """gfn_to_pfn for a VM with one slot, [0, frames).
 
     `error_frames` are gfns whose translation fails (a poisoned page); none at first.
-    `leaked_references` counts the page references that translations took and nobody released.
+    `leaked_references` counts the page references that translations took and did not release.
     Repaired, the last page is translated instead of the one behind it and references are released.
     """
 

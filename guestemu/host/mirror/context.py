@@ -87,7 +87,7 @@ def install_handler(
     aliases: Iterable[int] = (),
 ) -> None:
     """Writes the handler's private pages; `machine_cbit` is the bit number of the processor's
-    C-bit, `aliases` are mirror GPAs at which its pages appear as well. The mailbox is cleared
+    C-bit, `aliases` are mirror GPAs at which its pages also appear. The mailbox is cleared
     through the shared view. `InputError` for a key of another length, too few pages of tables, or
     pages that the tables do not map."""
     if len(config.key) != KEY_SIZE:

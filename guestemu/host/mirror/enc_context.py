@@ -4,7 +4,7 @@
 Source: arch/x86/kvm/svm/sev.c (Linux 7.1), sev_vm_copy_enc_context_from,
 sev_vm_move_enc_context_from, sev_lock_two_vms, sev_check_source_vcpus, sev_migrate_from; Linux 5.15
 svm_vm_copy_asid_from for the unlocked form. Facts F1 to F3, M23, M27, M30. A copy shares ASID, key
-and handle; whoever owns them frees them, and a mirror holds a reference to its owner. A move leaves
+and handle; the owner frees them, and a mirror holds a reference to its owner. A move leaves
 the source dead; what it had, its mirrors included, is the target's. The descriptor of /dev/sev is
 not moved: sev_migrate_from has no line for it, so the target's commands need a new one.
 """
@@ -30,7 +30,7 @@ gets -EBUSY, an ioctl or the creation of a vCPU raises `WouldBlock`."""
 
 
 def _nothing() -> None:
-    """Nobody else runs."""
+    """No other caller runs."""
 
 
 def enable_cap(

@@ -200,7 +200,7 @@ class MirrorSide:
         return found[0] if found else None
 
     def _fixed_bytes(self) -> dict[int, bytes]:
-        """What nobody may change: code, tables, configuration, key."""
+        """What must not change: code, tables, configuration, key."""
         place = self.placement
         pages = {
             int(page.ram_addr): self.ram.read(Gpa(page.ram_addr), PAGE_SIZE)

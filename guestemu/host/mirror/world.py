@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Two hosts, a guest that leaves one for the other through handlers, and everybody's bad ideas.
+"""Two hosts, a guest that leaves one for the other through handlers, and attacks by each party.
 
 The VMM here is QEMU's side of the prototype (F13 to F16b) with its defects as switches: it moves a
 page by the host's record of its status, which is kept by ram_addr_t (F7). `seen` tells checks what
@@ -74,8 +74,8 @@ class Sent(msgspec.Struct, frozen=True):
 class Seen(msgspec.Struct):
     """What the last operation did.
 
-    `stop`: a handler stopped answering although nobody had touched its pages and the address was
-    one of the guest's. `accepted`: a packet that was not the next one, or not for that page, was
+    `stop`: a handler stopped answering although its pages were untouched and the address was one
+    of the guest's. `accepted`: a packet that was not the next one, or not for that page, was
     taken. `lost`: a page was said to have moved and is not what it was. `skipped`: a page of the
     guest was left out. `exported`: a page that the host knew as shared left as private.
     `is_readable`: the host could read a private page in the mailbox. `damaged`: pages of the
@@ -263,8 +263,8 @@ class MirrorWorld:
         return -EIO if ret is None else ret
 
     def inject(self, kind: int, place: int, page: int) -> int:
-        """The VMM makes a packet itself: 0 one bit of the last one is flipped, 1 somebody else with
-        the owner's key sent it, 2 somebody without (modulo 3)."""
+        """The VMM makes a packet itself: 0 one bit of the last one is flipped, 1 a sender with
+        the owner's key made it, 2 a sender without that key (modulo 3)."""
         from guestemu.host.mirror.forgery import forged
 
         self._begin()

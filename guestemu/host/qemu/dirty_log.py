@@ -37,8 +37,8 @@ class QemuDirtyLog:
         """KVM_CLEAR_DIRTY_LOG: clears the log of those pages of [first, first + pages) whose bit
         is set in `bitmap`, whose bit 0 is page `first`.
 
-        -EINVAL without manual protect; if `first` is no multiple of 64; if `pages` is none and the
-        range does not end with the slot; if it reaches beyond the slot.
+        -EINVAL without manual protect; if `first` is not a multiple of 64; if `pages` is none and
+        the range does not end with the slot; if it reaches beyond the slot.
         """
         end = first + pages
         if not self._is_manual or first % 64 or first > self.pages or end > self.pages:
@@ -52,7 +52,7 @@ class QemuDirtyLog:
 class KvmDirtyLogs:
     """The logs of all slots of a machine, and the slots as they were when logging began.
 
-    `mark` is for whoever runs the guest. A slot that appears later has no log.
+    `mark` is for the code that runs the guest. A slot that appears later has no log.
     """
 
     def __init__(self, machine: MemoryMap, *, is_manual: bool = False) -> None:

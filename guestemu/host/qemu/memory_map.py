@@ -172,7 +172,7 @@ class MemoryMap:
 
     def hot_unplug(self, name: str, *, keeps_block: bool = False) -> None:
         """All sections of the block go. With `keeps_block` (virtio-mem) its memory and ram_addr_t
-        stay, without GPA (F7); else the block goes too. Nobody's page status changes (D34)."""
+        stay, without GPA (F7); else the block also goes. No page status changes (D34)."""
         self._block(name)
         self._sections = [one for one in self._sections if one.block.name != name]
         if not keeps_block:

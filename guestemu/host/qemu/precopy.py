@@ -2,7 +2,7 @@
 """The migration thread of the source, in steps small enough to put guest steps between any two.
 
 A pass is the patch set's order of steps: the dirty log into the migration bitmap, its clear, the
-copy of the status, then one page after another. `step` does the next of them. Whoever drives it
+copy of the status, then one page after another. `step` does the next of them. The driver
 decides when the guest stops (`stop`); the same steps run once more, then `complete`. Source:
 migration/ram.c (ram_save_setup, ram_save_iterate, ram_save_complete), D3, D12, D16, D17, D31, D32.
 

@@ -25,7 +25,7 @@ from guestemu.host.userspace.qemu_v4_stream import gfn_of_block_page
 
 
 class UnmappedPage(GuestemuError):
-    """A page without GPA is to be sent and nobody knows its status (F7, F16b): the migration
+    """A page without GPA is to be sent, so its status is unknown (F7, F16b): the migration
     stops."""
 
 

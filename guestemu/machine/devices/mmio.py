@@ -3,7 +3,7 @@
 
 In a plain SEV guest a load or store reaches the device directly. A SEV-ES, SNP or TDX guest gets
 #VC or #VE there and asks for the access by VMGEXIT or TDVMCALL (facts U6, U26, U28); the addresses
-then stay unmapped, and whoever answers those calls reads and writes here.
+then stay unmapped, and the code that answers those calls reads and writes here.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@
 | `D`, `G`, `C`, `E`, `S`, `L` | host: auto-clear fetch, GET, CLEAR, enc, send, send-live |
 | `STOP` | the guest stops, the final pass runs, the guest goes on at the destination |
 
-Blanks or commas separate steps. In orders the words `auto`, `GET`, `CLEAR`, `enc`, `send`,
-`send-live` do as well; case matters nowhere. A guest's steps keep `-` for "to shared" in both
+Blanks or commas separate steps. Orders also take the words `auto`, `GET`, `CLEAR`, `enc`,
+`send`, `send-live`; case does not matter. A guest's steps keep `-` for "to shared" in both
 directions of the C-bit: it is the encryption that goes.
 """
 
@@ -62,7 +62,7 @@ def _words(text: str) -> list[str]:
 def parse_script(text: str) -> Script:
     """A script of the table by its name, or steps such as "PTE- HC- t1!".
 
-    Raises `InputError` naming the word that is no step.
+    Raises `InputError` naming the word that is not a step.
     """
     for script in SCRIPTS:
         if script.name.lower() == text.strip().lower():
@@ -93,7 +93,7 @@ def _guest_step(word: str, place: int) -> GuestStep:
 def parse_order(text: str) -> Order:
     """An order of the table by its row (1 to 6), or steps such as "E D S" or "enc, auto, send".
 
-    Raises `InputError` naming the word that is no step, or an order that never sends.
+    Raises `InputError` naming the word that is not a step, or an order that never sends.
     """
     words = _words(text)
     if len(words) == 1 and words[0].isdecimal():

@@ -129,7 +129,7 @@ class Experiment:
             packet = self._link.send(Gfn(page.gfn), page.is_private)
             station.receive(self._link.receiver, (packet,))
         station.settle()
-        self.source.settle()  # sending converts pages, which is no store
+        self.source.settle()  # sending converts pages, which is not a store
 
     # The source ---------------------------------------------------------------------------------
 

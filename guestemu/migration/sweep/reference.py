@@ -2,7 +2,7 @@
 """The guest that stayed where it was, and what a migrated one is compared with.
 
 Registers, the MSRs, the clock, the log of exits, the status of every frame, and the content of
-every page that either of the two wrote. Not compared is content that nobody may rely on: of a page
+every page that either of the two wrote. Undefined content is not compared: that of a page
 whose last store went through the other view than its status says. What its status's view reads is
 then the cipher's image of that store, other bytes under every key.
 """

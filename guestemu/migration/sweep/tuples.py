@@ -39,8 +39,8 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
 
 
 class OrderResult(msgspec.Struct, frozen=True):
-    """One order over all its tuples: how many lose stored bytes, how many differ only in bytes that
-    nobody may rely on, the first losing tuple (numbers of instructions)."""
+    """One order over all its tuples: how many lose stored bytes, how many differ only in
+    undefined bytes, the first losing tuple (numbers of instructions)."""
 
     order: str
     is_right: bool

@@ -5,8 +5,8 @@ find the step after which the page is lost.
 That step is found by experiment: of what stands behind step k the guest's steps are made one after
 the other, at each point between the host's in turn. If the page is lost wherever they are, it is
 lost after step k (the order model, which knows all orders, finds the same step: a test holds them
-together). If it is lost for k = 0, it is no race: then the guest's steps behind k are left out, to
-find the one that dooms the page.
+together). If it is lost for k = 0, it is not a race: then the guest's steps behind k are left out,
+to find the one that dooms the page.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 
 C18 runs QEMU's migration code. C19 and C20 migrate our own guest to a second machine with another
 key; the host answers some of its notifications with an error and records nothing, or the notifier's
-lookup fails, on real kernels, too. Facts A13, D28, R5.
+lookup fails, also on real kernels. Facts A13, D28, R5.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class NamedPages:
     """What became of pages that VMMs named to their handlers, by the name's kind and the page's.
 
     `gpas_suffice`: every one arrives by its GPA. `gpas_need_mapping`: those that the guest maps do,
-    above the hole, too, if the GPA is not its block's; the others arrive by ram_addr_t alone.
+    also above the hole, if the GPA is not its block's; the others arrive by ram_addr_t alone.
     """
 
     def __init__(self, table: dict[tuple[str, str], NamingCell] | None = None) -> None:

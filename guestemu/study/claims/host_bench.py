@@ -64,7 +64,7 @@ class HostBench:
     def start(self) -> Host:
         """A new VM."""
         self.host.reset(self._frames)
-        with contextlib.suppress(GuestFault):  # a host without the MSR: nobody asks
+        with contextlib.suppress(GuestFault):  # a host without the MSR does not ask
             self.host.wrmsr(MSR_KVM_MIGRATION_CONTROL, 1, self._vcpu)
         return self.host
 

@@ -95,7 +95,7 @@ class Flushing(msgspec.Struct, frozen=True):
     def is_decided(self) -> bool:
         """A flush that is left out loses the page where no migration is; no migration of a page
         that became shared loses it; one that became private is lost where the destination's VMM
-        stored it after the guest's flush, unless that host flushes, too."""
+        stored it after the guest's flush, unless that host also flushes."""
         *flushed, missing = self.places
         return (
             missing.stayed == 2

@@ -3,7 +3,7 @@
 
 Two vCPU contexts of our own guest: the old kernel's CPU 1 converts a page while CPU 0 tells the
 host that all RAM is private, or CPU 1 is stopped first and the next kernel tells. Every order of
-the steps is run. With a kernel image, a real kexec is run, too. Facts A40, A41, A45, A46.
+the steps is run. With a kernel image, a real kexec is also run. Facts A40, A41, A45, A46.
 """
 
 from __future__ import annotations

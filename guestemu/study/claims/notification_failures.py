@@ -2,7 +2,7 @@
 """When the notification of a conversion fails, and what it says: C13, C21, C28.
 
 C13 and C21 run on unmodified kernels: holes are made in their page tables, their host answers with
-errors, their callback is exchanged for one that fails. C28 runs on our own guests, too, which have
+errors, their callback is exchanged for one that fails. C28 also runs on our own guests, which have
 the larger leaves. Facts A17, A19, A26c, A30.
 """
 

@@ -20,12 +20,12 @@ class KeptBytes(msgspec.Struct, frozen=True):
 
     @property
     def keeps_private(self) -> bool:
-        """Whoever reads with C=1 finds what was there."""
+        """A read with C=1 returns what was there."""
         return self.private_kept == PAGE_SIZE
 
     @property
     def keeps_shared(self) -> bool:
-        """Whoever reads with C=0 finds what was there."""
+        """A read with C=0 returns what was there."""
         return self.shared_kept == PAGE_SIZE
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the experiment behind a claim found: a verdict, and the evidence that it was taken from.
 
-A verdict is computed, by `decide`, from conditions on measured values. Nobody writes one down: an
+A verdict is computed, by `decide`, from conditions on measured values. None is written by hand: an
 experiment whose outcome fits none of its conditions, or more than one, ends as undecided.
 """
 
@@ -22,7 +22,7 @@ class ClaimVerdict(enum.StrEnum):
     CONDITIONAL = "true only if"
     """Under the conditions that `ClaimResult.condition` names, and false without them."""
     UNDECIDED = "undecided"
-    """The experiment gave something that nobody foresaw: look at it before believing either."""
+    """The experiment had an unforeseen outcome: look at it before believing either."""
 
 
 class Evidence(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -35,7 +35,7 @@ class _AllShared:
 
 
 class _Pages:
-    """Guest memory that nobody writes."""
+    """Guest memory without stores."""
 
     def read(self, address: RamAddr) -> bytes:
         return _CONTENT

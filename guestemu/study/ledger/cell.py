@@ -37,11 +37,11 @@ class Noticed(enum.Enum):
     VMM = "vmm"
     """The guest told it."""
     ADMIN = "migration"
-    """The migration that somebody wanted does not happen."""
+    """The migration that was asked for does not happen."""
     DEATH = "guest death"
     """The guest stops: BUG, an exception, an endless loop."""
     CHECKS = "checks"
-    """guestemu's own; nobody has them in production."""
+    """guestemu's own; production has none of them."""
 
 
 class Row(msgspec.Struct, frozen=True):

@@ -76,7 +76,7 @@ class WrittenPages:
                     page.is_defined = False
 
     def abandon(self, frames: range) -> None:
-        """Nobody will read these frames again: their content is undefined, too."""
+        """These frames are never read again: their content is also undefined."""
         for page in self._pages.values():
             if page.gfn in frames:
                 page.is_defined = False

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """One run of a flow: its operations on a testbed, and all that they showed.
 
-The scene plays the callers of the kernel's functions, too: who gets an error gives the pages up and
-does not use them (A.9); who gets none fills them.
+The scene also plays the callers of the kernel's functions: a caller that gets an error gives the
+pages up and does not use them (A.9); a caller that gets none fills them.
 """
 
 from __future__ import annotations
@@ -147,8 +147,8 @@ class Scene:
         return frames
 
     def dma_free(self, slot: int, frames: range) -> None:
-        """A driver gives its buffer back; the kernel's own code sees the result. Whoever gets the
-        frames next fills them."""
+        """A driver gives its buffer back; the kernel's own code sees the result. The next
+        owner of the frames fills them."""
         outcome = self.step(Op(OpKind.DMA_FREE, (slot,)))
         if outcome.value is None:
             return
@@ -163,7 +163,7 @@ class Scene:
             self.leaked = None
 
     def reuse_freed(self) -> None:
-        """Whoever gets the free frames that are shared in the page tables fills them (M2, M3)."""
+        """The next owner of free frames that are shared in the page tables fills them (M2, M3)."""
         free = self.guest.free_frames()
         if free is not None and not self.is_dead:
             suspects = free & ~self.guest.leaf_map.private

@@ -14,10 +14,10 @@ from guestemu.study.ledger.vmm import VmmMigration
 
 class LedgerTally(msgspec.Struct, frozen=True):
     """Runs with a failure, each counted once in the first of these that fits: `dead` (the guest
-    stopped), `unnoticed` (pages are lost and nobody but guestemu's checks can know), `noticed`
-    (pages are lost although somebody can know), `stopped` (the migration was refused or aborted
-    because of the failure), `harmless`. Beside that, `leaked` counts runs in which a caller gave
-    pages up, `pages` the most pages lost in one run."""
+    stopped), `unnoticed` (pages are lost and only guestemu's checks can know), `noticed`
+    (pages are lost although guest or host can know), `stopped` (the migration was refused or
+    aborted because of the failure), `harmless`. Beside that, `leaked` counts runs in which a caller
+    gave pages up, `pages` the most pages lost in one run."""
 
     runs: int = 0
     dead: int = 0

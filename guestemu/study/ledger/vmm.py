@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The VMM's part: whether it starts a migration that somebody asks for, and whether it goes on.
+"""The VMM's part: whether it starts a migration that is asked for, and whether it goes on.
 
 MIGRATION_CONTROL = 0 looks like a reboot that takes long: the VMM waits for READY until its
 time-out (Rutherford, 17 May 2021: 'a really sad long timeout in userspace'). The two proposed
@@ -26,7 +26,7 @@ class VmmMigration(enum.Enum):
     ABORTED = "aborted"
     """It was running."""
     GUEST_DEAD = "guest dead"
-    """Nobody is left to be migrated."""
+    """There is no guest left to migrate."""
 
 
 class Wait(enum.Enum):

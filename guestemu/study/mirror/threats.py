@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What somebody may do to a migration through handlers: programs, and where each has its attack.
+"""Attacks on a migration through handlers: programs, and where each has its attack.
 
 Source: F9 (who may harm whom, Rutherford's worry), F10 (answers), F13 (what a VMM may write into
 the mailbox), F15 (shared pages). After the attack the guest at the destination loads what it had

@@ -18,7 +18,7 @@ from guestemu.machine.view_bit import ViewBit
 
 
 class At(enum.Enum):
-    """What R11 holds after a retry, where it is no offset in the whole range."""
+    """What R11 holds after a retry, where it is not an offset in the whole range."""
 
     SAME = "start of the call"
     ZERO = "0"

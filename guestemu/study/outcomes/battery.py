@@ -66,7 +66,7 @@ class BatteryRow(msgspec.Struct, frozen=True, kw_only=True):
     """One program. `entry` is the kernel function that it is about, `ops` its lines; of them
     "ANSWER" is where the host is told to refuse, if it is to. `value` is what the last one gives.
 
-    `refused`: the row is run with every answer besides, too. `may_warn`: the kernel should.
+    `refused`: the row is also run with every answer. `may_warn`: the kernel should.
     `budget` bounds each call, in basic blocks. `needs`: a symbol without which the row is absent.
     """
 

@@ -353,7 +353,7 @@ def measure_all(
     """The cells of `keys` as they come, from up to `jobs` processes: what `store` has from there,
     and what it has not is added to it. An experiment whose process died is failed.
 
-    Raises `InputError` for an image that is no kernel.
+    Raises `InputError` for an image that is not a kernel.
     """
     missing = []
     for key in keys:

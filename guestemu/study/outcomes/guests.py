@@ -49,7 +49,7 @@ def known_guests() -> tuple[str, ...]:
 
 
 def chosen_guests(names: list[str] | None) -> tuple[str, ...]:
-    """`names`, or `known_guests`. Raises `InputError` for a name that is no guest."""
+    """`names`, or `known_guests`. Raises `InputError` for an unknown guest."""
     if not names:
         return known_guests()
     for name in names:

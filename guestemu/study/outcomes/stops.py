@@ -53,7 +53,7 @@ class SecondRefused(MapGpaRangeHost):
     exits = 0
 
     def hypercall(self, call: Hypercall) -> int:
-        """Counts, and refuses one; exits of SNP guests and TDs come here as well."""
+        """Counts, and refuses one; exits of SNP guests and TDs also come here."""
         self.exits += 1
         return EINVAL if self.exits == _REFUSED else super().hypercall(call)
 

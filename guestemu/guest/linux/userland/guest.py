@@ -138,7 +138,7 @@ class UserlandGuest(Guest):
         return self.running.kernel.symbol_at(rip)
 
     def close(self) -> None:
-        """Guests are kept by their loader for whoever asks next."""
+        """Does nothing: the loader keeps guests for the next request."""
 
     # What cannot be called here ---------------------------------------------------------------
 

@@ -2,10 +2,10 @@
 """A kernel in user space with one hostile device: changes are ordered, then the driver is used.
 
 Rules of rules.py judge each access of the device as always. What a run adds to them: an honest
-device's data arrive (`DATA`), and neither the device nor user space gets bytes that nobody meant
-for it (`LEAK`). The kernel runs with init_on_alloc=1, so that a fresh buffer is zero: bytes in a
-buffer handed out to be written that are not zero, and bytes that read() returns though the device
-stored nothing like them, come from elsewhere.
+device's data arrive (`DATA`), and neither the device nor user space gets bytes that were
+not meant for it (`LEAK`). The kernel runs with init_on_alloc=1, so that a fresh buffer is zero:
+bytes in a buffer handed out to be written that are not zero, and bytes that read() returns though
+the device stored nothing like them, come from elsewhere.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ Beside a boot to `rest_init` that needs SYSCALL, interrupts, exceptions in user 
 answer to PID 1, which asks for commands by system calls that no kernel has.
 
 Everything that the guest can see depends on what it did before, never on the computer: guest time
-counts basic blocks and RDTSCs, an idle CPU jumps to its timer's deadline, and RDTSC is answered
-here everywhere, in modules and in user mode, too. So two runs are equal, event for event.
+counts basic blocks and RDTSCs, an idle CPU jumps to its timer's deadline, and every RDTSC is
+answered here, also in modules and in user mode. So two runs are equal, event for event.
 """
 
 from __future__ import annotations
@@ -679,7 +679,7 @@ class RunningKernel:
     ) -> CommandResult:
         """Has PID 1 carry out one command of init.c; it must be idle. `until` as in `run`.
 
-        Raises `InputError` for a command that is no line, and `CommandFailed` where the kernel did
+        Raises `InputError` for a command of several lines, and `CommandFailed` where the kernel did
         not come back from it.
         """
         if not text.strip() or len(text.encode()) > _MAX_LINE or not text.isprintable():

@@ -159,7 +159,7 @@ def _check(path: Path, running: RunningKernel, record: _Record, memory: int) -> 
 
 
 def _data_of(file: int, start: int, view: memoryview) -> list[memoryview]:
-    """The parts of `view` that are no holes of the file behind it. Raises OSError."""
+    """The parts of `view` that are not holes of the file behind it. Raises OSError."""
     found = []
     end = start + len(view)
     at = start
