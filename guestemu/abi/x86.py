@@ -39,6 +39,7 @@ RFLAGS_RF: Final = 1 << 16
 
 VECTOR_DE: Final = 0
 VECTOR_DB: Final = 1
+VECTOR_NMI: Final = 2
 VECTOR_BP: Final = 3
 VECTOR_UD: Final = 6
 VECTOR_DF: Final = 8
@@ -48,6 +49,8 @@ VECTOR_SS: Final = 12
 VECTOR_GP: Final = 13
 VECTOR_PF: Final = 14
 VECTOR_VC: Final = 29
+FIRST_INTERRUPT: Final = 32
+"""Vectors below are exceptions and the NMI."""
 VECTORS_WITH_ERROR_CODE: Final = frozenset({8, 10, 11, 12, 13, 14, 17, 21, 29, 30})
 
 

@@ -20,7 +20,7 @@ from guestemu.host.userspace.base import VmStopped
 from guestemu.machine.watchdog import Watchdog
 from guestemu.program.binary import RECORD_SIZE, OpDecoder
 from guestemu.program.ops import Op, OpKind, Region
-from guestemu.program.program import Header
+from guestemu.program.program import Header, SevKind
 from guestemu.program.values import extra_values
 from guestemu.runner.testbed import TIME_UP, Testbed, build_testbed
 
@@ -29,7 +29,7 @@ def _limiter(target: Target, lawful: bool) -> Limit | None:
     """What a target's programs are made to keep to, if anything."""
     if target.order:
         return migration_limiter(target.order, OpKind.MIGRATE_HANDLER in target.kinds)
-    if target.limits and OpKind.MAP_GPA in target.kinds:
+    if target.limits and target.header.sev is SevKind.TDX:
         return lambda ops: limit_td_ops(ops, lawful)
     if target.limits and OpKind.HYPERVISOR_LIE in target.kinds:
         return lambda ops: limit_snp_ops(ops, lawful)

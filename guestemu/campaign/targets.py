@@ -180,7 +180,7 @@ _TARGETS: Final = (
     Target(
         name="hostile-host",
         summary="an SNP guest's conversions, stores and loads under a hypervisor that lies, "
-        "injects events and attacks pages at any instruction",
+        "injects events and attacks pages at any instruction; hostile-host:tdx: a TD's",
         kinds=frozenset(
             {
                 OpKind.HYPERVISOR_LIE,
@@ -269,10 +269,20 @@ _THROUGH_HANDLERS: Final = msgspec.structs.replace(
 )
 
 
+_OF_A_TD: Final = msgspec.structs.replace(
+    TARGETS["hostile-host"],
+    kinds=TARGETS["hostile-host"].kinds - {OpKind.HYPERVISOR_LIE}
+    | {OpKind.ANSWER, OpKind.PENDING_EVENT},
+    header=TARGETS["mapgpa"].header,
+)
+
+
 def find_target(name: str) -> Target:
     """The target called `name`. Raises `InputError`."""
     base, _, order = name.partition(":")
     target = TARGETS.get(base)
+    if name == "hostile-host:tdx":
+        return msgspec.structs.replace(_OF_A_TD, name=name)
     if target is not None and order:
         if base == "mirror":
             target = _THROUGH_HANDLERS

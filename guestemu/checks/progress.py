@@ -45,7 +45,9 @@ class ProgressCheck(Oracle):
                 f"basic blocks and {len(view.exits)} exits"
             )
             return (Violation(self.name, view.index, message, "A14, M8"),)
-        if isinstance(end, Shutdown) and view.host.lie:
+        td = view.guest.td
+        is_attacked = bool(view.host.lie) or (td is not None and bool(td.attacked))
+        if isinstance(end, Shutdown | RunFailed) and is_attacked:
             return ()
         if isinstance(end, Terminated | RunFailed) and any(record.ret for record in view.exits):
             return ()

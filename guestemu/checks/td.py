@@ -6,10 +6,12 @@ Source: __set_memory_enc_pgtable(), tdx_enc_status_changed() (Linux 6.12 to 7.3)
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import ClassVar, Final
 
 from guestemu.abi import tdx
+from guestemu.abi.addresses import PAGE_SHIFT
 from guestemu.abi.errno import EAGAIN, EIO
 from guestemu.checks.base import OpView, Oracle, Violation
 from guestemu.checks.page_enc import NUMBERS
@@ -21,6 +23,7 @@ from guestemu.machine.sept import ACCEPTED, SHARED
 from guestemu.program.ops import OpKind, Region
 
 _MAX_STALLS: Final = 3
+TWICE: Final = "accepted-twice"
 
 
 class TdCheck(Oracle):
@@ -31,6 +34,9 @@ class TdCheck(Oracle):
     * After a conversion that returned 0 every page of the range is accepted or shared.
     * -EIO has a reason: an answer other than 0, three retries without progress, a failed ACCEPT, or
       pages that were not all in the other state before.
+    * No page is accepted a second time: the VMM may have put an empty one in its place (T14).
+
+    A page that the VMM attacked is judged by the last rule only.
     """
 
     name = "td"
@@ -43,12 +49,14 @@ class TdCheck(Oracle):
             "After a conversion that returned 0, page tables and Secure EPT say the same of "
             "every page of the range."
         ),
+        TWICE: "A TD accepts a page once: a second ACCEPT that succeeds is of another page.",
     }
     explanations: ClassVar[Mapping[str, str]] = {
         "td": (
             "Page tables and Secure EPT differ: an access to the page ends the VM or loses what it "
             "held."
         ),
+        TWICE: "The VMM can put an empty page in place of what the guest wrote.",
     }
 
     @classmethod
@@ -64,9 +72,23 @@ class TdCheck(Oracle):
         messages = [*self._order(view)]
         if view.outcome.value == 0:
             messages += self._states(view, td)
-        elif view.outcome.value == -EIO and self._is_unprovoked(view):
+        elif view.outcome.value == -EIO and not td.attacked and self._is_unprovoked(view):
             messages.append("-EIO, and nothing was refused: the range keeps its shared entries")
-        return [Violation(self.name, view.index, message, "T16, T17") for message in messages]
+        found = [Violation(self.name, view.index, message, "T16, T17") for message in messages]
+        twice = self._accepted_twice(view)
+        if twice:
+            message = f"frame {twice[0]:#x} was accepted twice ({len(twice)} such frames)"
+            found.append(Violation(TWICE, view.index, message, "T14"))
+        return found
+
+    @staticmethod
+    def _accepted_twice(view: OpView) -> list[int]:
+        counts = Counter(
+            event.gpa >> PAGE_SHIFT
+            for _, event in view.emitted
+            if isinstance(event, Accept) and event.result == tdx.SUCCESS
+        )
+        return sorted(gfn for gfn, count in counts.items() if count > 1)
 
     def _order(self, view: OpView) -> Iterable[str]:
         steps = [event for _, event in view.emitted if isinstance(event, MapGpaCall | Accept)]
@@ -81,7 +103,7 @@ class TdCheck(Oracle):
         wrong = [
             gfn
             for gfn in range(first, min(first + count, td.sept.frames))
-            if td.sept.state(gfn) != wanted
+            if td.sept.state(gfn) != wanted and gfn not in td.attacked
         ]
         if wrong:
             word = "accepted" if view.wants_private else "shared"

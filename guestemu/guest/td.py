@@ -22,13 +22,14 @@ from guestemu.abi import tdx
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, U32_MASK, U64_MASK, Gpa
 from guestemu.abi.hypercalls import MAP_GPA_RANGE_DECRYPTED, MAP_GPA_RANGE_ENCRYPTED
 from guestemu.abi.tdx import MapGpaAnswer, TdcallLeaf, Vmcall
-from guestemu.abi.x86 import VECTOR_DF
+from guestemu.abi.x86 import FIRST_INTERRUPT, RFLAGS_IF, VECTOR_DF, VECTOR_NMI
 from guestemu.events.log import EventLog
 from guestemu.events.tdx import Accept, MapGpaCall, SeptViolation
 from guestemu.machine.cpuid import CpuidLeaf
 from guestemu.machine.engine import RegisterBatch
 from guestemu.machine.exits import (
     MEMORY_FAULT,
+    Exit,
     ExitHandler,
     GuestFault,
     Halt,
@@ -42,6 +43,7 @@ from guestemu.machine.exits import (
 from guestemu.machine.interrupts import has_gate
 from guestemu.machine.machine import Machine
 from guestemu.machine.sept import AccessEnd, AccessKind, SecureEpt
+from guestemu.machine.sept_attacks import SEPT_ATTACKS
 from guestemu.machine.vcpu import Vcpu
 from guestemu.machine.view_bit import ViewBit
 
@@ -156,6 +158,8 @@ class Td:
         self.attributes = attributes
         self.accept_error: Callable[[int, int], int | None] | None = None
         self.pending_events = 0
+        self.attacked: set[int] = set()
+        """Frames that the VMM attacked since the last rollback."""
         self.converts = True
         self.reflects = True
         self.reflected: dict[int, int] = {}
@@ -202,7 +206,34 @@ class Td:
         self.events.clear()
         self.accept_error = None
         self.pending_events = 0
+        self.attacked.clear()
         self._ve = None
+
+    # The VMM's acts at any time ---------------------------------------------------------------
+
+    def inject(self, vector: int, after: int) -> None:
+        """The VMM makes an event pending when the guest has begun `after` more instructions: an
+        interrupt, which comes if the guest takes one there, or the NMI. The module lets it inject
+        nothing else."""
+        if vector != VECTOR_NMI and vector < FIRST_INTERRUPT:
+            return
+
+        def carry_out(vcpu: Vcpu) -> Exit | None:
+            if vector != VECTOR_NMI and not vcpu.read_register("rflags") & RFLAGS_IF:
+                return None
+            return vcpu.inject(vector, None)
+
+        self._machine.intervene(after, carry_out)
+
+    def attack(self, gfn: int, name: str, after: int) -> None:
+        """The VMM attacks a frame when the guest has begun `after` more instructions; `name` is one
+        of `SEPT_ATTACKS`."""
+
+        def carry_out(_vcpu: Vcpu) -> None:
+            self.attacked.add(gfn)
+            SEPT_ATTACKS[name].carry_out(self.sept, gfn)
+
+        self._machine.intervene(after, carry_out)
 
     # TDCALL -----------------------------------------------------------------------------------
 

@@ -51,16 +51,18 @@ SNP_SPECS: Final[Mapping[OpKind, OpSpec]] = {
         (_a("vector", Argument.VECTOR, 29), _a("code", Argument.EXIT_CODE, 0x404), _AFTER),
         "an SNP guest's hypervisor injects an event before the instruction that follows the next "
         "`after`: an exception (29 is #VC) with error code `code` where it has one, or an "
-        "interrupt",
+        "interrupt; a TD's an interrupt or the NMI",
         is_fault=True,
     ),
     OpKind.HYPERVISOR_PAGE: OpSpec(
         "hypervisor_page",
         (_a("attack", Argument.SLOT), _AFTER),
         "the same with an attack on the page: 0 take-back, 1 assign-again, 2 assign-second, 3 "
-        "remap, 4 restore, 5 swap, 6 alias, 7 other-guest",
+        "remap, 4 restore, 5 swap, 6 alias, 7 other-guest; of a TD's page: 0 remove, 1 replace, 2 "
+        "block, 3 unblock",
         has_page=True,
         is_fault=True,
     ),
 }
-"""In a guest without SNP the requests are -ENOSYS, and a hypervisor's acts do nothing."""
+"""In a guest without SNP the requests are -ENOSYS, and a hypervisor's acts do nothing, except in a
+TD."""

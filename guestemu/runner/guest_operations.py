@@ -11,6 +11,7 @@ from guestemu.checks.psc import sev_of
 from guestemu.guest.base import CallOutcome, RawRegisters
 from guestemu.machine.page_attacks import ATTACKS
 from guestemu.machine.psc_lies import LIES
+from guestemu.machine.sept_attacks import SEPT_ATTACKS
 from guestemu.program.ops import Op, OpKind
 from guestemu.runner.operations import OpContext, operation
 
@@ -149,7 +150,10 @@ def hypervisor_lie(scene: OpContext, op: Op) -> CallOutcome:
 @operation(OpKind.HYPERVISOR_INJECT)
 def hypervisor_inject(scene: OpContext, op: Op) -> CallOutcome:
     """The hypervisor injects an event into what the guest does next."""
-    sev = sev_of(scene.guest)
+    sev, td = sev_of(scene.guest), scene.guest.td
+    vector, _code, after = op.arguments
+    if td is not None:
+        td.inject(vector, after)
     if sev is not None:
         sev.inject(*op.arguments)
     return CallOutcome(0)
@@ -158,11 +162,15 @@ def hypervisor_inject(scene: OpContext, op: Op) -> CallOutcome:
 @operation(OpKind.HYPERVISOR_PAGE)
 def hypervisor_page(scene: OpContext, op: Op) -> CallOutcome:
     """The hypervisor attacks the page while the guest does what comes next."""
-    sev = sev_of(scene.guest)
+    sev, td = sev_of(scene.guest), scene.guest.td
+    gfn = scene.guest.gpa(op.region, op.page) >> PAGE_SHIFT
+    number, after = op.arguments
     if sev is not None:
         names = tuple(ATTACKS)
-        gfn = scene.guest.gpa(op.region, op.page) >> PAGE_SHIFT
-        sev.attack(gfn, names[op.arguments[0] % len(names)], op.arguments[1])
+        sev.attack(gfn, names[number % len(names)], after)
+    if td is not None:
+        names = tuple(SEPT_ATTACKS)
+        td.attack(gfn, names[number % len(names)], after)
     return CallOutcome(0)
 
 

@@ -48,7 +48,7 @@ def view(op: Op, *exits, before=False, after=False, index=1, end=None, wrong=0):
         op=op,
         exits=list(exits),
         host=host,
-        guest=SimpleNamespace(leaf_map=leaf_map),
+        guest=SimpleNamespace(leaf_map=leaf_map, td=None),
         ready_before=before,
         outcome=SimpleNamespace(end=end),
         injected=(0, 0),

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a kernel lacks for a guest kind follows from its functions, wherever they are linked."""
+"""What a kernel lacks for a guest kind follows from its functions, wherever they are linked; one
+host plug-in under every kind of kernel and snippet."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
@@ -10,7 +13,10 @@ import pytest
 
 from guestemu.guest.linux.boot import lacking
 from guestemu.guest.linux.kernel import Kernel
-from guestemu.study.outcomes.guests import SNIPPET, has_kind
+from guestemu.host.plugin import load_plugin
+from guestemu.program.ops import Op, OpKind, Region
+from guestemu.runner.testbed import Testbed
+from guestemu.study.outcomes.guests import SNIPPET, has_kind, outcome_guest
 
 OLD = {"sme_enable", "snp_init", "kvm_guest_init", "tdx_early_init"}
 NEW = {"__pi_sme_enable", "__pi_snp_init", "kvm_guest_init", "tdx_early_init"}
@@ -40,3 +46,47 @@ def test_outcomes_leave_out_a_kind_that_a_guest_does_not_have(image_of) -> None:
     assert [kind for kind in kinds if has_kind(old, kind)] == ["sev", "es", "snp"]
     assert [kind for kind in kinds if has_kind(new, kind)] == list(kinds)
     assert [kind for kind in kinds if has_kind(SNIPPET, kind)] == ["sev", "snp", "tdx"]
+
+
+PLAIN = """
+from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
+from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
+
+
+class Plain(MapGpaRangeHost):
+    def hypercall(self, call):
+        if call.nr != KVM_HC_MAP_GPA_RANGE:
+            return super().hypercall(call)
+        first, end = call.a0 >> 12, (call.a0 >> 12) + call.a1
+        self.private_map()[first:end] = 1 if call.a2 & MAP_GPA_RANGE_ENCRYPTED else 0
+        return 0
+"""
+
+
+def conversions(testbed: Testbed) -> tuple[list[int | None], set[str]]:
+    ops = [
+        Op(OpKind.SET_MEMORY_DECRYPTED, (1, 0), Region.D, 3),
+        Op(OpKind.SET_MEMORY_ENCRYPTED, (1, 0), Region.D, 3),
+        Op(OpKind.SET_MEMORY_DECRYPTED, (2, 0), Region.L, 0),
+    ]
+    outcome = testbed.run(ops)
+    values = [result.outcome.value for result in outcome.results]
+    return values, {violation.check for violation in outcome.violations}
+
+
+GUESTS = [
+    *((SNIPPET, kind) for kind in ("sev", "snp", "tdx")),
+    *(pytest.param("6.12", kind, marks=pytest.mark.soak) for kind in ("sev", "es", "snp", "tdx")),
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), GUESTS)
+def test_one_plug_in_works_under_every_kind(
+    name: str, kind: str, tmp_path: Path, image_of: Callable[[str], Path]
+) -> None:
+    """The same file, loaded as `--host FILE.py:CLASS` does."""
+    plugin = tmp_path / "plain.py"
+    plugin.write_text(PLAIN)
+    guest = outcome_guest(name if name == SNIPPET else f"linux:{image_of(name)}", kind)
+    host = load_plugin(f"{plugin}:Plain", str(plugin))
+    assert conversions(Testbed(guest, host)) == ([0, 0, 0], set())

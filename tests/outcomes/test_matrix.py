@@ -118,23 +118,6 @@ def test_attributes_read_as_a_boolean_show_in_an_snp_guest_only(kind: str) -> No
     assert bool(outcome.violations) is (kind == "snp")
 
 
-def conversions(testbed: Testbed) -> tuple[list[int | None], set[str]]:
-    ops = [
-        Op(OpKind.SET_MEMORY_DECRYPTED, (1, 0), Region.D, 3),
-        Op(OpKind.SET_MEMORY_ENCRYPTED, (1, 0), Region.D, 3),
-        Op(OpKind.SET_MEMORY_DECRYPTED, (2, 0), Region.L, 0),
-    ]
-    outcome = testbed.run(ops)
-    values = [result.outcome.value for result in outcome.results]
-    return values, {violation.check for violation in outcome.violations}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_one_host_works_under_every_kind(kind: str) -> None:
-    testbed = Testbed(outcome_guest(SNIPPET, kind), MapGpaRangeHost())
-    assert conversions(testbed) == ([0, 0, 0], set())
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_plug_in_runs_unchanged_under_every_kind(kind: str) -> None:
     """The example's bug, a last page that is dropped at a multiple of 64 frames, shows in a TD's

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A hostile VMM around a TD: pages that it takes, replaces and blocks, events that it injects, at
+any instruction. The guest ends, waits or goes on with what it wrote; a guest that accepts each page
+twice goes on with an empty page."""
+
+from __future__ import annotations
+
+import pytest
+
+from guestemu.abi.regions import Region
+from guestemu.campaign.planted.catalogue_td import TD_BUGS
+from guestemu.campaign.targets import find_target
+from guestemu.checks.td import TWICE
+from guestemu.guest.base import GuestOops
+from guestemu.machine.exits import Shutdown
+from guestemu.machine.sept_attacks import SEPT_ATTACKS
+from guestemu.program.ops import Op, OpKind
+from guestemu.program.program import SevKind
+from guestemu.runner.testbed import Testbed, build_testbed
+
+PAGE = 3
+VALUE = 0x5A
+SIZE = 8
+WORD = int.from_bytes(bytes([VALUE]) * SIZE, "little")
+NOW = 0
+ATTACKS = {name: number for number, name in enumerate(SEPT_ATTACKS)}
+DECRYPT = Op(OpKind.SET_MEMORY_DECRYPTED, (1, 0), Region.D, PAGE)
+ENCRYPT = Op(OpKind.SET_MEMORY_ENCRYPTED, (1, 0), Region.D, PAGE)
+WRITE = Op(OpKind.WRITE, (VALUE, 0, SIZE), Region.D, PAGE)
+READ = Op(OpKind.READ, (0,), Region.D, PAGE)
+NMI, INTERRUPT, PAGE_FAULT = 2, 0x40, 14
+
+
+def attack(name: str, after: int = NOW) -> Op:
+    return Op(OpKind.HYPERVISOR_PAGE, (ATTACKS[name], after), Region.D, PAGE)
+
+
+def inject(vector: int, after: int = NOW) -> Op:
+    return Op(OpKind.HYPERVISOR_INJECT, (vector, 0, after))
+
+
+@pytest.fixture(scope="module")
+def testbed() -> Testbed:
+    return build_testbed(find_target("hostile-host:tdx").header)
+
+
+@pytest.mark.parametrize("name", ["remove", "replace"])
+def test_a_guest_ends_at_the_first_access_to_a_page_that_was_taken(
+    testbed: Testbed, name: str
+) -> None:
+    outcome = testbed.run([WRITE, attack(name), READ])
+    end = outcome.results[-1].outcome.end
+    assert isinstance(end, Shutdown)
+    assert "guest access before accepting" in end.reason
+    assert not outcome.violations
+
+
+def test_a_store_to_a_blocked_page_waits_until_it_is_unblocked(testbed: Testbed) -> None:
+    outcome = testbed.run([attack("block"), WRITE, READ])
+    assert outcome.results[-1].outcome.value == WORD
+    assert not outcome.violations
+
+
+def test_only_interrupts_and_the_nmi_come(testbed: Testbed) -> None:
+    """The snippet has interrupts disabled and no handler for the NMI."""
+    ends = [
+        testbed.run([inject(vector), WRITE]).results[-1].outcome
+        for vector in (INTERRUPT, PAGE_FAULT)
+    ]
+    assert [end.end for end in ends] == [None, None]
+    end = testbed.run([inject(NMI), WRITE]).results[-1].outcome.end
+    assert isinstance(end, GuestOops)
+    assert end.vector == NMI
+
+
+def violations(testbed: Testbed, after: range) -> set[str]:
+    """Of an encryption during which the page is replaced."""
+    return {
+        violation.check
+        for number in after
+        for violation in testbed.run([DECRYPT, attack("replace", number), ENCRYPT]).violations
+    }
+
+
+def test_a_page_that_is_accepted_twice_can_be_replaced_between(testbed: Testbed) -> None:
+    during = range(100, 220, 8)
+    (twice,) = (bug for bug in TD_BUGS if bug.id == "T14")
+    assert TWICE in violations(twice.planted.build(), during)
+    assert violations(testbed, during) == set()
+
+
+def test_the_next_program_starts_unattacked(testbed: Testbed) -> None:
+    td = testbed.guest.td
+    assert td is not None
+    testbed.run([attack("remove"), WRITE])
+    assert td.attacked
+    assert testbed.run([WRITE, READ]).results[-1].outcome.value == WORD
+    assert not td.attacked
+
+
+def test_the_target_of_a_td_is_the_snp_guests_without_its_lies() -> None:
+    target, snp = find_target("hostile-host:tdx"), find_target("hostile-host")
+    assert (target.header.sev, snp.header.sev) == (SevKind.TDX, SevKind.SEV_SNP)
+    assert snp.kinds - target.kinds == {OpKind.HYPERVISOR_LIE}
