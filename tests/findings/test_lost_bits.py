@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which register's upper bits a host did not look at, from its answer and its record."""
+
+from __future__ import annotations
+
+import pytest
+from bitarray import bitarray
+
+from guestemu.abi.hypercalls import KVM_EINVAL, KVM_ENOSYS, KVM_EPERM
+from guestemu.campaign.triage.lost_bits import lost_bits
+from guestemu.events.exits import HypercallExit
+
+FRAMES = 32
+U64 = (1 << 64) - 1
+HIGH = 1 << 60
+
+
+def call(
+    gpa: int = 0x4000,
+    pages: int = 4,
+    word: int = 0,
+    ret: int = 0,
+    nr: int = 12,
+    cpl: int = 0,
+    is_64bit: bool = True,
+) -> HypercallExit:
+    return HypercallExit(nr, (gpa, pages, word, 0), ret & U64, 0, cpl, is_64bit)
+
+
+def record(shared: range = range(0)) -> bitarray:
+    """All private but the frames `shared`."""
+    bits = bitarray("1") * FRAMES
+    bits[shared.start : shared.stop] = False
+    return bits
+
+
+FOUR = range(4, 8)
+
+
+@pytest.mark.parametrize(
+    ("done", "before", "after", "expected"),
+    [
+        # nothing is cut: the contract's own answer explains nothing
+        (call(), record(), record(FOUR), ("", False)),
+        (call(ret=-KVM_EINVAL), record(), record(), ("", False)),
+        # a number that is 12 in its lower bits
+        (call(nr=12 | 1 << 8), record(), record(FOUR), ("number", True)),
+        (call(nr=12 | 1 << 16), record(), record(FOUR), ("number", True)),
+        (call(nr=12 | 1 << 32), record(), record(FOUR), ("number", True)),
+        (call(nr=12 | HIGH), record(), record(range(5, 6)), ("number", True)),
+        (call(nr=12 | HIGH, ret=-KVM_ENOSYS), record(), record(), ("", False)),
+        # an address, for each width on its own
+        (call(gpa=0x4000 | 1 << 31), record(), record(FOUR), ("address", True)),
+        (call(gpa=0x4000 | 1 << 51), record(), record(FOUR), ("address", True)),
+        (call(gpa=0x4000 | 1 << 52), record(), record(FOUR), ("address", True)),
+        (call(gpa=0x4000 | 1 << 30), record(), record(FOUR), ("", False)),
+        (call(gpa=0x4000 | 1 << 40), record(), record(range(5, 8)), ("", False)),
+        # a page count
+        (call(pages=4 | 1 << 16), record(), record(FOUR), ("page count", True)),
+        (call(pages=4 | 1 << 33), record(), record(FOUR), ("page count", True)),
+        (call(pages=4 | 1 << 52), record(), record(FOUR), ("page count", True)),
+        (call(pages=1 << 32, ret=-KVM_EINVAL), record(), record(), ("page count", True)),
+        (call(pages=1 << 32), record(), record(), ("page count", False)),
+        # attributes: with a cut bit 4 would still be 0
+        (call(word=0x10 | 1 << 8), record(FOUR), record(), ("attributes", True)),
+        (call(word=1 << 32), record(), record(FOUR), ("attributes", True)),
+        # a range that ends at the end of RAM
+        (call(gpa=30 << 12 | 1 << 40), record(), record(range(30, 32)), ("address", True)),
+        (call(gpa=31 << 12 | 1 << 40, pages=1), record(), record(range(31, 32)), ("address", True)),
+        # a call of a kernel's own: answered, nothing recorded
+        (call(nr=11 | 1 << 32), record(), record(), ("number", True)),
+        (call(nr=11 | 1 << 32, ret=-KVM_ENOSYS), record(), record(), ("", False)),
+        (call(nr=11 | 1 << 32), record(), record(FOUR), ("", False)),
+        # from user mode it is refused whatever its number is
+        (call(nr=11 | 1 << 32, cpl=3, ret=-KVM_EPERM), record(), record(), ("number", True)),
+        # 32 bits: only those are looked at
+        (call(gpa=0x4000 | HIGH, is_64bit=False), record(), record(FOUR), ("", False)),
+        (
+            call(gpa=0x4000 | 1 << 31, is_64bit=False),
+            record(),
+            record(FOUR),
+            ("address", True),
+        ),
+        # a range that wraps: a host without that test does the same as one that cuts the count
+        (
+            call(gpa=0x4000, pages=U64),
+            record(),
+            record(range(4, 32)),
+            ("page count", False),
+        ),
+    ],
+)
+def test_the_register_that_was_cut(
+    done: HypercallExit, before: bitarray, after: bitarray, expected: tuple[str, bool]
+) -> None:
+    assert lost_bits(done, before, after) == expected
+    assert before in (record(), record(FOUR)), "the record before is left as it was"
+
+
+def test_a_call_without_an_answer_says_nothing() -> None:
+    done = HypercallExit(12 | 1 << 32, (0x4000, 4, 0, 0), None, 0, 0, True)
+    assert lost_bits(done, record(), record(FOUR)) == ("", False)
