@@ -43,7 +43,7 @@ class EndSignals:
         if threading.current_thread() is threading.main_thread():
             for number in END_SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, interrupt)
+                    self._before[number] = signal.signal(number, self.handle)
         return self
 
     def __exit__(
@@ -55,6 +55,10 @@ class EndSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """What a signal does."""
+        interrupt(number, frame)
 
     def keep(self) -> None:
         """Leaves the signals as they are now when this is left."""
