@@ -44,7 +44,7 @@ def test_the_last_store_decides_as_long_as_it_could_come_later(path: str, op: in
 def test_a_page_that_no_timing_saves_is_no_race() -> None:
     found = race("examples/demo/forgotten-error.prog")
     assert found.lost_at == 1
-    assert "It is no race: operation 1 (set_memory_decrypted" in found.sentence
+    assert "It is not a race: operation 1 (set_memory_decrypted" in found.sentence
     assert found.sentence.endswith("is enough, whatever the timing.")
     assert found.steps[1].effects == ("D[0]: page tables shared",)
 

@@ -202,7 +202,7 @@ def _sentence(
     head = f"{place} is lost: {_why(strip)}."
     if is_race:
         return f"{head} It is a race: after {step} no timing of the other steps saves the page."
-    return f"{head} It is no race: {step} is enough, whatever the timing."
+    return f"{head} It is not a race: {step} is enough, whatever the timing."
 
 
 def _why(strip: Strip | None) -> str:

@@ -19,7 +19,7 @@ executes TDCALL. The TDX module, KVM and user space are models, written from the
 (facts/tdx-guest.md). KVM's part of MapGPA is host/kvm/tdx_map_gpa.py; what it asks user space \
 reaches the same hosts and plug-ins as a SEV guest's hypercall. \
 CPUID of the hypervisor's leaves, IN, OUT, HLT, MSRs that the CPU does not keep and MMIO raise \
-#VE in a real kernel and its modules, CPUID in user space, too; the kernel's own handler asks by \
+#VE in a real kernel and its modules, CPUID also in user space; the kernel's own handler asks by \
 TDG.VP.VMCALL (`guestemu kernel boot --sev tdx` and `kernel run --sev tdx` count them). String I/O \
 raises it, and the handler refuses it, as it does what no process may ask for. The console's ports \
 raise it with `--console-ve` only: 16,000 accesses in a boot.

@@ -190,8 +190,8 @@ from the guest is #VC 0x404 or KVM_EXIT_MEMORY_FAULT (machine/rmp.py). `--host \
 hostile-hypervisor:LIE` is a hypervisor that lies; corpora/snp has a program for each lie and \
 each attack. In a program, `hypervisor_lie`, `hypervisor_inject` and `hypervisor_page` have it \
 begin to lie, inject an event or attack a page, the last two before any instruction by its number; \
-the check `page-states` looks for a second validated frame, for plaintext that somebody else \
-reads, and for content that the guest did not write. \
+the check `page-states` looks for a second validated frame, for plaintext that another \
+party reads, and for content that the guest did not write. \
 `guestemu zoo run N10 N12 N13` plants defects of KVM's half, `guestemu zoo run N17 N19 N23 N42` \
 such of the guest's. Facts: facts/snp-page-states.md.
 
