@@ -4,7 +4,8 @@
 An exception that the guest's own handler cannot fix is not judged: programs may unmap pages. Nor is
 a guest that asks for its end, or a KVM_RUN that fails, after the host refused it something: it must
 not go on (N20, T27). Nor is any end of a guest whose hypervisor lies to it or attacks it (a triple
-fault gives nothing away), and the loop in which it waits for progress (N40).
+fault gives nothing away), and the loop in which it waits for progress (N40), or for a lock whose
+holder an injected event has killed.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class ProgressCheck(Oracle):
         end = view.outcome.end
         if end is None:
             return ()
-        if isinstance(end, BudgetExhausted) and view.host.lie:
+        td = view.guest.td
+        is_attacked = bool(view.host.lie) or (td is not None and (td.has_injected or td.attacked))
+        if isinstance(end, BudgetExhausted) and is_attacked:
             return ()
         if isinstance(end, BudgetExhausted):
             message = (
@@ -45,8 +48,6 @@ class ProgressCheck(Oracle):
                 f"basic blocks and {len(view.exits)} exits"
             )
             return (Violation(self.name, view.index, message, "A14, M8"),)
-        td = view.guest.td
-        is_attacked = bool(view.host.lie) or (td is not None and bool(td.attacked))
         if isinstance(end, Shutdown | RunFailed) and is_attacked:
             return ()
         if isinstance(end, Terminated | RunFailed) and any(record.ret for record in view.exits):

@@ -160,6 +160,8 @@ class Td:
         self.pending_events = 0
         self.attacked: set[int] = set()
         """Frames that the VMM attacked since the last rollback."""
+        self.has_injected = False
+        """Whether it injected an event since then."""
         self.converts = True
         self.reflects = True
         self.reflected: dict[int, int] = {}
@@ -207,6 +209,7 @@ class Td:
         self.accept_error = None
         self.pending_events = 0
         self.attacked.clear()
+        self.has_injected = False
         self._ve = None
 
     # The VMM's acts at any time ---------------------------------------------------------------
@@ -221,6 +224,7 @@ class Td:
         def carry_out(vcpu: Vcpu) -> Exit | None:
             if vector != VECTOR_NMI and not vcpu.read_register("rflags") & RFLAGS_IF:
                 return None
+            self.has_injected = True
             return vcpu.inject(vector, None)
 
         self._machine.intervene(after, carry_out)

@@ -12,7 +12,7 @@ from guestemu.campaign.planted.catalogue_td import TD_BUGS
 from guestemu.campaign.targets import find_target
 from guestemu.checks.td import TWICE
 from guestemu.guest.base import GuestOops
-from guestemu.machine.exits import Shutdown
+from guestemu.machine.exits import BudgetExhausted, Shutdown
 from guestemu.machine.sept_attacks import SEPT_ATTACKS
 from guestemu.program.ops import Op, OpKind
 from guestemu.program.program import SevKind
@@ -71,6 +71,24 @@ def test_only_interrupts_and_the_nmi_come(testbed: Testbed) -> None:
     end = testbed.run([inject(NMI), WRITE]).results[-1].outcome.end
     assert isinstance(end, GuestOops)
     assert end.vector == NMI
+
+
+def test_an_event_that_kills_the_holder_of_a_lock_is_no_loop_of_the_guests(
+    testbed: Testbed,
+) -> None:
+    """The first decryption splits a leaf; the second is hit inside of its lock."""
+    outcome = testbed.run(
+        [
+            Op(OpKind.SET_MEMORY_DECRYPTED, (12, 0), Region.D, 676),
+            inject(NMI, 0x445),
+            Op(OpKind.SET_MEMORY_DECRYPTED, (3, 0), Region.D, 537),
+            Op(OpKind.SET_MEMORY_ENCRYPTED, (3, 0), Region.D, 676),
+        ]
+    )
+    hit, waits = (result.outcome.end for result in outcome.results[2:])
+    assert isinstance(hit, GuestOops)
+    assert isinstance(waits, BudgetExhausted)
+    assert not outcome.violations
 
 
 def violations(testbed: Testbed, after: range) -> set[str]:
