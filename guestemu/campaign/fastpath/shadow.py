@@ -44,6 +44,8 @@ def why_no_shadow(host: NativeHost) -> str:
         return f"host {host.name} answers in this process"
     if handler.has_map:
         return f"host {host.name} exports a record of its own"
+    if host.counts_blocks:
+        return f"host {host.name} says at each exit which of its blocks ran"
     return ""
 
 

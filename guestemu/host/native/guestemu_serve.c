@@ -33,6 +33,8 @@
 			  * status, and in the upper half how many records it had answered */
 #define DONE_SHIFT 16
 
+#define COUNTS_BLOCKS 0x10000u /* a feature beside the header's: the reply to a hypercall has the blocks
+				* that ran in place of data */
 #define CLOSED 77 /* exit status of the child: the pipe was closed */
 
 enum { OP_RESET, OP_EXIT, OP_MAP };
@@ -102,6 +104,46 @@ static void tick(int number)
 		raise(number);
 	}
 	seen = finished;
+}
+
+/* Coverage ------------------------------------------------------------------------------------
+ *
+ * A handler compiled with -fsanitize-coverage=trace-pc or trace-pc-guard calls these for each block.
+ * One of 32 bits is set for it; guestemu_origin makes it the same bit wherever the object is loaded.
+ */
+#if defined(__has_attribute)
+#if __has_attribute(no_sanitize_coverage)
+#define UNCOUNTED __attribute__((no_sanitize_coverage))
+#endif
+#endif
+#ifndef UNCOUNTED
+#define UNCOUNTED
+#endif
+#define CALLED_BY_HANDLER UNCOUNTED __attribute__((weak, visibility("default")))
+
+__attribute__((visibility("default"))) uint64_t guestemu_blocks, guestemu_origin;
+
+UNCOUNTED static void ran(uint64_t block)
+{
+	guestemu_blocks |= 1u << (block * 0x9e3779b97f4a7c15ull >> 59);
+}
+
+CALLED_BY_HANDLER void __sanitizer_cov_trace_pc(void)
+{
+	ran((uint64_t)(uintptr_t)__builtin_return_address(0) - guestemu_origin);
+}
+
+CALLED_BY_HANDLER void __sanitizer_cov_trace_pc_guard(uint32_t *guard)
+{
+	ran(*guard);
+}
+
+CALLED_BY_HANDLER void __sanitizer_cov_trace_pc_guard_init(uint32_t *start, uint32_t *stop)
+{
+	static uint32_t last;
+
+	for (; start < stop; start++)
+		*start = ++last;
 }
 
 static int transfer(int fd, void *data, size_t size, int is_write)
@@ -203,6 +245,7 @@ static void run_exit(struct server *s, const struct request *q, struct reply *r)
 {
 	struct guestemu_exit e = { .exit_reason = q->reason, .vcpu = q->vcpu };
 
+	guestemu_blocks = 0;
 	s->made = 0;
 	s->fail_at = q->fail_at;
 	s->fail_with = q->fail_with;
@@ -223,6 +266,7 @@ static void run_exit(struct server *s, const struct request *q, struct reply *r)
 	r->outcome = (uint32_t)s->call_into->exit(s->vm, &e);
 	if (q->reason == GUESTEMU_EXIT_HYPERCALL) {
 		r->answer = e.hypercall.ret;
+		r->data = guestemu_blocks;
 	} else if (q->reason != GUESTEMU_EXIT_MEMORY_FAULT) {
 		r->answer = e.msr.error;
 		r->data = e.msr.data;
@@ -322,9 +366,13 @@ static int serve(int in, int out, const struct functions *f)
 	static struct server server;
 	struct server *s = &server;
 	struct hello hello;
-	struct ready ready = { MAGIC, f->abi(), f->features ? f->features() : 0, !!f->private_map };
+	struct ready ready = { MAGIC, 0, 0, !!f->private_map };
 	struct rlimit none = { 0, 0 };
 
+	guestemu_origin = (uint64_t)(uintptr_t)f->abi;
+	ready.abi = f->abi();
+	ready.features = (f->features ? f->features() & (COUNTS_BLOCKS - 1) : 0) |
+			 (guestemu_blocks ? COUNTS_BLOCKS : 0);
 	s->in = in;
 	s->out_fd = out;
 	s->call_into = f;

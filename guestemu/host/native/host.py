@@ -7,6 +7,7 @@ space. Its record is what KVM's memory attributes say, unless it exports its own
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar, Final
 
 from bitarray import bitarray
@@ -28,6 +29,7 @@ from guestemu.host.kvm.uapi import (
     KVM_EXIT_X86_WRMSR,
 )
 from guestemu.host.native import wire
+from guestemu.host.native.code_words import numbers_of
 from guestemu.host.native.library import LoadedHandler
 from guestemu.host.native.process import COMMAND, HandlerProcess
 from guestemu.host.permission import REMEDY, file_of
@@ -35,6 +37,7 @@ from guestemu.host.userspace.base import UserSpace, VmStopped
 from guestemu.host.userspace.injection import Injection
 
 IN_PROCESS: Final = ":in-process"
+_BLOCKS_SHIFT: Final = 32
 _NO_FAILURE: Final = (wire.NO_FAILURE, 0)
 
 
@@ -65,13 +68,17 @@ class NativeUserSpace(UserSpace):
     """A native handler as the user space of one VM.
 
     `handler` is the process or the loaded library behind `spec`; `migration_control` what the guest
-    last wrote and the handler accepted. A process that is `running` and serves such a memory is
-    taken over: the handler's own reset makes the new VM.
+    last wrote and the handler accepted; `blocks` has one of 32 bits for each block that ran at the
+    last hypercall, if the handler was compiled with -fsanitize-coverage. A process that is
+    `running` and serves such a memory is taken over: the handler's own reset makes the new VM.
     """
 
     touches_vcpu: ClassVar[bool] = False
 
-    __slots__ = ("_is_new", "_story", "handler", "injection", "memory", "migration_control", "spec")
+    __slots__ = (
+        *("_is_new", "_story", "blocks", "handler", "injection", "memory", "migration_control"),
+        "spec",
+    )
 
     def __init__(
         self,
@@ -84,6 +91,7 @@ class NativeUserSpace(UserSpace):
         self.memory = memory
         self.injection = Injection()
         self.migration_control = 0
+        self.blocks = 0
         self.handler: HandlerProcess | LoadedHandler
         if isinstance(running, HandlerProcess) and running.serves(memory, vcpus):
             self.handler = running
@@ -98,6 +106,7 @@ class NativeUserSpace(UserSpace):
         """A new VM, as the handler's own reset makes it."""
         self.memory.restore()
         self.migration_control = 0
+        self.blocks = 0
         self._is_new = True
         self._story = b""
         return True
@@ -133,7 +142,7 @@ class NativeUserSpace(UserSpace):
             return
         gpa, pages, attributes = request.args[:3]
         words = (request.nr, gpa, pages, attributes, request.ret, request.longmode)
-        request.ret, _ = self._exit(KVM_EXIT_HYPERCALL, words, vcpu.index)
+        request.ret, self.blocks = self._exit(KVM_EXIT_HYPERCALL, words, vcpu.index)
 
     def _msr_exit(self, reason: int, access: MsrExit, vcpu: int) -> None:
         words = (access.index, access.reason, access.data)
@@ -173,8 +182,8 @@ class NativeUserSpace(UserSpace):
 class NativeHost(MemoryHost):
     """Merged KVM under the handler behind `spec`: FILE.so, FILE.so:in-process or cmd:COMMAND.
 
-    `path` is the file or the command as the user allowed it. `reset` raises `PluginError` where it
-    cannot be started.
+    `path` is the file or the command as the user allowed it; `counts_blocks` says that it was
+    compiled with -fsanitize-coverage. `reset` raises `PluginError` where it cannot be started.
     """
 
     name: ClassVar[str] = "native"
@@ -183,6 +192,7 @@ class NativeHost(MemoryHost):
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self.counts_blocks = False
         self.user = NativeUserSpace(path, GuestMemory(0))
         super().__init__()
 
@@ -195,12 +205,24 @@ class NativeHost(MemoryHost):
         if frames and self.user.handler is not running:
             features = self.user.handler.start()
             self.serves_migration_control = bool(features & wire.FEATURE_MIGRATION_CONTROL)
+            self.counts_blocks = bool(features & wire.FEATURE_BLOCKS)
         self._has_map = self.user.handler.has_map
         return self.user, self.user.injection
 
     def private_map(self) -> bitarray:
         """See `NativeUserSpace.private_map`."""
         return self.user.private_map() if self._has_map else self.user.memory.attributes
+
+    @property
+    def state(self) -> int:
+        """The path in KVM, and above 32 bits the blocks of the handler that ran."""
+        state = super().state
+        return state | self.user.blocks << _BLOCKS_SHIFT if self.counts_blocks else state
+
+    def numbers(self) -> tuple[int, ...]:
+        """The numbers in the machine code of a shared object."""
+        is_file = not self._path.startswith(COMMAND)
+        return numbers_of(Path(file_of(self._path))) if is_file else ()
 
     @property
     def migration_ready(self) -> bool:

@@ -15,6 +15,8 @@ from guestemu.abi.errors import PluginError
 from guestemu.host.kvm.guest_memory import GuestMemory
 from guestemu.host.kvm.uapi import KVM_EXIT_HYPERCALL
 from guestemu.host.native import wire
+from guestemu.native import load
+from guestemu.native.build import SERVE
 
 _U64: Final = ctypes.c_uint64
 _POINTER: Final = ctypes.c_void_p
@@ -72,6 +74,8 @@ class LoadedHandler:
         self._path = path
         self._vcpus = vcpus
         self._memory = memory
+        self._blocks = ctypes.c_uint64()
+        self._counts_blocks = False
         self.has_map = False
 
     def start(self) -> int:
@@ -81,6 +85,7 @@ class LoadedHandler:
         handler does not open.
         """
         path, memory = self._path, self._memory
+        serve = load(SERVE, is_global=True)  # has what -fsanitize-coverage calls
         try:
             self._library = ctypes.CDLL(path)
         except OSError as error:
@@ -89,10 +94,16 @@ class LoadedHandler:
             if not hasattr(self._library, f"guestemu_{name}"):
                 raise PluginError(f"host {path}: guestemu_{name}() of guestemu_host.h is missing")
         library = self._library
+        if serve is not None:
+            self._blocks = ctypes.c_uint64.in_dll(serve, "guestemu_blocks")
+            origin = ctypes.c_uint64.in_dll(serve, "guestemu_origin")
+            origin.value = ctypes.cast(library.guestemu_abi, _POINTER).value or 0
+            self._blocks.value = 0
         if library.guestemu_abi() != wire.ABI:
             raise PluginError(
                 f"host {path}: has ABI {library.guestemu_abi()}, this guestemu has {wire.ABI}"
             )
+        self._counts_blocks = bool(self._blocks.value)
         has_features = hasattr(library, "guestemu_features")
         self.has_map = hasattr(library, "guestemu_private")
         slots = memory.slots[: wire.MAX_SLOTS]
@@ -122,7 +133,8 @@ class LoadedHandler:
         self._words = self._octets.cast("Q")
         self._vm = self._open()
         features: int = library.guestemu_features() if has_features else 0
-        return features
+        is_counting = wire.FEATURE_BLOCKS if self._counts_blocks else 0
+        return features & wire.FEATURE_BLOCKS - 1 | is_counting
 
     def _open(self) -> int:
         vm: int | None = self._library.guestemu_open(
@@ -139,12 +151,16 @@ class LoadedHandler:
             self._vm = self._open()
 
     def exit(self, reason: int, words: Sequence[int], vcpu: int) -> tuple[int, int, int]:
-        """Outcome, answer (`ret` or `error`) and data of an exit; `words` as in `wire`."""
+        """Outcome, answer (`ret` or `error`) and data of an exit; `words` as in `wire`. The data of
+        a hypercall are the blocks that ran."""
         octets = self._octets
         if reason == KVM_EXIT_HYPERCALL:
             _PUT_HYPERCALL(octets, 0, reason, vcpu, *words)
+            if self._counts_blocks:
+                self._blocks.value = 0
             outcome = self._run(self._vm, self._exit_at)
-            return outcome, self._words[_RET], 0
+            blocks = self._blocks.value if self._counts_blocks else 0
+            return outcome, self._words[_RET], blocks
         _PUT_OTHER(octets, 0, reason, vcpu, *words)
         outcome = self._run(self._vm, self._exit_at)
         return outcome, self._words[_ERROR], self._words[_DATA]

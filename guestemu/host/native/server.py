@@ -16,7 +16,7 @@ def main(arguments: list[str]) -> int:
     """Serves until the other side closes the pipe. A library that cannot be served: status 2,
     and the reason on standard error."""
     read_end, write_end = map(int, os.environ[DESCRIPTORS].split(","))
-    library = load(SERVE)
+    library = load(SERVE, is_global=True)  # what -fsanitize-coverage calls is there
     if library is None:
         os.write(2, b"guestemu's C libraries are not built\n")
         return 2

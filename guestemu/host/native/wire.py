@@ -23,6 +23,8 @@ MAX_CALLS: Final = 4096
 MAX_SLOTS: Final = 64
 
 FEATURE_MIGRATION_CONTROL: Final = 1
+FEATURE_BLOCKS: Final = 1 << 16
+"""The handler was compiled with -fsanitize-coverage; not among the header's features."""
 SLOT_GUEST_MEMFD: Final = 1
 SLOT_READ_ONLY: Final = 2
 STOP: Final = 1
