@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 import textwrap
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from guestemu.abi.errors import InputError
@@ -16,7 +18,7 @@ from guestemu.cli.main import main
 from guestemu.host.permission import named_by_user
 from guestemu.host.registry import hosts
 from guestemu.program.program import Header
-from guestemu.program.text import parse_text
+from guestemu.program.text import load_program, parse_text
 from guestemu.runner.testbed import build_testbed
 
 MERGED = "map-gpa-range"
@@ -116,6 +118,25 @@ def diverge(ops, *names, guest="snippet:2020"):
 def test_known_difference(ops, host, wanted):
     found = diverge(ops, MERGED, host)
     assert {(op, aspect, key) for op, _, aspect, key in found} == wanted
+
+
+VMMS = "qemu-11,cloud-hypervisor,openvmm,libkrun,dragonball"
+CORPORA = Path(__file__).parents[2] / "corpora"
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("directory", ["snp", "tdx"])
+def test_five_vmms_differ_in_known_ways_on_the_guests_that_they_serve(directory):
+    found = set()
+    for path in sorted((CORPORA / directory).glob("*.prog")):
+        program = load_program(path)
+        header = msgspec.structs.replace(program.header, host="qemu-11", switches=())
+        program = msgspec.structs.replace(program, header=header)
+        for one in run_lockstep(program, choices_of(VMMS, header)).divergences:
+            assert one.is_explained, (path.name, one)
+            found.add((one.hosts[1], one.aspect, one.known))
+    wanted = {("libkrun", "status", "attributes-word")} if directory == "snp" else set()
+    assert found == wanted
 
 
 def test_equal_hosts_do_not_diverge():
