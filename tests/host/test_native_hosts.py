@@ -184,6 +184,44 @@ def test_a_loop_in_this_process_ends_it_with_one_line(built: Path, tmp_path: Pat
     assert "does not stop when it is interrupted" in line
 
 
+STATIC = """
+#include "guestemu_host.h"
+uint32_t guestemu_abi(void) { return GUESTEMU_HOST_ABI; }
+void *guestemu_open(const struct guestemu_layout *l, const struct guestemu_kernel *k)
+{
+	static int vm;
+	return l && k ? &vm : 0;
+}
+int guestemu_reset(void *vm) { return !vm; }
+void guestemu_close(void *vm) { (void)vm; }
+int guestemu_exit(void *vm, struct guestemu_exit *e)
+{
+	static uint64_t calls;
+	(void)vm;
+	e->hypercall.ret = calls++;
+	return GUESTEMU_REENTER;
+}
+"""
+
+
+@pytest.mark.parametrize("way", ["process", "cmd"])
+def test_a_renewed_handler_has_run_nothing(tmp_path: Path, way: str) -> None:
+    source = tmp_path / "static.c"
+    source.write_text(STATIC)
+    if way == "cmd":
+        flags = ("-DGUESTEMU_SERVE_MAIN",)
+        compile_c(tmp_path / "program", source, HEADERS / "guestemu_serve.c", flags=flags)
+        host = make(f"cmd:{tmp_path / 'program'}")
+    else:
+        host = make(str(compile_c(tmp_path / "static.so", source)))
+    assert [call(host, 0, 1, 0) for _ in range(2)] == [0, 1]
+    host.restore(FRAMES)
+    assert call(host, 0, 1, 0) == 2, "a reset leaves static data"
+    host.renew()
+    host.restore(FRAMES)
+    assert [call(host, 0, 1, 0) for _ in range(2)] == [0, 1]
+
+
 NONSENSE = {
     "wrong magic": ("reply(b'x' * 16)", "has ABI"),
     "another ABI": ("reply(struct.pack('<4I', MAGIC, 9, 0, 0))", "has ABI 9"),

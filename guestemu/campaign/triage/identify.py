@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from typing import Final
 
 import msgspec
 
+from guestemu.abi.addresses import PAGE_SIZE, U64_MASK
 from guestemu.abi.x86 import Mode
 from guestemu.campaign.triage.canonical import (
     Canonical,
@@ -24,14 +26,15 @@ from guestemu.campaign.triage.canonical import (
 from guestemu.campaign.triage.hostcode import Spots
 from guestemu.campaign.triage.lower import is_guest_only, lower
 from guestemu.campaign.triage.probe import Look, Probe, Sighting
-from guestemu.campaign.triage.symptom import is_of_bits
+from guestemu.campaign.triage.symptom import RECORD, is_of_bits
 from guestemu.checks.base import Violation
-from guestemu.program.ops import SPECS, Argument, Instruction, Op
+from guestemu.program.ops import SPECS, Argument, Instruction, Op, OpKind
 from guestemu.program.program import Expectation, Header, Program
 from guestemu.program.validity import takes_page
 from guestemu.runner.testbed import HOST_FAILED
 
 _KEY_DIGITS: Final = 8
+_FRAME: Final = re.compile(r"frame (0x[0-9a-f]+)")
 _NAMED: Final = frozenset({Argument.HYPERCALL_NUMBER, Argument.MSR})
 _LATCH: Final = "migration-control"
 _SHORT: Final = 0xFF
@@ -163,7 +166,30 @@ def identify(probe: Probe, case: Case, known: Spots = frozenset()) -> list[Findi
     """
     if case.sighting.violation.check == HOST_FAILED:
         return [_failure(probe, case)]
+    case = _of_one_page(probe, case)
     return _search(probe, case, known) or [as_it_is(probe, case.ops, case.sighting)]
+
+
+def _of_one_page(probe: Probe, case: Case) -> Case:
+    """The case of a call for one page of the range that is recorded wrong as well, or `case`. Where
+    no code can be suspected, findings are told apart by their programs, and a long range over the
+    place that a host gets wrong is another program than the place."""
+    sighting, index = case.sighting, case.sighting.violation.op
+    op = case.ops[index]
+    if probe.sees_code or op.kind is not OpKind.HYPERCALL or op.has_page:
+        return case
+    nr, gpa, pages, *rest = op.arguments
+    frame = _FRAME.search(sighting.violation.message)
+    if sighting.symptom.name != RECORD or pages <= 1 or frame is None:
+        return case
+    for place in (gpa, int(frame[1], 16) * PAGE_SIZE, gpa + (pages - 1) * PAGE_SIZE & U64_MASK):
+        one = msgspec.structs.replace(op, arguments=(nr, place, 1, *rest))
+        for ops in ((one,), (*case.ops[:index], one)):
+            look = probe.try_look(ops, traced=True)
+            for seen in look.first if look is not None else ():
+                if seen.symptom.name == RECORD or is_of_bits(seen.symptom.name):
+                    return Case(ops, seen)
+    return case
 
 
 def as_it_is(probe: Probe, ops: tuple[Op, ...], sighting: Sighting) -> Finding:

@@ -106,7 +106,7 @@ class Probe:
     """Looks at programs on `testbed`, whose observer it puts aside meanwhile. `heartbeat` is called
     before every run, and `bound` bounds the time of each. `is_slow`: a run takes milliseconds.
     `allows` tells which programs a search may come to: those that the campaign itself would run.
-    Violations of a check in `ignored` are none."""
+    Violations of a check in `ignored` are none. `sees_code`: the host's code is byte code."""
 
     def __init__(
         self, testbed: Testbed, header: Header, heartbeat: Callable[[], None] | None = None
@@ -122,6 +122,7 @@ class Probe:
             host, PluginHost | NativeHost
         )
         self.code = ByteCodeTrace(is_model)
+        self.sees_code = not isinstance(host, NativeHost)
         self.runs = 0
         self.is_slow = len(testbed.checks) == 1 or not testbed.guest.name.startswith("snippet:")
         self._cover: dict[str, Spots] = {}
@@ -177,6 +178,8 @@ class Probe:
         observer, testbed.observe = testbed.observe, observe
         self.runs += 1
         bound = self.bound
+        if isinstance(host, NativeHost):
+            host.renew()
         with host.as_new() if isinstance(host, PluginHost) else nullcontext():
             if bound is not None:
                 bound.renew()

@@ -31,7 +31,7 @@ from guestemu.runner.testbed import HOST_FAILED
 
 MIXED: Final = "mixed"
 _BITS: Final = "hypercall: upper bits of the "
-_RECORD: Final = "hypercall: record"
+RECORD: Final = "hypercall: record"
 _ALL: Final = "all"
 
 _NUMBER: Final = re.compile(r"-?\b(?:0x[0-9a-f]+|\d+)\b")
@@ -123,7 +123,7 @@ def _record_symptom(view: OpView, record: AnsweredExit) -> Symptom:
         part = "the start"
     else:
         part = "the middle"
-    return Symptom(_RECORD, f"{part} of the range, {min(total, _MANY)}")
+    return Symptom(RECORD, f"{part} of the range, {min(total, _MANY)}")
 
 
 def of_bits(register: str) -> Symptom:
@@ -175,7 +175,7 @@ def is_of_bits(name: str) -> bool:
 
 def is_of_whole_range(symptom: Symptom) -> bool:
     """Whether a host recorded the wrong status for all of a range, and for nothing else."""
-    return symptom.name == _RECORD and symptom.effect.startswith(_ALL)
+    return symptom.name == RECORD and symptom.effect.startswith(_ALL)
 
 
 def situation_of(exits: Sequence[AnsweredExit]) -> str:

@@ -33,11 +33,15 @@
 			  * status, and in the upper half how many records it had answered */
 #define DONE_SHIFT 16
 
-#define COUNTS_BLOCKS 0x10000u /* a feature beside the header's: the reply to a hypercall has the blocks
-				* that ran in place of data */
-#define CLOSED 77 /* exit status of the child: the pipe was closed */
+/* Features beside the header's: the reply to a hypercall has the blocks that ran in place of data;
+ * OP_FRESH is known. */
+#define COUNTS_BLOCKS 0x10000u
+#define KNOWS_FRESH 0x20000u
 
-enum { OP_RESET, OP_EXIT, OP_MAP };
+#define CLOSED 77 /* exit status of the child: the pipe was closed */
+#define FRESH 78  /* another child shall go on, in which the handler has run nothing */
+
+enum { OP_RESET, OP_EXIT, OP_MAP, OP_FRESH };
 enum { CALL_ATTRIBUTES = 1, CALL_FALLOCATE, CALL_MADVISE, CALL_PRE_FAULT, CALL_DEVICE };
 
 struct hello {
@@ -346,6 +350,8 @@ static int answer(struct server *s)
 				return CLOSED;
 			continue;
 		}
+		if (s->request[0].op == OP_FRESH)
+			return FRESH;
 		s->calls = 0;
 		*s->done = 0;
 		for (uint32_t i = 0; i < head.records; i++) {
@@ -372,7 +378,7 @@ static int serve(int in, int out, const struct functions *f)
 	guestemu_origin = (uint64_t)(uintptr_t)f->abi;
 	ready.abi = f->abi();
 	ready.features = (f->features ? f->features() & (COUNTS_BLOCKS - 1) : 0) |
-			 (guestemu_blocks ? COUNTS_BLOCKS : 0);
+			 (guestemu_blocks ? COUNTS_BLOCKS : 0) | KNOWS_FRESH;
 	s->in = in;
 	s->out_fd = out;
 	s->call_into = f;
@@ -407,6 +413,8 @@ static int serve(int in, int out, const struct functions *f)
 			;
 		if (WIFEXITED(status) && WEXITSTATUS(status) == CLOSED)
 			return 0;
+		if (WIFEXITED(status) && WEXITSTATUS(status) == FRESH)
+			continue;
 		died.calls = (uint32_t)status | *s->done << DONE_SHIFT;
 		if (transfer(out, &died, sizeof(died), 1))
 			return 0;

@@ -209,6 +209,12 @@ class NativeHost(MemoryHost):
         self._has_map = self.user.handler.has_map
         return self.user, self.user.injection
 
+    def renew(self) -> None:
+        """The next VM is the first of its handler, also for what that keeps outside of a VM. In
+        this process that is not possible."""
+        if isinstance(self.user.handler, HandlerProcess):
+            self.user.handler.renew()
+
     def private_map(self) -> bitarray:
         """See `NativeUserSpace.private_map`."""
         return self.user.private_map() if self._has_map else self.user.memory.attributes

@@ -8,6 +8,7 @@ not pay for the same death twice.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import shlex
@@ -71,6 +72,7 @@ class HandlerProcess:
     def __init__(self, spec: str, memory: GuestMemory, vcpus: int = 1) -> None:
         self.spec = spec
         self.has_map = False
+        self._knows_fresh = False
         self.starts = 0
         self._hello = wire.hello(memory, vcpus)
         self._frames = memory.frames
@@ -121,6 +123,7 @@ class HandlerProcess:
             self.stop()
             raise PluginError(f"host {self.spec}: has ABI {abi}, this guestemu has {wire.ABI}")
         self.has_map = bool(has_map)
+        self._knows_fresh = bool(features & wire.FEATURE_FRESH)
         return int(features)
 
     def _command(self) -> list[str]:
@@ -136,6 +139,13 @@ class HandlerProcess:
         if why:
             raise MissingError(f"host {self.spec}: needs guestemu's C libraries: {why}")
         return [sys.executable, "-m", f"{__package__}.server", str(path)]
+
+    def renew(self) -> None:
+        """Lets go of what the handler keeps outside of its VM, such as static data: what is asked
+        next is asked of a handler that has run nothing. Costs a fork."""
+        if self._child is not None and self._knows_fresh:
+            with contextlib.suppress(OSError):  # of a process that is gone
+                self._write(wire.FRESH)
 
     def ask(self, requests: bytes, story: bytes) -> tuple[int, int, int, bytes]:
         """Outcome, answer and data of the last of the `requests`, and the calls made for it.

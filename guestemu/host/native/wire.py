@@ -24,7 +24,11 @@ MAX_SLOTS: Final = 64
 
 FEATURE_MIGRATION_CONTROL: Final = 1
 FEATURE_BLOCKS: Final = 1 << 16
-"""The handler was compiled with -fsanitize-coverage; not among the header's features."""
+"""The handler was compiled with -fsanitize-coverage. This and the next are not the header's."""
+
+FEATURE_FRESH: Final = 1 << 17
+"""The process knows `OP_FRESH`."""
+
 SLOT_GUEST_MEMFD: Final = 1
 SLOT_READ_ONLY: Final = 2
 STOP: Final = 1
@@ -36,6 +40,7 @@ DONE_SHIFT: Final = 16
 OP_RESET: Final = 0
 OP_EXIT: Final = 1
 OP_MAP: Final = 2
+OP_FRESH: Final = 3
 NO_FAILURE: Final = -1
 
 HELLO: Final = struct.Struct("<4IQ")
@@ -51,6 +56,8 @@ _NO_EXIT: Final = (0, 0, NO_FAILURE, 0, 0, *[0] * 7)
 _ZEROES: Final = (0,) * 7
 RESET: Final = REQUEST.pack(OP_RESET, *_NO_EXIT)
 READ_MAP: Final = HEAD.pack(1, 0) + REQUEST.pack(OP_MAP, *_NO_EXIT)
+FRESH: Final = HEAD.pack(1, 0) + REQUEST.pack(OP_FRESH, *_NO_EXIT)
+"""Without an answer: what comes next goes to a handler that has run nothing before."""
 
 CALL_ATTRIBUTES: Final = 1
 CALL_FALLOCATE: Final = 2
