@@ -29,6 +29,10 @@ settings.register_profile(
 )
 settings.load_profile("any speed")
 
+# So is what the terminal can show that the suite was started from: tests that look at a plain one
+# choose it.
+os.environ["TERM"] = "xterm"
+
 
 class Drawn(NamedTuple):
     """A page as the browser drew it: width in pixels, different pixels in its upper part, and the

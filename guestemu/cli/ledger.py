@@ -41,6 +41,12 @@ def command(
     kernels: Annotated[
         bool, typer.Option("--kernels", help="Also the real kernels that were fetched.")
     ] = False,
+    sev: Annotated[
+        str,
+        typer.Option(
+            "--sev", metavar="sev|es|snp|tdx", help="Kind of the guests; SNP, TDX: Linux's own ways."
+        ),
+    ] = "sev",
     every_step: Annotated[
         bool,
         typer.Option("--every-step", help="Every step, where a flow has more than five of a kind."),
@@ -58,6 +64,10 @@ def command(
     the error, as proposed in May 2021, and upstream's. Each run ends with a migration; `lost`
     counts the pages that are wrong at the destination, `noticed_by` says who can know.
 
+    SNP guests and TDs (--sev) have no MIGRATION_CONTROL, and the answers are those of a page-state
+    change or MapGPA: EAGAIN, EINVAL, -EINVAL, garbage. A host that refuses ends the one; the
+    caller in the other gets an error.
+
     Exit status 0 whatever is lost; 3 if a real kernel was asked for and none was fetched.
 
     For example:
@@ -67,29 +77,41 @@ def command(
       guestemu ledger --policy warn --policy bug --flow decrypt-3 --rows
 
       guestemu ledger --kernels --html ledger.html --json
+
+      guestemu ledger --sev tdx --policy linux:7.3
     """
     from guestemu.guest.linux.images import fetched_images
+    from guestemu.program.program import SevKind
     from guestemu.study.ledger.flows import find_flows
     from guestemu.study.ledger.matrix import find_failures, plan
     from guestemu.study.ledger.policies import LINUX, find_policies
+    from guestemu.study.outcomes.guests import has_kind
 
+    known = [kind.value for kind in SevKind]
+    if sev not in known:
+        raise InputError(f"--sev {sev}: unknown, take one of {', '.join(known)}")
     wanted = tuple(policies or ())
     found: tuple[str, ...] = ()
     if kernels or any(name.startswith(LINUX) for name in wanted):
         found = tuple(dict.fromkeys(f"{LINUX}{image.series}" for image in fetched_images()))
         if not found:
             raise MissingError("ledger: no kernel image here; run `guestemu kernel fetch`")
+        found = tuple(name for name in found if has_kind(name, sev))
+        if not found:
+            raise InputError(f"--sev {sev}: no fetched kernel runs as such a guest")
     if kernels and wanted:
         wanted = tuple(dict.fromkeys((*wanted, *found)))
-    chosen = find_policies(wanted, found)
+    if sev == SevKind.SEV_ES.value and not found:
+        raise InputError("--sev es: our own code has no SEV-ES; add --kernels")
+    chosen = find_policies(wanted, found, sev)
     todo = plan(chosen, find_flows(tuple(flows or ())))
     if not todo:
         raise InputError("ledger: these flows need our own guests; leave out --policy linux:...")
-    chosen_failures = find_failures(tuple(failures or ()))
+    chosen_failures = find_failures(tuple(failures or ()), sev)
     if html is not None:
         _check_writable(html)
     result, is_whole = _run(todo, chosen_failures, every_step)
-    _show(result, chosen, rows, html, as_json, is_whole)
+    _show(result, chosen, rows, html, as_json, is_whole=is_whole, sev=sev)
     return EXIT_OK if is_whole else EXIT_INTERRUPTED
 
 
@@ -136,7 +158,9 @@ def _show(
     with_rows: bool,
     html: Path | None,
     as_json: bool,
+    *,
     is_whole: bool,
+    sev: str,
 ) -> None:
     from guestemu.study.ledger.page import (
         ROW_HEADINGS,
@@ -151,7 +175,9 @@ def _show(
         html.write_text(ledger_page(rows, policies))
     summary = by_policy(rows)
     if as_json:
-        console.emit_json({"rows": rows, "summary": summary, "complete": is_whole})
+        console.emit_json(
+            {"sev": sev, "rows": rows, "summary": summary, "complete": is_whole}
+        )
         return
     if with_rows:
         console.emit_table(ROW_HEADINGS, map(row_cells, rows))

@@ -43,8 +43,45 @@ def test_a_table_of_counts(capsys: pytest.CaptureFixture[str]) -> None:
         (["--flow", "x"], "flow 'x': unknown"),
         (["--failure", "x"], "failure 'x': unknown"),
         (["--html", "/nowhere/x.html"], "no such directory"),
+        (["--sev", "x"], "--sev x: unknown, take one of sev, es, snp, tdx"),
+        (["--sev", "es"], "our own code has no SEV-ES; add --kernels"),
+        (["--sev", "snp", "--policy", "warn"], "policy 'warn': unknown, take one of upstream-6.12"),
+        (["--sev", "tdx", "--failure", "host-enosys"], "take one of host-eagain"),
     ],
 )
 def test_bad_options(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ledger", *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_td_s_caller_hears_of_a_refusal_and_an_snp_guest_ends(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = ["--policy", "upstream-7.3", "--flow", "decrypt-3", "--json"]
+    seen = {}
+    for kind in ("snp", "tdx"):
+        assert main(["ledger", "--sev", kind, *options]) == 0
+        result = json.loads(capsys.readouterr().out)
+        assert result["sev"] == kind
+        seen[kind] = {
+            (row["failure"], row["step"]): (row["noticed_by"], row["migration"], row["lost"])
+            for row in result["rows"]
+            if row["failure"].startswith(("none", "host-"))
+        }
+    dead = (["guest log", "guest death"], "guest dead", 0)
+    stuck = (["guest death"], "guest dead", 0)
+    unharmed = ([], "completed", 0)
+    assert seen["snp"] == {
+        ("none", -1): unharmed,
+        ("host-eagain", 0): dead,
+        ("host-einval", 0): dead,
+        ("host-minus-einval", 0): dead,
+        ("host-garbage", 0): dead,
+    }
+    assert seen["tdx"] == {
+        ("none", -1): unharmed,
+        ("host-eagain", 0): unharmed,
+        ("host-einval", 0): (["guest log", "caller"], "completed", 0),
+        ("host-minus-einval", 0): stuck,
+        ("host-garbage", 0): stuck,
+    }

@@ -8,6 +8,7 @@ import json
 import pytest
 
 from guestemu.cli.main import main
+from guestemu.program.lexer import quote
 
 OPS = "set_memory_decrypted D[3] pages=2\nanswer value=-22\nset_memory_decrypted D[9] pages=1\n"
 
@@ -15,7 +16,8 @@ OPS = "set_memory_decrypted D[3] pages=2\nanswer value=-22\nset_memory_decrypted
 @pytest.fixture
 def program(image_of, tmp_path):
     path = tmp_path / "kernel.prog"
-    path.write_text(f"guestemu-program 1\nguest linux:{image_of('6.1')}\n---\n{OPS}")
+    guest = quote(f"linux:{image_of('6.1')}")
+    path.write_text(f"guestemu-program 1\nguest {guest}\n---\n{OPS}")
     return path
 
 

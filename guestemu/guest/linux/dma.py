@@ -30,7 +30,9 @@ _POOL_INIT: Final = "dma_atomic_pool_init"
 class KernelDma:
     """One struct device of a booted kernel and the buffers allocated for it.
 
-    Making it allocates the device and, as a postcore initcall would, the atomic pools.
+    Making it allocates the device and, as a postcore initcall would, the atomic pools. A guest that
+    does not survive that (an SNP guest whose page-state change is refused) allocates nothing more:
+    each request ends as the pools did.
     """
 
     def __init__(self, booted: BootedKernel, calls: KernelCalls) -> None:
@@ -48,14 +50,18 @@ class KernelDma:
         self._store(mask, _ALL_ONES)
         self._store(self.device + btf.offset("device.coherent_dma_mask"), _ALL_ONES)
         self._store(self.device + btf.offset("device.dma_mask"), mask)
+        self._end: CallOutcome | None = None
         if _POOL_INIT in kernel.symbols:
-            calls.call(_POOL_INIT)
+            pools = calls.call(_POOL_INIT)
+            self._end = pools if pools.value is None else None
 
     def _store(self, address: int, value: int) -> None:
         self._vcpu.write_memory(Gva(address), struct.pack("<Q", value))
 
     def alloc(self, size: int, may_block: bool) -> CallOutcome:
         """The value is the buffer's GPA, or -ENOMEM."""
+        if self._end is not None:
+            return self._end
         gfp = GFP_KERNEL if may_block else GFP_NOWAIT_BITS
         outcome = self._calls.call("dma_alloc_attrs", self.device, size, self._handle, gfp, 0)
         if outcome.value is None:
@@ -70,6 +76,8 @@ class KernelDma:
     def struct_page(self, size: int, may_block: bool) -> CallOutcome:
         """dma_alloc_pages() of `size` bytes (kernel/dma/mapping.c); the value is what the kernel
         returned, a struct page or 0."""
+        if self._end is not None:
+            return self._end
         gfp = GFP_KERNEL if may_block else GFP_NOWAIT_BITS
         return self._calls.call(
             "dma_alloc_pages", self.device, size, self._handle, _DMA_BIDIRECTIONAL, gfp

@@ -115,7 +115,7 @@ class SnippetGuest(Guest):
         image: SnippetImage | None = None,
     ) -> None:
         _check(config, generation)
-        image = image or load_snippet(_image_of(generation, config))
+        image = image or load_snippet(image_name(generation, config))
         self.name = f"snippet:{generation}"
         self.generation = generation
         self.budget = budget
@@ -465,7 +465,8 @@ def _stack_slot(vcpu: int) -> int:
     return STACKS + STACK_SIZE * (vcpu + 1) - 8
 
 
-def _image_of(generation: str, config: MachineConfig) -> str:
+def image_name(generation: str, config: MachineConfig) -> str:
+    """The name of the code that `generation` runs as the guest kind of `config`."""
     if config.tdx:
         return TDX_IMAGE
     return SNP_IMAGE if config.sev_status & SEV_STATUS_SEV_SNP else generation

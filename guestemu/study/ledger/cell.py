@@ -136,12 +136,12 @@ def _decide(rig: Rig, scene: Scene, flow: Flow, when: When) -> tuple[VmmMigratio
     if when is When.DURING:
         aborted = while_running(rig.host, rig.policy)
         return aborted or VmmMigration.COMPLETED, Wait.NOTHING
-    refused = at_start(rig.host)
+    refused = at_start(rig.host, rig.policy)
     if refused is VmmMigration.TIMED_OUT:
         if flow.late is None:
             return refused, Wait.TIMEOUT
         flow.late(scene)
-        refused = VmmMigration.GUEST_DEAD if scene.has_died() else at_start(rig.host)
+        refused = VmmMigration.GUEST_DEAD if scene.has_died() else at_start(rig.host, rig.policy)
         waited = Wait.TIMEOUT if refused is VmmMigration.TIMED_OUT else Wait.REBOOT
         return refused or VmmMigration.COMPLETED, waited
     return refused or VmmMigration.COMPLETED, Wait.NOTHING

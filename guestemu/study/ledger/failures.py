@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.addresses import U64_MASK
-from guestemu.abi.errno import EBUSY
+from guestemu.abi.errno import EAGAIN, EBUSY, EINVAL
 from guestemu.abi.hypercalls import KVM_EINVAL, KVM_ENOSYS
 
 
@@ -60,7 +60,23 @@ FAILURES: Final = (
     Failure("hole", Point.PAGE, 1),
     Failure("absent", Point.PAGE, 0),
 )
-"""All of them. -EBUSY is no KVM answer (constant table), but nothing keeps a VMM from giving it."""
+"""Those of a plain SEV guest. -EBUSY is no KVM answer (constant table), but nothing keeps a VMM
+from giving it."""
+
+_EXIT_ANSWERS: Final = (
+    Failure("host-eagain", Point.ANSWER, EAGAIN),
+    Failure("host-einval", Point.ANSWER, EINVAL),
+    Failure("host-minus-einval", Point.ANSWER, -EINVAL & U64_MASK),
+    Failure("host-garbage", Point.ANSWER, _GARBAGE),
+)
+"""Answers to a page-state change or MapGPA, where KVM 7.2 takes 0, EAGAIN and EINVAL (N20, T25)."""
+
+
+def failures_of(sev: str) -> tuple[Failure, ...]:
+    """The failures of a guest of kind `sev`, the word of `--sev`."""
+    if sev in {"sev", "es"}:
+        return FAILURES
+    return (*_EXIT_ANSWERS, *(f for f in FAILURES if f.point is not Point.ANSWER))
 
 
 class FaultPoint:

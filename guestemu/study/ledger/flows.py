@@ -32,7 +32,7 @@ class Flow(msgspec.Struct, frozen=True):
     """One flow. `region`, `page`, `pages` are what it is about, and what a migration sends in
     passes; `splits` the large leaves that it splits; `has_entries`: each page has an entry of its
     own that can be taken away; `in_migration`: it can happen while a migration runs;
-    `on_kernels`: a booted kernel can do it."""
+    `on_kernels`: a booted kernel can do it; `needs_control`: it is about MIGRATION_CONTROL."""
 
     name: str
     text: str
@@ -45,6 +45,7 @@ class Flow(msgspec.Struct, frozen=True):
     has_entries: bool = False
     in_migration: bool = True
     on_kernels: bool = True
+    needs_control: bool = False
     late: Part | None = None
 
 
@@ -218,8 +219,15 @@ FLOWS: Final = (
         _nothing,
         in_migration=False,
         on_kernels=False,
+        needs_control=True,
     ),
-    Flow("cpu-offline", "a CPU goes off line: MIGRATION_CONTROL = 0", _offline, _private_page),
+    Flow(
+        "cpu-offline",
+        "a CPU goes off line: MIGRATION_CONTROL = 0",
+        _offline,
+        _private_page,
+        needs_control=True,
+    ),
     Flow(
         "kexec",
         "3 shared pages, kexec, and the new kernel reports its memory",
@@ -228,6 +236,7 @@ FLOWS: Final = (
         pages=PAGES,
         in_migration=False,
         on_kernels=False,
+        needs_control=True,
     ),
     Flow(
         "kexec-window",
@@ -237,6 +246,7 @@ FLOWS: Final = (
         pages=PAGES,
         in_migration=False,
         on_kernels=False,
+        needs_control=True,
         late=_new_kernel,
     ),
 )

@@ -8,7 +8,7 @@ from typing import Final
 
 from guestemu.abi.errors import GuestemuError, InputError
 from guestemu.study.ledger.cell import Ending, Row, When, make_row, run_flow
-from guestemu.study.ledger.failures import FAILURES, Failure, Point
+from guestemu.study.ledger.failures import Failure, Point, failures_of
 from guestemu.study.ledger.flows import Flow
 from guestemu.study.ledger.policies import LedgerRow
 from guestemu.study.ledger.rig import Rig
@@ -19,25 +19,28 @@ MAX_STEPS: Final = 5
 some between."""
 
 
-def find_failures(names: tuple[str, ...]) -> tuple[Failure, ...]:
-    """Failures by name; all of them if `names` is empty. `InputError` for an unknown name."""
-    by_name = {failure.name: failure for failure in FAILURES}
+def find_failures(names: tuple[str, ...], sev: str = "sev") -> tuple[Failure, ...]:
+    """Failures of a guest kind by name; all of them if `names` is empty. `InputError` for an
+    unknown name."""
+    by_name = {failure.name: failure for failure in failures_of(sev)}
     for name in names:
         if name not in by_name:
             raise InputError(f"failure {name!r}: unknown, take one of {', '.join(by_name)}")
-    return tuple(by_name[name] for name in names) or FAILURES
+    return tuple(by_name[name] for name in names) or tuple(by_name.values())
 
 
 def plan(
     policies: Iterable[LedgerRow], flows: Iterable[Flow]
 ) -> tuple[tuple[LedgerRow, Flow], ...]:
-    """What is run one after another; a real kernel cannot do every flow."""
+    """What is run one after another; a real kernel cannot do every flow, and a guest that never
+    writes MIGRATION_CONTROL not those about it."""
     chosen = tuple(flows)
     return tuple(
         (policy, flow)
         for policy in policies
         for flow in chosen
-        if flow.on_kernels or not policy.is_kernel
+        if (flow.on_kernels or not policy.is_kernel)
+        and (policy.asks_to_migrate or not flow.needs_control)
     )
 
 

@@ -19,7 +19,7 @@ LINUX: Final = "linux:"
 
 class LedgerRow(msgspec.Struct, frozen=True):
     """A row of the ledger's table. `guest` is a name as `--guest` takes it, or "" for the policy
-    code with `word` in `error_policy`."""
+    code with `word` in `error_policy`; `sev` is its kind, as the word of `--sev`."""
 
     name: str
     text: str
@@ -27,11 +27,17 @@ class LedgerRow(msgspec.Struct, frozen=True):
     guest: str = ""
     aborts_on_zero: bool = False
     callers: str = "6.1"
+    sev: str = "sev"
 
     @property
     def is_kernel(self) -> bool:
         """A real kernel."""
         return self.guest.startswith(LINUX)
+
+    @property
+    def asks_to_migrate(self) -> bool:
+        """The guest writes MIGRATION_CONTROL: KVM never offers that to SNP guests and TDs (A48)."""
+        return self.sev in {"sev", "es"}
 
 
 POLICIES: Final = (
@@ -55,20 +61,43 @@ POLICIES: Final = (
 )
 """Those of our own code; `kernel_policy` adds a real kernel."""
 
-
-def kernel_policy(guest: str) -> LedgerRow:
-    """The row of a real kernel, `guest` as in `linux:6.1`."""
-    return LedgerRow(guest, "a real, unmodified kernel", guest=guest)
+UPSTREAM: Final = ("6.12", "7.3")
+"""Generations of our own code that are SNP guests and TDs."""
 
 
-def find_policies(names: tuple[str, ...], kernels: tuple[str, ...]) -> tuple[LedgerRow, ...]:
+def kernel_policy(guest: str, sev: str = "sev") -> LedgerRow:
+    """The row of a real kernel, `guest` as in `linux:6.1`, as a guest of kind `sev`."""
+    return LedgerRow(guest, "a real, unmodified kernel", guest=guest, sev=sev)
+
+
+def find_policies(
+    names: tuple[str, ...], kernels: tuple[str, ...], sev: str = "sev"
+) -> tuple[LedgerRow, ...]:
     """The policies of these names, all for none; `kernels` are those that can be booted here.
 
+    The proposals of May 2021 concern plain SEV: of the other kinds there are only Linux's own ways.
     Raises `InputError` for a name that does not exist.
     """
-    every = (*POLICIES, *map(kernel_policy, kernels))
+    every = (*_own_code(sev), *(kernel_policy(kernel, sev) for kernel in kernels))
     by_name = {policy.name: policy for policy in every}
     for name in names:
         if name not in by_name:
             raise InputError(f"policy {name!r}: unknown, take one of {', '.join(by_name)}")
     return tuple(by_name[name] for name in names) or every
+
+
+def _own_code(sev: str) -> tuple[LedgerRow, ...]:
+    if sev == "sev":
+        return POLICIES
+    if sev == "es":
+        return ()
+    return tuple(
+        LedgerRow(
+            f"upstream-{name}",
+            f"Linux {name} as it is",
+            guest=f"snippet:{name}",
+            callers=name,
+            sev=sev,
+        )
+        for name in UPSTREAM
+    )

@@ -8,16 +8,15 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.addresses import PAGE_SHIFT, Gfn, Gpa
-from guestemu.abi.msrs import SEV_STATUS_SEV
 from guestemu.checks.base import Check
 from guestemu.checks.conversion import ConversionCheck, MappingCheck
 from guestemu.checks.free import FreePagesCheck
 from guestemu.checks.progress import ProgressCheck
 from guestemu.checks.ready import ReadyCheck
 from guestemu.guest.base import Guest
-from guestemu.guest.registry import GuestSettings, load_guest
-from guestemu.guest.snippet.elf import SnippetImage, load_snippet
-from guestemu.guest.snippet.guest import SnippetGuest
+from guestemu.guest.registry import SNIPPET_STATUS, GuestSettings, load_guest
+from guestemu.guest.snippet.elf import load_snippet
+from guestemu.guest.snippet.guest import SnippetGuest, image_name
 from guestemu.host.base import Host
 from guestemu.machine.machine import Machine, MachineConfig
 from guestemu.migration.links import plain_link
@@ -43,12 +42,12 @@ _SNIPPET: Final = "snippet:"
 
 class Rig:
     """`bed` and `injector` of one policy. `can_migrate`: the whole guest moves; for a real kernel
-    its pages do (`carry`)."""
+    its pages do (`carry`), and so for SNP guests and TDs."""
 
     def __init__(self, policy: LedgerRow) -> None:
         self.policy = policy
         self.host = LedgerHost()
-        self.can_migrate = not policy.is_kernel
+        self.can_migrate = not policy.is_kernel and policy.sev == "sev"
         guest, symbols = _guest(policy, None)
         self.bed = Testbed(
             guest,
@@ -96,22 +95,22 @@ def _destination(policy: LedgerRow) -> tuple[Guest, Host]:
 def _guest(policy: LedgerRow, key: bytes | None) -> tuple[Guest, dict[str, int]]:
     """The policy's guest, and the symbols of its code if that is ours."""
     if policy.is_kernel:
-        settings = GuestSettings(policy.guest, CBIT, KERNEL_MEMORY, 1, BUDGET, True)
+        settings = GuestSettings(policy.guest, CBIT, KERNEL_MEMORY, 1, BUDGET, True, policy.sev)
         return load_guest(settings), {}
     generation = policy.guest.removeprefix(_SNIPPET) or GENERATION
-    image = load_snippet(generation) if policy.guest else load_policy_code()
-    return _snippet(policy, generation, image, key), dict(image.symbols)
-
-
-def _snippet(
-    policy: LedgerRow, generation: str, image: SnippetImage, key: bytes | None
-) -> SnippetGuest:
-    config = MachineConfig(frames=MEMORY << 20 >> PAGE_SHIFT, cbit=CBIT, sev_status=SEV_STATUS_SEV)
+    config = MachineConfig(
+        frames=MEMORY << 20 >> PAGE_SHIFT,
+        cbit=CBIT,
+        sev_status=SNIPPET_STATUS[policy.sev],
+        tdx=policy.sev == "tdx",
+    )
     if key is not None:
         config = msgspec.structs.replace(config, key=key)
+    own = load_snippet(image_name(generation, config)) if policy.guest else None
+    image = own or load_policy_code()
     guest = SnippetGuest(generation, config, BUDGET, image)
-    if not policy.guest:
+    if own is None:
         guest.machine.ram.write_u64(Gpa(image.symbols[POLICY_WORD]), policy.word)
         guest.machine.checkpoint()
         guest.generation = policy.callers
-    return guest
+    return guest, dict(image.symbols)

@@ -39,11 +39,12 @@ class Wait(enum.Enum):
     """It did not."""
 
 
-def at_start(host: LedgerHost) -> VmmMigration | None:
-    """Why no migration starts; None: it does."""
+def at_start(host: LedgerHost, policy: LedgerRow) -> VmmMigration | None:
+    """Why no migration starts; None: it does. A guest that is not offered MIGRATION_CONTROL is not
+    asked."""
     if host.is_stopped or host.is_disabled:
         return VmmMigration.REFUSED
-    return None if host.migration_ready else VmmMigration.TIMED_OUT
+    return None if host.migration_ready or not policy.asks_to_migrate else VmmMigration.TIMED_OUT
 
 
 def while_running(host: LedgerHost, policy: LedgerRow) -> VmmMigration | None:
