@@ -44,7 +44,9 @@ def command(
     sev: Annotated[
         str,
         typer.Option(
-            "--sev", metavar="sev|es|snp|tdx", help="Kind of the guests; SNP, TDX: Linux's own ways."
+            "--sev",
+            metavar="sev|es|snp|tdx",
+            help="Kind of the guests; SNP, TDX: Linux's own ways.",
         ),
     ] = "sev",
     every_step: Annotated[
@@ -175,9 +177,7 @@ def _show(
         html.write_text(ledger_page(rows, policies))
     summary = by_policy(rows)
     if as_json:
-        console.emit_json(
-            {"sev": sev, "rows": rows, "summary": summary, "complete": is_whole}
-        )
+        console.emit_json({"sev": sev, "rows": rows, "summary": summary, "complete": is_whole})
         return
     if with_rows:
         console.emit_table(ROW_HEADINGS, map(row_cells, rows))
