@@ -61,10 +61,10 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
     failed: tuple[str, ...]
 
 
-def accelerator(native: bool) -> Accelerator:
-    """TCG, or this computer's KVM. Raises `MissingError` where that is not there."""
+def accelerator(native: bool, emulated: Accelerator = TCG) -> Accelerator:
+    """`emulated`, or this computer's KVM. Raises `MissingError` where that is not there."""
     if not native:
-        return TCG
+        return emulated
     try:
         with _DEVICE.open("r+b", buffering=0):
             return NATIVE

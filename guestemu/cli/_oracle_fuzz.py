@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -19,11 +19,15 @@ from guestemu.oracle.conversions import ConversionGenerator
 from guestemu.oracle.generator import Generator
 from guestemu.oracle.image import find_kernel
 from guestemu.oracle.live import LiveKvm
-from guestemu.oracle.qemu import MachineEnded
+from guestemu.oracle.qemu import PACED, TCG, MachineEnded
 from guestemu.oracle.reduce import OracleFinding
 
 if TYPE_CHECKING:
     from rich.progress import ProgressColumn
+
+
+_MANY: Final = 50_000
+"""Steps for which the longer start of `PACED` pays."""
 
 
 class OracleSums(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,7 +80,8 @@ def fuzz_kernel(
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"--out {out}: {error.strerror}; name a directory") from None
-    with LiveKvm(find_kernel(kernel, modules), accelerator(native)) as kvm:
+    emulated = PACED if steps >= _MANY else TCG
+    with LiveKvm(find_kernel(kernel, modules), accelerator(native, emulated)) as kvm:
         choice = choose_kernel(model or kvm.machine.release, "--model" if model else kernel)
         if not choice.is_exact:
             console.note(f"no model of {model or kvm.machine.release}: compared with {choice.name}")

@@ -2,7 +2,9 @@
 """`guestemu oracle build-modules`: what is fetched, what is refused; the build itself in soak."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -11,9 +13,13 @@ import pytest
 from guestemu.abi.errors import InputError, MissingError
 from guestemu.cli.main import main
 from guestemu.guest.linux.images import find_image
-from guestemu.oracle import module_build
+from guestemu.host.kvm.kernels import KERNELS
+from guestemu.oracle import module_build, reduce
+from guestemu.oracle.campaign import OracleCampaign
+from guestemu.oracle.generator import Generator
 from guestemu.oracle.image import find_kernel
 from guestemu.oracle.live import LiveKvm
+from guestemu.oracle.matrix import call
 from guestemu.oracle.module_build import ModuleBuilder, options_for, suite_of
 
 DATA = Path(__file__).parent.parent / "data" / "kvm-oracle"
@@ -141,3 +147,55 @@ def test_one_changed_line_of_kvm_is_found_made_small_and_explained(
     fields = [one["field"] for finding in found for one in finding["differences"]]
     assert seen in fields
     assert min(finding["steps"] for finding in found) <= 5
+
+
+@pytest.mark.soak
+def test_a_kernel_that_warns_dies_hangs_or_is_killed_is_told_and_the_campaign_goes_on(
+    tmp_path, monkeypatch
+):
+    """Hypercall 13 warns, 14 is a BUG, 15 never ends; QEMU is killed besides."""
+    try:
+        find_image("7.3")
+    except MissingError:
+        pytest.skip("kernel 7.3 was not fetched")
+    built = str(tmp_path / "modules")
+    patch = str(DATA / "planted-trouble.patch")
+    assert main(["oracle", "build-modules", "7.3", "--patch", patch, "-o", built]) == 0
+    monkeypatch.setattr(reduce, "_SLOW_TRIES", 2)
+    heard, pids = [], []
+    with LiveKvm(find_kernel("7.3", Path(built)), batch_s=20) as kvm:
+        draw = Troubles(5)
+        one = OracleCampaign(kvm, KERNELS["7.2"], generator=draw, say=heard.append, batch=256)
+        for number in (0, 13, 14, 15):
+            draw.number = number
+            pids.append(kvm.pid)
+            if not number:
+                os.kill(kvm.pid, signal.SIGKILL)
+            one.run(one.sums.steps + 512)
+        pids.append(kvm.pid)
+    assert "QEMU was ended by SIGKILL; started again" in heard
+    assert [finding.steps for finding in one.sums.findings] == [1, 1, 1]
+    words = ("WARNING: ", "kernel BUG at", "hangs: no answer")
+    for finding, said in zip(one.sums.findings, words, strict=True):
+        assert said in finding.summary
+    assert one.sums.restarts >= 3
+    assert one.sums.steps >= 4 * 512
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+class Troubles(Generator):
+    """The random steps, none of which is hypercall 13, 14 or 15; but the 100th of a number is."""
+
+    number = 0
+    drawn = 0
+
+    def act(self, vcpus=1):
+        drawn = super().act(vcpus)
+        while drawn.op.is_hypercall and drawn.inputs.rax & 0xFFFFFFFF in (13, 14, 15):
+            drawn = super().act(vcpus)
+        self.drawn += 1
+        if self.number and self.drawn >= 100:
+            drawn, self.number, self.drawn = call(self.number), 0, 0
+        return drawn
