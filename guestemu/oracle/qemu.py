@@ -31,11 +31,11 @@ CPU: Final = "max,+svm,-cx16"
 """Without CMPXCHG16B: Linux 6.12 crashed in SLUB right after it under QEMU 7.2's TCG."""
 MEMORY_MIB: Final = 512
 APPEND: Final = (
-    "console=ttyS0 quiet loglevel=4 panic=-1 oops=panic mitigations=off nokaslr tsc=reliable "
+    "console=ttyS0 quiet loglevel=5 panic=-1 oops=panic mitigations=off nokaslr tsc=reliable "
     "random.trust_cpu=on rcupdate.rcu_expedited=1 no5lvl"
 )
-"""With four levels of page tables instead of five: TCG walks them again after every entry and exit
-of a guest."""
+"""Level 5 prints what WARN() says. Four levels of page tables instead of five: TCG walks them again
+after every entry and exit of a guest."""
 START_S: Final = 400.0
 """A machine that is not ready by then counts as hung; a start takes 10 to 14 s of CPU time."""
 _FIRST_PAUSE_S: Final = 2e-5

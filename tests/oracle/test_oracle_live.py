@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The KVM of a real kernel under QEMU; skipped where QEMU or the kernel is missing."""
 
+import json
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -46,6 +48,22 @@ def test_the_real_kvm_agrees_with_the_model(kvm):
     sums = OracleCampaign(kvm, model, seed=1, say=print, batch=512).run(1000)
     assert [finding.summary for finding in sums.findings] == []
     assert sums.exits > 100
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("series", ["6.1", "6.12", "7.3"])
+def test_a_hundred_thousand_random_steps_of_the_day_agree(series, capsys):
+    from guestemu.cli.main import main
+
+    try:
+        find_image(series)
+    except MissingError:
+        pytest.skip(f"kernel {series} was not fetched")
+    seed = str(int(time.time()) // 86400)
+    words = ["oracle", "fuzz", series, "--steps", "100000", "--seed", seed, "--json"]
+    status = main(words)
+    sums = json.loads(capsys.readouterr().out)
+    assert (status, sums["differing"], sums["findings"]) == (0, 0, [])
 
 
 def test_qemu_has_no_network_and_no_name_for_its_files(kvm):
