@@ -62,7 +62,8 @@ _ERRNO_TOP: Final = (1 << 64) - 4096
 
 
 def value_class(value: int | None) -> int:
-    """A result reduced to what tells paths apart: none, 0, 1, an error by number, or just large."""
+    """A result reduced to what distinguishes paths: none, 0, 1, an error by number, or just
+    large."""
     if value is None:
         return 0
     if 0 <= value <= 1:

@@ -165,8 +165,8 @@ class Filing:
                 self._shelf.filed(key, self.book.findings[key].check, self._elapsed())
 
     def recover(self, index: int, jobs: int, begin: Callable[[bytes], bool]) -> None:
-        """Files what earlier sessions met and had no time to file. `begin` is told each program
-        before it runs, and answers whether it may."""
+        """Files what earlier sessions met and had no time to file. `begin` is called with each
+        program before it runs, and answers whether it may."""
         shelf = self._shelf
         if shelf is None:
             return

@@ -70,7 +70,7 @@ def _class_of(value: object) -> int:
 
 
 def _of_conversion(view: OpView, asked: int) -> tuple[int, int]:
-    """Pages told to the host against pages asked for, and the blocks that it took."""
+    """Pages notified to the host against pages asked for, and the blocks executed."""
     told = sum([record.args[1] for record in view.exits if record.is_hypercall])
     missing = asked - told
     left = view.guest.machine.hooks.watch.left

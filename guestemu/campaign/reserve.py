@@ -20,7 +20,7 @@ SIZE: Final = 1 << 18
 
 
 class Reserve:
-    """The reserve of one directory. `is_used` tells that this process met a full disk."""
+    """The reserve of one directory. `is_used`: this process met a full disk."""
 
     def __init__(self, root: Path) -> None:
         self._path = root / ".reserve"

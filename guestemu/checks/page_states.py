@@ -69,7 +69,7 @@ class PageStateCheck(Oracle):
 
     @classmethod
     def applies(cls, host: Host) -> bool:
-        """Only a hypervisor that lies puts other memory behind a page."""
+        """Only a hypervisor that lies maps a page to other memory."""
         return bool(host.lie)
 
     def after(self, view: OpView) -> Iterable[Violation]:

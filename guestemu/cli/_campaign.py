@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What `guestemu fuzz` asks for and what it tells at its end."""
+"""The options of `guestemu fuzz`, and the summary that it prints."""
 
 from __future__ import annotations
 

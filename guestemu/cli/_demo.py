@@ -93,7 +93,7 @@ def second_act(workdir: Path, limit: tuple[str, ...]) -> bool:
     """A host with a bug, found by a campaign of `limit`, explained."""
     _title(2, "a host of your own, with a bug")
     console.emit(f"{HOST} is a host in ten lines. A range that ends at a multiple of 64 frames")
-    console.emit("loses its last page. The campaign is told nothing of that.")
+    console.emit("loses its last page. The campaign has to find that by itself.")
     work = "found"
     campaign = (
         *("fuzz", "hypercall", "--host", f"{HOST}:MyHost"),

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from guestemu.study.outcomes.cells import Cell, Key
 
 EXIT_SKIP: Final = 125
-"""What tells `git bisect run` that a commit cannot be tested."""
+"""The status by which `git bisect run` skips a commit that cannot be tested."""
 
 _MAX_DETAIL: Final = 150
 _NOTICEABLE: Final = 0.01
-"""The part by which instruction counts have to differ to be told."""
+"""The part by which instruction counts have to differ to be shown."""
 
 
 class Untestable(GuestemuError):

@@ -47,7 +47,7 @@ def command(context: typer.Context, as_json: AsJson = False) -> int:
         ("name", "files", "MiB", "what it is"),
         [(one.name, one.files, f"{one.bytes / 2**20:.1f}", one.about) for one in entries],
     )
-    console.emit(f"{root()}: {_sum(entries) / 2**20:.1f} MiB; guestemu cache clear takes it away")
+    console.emit(f"{root()}: {_sum(entries) / 2**20:.1f} MiB; guestemu cache clear removes it")
     return EXIT_OK
 
 

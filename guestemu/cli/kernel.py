@@ -572,8 +572,7 @@ def kexec(
         typer.Option(
             "--hole",
             metavar="ADDRESS",
-            help="Cut the RAM that the next kernel is told of at this address, which may lie "
-            "inside a page.",
+            help="Cut the RAM map of the next kernel at this address, which may lie inside a page.",
         ),
     ] = "",
     crash: Annotated[

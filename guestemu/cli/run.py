@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`guestemu run`: one program, told step by step."""
+"""`guestemu run`: one program, printed step by step."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class ProbedCall(msgspec.Struct, frozen=True, gc=False):
 
 
 class Unusable(Exception):
-    """A probe line that tells of no call; the text says why."""
+    """A probe line without a call; the text says why."""
 
 
 def is_probe(event: bytes, body: bytes) -> bool:

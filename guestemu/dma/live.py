@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The trace's own account: what drivers asked for and gave back, and when.
+"""The trace's own account: what drivers allocated and freed, and when.
 
 Nothing here knows about encryption; the figures follow from the trace alone and can be checked
 against its text. A bus address (`dma_addr`) identifies a buffer; with `has_iommu` a bus address

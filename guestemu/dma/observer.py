@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a run tells those who watch it: the analysis and the writers of files."""
+"""What a run reports to its observers: the analysis and the writers of files."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Opens a trace of any format that is known: the first line tells which."""
+"""Opens a trace of any format that is known: recognised by its first line."""
 
 from __future__ import annotations
 

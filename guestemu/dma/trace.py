@@ -93,7 +93,7 @@ class CallSite(msgspec.Struct, frozen=True):
 
 
 class TraceReport(msgspec.Struct, frozen=True):
-    """What a reader saw besides the events it gave out.
+    """What a reader saw besides the events that it returned.
 
     `ignored` counts by name the events that cause no conversion or have no coherent buffer (mapping
     events, dma_alloc_sgt …). `lost_events` are those the recorder says it dropped: with any, frees
@@ -128,7 +128,7 @@ def _gfp(raw: bytes) -> frozenset[str]:
 
 
 class TraceReader:
-    """Iterates once over the events of a trace; `report()` tells the rest.
+    """Iterates once over the events of a trace; `report()` returns the rest.
 
     `name` stands in messages for the input, `bytes_read` tells how far it has been read (in chunks,
     so ahead of the events). Iteration raises InputError for a binary trace.dat at

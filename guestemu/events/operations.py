@@ -15,7 +15,7 @@ class OpBegin(Event, frozen=True, tag="op-begin"):
 
 
 class OpEnd(Event, frozen=True, tag="op-end"):
-    """An operation ended; `word` says how, `value` is what it gave back, if it gives anything."""
+    """An operation ended; `word` says how, `value` is what it returned, if anything."""
 
     word: str
     value: int | None

@@ -97,7 +97,7 @@ class Guest(ABC):
     device: HostileDevice | None = None
     """The device of a kernel in user space (`use_device`)."""
     boot_exits: Sequence[BootExit] = ()
-    """What the guest told its host before the state that `reset` returns to."""
+    """The exits that the guest made before the state that `reset` returns to."""
 
     @abstractmethod
     def reset(self) -> None:

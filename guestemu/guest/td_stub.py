@@ -23,7 +23,8 @@ _EXPOSED: Final = 0xFFCC
 
 
 class TdStub:
-    """`switch` is told of the mode and level before each start (it flushes the TLB if need be)."""
+    """`switch` is called with the mode and level before each start (it flushes the TLB if need
+    be)."""
 
     def __init__(self, machine: Machine, switch: Callable[[tuple[Mode, int]], None]) -> None:
         machine.ram.write(Gpa(_ADDRESS), tdx.TDCALL + _HLT)

@@ -67,7 +67,7 @@ class Host(ABC):
     `psc_lies.LIES`; empty for an honest one."""
 
     memory_slots: tuple[Slot, ...] = ()
-    """The VM's memory slots, as `describe_vm` gave them; empty for one over all of RAM."""
+    """The VM's memory slots, as passed to `describe_vm`; empty for one over all of RAM."""
 
     open_frames: tuple[tuple[int, int], ...] = ()
     """Start and end in gfns of what is no RAM with guest_memfd by the VM's slots: user space

@@ -35,7 +35,7 @@ SERIES: Final = ("6.1", "6.12")
 NEWEST: Final = "newest"
 """In place of a series: the newest that is offered."""
 WANTED_BY_TESTS: Final = (*SERIES, NEWEST)
-"""What `guestemu kernel fetch` gets unless told otherwise."""
+"""What `guestemu kernel fetch` gets by default."""
 
 _NAME: Final = re.compile(
     r"linux-(?P<kind>image|binary)-(?P<major>\d+)\.(?P<minor>\d+)\.\S+?"

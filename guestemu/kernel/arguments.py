@@ -87,7 +87,7 @@ def resolve(text: str, guest: LinuxGuest, earlier: Sequence[Earlier] = ()) -> Ca
 
 
 def _earlier(text: str, place: str, earlier: Sequence[Earlier]) -> int:
-    """What a call before gave (N), or got (N.M)."""
+    """What an earlier call returned (N), or one of its arguments (N.M)."""
     call, dot, argument = place.partition(".")
     if bool(dot) is not text.startswith("argument:"):
         raise InputError(f"argument {text!r}: use result:N or argument:N.M")

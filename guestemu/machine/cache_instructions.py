@@ -39,7 +39,7 @@ class _Operand(msgspec.Struct, frozen=True):
 
 
 class CacheInstructions:
-    """Carries them out on `ram`, for code that `watch` was told of."""
+    """Carries them out on `ram`, for code that was passed to `watch`."""
 
     def __init__(self, engine: Engine, hooks: CpuHooks, ram: CachedRam) -> None:
         self._engine = engine

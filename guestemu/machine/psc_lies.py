@@ -29,7 +29,7 @@ _VICTIM: Final = 8
 """The victim of an attack on pages is this many frames behind the first one asked for."""
 
 _PATIENCE: Final = 64
-"""Requests of a guest that is not told of progress, after which the run ends."""
+"""Requests of a guest that sees no progress, after which the run ends."""
 
 Answer = tuple[int, int]
 

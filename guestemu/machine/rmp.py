@@ -184,7 +184,7 @@ class Rmp:
         return found
 
     def map(self, gfn: int, sfn: int) -> None:
-        """The hypervisor puts system frame `sfn` behind `gfn` (its nested page table)."""
+        """The hypervisor maps `gfn` to system frame `sfn` (its nested page table)."""
         if sfn == gfn:
             self._behind.pop(gfn, None)
         else:
@@ -439,7 +439,7 @@ class Rmp:
         return bytes(self._codes[: self._frames])
 
     def load(self, states: bytes) -> None:
-        """States as `dump` gave them, for as many frames."""
+        """States as `dump` returned them, for as many frames."""
         self._odd.clear()
         self._behind.clear()
         self._codes[: self._frames] = states
@@ -452,7 +452,7 @@ class Rmp:
         self._is_changed = False
 
     def rollback(self) -> None:
-        """See `Device`; `changed` is not told, the gates have a checkpoint of their own."""
+        """See `Device`; `changed` is not called, the gates have a checkpoint of their own."""
         if self._is_changed:
             codes, odd, behind, small = self._base
             self._codes[:] = codes

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The address bit that tells a page's private view from its shared one.
+"""The address bit that selects a page's private or shared view.
 
 A SEV guest *sets* the C-bit of a private address, a TD sets the shared bit of a shared one. This is
 the only module that knows which; everything else asks for a view by its meaning.

@@ -38,7 +38,7 @@ class DirtyLog:
         return frozenset(self._dirty)
 
     def clear(self, frames: Iterable[int]) -> None:
-        """Takes `frames` out of the log; the next store puts them in again."""
+        """Removes `frames` from the log; the next store adds them again."""
         self._collect()
         gone = self._dirty.intersection(frames)
         self._dirty -= gone

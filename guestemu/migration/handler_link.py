@@ -34,7 +34,7 @@ FIRMWARE_MAILBOX: Final = 0xFC
 """The mailbox's first frame."""
 
 TRANSPORT_KEY: Final = bytes(range(0xA0, 0xB0))
-"""What the guest's owner gave to both handlers."""
+"""The key that the guest's owner provides to both handlers."""
 
 SOURCE_NAME: Final = 1
 DESTINATION_NAME: Final = 2

@@ -80,9 +80,9 @@ class CampaignSums(msgspec.Struct, kw_only=True):
 
 
 class OracleCampaign:
-    """Compares `kvm` with the model of `kernel`. `say` is told what happens in one line each;
-    `directory` is where findings are written, None for nowhere. `generator` draws what is done;
-    default: hypercalls and MSRs, from `seed`."""
+    """Compares `kvm` with the model of `kernel`. `say` is called with one line for each thing that
+    happens; `directory` is where findings are written, None for nowhere. `generator` draws what is
+    done; default: hypercalls and MSRs, from `seed`."""
 
     def __init__(
         self,

@@ -59,8 +59,8 @@ def _machine(name: str) -> LiveKvm:
 
 
 def load_live(spec: str, plugin: str, switches: tuple[str, ...] = ()) -> LiveKvmHost:
-    """The host of kvm:KERNEL. `plugin` is the same, as `permission` gave it: a program cannot name
-    one. Raises `InputError` without it and for switches."""
+    """The host of kvm:KERNEL. `plugin` is the same, as `permission` returned it: a program cannot
+    name one. Raises `InputError` without it and for switches."""
     if not plugin:
         raise InputError(f"host {spec}: starts a virtual machine, which only --host can ask for")
     if switches:

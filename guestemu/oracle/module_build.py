@@ -60,7 +60,7 @@ class BuiltModules(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModuleBuilder:
-    """Builds for the fetched kernel that `name` means. `say` is told of each stage.
+    """Builds for the fetched kernel that `name` means. `say` is called with each stage.
 
     Raises `InputError` for a kernel that is not a fetched package, `MissingError` for what this
     machine lacks, with apt's or the compiler's words.

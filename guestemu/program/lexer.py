@@ -31,7 +31,7 @@ _NEGATIVE_SHOWN: Final = 4096
 
 
 class Word(msgspec.Struct, frozen=True):
-    """One word of a line; `quoted` tells a string in quotes from the same bare word."""
+    """One word of a line; `quoted`: a string in quotes, not a bare word."""
 
     text: str
     quoted: bool = False

@@ -242,7 +242,7 @@ def _check_extra() -> None:
 
 
 def _silence() -> None:
-    """What Dask logs of lost connections, the campaign tells by itself."""
+    """What Dask logs of lost connections, the campaign reports by itself."""
     import distributed  # sets the levels of its loggers
 
     for name in logging.root.manager.loggerDict:

@@ -38,7 +38,7 @@ class Share:
         self.lost_at = None
 
     def lose(self) -> None:
-        """The node is gone; what it told last counts."""
+        """The node is gone; its last report counts."""
         if self.figures is not None:
             self.lives.append(self.figures)
         self.node = self.answer = self.figures = None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Follows what a supervisor's workers write, and tells what is new since the last look."""
+"""Follows what a supervisor's workers write, and returns what is new since the last look."""
 
 from __future__ import annotations
 

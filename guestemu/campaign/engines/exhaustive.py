@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Every program within small bounds, once; it knows and tells how many there are.
+"""Every program within small bounds, once; their number is known and reported.
 
 The alphabet are the ops of the target with the first few values of each argument (the default, then
 the edges of `program.values`), the first hot pages of each region, and 64-bit code at CPL 0 first

@@ -52,7 +52,7 @@ class _Over(BaseException):
 
 
 class _ViolatedError(Exception):
-    """A violation. Each signature has a subclass, by which Hypothesis tells failures apart."""
+    """A violation. Each signature has a subclass, by which Hypothesis distinguishes failures."""
 
     sign = ""
 

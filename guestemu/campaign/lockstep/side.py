@@ -118,7 +118,7 @@ class Side(msgspec.Struct, frozen=True):
 
     @property
     def value(self) -> int | None:
-        """What the operation gave back."""
+        """What the operation returned."""
         return value_of(self.op, self.outcome)
 
     def calls(self) -> list[StatusCall]:

@@ -45,7 +45,7 @@ class HuntCell(msgspec.Struct, frozen=True):
 
     @property
     def key(self) -> tuple[str, bool, str, str, int]:
-        """What tells cells apart in a file of results, whatever their budget."""
+        """What identifies a cell in a file of results, whatever its budget."""
         return self.bug, self.planted, self.engine, self.arm, self.seed
 
 

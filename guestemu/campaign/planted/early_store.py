@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Sees a guest that stores to a page before it told the host about the flip (S1c, M65).
+"""Detects a guest that stores to a page before it notified the host of the flip (S1c, M65).
 
 A migration that sends the page between the two takes the new bytes for bytes of the old status. A
 store makes the other view of its page stale, so at the notification the old view of a page that

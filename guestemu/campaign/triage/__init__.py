@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Findings: what is wrong, told apart by its cause, as small as it gets, explained."""
+"""Findings: violations grouped by cause, minimised and explained."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs programs and tells what went wrong in them, and which host code only wrong runs execute.
+"""Runs programs, and finds what went wrong in them and which host code only wrong runs execute.
 
 The cover is the byte code that ran in operations that were convincingly right, for each situation
 apart: a call that is refused anyway clears nothing that an accepted one executes. It starts with a
@@ -103,7 +103,7 @@ class Look(msgspec.Struct, frozen=True):
 
 
 class Probe:
-    """Looks at programs on `testbed`, whose observer it puts aside meanwhile. `heartbeat` is called
+    """Looks at programs on `testbed`, whose observer it replaces meanwhile. `heartbeat` is called
     before every run, and `bound` bounds the time of each. `is_slow`: a run takes milliseconds.
     `allows` tells which programs a search may come to: those that the campaign itself would run.
     Violations of a check in `ignored` are none. `sees_code`: the host's code is byte code."""
@@ -145,7 +145,7 @@ class Probe:
         return look
 
     def _recall(self, ops: tuple[Op, ...], traced: bool) -> tuple[Look, _Cleared]:
-        """What `_run` gave before, or gives now; the runs longest unused are forgotten."""
+        """What `_run` returned before, or returns now; the runs longest unused are forgotten."""
         key = (ops, traced)
         seen = self._seen.pop(key) if key in self._seen else self._run(ops, traced)
         self._seen[key] = seen

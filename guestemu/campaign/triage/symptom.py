@@ -48,7 +48,7 @@ _HELD: Final = frozenset({"results", "record"})
 
 
 class Symptom(msgspec.Struct, frozen=True):
-    """`name` tells defects apart; `effect` is the extent, which one defect may have several of.
+    """`name` distinguishes defects; `effect` is the extent, which one defect may have several of.
     `register` may have lost its upper bits, which a longer range would show."""
 
     name: str

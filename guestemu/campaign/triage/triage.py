@@ -70,7 +70,7 @@ def triage(
     permissions: Permissions,
     advance: Callable[[], None],
 ) -> list[Triaged]:
-    """The defects that campaigns found, those met most first; `writing` puts explanation and test
+    """The defects that campaigns found, those met most first; `writing` writes explanation and test
     beside the first program of each. `permissions` say which hosts of the user's may run. `advance`
     is called after each program.
 

@@ -93,7 +93,7 @@ class Btf:
 
     @classmethod
     def resume(cls, types: bytes, strings: bytes, index: BtfIndex, name: str) -> Btf:
-        """The types of a section that was scanned before: what `sections` and `index` gave."""
+        """The types of a section that was scanned before: what `sections` and `index` returned."""
         btf = cls.__new__(cls)
         btf._name = name
         btf._types, btf._strings = types, strings

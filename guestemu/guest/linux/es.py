@@ -160,7 +160,7 @@ class SevEs:
         return EsState(self._registered, self.snp.rmp.dump() if self.snp else b"")
 
     def load(self, state: EsState) -> None:
-        """As `save` gave it, for a machine of the same configuration."""
+        """As `save` returned it, for a machine of the same configuration."""
         self._registered = state.registered
         if self.snp is not None:
             self.snp.load(state.rmp)

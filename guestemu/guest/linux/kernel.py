@@ -124,7 +124,8 @@ def check_shape(elf: ELFFile, size: int) -> None:
 
 
 def load_kernel(path: Path, progress: Callable[[str], None] | None = None) -> Kernel:
-    """Reads and analyses the kernel in `path` (about two seconds). `progress` is told each step.
+    """Reads and analyses the kernel in `path` (about two seconds). `progress` is called with each
+    step.
 
     Raises `InputError` for anything that is not a usable x86-64 kernel, and names what is missing.
     """

@@ -88,8 +88,8 @@ class LinuxLoader:
     """Analysed kernels by file and booted guests by (kernel, configuration, command line)."""
 
     def __init__(self, complain: Callable[[str], None] | None = None) -> None:
-        """`complain` is told in one line, once, that the cache cannot be written (default: standard
-        error)."""
+        """`complain` is called once, with one line, if the cache cannot be written (default:
+        standard error)."""
         self._complain = complain or _to_stderr
         self._has_complained = False
         self._kernels: dict[tuple[Path, int, int], Kernel] = {}

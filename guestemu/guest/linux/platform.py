@@ -58,7 +58,7 @@ _CLOCK_DATA: Final = 0x71
 
 
 class Console:
-    """What the kernel wrote to its first serial port. `on_line` is told of every finished line;
+    """What the kernel wrote to its first serial port. `on_line` is called with every finished line;
     with `raises_ve` a TD's kernel has to ask for each character (16,000 times in a boot)."""
 
     def __init__(

@@ -117,7 +117,7 @@ class Snp:
         self._update_gates(0, self.rmp.frames)
 
     def load(self, states: bytes) -> None:
-        """Page states as `Rmp.dump` gave them; user space's attributes are the same."""
+        """Page states as `Rmp.dump` returned them; user space's attributes are the same."""
         self.rmp.load(states)
         self._is_converted = True
         frames = range(self.rmp.frames)

@@ -31,7 +31,7 @@ _MAX_MAP: Final = 64 << 20
 
 
 def files_beside(image: Path) -> Iterator[Path]:
-    """The files with symbols that lie where a build or a distribution puts them for `image`."""
+    """The files with symbols where a build or a distribution has them for `image`."""
     name = image.name
     directories = [image.parent]
     resolved = image.resolve().parent

@@ -20,7 +20,7 @@ from guestemu.guest.dma.policy import AllocatorRules, add_policy
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
-    """One generation. `notifies`: a conversion tells the host. `image` is the ELF file of a
+    """One generation. `notifies`: a conversion makes a hypercall. `image` is the ELF file of a
     generation of another package (None: ours, by its name). `assembly` is the generation whose code
     it runs ("": its own), where the functions of a newer kernel do the same."""
 

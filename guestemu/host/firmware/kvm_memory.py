@@ -41,7 +41,7 @@ class FrameAllocator:
         return frame << PAGE_SHIFT
 
     def release(self, address: int, pages: int) -> None:
-        """Takes back what `allocate` gave."""
+        """Frees what `allocate` returned."""
         self._free.setdefault(pages, []).append(address)
 
 

@@ -110,7 +110,8 @@ def _authority() -> Authority:
 
 
 class SevWorld:
-    """See the module's docstring. `name` tells platforms apart, `defects` are KVM's historic ones.
+    """See the module's docstring. `name` distinguishes platforms, `defects` are KVM's historic
+    ones.
 
     `plain` is what VM 0's memory holds as its guest would read it. `warnings` are WARNs of the
     kernel that user space triggered.

@@ -47,7 +47,7 @@ class HandlerStop(msgspec.Struct, frozen=True):
 
 
 class HandlerError(GuestemuError):
-    """The handler did not answer; QEMU's migration gives up with -EIO (F13)."""
+    """The handler did not answer; QEMU's migration fails with -EIO (F13)."""
 
     def __init__(self, record: HandlerStop) -> None:
         super().__init__(

@@ -17,7 +17,7 @@ class HasMirrorWorld(Protocol):
         """Both ends as they are now."""
 
     def mirror_context(self, is_move: bool, between: int) -> int:
-        """See `ContextRace`: the capability's result; `context_problem` tells what is wrong."""
+        """See `ContextRace`: the capability's result; `context_problem` says what is wrong."""
 
     @property
     def context_problem(self) -> str:

@@ -63,7 +63,7 @@ class Weakness(enum.Enum):
     CBIT_47 = "cbit-47"
     """The C-bit of the page tables is bit 47 whatever the processor's is (F11, M62)."""
     BLOCK_OFFSET_SKIP = "block-offset-skip"
-    """Own pages are told by their offset in the RAM block (F14, M63)."""
+    """Own pages are recognised by their offset in the RAM block (F14, M63)."""
     UNCHECKED_STATUS = "unchecked-status"
     """Every page goes through the handler, shared ones too (F15, M64)."""
     NO_GUARD = "no-guard"

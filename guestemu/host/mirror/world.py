@@ -149,7 +149,7 @@ class MirrorWorld:
 
     @property
     def state(self) -> int:
-        """What tells situations apart for a campaign: the proposal, how many pages are shared,
+        """What distinguishes situations for a campaign: the proposal, how many pages are shared,
         believed so and on their way, lies, sessions, handlers that stopped."""
         lies = self._shared ^ self._believed
         counts = (self._shared, self._believed, self._packets, lies)
@@ -164,7 +164,7 @@ class MirrorWorld:
     # The guest --------------------------------------------------------------------------------
 
     def write(self, place: int, page: int, value: int, is_shared: bool) -> int:
-        """The guest maps a page shared or private, tells the host, and fills it."""
+        """The guest maps a page shared or private, notifies the host, and fills it."""
         self._begin()
         address = self.ram_addr(place, page)
         if address in self.source.own:
@@ -175,7 +175,7 @@ class MirrorWorld:
         return 0
 
     def tell(self, place: int, page: int, private: bool) -> int:
-        """The guest tells the host a status and maps nothing."""
+        """The guest notifies the host of a status and maps nothing."""
         self._begin()
         address = self.ram_addr(place, page)
         (self._believed.discard if private else self._believed.add)(address)

@@ -21,7 +21,7 @@ PLAIN_BYTES_PER_SECOND: Final = 128 << 20
 DOWNTIME_MS: Final = 300
 """QEMU's default downtime limit."""
 MAX_PASSES: Final = 10_000
-"""Where a forecast gives up."""
+"""Passes after which a forecast ends."""
 
 
 class Throughput(msgspec.Struct, frozen=True):

@@ -38,7 +38,7 @@ _Struct = TypeVar("_Struct", bound=KvmStruct)
 
 
 class PeerCertificates(msgspec.Struct, frozen=True):
-    """What the source is told about the destination: its PDH; PEK, OCA and CEK; ASK and ARK."""
+    """What the source gets of the destination: its PDH; PEK, OCA and CEK; ASK and ARK."""
 
     pdh: bytes
     platform: bytes

@@ -36,7 +36,7 @@ class QemuDefect(enum.Enum):
     OPPOSITE_DEFAULTS = "defaults"
     """D1, M51: the global map starts as shared, the maps of the blocks as encrypted."""
     DEVICE_RAM = "device-ram"
-    """D8c, M76: device RAM, of which the guest tells nothing, is sent as private."""
+    """D8c, M76: device RAM without a notification is sent as private."""
     UNCHECKED_WIRE = "unchecked-wire"
     """D8b, M75: lengths and counts of the stream are believed."""
     MASK = "mask"

@@ -25,7 +25,7 @@ class StatefulDevice(Generic[S]):
         return msgspec.msgpack.encode(self.state)
 
     def restore(self, data: bytes) -> None:
-        """The state as `dump` gave it. Raises msgspec.DecodeError for other bytes."""
+        """The state as `dump` returned it. Raises msgspec.DecodeError for other bytes."""
         self.state = msgspec.msgpack.decode(data, type=type(self.state))
 
     def checkpoint(self) -> None:

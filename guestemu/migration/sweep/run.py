@@ -220,7 +220,7 @@ def _tuples(
 
 
 def _follow(steps: Iterable[object], watcher: SweepWatcher) -> None:
-    """Runs a generator of migrations and tells the watcher of each."""
+    """Runs a generator of migrations and reports each to the watcher."""
     iterator = iter(steps)
     done = object()
     while True:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A run told step by step for people, one list of lines for each operation."""
+"""A run described step by step, one list of lines for each operation."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _ORIGINS: Final = {
 
 
 class Told(msgspec.Struct, frozen=True):
-    """One operation told: `lines` of what happened and `violations`, each as its lines."""
+    """One operation described: `lines` of what happened and `violations`, each as its lines."""
 
     lines: tuple[str, ...]
     violations: tuple[tuple[str, ...], ...]
@@ -77,7 +77,7 @@ def tell_violation(violation: Violation) -> tuple[str, ...]:
 
 
 def _event_lines(events: Iterable[Event], places: Places, contract: str) -> Iterator[str]:
-    """All but the changes of leaves, which are told together."""
+    """All but the changes of leaves, which are described together."""
     for event in events:
         if not isinstance(event, LeafChange):
             told = tell_exit(event, places, contract) if isinstance(event, AnsweredExit) else None

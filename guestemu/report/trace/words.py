@@ -87,7 +87,7 @@ def is_finding(word: str) -> bool:
 
 
 def value_of(op: Op, outcome: CallOutcome) -> int | None:
-    """What the operation gave back: a hypercall's RAX and a function's result signed, a load
+    """What the operation returned: a hypercall's RAX and a function's result signed, a load
     unsigned; None where it gives nothing (void functions, faults) or did not return."""
     value = outcome.value
     gives = SPECS[op.kind].gives

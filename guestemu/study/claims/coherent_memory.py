@@ -223,7 +223,7 @@ def lifetimes(_lab: Lab) -> ClaimResult:
 
 
 class BootOrder(msgspec.Struct, frozen=True):
-    """How a kernel's boot tells of .bss..decrypted, counted in its exits (from 0).
+    """How a kernel's boot notifies of .bss..decrypted, counted in its exits (from 0).
 
     `told` is the hypercall that reports the section as shared, `ready` the write of 1 to
     MIGRATION_CONTROL; None: not made. `later` are hypercalls after `ready` that share. `tail` are

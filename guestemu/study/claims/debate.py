@@ -43,7 +43,7 @@ class Decided(msgspec.Struct, frozen=True):
 
     @property
     def is_decided(self) -> bool:
-        """The experiment gave one of the outcomes that it knows."""
+        """The experiment had one of its known outcomes."""
         return self.result.verdict is not ClaimVerdict.UNDECIDED
 
 

@@ -35,7 +35,7 @@ class Noticed(enum.Enum):
     LOG = "guest log"
     CALLER = "caller"
     VMM = "vmm"
-    """The guest told it."""
+    """The guest notified it."""
     ADMIN = "migration"
     """The migration that was asked for does not happen."""
     DEATH = "guest death"

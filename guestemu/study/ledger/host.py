@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The host of the ledger: the reference user space, which fails where it is told to, and knows the
-two signals that were proposed and never defined.
+"""The host of the ledger: the reference user space, which fails where it is ordered to, and knows
+the two signals that were proposed and never defined.
 
 Both are the ledger's own inventions and documented as such: a hypercall "stop this and every later
 migration" (Kalra, 14 May 2021: 'notify the host/hypervisor to block/stop any future/ongoing

@@ -396,7 +396,7 @@ def _is_wanted(wanted: int, value: int) -> bool:
 
 
 def _tell(run: Run, ends: list[str], differing: dict[str, int]) -> str:
-    """What the last operation gave, and where views differ."""
+    """What the last operation returned, and where views differ."""
     parts = []
     if run.outcome.results:
         last = run.outcome.results[-1]

@@ -59,7 +59,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def key(self) -> Key:
-        """What tells it from the other cells of its kernel."""
+        """What distinguishes it from the other cells of its kernel."""
         return Key(self.kind, self.row, self.answer)
 
 

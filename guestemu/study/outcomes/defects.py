@@ -64,7 +64,7 @@ class _Bench:
         return sum(flip.pages for flip in changes)
 
     def told(self) -> int:
-        """Pages that the host was told of since the last call."""
+        """Pages of which the host was notified since the last call."""
         pages = sum(
             told.args[1]
             for told in self._recorder.exits
@@ -93,7 +93,7 @@ def _seen(is_seen: bool, detail: str) -> Verdict:
 
 
 def _tells(guest: LinuxGuest) -> bool:
-    """Whether this kernel tells its host of a conversion at all."""
+    """Whether this kernel makes a hypercall for a conversion at all."""
     bench = _Bench(guest)
     guest.set_memory_decrypted(guest.gva(Region.D, _CONVERSION_PAGE), 1)
     return bench.told() > 0

@@ -41,7 +41,7 @@ _NOT_HERE: Final = CallOutcome(-ENOSYS)
 
 
 class _Heard(ExitHandler):
-    """Passes a kernel's exits on to the testbed's handler, and tells the rules of conversions."""
+    """Passes a kernel's exits on to the testbed's handler, and reports conversions to the rules."""
 
     def __init__(self, handler: ExitHandler, hear: Callable[[Event], None]) -> None:
         self._handler = handler

@@ -169,7 +169,7 @@ class _Kept(msgspec.Struct, frozen=True):
 
 
 class RunRecorder(BootRecorder):
-    """A `BootRecorder` that also tells `notify` of each exit. `apics` answer their own MSRs."""
+    """A `BootRecorder` that also calls `notify` with each exit. `apics` answer their own MSRs."""
 
     def __init__(self, notify: Callable[[Event], None], apics: LocalApics | None) -> None:
         super().__init__()
