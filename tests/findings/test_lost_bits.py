@@ -27,9 +27,9 @@ def call(
     return HypercallExit(nr, (gpa, pages, word, 0), ret & U64, 0, cpl, is_64bit)
 
 
-def record(shared: range = range(0)) -> bitarray:
+def record(shared: range = range(0), frames: int = FRAMES) -> bitarray:
     """All private but the frames `shared`."""
-    bits = bitarray("1") * FRAMES
+    bits = bitarray("1") * frames
     bits[shared.start : shared.stop] = False
     return bits
 
@@ -61,6 +61,10 @@ FOUR = range(4, 8)
         (call(pages=4 | 1 << 52), record(), record(FOUR), ("page count", True)),
         (call(pages=1 << 32, ret=-KVM_EINVAL), record(), record(), ("page count", True)),
         (call(pages=1 << 32), record(), record(), ("page count", False)),
+        (call(pages=3 | 1 << 16), record(), record(range(4, 7)), ("page count", True)),
+        (call(pages=1 << 32, ret=-KVM_EINVAL), record(), record(FOUR), ("", False)),
+        # another number that is refused: a host that ignores it explains nothing
+        (call(nr=13 | 1 << 8), record(), record(), ("", False)),
         # attributes: with a cut bit 4 would still be 0
         (call(word=0x10 | 1 << 8), record(FOUR), record(), ("attributes", True)),
         (call(word=1 << 32), record(), record(FOUR), ("attributes", True)),
@@ -88,6 +92,12 @@ FOUR = range(4, 8)
             record(range(4, 32)),
             ("page count", False),
         ),
+        (
+            call(gpa=0x4000, pages=U64, word=0x10),
+            record(FOUR),
+            record(),
+            ("page count", False),
+        ),
     ],
 )
 def test_the_register_that_was_cut(
@@ -95,6 +105,29 @@ def test_the_register_that_was_cut(
 ) -> None:
     assert lost_bits(done, before, after) == expected
     assert before in (record(), record(FOUR)), "the record before is left as it was"
+
+
+@pytest.mark.parametrize(
+    ("pages", "end"),
+    [
+        (4 | 1 << 14 | 1 << 16, 4 + (4 | 1 << 14)),
+        (4 | 1 << 18 | 1 << 20, 4 + (4 | 1 << 18)),
+        (4 | 1 << 22 | 1 << 24, 4 + (4 | 1 << 22)),
+        (4 | 1 << 24 | 1 << 31, 4 + (4 | 1 << 24)),
+    ],
+)
+def test_page_counts_of_large_guests(pages: int, end: int) -> None:
+    frames = 1 << 25
+    after = record(range(4, end), frames)
+    assert lost_bits(call(pages=pages), record(frames=frames), after) == ("page count", True)
+
+
+def test_a_range_that_wraps_and_was_cut_before_the_end_of_ram() -> None:
+    frames, first = 1 << 17, 0xFFFF
+    after = record(range(first, first + 4), frames)
+    done = call(gpa=first << 12, pages=U64 - 0xFFFF + 4)
+    assert done.args[1] & 0xFFFF == 4
+    assert lost_bits(done, record(frames=frames), after) == ("page count", True)
 
 
 def test_a_call_without_an_answer_says_nothing() -> None:

@@ -10,7 +10,7 @@ from bitarray import bitarray
 
 from guestemu.abi.regions import Instruction, Region
 from guestemu.abi.x86 import Mode
-from guestemu.campaign.triage.lower import LIMIT, is_guest_only, lower
+from guestemu.campaign.triage.lower import is_guest_only, lower
 from guestemu.events.exits import AnsweredExit, HypercallExit, RdmsrExit, WrmsrExit
 from guestemu.program.ops import Op, OpKind, canonical_op
 from guestemu.program.program import Header, Program
@@ -99,6 +99,18 @@ def test_a_program_of_exits_has_no_form_below() -> None:
     assert lowered((ANSWER, RAW), (), (NOTE,)) is None
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(OpKind.ANSWER, OpKind.FAIL_MSR, OpKind.HOST_RESET_BITMAP, OpKind.GUEST_ACCESS),
+        *(OpKind.HYPERCALL, OpKind.WRMSR, OpKind.RDMSR),
+    ],
+)
+def test_orders_and_raw_calls_stay_without_an_exit(kind: OpKind) -> None:
+    op = canonical_op(Op(kind))
+    assert lowered((op, SHARE), (), (NOTE,)) == (op, RAW)
+
+
 def test_what_does_not_go_wrong_below_has_none() -> None:
     program = Program(Header(), (SHARE,))
     seen = look((NOTE,))
@@ -116,8 +128,8 @@ def test_what_does_not_go_wrong_below_has_none() -> None:
 
 def test_a_look_that_broke_off_and_one_of_many_exits_are_left_alone() -> None:
     assert lowered((SHARE, ANSWER), (NOTE,)) is None
-    assert lowered((SHARE,), (NOTE,) * LIMIT) == (RAW,) * LIMIT
-    assert lowered((SHARE,), (NOTE,) * (LIMIT + 1)) is None
+    assert lowered((SHARE,), (NOTE,) * 1024) == (RAW,) * 1024
+    assert lowered((SHARE,), (NOTE,) * 1025) is None
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,14 @@ from types import SimpleNamespace
 import pytest
 from bitarray import bitarray
 
-from guestemu.campaign.triage.rules import ACCEPTED, rule_of
+from guestemu.campaign.triage.rules import ACCEPTED, LATE_RULES, rule_of
 from guestemu.campaign.triage.symptom import (
     MIXED,
     Symptom,
+    failure_of,
     is_convincing,
+    is_of_bits,
+    is_of_whole_range,
     plain_message,
     situation_of,
     symptom_of,
@@ -39,13 +42,17 @@ def view(
     op: Op = NOTIFY,
     injected=(0, 0),
     contract: str = CONTRACT,
+    open_frames=(),
 ) -> OpView:
     """All frames were private; `shared` are not any more."""
     after = bitarray("1") * FRAMES
     for frame in shared:
         after[frame] = 0
     host = SimpleNamespace(
-        private_map=lambda: after, migration_ready=ready[1], contract=contract, open_frames=()
+        private_map=lambda: after,
+        migration_ready=ready[1],
+        contract=contract,
+        open_frames=open_frames,
     )
     return OpView(
         index=0,
@@ -124,6 +131,7 @@ def test_what_convinces(exits, shared, ready, convinces) -> None:
 )
 def test_the_rule_that_decides(record, rule) -> None:
     assert rule_of(record) == rule
+    assert (rule in LATE_RULES) == (rule not in {"privilege", "number"})
     assert situation_of([record, record]) == rule
     assert situation_of([record, RdmsrExit(1, (), 1, 0)]) == MIXED
 
@@ -148,6 +156,65 @@ def record_symptom(shared, **arguments) -> Symptom:
 )
 def test_which_part_of_the_record_is_wrong(shared, effect) -> None:
     assert record_symptom(shared) == Symptom("hypercall: record", effect)
+
+
+def test_the_status_that_was_asked_for_decides() -> None:
+    assert record_symptom((4, 5), word=0x10).effect == "the start of the range, 2"
+
+
+def test_frames_that_the_host_may_record_as_it_likes_are_never_wrong() -> None:
+    seen = view(call(), shared=(5, 6), open_frames=((4, 5),))
+    found = symptom_of(seen, Violation("record", 0, "host: frame 0x7 is recorded as private"))
+    assert found.effect == "the end of the range, 1"
+
+
+def test_a_register_that_was_cut_names_the_symptom() -> None:
+    violation = Violation("results", 0, "was answered 0x0, expected 0xfffffffffffffc18")
+    cut = call(nr=12 | 1 << 32)
+    found = symptom_of(view(cut, shared=range(4, 8)), violation)
+    assert found == Symptom("hypercall: upper bits of the number")
+    assert is_of_bits(found.name)
+    ordered = symptom_of(view(cut, shared=range(4, 8), injected=(5, 1)), violation)
+    assert ordered.name == "hypercall: number, answer ordered"
+    dropped = symptom_of(view(call(pages=1 << 32)), violation)
+    assert (dropped.name, dropped.register) == ("hypercall: answer", "page count")
+    assert not is_of_bits(dropped.name)
+    other = symptom_of(view(RdmsrExit(12, (0x4000, 4, 0, 0), 0, 0)), violation)
+    assert other.register == ""
+
+
+def test_a_wrong_record_of_a_whole_range() -> None:
+    assert is_of_whole_range(record_symptom(()))
+    assert not is_of_whole_range(record_symptom((4, 5)))
+    assert not is_of_whole_range(Symptom("hypercall: answer", "all of the range, 3"))
+
+
+SOURCE = """import os
+
+# def of nothing
+class Host:
+    def first(self):
+        pass
+
+    def second(self, x):
+
+        # a comment
+        y = x
+        default = y
+        raise ValueError(default)
+        return 7
+"""
+
+
+def test_a_failure_is_named_by_its_line_in_its_function(tmp_path) -> None:
+    path = tmp_path / "host.py"
+    path.write_text(SOURCE)
+    raised = failure_of(f"{path}:13: second raised ValueError: 17 is wrong")
+    assert raised == "host-failed: second raised ValueError +3"
+    assert failure_of(f"{path}:8: second raised ValueError: 1").endswith("ValueError +2")
+    assert failure_of(f"{path}:2: top raised OSError: 1").endswith("OSError +2")
+    assert failure_of(f"{path}:13: second returned 3, no int") == "host-failed: second returned"
+    assert failure_of("it returned 0x17 and 0") == "host-failed: it returned # and 0"
 
 
 def test_a_range_of_one_page_is_wrong_as_a_whole() -> None:
@@ -175,6 +242,8 @@ def test_a_call_that_a_rule_refuses_is_named_by_the_rule() -> None:
         ("returned -22", "returned -22"),
         ("answered 0xffffffffffffffea", "answered -22"),
         ("answered 0xffffffea", "answered -22"),
+        ("answered 4294967274", "answered -22"),
+        ("answered 0x0", "answered #"),
         ("answered 0xfffffffffffff000", "answered #"),
         ("answered 0xfffffffffffff001", "answered -4095"),
         ("hypercall 0xc(0x1, 0x2) at CPL 3", "hypercall #() at CPL #"),

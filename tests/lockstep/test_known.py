@@ -467,6 +467,7 @@ def test_nothing_explains_a_users_host() -> None:
     theirs = msgspec.structs.replace(own, traits=traits)
     assert explain(ANSWER, theirs, MERGED) is None
     assert explain(ANSWER, own, theirs) is None
+    assert explain(ANSWER, theirs, own) is None
 
 
 def test_hosts_that_agree_need_no_explanation() -> None:

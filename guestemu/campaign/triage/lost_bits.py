@@ -26,12 +26,13 @@ from guestemu.events.exits import HypercallExit
 _WRAP: Final = "wrap"
 _ERRORS: Final = {"privilege": KVM_EPERM, "number": KVM_ENOSYS}
 _REGISTERS: Final = (
-    ("number", (8, 16, 32)),
+    ("number", (8,)),
     ("address", tuple(range(31, 52))),
     ("page count", (16, 20, 24, 31, 32, 33, 40, 44, 48, 52)),
-    ("attributes", (8, 16, 32)),
+    ("attributes", (8,)),
 )
-"""In the order of RAX, RBX, RCX and RDX, with the widths that are worth trying."""
+"""In the order of RAX, RBX, RCX and RDX, with the widths that are worth trying: numbers that KVM
+knows and the attribute that counts lie in the lower eight bits."""
 
 
 def _follows(

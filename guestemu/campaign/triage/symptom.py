@@ -88,7 +88,7 @@ def _line_in_function(path: str, line: int) -> int:
     lines = linecache.getlines(path)[: line - 1]
     count = 1
     for text in reversed(lines):
-        words = text.split(maxsplit=1)
+        words = text.split()
         if words and words[0] == "def":
             return count
         count += bool(words) and not words[0].startswith("#")
@@ -115,7 +115,7 @@ def _record_symptom(view: OpView, record: AnsweredExit) -> Symptom:
     total, within = wrong.count(), inside.count()
     if within < total:
         part = "outside" if not within else "inside and outside"
-    elif within == len(inside) and (record.ret or within != 1 or len(inside) == 1):
+    elif within == len(inside):
         part = _ALL
     elif inside[-1:] == bitarray("1"):
         part = "the end"
