@@ -13,6 +13,7 @@ from guestemu.campaign.targets import find_target
 from guestemu.checks.td import TWICE
 from guestemu.guest.base import GuestOops
 from guestemu.machine.exits import BudgetExhausted, Shutdown
+from guestemu.machine.sept import ACCEPTED, BLOCKED, PENDING, SHARED, SecureEpt
 from guestemu.machine.sept_attacks import SEPT_ATTACKS
 from guestemu.program.ops import Op, OpKind
 from guestemu.program.program import SevKind
@@ -42,6 +43,22 @@ def inject(vector: int, after: int = NOW) -> Op:
 @pytest.fixture(scope="module")
 def testbed() -> Testbed:
     return build_testbed(find_target("hostile-host:tdx").header)
+
+
+@pytest.mark.parametrize(
+    ("names", "state"),
+    [
+        (("remove",), SHARED),
+        (("replace",), PENDING),
+        (("block",), ACCEPTED | BLOCKED),
+        (("block", "unblock"), ACCEPTED),
+    ],
+)
+def test_what_an_attack_leaves_in_the_secure_ept(names: tuple[str, ...], state: int) -> None:
+    sept = SecureEpt(1)
+    for name in names:
+        SEPT_ATTACKS[name].carry_out(sept, 0)
+    assert sept.dump() == bytes([state])
 
 
 @pytest.mark.parametrize("name", ["remove", "replace"])
