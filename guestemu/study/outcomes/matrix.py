@@ -224,6 +224,9 @@ def matrix_page(cells: Sequence[MatrixCell], stops: Iterable[str]) -> str:
         "",
         "## Verdicts",
         "",
+        "Refused conversions and DMA buffers are counted, by answer 22; *kexec*, whose function "
+        "returns nothing, stands among the runs: a TD's refusal is lost there.",
+        "",
         *verdicts(cells),
         "",
         *stops,
