@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from guestemu.abi.addresses import PAGE_SIZE
 from guestemu.abi.errors import InputError
+from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
 from guestemu.campaign.targets import Target
 from guestemu.program.binary import encode_ops
 from guestemu.program.generate import FLOWS
@@ -29,6 +31,15 @@ def _flow_seeds(header: Header, kinds: frozenset[OpKind]) -> list[tuple[Op, ...]
     rng = random.Random(0)
     flows = [flow(rng, header) for flow in FLOWS for _ in range(_EACH)]
     return [tuple(op for op in flow if op.kind in kinds) for flow in flows]
+
+
+def _many_ranges(target: Target) -> tuple[Op, ...]:
+    """As many shared pages with private ones between as a program can have: what a table of ranges
+    holds at most is beyond what changes of short programs come to."""
+    return tuple(
+        Op(OpKind.HYPERCALL, (KVM_HC_MAP_GPA_RANGE, 2 * number * PAGE_SIZE, 1, 0, 0))
+        for number in range(target.max_ops)
+    )
 
 
 def _files(word: str) -> list[Path]:
@@ -56,6 +67,8 @@ def seed_inputs(
     for word in words:
         if word == FLOWS_WORD:
             chosen += _flow_seeds(header, kinds)
+            if header.plugin:
+                chosen.append(_many_ranges(target))
         elif word != NONE_WORD:
             chosen += (load_program(path).ops for path in _files(word))
     inputs: dict[bytes, None] = {}

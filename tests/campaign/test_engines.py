@@ -16,10 +16,12 @@ from guestemu.abi.errors import InputError
 from guestemu.campaign.bounds import Bounds, parse_bounds
 from guestemu.campaign.engines import ENGINES
 from guestemu.campaign.engines.exhaustive import alphabet, count_space, program_at
+from guestemu.campaign.seeds import seed_inputs
 from guestemu.campaign.session import Plan, Session, SessionOver
 from guestemu.campaign.store import CampaignRecord, Store
 from guestemu.campaign.targets import find_target
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
+from guestemu.program.binary import OpDecoder
 from guestemu.program.ops import OpKind
 
 
@@ -158,6 +160,19 @@ def test_a_user_s_programs_are_seeds(tmp_path):
         assert done.returncode == 0, done.stderr
         sizes[what] = json.loads(done.stdout)["coverage"]["model_states"]
     assert sizes[str(corpora)] > sizes["none"]
+
+
+def test_a_user_s_host_meets_as_many_ranges_as_a_program_can_have():
+    target = find_target("hypercall")
+    own = msgspec.structs.replace(target.header, host="own.py:Own", plugin="own.py")
+    kinds = target.kinds_with(False)
+    for header, wanted in ((target.header, False), (own, True)):
+        decode = OpDecoder(header.vcpus, False, kinds, {}).decode
+        programs = [decode(data) for data in seed_inputs(["flows"], target, header, kinds)]
+        shared = [
+            {op.arguments[1] for op in ops if op.arguments[2:4] == (1, 0)} for ops in programs
+        ]
+        assert any(len(gpas) == target.max_ops for gpas in shared) == wanted
 
 
 @pytest.mark.parametrize("what", ["no-such-thing", "."])

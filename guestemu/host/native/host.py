@@ -111,6 +111,12 @@ class NativeUserSpace(UserSpace):
         self._story = b""
         return True
 
+    def renew(self) -> None:
+        """See `NativeHost.renew`."""
+        if isinstance(self.handler, HandlerProcess):
+            self.handler.renew()
+            self._is_new = True
+
     def _exit(self, reason: int, words: tuple[int, ...], vcpu: int) -> tuple[int, int]:
         """Answer and data; raises `VmStopped` where the handler ends the VM."""
         handler = self.handler
@@ -212,8 +218,7 @@ class NativeHost(MemoryHost):
     def renew(self) -> None:
         """The next VM is the first of its handler, also for what that keeps outside of a VM. In
         this process that is not possible."""
-        if isinstance(self.user.handler, HandlerProcess):
-            self.user.handler.renew()
+        self.user.renew()
 
     def private_map(self) -> bitarray:
         """See `NativeUserSpace.private_map`."""
