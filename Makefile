@@ -40,7 +40,7 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not soak"
 
-soak: install
+soak: install $(DOCS_STAMP)
 	$(BIN)/python -m pytest -m soak
 
 # Debian's kernels that the tests need: 6.1, 6.12 and the newest series.

@@ -67,12 +67,14 @@ theme:
   font: false
   features: [navigation.tabs, navigation.top, content.code.copy, toc.follow]
   palette:
+    - media: "(prefers-color-scheme)"
+      toggle: {icon: material/theme-light-dark, name: Light}
     - media: "(prefers-color-scheme: light)"
       scheme: default
       toggle: {icon: material/weather-night, name: Dark}
     - media: "(prefers-color-scheme: dark)"
       scheme: slate
-      toggle: {icon: material/weather-sunny, name: Light}
+      toggle: {icon: material/weather-sunny, name: As the system}
 plugins: [search, offline]
 extra_css: [pictures.css]
 extra: {generator: false, polyfills: [iframe-worker.js]}
@@ -217,6 +219,8 @@ def picture_style() -> str:
         ".flow rect{fill:var(--panel);stroke:var(--grid)}.flow text{fill:var(--ink);font-size:13px}"
         ".flow path{stroke:var(--grid);fill:none;stroke-width:1.5}.flow .dim{fill:var(--dim)}"
         ".flow .key{stroke:var(--link);stroke-width:2}"
+        "[data-md-color-scheme=slate]{--md-code-hl-number-color:#f08a7e;"
+        "--md-code-hl-constant-color:#a698ea;--md-code-hl-keyword-color:#7ba0e6}"
         "[data-md-copying] .gp,[data-md-copying] .go{display:none}"
         ".md-grid{max-width:70rem}.md-typeset table:not([class]){font-size:.7rem}"
     )

@@ -28,7 +28,7 @@
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (walker.nextNode()) {
     const node = walker.currentNode, element = node.parentElement;
-    if (!node.data.trim() || seen.has(element) || element.closest("script,style,title,desc,.skip"))
+    if (!node.data.trim() || seen.has(element) || element.closest("script,style,title,desc,.skip,.md-skip"))
       continue;
     seen.add(element);
     if (!visible(element)) continue;
