@@ -141,7 +141,7 @@ class Reducer:
 
     def reduce(self, suspicion: Suspicion) -> OracleFinding | None:
         """The finding; None where nothing is wrong with the case when it is done again."""
-        self._left = _TRIES if suspicion.trouble is Trouble.DIFFERS else _SLOW_TRIES
+        self._left = _SLOW_TRIES if suspicion.trouble is Trouble.ENDS else _TRIES
         self._kind = None
         is_wrong = self._test(suspicion.trouble)
         case = suspicion.case
@@ -150,9 +150,26 @@ class Reducer:
         if whole is None:
             return None
         case = whole
+        if suspicion.trouble is Trouble.COMPLAINS:
+            case = self._up_to_complaint(case, is_wrong)
         case = self._with_fewer_acts(case, is_wrong)
         case = self._with_simpler(case, is_wrong)
         return self._finding(suspicion, case)
+
+    def _up_to_complaint(
+        self, case: OracleCase, is_wrong: Callable[[Sequence[OracleCase]], OracleCase | None]
+    ) -> OracleCase:
+        """A complaint is known for a batch only: `case` up to the step that made it, alone where
+        it complains alone."""
+        silent, loud = 0, len(case.acts)
+        while loud - silent > 1 and self._left > 0:
+            middle = (silent + loud) // 2
+            if is_wrong([msgspec.structs.replace(case, acts=case.acts[:middle])]) is None:
+                silent = middle
+            else:
+                loud = middle
+        alone = msgspec.structs.replace(case, acts=case.acts[loud - 1 : loud])
+        return is_wrong([alone]) or msgspec.structs.replace(case, acts=case.acts[:loud])
 
     def _test(self, trouble: Trouble) -> Callable[[Sequence[OracleCase]], OracleCase | None]:
         """A function that returns the first of some cases with which `trouble` is wrong, cut behind

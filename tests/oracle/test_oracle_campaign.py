@@ -101,6 +101,25 @@ def test_a_kernel_that_crashes_or_warns_is_a_finding(fake, kernel, monkeypatch, 
     assert any(said in line for line in heard)
 
 
+def test_a_warning_is_told_of_the_step_that_made_it(fake, kernel):
+    """Not of the last one of its batch."""
+    from guestemu.oracle.matrix import call
+
+    fake("warning")
+    drawn = []
+
+    def act(vcpus=1):
+        drawn.append(call(77) if len(drawn) == 30 else call(1))
+        return drawn[-1]
+
+    with LiveKvm(kernel) as kvm:
+        one = campaign(kvm, batch=64)
+        one._generator.act = act
+        (finding,) = one.run(64).findings
+    assert finding.steps == 1
+    assert "vmmcall rax=0x4d " in finding.summary
+
+
 def with_77(act):
     import msgspec
 
