@@ -227,6 +227,7 @@ class OracleCampaign:
             return
         self._lose_vms()
         seen = set()
+        missed: dict[str, None] = {}
         for index, suspicion in enumerate(todo):
             if suspicion.trouble is Trouble.COMPLAINS and suspicion.how in seen:
                 continue
@@ -236,8 +237,9 @@ class OracleCampaign:
                 self.sums.notes += [f"seen, not made small: {one.how}" for one in todo[index:]]
                 raise
             if finding is None:
-                self.sums.notes.append(f"not seen again: {suspicion.how}")
+                missed[suspicion.how] = None
                 continue
             seen.add(suspicion.how)
             self.sums.findings.append(finding)
             self._say(finding.summary)
+        self.sums.notes += [f"not seen again: {how}" for how in missed if how not in seen]

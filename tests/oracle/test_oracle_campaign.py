@@ -115,7 +115,9 @@ def test_a_warning_is_told_of_the_step_that_made_it(fake, kernel):
     with LiveKvm(kernel) as kvm:
         one = campaign(kvm, batch=64)
         one._generator.act = act
-        (finding,) = one.run(64).findings
+        sums = one.run(64)
+    (finding,) = sums.findings
+    assert sums.notes == []
     assert finding.steps == 1
     assert "vmmcall rax=0x4d " in finding.summary
 
