@@ -75,7 +75,7 @@ class TdCheck(Oracle):
         elif view.outcome.value == -EIO and not td.attacked and self._is_unprovoked(view):
             messages.append("-EIO, and nothing was refused: the range keeps its shared entries")
         found = [Violation(self.name, view.index, message, "T16, T17") for message in messages]
-        twice = self._accepted_twice(view)
+        twice = self._accepted_twice(view) if view.wants_private else []
         if twice:
             message = f"frame {twice[0]:#x} was accepted twice ({len(twice)} such frames)"
             found.append(Violation(TWICE, view.index, message, "T14"))
@@ -83,12 +83,14 @@ class TdCheck(Oracle):
 
     @staticmethod
     def _accepted_twice(view: OpView) -> list[int]:
-        counts = Counter(
+        accepted = [
             event.gpa >> PAGE_SHIFT
             for _, event in view.emitted
             if isinstance(event, Accept) and event.result == tdx.SUCCESS
-        )
-        return sorted(gfn for gfn, count in counts.items() if count > 1)
+        ]
+        if len(set(accepted)) == len(accepted):
+            return []
+        return sorted(gfn for gfn, count in Counter(accepted).items() if count > 1)
 
     def _order(self, view: OpView) -> Iterable[str]:
         steps = [event for _, event in view.emitted if isinstance(event, MapGpaCall | Accept)]
