@@ -242,7 +242,7 @@ def test_the_kernels_own_handler_asks_for_cpuid_ports_and_halts(
     td = guest.platform.td
     assert td is not None
     booted = Counter(td.reflected)
-    before = td.leaves[TdcallLeaf.VP_VEINFO_GET], sum(td.calls.values())
+    before = td.leaves.get(TdcallLeaf.VP_VEINFO_GET, 0), sum(td.calls.values())
     machine = guest.machine
     machine.hooks.handler = BootRecorder()
     ports: list[tuple[int, int, int | None]] = []
