@@ -688,6 +688,45 @@ def drivers(
 
 
 @app.command()
+def entries(
+    kernels: Kernels = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--kind",
+            metavar="KIND",
+            help="As this guest kind only: sev, es, snp, tdx (repeatable); default: all.",
+            show_default=False,
+        ),
+    ] = None,
+    update: Update = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show which functions of a kernel convert pages, and which rows of `kernel test` reach them.
+
+    Such a function calls set_memory_decrypted(), early_set_memory_encrypted(), accept_memory() or
+    another of their kind; the calls are found in the kernel's code. Then it is booted as each guest
+    kind and the rows are run, with a hook on each function. What no row reaches has a word on what
+    it needs. About 30 seconds of CPU time for a kernel.
+
+    For example:
+
+      guestemu kernel entries 6.12 --kind sev
+
+      guestemu kernel entries 6.1 6.12 7.3 --update docs/kernel-test.md
+    """
+    from guestemu.cli import _kernel_entries
+
+    found = _kernel_entries.find(kernels or [], kind or [])
+    if update is not None:
+        _kernel_entries.write_table(update, found)
+    if as_json:
+        console.emit_json({"kernels": found})
+    else:
+        _kernel_entries.tell(found)
+
+
+@app.command()
 def defects(
     kernels: Kernels = None,
     only: Only = None,

@@ -35,11 +35,13 @@ SYMBOLS: Final = (
 
 
 def upstream_version(kernel: Kernel, elf: bytes) -> str:
-    """The upstream version: Debian names it in the banner only ("Debian 6.1.192-2")."""
+    """The upstream version: Debian names it in the banner only ("Debian 6.1.192-2"), other builds
+    in front of a name of their own ("7.3.4-local", "6.18.0-rc2+")."""
     banner = re.search(rb"Linux version \d[^\n\0]{0,400}", elf)
     names = re.findall(rb"Debian (\d+\.\d+\.\d+)", banner.group()) if banner else []
     series = kernel.version.split(".")[:2]
     for name in reversed(names):
         if name.decode().split(".")[:2] == series:
             return str(name.decode())
-    return kernel.version
+    own = re.match(r"\d+(\.\d+)+(-rc\d+)?", kernel.version)
+    return own.group() if own else kernel.version

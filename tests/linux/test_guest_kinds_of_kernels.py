@@ -18,8 +18,9 @@ from guestemu.program.ops import Op, OpKind, Region
 from guestemu.runner.testbed import Testbed
 from guestemu.study.outcomes.guests import SNIPPET, has_kind, outcome_guest
 
-OLD = {"sme_enable", "snp_init", "kvm_guest_init", "tdx_early_init"}
-NEW = {"__pi_sme_enable", "__pi_snp_init", "kvm_guest_init", "tdx_early_init"}
+PAT = "arch_io_reserve_memtype_wc"
+OLD = {"sme_enable", "snp_init", "kvm_guest_init", "tdx_early_init", PAT}
+NEW = {"__pi_sme_enable", "__pi_snp_init", "kvm_guest_init", "tdx_early_init", PAT}
 
 
 def kernel_with(names: set[str]) -> Kernel:
@@ -35,6 +36,8 @@ def test_a_kernel_of_either_layout_has_every_kind(names: set[str], kind: str) ->
 def test_what_is_missing_is_named_by_its_option() -> None:
     assert lacking(kernel_with(NEW - {"__pi_sme_enable"}), "es") == ("CONFIG_AMD_MEM_ENCRYPT=y",)
     assert lacking(kernel_with(NEW - {"kvm_guest_init"}), "sev") == ("CONFIG_KVM_GUEST=y",)
+    assert lacking(kernel_with(NEW - {PAT}), "es") == ("CONFIG_X86_PAT=y, CONFIG_MTRR=y",)
+    assert lacking(kernel_with(NEW - {PAT}), "tdx") == ()
     [reason] = lacking(kernel_with(OLD - {"snp_init"}), "snp")
     assert reason.startswith("SEV-SNP guest code")
 

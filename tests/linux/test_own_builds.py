@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from guestemu.abi.errors import InputError
@@ -20,6 +21,7 @@ from guestemu.guest.linux.image import load_image
 from guestemu.guest.linux.kernel import Kernel, load_kernel
 from guestemu.guest.linux.load import LinuxLoader, linux_config
 from guestemu.guest.linux.symbol_map import files_beside, fits, read_symbols
+from guestemu.kernel.describe import upstream_version
 from guestemu.study.outcomes.cells import ABSENT, Verdict, judge
 
 DIGITS = b"".join(b"%d\0" % digit for digit in range(10))
@@ -43,6 +45,22 @@ def bare(image_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFacto
     elf = load_image(image_of("6.12")).elf.replace(b"\0.BTF\0", b"\0.XTF\0")
     image.write_bytes(elf.replace(DIGITS, b"0\0" + DIGITS[2:].replace(b"9", b"x")))
     return image
+
+
+@pytest.mark.parametrize(
+    ("version", "upstream"),
+    [
+        ("7.3.4-local", "7.3.4"),
+        ("6.18.0-rc2+", "6.18.0-rc2"),
+        ("6.1.192", "6.1.192"),
+        ("odd", "odd"),
+    ],
+)
+def test_the_upstream_version_is_in_front_of_a_name_of_one_s_own(
+    debian: Kernel, version: str, upstream: str
+) -> None:
+    kernel = msgspec.structs.replace(debian, version=version)
+    assert upstream_version(kernel, b"Linux version 7.3.4-local (me@here)") == upstream
 
 
 def test_a_kernel_without_names_says_what_brings_them(bare: Path) -> None:

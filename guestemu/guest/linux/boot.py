@@ -12,7 +12,7 @@ the kernel converts before it calls `rest_init` it also initialises. The hooks c
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
@@ -87,6 +87,10 @@ private memory, which the host cannot write (T33)."""
 _STARTUP: Final = "__pi_"
 """In front of the names of arch/x86/boot/startup, which runs before addresses are relocated; some
 functions of memory encryption are there in 7.x."""
+_PAT: Final = "arch_io_reserve_memtype_wc"
+"""A function of CONFIG_X86_PAT. Without it there is no write-protected memory type, early_memremap_
+encrypted_wp() maps nothing, and early_set_memory_decrypted() of a guest's per-CPU pages is a BUG in
+__sme_early_enc_dec() (seen on 7.3.4); Kconfig allows such a kernel."""
 BOOT_BUDGET: Final = 400_000_000
 MIN_MEMORY: Final = 96
 _CONSOLE_OPTIONS: Final = "CONFIG_PRINTK=y, CONFIG_EARLY_PRINTK=y and CONFIG_SERIAL_8250_CONSOLE=y"
@@ -206,13 +210,15 @@ def boot_kernel(
     memory: MemoryBefore | None = None,
     kvm_features: int | None = None,
     kvm: str = "",
+    watch: Callable[[Machine], None] | None = None,
 ) -> BootedKernel:
     """Boots `kernel` to the function `until`.
 
     `handler` answers hypercalls and MSRs (an `ExitHandler`); `memory` is what the kernel finds, by
     default nothing; `kvm_features` as in `build_machine`; `kvm` names the kernel whose KVM answers
-    an SNP guest ("": of no particular one). The result's `end` is `Trap` at `until`
-    if it got there. Raises `InputError` where the kernel lacks `until`.
+    an SNP guest ("": of no particular one); `watch` gets the machine before its first instruction.
+    The result's `end` is `Trap` at `until` if it got there. Raises `InputError` where the
+    kernel lacks `until`.
     """
     console = console or Console()
     target = kernel.address(until)
@@ -221,6 +227,8 @@ def boot_kernel(
     )
     if platform.sev is not None:
         platform.sev.kernel = psc_kernel(kvm)
+    if watch is not None:
+        watch(machine)
     text = command_line.encode()[:2047] + b"\0"
     machine.ram.private[COMMAND_LINE : COMMAND_LINE + len(text)] = text
     platform.hook_stop(target)
@@ -274,6 +282,7 @@ def lacking(kernel: Kernel, sev: str) -> tuple[str, ...]:
     rules = (
         (has_sev, "CONFIG_AMD_MEM_ENCRYPT=y"),
         ("kvm_guest_init" in has, "CONFIG_KVM_GUEST=y"),
+        (_PAT in has, "CONFIG_X86_PAT=y, CONFIG_MTRR=y"),
         (
             sev != "snp" or has_snp,
             "SEV-SNP guest code (5.19 and later, with CONFIG_AMD_MEM_ENCRYPT=y)",

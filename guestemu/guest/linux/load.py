@@ -35,7 +35,7 @@ from guestemu.guest.linux.prepare import prepare
 from guestemu.guest.linux.recorder import BootRecorder
 from guestemu.guest.linux.snapshot import SnapshotMismatch, load_snapshot, save_snapshot
 from guestemu.guest.linux.symbol_map import stamp_beside
-from guestemu.machine.machine import MachineConfig
+from guestemu.machine.machine import Machine, MachineConfig
 
 BUDGET_FACTOR: Final = 10
 """A program's budget is made for snippets. A real kernel takes up to ten times as long for the same
@@ -87,10 +87,16 @@ class _Key(msgspec.Struct, frozen=True):
 class LinuxLoader:
     """Analysed kernels by file and booted guests by (kernel, configuration, command line)."""
 
-    def __init__(self, complain: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        complain: Callable[[str], None] | None = None,
+        watch: Callable[[Machine], None] | None = None,
+    ) -> None:
         """`complain` is called once, with one line, if the cache cannot be written (default:
-        standard error)."""
+        standard error). `watch` is called with each machine before its kernel's first instruction;
+        booted guests come from no cache then, and go into none."""
         self._complain = complain or _to_stderr
+        self._watch = watch
         self._has_complained = False
         self._kernels: dict[tuple[Path, int, int], Kernel] = {}
         self._guests: dict[_Key, LinuxGuest] = {}
@@ -149,7 +155,7 @@ class LinuxLoader:
 
     def _boot(self, kernel: Kernel, budget: int, key: _Key) -> LinuxGuest:
         config, command_line = key.config, key.command_line
-        directory = cache_directory()
+        directory = cache_directory() if self._watch is None else None
         machine = msgspec.json.encode(config).decode()
         parts = (kernel.digest, machine, command_line, key.until, build_id())
         file = None if directory is None else directory / f"{CacheKey(parts).name}.guest"
@@ -162,7 +168,14 @@ class LinuxLoader:
                 mark_used(file)
                 return LinuxGuest(prepared, budget)
         recorder = BootRecorder()
-        booted = boot_kernel(kernel, config, recorder, until=key.until, command_line=command_line)
+        booted = boot_kernel(
+            kernel,
+            config,
+            recorder,
+            until=key.until,
+            command_line=command_line,
+            watch=self._watch,
+        )
         # what regions cost, the host need not hear: no page changes its status
         prepared = prepare(booted, list(recorder.exits))
         if file is not None:

@@ -167,6 +167,22 @@ def update(path: Path, command: str, cells: Sequence[Cell], rows: Sequence[str])
 
     Raises `InputError` where the file has no such place.
     """
+    before, old, after = _around(path, command)
+    lines = markdown(cells, rows, old)
+    path.write_text("\n".join([before, *lines, after]))
+    return lines
+
+
+def replace_table(path: Path, command: str, lines: Sequence[str]) -> None:
+    """Puts `lines` into the Markdown file `path` in place of the table that `command` put there.
+    Raises `InputError` where the file has no such place."""
+    before, _, after = _around(path, command)
+    path.write_text("\n".join([before, *lines, after]))
+
+
+def _around(path: Path, command: str) -> tuple[str, list[str], str]:
+    """A page up to the line where the table of `command` begins, the table's lines, and the page
+    from its end on."""
     begin = BEGIN.format(command=command)
     try:
         text = path.read_text()
@@ -176,6 +192,4 @@ def update(path: Path, command: str, cells: Sequence[Cell], rows: Sequence[str])
     old, end, after = rest.partition(END)
     if not mark or not end:
         raise InputError(f"{path}: has no place for this table; write {begin} and {END} there")
-    lines = markdown(cells, rows, old.splitlines())
-    path.write_text("\n".join([before + begin, *lines, end]) + after)
-    return lines
+    return before + begin, old.splitlines(), end + after

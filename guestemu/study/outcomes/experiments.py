@@ -59,14 +59,21 @@ _VMALLOC: Final = ("vmalloc", "vmalloc_noprof")
 class Bed:
     """The kernel in `image` as one guest kind, booted when first asked for.
 
-    `is_counted`: instructions are counted, which makes everything slow.
+    `is_counted`: instructions are counted, which makes everything slow. `loader` boots it, by
+    default the process's own, or one of its own where instructions are counted.
     """
 
-    def __init__(self, image: Path, kind: str, is_counted: bool) -> None:
+    def __init__(
+        self,
+        image: Path,
+        kind: str,
+        is_counted: bool = False,
+        loader: LinuxLoader | None = None,
+    ) -> None:
         self.image = image
         self.kind = kind
         self.is_counted = is_counted
-        self._loader = LinuxLoader() if is_counted else LOADER
+        self._loader = loader or (LinuxLoader() if is_counted else LOADER)
         self._testbed: Testbed | None = None
 
     @property
