@@ -29,7 +29,8 @@ LONG = re.compile(
     r"|--threats"
 )
 NOT_RUN = re.compile(
-    r"bzImage|my_vmm\.so|--cluster|kernel (fetch|matrix|defects|entries|hostile)|ledger --(kernels|json)"
+    r"bzImage|my_vmm\.so|--cluster|kernel (fetch|matrix|defects|entries|hostile)"
+    r"|ledger --(kernels|json)"
     r"|oracle (fuzz|record|build)|linux-6\.1\.jsonl\.gz|--workload|fuzz (device|conversion)"
     r"|explore kernel-migration|merge guestemu-work|triage work|minimize long\.prog"
 )
