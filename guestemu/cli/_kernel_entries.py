@@ -16,7 +16,7 @@ from guestemu.cli import console
 from guestemu.cli._kernel_cells import images_of
 
 if TYPE_CHECKING:
-    from guestemu.study.outcomes.entries import Entry
+    from guestemu.study.outcomes.entries import ConversionEntry
 
 COMMAND: Final = "guestemu kernel entries"
 _COLUMNS: Final = ("function", "kernels", "converts by", "rows")
@@ -29,7 +29,7 @@ class KernelEntries(msgspec.Struct, frozen=True, kw_only=True):
 
     kernel: str
     version: str
-    entries: tuple[Entry, ...]
+    entries: tuple[ConversionEntry, ...]
 
 
 def find(names: Sequence[str], kinds: Sequence[str]) -> list[KernelEntries]:

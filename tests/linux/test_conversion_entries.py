@@ -13,18 +13,18 @@ from guestemu.cli import _kernel_entries
 from guestemu.cli._kernel_entries import KernelEntries
 from guestemu.guest.linux.load import LOADER
 from guestemu.study.outcomes.cells import BEGIN, END
-from guestemu.study.outcomes.entries import Entry, Reached, find_entries, measure_entries
+from guestemu.study.outcomes.entries import ConversionEntry, Reached, find_entries, measure_entries
 
 
-def entries_of(kernel: str, *entries: Entry) -> KernelEntries:
+def entries_of(kernel: str, *entries: ConversionEntry) -> KernelEntries:
     return KernelEntries(kernel=kernel, version=f"{kernel}.0", entries=entries)
 
 
 FOUND = (
     entries_of(
         "6.1",
-        Entry(function="free_page", calls=("set_memory_encrypted",), needs="a reason"),
-        Entry(
+        ConversionEntry(function="free_page", calls=("set_memory_encrypted",), needs="a reason"),
+        ConversionEntry(
             function="make_page.isra.0",
             calls=("set_memory_decrypted",),
             reached=(Reached("sev", "dma"), Reached("es", "dma"), Reached("sev", "boot")),
@@ -32,8 +32,8 @@ FOUND = (
     ),
     entries_of(
         "7.3",
-        Entry(function="make_page", calls=("accept_memory",)),
-        Entry(function="new_page", calls=("accept_memory",)),
+        ConversionEntry(function="make_page", calls=("accept_memory",)),
+        ConversionEntry(function="new_page", calls=("accept_memory",)),
     ),
 )
 

@@ -75,7 +75,7 @@ class Reached(msgspec.Struct, frozen=True):
     row: str
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
+class ConversionEntry(msgspec.Struct, frozen=True, kw_only=True):
     """A `function` that calls some of `CONVERTERS`, and the rows that reach it. `needs`: what the
     function is for, where no row does; "" where that is not known."""
 
@@ -85,7 +85,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     needs: str = ""
 
 
-def find_entries(image: Path, kernel: Kernel) -> list[Entry]:
+def find_entries(image: Path, kernel: Kernel) -> list[ConversionEntry]:
     """The functions of `kernel`, which is in `image`, that call a converter; none is reached yet.
     Raises `InputError` for an image that cannot be read."""
     targets = {
@@ -108,7 +108,7 @@ def find_entries(image: Path, kernel: Kernel) -> list[Entry]:
             if target is not None and index >= 0:
                 found.setdefault(named[starts[index]], set()).add(target)
     return [
-        Entry(
+        ConversionEntry(
             function=name,
             calls=tuple(one for one in CONVERTERS if one in found[name]),
             needs=_needs(name),
@@ -145,7 +145,7 @@ class _Watch:
 
 def measure_entries(
     image: Path, kinds: Sequence[str], say: Callable[[str], None]
-) -> tuple[str, list[Entry]]:
+) -> tuple[str, list[ConversionEntry]]:
     """The version of the kernel in `image`, and its entries with the rows that reach them as each
     of `kinds`; `say` is told each kind. Raises `InputError`."""
     kernel = LOADER.kernel(image)
