@@ -301,8 +301,8 @@ class Testbed:
         is_done = outcome.value is not None and outcome.value >= 0
         view.outcome = _NOTHING if is_done else outcome
         view.free_frames = free
-        violations = self._checks.after(view)
-        return OpResult(op, outcome, tuple(view.events)), tuple(violations)
+        violations = tuple(found for check in self.checks for found in check.after(view))
+        return OpResult(op, outcome, tuple(view.events)), violations
 
     def _begin(self, index: int, op: Op, frames: tuple[int, int] | None) -> OpView:
         """The view of an operation that is about to start; its events go into fresh lists."""

@@ -33,6 +33,7 @@ def campaign_workers(pid: int) -> list[int]:
 
 
 @needs_dask
+@pytest.mark.soak
 def test_a_worker_is_killed_half_way_and_the_campaign_ends_whole(cluster, tmp_path):
     process = start(
         *("fuzz", "msr", "--host", HELD, "--engine", "random", "--seed", "1"),
@@ -67,6 +68,7 @@ def test_a_worker_is_killed_half_way_and_the_campaign_ends_whole(cluster, tmp_pa
 
 
 @needs_dask
+@pytest.mark.soak
 def test_replay_and_confirm_say_the_same_as_without_a_cluster(cluster, tmp_path):
     (tmp_path / "good.prog").write_text("guestemu-program 1\n---\ninit_platform\n")
     (tmp_path / "wrong.prog").write_text(

@@ -58,6 +58,7 @@ def test_the_tree_accounts_for_every_instruction(fresh):
     assert callers[0] == "kvm_guest_cpu_offline"
 
 
+@pytest.mark.parametrize("series", ["6.1", pytest.param("6.12", marks=pytest.mark.soak)])
 def test_calls_are_closed_also_behind_an_exception(fresh):
     tracer = CallTracer(fresh)
     fresh.machine.hooks.handler = TracedExits(0, tracer)

@@ -147,6 +147,7 @@ class LateStatus(VirtioBlk):
         return super().serve(number, chain)
 
 
+@pytest.mark.soak
 def test_a_campaign_finds_a_device_that_stores_late(image_of, monkeypatch):
     monkeypatch.setitem(devices._DEVICES, "virtio-blk-late", LateStatus)
     target = find_target("device")

@@ -14,6 +14,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import zstandard
 
 GIB = 1 << 30
@@ -116,6 +117,7 @@ def bzimage(payload: bytes) -> bytes:
     return bytes(head) + payload
 
 
+@pytest.mark.soak
 def test_each_is_refused_in_a_gigabyte(tmp_path: Path) -> None:
     paths = []
     for name, make in IMAGES.items():

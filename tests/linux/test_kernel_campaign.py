@@ -28,6 +28,7 @@ def fuzz(image_of, capsys, tmp_path):
     return command
 
 
+@pytest.mark.soak
 def test_the_ignored_answer_of_the_host_is_found(fuzz):
     found, status = fuzz("6.12", "--faults", "--execs", "10")
     assert status == 1

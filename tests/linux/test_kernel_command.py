@@ -94,6 +94,7 @@ def test_call_makes_devices_and_vmalloc_memory(run):
     assert (status, found["returned"]) == (0, 5)
 
 
+@pytest.mark.parametrize("series", ["6.1", pytest.param("6.12", marks=pytest.mark.soak)])
 def test_an_oops_and_a_warning_are_findings(run):
     found, status = run("call", "memset", "0x1000", "0", "8")
     assert status == 1

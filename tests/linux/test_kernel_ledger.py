@@ -68,7 +68,11 @@ def test_a_dma_buffer_that_could_not_be_made_private_gets_no_new_owner(
 
 @pytest.mark.parametrize(
     ("kind", "series", "flow"),
-    [("snp", "6.12", "decrypt-3"), ("snp", "6.12", "dma-pool"), ("tdx", "6.12", "decrypt-3")],
+    [
+        ("snp", "6.12", "decrypt-3"),
+        ("snp", "6.12", "dma-pool"),
+        pytest.param("tdx", "6.12", "decrypt-3", marks=pytest.mark.soak),
+    ],
 )
 def test_a_kernel_of_another_kind_does_what_our_code_does(
     image_of: Callable[[str], Path], kind: str, series: str, flow: str

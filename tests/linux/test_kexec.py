@@ -37,7 +37,11 @@ def kexec(image_of, capsys):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "words"), [("6.1", "6.12", []), ("6.12", "6.1", ["--crash"])]
+    ("old", "new", "words"),
+    [
+        pytest.param("6.1", "6.12", [], marks=pytest.mark.soak),
+        ("6.12", "6.1", ["--crash"]),
+    ],
 )
 def test_between_jump_and_reset_only_the_msr_gates(kexec, old, new, words):
     found, status = kexec(old, new, *words)

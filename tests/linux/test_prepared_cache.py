@@ -110,11 +110,13 @@ def test_another_process_gets_the_same_guest_without_a_boot(image_of, filled, ca
     assert run_again(image_of("6.1"), "sev") == filled[1] + "\n"
 
 
+@pytest.mark.soak
 def test_snp_guests_are_kept_with_their_page_states(image_of, empty_cache):
     booted = behaviour(guest_of(LinuxLoader(), image_of("6.12"), "snp"))
     assert run_again(image_of("6.12"), "snp") == booted + "\n"
 
 
+@pytest.mark.soak
 def test_a_damaged_cache_is_written_anew(image_of, cache, monkeypatch):
     files = sorted(cache.iterdir())
     assert {path.suffix for path in files} == {".guest", ".kernel", ".segments"}

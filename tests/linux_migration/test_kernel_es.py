@@ -17,6 +17,7 @@ RIP_AT, RSP_AT, RAX_AT, CR3_AT, EFER_AT = 0x178, 0x1D8, 0x1F8, 0x150, 0xD0
 CS_AT, GS_AT = 0x10, 0x50
 
 
+@pytest.mark.soak
 def test_a_sev_es_guest_crosses_by_its_vmsa(experiment_of) -> None:
     experiment = experiment_of("6.1", path="firmware", sev="es")
     length = experiment.recording.length

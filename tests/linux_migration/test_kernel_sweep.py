@@ -34,7 +34,7 @@ def test_no_difference_and_no_loss(experiment_of, series: str, split: bool, path
     assert (result.differences, result.lost_defined) == (0, 0)
 
 
-@pytest.mark.parametrize("path", ["plain", "firmware"])
+@pytest.mark.parametrize("path", ["plain", pytest.param("firmware", marks=pytest.mark.soak)])
 def test_every_step_of_the_conversion_itself(experiment_of, path: str) -> None:
     """Before and after each PTE store, INVLPG, CR4 write, WBINVD and VMMCALL."""
     experiment = experiment_of("6.1", True, path)
