@@ -83,5 +83,5 @@ def test_commands_of_the_guides_run(
 def test_commands_are_sessions_that_a_button_copies(site: ModuleType) -> None:
     page = site.page_of(ROOT / "docs" / "campaigns.md")
     assert "```console\n$ guestemu fuzz msr --execs 300 --workdir first\n$ guestemu status" in page
-    assert "    journal/           inputs and violations as workers met them" in page  # no command: as it was
+    assert "    journal/           inputs and violations as workers met" in page  # no command: kept
     assert "](read-a-finding.md)" in page  # pages of docs/site stand beside those of docs
