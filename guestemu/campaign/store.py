@@ -124,6 +124,13 @@ def write_atomically(path: Path, data: bytes, option: str = "--workdir") -> None
         raise _failure(path, error, option) from error
 
 
+def check_place(path: Path, option: str) -> None:
+    """Raises the error of `write_atomically` for a directory that does not exist, before the work
+    whose result is to be written."""
+    if not path.parent.is_dir():
+        raise _failure(path, FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)), option)
+
+
 class Store:
     """One campaign directory. Several processes may hold it at once."""
 

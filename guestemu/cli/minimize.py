@@ -45,12 +45,14 @@ def command(
 
       guestemu minimize crash.prog -o tests/small.prog --key record-hypercall-c9b772c1
     """
-    from guestemu.campaign.store import write_atomically
+    from guestemu.campaign.store import check_place, write_atomically
     from guestemu.campaign.triage.explain import comment_of, run_command
     from guestemu.campaign.triage.single import choose, findings_of
     from guestemu.cli._program import Overrides, load
     from guestemu.program.text import format_text
 
+    if output is not None:
+        check_place(output, "-o")
     loaded = load(program, Overrides(guest, host, plugins=tuple(plugins or ())))
     findings = findings_of(loaded, limit)
     chosen = choose(findings, key, str(program))

@@ -130,7 +130,13 @@ def check_deaths(workdir: Path, engine: str, result: dict[str, object], kills: i
     assert findings > 0
 
 
-@pytest.mark.parametrize("engine", ["random", pytest.param("atheris", marks=pytest.mark.atheris)])
+@pytest.mark.parametrize(
+    "engine",
+    [
+        pytest.param("random", marks=pytest.mark.soak),
+        pytest.param("atheris", marks=pytest.mark.atheris),
+    ],
+)
 def test_killed_workers_lose_nothing(engine, tmp_path):
     if engine == "atheris":
         pytest.importorskip("atheris")

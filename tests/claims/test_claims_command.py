@@ -128,8 +128,15 @@ def test_ctrl_c_keeps_what_was_found(capsys: Captured) -> None:
 
 @pytest.mark.parametrize(
     "claim",
-    [claim for claim in all_claims() if claim.needs is Need.NOTHING],
-    ids=lambda claim: claim.ident,
+    [
+        pytest.param(
+            claim,
+            id=claim.ident,
+            marks=[pytest.mark.soak] if claim.ident == "C1" else [],
+        )
+        for claim in all_claims()
+        if claim.needs is Need.NOTHING
+    ],
 )
 def test_the_page_shows_what_the_experiment_gives(
     claim: Claim, decided: dict[str, Decided]

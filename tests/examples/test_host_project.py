@@ -40,6 +40,7 @@ def test_pytest_without_a_conftest_runs_the_programs(project):
     assert "4 passed" in done.stdout, done.stdout + done.stderr
 
 
+@pytest.mark.soak
 def test_the_defect_that_the_readme_proposes_is_found(project, capsys):
     host = project / "vmm_host.py"
     text = host.read_text()

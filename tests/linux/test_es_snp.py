@@ -367,6 +367,7 @@ def test_the_content_after_decryption_is_what_dram_holds(snp: Scene) -> None:
     assert loaded == int.from_bytes(snp.machine.ram.read(Gpa(gpa), 8, private=False), "little")
 
 
+@pytest.mark.parametrize("series", [pytest.param("6.1", marks=pytest.mark.soak), "6.12"])
 @pytest.mark.parametrize("answer", [-22, 11])
 def test_an_ordered_answer_reaches_the_guest(series: str, answer: int) -> None:
     kernel_file(series)

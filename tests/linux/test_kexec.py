@@ -69,6 +69,7 @@ def test_ram_that_starts_inside_a_page_is_not_reset(kexec, release):
     assert found["after"]["migration_ready"]
 
 
+@pytest.mark.soak
 def test_ram_that_starts_at_a_page_is_reset(kexec):
     found, status = kexec("6.1", "6.1", "--hole", "0x4000000")
     assert status == 0

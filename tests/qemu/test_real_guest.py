@@ -65,7 +65,7 @@ class Moving:
             self.logs.mark(Gfn(gfn))
 
 
-@pytest.mark.parametrize("name", ["2020-v1", "2021-v4"])
+@pytest.mark.parametrize("name", [pytest.param("2020-v1", marks=pytest.mark.soak), "2021-v4"])
 def test_a_guest_that_converts_and_writes_arrives_whole(name: str) -> None:
     moving = Moving(name)
     moving.guest(
