@@ -34,6 +34,7 @@ from guestemu.campaign.worker import (
     read_noted_input,
 )
 from guestemu.processes import EndSignals
+from guestemu.program.program import Header
 
 _TICK: Final = 0.25
 _STATS_EVERY: Final = 2.0
@@ -49,6 +50,9 @@ _CRASHES: Final = frozenset(
     {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT}
 )
 """Signals by which a process dies of its own fault: its input is not run again."""
+
+_LIBFUZZER_CRASH: Final = 77
+"""The status of a process whose signal libFuzzer caught (its -error_exitcode)."""
 
 
 class Worker:
@@ -314,7 +318,8 @@ class Supervisor:
         place = input_path(self._store, worker.config.index)
         noted = read_noted_input(place)
         number = len(self._infrastructure) + 1
-        is_crash = -status in _CRASHES or worker.is_killed_for_hanging
+        is_crash = -status in _CRASHES or status == _LIBFUZZER_CRASH
+        is_crash = is_crash or worker.is_killed_for_hanging
         kept = self._store.save_death(f"{self._name}-{number}", noted, is_crash and bool(noted))
         how = f"signal {-status}" if status < 0 else f"status {status}"
         if worker.is_killed_for_hanging:
@@ -324,7 +329,7 @@ class Supervisor:
         )
         self._infrastructure += self._store.repair()
         if number > _MAX_DEATHS:
-            raise GuestemuError(f"workers keep dying: {self._infrastructure[-1]}")
+            raise _keep_dying(worker.config.header, self._infrastructure[-1])
         left = self._left()
         if left is not None and left <= 0:
             worker.is_done = True
@@ -366,6 +371,17 @@ class Supervisor:
         """Removes what only a living worker needs, and empty logs."""
         for worker in self._workers:
             input_path(self._store, worker.config.index).unlink(missing_ok=True)
+
+
+def _keep_dying(header: Header, last: str) -> GuestemuError:
+    """The end of a campaign whose workers die again and again: of the user's own code, if there is
+    any, else of a defect of guestemu."""
+    if not header.plugin:
+        return GuestemuError(f"workers keep dying: {last}")
+    return InputError(
+        f"host {header.host!r}: the processes that run it keep dying ({last}); a crash in the code "
+        "of a Python host ends its process: run the code that crashes as --host cmd:COMMAND"
+    )
 
 
 def with_settled(

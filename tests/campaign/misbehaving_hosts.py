@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import ctypes
+
 from guestemu.abi.addresses import U64_MASK
+from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
 from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
 
@@ -23,6 +26,15 @@ class Raises(MapGpaRangeHost):
     def hypercall(self, call):
         if not call.a1:
             raise KeyError(call.a0)
+        return super().hypercall(call)
+
+
+class Crashes(MapGpaRangeHost):
+    """Reads address 0 in C for a range of less than eight pages."""
+
+    def hypercall(self, call):
+        if call.nr == KVM_HC_MAP_GPA_RANGE and call.a1 < 8:
+            ctypes.string_at(0)
         return super().hypercall(call)
 
 

@@ -9,6 +9,9 @@ import pytest
 from fuzz_command import PLANTED, fuzz, fuzz_json
 from held import run_here
 
+from guestemu.campaign import supervisor
+from guestemu.cli.main import main
+
 HOSTS = Path(__file__).with_name("misbehaving_hosts.py")
 RANDOM = ("--engine", "random", "--seed", "1")
 
@@ -32,6 +35,16 @@ def test_a_host_that_fails_is_one_finding_with_a_program(name, words, tmp_path):
     assert words in text
     (op,) = [line for line in text.splitlines() if line.startswith("hypercall")]
     assert "a1=3" in op if name == "Hangs" else "a1=0" in op
+
+
+def test_a_host_that_crashes_its_process_again_and_again_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(supervisor, "_MAX_DEATHS", 2)
+    host, work = f"{HOSTS}:Crashes", tmp_path / "work"
+    assert main(["fuzz", "hypercall", "--host", host, "--workdir", str(work), *RANDOM]) == 2
+    said = capsys.readouterr().err
+    assert ":Crashes': the processes that run it keep dying (worker 0 died of signal 11" in said
+    assert "--host cmd:COMMAND" in said
+    assert len(list(work.glob("infrastructure/*.bin"))) == 3
 
 
 def test_what_does_not_show_again_is_a_finding_that_says_so(tmp_path):
