@@ -12,6 +12,7 @@ import pytest
 from guestemu.abi.errors import MissingError
 from guestemu.conformance.recordings.kernel_choice import choose_kernel
 from guestemu.guest.linux.images import find_image
+from guestemu.native.build import find_compiler
 from guestemu.oracle.campaign import OracleCampaign
 from guestemu.oracle.image import find_kernel
 from guestemu.oracle.live import LiveKvm
@@ -27,6 +28,8 @@ SERIES = "6.12"
 def kvm():
     if shutil.which("qemu-system-x86_64") is None:
         pytest.skip("no QEMU on this machine")
+    if find_compiler() is None:
+        pytest.skip("no C compiler")
     try:
         find_image(SERIES)
     except MissingError:
