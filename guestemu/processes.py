@@ -22,6 +22,8 @@ END_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _PR_SET_PDEATHSIG: Final = 1
 _STATUS: Final = 1
+_AGAIN: Final = 0.01
+"""Seconds until an interrupt that was dropped is sent again."""
 
 
 def interrupt(_number: int, frame: FrameType | None) -> None:
@@ -34,13 +36,18 @@ def interrupt(_number: int, frame: FrameType | None) -> None:
 
 class EndSignals:
     """While entered, each of `END_SIGNALS` raises KeyboardInterrupt in the main thread. A signal
-    that the process was started to ignore stays ignored. Does nothing in other threads."""
+    that the process was started to ignore stays ignored. Does nothing in other threads.
+
+    CPython drops what is raised in a callback of a weak reference, and importlib has one for each
+    module: such an interrupt is sent again."""
 
     def __init__(self) -> None:
         self._before: dict[signal.Signals, Any] = {}
+        self._hook = sys.unraisablehook
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
+            self._hook, sys.unraisablehook = sys.unraisablehook, self._on_dropped
             for number in END_SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self.handle)
@@ -52,9 +59,22 @@ class EndSignals:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if sys.unraisablehook == self._on_dropped:
+            sys.unraisablehook = self._hook
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
+
+    def _on_dropped(self, dropped: sys.UnraisableHookArgs) -> None:
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):
+            self._hook(dropped)
+            return
+        main = threading.main_thread().ident
+        number = next(iter(self._before), None)
+        if main is not None and number is not None:
+            again = threading.Timer(_AGAIN, signal.pthread_kill, (main, number))
+            again.daemon = True
+            again.start()
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """What a signal does."""
