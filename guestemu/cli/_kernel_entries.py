@@ -105,12 +105,8 @@ def tell(found: Sequence[KernelEntries]) -> None:
 
 def write_table(path: Path, found: Sequence[KernelEntries]) -> None:
     """Puts the table into the page. Raises `InputError`."""
-    from guestemu.study.outcomes.cells import replace_table
+    from guestemu.study.outcomes.cells import replace_table, table_line
 
-    lines = [_line(_COLUMNS), _line(["---"] * len(_COLUMNS))]
-    lines += [_line((f"`{line[0]}`", *line[1:])) for line in table(found)]
+    lines = [table_line(_COLUMNS), table_line(["---"] * len(_COLUMNS))]
+    lines += [table_line((f"`{line[0]}`", *line[1:])) for line in table(found)]
     replace_table(path, COMMAND, lines)
-
-
-def _line(parts: Sequence[str]) -> str:
-    return f"| {' | '.join(parts)} |"

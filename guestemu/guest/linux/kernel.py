@@ -7,7 +7,7 @@ import functools
 import io
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import Section
 
 from guestemu.abi.errors import InputError
 from guestemu.abi.names import nearest
@@ -167,10 +168,8 @@ def load_kernel(path: Path, progress: Callable[[str], None] | None = None) -> Ke
     say("instructions")
     starts = sorted(set(symbols.values()))
     sites: list[Site] = []
-    for section in sections.values():
-        is_code = section["sh_flags"] & _SHF_EXECINSTR and section["sh_flags"] & _SHF_ALLOC
-        if is_code and section["sh_type"] == "SHT_PROGBITS" and not section.compressed:
-            sites += find_sites(bytes(section.data()), int(section["sh_addr"]), starts, _SITES)
+    for address, code in code_sections(sections.values()):
+        sites += find_sites(code, address, starts, _SITES)
     version = _VERSION.search(rodata)
     return Kernel(
         name=image.name,
@@ -184,6 +183,14 @@ def load_kernel(path: Path, progress: Callable[[str], None] | None = None) -> Ke
         sites=tuple(sites),
         btf=btf or Btf.without_types(image.name),
     )
+
+
+def code_sections(sections: Iterable[Section]) -> Iterator[tuple[int, bytes]]:
+    """Address and bytes of each of `sections` that has code."""
+    for section in sections:
+        is_code = section["sh_flags"] & _SHF_EXECINSTR and section["sh_flags"] & _SHF_ALLOC
+        if is_code and section["sh_type"] == "SHT_PROGBITS" and not section.compressed:
+            yield int(section["sh_addr"]), bytes(section.data())
 
 
 def _symbols(path: Path, rodata: bytes, address: int) -> dict[str, int]:

@@ -114,14 +114,15 @@ def markdown(cells: Iterable[Cell], rows: Sequence[str], before: Sequence[str] =
         for key in [key for key in table if key[0] == cell.kernel and key[1] != cell.version]:
             del table[key]
         table.setdefault((cell.kernel, cell.version), {})[cell.row] = cell.outcome
-    made = [_line(["kernel", "version", *columns]), _line(["---"] * (len(columns) + 2))]
+    made = [table_line(["kernel", "version", *columns]), table_line(["---"] * (len(columns) + 2))]
     for key in sorted(table, key=lambda key: version_key(key[0])):
         found = table[key]
-        made.append(_line([*key, *(found.get(row, "") for row in columns)]))
+        made.append(table_line([*key, *(found.get(row, "") for row in columns)]))
     return made
 
 
-def _line(parts: Sequence[str]) -> str:
+def table_line(parts: Sequence[str]) -> str:
+    """The line of a Markdown table with these cells."""
     return f"| {' | '.join(parts)} |"
 
 

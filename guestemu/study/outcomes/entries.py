@@ -23,7 +23,7 @@ from elftools.elf.elffile import ELFFile
 
 from guestemu.guest.linux.boot import lacking
 from guestemu.guest.linux.image import load_image
-from guestemu.guest.linux.kernel import KERNEL_MAP, Kernel
+from guestemu.guest.linux.kernel import KERNEL_MAP, Kernel, code_sections
 from guestemu.guest.linux.load import LOADER, LinuxLoader
 from guestemu.machine.callbacks import CodeHook
 from guestemu.machine.engine import HOOK_CODE
@@ -50,7 +50,6 @@ CONVERTERS: Final = (
 _BRANCH: Final = re.compile(rb"[\xe8\xe9](?=....)", re.DOTALL)
 """CALL and JMP with a 32-bit displacement."""
 _BRANCH_SIZE: Final = 5
-_SHF_EXECINSTR: Final = 4
 
 _UNREACHED: Final[Mapping[str, str]] = {
     r"(__)?vmbus_|hv_": "a guest of Hyper-V",
@@ -96,10 +95,8 @@ def find_entries(image: Path, kernel: Kernel) -> list[ConversionEntry]:
         named.setdefault(address, name)
     starts = sorted(named)
     found: dict[str, set[str]] = {}
-    for section in ELFFile(io.BytesIO(load_image(image).elf)).iter_sections():
-        if not section["sh_flags"] & _SHF_EXECINSTR or section["sh_type"] != "SHT_PROGBITS":
-            continue
-        text, base = bytes(section.data()), int(section["sh_addr"])
+    elf = ELFFile(io.BytesIO(load_image(image).elf))
+    for base, text in code_sections(elf.iter_sections()):
         for match in _BRANCH.finditer(text):
             place = match.start()
             displacement = int.from_bytes(text[place + 1 : place + 5], "little", signed=True)
