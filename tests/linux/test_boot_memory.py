@@ -62,7 +62,7 @@ def test_a_kernel_that_does_not_get_to_a_later_stop_is_said_to_have_missed_that(
     booted.machine.close()
 
 
-@pytest.mark.parametrize("series", ["6.1", pytest.param("6.12", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("series", [pytest.param("6.1", marks=pytest.mark.soak), "6.12"])
 def test_unused_bss_decrypted_is_told_page_by_page(kernel):
     """A36: one set_memory_encrypted() of a part of a 2 MiB leaf, which is split; so one call per
     page. A whole leaf takes one."""

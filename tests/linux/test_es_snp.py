@@ -142,7 +142,7 @@ def boot_scene(series: str, kind: str, snapshot: Path | None = None) -> Scene:
     return Scene(prepared, events)
 
 
-@pytest.fixture(scope="module", params=["6.1", "6.12"])
+@pytest.fixture(scope="module", params=[pytest.param("6.1", marks=pytest.mark.soak), "6.12"])
 def series(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

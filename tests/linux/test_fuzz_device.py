@@ -45,6 +45,7 @@ def run(image_of):
     return ops
 
 
+@pytest.mark.soak  # the drivers of test_userland.py read, this one also binds again
 def test_an_honest_device_is_read_written_and_bound_again(run):
     ops = (Op(WRITE, (2, 8)), Op(READ, (2, 8)), Op(OpKind.DEVICE_REBIND), Op(READ))
     values, violations = run(*ops)

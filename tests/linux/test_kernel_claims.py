@@ -54,6 +54,7 @@ def test_the_size_hint_of_a_kernel_is_that_of_our_guests(image_of: Image, series
     assert result.evidence[-1].value == "512 pages, hint 0"
 
 
+@pytest.mark.soak  # test_kernel_sweep.py asks the same of the sweep itself
 def test_no_instruction_of_a_conversion_loses_a_page(image_of: Image) -> None:
     lab = lab_for(image_of, "6.1")
     result = result_of("C8", lab)

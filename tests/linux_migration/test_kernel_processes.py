@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import msgspec
+import pytest
 from kernel_destination import Arrived
 from kernel_stream import send_guest
 
@@ -18,6 +19,7 @@ from guestemu.migration.sweep.station import touched_frames
 INSIDE_THE_SPLIT = 16_000
 
 
+@pytest.mark.soak  # in one process: test_kernel_sweep.py
 def test_a_kernel_goes_on_in_another_process(experiment_of, image_of) -> None:
     experiment = experiment_of("6.1", True)
     departure = experiment.leave(INSIDE_THE_SPLIT)

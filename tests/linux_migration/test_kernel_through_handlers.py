@@ -88,6 +88,7 @@ def test_a_page_that_was_changed_on_the_way_ends_the_migration(experiment_of) ->
         experiment.arrive(departure, packets)
 
 
+@pytest.mark.soak  # test_kernel_es.py has the save area in its packet
 def test_a_save_area_crosses_as_a_page(experiment_of) -> None:
     """F16: no page table of the guest maps it."""
     experiment = arrived(experiment_of("6.1", False, "handler", "es"))
