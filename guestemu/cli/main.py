@@ -24,9 +24,8 @@ import os
 import pkgutil
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.abc import InspectLoader
 from types import ModuleType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 from guestemu.abi.errors import InputError
 from guestemu.cli import _help, console, errors
@@ -44,6 +43,14 @@ _HELP: Final = frozenset({"--help", "-h"})
 _WITHOUT_VERB: Final = frozenset({"--version", "--install-completion", "--show-completion"})
 _COMPLETES: Final = "_GUESTEMU_COMPLETE"
 """Set by the shell while it completes a command line."""
+
+
+@runtime_checkable
+class _SourceLoader(Protocol):
+    """`importlib.abc.InspectLoader`, whose module takes longer to import than a verb's source."""
+
+    def get_source(self, fullname: str, /) -> str | None:
+        """The source of a module."""
 
 
 def find_verbs(package: str = _PACKAGE) -> dict[str, str]:
@@ -95,7 +102,7 @@ def _build(verbs: Mapping[str, str]) -> tuple[typer.Typer, dict[str, ModuleType]
 def source_of(name: str) -> str:
     """The source of the module called `name`, which is not imported."""
     spec = importlib.util.find_spec(name)
-    if spec is not None and isinstance(spec.loader, InspectLoader):
+    if spec is not None and isinstance(spec.loader, _SourceLoader):
         source = spec.loader.get_source(name)
         if source is not None:
             return source
@@ -168,12 +175,14 @@ def _run(arguments: Sequence[str], package: str) -> int:
     wanted = _wanted(arguments, verbs)
     import typer.main
 
+    from guestemu.cli._plain_values import take_plain_values
     from guestemu.parts import load_parts
 
     load_parts()
     app, modules = _build(wanted)
     command = typer.main.get_command(app)
     _help.keep_all_examples(command)
+    take_plain_values(command)
     words = _words(command, arguments)
     console.begin(words)
     with console.busy(f"{_PROGRAM} {words.replace('.', ' ')}"):

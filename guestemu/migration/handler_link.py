@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gfn, RamAddr, gpa_of
-from guestemu.abi.errors import GuestemuError, InputError
+from guestemu.abi.errors import InputError
 from guestemu.host.firmware.memory import GuestDram
 from guestemu.host.mirror.context import HandlerConfig
 from guestemu.host.mirror.driver import MailboxHandler
@@ -24,7 +24,7 @@ from guestemu.host.mirror.placement import Placement, place_identity
 from guestemu.host.mirror.vm import SharedRamMirror
 from guestemu.machine.machine import Machine
 from guestemu.machine.memory import GuestRam
-from guestemu.migration.links import Link, Packet
+from guestemu.migration.links import Link, LinkRefusal, Packet
 
 FIRMWARE_PAGES: Final = (0xF0, 0xF1, 0xF3, 0xF4, 0xF6, 0xF7, 0xF9)
 """Frames of the handler's private pages, in the BIOS area: no guest takes it for RAM. They are not
@@ -43,7 +43,7 @@ DESTINATION_NAME: Final = 2
 _COUNT: Final = 0xFFFF_FFFF
 
 
-class HandlerRefusal(GuestemuError):
+class HandlerRefusal(LinkRefusal):
     """A handler answered a command of a migration with an error: `function` and `address` of the
     command, `ret` as in `mailbox.Ret`. QEMU's migration gives up with -EIO (F13)."""
 

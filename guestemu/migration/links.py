@@ -15,8 +15,14 @@ from typing import Protocol
 import msgspec
 
 from guestemu.abi.addresses import PAGE_SIZE, Gfn, gpa_of
+from guestemu.abi.errors import GuestemuError
 from guestemu.host.firmware.memory import GuestDram
 from guestemu.machine.memory import GuestRam
+
+
+class LinkRefusal(GuestemuError):
+    """An end of a link refuses what it is given: the firmware by an ioctl's error, a migration
+    handler by its answer. QEMU's migration gives up with -EIO."""
 
 
 class Packet(msgspec.Struct, frozen=True, tag="page"):

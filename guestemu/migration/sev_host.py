@@ -13,7 +13,6 @@ import random
 from typing import Final, TypeVar
 
 from guestemu.abi.addresses import PAGE_SIZE, Gfn, gpa_of
-from guestemu.abi.errors import GuestemuError
 from guestemu.abi.sev_firmware import KvmSevCommand
 from guestemu.host.firmware.identity import (
     Authority,
@@ -31,6 +30,7 @@ from guestemu.host.firmware.kvm_vm import KvmConfig, KvmSevHost, KvmSevVm
 from guestemu.host.firmware.memory import HostMemory
 from guestemu.host.firmware.platform import API_VERSION, Platform
 from guestemu.machine.memory import GuestRam
+from guestemu.migration.links import LinkRefusal
 
 COMMAND: Final = 0x10000
 PARAMETERS: Final = 0x11000
@@ -54,7 +54,7 @@ _SEV_FD: Final = 3
 _Struct = TypeVar("_Struct", bound=KvmStruct)
 
 
-class SevIoctlError(GuestemuError):
+class SevIoctlError(LinkRefusal):
     """A migration cannot go on: the ioctl that failed, its errno and the firmware's status."""
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The migration operations of a testbed's programs: a second guest and host, made when first asked
-for, and the swap to them.
+for, and the swap to them. The links that bring a library of cryptography are imported then.
 
 One migration a run. Its destination is kept for the next run, with the bulk (what the guest held
 after boot) in place; it is put back when a migration begins.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from guestemu.abi.addresses import PAGE_SHIFT
 from guestemu.abi.errno import EBUSY, EINVAL, EIO, ENOTTY
@@ -29,13 +29,13 @@ from guestemu.migration.endpoints import (
     bulk_packets,
     used_frames,
 )
-from guestemu.migration.firmware_link import FirmwareReceiver, FirmwareSender
-from guestemu.migration.handler_link import HandlerLink, HandlerRefusal, handler_link
-from guestemu.migration.links import Packet, PlainSender, Sender
-from guestemu.migration.sev_host import SevIoctlError
+from guestemu.migration.links import LinkRefusal, Packet, PlainSender, Sender
 from guestemu.migration.steps import PassSteps
 from guestemu.migration.wire import Wire
 from guestemu.program.ops import Op, OpKind
+
+if TYPE_CHECKING:
+    from guestemu.migration.handler_link import HandlerLink
 
 DESTINATION_KEY: Final = bytes(range(16, 32))
 
@@ -142,6 +142,8 @@ class MigrationOperations:
         machine = self._testbed.guest.machine
         sender: Sender = PlainSender(machine.ram)
         if op.arguments[1]:
+            from guestemu.migration.firmware_link import FirmwareReceiver, FirmwareSender
+
             link = FirmwareSender(machine.ram, machine.config.key)
             receiver = FirmwareReceiver(target.guest.machine.ram, DESTINATION_BASE)
             target.use(receiver, receiver.open(link.open(receiver.offer())))
@@ -156,6 +158,8 @@ class MigrationOperations:
         if machine.config.cbit is None or machine.cache is not None:
             return CallOutcome(-ENOTTY)
         if self._handlers is None:
+            from guestemu.migration.handler_link import handler_link
+
             self._handlers = handler_link(machine, target.guest.machine)
         else:
             self._handlers.open()
@@ -193,7 +197,7 @@ class MigrationOperations:
             return CallOutcome(-EINVAL)
         try:
             return CallOutcome(step(self._source.steps))
-        except (HandlerRefusal, HandlerError):
+        except (LinkRefusal, HandlerError):
             return CallOutcome(-EIO)  # as QEMU's side of the prototype (F13); the guest stays
 
     def _replay(self, op: Op) -> CallOutcome:
@@ -203,7 +207,7 @@ class MigrationOperations:
         gfn = self._testbed.guest.gpa(op.region, op.page) >> PAGE_SHIFT if moved else None
         try:
             return CallOutcome(0 if self._wire.replay(number, gfn) else -EINVAL)
-        except (SevIoctlError, HandlerRefusal):
+        except LinkRefusal:
             return CallOutcome(-EIO)
 
     def _reverse(self, op: Op) -> CallOutcome:
@@ -217,7 +221,7 @@ class MigrationOperations:
             return CallOutcome(-EINVAL)
         try:
             handover = source.finish(self._wire.release)
-        except (HandlerRefusal, HandlerError):
+        except (LinkRefusal, HandlerError):
             return CallOutcome(-EIO)
         target.resume(handover)
         guest, host = self._testbed.guest, self._testbed.host

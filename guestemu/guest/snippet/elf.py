@@ -13,14 +13,12 @@ import functools
 import re
 from collections.abc import Mapping
 from importlib.resources import files
-from io import BytesIO
 from typing import Final
 
 import msgspec
-from elftools.common.exceptions import ELFError
-from elftools.elf.elffile import ELFFile
 
 from guestemu.abi.addresses import Gpa, Gva
+from guestemu.abi.elf import ElfError, read_elf
 from guestemu.abi.errors import InputError
 from guestemu.guest.snippet.generations import GENERATIONS
 
@@ -115,26 +113,20 @@ def assembly_of(generation: str) -> str:
 def parse_snippet(generation: str, image: bytes) -> SnippetImage:
     """Reads an ELF file built like ours; `InputError` names what is missing from another one."""
     try:
-        elf = ELFFile(BytesIO(image))
-        symtab = elf.get_section_by_name(".symtab")
-        symbols = {
-            symbol.name: int(symbol["st_value"])
-            for symbol in (symtab.iter_symbols() if symtab else ())
-            if symbol["st_info"]["bind"] == "STB_GLOBAL"
-        }
-        segments = tuple(
-            Segment(
-                Gpa(int(part["p_paddr"])),
-                bytes(part.data()),
-                int(part["p_memsz"]),
-                bool(part["p_flags"] & _PF_X),
-                bool(part["p_flags"] & _PF_W),
-            )
-            for part in elf.iter_segments("PT_LOAD")
-            if part["p_memsz"]
-        )
-    except ELFError as error:
+        elf = read_elf(image)
+    except ElfError as error:
         raise InputError(f"snippet {generation}: not an ELF file, rebuild it: {error}") from None
+    symbols = elf.symbols
+    segments = tuple(
+        Segment(
+            Gpa(part.address),
+            part.data,
+            part.size,
+            bool(part.flags & _PF_X),
+            bool(part.flags & _PF_W),
+        )
+        for part in elf.parts
+    )
     missing = {"info", "guest_return", "guest_oops", "exception_31"} - symbols.keys()
     if missing:
         raise InputError(

@@ -29,7 +29,6 @@ from guestemu.host.kvm.uapi import (
     KVM_EXIT_X86_WRMSR,
 )
 from guestemu.host.native import wire
-from guestemu.host.native.code_words import numbers_of
 from guestemu.host.native.library import LoadedHandler
 from guestemu.host.native.process import COMMAND, HandlerProcess
 from guestemu.host.permission import REMEDY, file_of
@@ -232,6 +231,8 @@ class NativeHost(MemoryHost):
 
     def numbers(self) -> tuple[int, ...]:
         """The numbers in the machine code of a shared object."""
+        from guestemu.host.native.code_words import numbers_of  # brings a disassembler
+
         is_file = not self._path.startswith(COMMAND)
         return numbers_of(Path(file_of(self._path))) if is_file else ()
 

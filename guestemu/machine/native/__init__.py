@@ -10,11 +10,10 @@ from __future__ import annotations
 import ctypes
 import functools
 from importlib.resources import files
-from io import BytesIO
 
 import msgspec
-from elftools.elf.elffile import ELFFile
 
+from guestemu.abi.elf import read_elf
 from guestemu.native import load
 from guestemu.native.build import HOOKS
 
@@ -30,14 +29,9 @@ class Blob(msgspec.Struct, frozen=True):
 @functools.cache
 def load_blob(name: str) -> Blob:
     """Reads `NAME.elf` of this package, once in a process."""
-    elf = ELFFile(BytesIO((files(__name__) / f"{name}.elf").read_bytes()))
-    section = elf.get_section_by_name(".text")
-    symbols = {
-        symbol.name: int(symbol["st_value"])
-        for symbol in elf.get_section_by_name(".symtab").iter_symbols()
-        if symbol["st_info"]["bind"] == "STB_GLOBAL"
-    }
-    return Blob(int(section["sh_addr"]), bytes(section.data()), symbols)
+    elf = read_elf((files(__name__) / f"{name}.elf").read_bytes())
+    base, code = elf.sections[".text"]
+    return Blob(base, code, elf.symbols)
 
 
 class HostCode:
