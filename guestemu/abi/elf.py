@@ -54,7 +54,7 @@ def read_elf(image: bytes) -> LinkedElf:
         raise ElfError("no 64-bit ELF file, little endian")
     try:
         return _read(image)
-    except (struct.error, IndexError, UnicodeDecodeError) as error:
+    except (struct.error, IndexError, OverflowError, UnicodeDecodeError) as error:
         raise ElfError(f"damaged: {error}") from None
 
 

@@ -154,6 +154,8 @@ def _truth(world: QemuWorld) -> dict[str, bitarray]:
 
 def _same_regions(world: QemuWorld) -> Iterator[tuple[str, str]]:
     """Compared over what the format can carry: the list everything, a bitmap what is RAM."""
+    if world.regions == world.received:
+        return
     if world.has_list:
         source, target = (
             world.shared_set(world.regions),

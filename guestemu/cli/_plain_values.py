@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Protocol, get_args, get_origin, runtime_checkable
+from typing import Final, NamedTuple, Protocol, get_args, get_origin, runtime_checkable
 
 _ELSE: Final = object()
 """Not a plain value."""
@@ -42,11 +42,10 @@ class _Descriptor(Protocol):
     parameter_info: _Info
 
 
-class _Coercion(Protocol):
-    """Makes a value of what stands on the command line."""
+class _Coercion(NamedTuple):
+    """What typer asks to make a value of what stands on the command line."""
 
-    def coerce(self, value: object, param: object, ctx: object) -> object:
-        """The value. Raises typer's BadParameter."""
+    coerce: Callable[..., object]
 
 
 @runtime_checkable
@@ -73,13 +72,14 @@ class _PlainValues:
         self._is_many = parameter.multiple or parameter.nargs == -1
         self._type = parameter.type_descriptor
         self._typers = parameter.get_runtime_param
+        self._coercion = _Coercion(self._take)
 
     def __call__(self) -> _Coercion:
         """In place of the parameter's `get_runtime_param`."""
-        return self
+        return self._coercion
 
-    def coerce(self, value: object, param: object, ctx: object) -> object:
-        """See `_Coercion`."""
+    def _take(self, value: object, param: object, ctx: object) -> object:
+        """The value. Raises typer's BadParameter."""
         plain = self._plain(value)
         return self._typers().coerce(value, param, ctx) if plain is _ELSE else plain
 

@@ -25,7 +25,7 @@ import pkgutil
 import sys
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Final
 
 from guestemu.abi.errors import InputError
 from guestemu.cli import _help, console, errors
@@ -43,14 +43,6 @@ _HELP: Final = frozenset({"--help", "-h"})
 _WITHOUT_VERB: Final = frozenset({"--version", "--install-completion", "--show-completion"})
 _COMPLETES: Final = "_GUESTEMU_COMPLETE"
 """Set by the shell while it completes a command line."""
-
-
-@runtime_checkable
-class _SourceLoader(Protocol):
-    """`importlib.abc.InspectLoader`, whose module takes longer to import than a verb's source."""
-
-    def get_source(self, fullname: str, /) -> str | None:
-        """The source of a module."""
 
 
 def find_verbs(package: str = _PACKAGE) -> dict[str, str]:
@@ -102,10 +94,10 @@ def _build(verbs: Mapping[str, str]) -> tuple[typer.Typer, dict[str, ModuleType]
 def source_of(name: str) -> str:
     """The source of the module called `name`, which is not imported."""
     spec = importlib.util.find_spec(name)
-    if spec is not None and isinstance(spec.loader, _SourceLoader):
-        source = spec.loader.get_source(name)
-        if source is not None:
-            return source
+    give: object = getattr(spec and spec.loader, "get_source", None)
+    source: object = give(name) if callable(give) else None
+    if isinstance(source, str):
+        return source
     if spec is None or not spec.has_location or spec.origin is None:
         raise TypeError(f"module {name} has no source")
     with open(spec.origin, encoding="utf-8") as file:  # pytest's loader of plug-ins cannot tell

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -48,12 +49,24 @@ _FINAL: Final = frozenset({OpKind.STOP_CONVERSION, OpKind.CPU_OFFLINE})
 _DEFAULT_LENGTH: Final = 12
 _FLOW_SHARE: Final = 0.5
 _INIT_SHARE: Final = 0.75
+_MODES: Final = (Mode.LONG64, Mode.LONG64, Mode.LONG64, *Mode)
+_INSTRUCTIONS: Final = (Instruction.VMMCALL, Instruction.VMMCALL, *Instruction)
 
 Flow = Callable[[random.Random, Header], list[Op]]
 
 
+@lru_cache(64)
+def _regions(memory: int) -> tuple[Region, ...]:
+    return (Region.D, Region.D, *regions_of(memory))
+
+
+@lru_cache(64)
+def _in_order(kinds: frozenset[OpKind]) -> tuple[OpKind, ...]:
+    return tuple(sorted(kinds))
+
+
 def _draw_region(rng: random.Random, header: Header) -> Region:
-    return rng.choice((Region.D, Region.D, *regions_of(header.memory)))
+    return rng.choice(_regions(header.memory))
 
 
 def draw_page(rng: random.Random, region: Region) -> int:
@@ -82,11 +95,11 @@ def draw_argument(rng: random.Random, kind: OpKind, position: int) -> int:
 
 def generate_op(rng: random.Random, header: Header, kinds: frozenset[OpKind] = ALL_KINDS) -> Op:
     """One op of one of `kinds`, valid under `header`."""
-    kind = rng.choice(sorted(kinds))
+    kind = rng.choice(_in_order(kinds))
     if kind in _FINAL and rng.random() < 0.8:
-        kind = rng.choice(sorted(kinds))
+        kind = rng.choice(_in_order(kinds))
     region = _draw_region(rng, header)
-    mode = rng.choice((Mode.LONG64, Mode.LONG64, Mode.LONG64, *Mode))
+    mode = rng.choice(_MODES)
     plain_cpl = mode is Mode.REAL16 or rng.random() < 0.75
     return canonical_op(
         Op(
@@ -100,7 +113,7 @@ def generate_op(rng: random.Random, header: Header, kinds: frozenset[OpKind] = A
             vcpu=rng.randrange(header.vcpus),
             mode=mode,
             cpl=0 if plain_cpl else rng.randint(1, 3),
-            instruction=rng.choice((Instruction.VMMCALL, Instruction.VMMCALL, *Instruction)),
+            instruction=rng.choice(_INSTRUCTIONS),
         )
     )
 

@@ -127,7 +127,8 @@ class Testbed:
         self.slots = DmaSlots()
         self._migration = MigrationOperations(self, destination)
         self._is_judged_new = host.contract_state and not guest.boot_exits
-        self._do: Mapping[OpKind, Callable[[Op], CallOutcome]] = self._dispatch()
+        self._tables: dict[int, tuple[Host, Mapping[OpKind, Callable[[Op], CallOutcome]]]] = {}
+        self._do = self._dispatch()
 
     @property
     def checks(self) -> tuple[Check, ...]:
@@ -418,14 +419,21 @@ class Testbed:
     # Operations -------------------------------------------------------------------------------
 
     def _dispatch(self) -> Mapping[OpKind, Callable[[Op], CallOutcome]]:
-        return {
-            **operations_of(self),
-            **self._migration.operations(),
-            OpKind.ANSWER: self._answer,
-            OpKind.FAIL_SPLIT: self._fail_split,
-            OpKind.FAIL_MSR: self._fail_msr,
-            OpKind.VM_RESET: self._vm_reset,
-        }
+        """What each kind of operation does on the present host, kept for when it is here again: a
+        migration goes to one and comes back with every program."""
+        host = self.host
+        kept = self._tables.get(id(host))
+        if kept is None or kept[0] is not host:
+            table = {
+                **operations_of(self),
+                **self._migration.operations(),
+                OpKind.ANSWER: self._answer,
+                OpKind.FAIL_SPLIT: self._fail_split,
+                OpKind.FAIL_MSR: self._fail_msr,
+                OpKind.VM_RESET: self._vm_reset,
+            }
+            kept = self._tables[id(host)] = (host, table)
+        return kept[1]
 
     def _vm_reset(self, op: Op) -> CallOutcome:
         self.reset()

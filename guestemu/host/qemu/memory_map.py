@@ -10,7 +10,7 @@ Source: softmmu/physmem.c find_ram_offset(), hw/i386/pc.c pc_memory_init(), acce
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import msgspec
@@ -88,7 +88,8 @@ class MemoryMap:
             raise InputError(f"max_slot_pages {max_slot_pages}: give a multiple of 64")
         self._max_slot_pages = max_slot_pages
         self._blocks: dict[str, RamBlock] = {}
-        self._sections: list[Section] = []
+        self._sections: tuple[Section, ...] = ()
+        self._slots: tuple[tuple[Section, tuple[KvmSlot, ...]], ...] | None = None
         self._next = 0
 
     @property
@@ -99,7 +100,7 @@ class MemoryMap:
     @property
     def sections(self) -> tuple[Section, ...]:
         """The sections from low to high GPA."""
-        return tuple(self._sections)
+        return self._sections
 
     @property
     def ram_pages(self) -> int:
@@ -139,7 +140,7 @@ class MemoryMap:
                     f"section at {gpa:#x} of block {name!r}: overlaps block {other.block.name!r}"
                     f" at {other.gpa:#x}; unmap that first"
                 )
-        self._sections = sorted([*self._sections, section], key=lambda one: one.gpa)
+        self._place(sorted([*self._sections, section], key=lambda one: one.gpa))
         return section
 
     def unmap(self, gpa: int, size: int) -> None:
@@ -157,7 +158,11 @@ class MemoryMap:
                 first = max(one.gpa, end)
                 offset = one.offset + first - one.gpa
                 kept.append(Section(Gpa(first), one.end - first, one.block, offset))
-        self._sections = kept
+        self._place(kept)
+
+    def _place(self, sections: Iterable[Section]) -> None:
+        self._sections = tuple(sections)
+        self._slots = None
 
     def hot_plug(self, name: str, size: int, gpa: int) -> RamBlock:
         """A DIMM: a new block that appears at `gpa`."""
@@ -174,7 +179,7 @@ class MemoryMap:
         """All sections of the block go. With `keeps_block` (virtio-mem) its memory and ram_addr_t
         stay, without GPA (F7); else the block also goes. No page status changes (D34)."""
         self._block(name)
-        self._sections = [one for one in self._sections if one.block.name != name]
+        self._place(one for one in self._sections if one.block.name != name)
         if not keeps_block:
             del self._blocks[name]
 
@@ -189,6 +194,11 @@ class MemoryMap:
 
     def slots_by_section(self) -> tuple[tuple[Section, tuple[KvmSlot, ...]], ...]:
         """Each section with its slots."""
+        if self._slots is None:
+            self._slots = self._split_slots()
+        return self._slots
+
+    def _split_slots(self) -> tuple[tuple[Section, tuple[KvmSlot, ...]], ...]:
         found: list[tuple[Section, tuple[KvmSlot, ...]]] = []
         index = 0
         for section in self._sections:

@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-import struct
 from typing import BinaryIO, Final
 
 import msgspec
 
 from guestemu.abi.errors import InputError
 
-_U32: Final = struct.Struct(">I")
-_U64: Final = struct.Struct(">Q")
+_U32: Final = 4
+_U64: Final = 8
+"""Bytes of a number."""
 
 
 class StreamFault(msgspec.Struct, frozen=True):
@@ -61,8 +61,11 @@ class QemuWire:
         """Exactly `size` bytes; the caller has bounded it. `StreamError` if the stream ends."""
         if not size:
             return b""
-        data = self._ahead + self._source.read(size - len(self._ahead))
-        self._ahead = b""
+        if self._ahead:
+            data = self._ahead + self._source.read(size - len(self._ahead))
+            self._ahead = b""
+        else:
+            data = self._source.read(size)
         if len(data) < size:
             reason = f"the stream ends after {len(data)} of {size} bytes"
             raise self.refuse(field, reason, len(data), size)
@@ -75,13 +78,11 @@ class QemuWire:
 
     def u32(self, field: str) -> int:
         """be32."""
-        (value,) = _U32.unpack(self.take(_U32.size, field))
-        return int(value)
+        return int.from_bytes(self.take(_U32, field), "big")
 
     def u64(self, field: str) -> int:
         """be64."""
-        (value,) = _U64.unpack(self.take(_U64.size, field))
-        return int(value)
+        return int.from_bytes(self.take(_U64, field), "big")
 
     def name(self, field: str) -> str:
         """Length byte and name; bytes that are not UTF-8 become escapes."""

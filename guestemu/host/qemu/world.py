@@ -10,6 +10,7 @@ parts, with the defects of one patch set, take it from there.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Final
 from zlib import crc32
 
@@ -47,8 +48,9 @@ SEND_PAGE, SEND_COMPLETED, SEND_FAILED, SEND_CANCELLED = range(4)
 _BLOCK: Final = "pc.ram"
 
 
+@cache
 def small_machine() -> MemoryMap:
-    """The machine of the module's docstring."""
+    """The machine of the module's docstring: one for all worlds, none of which changes it."""
     layout = PcLayout(
         ram=(BELOW + ABOVE) << PAGE_SHIFT,
         hole_start=BELOW << PAGE_SHIFT,
@@ -60,6 +62,14 @@ def small_machine() -> MemoryMap:
     machine = pc_machine(layout)
     machine.unmap(HOLE[0] << PAGE_SHIFT, (HOLE[1] - HOLE[0]) << PAGE_SHIFT)
     return machine
+
+
+@cache
+def _limits(top_gfn: int) -> StreamLimits:
+    """What a stream may name: the machine's blocks, and frames below `top_gfn`."""
+    return StreamLimits(
+        {name: block.size for name, block in small_machine().blocks.items()}, top_gfn
+    )
 
 
 class SendingFirmware:
@@ -120,10 +130,7 @@ class QemuWorld:
         self.status: PageStatus = kind(self.machine, version, defects, self)
         self.firmware = SendingFirmware()
         self.outgoing = OutgoingSev(self.firmware, defects)
-        limits = StreamLimits(
-            {name: block.size for name, block in self.machine.blocks.items()},
-            self.machine.top_gfn,
-        )
+        limits = _limits(self.machine.top_gfn)
         is_repaired = QemuDefect.UNCHECKED_WIRE not in defects
         self.reader = StreamReader(
             version.wire, limits, is_repaired=is_repaired, page_bits=page_bits
@@ -216,16 +223,12 @@ class QemuWorld:
                 writer.shared_regions(record.regions, _BLOCK)
             else:
                 writer.status_bitmap(record.ranges, _BLOCK)
-            reader = StreamReader(self.version.wire, self._limits(), is_repaired=True)
+            reader = StreamReader(self.version.wire, _limits(WIDE_GFN), is_repaired=True)
             for found in reader.read(channel.data):
                 self._receive(found)
         except InputError:
             return -EINVAL
         return 0
-
-    def _limits(self) -> StreamLimits:
-        blocks = {name: block.size for name, block in self.machine.blocks.items()}
-        return StreamLimits(blocks, WIDE_GFN)
 
     def _receive(self, record: object) -> None:
         if isinstance(record, SharedRegions):
