@@ -327,8 +327,7 @@ def run(
     find an NVMe controller or virtio devices on the PCI bus and do DMA through their bounce
     buffers. PID 1 is a small program of guestemu's and waits for commands. The first run of a
     kernel boots it (5 to 20 seconds of CPU time); a snapshot is kept, and later runs start from it.
-    Two runs of the same kernel with the same options have the same event hash. A kernel with
-    several CPUs boots each time.
+    Two runs of the same kernel with the same options have the same event hash.
 
     Exit status 1 where a driver returned other bytes than its device holds, 2 where the kernel does
     not get there.

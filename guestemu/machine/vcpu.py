@@ -312,6 +312,18 @@ class Vcpu:
             self._context.save()
         return self._context
 
+    @property
+    def saved(self) -> bytes:
+        """The context that `save` took last, as the library keeps it; empty before that."""
+        return b"" if self._context is None else bytes(self._context.bytes)
+
+    @saved.setter
+    def saved(self, data: bytes) -> None:
+        if not data:
+            self._context = None
+            return
+        self.save().bytes[:] = data
+
     def load(self) -> None:
         """Makes this vCPU's saved context the CPU's state."""
         if self._context is not None:

@@ -309,13 +309,32 @@ def test_a_second_cpu_comes_goes_and_comes_back(run):
     assert "smpboot: CPU 1 is now offline" in found["console"]
 
 
+def test_two_cpus_are_rolled_back(image_of):
+    running = Userland(LOADER).start(image_of("6.12"), Setting(cpus=2))
+    running.checkpoint()
+
+    def experiment():
+        values = [running.command(command).value for command in LIFE_OF_A_CPU[1:4]]
+        cpus = running.hardware.cpus
+        end = (values, cpus.online, cpus.state, running.event_hash, running.blocks)
+        running.rollback()
+        return end, running.hardware.cpus.online
+
+    first = experiment()
+    assert first[0][:2] == ([1, 2, 512], 1)
+    assert first[1] == 2
+    assert experiment() == first
+    running.machine.close()
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("series", ["6.1", "6.12", "7.3"])
 def test_two_cpus_run_twice_alike(run, series):
     words = [part for command in LIFE_OF_A_CPU for part in ("--command", command)]
-    first, status = run(series, "--cpus", "2", *words)
+    first, status = run(series, "--cpus", "2", "--cold", *words)
     assert (status, first["cpus"], first["violations"]) == (0, 2, [])
     second, _ = run(series, "--cpus", "2", *words)
+    assert second["restored"]
     for key in ("event_hash", "blocks", "interrupts", "ipis"):
         assert first[key] == second[key]
 

@@ -19,6 +19,7 @@ from guestemu.abi.errors import InputError
 from guestemu.abi.x86 import RFLAGS_FIXED, Mode
 from guestemu.machine.cpuid import CpuidLeaf
 from guestemu.machine.devices.apic import LocalApics
+from guestemu.machine.devices.state import StatefulDevice
 from guestemu.machine.engine import Context
 from guestemu.machine.machine import Machine, MachineConfig
 from guestemu.machine.segments import segment_layout
@@ -83,14 +84,26 @@ class CpuState(msgspec.Struct):
     is_dead: bool = False
 
 
-class Cpus:
-    """The CPUs of `machine`. `states` by number; `switches` counts changes of turn."""
+class CpusState(msgspec.Struct):
+    """All CPUs: each one by number, the one that executes, how many changes of turn there were."""
+
+    states: list[CpuState]
+    current: int = 0
+    switches: int = 0
+
+
+class Cpus(StatefulDevice[CpusState]):
+    """The CPUs of `machine`; their registers are the contexts of its vCPUs."""
 
     def __init__(self, machine: Machine, apics: LocalApics) -> None:
+        super().__init__(CpusState([CpuState() for _ in machine.vcpus]))
         self._machine = machine
         self._apics = apics
-        self.states = [CpuState() for _ in machine.vcpus]
-        self.switches = 0
+
+    @property
+    def states(self) -> list[CpuState]:
+        """By number."""
+        return self.state.states
 
     @property
     def order(self) -> list[int]:
@@ -111,7 +124,8 @@ class Cpus:
         """CPU `index` executes from now on; RIP of the other one has been kept in its state."""
         if self._machine.current.index != index:
             self._machine.activate(index)
-            self.switches += 1
+            self.state.current = index
+            self.state.switches += 1
 
     def start(self, index: int, vector: int) -> None:
         """The current CPU, `index`, takes a start-up IPI: real mode, CS:IP = vector << 8:0."""

@@ -70,7 +70,7 @@ class PcHardware:
             machine.hooks.cpuid_function = apic_cpuid(platform.cpuid, machine)
         self.parts: tuple[StatefulDevice[msgspec.Struct], ...] = (
             *(self.pic, self.pit, self.rtc, self.bus),
-            *((self.apics,) if self.apics is not None else ()),
+            *(part for part in (self.apics, self.cpus) if part is not None),
             *self.devices.values(),
         )
         machine.devices.extend(self.parts)

@@ -166,6 +166,7 @@ class _Kept(msgspec.Struct, frozen=True):
     exits: int
     results: int
     is_idle: bool
+    contexts: list[bytes]
 
 
 class RunRecorder(BootRecorder):
@@ -327,30 +328,31 @@ class RunningKernel:
         U22, U25). Running is slower from then on.
         """
         machine = self.machine
-        if self.hardware.cpus is not None:
-            raise InputError("checkpoint: of a kernel with one CPU only")
         if machine.ram.is_plain:
             for part in self.mapped:  # a page counts as empty until it was touched
                 bytes(part[::PAGE_SIZE])
             td = self.platform.td
             machine.watch_memory(sorted(self.rules.shared) if td is None else td.sept.shared())
+        contexts = self.save_contexts()
         machine.checkpoint()
+        self.load_contexts(contexts)
         self._kept = _Kept(
             state=self.save_state(),
             rules=self.rules.keep(),
             exits=len(self.recorder.exits),
             results=len(self.results),
             is_idle=self._is_idle,
+            contexts=contexts,
         )
 
     def rollback(self) -> None:
-        """Back to the checkpoint: memory, CPU, devices, page states, the host's record, counters.
+        """Back to the checkpoint: memory, CPUs, devices, page states, the host's record, counters.
         The console's text stays."""
         kept = self._kept
         if kept is None:
             raise ValueError("rollback without a checkpoint")
         self.machine.rollback()
-        self.machine.current.load()
+        self.load_contexts(kept.contexts)
         del self.recorder.exits[kept.exits :]
         del self.results[kept.results :]
         self._commands.clear()
@@ -370,7 +372,21 @@ class RunningKernel:
         """The kernel's segments from a snapshot."""
         segments = KernelSegments(self.machine.engine, self.machine.modes)
         segments.load(state)
-        self.machine.current.kernel_segments = segments
+        for vcpu in self.machine.vcpus:
+            vcpu.kernel_segments = segments
+
+    def save_contexts(self) -> list[bytes]:
+        """The registers of every CPU; empty for one that has not executed yet."""
+        self.machine.current.save()
+        return [vcpu.saved for vcpu in self.machine.vcpus]
+
+    def load_contexts(self, contexts: Sequence[bytes]) -> None:
+        """What `save_contexts` returned; `Cpus` says which CPU executes."""
+        machine, cpus = self.machine, self.hardware.cpus
+        for vcpu, context in zip(machine.vcpus, contexts, strict=True):
+            vcpu.saved = context
+        machine.current = machine.vcpus[0 if cpus is None else cpus.state.current]
+        machine.current.load()
 
     # Setting up -------------------------------------------------------------------------------
 

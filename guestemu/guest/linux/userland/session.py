@@ -31,8 +31,7 @@ from guestemu.native.build import INIT
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
     """What a kernel runs with. `memory` in MiB, `append` is added to the command line; `modules` is
-    the package with the modules, "" for the one that belongs to the image. With more than one of
-    `cpus` it always boots: a snapshot has one CPU."""
+    the package with the modules, "" for the one that belongs to the image."""
 
     sev: str = "sev"
     memory: int = 128
@@ -73,7 +72,7 @@ class Userland:
                 build_id(),
             )
         ).name
-        directory = cache_directory() if setting.cpus == 1 else None
+        directory = cache_directory()
         file = None if directory is None else directory / f"{made_from}.user"
         if file is not None and not is_cold:
             restored = self._restore(kernel, setting, file, made_from)

@@ -29,18 +29,19 @@ from guestemu.guest.linux.userland.running import RunningKernel, RunState
 from guestemu.machine.engine import Context
 from guestemu.machine.resident import resident_pages
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 _LENGTH: Final = 8
 _MAX_RECORD: Final = 64 << 20
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True):
-    """All but memory. `made_from` names kernel, machine, initramfs and devices."""
+    """All but memory. `made_from` names kernel, machine, initramfs and devices; `contexts` are the
+    registers of each CPU, empty for one that has not executed yet."""
 
     format: int
     unicorn: str
     made_from: str
-    context: bytes
+    contexts: list[bytes]
     segments: tuple[int, bytes]
     msrs: dict[int, int]
     console: str
@@ -61,7 +62,7 @@ def save_running(path: Path, running: RunningKernel, made_from: str) -> None:
         format=FORMAT,
         unicorn=unicorn.__version__,
         made_from=made_from,
-        context=bytes(Context(machine.engine).bytes),
+        contexts=running.save_contexts(),
         segments=segments.state,
         msrs=dict(machine.msrs.platform),
         console=running.console.text,
@@ -113,14 +114,11 @@ def load_running(path: Path, running: RunningKernel, made_from: str) -> None:
         raise SnapshotMismatch(f"{path}: {error.strerror}") from None
     machine, platform = running.machine, running.platform
     running.attach_segments(record.segments)
-    context = Context(machine.engine)
-    context.bytes[:] = record.context
-    context.restore()
-    machine.engine.flush_tlb()
     machine.hooks.forget_code()
     machine.msrs.platform.update(record.msrs)
     for part, data in zip(running.hardware.parts, record.parts, strict=True):
         part.restore(data)
+    running.load_contexts(record.contexts)
     if platform.sev is not None and record.sev is not None:
         platform.sev.load(record.sev)
     if platform.td is not None:
@@ -152,7 +150,12 @@ def _check(path: Path, running: RunningKernel, record: _Record, memory: int) -> 
     """Raises `SnapshotMismatch` for a record that does not fit the machine."""
     ram = running.machine.ram
     size = len(Context(running.machine.engine).bytes)
-    if len(record.context) != size or len(record.parts) != len(running.hardware.parts):
+    contexts = record.contexts
+    if (
+        len(contexts) != len(running.machine.vcpus)
+        or any(len(context) not in {0, size} for context in contexts)
+        or len(record.parts) != len(running.hardware.parts)
+    ):
         raise SnapshotMismatch(f"{path}: made for another emulator or other devices")
     if memory != len(ram.private) + len(ram.shared):
         raise SnapshotMismatch(f"{path}: the file is cut off or made for another memory size")
