@@ -4,6 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
+from typing import Final
+
+import msgspec
 
 from guestemu.abi.errors import InputError, TimeUp
 from guestemu.campaign.feedback import Feedback
@@ -23,6 +27,10 @@ from guestemu.program.ops import Op, OpKind, Region
 from guestemu.program.program import Header, SevKind
 from guestemu.program.values import extra_values
 from guestemu.runner.testbed import TIME_UP, Testbed, build_testbed
+
+_MSR_KINDS: Final = frozenset({OpKind.RDMSR, OpKind.WRMSR})
+_PLAIN_KEPT: Final = 1 << 15
+"""Ops whose plain form is remembered."""
 
 
 def _limiter(target: Target, lawful: bool) -> Limit | None:
@@ -71,12 +79,20 @@ class Executor:
         numbers, frames = self.testbed.host.numbers(), self.testbed.host.borders()
         extra = extra_values(numbers, frames) if numbers or frames else {}
         self.decoder = OpDecoder(header.vcpus, has_giant, kinds, extra)
+        self.plain = lru_cache(_PLAIN_KEPT)(self._plain)
         feedback.attach(self.testbed)
 
     def decode(self, data: bytes) -> tuple[Op, ...]:
         """The program that `data` stands for on this target."""
         ops = self.decoder.decode(data if len(data) <= self.max_size else data[: self.max_size])
         return ops if self._keep_to is None else self._keep_to(ops)
+
+    def _plain(self, op: Op) -> Op:
+        """An op that does what `op` does, the same one for all that do (`Host.plain`); above CPL 0
+        an MSR access is #GP, whatever it is about."""
+        if op.cpl and op.kind in _MSR_KINDS:
+            return msgspec.structs.replace(op, arguments=(0,) * len(op.arguments))
+        return self.testbed.host.plain(op)
 
     def allows(self, ops: tuple[Op, ...]) -> bool:
         """Whether `ops` are a program of this target: within its limits as they are."""

@@ -2,8 +2,8 @@
 """The programs that a session has run, as far as a bounded memory goes.
 
 More than half of the inputs that mutation makes are, once decoded, programs that already ran: their
-bytes differ in what the decoder ignores, or the mutation took back an earlier one. Running them
-again shows nothing. The set forgets the oldest programs first; a forgotten one runs again.
+bytes differ in what the decoder or the host ignores, or the mutation took back an earlier one.
+Running those again shows nothing. The set forgets the oldest programs first, which then run again.
 """
 
 from __future__ import annotations

@@ -199,7 +199,7 @@ class Session:
         ops = executor.decode(data)
         self.violations = []
         self.has_run = False
-        is_new = self._programs.add(ops)
+        is_new = self._programs.add(tuple(map(executor.plain, ops)))
         if not is_new and self.skips_known and self._skipped < IN_A_ROW:
             self._skipped += 1
             return False

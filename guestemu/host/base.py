@@ -20,7 +20,7 @@ from bitarray import bitarray
 from guestemu.abi.addresses import PAGE_SHIFT
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
 from guestemu.machine.exits import GuestFault, Hypercall, MapGpaRange, VcpuAccess
-from guestemu.program.ops import OpKind
+from guestemu.program.ops import Op, OpKind
 
 if TYPE_CHECKING:
     from guestemu.host.kvm.guest_memory import Slot
@@ -135,6 +135,13 @@ class Host(ABC):
     def state(self) -> int:
         """A small non-negative integer for coverage feedback: the path the last exit took."""
         return 0
+
+    def plain(self, op: Op) -> Op:
+        """An op that does on this host what `op` does, in whatever state it is, and the same one
+        for all that do: numbers that it takes modulo another are reduced, those that it ignores are
+        0. A campaign runs one of them.
+        """
+        return op
 
     def operations(self) -> Mapping[OpKind, Callable[..., int]]:
         """What this host does for operations of programs that the host carries out

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
+import msgspec
+
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
-from guestemu.program.ops import OpKind
+from guestemu.program.ops import SEV_SPECS, Op, OpKind
 
 if TYPE_CHECKING:
+    from guestemu.host.firmware.checkpoint import Checkpoint
     from guestemu.host.firmware.world import SevWorld
 
 
@@ -28,12 +31,13 @@ class SevFirmwareHost(MapGpaRangeHost):
     def reset(self, frames: int) -> None:
         """See `Host`."""
         self._sev: SevWorld | None = None
+        self._first: Checkpoint | None = None
         super().reset(frames)
 
     def restore(self, frames: int) -> None:
-        """See `Host`; VMs that no operation touched stay."""
-        if self._sev is not None and self._sev.is_touched:
-            self._sev = None
+        """See `Host`; the VMs become what they were before the first operation."""
+        if self._sev is not None and self._sev.is_touched and self._first is not None:
+            self._first.restore()
         super().restore(frames)
 
     def make_world(self) -> SevWorld:
@@ -45,10 +49,12 @@ class SevFirmwareHost(MapGpaRangeHost):
     def sev_world(self) -> SevWorld:
         """See `HasSevWorld`."""
         if self._sev is None:
+            from guestemu.host.firmware.checkpoint import Checkpoint
             from guestemu.host.firmware.world import make_offer
 
             self._sev = self.make_world()
             self._sev.take_offer(make_offer())
+            self._first = Checkpoint(self._sev)
         return self._sev
 
     def operations(self) -> Mapping[OpKind, Callable[..., int]]:
@@ -63,3 +69,11 @@ class SevFirmwareHost(MapGpaRangeHost):
     def state(self) -> int:
         """That of the base, and the firmware guests' states."""
         return super().state | (0 if self._sev is None else self._sev.state) << 8
+
+    def plain(self, op: Op) -> Op:
+        """See `Host`."""
+        if op.kind not in SEV_SPECS:
+            return super().plain(op)
+        from guestemu.host.firmware.world import plain_arguments
+
+        return msgspec.structs.replace(op, arguments=plain_arguments(op.kind, op.arguments))

@@ -46,6 +46,7 @@ from guestemu.host.firmware.kvm_params import (
 from guestemu.host.firmware.kvm_vm import KvmConfig, KvmSevHost, KvmSevVm, SevDefect
 from guestemu.host.firmware.memory import HostMemory
 from guestemu.host.firmware.platform import API_VERSION, Platform
+from guestemu.program.ops import OpKind
 
 SEV_FD: Final = 3
 CMD: Final = 0x10000
@@ -107,6 +108,29 @@ def _identity(name: str) -> Identity:
 @functools.cache
 def _authority() -> Authority:
     return generate_authority()
+
+
+def plain_arguments(kind: OpKind, arguments: tuple[int, ...]) -> tuple[int, ...]:
+    """Those that `SevWorld` does the same for (see `Host.plain`)."""
+    if kind is OpKind.SEV_REGION:
+        vm, offset, *rest = arguments
+        return vm % len(GUESTS), offset & REGION_OFFSETS, *rest
+    vm, command, size, offset, size2 = arguments
+    other = size2 % OUTPUT_LIMIT
+    match command:
+        case _ID.LAUNCH_UPDATE_DATA:
+            other = 0
+        case _ID.LAUNCH_MEASURE:
+            size = offset = 0
+        case _ID.SEND_START:
+            size, offset, other = 0, 0, int(bool(other))
+        case _ID.SEND_UPDATE_DATA | _ID.RECEIVE_UPDATE_DATA:
+            pass
+        case _ID.DBG_DECRYPT | _ID.DBG_ENCRYPT:
+            size, other = size % OUTPUT_LIMIT, 0
+        case _:
+            size = offset = other = 0
+    return vm % len(GUESTS), command, size, offset, other
 
 
 class SevWorld:

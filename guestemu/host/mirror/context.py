@@ -9,16 +9,15 @@ cipher's image of all of it. Layout of the context page: handler.S, CTX_*.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
-from io import BytesIO
 from typing import Final
 
 import msgspec
-from elftools.elf.elffile import ELFFile
 
-from guestemu.abi.addresses import PAGE_SIZE, PUD_SIZE, Gpa
+from guestemu.abi.addresses import PAGE_SIZE, PUD_SIZE, Gpa, RamAddr
+from guestemu.abi.elf import read_elf
 from guestemu.abi.errors import InputError
 from guestemu.abi.x86 import PTE_ACCESSED, PTE_DIRTY, PTE_PRESENT, PTE_PSE, PTE_RW
 from guestemu.host.mirror.mailbox import PageForm
@@ -69,27 +68,17 @@ class HandlerCode(msgspec.Struct, frozen=True):
 @cache
 def handler_code() -> HandlerCode:
     """The committed machine code of handler.S."""
-    elf = ELFFile(BytesIO((files("guestemu.host.mirror") / "handler.elf").read_bytes()))
-    symbols = {
-        symbol.name: int(symbol["st_value"])
-        for symbol in elf.get_section_by_name(".symtab").iter_symbols()
-        if symbol["st_info"]["bind"] == "STB_GLOBAL"
-    }
-    data = bytes(elf.get_section_by_name(".text").data())
-    return HandlerCode(data.ljust(PAGE_SIZE, b"\0"), symbols)
+    elf = read_elf((files("guestemu.host.mirror") / "handler.elf").read_bytes())
+    data = elf.sections[".text"][1]
+    return HandlerCode(data.ljust(PAGE_SIZE, b"\0"), elf.symbols)
 
 
-def install_handler(
-    ram: GuestRam,
-    placement: Placement,
-    config: HandlerConfig,
-    machine_cbit: int,
-    aliases: Iterable[int] = (),
-) -> None:
-    """Writes the handler's private pages; `machine_cbit` is the bit number of the processor's
-    C-bit, `aliases` are mirror GPAs at which its pages also appear. The mailbox is cleared
-    through the shared view. `InputError` for a key of another length, too few pages of tables, or
-    pages that the tables do not map."""
+def handler_image(
+    placement: Placement, config: HandlerConfig, machine_cbit: int, aliases: Iterable[int] = ()
+) -> Mapping[RamAddr, bytes]:
+    """The content of the handler's private pages; `machine_cbit` is the bit number of the
+    processor's C-bit, `aliases` are mirror GPAs at which its pages also appear. `InputError` for a
+    key of another length, too few pages of tables, or pages that the tables do not map."""
     if len(config.key) != KEY_SIZE:
         raise InputError(f"transport key of {len(config.key)} bytes: give {KEY_SIZE}")
     if len(placement.tables) < tables_needed(placement.reach):
@@ -98,13 +87,19 @@ def install_handler(
             f"{tables_needed(placement.reach)}"
         )
     cbit = 1 << (machine_cbit if config.cbit is None else config.cbit)
-    page = _context_page(placement, config, aliases)
-    for place in placement.private_pages:
-        ram.write(Gpa(place.ram_addr), bytes(PAGE_SIZE))
-    ram.write(Gpa(placement.code.ram_addr), handler_code().data)
-    ram.write(Gpa(placement.context.ram_addr), page)
+    context = _context_page(placement, config, aliases)
+    image = {place.ram_addr: bytes(PAGE_SIZE) for place in placement.private_pages}
+    image[placement.code.ram_addr] = handler_code().data
+    image[placement.context.ram_addr] = context
     for place, table in zip(placement.tables, _tables(placement, cbit), strict=False):
-        ram.write(Gpa(place.ram_addr), table)
+        image[place.ram_addr] = table
+    return image
+
+
+def install_handler(ram: GuestRam, placement: Placement, image: Mapping[RamAddr, bytes]) -> None:
+    """Writes the handler's private pages and clears the mailbox through the shared view."""
+    for address, page in image.items():
+        ram.write(Gpa(address), page)
     ram.write(Gpa(placement.mailbox.ram_addr), bytes(2 * PAGE_SIZE), private=False)
 
 

@@ -9,12 +9,19 @@ basic blocks.
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from typing import Final
 
-from guestemu.abi.addresses import PAGE_SIZE, Gpa, to_signed
+from guestemu.abi.addresses import PAGE_SIZE, Gpa, RamAddr, to_signed
 from guestemu.abi.errors import InputError
-from guestemu.host.mirror.context import HandlerConfig, handler_code, install_handler, start_cr3
-from guestemu.host.mirror.interface import HandlerError, HandlerStop, Saved, StopCause
+from guestemu.host.mirror.context import (
+    HandlerConfig,
+    handler_code,
+    handler_image,
+    install_handler,
+    start_cr3,
+)
+from guestemu.host.mirror.interface import HandlerError, HandlerStop, MirrorSlot, Saved, StopCause
 from guestemu.host.mirror.mailbox import (
     DONE_OFFSET,
     GO_OFFSET,
@@ -59,14 +66,24 @@ class MailboxHandler:
         self.timeout_blocks = TIMEOUT_BLOCKS
         self.vcpu = MirrorVcpu(vm, 1 << cbit, code or HostCode())
         self._mailbox = placement.mailbox.ram_addr
+        self._slots: tuple[MirrorSlot, ...] | None = None
+        self._aliases: tuple[Gpa, ...] | None = None
+        self._image: Mapping[RamAddr, bytes] = {}
         self.restart()
 
     def install(self) -> None:
         """Writes the handler's pages into the guest's memory and starts its vCPU anew."""
-        aliases = [
-            gpa for page in self.placement.pages for gpa in self.vm.mirror_gpas_of(page.ram_addr)
-        ]
-        install_handler(self.vm.ram, self.placement, self.config, self._cbit, aliases)
+        if self._slots is not self.vm.slots:
+            self._slots = self.vm.slots
+            aliases = tuple(
+                gpa
+                for page in self.placement.pages
+                for gpa in self.vm.mirror_gpas_of(page.ram_addr)
+            )
+            if aliases != self._aliases:
+                self._image = handler_image(self.placement, self.config, self._cbit, aliases)
+                self._aliases = aliases
+        install_handler(self.vm.ram, self.placement, self._image)
         self.restart()
 
     def restart(self) -> None:

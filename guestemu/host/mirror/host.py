@@ -7,8 +7,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
+import msgspec
+
 from guestemu.host.firmware.host import SevFirmwareHost
-from guestemu.program.ops import OpKind
+from guestemu.program.ops import MIRROR_SPECS, Op, OpKind
 
 if TYPE_CHECKING:
     from guestemu.host.mirror.side import Weakness
@@ -69,6 +71,14 @@ class MirrorHost(SevFirmwareHost):
             OpKind.MIRROR_COMMAND: lambda *args: self.mirror_world().command(*args),
             OpKind.MIRROR_CONTEXT: lambda *args: self.mirror_context(*args),
         }
+
+    def plain(self, op: Op) -> Op:
+        """See `Host`."""
+        if op.kind not in MIRROR_SPECS:
+            return super().plain(op)
+        from guestemu.host.mirror.world import plain_arguments
+
+        return msgspec.structs.replace(op, arguments=plain_arguments(op.kind, op.arguments))
 
     @property
     def state(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
+from functools import cache
 from typing import Final
 
 from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa
@@ -75,7 +76,12 @@ class Weakness(enum.Enum):
 
 
 def guest_memory() -> MemoryMap:
-    """The memory map of every guest here; both ends have the same."""
+    """The memory map of every guest here; both ends have the same. The caller may change it."""
+    return _first_memory().copy()
+
+
+@cache
+def _first_memory() -> MemoryMap:
     machine = pc_machine(PcLayout(ram=RAM, hole_start=HOLE))
     machine.hot_plug(DIMM, DIMM_SIZE, DIMM_AT)
     machine.hot_plug(VIRTIO_MEM, VIRTIO_MEM_SIZE, VIRTIO_MEM_AT)

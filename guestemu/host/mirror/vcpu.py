@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from guestemu.abi.addresses import PAGE_SIZE
+from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE
 from guestemu.abi.errors import EngineError
 from guestemu.abi.x86 import CR4_OSFXSR, CR4_OSXMMEXCPT, CR4_PAE, VECTOR_PF
 from guestemu.host.mirror.interface import StopCause
@@ -83,6 +83,8 @@ class MirrorVcpu:
         self._generation = 0
         self._code_frame = 0
         self._code = b""
+        self._has_strayed = False
+        """Code outside of the page that `_code` is of may have run since blocks were forgotten."""
 
     def _map(self, vm: SharedRamMirror) -> None:
         """The source's buffers at the physical addresses that its own CPU has them at."""
@@ -134,12 +136,15 @@ class MirrorVcpu:
             self.engine.write(REGISTERS[name], value)
         self._rip = state.rip
         self.engine.flush_tlb()
-        self.engine.flush_blocks()
+        if self._has_strayed:
+            self._forget_blocks()
 
     def watch_code(self, ram_addr: int) -> None:
-        """Translated blocks are forgotten when the page at `ram_addr` changes from outside."""
-        self._code_frame = ram_addr
-        self._code = b""
+        """Translated blocks are forgotten when the page at `ram_addr` changes from outside, and at
+        a new start where code of other pages may have run."""
+        if ram_addr != self._code_frame:
+            self._code_frame = ram_addr
+            self._code = b""
 
     @property
     def rip(self) -> int:
@@ -161,8 +166,11 @@ class MirrorVcpu:
         self.mmu.fault = None
         self._budget = budget
         self._watch.left = budget
-        result = self.engine.start(self._rip)
+        begun = self._rip
+        result = self.engine.start(begun)
         self._rip = self.engine.read(REGISTERS["rip"])
+        if result != OK or self._watch.left < 0 or (begun ^ self._rip) >> PAGE_SHIFT:
+            self._has_strayed = True
         for errors in (self.mmu.errors, self.vm.ram.errors):
             if errors:
                 error = errors[0]
@@ -197,7 +205,11 @@ class MirrorVcpu:
         now = bytes(self.vm.ram.private[start : start + PAGE_SIZE])
         if now != self._code:
             self._code = now
-            self.engine.flush_blocks()
+            self._forget_blocks()
+
+    def _forget_blocks(self) -> None:
+        self.engine.flush_blocks()
+        self._has_strayed = False
 
     def close(self) -> None:
         """Frees the CPU."""

@@ -49,6 +49,8 @@ class SharedRamMirror:
         RAM; nothing changes then.
         """
         chosen = tuple(sorted(slots, key=lambda slot: slot.mirror_gpa))
+        if chosen == self._slots:
+            return
         end = 0
         for slot in chosen:
             where = f"mirror slot at {slot.mirror_gpa:#x}"

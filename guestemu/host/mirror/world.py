@@ -29,6 +29,7 @@ from guestemu.host.mirror.side import (
     MirrorSide,
     Weakness,
 )
+from guestemu.program.ops import OpKind
 
 SKIPPED: Final = 1
 """Result of a migration of a page that does not travel: the other handler has its own."""
@@ -61,6 +62,18 @@ class MemoryKind(enum.IntEnum):
     """The page of the DIMM with the mailbox's offset in its block."""
 
 
+_PAGES_OF: Final = {
+    **dict.fromkeys(
+        (MemoryKind.LOW, MemoryKind.ABOVE_HOLE, MemoryKind.HOT_PLUGGED, MemoryKind.UNMAPPED), _PAGES
+    ),
+    MemoryKind.VMSA: 1,
+    MemoryKind.TWIN: MAILBOX_PAGES,
+}
+"""How many pages of a kind programs can name; of a handler's it depends on the proposal."""
+
+_ALL_PAGES: Final = 256
+
+
 class Sent(msgspec.Struct, frozen=True):
     """A packet: the page it was made of, the session and the number in it, what crossed."""
 
@@ -89,6 +102,40 @@ class Seen(msgspec.Struct):
     exported: bool = False
     is_readable: bool = False
     damaged: tuple[int, ...] = ()
+
+
+_PLACES: Final = {
+    OpKind.MIRROR_WRITE: 0,
+    OpKind.MIRROR_TELL: 0,
+    OpKind.MIRROR_LOAD: 0,
+    OpKind.MIRROR_MIGRATE: 0,
+    OpKind.MIRROR_SAVE: 0,
+    OpKind.MIRROR_RESTORE: 1,
+    OpKind.MIRROR_INJECT: 1,
+}
+"""Which argument is the place; the next one is the page."""
+
+_CHANGES: Final = 4
+_FORGERIES: Final = 3
+
+
+def plain_arguments(kind: OpKind, arguments: tuple[int, ...]) -> tuple[int, ...]:
+    """Those that `MirrorWorld` does the same for (see `Host.plain`)."""
+    found = list(arguments)
+    if kind in _PLACES:
+        at = _PLACES[kind]
+        place = found[at] = found[at] % len(MemoryKind)
+        found[at + 1] %= _PAGES_OF.get(MemoryKind(place), _ALL_PAGES)
+    match kind:
+        case OpKind.MIRROR_SETUP:
+            found[0] %= len(Proposal)
+        case OpKind.MIRROR_PLUG:
+            found[0] %= _CHANGES
+        case OpKind.MIRROR_INJECT:
+            found[0] %= _FORGERIES
+        case OpKind.MIRROR_CONTEXT:
+            found[1] %= _CHANGES
+    return tuple(found)
 
 
 class MirrorWorld:
@@ -195,7 +242,7 @@ class MirrorWorld:
         back; 2, 3: virtio-mem comes back, goes (modulo 4)."""
         self._begin()
         name, gpa = ((DIMM, DIMM_AT), (VIRTIO_MEM, VIRTIO_MEM_AT))[change >> 1 & 1]
-        is_mapping = change % 4 in (1, 2)
+        is_mapping = change % _CHANGES in (1, 2)
         for side in (self.source, self.target):
             is_mapped = any(one.block.name == name for one in side.map.sections)
             if is_mapping == is_mapped:
@@ -272,7 +319,8 @@ class MirrorWorld:
         name = self._name(self.target, address)
         if not self._packets or name is None:
             return -EINVAL
-        packet = forged(self._packets[-1], kind % 3, name, self._next or (self._session, 0))
+        due = self._next or (self._session, 0)
+        packet = forged(self._packets[-1], kind % _FORGERIES, name, due)
         ret = self._import(packet, address, name)
         return -EIO if ret is None else ret
 

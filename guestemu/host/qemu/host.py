@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
+import msgspec
+
 from guestemu.host.kvm.findings import ResourceFinding
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
 from guestemu.host.qemu.patch_sets import QemuDefect, defects_left, patch_set
-from guestemu.program.ops import OpKind
+from guestemu.program.ops import QEMU_SPECS, Op, OpKind
 
 if TYPE_CHECKING:
     from guestemu.host.qemu.world import QemuWorld
@@ -69,6 +71,14 @@ class QemuMigrationHost(MapGpaRangeHost):
             OpKind.QEMU_SEND: lambda step: self.qemu_world().send(step),
             OpKind.QEMU_RECORD: lambda *args: self.qemu_world().feed(*args),
         }
+
+    def plain(self, op: Op) -> Op:
+        """See `Host`."""
+        if op.kind not in QEMU_SPECS:
+            return super().plain(op)
+        from guestemu.host.qemu.world import plain_arguments
+
+        return msgspec.structs.replace(op, arguments=plain_arguments(op.kind, op.arguments))
 
     @property
     def findings(self) -> tuple[ResourceFinding, ...]:

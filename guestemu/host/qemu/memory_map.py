@@ -92,6 +92,14 @@ class MemoryMap:
         self._slots: tuple[tuple[Section, tuple[KvmSlot, ...]], ...] | None = None
         self._next = 0
 
+    def copy(self) -> MemoryMap:
+        """One that changes apart from this."""
+        other = MemoryMap(self._max_slot_pages)
+        other._blocks = dict(self._blocks)
+        other._place(self._sections)
+        other._next = self._next
+        return other
+
     @property
     def blocks(self) -> Mapping[str, RamBlock]:
         """All blocks by name, mapped or not."""

@@ -31,7 +31,8 @@ from guestemu.host.qemu.stream_format import BitmapRange, Format, SharedRegions,
 from guestemu.host.qemu.stream_reader import StreamLimits, StreamReader
 from guestemu.host.qemu.stream_writer import StreamWriter
 from guestemu.host.qemu.wire import StreamError
-from guestemu.host.qemu.world_records import KINDS, record_bytes
+from guestemu.host.qemu.world_records import KINDS, plain_numbers, record_bytes
+from guestemu.program.ops import OpKind
 
 BELOW: Final = 320
 ABOVE: Final = 192
@@ -44,6 +45,7 @@ WIDE_SECTION: Final = 15
 """This section number stands for addresses that no RAM has, from gfn 2^32 on."""
 WIDE_GFN: Final = 1 << 32
 SEND_PAGE, SEND_COMPLETED, SEND_FAILED, SEND_CANCELLED = range(4)
+_STEPS: Final = 4
 
 _BLOCK: Final = "pc.ram"
 
@@ -62,6 +64,23 @@ def small_machine() -> MemoryMap:
     machine = pc_machine(layout)
     machine.unmap(HOLE[0] << PAGE_SHIFT, (HOLE[1] - HOLE[0]) << PAGE_SHIFT)
     return machine
+
+
+def plain_arguments(kind: OpKind, arguments: tuple[int, ...]) -> tuple[int, ...]:
+    """Those that `QemuWorld` does the same for (see `Host.plain`)."""
+    match kind:
+        case OpKind.QEMU_STATUS:
+            section, *rest = arguments
+            if section != WIDE_SECTION:
+                section %= len(small_machine().sections)
+            return (section, *rest) if rest[1] else (0,) * len(arguments)
+        case OpKind.QEMU_RESIZE:
+            return (arguments[0] % len(small_machine().blocks),)
+        case OpKind.QEMU_SEND:
+            return (arguments[0] % _STEPS,)
+        case OpKind.QEMU_RECORD:
+            return plain_numbers(*arguments)
+    return arguments
 
 
 @cache
@@ -264,7 +283,7 @@ class QemuWorld:
         if self.is_completed:
             return -EINVAL
         try:
-            match step % 4:
+            match step % _STEPS:
                 case 0:
                     self.outgoing.save_page(RamAddr(0))
                 case 1:

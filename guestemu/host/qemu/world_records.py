@@ -61,6 +61,28 @@ def record_bytes(wire: Format, kind: int, numbers: tuple[int, int, int], filler:
             return _RANGE.pack(first, second, third) + body * (filler & 0x3F)
 
 
+def plain_numbers(
+    kind: int, first: int, second: int, third: int, filler: int
+) -> tuple[int, int, int, int, int]:
+    """Numbers whose record the reader takes in the same way: what `record_bytes` cuts off is 0, and
+    so is the content of bitmaps, packets and pages, which the reader only counts."""
+    kind %= KINDS
+    match kind:
+        case 0:
+            return kind, first, second, third, 0
+        case 1:
+            regions = third % _REGIONS
+            return kind, first & U32_MASK, second & U32_MASK, regions, 0
+        case 2:
+            return kind, first & -PAGE_SIZE, second & U32_MASK, third & U32_MASK, 0
+        case 3:
+            return kind, first & -PAGE_SIZE, second, 0, 0
+        case 4:
+            return kind, first & -PAGE_SIZE, second & 1, 0, 0
+        case _:
+            return kind, first, second, third, filler
+
+
 def _status(inner: bytes) -> bytes:
     return _U64.pack(FLAG_ENCRYPTED) + _NAME + _U32.pack(SUBTYPE_STATUS) + inner
 
