@@ -16,7 +16,7 @@ import msgspec
 from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa
 from guestemu.guest.base import Guest
 from guestemu.host.base import Host
-from guestemu.host.firmware.memory import GuestDram, PlacedCipher
+from guestemu.host.firmware.memory import GuestDram, placed_cipher
 from guestemu.migration.host_record import HostRecord, capture_host, restore_host
 from guestemu.migration.links import Packet, PlainReceiver, Receiver, Sender
 from guestemu.migration.steps import PassSteps
@@ -109,7 +109,7 @@ class Destination:
         self._place(guest.machine.config.key)
 
     def _place(self, key: bytes) -> None:
-        self.guest.machine.ram.cipher = PlacedCipher(key, DESTINATION_BASE >> PAGE_SHIFT)
+        self.guest.machine.ram.cipher = placed_cipher(key, DESTINATION_BASE >> PAGE_SHIFT)
         self._key = key
 
     def use(self, receiver: Receiver, key: bytes) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import random
 
+from guestemu.abi.addresses import PAGE_SIZE
 from guestemu.host.firmware.checkpoint import Checkpoint
 from guestemu.host.firmware.host import SevFirmwareHost
-from guestemu.host.firmware.world import DATA, SevWorld
+from guestemu.host.firmware.world import CMD, DATA, GUEST_PAGES, GUESTS, SevWorld
 from guestemu.host.mirror.host import MirrorHost
 from guestemu.program.generate import generate_ops
 from guestemu.program.ops import SEV_SPECS, Op, OpKind
@@ -44,7 +45,7 @@ def test_a_checkpoint_puts_back_everything_that_is_reached() -> None:
     host = SevFirmwareHost()
     host.reset(FRAMES)
     world = host.sev_world()
-    before = pages_of(world), world.platform.random(8)
+    before = memory_of(world), world.platform.random(8)
     checkpoint = Checkpoint(world)
     drawn = world.platform.random(8)
     world.ioctl(0, 0x10, 4096, 0, 4096)
@@ -52,10 +53,11 @@ def test_a_checkpoint_puts_back_everything_that_is_reached() -> None:
     world.warnings.append("a warning")
     world.platform.guests.clear()
     checkpoint.restore()
-    assert (pages_of(world), world.warnings) == (before[0], [])
+    assert (memory_of(world), world.warnings) == (before[0], [])
     assert world.platform.random(8) == drawn
     assert world.guest_state(0) != 0
 
 
-def pages_of(world: SevWorld) -> dict[int, bytes]:
-    return {frame: bytes(page) for frame, page in world.platform.memory._pages.items()}
+def memory_of(world: SevWorld) -> bytes:
+    read = world.user.read
+    return read(GUESTS[0], GUEST_PAGES * PAGE_SIZE) + read(CMD, 0x80 * PAGE_SIZE)

@@ -26,6 +26,7 @@ class _Follower:
         self._testbed: Testbed = build_testbed(choice.header(header))
         self._testbed.checks = ()
         self._watcher = Watcher(self._testbed, traits_of(choice.label, self._testbed.host))
+        self._hooks = self._testbed.guest.machine.hooks
         self._is_stopped = False
 
     def reset(self) -> None:
@@ -35,12 +36,14 @@ class _Follower:
         self._is_stopped = False
 
     def step(self, view: OpView) -> Side | None:
-        """The host's side of the operation; None behind the one that stopped its VM."""
+        """The host's side of the operation; None behind the one that stopped its VM. A side says
+        nothing of RIP, which need not be right at each load and store."""
         if self._is_stopped:
             return None
         results: list[OpResult] = []
         try:
-            self._testbed.step(view.index, view.op, results, [])
+            with self._hooks.rip_by_block():
+                self._testbed.step(view.index, view.op, results, [])
         except VmStopped:
             self._testbed.guest.machine.hooks.clear()
             self._watcher.stopped(view.op)

@@ -8,6 +8,8 @@ whether the guest has allowed migration.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import msgspec
 from bitarray import bitarray
 
@@ -82,7 +84,7 @@ class StatusCall(msgspec.Struct, frozen=True):
         return self.first + self.pages
 
 
-class Side(msgspec.Struct, frozen=True):
+class Side(msgspec.Struct, frozen=True, dict=True):
     """One operation on one host; maps have one bit for each frame, 1 = private.
 
     `is_stopped`: user space ended the VM during the operation. `poisoned` are the gfns that the
@@ -100,7 +102,7 @@ class Side(msgspec.Struct, frozen=True):
     is_stopped: bool
     poisoned: frozenset[int]
 
-    @property
+    @cached_property
     def answers(self) -> tuple[int | None, ...]:
         """RAX of every hypercall, signed; None where the guest got an exception."""
         return tuple(
@@ -121,13 +123,17 @@ class Side(msgspec.Struct, frozen=True):
         """What the operation returned."""
         return value_of(self.op, self.outcome)
 
-    def calls(self) -> list[StatusCall]:
+    def calls(self) -> tuple[StatusCall, ...]:
         """Its hypercalls at CPL 0."""
-        return [
+        return self._calls
+
+    @cached_property
+    def _calls(self) -> tuple[StatusCall, ...]:
+        return tuple(
             _call_of(record)
             for record in self.exits
             if isinstance(record, HypercallExit) and record.cpl == 0
-        ]
+        )
 
     def msr_writes(self) -> list[tuple[int, int]]:
         """(index, value) of its WRMSR exits."""

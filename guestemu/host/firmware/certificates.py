@@ -12,6 +12,7 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -61,6 +62,10 @@ _PARENTS: Final[Mapping[int, tuple[Usage, ...]]] = {
 }
 
 
+_KEPT: Final = 64
+"""Keys and signatures whose answer is remembered: programs meet the same few again and again."""
+
+
 class PublicKey(msgspec.Struct, frozen=True):
     """A key that signs certificates: an elliptic-curve point, or AMD's RSA key."""
 
@@ -88,13 +93,11 @@ class Certificate(msgspec.Struct, frozen=True):
 
     def public_key(self) -> PublicKey:
         """The key it certifies, or INVALID_CERTIFICATE where that is not a point of P-384."""
-        numbers = ec.EllipticCurvePublicNumbers(
-            int.from_bytes(self.x, "little"), int.from_bytes(self.y, "little"), ec.SECP384R1()
-        )
         if self.curve != _CURVE_P384:
             raise Refused(Status.INVALID_CERTIFICATE)
+        x, y = int.from_bytes(self.x, "little"), int.from_bytes(self.y, "little")
         try:
-            return PublicKey(self.usage, self.algorithm, numbers.public_key())
+            return PublicKey(self.usage, self.algorithm, _point(x, y))
         except ValueError:
             raise Refused(Status.INVALID_CERTIFICATE) from None
 
@@ -175,10 +178,23 @@ def _verify(signer: PublicKey, body: bytes, value: bytes) -> bool:
     key = signer.key
     if isinstance(key, RsaKey):
         return verify_pss(key, body, value[: key.size][::-1])
+    point = key.public_numbers()
+    return _is_signed(point.x, point.y, body, value)
+
+
+@lru_cache(_KEPT)
+def _point(x: int, y: int) -> ec.EllipticCurvePublicKey:
+    """The key at a point of P-384. Raises ValueError where there is none."""
+    return ec.EllipticCurvePublicNumbers(x, y, ec.SECP384R1()).public_key()
+
+
+@lru_cache(_KEPT)
+def _is_signed(x: int, y: int, body: bytes, value: bytes) -> bool:
+    """Whether the signature `value` of `body` is by the key at (x, y)."""
     r = int.from_bytes(value[:_POINT_FIELD], "little")
     s = int.from_bytes(value[_POINT_FIELD : 2 * _POINT_FIELD], "little")
     try:
-        key.verify(utils.encode_dss_signature(r, s), body, ec.ECDSA(SHA256()))
+        _point(x, y).verify(utils.encode_dss_signature(r, s), body, ec.ECDSA(SHA256()))
     except InvalidSignature:
         return False
     return True

@@ -9,6 +9,7 @@ little-endian processor).
 from __future__ import annotations
 
 import hmac
+from functools import lru_cache
 from typing import Final, Literal
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -18,6 +19,9 @@ KEK_LABEL: Final = b"sev-kek"
 KIK_LABEL: Final = b"sev-kik"
 KEY_SIZE: Final = 16
 """Bytes of KEK, KIK, TEK, TIK and of the master secret."""
+
+_KEPT: Final = 64
+"""Secrets that are remembered: two platforms agree on the same one in every program."""
 
 ByteOrder = Literal["little", "big"]
 
@@ -41,7 +45,14 @@ def derive(key: bytes, label: bytes, context: bytes, size: int) -> bytes:
 
 def agree(private: ec.EllipticCurvePrivateKey, public: ec.EllipticCurvePublicKey) -> bytes:
     """The ECDH shared secret on P-384: the x coordinate, 48 bytes big-endian."""
-    return private.exchange(ec.ECDH(), public)
+    point = public.public_numbers()
+    return _exchange(private, point.x, point.y)
+
+
+@lru_cache(_KEPT)
+def _exchange(private: ec.EllipticCurvePrivateKey, x: int, y: int) -> bytes:
+    peer = ec.EllipticCurvePublicNumbers(x, y, ec.SECP384R1()).public_key()
+    return private.exchange(ec.ECDH(), peer)
 
 
 def master_secret(

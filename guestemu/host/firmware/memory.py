@@ -66,6 +66,12 @@ class PlacedCipher(PageCipher):
         return super().decrypt(Gfn(gfn + self._base), dram)
 
 
+@lru_cache(maxsize=_KEPT_CIPHERS)
+def placed_cipher(key: bytes, base: int) -> PlacedCipher:
+    """The cipher of a guest with this key at this place; see `_cipher`."""
+    return PlacedCipher(key, base)
+
+
 class GuestDram:
     """The DRAM behind a `GuestRam`, by offset. Mirrored low frames count as private memory: their
     DRAM bytes are the cipher's image of what the guest reads."""
@@ -134,7 +140,7 @@ class HostMemory:
         """`ram` is the memory at the page-aligned address `base`, encrypted under the 16-byte `key`
         (`Platform.memory_key`). Private content is kept as plaintext; a page whose current view is
         DRAM reads as garbage through the new key, as on hardware."""
-        ram.cipher = PlacedCipher(key, base >> PAGE_SHIFT)
+        ram.cipher = placed_cipher(key, base >> PAGE_SHIFT)
         dram = GuestDram(ram)
         self._attached.append((base, base + dram.size, dram))
 

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
+
+_KEPT: Final = 64
+"""Signatures whose answer is remembered: a chain of certificates is checked again and again."""
 
 _PADDING: Final = padding.PSS(padding.MGF1(SHA256()), padding.PSS.DIGEST_LENGTH)
 
@@ -21,6 +25,7 @@ class RsaKey(msgspec.Struct, frozen=True):
     size: int
 
 
+@lru_cache(_KEPT)
 def verify_pss(key: RsaKey, message: bytes, signature: bytes) -> bool:
     """Whether the big-endian `signature` of `message` is by `key`; False for a
     malformed key."""
