@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Linked ELF files for x86-64: what is loaded, the sections, the global symbols.
+"""Linked ELF files for x86-64: what is loaded, the sections, the global symbols; which sections are
+code.
 
-That is what our own guest code needs. The library that reads all of ELF (pyelftools, for kernels
+The first is what our own guest code needs. The library that reads all of ELF (pyelftools, for kernels
 and handlers) takes longer to import than a short program takes to run.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Final
 
 import msgspec
+
+if TYPE_CHECKING:
+    from elftools.elf.sections import Section
 
 _IDENT: Final = b"\x7fELF\x02\x01\x01"
 """64-bit, little endian, version 1."""
@@ -23,6 +27,9 @@ _SYMBOL: Final = struct.Struct("<I2BH2Q")
 _PT_LOAD: Final = 1
 _SHT_SYMTAB: Final = 2
 _SHT_NOBITS: Final = 8
+_CODE: Final = 2 | 4
+"""SHF_ALLOC and SHF_EXECINSTR."""
+
 _STB_GLOBAL: Final = 1
 _BIND_SHIFT: Final = 4
 
@@ -109,3 +116,12 @@ def _symbols(table: bytes, texts: bytes) -> dict[str, int]:
         for name, info, _, _, value, _ in _SYMBOL.iter_unpack(table[:usable])
         if info >> _BIND_SHIFT == _STB_GLOBAL
     }
+
+
+def code_sections(sections: Iterable[Section]) -> Iterator[tuple[int, bytes]]:
+    """Address and bytes of each of pyelftools' `sections` that has code: allocated, executable, its
+    bytes in the file."""
+    for section in sections:
+        is_code = section["sh_flags"] & _CODE == _CODE and section["sh_type"] == "SHT_PROGBITS"
+        if is_code and not section.compressed:
+            yield int(section["sh_addr"]), bytes(section.data())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Reading files of others, without waiting, up to a size; and outputs that cannot be written."""
+"""Reading files of others, without waiting, up to a size; writing outputs, whole or not at all."""
 
 from __future__ import annotations
 
@@ -17,13 +17,50 @@ FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 """What a full disk says."""
 
 
-def not_written(path: Path, what: str, error: OSError) -> GuestemuError:
-    """What to raise where `what` cannot be written to `path`: `MissingError` for a full disk, which
-    is no fault of the path, else `InputError`."""
-    text = f"{path}: cannot write the {what}: {error.strerror}"
-    if error.errno in FULL:
-        return MissingError(f"{text}; make room there, or name another place")
-    return InputError(f"{text}; give a path that can be written")
+_REMEDIES: Final = {
+    errno.ENOENT: "make its directory, or ",
+    **dict.fromkeys(FULL, "make room there, or "),
+}
+
+
+def write_failure(path: Path, error: OSError, option: str) -> GuestemuError:
+    """What to raise where `path`, which `option` chose, cannot be written: `MissingError` for a
+    full disk, where the path is right, else `InputError`."""
+    remedy = _REMEDIES.get(error.errno or 0, "")
+    text = f"{path}: {error.strerror or error}; {remedy}name another place with {option}"
+    return MissingError(text) if error.errno in FULL else InputError(text)
+
+
+def check_place(path: Path, option: str) -> None:
+    """Raises the error of `write_atomically` for a directory, or where the directory of `path`
+    does not exist: before the work whose result goes there."""
+    number = errno.EISDIR if path.is_dir() else errno.ENOENT
+    if path.is_dir() or not path.parent.is_dir():
+        raise write_failure(path, OSError(number, os.strerror(number)), option)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Puts `data` at `path`, whole or not at all; a pipe, a device and what a link leads to are
+    written to. Raises OSError."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        path.write_bytes(data)
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: Path, data: bytes, option: str) -> None:
+    """`replace_file`, but raises the error of `write_failure`, which names the file and the
+    `option` that chose it."""
+    try:
+        replace_file(path, data)
+    except OSError as error:
+        raise write_failure(path, error, option) from error
 
 
 def read_regular(path: Path, limit: int = LARGEST_INPUT) -> bytes:

@@ -16,7 +16,6 @@ inputs that libFuzzer writes: `repair` puts them right.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import re
@@ -26,8 +25,8 @@ from typing import Final
 
 import msgspec
 
-from guestemu.abi.errors import GuestemuError, InputError, MissingError
-from guestemu.abi.files import FULL, read_regular
+from guestemu.abi.errors import InputError
+from guestemu.abi.files import read_regular, replace_file, write_atomically, write_failure
 from guestemu.abi.text import visible
 from guestemu.campaign.findings import FindingCount
 from guestemu.campaign.journal import (
@@ -48,6 +47,9 @@ from guestemu.program.program import Header, Program
 from guestemu.program.text import format_text
 
 _DIRECTORIES: Final = ("corpus", "findings", "infrastructure", "journal")
+WORKDIR: Final = "--workdir"
+"""The option that names the directory."""
+
 _HASH_DIGITS: Final = 40
 _KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]*(?:-[A-Za-z0-9_.]+)*")
 """A finding's key, which is a file name."""
@@ -97,40 +99,6 @@ class CampaignRecord(msgspec.Struct, frozen=True):
         )
 
 
-def _failure(path: Path, error: OSError, option: str = "--workdir") -> GuestemuError:
-    reason = error.strerror or str(error)
-    remedy = "make its directory" if error.errno == errno.ENOENT else "make room there"
-    text = f"{path}: {reason}; {remedy}, or name another place with {option}"
-    return MissingError(text) if error.errno in FULL else InputError(text)
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Puts `data` at `path`, whole or not at all. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_atomically(path: Path, data: bytes, option: str = "--workdir") -> None:
-    """`replace_file`, but raises `InputError` (on a full disk `MissingError`) naming the file and
-    the `option` that chose it."""
-    try:
-        replace_file(path, data)
-    except OSError as error:
-        raise _failure(path, error, option) from error
-
-
-def check_place(path: Path, option: str) -> None:
-    """Raises the error of `write_atomically` for a directory that does not exist, before the work
-    whose result is to be written."""
-    if not path.parent.is_dir():
-        raise _failure(path, FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)), option)
-
-
 class Store:
     """One campaign directory. Several processes may hold it at once."""
 
@@ -163,7 +131,7 @@ class Store:
             for name in _DIRECTORIES:
                 (root / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _failure(root, error) from error
+            raise write_failure(root, error, WORKDIR) from error
         store.write_record(record)
         store.reserve.fill()
         return store
@@ -209,7 +177,7 @@ class Store:
 
     def write_record(self, record: CampaignRecord) -> None:
         """Writes campaign.json. Raises `InputError`."""
-        write_atomically(self.root / "campaign.json", msgspec.json.encode(record) + b"\n")
+        write_atomically(self.root / "campaign.json", msgspec.json.encode(record) + b"\n", WORKDIR)
 
     def _check(self, known: Path, record: CampaignRecord) -> CampaignRecord:
         """`record` with the table of ops that the directory was written by."""
@@ -239,7 +207,7 @@ class Store:
         try:
             self.reserve.write(action)
         except OSError as error:
-            raise _failure(path, error) from error
+            raise write_failure(path, error, WORKDIR) from error
 
     def _put(self, path: Path, data: bytes) -> None:
         self._write(path, lambda: replace_file(path, data))
@@ -281,7 +249,7 @@ class Store:
         try:
             return Journal(path)
         except OSError as error:
-            raise _failure(path, error) from error
+            raise write_failure(path, error, WORKDIR) from error
 
     def note(self, journal: Journal, entry: Entry) -> None:
         """Appends to a journal. Raises `InputError`."""

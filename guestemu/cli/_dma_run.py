@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, TextIO
 
 import msgspec
 
+from guestemu.abi.files import write_atomically
 from guestemu.cli import console
+from guestemu.cli._options import sev_kind
 
 if TYPE_CHECKING:
     from guestemu.cli._interrupts import Interrupts
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from guestemu.dma.run import DmaRun, RunOptions
     from guestemu.dma.source import EventReader
     from guestemu.dma.what_if import Comparison
-    from guestemu.program.program import SevKind
 
 
 class DmaRequest(msgspec.Struct, frozen=True):
@@ -75,10 +76,7 @@ def run_workload(order: WorkloadOrder, request: DmaRequest) -> tuple[DmaReport, 
         recording = record_workload(find_image(name), setting, commands, None)
     with tempfile.TemporaryDirectory() as scratch:
         path = order.dump or Path(scratch, "workload.trace")
-        try:
-            path.write_bytes(recording.text)
-        except OSError as error:
-            raise InputError(f"--dump-trace {path}: {error.strerror}") from None
+        write_atomically(path, recording.text, "--dump-trace")
         report, failures = run(msgspec.structs.replace(request, source=str(path)))
     return msgspec.structs.replace(report, workload=recording.counts), failures
 
@@ -200,24 +198,12 @@ def _driver(request: DmaRequest, observers: tuple[Observer, ...]) -> DmaRun:
     host, plugin = named_by_user(request.host)
     header = Header(
         guest=request.guest,
-        sev=_kind(request.sev),
+        sev=sev_kind(request.sev),
         host=host,
         memory=request.memory,
         plugin=plugin,
     )
     return Emulation(build_testbed(header), observers=observers, options=options)
-
-
-def _kind(name: str) -> SevKind:
-    """The guest kind of that name. Raises `InputError`."""
-    from guestemu.abi.errors import InputError
-    from guestemu.program.program import SevKind
-
-    try:
-        return SevKind(name)
-    except ValueError:
-        kinds = ", ".join(kind.value for kind in SevKind)
-        raise InputError(f"--sev {name}: take one of {kinds}") from None
 
 
 def _comparison(request: DmaRequest) -> Comparison | None:

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Final
 
 from guestemu.abi.errors import InputError
+from guestemu.abi.files import write_atomically
 from guestemu.abi.names import command_line
 from guestemu.cli import console
 from guestemu.cli._step_progress import StepProgress
@@ -102,8 +103,5 @@ def write(scenario: Scenario, rank: int, by_defined: bool, link: LinkKind, path:
 
     witness = unrank(Space(scenario), rank, by_defined)
     text = format_text(witness_program(witness, link), witness_comment(witness))
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--prog {path}: {error.strerror}; name a file to write") from None
+    write_atomically(path, text.encode(), "--prog")
     console.note(f"wrote {path}; {command_line('run', path)} shows the loss")

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from guestemu.abi.errors import InputError
-from guestemu.abi.names import nearest
 from guestemu.cli import console
 from guestemu.cli._kernel_cells import images_of
+from guestemu.cli._options import sev_kind
 
 if TYPE_CHECKING:
     from guestemu.kernel.drivers import DriverRun
@@ -42,8 +42,7 @@ def run_drivers(
     from guestemu.machine.devices import find_device
 
     for kind in kinds:
-        if kind not in KINDS:
-            raise InputError(f"--sev {kind}: {nearest(kind, KINDS)}")
+        sev_kind(kind)
     for name in devices:
         if not find_device(name).NODE:
             raise InputError(f"--device {name}: it has no file to read from")

@@ -10,7 +10,7 @@ import typer
 from guestemu.abi.errors import InputError
 from guestemu.abi.names import command_line
 from guestemu.cli import console
-from guestemu.cli._options import AsJson, Html
+from guestemu.cli._options import AsJson, Html, sev_kind
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
 
 if TYPE_CHECKING:
@@ -176,10 +176,10 @@ def _request(
         ("--path", path, PATHS),
         ("--leaf", leaf, LEAVES),
         ("--order", order, orders),
-        ("--sev", sev, ("sev", "es", "snp", "tdx")),
     ):
         if value not in known:
             raise InputError(f"{option} {value}: take one of {', '.join(known)}")
+    sev_kind(sev)
     if sev == "tdx" and (path != "plain" or tuples):
         option = "--tuples" if tuples else f"--path {path}"
         raise InputError(f"{option}: not for TDs, whose pages the TDX module exports; leave it out")

@@ -301,13 +301,3 @@ def _places(cells: Iterable[Cell]) -> str:
 def _short(text: str) -> str:
     line = one_line(text)
     return line if len(line) <= _MAX_DETAIL else line[: _MAX_DETAIL - 1] + "\N{HORIZONTAL ELLIPSIS}"
-
-
-def write_junit(path: Path, report: Examined, counts_known: bool) -> None:
-    """A test case for each cell. Raises `InputError`."""
-    from guestemu.study.outcomes.junit import cells_xml
-
-    try:
-        path.write_bytes(cells_xml(report.cells, report.seconds, counts_known))
-    except OSError as error:
-        raise InputError(f"{path}: cannot write the results: {error.strerror}") from error

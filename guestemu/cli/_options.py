@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
 from guestemu.abi.errors import InputError
 from guestemu.cli import _names as names
 from guestemu.program.layout import split_memory
+
+if TYPE_CHECKING:
+    from guestemu.program.program import SevKind
 
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Html: TypeAlias = Annotated[
@@ -49,6 +52,16 @@ Plugins: TypeAlias = Annotated[
         show_default=False,
     ),
 ]
+
+
+def sev_kind(text: str) -> SevKind:
+    """The guest kind that --sev says. Raises `InputError`."""
+    from guestemu.program.program import SevKind
+
+    known = {kind.value: kind for kind in SevKind}
+    if text not in known:
+        raise InputError(f"--sev {text}: take one of {', '.join(known)}")
+    return known[text]
 
 
 def memory_of(text: str | None) -> tuple[int | None, str | None]:

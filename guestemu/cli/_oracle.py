@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.errors import InputError, MissingError
+from guestemu.abi.files import check_place
 from guestemu.cli import console
 from guestemu.cli._step_progress import StepProgress
 from guestemu.conformance.recordings.compare import Disagreement, compare_step
@@ -120,11 +121,6 @@ def _progress(cases: list[OracleCase], kvm: LiveKvm) -> list[CaseResult]:
         return list(run_cases(kvm, cases, progress.advance))
 
 
-def _check_output(path: Path) -> None:
-    if path.is_dir() or not path.parent.is_dir():
-        raise InputError(f"{path}: cannot be written; name a file in a directory that exists")
-
-
 def check_protected(machine: MachineFacts, kernel: str) -> None:
     """Raises `MissingError` for a KVM without software-protected VMs."""
     if not machine.has_protected_vms:
@@ -138,7 +134,7 @@ def record_matrix(
     kernel: str, modules: Path | None, output: Path, *, native: bool, memory: bool = False
 ) -> MadeRecording:
     """Records the matrix, or with `memory` that of conversions, into `output`."""
-    _check_output(output)
+    check_place(output, "-o")
     cases = list(memory_matrix() if memory else matrix())
     with LiveKvm(find_kernel(kernel, modules), accelerator(native)) as kvm:
         if memory:

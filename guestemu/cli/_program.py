@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from guestemu.cli._options import sev_kind
+
 if TYPE_CHECKING:
     from guestemu.program.ops import Op
-    from guestemu.program.program import Header, Program, SevKind
+    from guestemu.program.program import Header, Program
 
 _OVERRIDE_LINE = 1
 
@@ -68,7 +70,7 @@ def _header(header: Header, overrides: Overrides, path: Path) -> Header:
         # repairs belong to the header's own host
         switches=header.switches if host == header.host else (),
         plugin=plugin,
-        sev=header.sev if overrides.sev is None else _sev(overrides.sev),
+        sev=header.sev if overrides.sev is None else sev_kind(overrides.sev),
         cbit=header.cbit if overrides.cbit is None else overrides.cbit,
         memory=header.memory if overrides.memory is None else overrides.memory,
         vcpus=header.vcpus if overrides.vcpus is None else overrides.vcpus,
@@ -79,16 +81,6 @@ def _header(header: Header, overrides: Overrides, path: Path) -> Header:
         option = "--memory: " if problem[0] == "layout" else ""
         raise InputError(f"{option}{problem[1]}")
     return changed
-
-
-def _sev(text: str) -> SevKind:
-    from guestemu.abi.errors import InputError
-    from guestemu.program.program import SevKind
-
-    known = {kind.value: kind for kind in SevKind}
-    if text not in known:
-        raise InputError(f"--sev {text}: use one of {', '.join(known)}")
-    return known[text]
 
 
 def _fault(text: str, header: Header) -> Op:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from guestemu.abi.errors import InputError, MissingError
+from guestemu.abi.files import write_atomically
 from guestemu.cli import _names as names
 from guestemu.cli import console
 from guestemu.cli._options import AsJson, Html
@@ -126,10 +127,7 @@ def _write_plots(decided: Sequence[Decided], directory: Path) -> None:
 
     for plot in (plot for each in decided for plot in each.result.plots):
         path = directory / file_name(plot)
-        try:
-            path.write_text(plot.svg, encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"--plots {path}: {error.strerror}") from None
+        write_atomically(path, plot.svg.encode(), "--plots")
 
 
 def _show(

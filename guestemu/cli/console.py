@@ -251,7 +251,7 @@ def _worded(cell: object) -> tuple[str, str]:
 
 def write_document(path: Path, document: Document, option: str = "--html") -> None:
     """A document as an HTML page. Raises `InputError` naming `option`."""
-    from guestemu.campaign.store import write_atomically
+    from guestemu.abi.files import write_atomically
     from guestemu.report.document import document_page
 
     write_atomically(path, document_page(document).encode(), option)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from guestemu.abi.errors import InputError
+from guestemu.abi.files import write_atomically
 from guestemu.cli import console
 from guestemu.cli._options import AsJson, GuestName, HostName, Plugins, ProgramPath
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_MISSING, EXIT_OK
@@ -85,10 +86,7 @@ def command(
     title = f"{program.name}: {loaded.header.guest} on {loaded.header.host}, by guestemu export."
     text = c_source(form, title, steps)
     if output is not None:
-        try:
-            output.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{output}: cannot be written: {error.strerror}") from error
+        write_atomically(output, text.encode(), "-o")
     ended = _run(form, text, run) if run else None
     if as_json:
         path = None if output is None else str(output)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 import typer
 
 from guestemu.abi.errors import InputError
+from guestemu.abi.files import write_atomically
 from guestemu.cli import _names as names
 from guestemu.cli import console
 from guestemu.cli._options import AsJson, Html
@@ -882,6 +883,7 @@ def examine(
     """
     from guestemu.cli import _kernel_cells, _kernel_test
     from guestemu.cli.errors import one_line
+    from guestemu.study.outcomes.junit import cells_xml
 
     if update is not None and (only or kind):
         raise InputError("--update: the line is of all rows; leave --only and --kind out")
@@ -903,7 +905,8 @@ def examine(
     if update is not None:
         _kernel_cells.write_line(update, report.image, report.cells)
     if junit is not None:
-        _kernel_test.write_junit(junit, report, request.counts_known)
+        xml = cells_xml(report.cells, report.seconds, request.counts_known)
+        write_atomically(junit, xml, "--junit")
     if as_json:
         console.emit_json(_kernel_test.as_object(report))
     else:

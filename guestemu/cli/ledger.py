@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from guestemu.abi.errors import InputError, MissingError
+from guestemu.abi.files import check_place, write_atomically
 from guestemu.cli import console
-from guestemu.cli._options import AsJson
+from guestemu.cli._options import AsJson, sev_kind
 from guestemu.cli.errors import EXIT_INTERRUPTED, EXIT_OK
 
 if TYPE_CHECKING:
@@ -89,9 +90,7 @@ def command(
     from guestemu.study.ledger.policies import LINUX, find_policies
     from guestemu.study.outcomes.guests import has_kind
 
-    known = [kind.value for kind in SevKind]
-    if sev not in known:
-        raise InputError(f"--sev {sev}: unknown, take one of {', '.join(known)}")
+    kind = sev_kind(sev)
     wanted = tuple(policies or ())
     found: tuple[str, ...] = ()
     if kernels or any(name.startswith(LINUX) for name in wanted):
@@ -103,7 +102,7 @@ def command(
             raise InputError(f"--sev {sev}: no fetched kernel runs as such a guest")
     if kernels and wanted:
         wanted = tuple(dict.fromkeys((*wanted, *found)))
-    if sev == SevKind.SEV_ES.value and not found:
+    if kind is SevKind.SEV_ES and not found:
         raise InputError("--sev es: our own code has no SEV-ES; add --kernels")
     chosen = find_policies(wanted, found, sev)
     todo = plan(chosen, find_flows(tuple(flows or ())))
@@ -111,16 +110,10 @@ def command(
         raise InputError("ledger: these flows need our own guests; leave out --policy linux:...")
     chosen_failures = find_failures(tuple(failures or ()), sev)
     if html is not None:
-        _check_writable(html)
+        check_place(html, "--html")
     result, is_whole = _run(todo, chosen_failures, every_step)
     _show(result, chosen, rows, html, as_json, is_whole=is_whole, sev=sev)
     return EXIT_OK if is_whole else EXIT_INTERRUPTED
-
-
-def _check_writable(path: Path) -> None:
-    """Checked first, so that a bad path fails early."""
-    if not path.parent.is_dir():
-        raise InputError(f"--html {path}: no such directory; make it first")
 
 
 def _run(
@@ -174,7 +167,7 @@ def _show(
     from guestemu.study.ledger.summary import by_policy
 
     if html is not None:
-        html.write_text(ledger_page(rows, policies))
+        write_atomically(html, ledger_page(rows, policies).encode(), "--html")
     summary = by_policy(rows)
     if as_json:
         console.emit_json({"sev": sev, "rows": rows, "summary": summary, "complete": is_whole})

@@ -45,7 +45,7 @@ def command(
 
       guestemu minimize crash.prog -o tests/small.prog --key record-hypercall-c9b772c1
     """
-    from guestemu.campaign.store import check_place, write_atomically
+    from guestemu.abi.files import check_place, write_atomically
     from guestemu.campaign.triage.explain import comment_of, run_command
     from guestemu.campaign.triage.single import choose, findings_of
     from guestemu.cli._program import Overrides, load

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from guestemu.abi.files import write_atomically
 from guestemu.abi.names import plural
 from guestemu.cli import console
 from guestemu.cli._options import AsJson, Cluster, Limit, Plugins
@@ -68,8 +69,8 @@ def command(
     """
     from guestemu.host.permission import permissions
     from guestemu.replay.files import find_programs
-    from guestemu.replay.junit import write_junit
-    from guestemu.replay.sarif import write_sarif
+    from guestemu.replay.junit import junit_xml
+    from guestemu.replay.sarif import sarif_log
     from guestemu.replay.suite import replay_all
 
     programs = find_programs(paths)
@@ -90,10 +91,10 @@ def command(
         _tell(results, seconds, record)
     try:
         if junit is not None:
-            write_junit(junit, results, seconds)
+            write_atomically(junit, junit_xml(results, seconds), "--junit")
     finally:
         if sarif is not None:
-            write_sarif(sarif, results)
+            write_atomically(sarif, sarif_log(results), "--sarif")
     if any(result.is_internal for result in results):
         return EXIT_INTERNAL
     if any(result.bad is not None for result in results):

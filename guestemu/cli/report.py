@@ -38,9 +38,9 @@ def command(
 
       guestemu report found -o found.html --plugins .
     """
+    from guestemu.abi.files import write_atomically
     from guestemu.campaign.page import report_page
     from guestemu.campaign.readings import read_campaign
-    from guestemu.campaign.store import write_atomically
     from guestemu.campaign.triage.cards import cards_of
     from guestemu.cli._step_progress import StepProgress
     from guestemu.cli.status import campaign_object

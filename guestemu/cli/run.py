@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import msgspec
 import typer
 
+from guestemu.abi.files import check_place
 from guestemu.abi.names import plural
 from guestemu.cli import console
 from guestemu.cli._options import (
@@ -111,10 +112,11 @@ def command(
 def _check_trace(path: Path | None) -> None:
     from guestemu.abi.errors import InputError
 
-    if path is not None and path.suffix != ".jsonl":
+    if path is None:
+        return
+    if path.suffix != ".jsonl":
         raise InputError(f"--trace {path}: traces are JSON lines; name the file OUT.jsonl")
-    if path is not None and not path.parent.is_dir():
-        raise InputError(f"{path}: cannot write the trace: no such directory; name another place")
+    check_place(path, "--trace")
 
 
 def run_object(run: Run, events: Sequence[Line]) -> dict[str, object]:

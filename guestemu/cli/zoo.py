@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 import msgspec
 import typer
 
+from guestemu.abi.files import write_atomically
 from guestemu.cli import _names as names
 from guestemu.cli import console
 from guestemu.cli._duration import parse_duration
@@ -317,5 +318,5 @@ def table(
     if output is None:
         console.emit_text(page)
     else:
-        output.write_text(page)
+        write_atomically(output, page.encode(), "-o")
     return EXIT_OK

@@ -8,7 +8,6 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
 
-from guestemu.abi.files import not_written
 from guestemu.replay.suite import Result
 
 _NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -53,11 +52,3 @@ def to_document(root: ElementTree.Element) -> bytes:
 def xml_text(text: str) -> str:
     """`text` without the characters that XML cannot hold."""
     return _NOT_XML.sub("?", text)
-
-
-def write_junit(path: Path, results: Sequence[Result], seconds: float) -> None:
-    """Writes `junit_xml` to `path`. Raises what `not_written` gives when it cannot be."""
-    try:
-        path.write_bytes(junit_xml(results, seconds))
-    except OSError as error:
-        raise not_written(path, "results", error) from error

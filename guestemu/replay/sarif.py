@@ -17,7 +17,6 @@ from urllib.parse import quote
 import msgspec
 
 from guestemu import __version__
-from guestemu.abi.files import not_written
 from guestemu.replay.suite import Result
 from guestemu.report.trace.explain import explain
 
@@ -159,11 +158,3 @@ def sarif_log(results: Sequence[Result]) -> bytes:
     }
     log = {"$schema": SCHEMA, "version": VERSION, "runs": [run]}
     return msgspec.json.format(msgspec.json.encode(log), indent=2) + b"\n"
-
-
-def write_sarif(path: Path, results: Sequence[Result]) -> None:
-    """Writes `sarif_log` to `path`. Raises what `not_written` gives when it cannot be."""
-    try:
-        path.write_bytes(sarif_log(results))
-    except OSError as error:
-        raise not_written(path, "results", error) from error

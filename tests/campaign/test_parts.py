@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from guestemu.abi.errors import InputError, MissingError
+from guestemu.abi.files import write_atomically
 from guestemu.campaign import engines
 from guestemu.campaign.engines.random import RandomEngine
 from guestemu.campaign.executor import Executor
@@ -23,7 +24,7 @@ from guestemu.campaign.mutator import Mutator
 from guestemu.campaign.ranges import MAX_EARLY_PAGES, MAX_PAGES, limit_op
 from guestemu.campaign.screen import Screen, duration
 from guestemu.campaign.session import Plan, Session, SessionOver
-from guestemu.campaign.store import CampaignRecord, Store, write_atomically
+from guestemu.campaign.store import CampaignRecord, Store
 from guestemu.campaign.targets import TARGETS, find_target
 from guestemu.checks.base import Violation
 from guestemu.program.binary import RECORD_SIZE, encode_ops
@@ -237,7 +238,7 @@ def test_a_full_disk_is_named_and_leaves_no_half_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(MissingError, match=r"x\.prog: No space left on device; .*--workdir"):
-        write_atomically(tmp_path / "x.prog", b"data")
+        write_atomically(tmp_path / "x.prog", b"data", "--workdir")
     assert list(tmp_path.iterdir()) == []
 
 

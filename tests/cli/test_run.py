@@ -189,14 +189,17 @@ def test_the_trace_file_has_the_run_and_every_event(
         (["--host", "nowhere.py:Host"], "nowhere.py: no such file"),
         (["--guest", "windows"], "guest 'windows': no such guest; use one of linux:IMAGE"),
         (["--guest", "snippet:9.9"], "guest 'snippet:9.9': no such guest"),
-        (["--sev", "vbs"], "--sev vbs: use one of sev, es, snp"),
+        (["--sev", "vbs"], "--sev vbs: take one of sev, es, snp"),
         (["--sev", "es"], "sev es: snippet guests run as plain SEV"),
         (["--cbit", "52"], "cbit 52 is out of range"),
         (["--memory", "7"], "memory 7M: a snippet guest takes 32M to 1048576M"),
         (["--fault", "explode"], "--fault:1: no op 'explode'"),
         (["--fault", ""], "--fault:1: is empty"),
         (["--trace", "out.perfetto"], "--trace out.perfetto: traces are JSON lines"),
-        (["--trace", "/nonexistent/out.jsonl"], "/nonexistent/out.jsonl: cannot write the trace"),
+        (
+            ["--trace", "/nonexistent/out.jsonl"],
+            "/nonexistent/out.jsonl: No such file or directory; make its directory",
+        ),
     ],
 )
 def test_bad_options_are_one_line(

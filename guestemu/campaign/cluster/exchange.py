@@ -13,11 +13,12 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.errors import GuestemuError, InputError, MissingError
+from guestemu.abi.files import write_atomically
 from guestemu.campaign.cluster.dask import NodeLost
 from guestemu.campaign.cluster.shares import Share
 from guestemu.campaign.cluster.wire import News, Post, decode_news, encode
 from guestemu.campaign.journal import input_name
-from guestemu.campaign.store import Store, write_atomically
+from guestemu.campaign.store import WORKDIR, Store
 from guestemu.campaign.worker import WorkerFailure
 
 SILENCE_S: Final = 30.0
@@ -100,9 +101,9 @@ class Exchange:
         for name, data in news.findings:
             path = store.findings / name
             if not path.exists():
-                write_atomically(path, data)
+                write_atomically(path, data, WORKDIR)
         for name, data in news.files:
-            write_atomically(store.infrastructure / name, data)
+            write_atomically(store.infrastructure / name, data, WORKDIR)
         for data in news.inputs:
             if self._add(data, share.number):
                 store.save_input(data)

@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Final
 
 from guestemu.abi.errors import EngineError
+from guestemu.abi.files import write_atomically
 from guestemu.campaign.dictionary import dictionary_text
 from guestemu.campaign.engines.base import Leave
 from guestemu.campaign.fastpath.fastpath import FastPath, open_fast_path
@@ -28,7 +29,7 @@ from guestemu.campaign.mixed_mutator import MixedMutator
 from guestemu.campaign.mutator import Mutator
 from guestemu.campaign.native import load_mutator
 from guestemu.campaign.session import Session, SessionOver
-from guestemu.campaign.store import write_atomically
+from guestemu.campaign.store import WORKDIR
 
 _CORE: Final = "core_with_libfuzzer"
 _SEED_MASK: Final = (1 << 31) - 1
@@ -90,7 +91,7 @@ def _arguments(session: Session) -> list[str]:
     ]
     if store is not None:
         dictionary = store.infrastructure / "dictionary.txt"
-        write_atomically(dictionary, dictionary_text(session.kinds).encode())
+        write_atomically(dictionary, dictionary_text(session.kinds).encode(), WORKDIR)
         arguments += [f"-dict={dictionary}"]
         arguments += [f"-artifact_prefix={store.infrastructure}/", str(store.corpus)]
     return arguments

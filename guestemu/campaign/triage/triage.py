@@ -13,10 +13,11 @@ from pathlib import Path
 import msgspec
 
 from guestemu.abi.errors import GuestemuError, ProgramTimeError
+from guestemu.abi.files import write_atomically
 from guestemu.campaign.figures import merge_counts
 from guestemu.campaign.findings import NOT_REPRODUCIBLE, FindingCount
 from guestemu.campaign.readings import finding_programs, read_campaign
-from guestemu.campaign.store import write_atomically
+from guestemu.campaign.store import WORKDIR
 from guestemu.campaign.triage.bundle import make_bundle
 from guestemu.campaign.triage.cards import headline_of, owner_of
 from guestemu.campaign.triage.explain import run_command
@@ -122,9 +123,9 @@ def _look(path: Path, count: FindingCount | None, permissions: Permissions) -> _
 
 def _write(finding: Finding, program: Program, path: Path) -> None:
     bundle = make_bundle(finding, program, path, f"the campaign in {path.parent.parent}")
-    write_atomically(path.with_suffix(".md"), bundle.explanation.encode())
+    write_atomically(path.with_suffix(".md"), bundle.explanation.encode(), WORKDIR)
     name = f"test_{path.stem.replace('-', '_')}.py"
-    write_atomically(path.with_name(name), bundle.test.encode())
+    write_atomically(path.with_name(name), bundle.test.encode(), WORKDIR)
 
 
 def _triaged(group: _Group) -> Triaged:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from guestemu.abi.errors import InputError
+from guestemu.abi.files import check_place, write_atomically
 from guestemu.cli import _names as names
 from guestemu.cli import console
 from guestemu.cli._options import AsJson, Html
@@ -54,14 +54,14 @@ def command(
     from guestemu.study.outcomes.stops import run_stops, stop_lines
     from guestemu.study.outcomes.tried import kinds_document
 
-    if page is not None and not page.parent.is_dir():
-        raise InputError(f"{page}: no such directory; make it first")
+    if page is not None:
+        check_place(page, "--page")
     chosen = chosen_guests(guests)
     with StepProgress(2 * len(chosen) * len(KINDS)) as progress:
         cells = run_matrix(chosen, done=progress.advance)
         stops = run_stops(chosen, done=progress.advance)
     if page is not None:
-        page.write_text(matrix_page(cells, stop_lines(stops)), encoding="utf-8")
+        write_atomically(page, matrix_page(cells, stop_lines(stops)).encode(), "--page")
     document = kinds_document(cells)
     if html is not None:
         console.write_document(html, document)

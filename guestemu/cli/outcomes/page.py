@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from guestemu.abi.errors import InputError
+from guestemu.abi.files import check_place, write_atomically
 from guestemu.cli import console
 from guestemu.cli.errors import EXIT_OK
 
@@ -34,8 +34,7 @@ def command(
     from guestemu.study.outcomes.td_findings import FINDINGS, run_finding
     from guestemu.study.outcomes.td_table import table_of
 
-    if not file.parent.is_dir():
-        raise InputError(f"{file}: no such directory; make it first")
+    check_place(file, "FILE.md")
     chosen = known_guests()
     series = [name.partition(":")[2] for name in chosen if name.startswith("linux:")]
     with StepProgress(len(chosen) + len(series) * len(FINDINGS)) as progress:
@@ -48,6 +47,6 @@ def command(
             for kernel in series:
                 findings.append(run_finding(finding, find_image(kernel)))
                 progress.advance()
-    file.write_text(td_page(tables, findings), encoding="utf-8")
+    write_atomically(file, td_page(tables, findings).encode(), "FILE.md")
     console.emit(f"{file}: {len(tables)} guests, {len(findings)} findings")
     return EXIT_OK

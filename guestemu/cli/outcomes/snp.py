@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from guestemu.abi.errors import InputError
+from guestemu.abi.files import check_place, write_atomically
 from guestemu.cli import _names as names
 from guestemu.cli import console
 from guestemu.cli._options import AsJson, Html
@@ -50,8 +50,8 @@ def command(
     from guestemu.study.outcomes.snp_answers import SnpAnswer, count_of, run_answers, snp_page
     from guestemu.study.outcomes.tried import answers_document
 
-    if page is not None and not page.parent.is_dir():
-        raise InputError(f"{page}: no such directory; make it first")
+    if page is not None:
+        check_place(page, "--page")
     asked = images or _DEFAULT
     paths = [find_image(image) for image in asked]
     cells: list[SnpAnswer] = []
@@ -62,7 +62,7 @@ def command(
             names |= {cell.kernel: name for cell in found}
             cells += found
     if page is not None:
-        page.write_text(snp_page(cells), encoding="utf-8")
+        write_atomically(page, snp_page(cells).encode(), "--page")
     document = answers_document(cells, names)
     if html is not None:
         console.write_document(html, document)

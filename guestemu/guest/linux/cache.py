@@ -23,6 +23,7 @@ import msgspec
 import unicorn
 
 import guestemu
+from guestemu.abi.errors import InputError
 from guestemu.guest.linux.images import cache_root
 from guestemu.machine.engine import Engine
 
@@ -114,8 +115,15 @@ def file_digest(path: Path) -> str:
     """SHA-256 of the file `path`, hexadecimal. It is kept in the cache for a file that has not
     changed since: same inode, size, and times of its content and of its attributes.
 
-    Raises OSError where the file cannot be read.
+    Raises `InputError` where the file cannot be read.
     """
+    try:
+        return _digest(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _digest(path: Path) -> str:
     status = path.stat()
     if switched_off():
         return hashlib.sha256(path.read_bytes()).hexdigest()

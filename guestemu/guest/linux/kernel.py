@@ -7,7 +7,7 @@ import functools
 import io
 import re
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
@@ -15,8 +15,8 @@ from typing import Final
 import msgspec
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
-from elftools.elf.sections import Section
 
+from guestemu.abi.elf import code_sections
 from guestemu.abi.errors import InputError
 from guestemu.abi.names import nearest
 from guestemu.guest.linux.btf import Btf
@@ -39,8 +39,6 @@ _DAMAGE: Final = (
     *(OverflowError, RecursionError),
 )
 """What pyelftools raises for a damaged file; it is not made for those."""
-_SHF_ALLOC: Final = 2
-_SHF_EXECINSTR: Final = 4
 
 
 class LoadSegment(msgspec.Struct, frozen=True):
@@ -183,14 +181,6 @@ def load_kernel(path: Path, progress: Callable[[str], None] | None = None) -> Ke
         sites=tuple(sites),
         btf=btf or Btf.without_types(image.name),
     )
-
-
-def code_sections(sections: Iterable[Section]) -> Iterator[tuple[int, bytes]]:
-    """Address and bytes of each of `sections` that has code."""
-    for section in sections:
-        is_code = section["sh_flags"] & _SHF_EXECINSTR and section["sh_flags"] & _SHF_ALLOC
-        if is_code and section["sh_type"] == "SHT_PROGBITS" and not section.compressed:
-            yield int(section["sh_addr"]), bytes(section.data())
 
 
 def _symbols(path: Path, rodata: bytes, address: int) -> dict[str, int]:

@@ -117,11 +117,7 @@ class LinuxLoader:
         directory = cache_directory()
         if directory is None:
             return load_kernel(path)
-        try:
-            digest = file_digest(path)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-        key = CacheKey((digest, build_id(), stamp_beside(path)))
+        key = CacheKey((file_digest(path), build_id(), stamp_beside(path)))
         file = directory / f"{key.name}.kernel"
         kernel = load_analysis(file, path.name, lambda: load_kernel(path))
         if kernel is None:

@@ -19,6 +19,7 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
 from guestemu.abi.addresses import U64_MASK
+from guestemu.abi.elf import code_sections
 
 _ENTRY: Final = "guestemu_exit"
 _USES: Final = frozenset(
@@ -45,7 +46,7 @@ def numbers_of(path: Path) -> tuple[int, ...]:
             elf = ELFFile(file)
             if elf["e_machine"] != "EM_X86_64":
                 return ()
-            entry, sections = _entry_of(elf), _code_of(elf)
+            entry, sections = _entry_of(elf), list(code_sections(elf.iter_sections()))
     except (OSError, ELFError, ValueError, KeyError, UnicodeError):
         return ()
     return () if entry is None else tuple(dict.fromkeys(_walk(entry, sections)))[:_MOST]
@@ -58,15 +59,6 @@ def _entry_of(elf: ELFFile) -> int | None:
                 if symbol["st_value"]:
                     return int(symbol["st_value"])
     return None
-
-
-def _code_of(elf: ELFFile) -> list[_Section]:
-    """Address and bytes of each section with code."""
-    return [
-        (int(section["sh_addr"]), section.data())
-        for section in elf.iter_sections()
-        if section["sh_flags"] & 4 and section["sh_type"] == "SHT_PROGBITS"
-    ]
 
 
 def _walk(entry: int, sections: list[_Section]) -> Iterator[int]:

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from guestemu.abi.files import not_written
+from guestemu.abi.files import write_atomically
 from guestemu.events.lines import Line
 from guestemu.program.program import Header
 from guestemu.report.trace.digest import trace_hash
@@ -28,14 +28,9 @@ class RunLine(msgspec.Struct, frozen=True, tag="run", tag_field="event"):
 
 
 def write_jsonl(path: Path, header: Header, events: Sequence[Line]) -> None:
-    """Writes a trace file. Raises what `not_written` gives when `path` cannot be."""
+    """Writes a trace file. Raises the error of `write_atomically`."""
     encode = msgspec.json.Encoder().encode
     fields = msgspec.to_builtins(header)
     del fields["plugin"]  # a path of this machine
     first = RunLine(FORMAT, fields, len(events), trace_hash(events))
-    try:
-        with path.open("wb") as file:
-            for record in (first, *events):
-                file.write(encode(record) + b"\n")
-    except OSError as error:
-        raise not_written(path, "trace", error) from error
+    write_atomically(path, b"".join(encode(one) + b"\n" for one in (first, *events)), "--trace")

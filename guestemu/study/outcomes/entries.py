@@ -21,9 +21,10 @@ from typing import Final
 import msgspec
 from elftools.elf.elffile import ELFFile
 
+from guestemu.abi.elf import code_sections
 from guestemu.guest.linux.boot import lacking
 from guestemu.guest.linux.image import load_image
-from guestemu.guest.linux.kernel import KERNEL_MAP, Kernel, code_sections
+from guestemu.guest.linux.kernel import KERNEL_MAP, Kernel
 from guestemu.guest.linux.load import LOADER, LinuxLoader
 from guestemu.machine.callbacks import CodeHook
 from guestemu.machine.engine import HOOK_CODE

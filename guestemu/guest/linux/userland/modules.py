@@ -68,11 +68,7 @@ def _cached(package: Path, names: Sequence[str]) -> dict[str, bytes]:
     directory = cache_directory()
     if directory is None:
         return _extract(package, names)
-    try:
-        digest = file_digest(package)
-    except OSError as error:
-        raise InputError(f"{package}: cannot be read: {error.strerror}") from None
-    file = directory / f"{CacheKey(('modules', digest, *names)).name}.modules"
+    file = directory / f"{CacheKey(('modules', file_digest(package), *names)).name}.modules"
     packed = read_sealed(file)
     if packed is not None:
         mark_used(file)
