@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
-from guestemu.abi.files import write_atomically
+from guestemu.abi.files import check_place, write_atomically
 from guestemu.cli import console
 from guestemu.cli._options import sev_kind
 
@@ -22,10 +22,15 @@ if TYPE_CHECKING:
     from guestemu.dma.observer import Observer, Output
     from guestemu.dma.parquet import ParquetWriter
     from guestemu.dma.perfetto_trace import PerfettoWriter
-    from guestemu.dma.report import DmaReport
+    from guestemu.dma.report import DmaReport, WorkloadCounts
     from guestemu.dma.run import DmaRun, RunOptions
     from guestemu.dma.source import EventReader
     from guestemu.dma.what_if import Comparison
+    from guestemu.report.document import Document
+
+
+Replayed: TypeAlias = "tuple[DmaReport, Document, list[OSError]]"
+"""The report, what is shown of it, and which files could not be written."""
 
 
 class DmaRequest(msgspec.Struct, frozen=True):
@@ -54,7 +59,7 @@ class WorkloadOrder(msgspec.Struct, frozen=True):
     devices: tuple[str, ...]
 
 
-def run_workload(order: WorkloadOrder, request: DmaRequest) -> tuple[DmaReport, list[OSError]]:
+def run_workload(order: WorkloadOrder, request: DmaRequest) -> Replayed:
     """Records the trace on the kernel of `request.guest`, then replays it there; as `run`.
 
     Raises `InputError`.
@@ -77,15 +82,16 @@ def run_workload(order: WorkloadOrder, request: DmaRequest) -> tuple[DmaReport, 
     with tempfile.TemporaryDirectory() as scratch:
         path = order.dump or Path(scratch, "workload.trace")
         write_atomically(path, recording.text, "--dump-trace")
-        report, failures = run(msgspec.structs.replace(request, source=str(path)))
-    return msgspec.structs.replace(report, workload=recording.counts), failures
+        return run(msgspec.structs.replace(request, source=str(path)), recording.counts)
 
 
-def run(request: DmaRequest) -> tuple[DmaReport, list[OSError]]:
-    """Replays and writes every file that is asked for; the report, and which files could not be
-    written."""
+def run(request: DmaRequest, workload: WorkloadCounts | None = None) -> Replayed:
+    """Replays, and writes every file that is asked for but the page. `workload` is what the kernel
+    did that recorded the source."""
     from guestemu.dma.patterns import is_pattern, parse_patterns, pattern_events
 
+    if request.report is not None:
+        check_place(request.report, "--html")
     if is_pattern(request.source):
         patterns = parse_patterns(request.source)
         return _replay(request, pattern_events(patterns), None, lambda: 0, None)
@@ -101,7 +107,7 @@ def run(request: DmaRequest) -> tuple[DmaReport, list[OSError]]:
             f"(guestemu dma --list)"
         ) from None
     with open_trace(path) as reader:
-        return _replay(request, reader, size or None, lambda: reader.bytes_read, reader)
+        return _replay(request, reader, size or None, lambda: reader.bytes_read, reader, workload)
 
 
 def _replay(
@@ -110,11 +116,13 @@ def _replay(
     total: int | None,
     position: Callable[[], int],
     reader: EventReader | None,
-) -> tuple[DmaReport, list[OSError]]:
+    workload: WorkloadCounts | None = None,
+) -> Replayed:
+    from guestemu.dma.document import dma_document
+
     outputs: list[Output] = []
     with ExitStack() as files:
         comparison = _comparison(request)
-        page = None if request.report is None else _open_page(request.report, files, outputs)
         perfetto = None
         if request.parquet is not None:
             from guestemu.dma.parquet import ParquetWriter
@@ -133,28 +141,13 @@ def _replay(
         if perfetto is not None:
             for migration in report.migrations:
                 outputs[-1].attempt(partial(perfetto.add_migration, migration))
-        if page is not None:
-            from guestemu.dma.page import report_page
-
-            title = f"{request.source} on {request.guest}"
-            text = report_page(report, title, driver.address_map(), report.policies)
-            outputs[0].attempt(partial(page.write, text))
-    return report, [output.failure for output in outputs if output.failure is not None]
-
-
-def _open_page(path: Path, files: ExitStack, outputs: list[Output]) -> TextIO:
-    """Opened first, so that a bad path fails early."""
-    from guestemu.abi.errors import InputError
-    from guestemu.dma.observer import Output
-
-    try:
-        page = path.open("w", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--html {path}: {error.strerror}; give a file name") from None
-    output = Output(path)
-    outputs.append(output)
-    files.callback(output.attempt, page.close)
-    return page
+        if workload is not None:
+            report = msgspec.structs.replace(report, workload=workload)
+        source = request.source if workload is None else "a workload"
+        title = f"{source} on {request.guest}"
+        document = dma_document(report, title, driver.address_map())
+    failures = [output.failure for output in outputs if output.failure is not None]
+    return report, document, failures
 
 
 def _add(

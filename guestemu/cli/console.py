@@ -212,7 +212,9 @@ def emit_document(document: Document) -> None:
 
 
 def _emit_content(content: Content) -> None:
+    from guestemu.report.card import Card
     from guestemu.report.document import (
+        Bullets,
         Code,
         Grid,
         Heading,
@@ -226,6 +228,11 @@ def _emit_content(content: Content) -> None:
     match content:
         case Paragraph(text, style):
             emit(paint(text, style) if style else text)
+        case Bullets(lines, style):
+            for line in lines:
+                emit(paint(f"  {line}", style) if style else f"  {line}")
+        case Card():
+            emit(f"{content.key}: {content.headline}")
         case Grid(headings, rows):
             _emit_cells(headings, ([_worded(cell) for cell in row] for row in rows))
         case Picture(_, drawn):
@@ -236,8 +243,8 @@ def _emit_content(content: Content) -> None:
             emit(paint(text, "bold"))
         case Code(text, is_command):
             emit_text(f"$ {text}" if is_command else text)
-        case Svg(title):
-            emit(f"a picture, with --html: {title}")
+        case Svg():
+            pass  # a page has it
 
 
 def _worded(cell: object) -> tuple[str, str]:

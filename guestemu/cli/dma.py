@@ -13,7 +13,7 @@ from guestemu.cli._options import AsJson
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_INTERRUPTED, EXIT_OK
 
 if TYPE_CHECKING:
-    from guestemu.cli._dma_run import DmaRequest, WorkloadOrder
+    from guestemu.cli._dma_run import DmaRequest, Replayed, WorkloadOrder
     from guestemu.dma.report import DmaReport
 
 GROUP: Final = "Kernels and hosts"
@@ -205,29 +205,21 @@ def _replay(request: DmaRequest, strict: bool, as_json: bool) -> int:
     return _finish(run(request), request, strict, as_json)
 
 
-def _finish(
-    done: tuple[DmaReport, list[OSError]], request: DmaRequest, strict: bool, as_json: bool
-) -> int:
-    report, failures = done
+def _finish(done: Replayed, request: DmaRequest, strict: bool, as_json: bool) -> int:
+    report, document, failures = done
     if as_json:
         console.emit_json(report)
     else:
-        _print(report)
+        console.emit_document(document)
     _advise(report, request.memory)
+    if request.report is not None:
+        console.write_document(request.report, document)
     if failures:
         raise failures[0]
     if report.interrupted:
         return EXIT_INTERRUPTED
     is_good = report.is_clean if strict else report.is_ok
     return EXIT_OK if is_good else EXIT_FINDINGS
-
-
-def _print(report: DmaReport) -> None:
-    from rich.console import Console
-
-    from guestemu.dma.summary import print_summary
-
-    print_summary(Console(highlight=False), report)
 
 
 def _advise(report: DmaReport, memory: int) -> None:

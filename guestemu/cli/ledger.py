@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from guestemu.abi.errors import InputError, MissingError
-from guestemu.abi.files import check_place, write_atomically
+from guestemu.abi.files import check_place
 from guestemu.cli import console
 from guestemu.cli._options import AsJson, sev_kind
 from guestemu.cli.errors import EXIT_INTERRUPTED, EXIT_OK
@@ -157,24 +157,16 @@ def _show(
     is_whole: bool,
     sev: str,
 ) -> None:
-    from guestemu.study.ledger.page import (
-        ROW_HEADINGS,
-        TALLY_HEADINGS,
-        ledger_page,
-        row_cells,
-        tally_cells,
-    )
+    from guestemu.study.ledger.document import ledger_document
     from guestemu.study.ledger.summary import by_policy
 
+    document = ledger_document(rows, policies, shows_rows=with_rows)
     if html is not None:
-        write_atomically(html, ledger_page(rows, policies).encode(), "--html")
-    summary = by_policy(rows)
+        console.write_document(html, document)
     if as_json:
+        summary = by_policy(rows)
         console.emit_json({"sev": sev, "rows": rows, "summary": summary, "complete": is_whole})
         return
-    if with_rows:
-        console.emit_table(ROW_HEADINGS, map(row_cells, rows))
-        console.emit()
-    console.emit_table(TALLY_HEADINGS, map(tally_cells, summary))
+    console.emit_document(document)
     if not is_whole:
         console.note("interrupted: not all flows were run")

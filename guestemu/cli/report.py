@@ -38,8 +38,7 @@ def command(
 
       guestemu report found -o found.html --plugins .
     """
-    from guestemu.abi.files import write_atomically
-    from guestemu.campaign.page import report_page
+    from guestemu.campaign.document import campaign_document
     from guestemu.campaign.readings import read_campaign
     from guestemu.campaign.triage.cards import cards_of
     from guestemu.cli._step_progress import StepProgress
@@ -49,7 +48,7 @@ def command(
     reading = read_campaign(workdir)
     with StepProgress(len(reading.findings)) as progress:
         cards = cards_of(workdir, reading.findings, permissions(plugins), progress.advance)
-    write_atomically(output, report_page(reading, cards).encode(), "-o")
+    console.write_document(output, campaign_document(reading, cards), "-o")
     if as_json:
         console.emit_json({"output": str(output), **campaign_object(reading)})
     else:

@@ -3,7 +3,7 @@
 
 The replay drives and the guest converts; what the machine really did (hypercalls, shared pages,
 violations) is counted where the machine is watched, and reaches the report as
-`guestemu.dma.summary.MachineCounts`. The figures here are what the kernel's DMA code asked for.
+`guestemu.dma.report.MachineCounts`. The figures here are what the kernel's DMA code asked for.
 
 The guest's memory is smaller than the traced machine's, so buffers are placed by the guest's own
 allocator. Where the trace shows that a free was not recorded (an address is handed out again), the

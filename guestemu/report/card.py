@@ -4,7 +4,6 @@ again. One struct, rendered as HTML here; the terminal prints the same fields.""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from html import escape
 
 import msgspec
@@ -102,18 +101,3 @@ def _rule(rule: CitedRule) -> str:
         f'<p class="dim"><a href="#fact-{escape(rule.id)}">{escape(rule.id)}</a>: '
         f"{escape(rule.sentence)}</p>"
     )
-
-
-def rules_html(cards: Iterable[Card]) -> str:
-    """Every fact that the cards cite, in full."""
-    rules = {rule.id: rule for card in cards for rule in card.rules}
-    return "".join(
-        f'<h3 id="fact-{escape(rule.id)}">{escape(rule.id)}</h3><p>{escape(rule.text)}</p>'
-        f'<p class="dim">{escape(rule.source)}</p>'
-        for rule in rules.values()
-    )
-
-
-def card_lines(cards: Sequence[Card]) -> list[tuple[str, ...]]:
-    """Rows of the table that leads to the cards: finding, sentence, whose, met."""
-    return [(card.key, card.headline, card.owner, card.met) for card in cards]

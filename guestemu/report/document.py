@@ -7,12 +7,14 @@ the page. A verb writes no HTML of its own.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from html import escape
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 
 from guestemu.migration.sweep.heat import Heat
+from guestemu.report.card import Card, card_html
 from guestemu.report.heat import heat_lines, heat_svg
 from guestemu.report.page import command_line, figure, html_page, section, table
 from guestemu.report.race import Race, race_figure, race_lines
@@ -20,7 +22,7 @@ from guestemu.report.strip import Strip, StripLine, strip_legend, strip_lines, s
 
 
 class Paragraph(msgspec.Struct, frozen=True):
-    """A text. `style` is that of a line in a terminal; on a page "red" and "green" count."""
+    """A text. `style` is that of a line in a terminal; on a page "red", "green", "dim" count."""
 
     text: str
     style: str = ""
@@ -29,13 +31,14 @@ class Paragraph(msgspec.Struct, frozen=True):
 class Grid(msgspec.Struct, frozen=True):
     """A table: rows of texts, numbers and `TableCell`s, which lead to other places of the page.
 
-    `is_words`: cells stand on the left.
+    `is_words`: cells stand on the left. With `row_id` cells lead to row N as "`row_id`-N".
     """
 
     headings: tuple[str, ...]
     rows: tuple[tuple[object, ...], ...]
     title: str = ""
     is_words: bool = False
+    row_id: str = ""
 
 
 class Picture(msgspec.Struct, frozen=True):
@@ -46,10 +49,19 @@ class Picture(msgspec.Struct, frozen=True):
 
 
 class Svg(msgspec.Struct, frozen=True):
-    """A picture that only a page has, as SVG, and the line that names it."""
+    """A picture that only a page has, as SVG, and its name. `has_caption`: the name stands below
+    it, where no heading says it."""
 
     title: str
     text: str
+    has_caption: bool = False
+
+
+class Bullets(msgspec.Struct, frozen=True):
+    """Lines of equal rank, such as what is wrong."""
+
+    lines: tuple[str, ...]
+    style: str = ""
 
 
 class Legend(msgspec.Struct, frozen=True):
@@ -72,7 +84,7 @@ class Code(msgspec.Struct, frozen=True):
     is_command: bool = False
 
 
-Content: TypeAlias = Paragraph | Grid | Picture | Svg | Legend | Heading | Code
+Content: TypeAlias = Paragraph | Grid | Picture | Svg | Bullets | Legend | Heading | Code | Card
 
 
 class Chapter(msgspec.Struct, frozen=True):
@@ -92,6 +104,15 @@ class Document(msgspec.Struct, frozen=True):
     chapters: tuple[Chapter, ...]
 
 
+def cited_facts(cards: Iterable[Card]) -> Iterator[Content]:
+    """Every fact that the cards cite, in full; the cards lead to it."""
+    rules = {rule.id: rule for card in cards for rule in card.rules}
+    for rule in rules.values():
+        yield Heading(rule.id, f"fact-{rule.id}")
+        yield Paragraph(rule.text)
+        yield Paragraph(rule.source, "dim")
+
+
 def document_page(document: Document) -> str:
     """The HTML page."""
     parts = [f"<h1>{escape(document.title)}</h1>"]
@@ -104,18 +125,33 @@ def document_page(document: Document) -> str:
     return html_page(document.title, parts)
 
 
+_CLASSES: Final = {"red": ' class="bad"', "green": ' class="good"', "dim": ' class="dim"'}
+
+
 def _html(content: Content, identity: str) -> str:
     match content:
         case Paragraph(text, style):
-            kind = {"red": ' class="bad"', "green": ' class="good"'}.get(style, "")
-            return f"<p{kind}>{escape(text)}</p>"
-        case Grid(headings, rows, title, is_words):
-            return table(headings, rows, title, is_sortable=len(rows) > 1, is_words=is_words)
+            return f"<p{_CLASSES.get(style, '')}>{escape(text)}</p>"
+        case Bullets(lines, style):
+            items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+            return f"<ul{_CLASSES.get(style, '')}>{items}</ul>"
+        case Grid(headings, rows, title):
+            return table(
+                headings,
+                rows,
+                title,
+                is_sortable=len(rows) > 1,
+                is_words=content.is_words,
+                row_id=content.row_id,
+            )
+        case Card():
+            return card_html(content)
         case Picture(title, drawn):
             legend = strip_legend(drawn) if isinstance(drawn, Strip) else ""
             return legend + figure(title, picture_svg(drawn, identity))
-        case Svg(title, text):
-            return f"{figure(title, text)}<p class=legend>{escape(title)}</p>"
+        case Svg(title, text, has_caption):
+            caption = f"<p class=legend>{escape(title)}</p>" if has_caption else ""
+            return figure(title, text) + caption
         case Legend(entries):
             cells = "".join(
                 f'<td class="v-{escape(value)}">{escape(word)}</td>' for word, value in entries

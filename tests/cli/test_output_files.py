@@ -12,7 +12,7 @@ import pytest
 from guestemu.abi.files import write_atomically
 from guestemu.cli.main import main
 
-PROGRAM = "guestemu-program 1\n---\nset_memory_decrypted D[0] pages=1\n"
+PROGRAM = "guestemu-program 1\n---\nhypercall nr=12 a0=0x400000 a1=1\n"
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def program(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("words", "option"),
     [
-        (("export", "PROGRAM", "--as", "selftest", "-o"), "-o"),
+        (("export", "PROGRAM", "--as", "kvm-unit-test", "-o"), "-o"),
         (("minimize", "PROGRAM", "-o"), "-o"),
         (("run", "PROGRAM", "--trace"), "--trace"),
         (("replay", "PROGRAM", "--junit"), "--junit"),

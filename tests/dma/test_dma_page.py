@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import pytest
 from recorded import trace_path
 
+from guestemu.dma.document import dma_document
 from guestemu.dma.events import Alloc
 from guestemu.dma.model import ModelRun
-from guestemu.dma.page import report_page
 from guestemu.dma.sharing import MapCell
 from guestemu.dma.source import open_trace
 from guestemu.guest.dma.gfp import GFP_KERNEL
+from guestemu.report.document import document_page
 
 if TYPE_CHECKING:
     from tests.conftest import Drawn
@@ -30,7 +31,7 @@ def page() -> str:
     with open_trace(trace_path("churn")) as reader:
         for event in reader:
             run.step(event)
-    return report_page(run.report(), "churn on model:6.1", run.address_map())
+    return document_page(dma_document(run.report(), "churn on model:6.1", run.address_map()))
 
 
 def plots(page: str) -> dict[str, ET.Element]:
@@ -59,7 +60,7 @@ def test_a_drivers_lane_and_its_row_have_one_number(page: str) -> None:
 def test_names_from_a_trace_are_escaped() -> None:
     run = ModelRun("6.1", 64)
     run.step(Alloc(1, 1, 0, "t", "<script>", "<b>", 1 << 24, 4096, GFP_KERNEL))
-    page = report_page(run.report(), "a&b", run.address_map())
+    page = document_page(dma_document(run.report(), "a&b", run.address_map()))
     assert page.count("<script>") == 1
     assert "&lt;script&gt; &lt;b&gt;" in page
 
@@ -67,7 +68,7 @@ def test_names_from_a_trace_are_escaped() -> None:
 def test_few_cells_are_bars_with_their_addresses_and_figures() -> None:
     run = ModelRun("6.1", 64)
     cells = tuple(MapCell(n << 9, 512, 256 * (n == 2), 128 * (n == 2), n == 2) for n in range(32))
-    root = plots(report_page(run.report(), "few", cells))["address-map"]
+    root = plots(document_page(dma_document(run.report(), "few", cells)))["address-map"]
     assert [text.text for text in root.findall("text")] == [
         "0x400000-0x5fffff",
         "at most 256, 128 at the end",
@@ -79,7 +80,7 @@ def test_few_cells_are_bars_with_their_addresses_and_figures() -> None:
 def test_a_full_map_has_one_rectangle_per_cell() -> None:
     run = ModelRun("6.1", 64)
     cells = tuple(MapCell(gfn << 16, 1 << 16, 1 << 16, 0, 1) for gfn in range(4096))
-    root = plots(report_page(run.report(), "full", cells))["address-map"]
+    root = plots(document_page(dma_document(run.report(), "full", cells)))["address-map"]
     assert len(root.findall("rect")) == 4097
 
 

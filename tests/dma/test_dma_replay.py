@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 
@@ -8,17 +9,17 @@ import msgspec
 import pytest
 from coherent_guest import RecordingGuest
 from recorded import NAMES, dma_lines, trace_path
-from rich.console import Console
 
 from guestemu.abi.addresses import Gfn
+from guestemu.cli.console import emit_document
 from guestemu.dma.anomalies import AnomalyKind
+from guestemu.dma.document import dma_document, human_time
 from guestemu.dma.events import Alloc, Event, Free
 from guestemu.dma.live import Accountant
 from guestemu.dma.patterns import parse_patterns, pattern_events
 from guestemu.dma.replay import PROGRESS_EVENTS, Replay, replay
 from guestemu.dma.report import DmaReport, MachineCounts, TraceViolation, make_report
 from guestemu.dma.source import open_trace
-from guestemu.dma.summary import human_time, print_summary
 from guestemu.guest.dma.coherent import CoherentDma
 from guestemu.guest.dma.gfp import GFP_KERNEL
 from guestemu.guest.dma.policy import policy_named
@@ -193,8 +194,8 @@ def test_json_takes_machine_figures_from_the_observer() -> None:
 
 
 def printed(report: DmaReport) -> str:
-    out = io.StringIO()
-    print_summary(Console(file=out, width=80, color_system=None), report)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        emit_document(dma_document(report, "trace on guest"))
     return out.getvalue()
 
 

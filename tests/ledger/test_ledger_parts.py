@@ -10,12 +10,13 @@ import msgspec
 import pytest
 
 from guestemu.abi.errors import InputError
+from guestemu.report.document import document_page
 from guestemu.study.ledger.cell import Row
 from guestemu.study.ledger.code import build_policy_code, load_policy_code
+from guestemu.study.ledger.document import ledger_document
 from guestemu.study.ledger.failures import FAILURES, FaultPoint
 from guestemu.study.ledger.flows import FLOWS, find_flows
 from guestemu.study.ledger.matrix import find_failures, plan, run_flow_rows
-from guestemu.study.ledger.page import ledger_page
 from guestemu.study.ledger.policies import POLICIES, find_policies, kernel_policy
 from guestemu.study.ledger.rig import Rig
 from guestemu.study.ledger.summary import by_policy, is_unnoticed, tally
@@ -105,7 +106,7 @@ def test_each_run_is_counted_once() -> None:
 
 def test_the_page_has_every_run_and_escapes() -> None:
     rows = [row(lost=2), row(policy="<b>", migration="guest dead")]
-    page = ledger_page(rows, POLICIES)
+    page = document_page(ledger_document(rows, POLICIES))
     assert '<tr id="run-0"><td>warn</td><td>decrypt-3</td>' in page
     assert '<td class="v-bad">2</td>' in page
     assert "&lt;b&gt;" in page

@@ -44,9 +44,9 @@ HOSTILE: Final = (
 )
 
 WRITERS: Final[Mapping[str, tuple[str, ...]]] = {
-    "campaign/page.py": ("campaign",),
-    "dma/page.py": ("dma",),
-    "study/ledger/page.py": ("ledger",),
+    "cli/report.py": ("campaign",),
+    "cli/dma.py": ("dma",),
+    "cli/ledger.py": ("ledger",),
     "cli/race.py": ("race",),
     "cli/_explore.py": ("explore", "witness"),
     "cli/_kernel_migration.py": ("sweep",),

@@ -20,8 +20,8 @@ from page_samples import HOSTILE, WRITERS, documents, page_writers
 
 from guestemu.campaign.store import CampaignRecord, Store
 from guestemu.cli.main import main
+from guestemu.dma.document import dma_document
 from guestemu.dma.model import ModelRun
-from guestemu.dma.page import report_page as dma_page
 from guestemu.dma.source import open_trace
 from guestemu.program.table import op_table
 from guestemu.report.document import document_page
@@ -74,7 +74,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     with open_trace(ROOT / "tests/data/dma-traces/linux-6.12-q35-boot.trace") as reader:
         for event in reader:
             run.step(event)
-    page = dma_page(run.report(), f"boot {HOSTILE}", run.address_map())
+    page = document_page(dma_document(run.report(), f"boot {HOSTILE}", run.address_map()))
     (root / "dma.html").write_text(page, encoding="utf-8")
     words = ["--policy", "warn", "--flow", "decrypt-1", "--html", str(root / "ledger.html")]
     assert main(["ledger", *words]) == 0

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from guestemu.dma.clearing import ClearingPath
+from guestemu.dma.document import human_time
 from guestemu.dma.report import DmaReport
-from guestemu.dma.summary import human_time
 from guestemu.report.charts import bar_chart, step_chart, svg_file
 from guestemu.study.claims.result import Plot
 

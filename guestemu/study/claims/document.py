@@ -85,7 +85,7 @@ def _contents(each: Decided) -> Iterator[Content]:
     rows = tuple((one.name, value_words(one), one.how or "-") for one in result.evidence)
     yield Grid(("measured", "value", "how"), rows, f"Evidence of {claim.ident}", is_words=True)
     for plot in result.plots:
-        yield Svg(plot.title, inline_svg(plot.svg))
+        yield Svg(plot.title, inline_svg(plot.svg), has_caption=True)
     for witness in result.witnesses:
         yield from _witness(claim.ident, witness)
     if result.remark:

@@ -1,19 +1,27 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The report of a campaign as one self-contained HTML page."""
+"""The report of a campaign: its findings as cards, its figures, its plots."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Final
 
 from guestemu.abi.names import plural
 from guestemu.campaign.readings import Reading, StatsLine, ops_in_corpus, read_stats
 from guestemu.campaign.screen import duration
-from guestemu.report.card import Card, card_html, card_lines, rules_html
+from guestemu.report.card import Card
 from guestemu.report.charts import bar_chart, step_chart
-from guestemu.report.page import TableCell, figure, html_page, section, table
+from guestemu.report.document import (
+    Chapter,
+    Content,
+    Document,
+    Grid,
+    Paragraph,
+    Svg,
+    cited_facts,
+)
+from guestemu.report.page import TableCell
 
 MAX_POINTS: Final = 600
 """Points of a plot; of more lines, evenly spaced ones are drawn."""
@@ -28,37 +36,32 @@ _PLOTS: Final = (
 )
 
 
-def report_page(reading: Reading, cards: Sequence[Card] = ()) -> str:
-    """The page of the campaign that `reading` is of: the cards of its findings first, its figures
-    behind them. Reads its statistics and corpus."""
+def campaign_document(reading: Reading, cards: Sequence[Card] = ()) -> Document:
+    """The campaign that `reading` is of: the cards of its findings first, its figures behind them.
+    Reads its statistics and corpus."""
     root = Path(reading.root)
     lines = read_stats(root)
-    title = f"{reading.record.target} on {Path(reading.record.host).name}, {root.name}"
-    parts = [
-        f"<h1>{escape(title)}</h1>",
-        f"<p>{escape(_in_short(reading))}</p>",
-        _findings(cards),
-        _overview(reading),
-    ]
-    parts += [
-        section(
-            f"{name[0].upper()}{name[1:]} over time",
-            figure(name, _plot(lines, name, field, identity)),
-        )
-        for name, field, identity in _PLOTS
-    ]
-    parts.append(section("Coverage by kind", _coverage(reading)))
-    if lines and len(lines[-1].workers) > 1:
-        workers = [(f"worker {n}", rate) for n, rate in enumerate(lines[-1].workers)]
-        parts.append(
-            section(
-                "Executions a second by worker", figure("workers", bar_chart(workers, "workers"))
+    workers = lines[-1].workers if lines else ()
+    chapters = [
+        Chapter("", (Paragraph(_in_short(reading)),)),
+        Chapter("Findings", _findings(cards)),
+        Chapter("Figures", (_figures(reading),)),
+        *(
+            Chapter(
+                f"{name[0].upper()}{name[1:]} over time", (_plot(lines, name, field, identity),)
             )
-        )
-    if cards:
-        rules = rules_html(cards)
-        parts.append(section("Facts cited", rules) if rules else "")
-    return html_page(title, parts)
+            for name, field, identity in _PLOTS
+        ),
+        Chapter("Coverage by kind", _coverage(reading)),
+    ]
+    if len(workers) > 1:
+        bars = [(f"worker {n}", rate) for n, rate in enumerate(workers)]
+        picture = Svg("workers", bar_chart(bars, "workers"))
+        chapters.append(Chapter("Executions a second by worker", (picture,)))
+    if facts := tuple(cited_facts(cards)):
+        chapters.append(Chapter("Facts cited", facts))
+    title = f"{reading.record.target} on {Path(reading.record.host).name}, {root.name}"
+    return Document(title, tuple(chapters))
 
 
 def _in_short(reading: Reading) -> str:
@@ -71,9 +74,9 @@ def _in_short(reading: Reading) -> str:
     )
 
 
-def _overview(reading: Reading) -> str:
+def _figures(reading: Reading) -> Grid:
     record = reading.record
-    figures = table(
+    return Grid(
         ("figure", "value"),
         (
             ("state", "running" if reading.is_running else "ended"),
@@ -91,39 +94,40 @@ def _overview(reading: Reading) -> str:
             ("findings", len(reading.findings)),
         ),
     )
-    return section("Figures", figures)
 
 
-def _findings(cards: Sequence[Card]) -> str:
+def _findings(cards: Sequence[Card]) -> tuple[Content, ...]:
     if not cards:
-        return section("Findings", "<p>none</p>")
-    rows = [
+        return (Paragraph("none"),)
+    if len(cards) == 1:
+        return tuple(cards)
+    rows = tuple(
         (
-            TableCell(key, to=key),
-            TableCell(headline, "text"),
-            TableCell(owner, "text"),
-            TableCell(met, "text"),
+            TableCell(card.key, to=card.key),
+            TableCell(card.headline, "text"),
+            TableCell(card.owner, "text"),
+            TableCell(card.met, "text"),
         )
-        for key, headline, owner, met in card_lines(cards)
-    ]
+        for card in cards
+    )
     head = ("finding", "what is wrong", "whose defect", "met")
-    body = table(head, rows, "Findings", is_sortable=True) if len(cards) > 1 else ""
-    return section("Findings", body + "".join(map(card_html, cards)))
+    return Grid(head, rows, "Findings"), *cards
 
 
-def _plot(lines: Sequence[StatsLine], name: str, field: str, identity: str) -> str:
+def _plot(lines: Sequence[StatsLine], name: str, field: str, identity: str) -> Content:
     if not lines:
-        return "<p>no figures yet</p>"
+        return Paragraph("no figures yet")
     step = -(-len(lines) // MAX_POINTS)
     chosen = [*lines[:-1:step], lines[-1]]
     values = [(line.seconds, float(getattr(line, field))) for line in chosen]
-    return step_chart([(x, y, y) for x, y in [(0.0, 0.0), *values]], name, identity)
+    points = [(x, y, y) for x, y in [(0.0, 0.0), *values]]
+    return Svg(name, step_chart(points, name, identity))
 
 
-def _coverage(reading: Reading) -> str:
+def _coverage(reading: Reading) -> tuple[Content, ...]:
     latest = reading.latest
     if latest is None:
-        return "<p>no figures yet</p>"
+        return (Paragraph("no figures yet"),)
     kinds = (
         ("guest basic blocks", float(latest.guest_blocks)),
         ("model states", float(latest.model_states)),
@@ -132,6 +136,7 @@ def _coverage(reading: Reading) -> str:
     ops = ops_in_corpus(reading)
     bars = [(name, float(count)) for name, count in ops.most_common()]
     return (
-        f"{figure('coverage', bar_chart(kinds, 'coverage'))}<p>Ops in the corpus, by kind:</p>"
-        f"{figure('ops by kind', bar_chart(bars, 'ops-by-kind'))}"
+        Svg("coverage", bar_chart(kinds, "coverage")),
+        Paragraph("Ops in the corpus, by kind:"),
+        Svg("ops by kind", bar_chart(bars, "ops-by-kind")),
     )

@@ -1,63 +1,76 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The ledger as one HTML page: the matrix of policies and failures, and every run."""
+"""The ledger for a terminal and as a page: the matrix of policies and failures, and every run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
-from guestemu.report.page import TableCell, html_page, section, table
+from guestemu.report.document import Chapter, Content, Document, Grid, Legend, Paragraph
+from guestemu.report.page import TableCell
 from guestemu.study.ledger.cell import Row
 from guestemu.study.ledger.failures import NOTHING
 from guestemu.study.ledger.policies import LedgerRow
 from guestemu.study.ledger.summary import PolicyTally, by_policy, is_unnoticed, tally
 
 _WORDS: Final = (
-    "<p>Each run: a flow of the guest in which one thing fails at one step, under one policy, then "
-    "a migration to another machine with another key. <b>Unnoticed</b>: pages are lost and only "
-    "guestemu's checks can know. A cell says how many of its runs lost pages, and leads to the "
-    "first of them; rest the pointer on it for all of its figures.</p>"
+    "Each run: a flow of the guest in which one thing fails at one step, under one policy, then a "
+    "migration to another machine with another key. Unnoticed: pages are lost and only guestemu's "
+    "checks can know. A cell says how many of its runs lost pages, and leads to the first of them; "
+    "rest the pointer on it for all of its figures."
 )
-_LEGEND: Final = (
-    '<table class="legend" aria-label="Legend"><tbody><tr>'
-    '<td class="v-bad">pages lost, unnoticed</td><td class="v-warn">pages lost and noticed, or the '
-    'guest dead, the migration stopped, pages leaked</td><td class="v-good">harmless</td>'
-    "</tr></tbody></table>"
+_LEGEND: Final = Legend(
+    (
+        ("pages lost, unnoticed", "bad"),
+        (
+            "pages lost and noticed, or the guest dead, the migration stopped, pages leaked",
+            "warn",
+        ),
+        ("harmless", "good"),
+    )
 )
-TALLY_HEADINGS: Final = (
+_TALLY_HEADINGS: Final = (
     *("policy", "runs", "lost, unnoticed", "lost, noticed", "stopped", "dead", "harmless"),
     *("leaked", "most pages"),
 )
-ROW_HEADINGS: Final = (
+_ROW_HEADINGS: Final = (
     *("policy", "flow", "when", "failure", "step", "noticed by", "migration", "waited"),
     *("lost", "strict", "bytes", "corrupted", "leaked"),
 )
-_LOST_COLUMN: Final = ROW_HEADINGS.index("lost")
+_LOST_COLUMN: Final = _ROW_HEADINGS.index("lost")
 
 
-def ledger_page(rows: Sequence[Row], policies: Sequence[LedgerRow]) -> str:
-    """The page of `rows`; `policies` say what each name means."""
+def ledger_document(
+    rows: Sequence[Row], policies: Sequence[LedgerRow], *, shows_rows: bool = False
+) -> Document:
+    """The ledger of `rows`; `policies` say what each name means. A terminal shows what became of
+    the runs of each policy, with `shows_rows` also every run; a page has all."""
     ran = {row.policy for row in rows}
-    known = [(policy.name, policy.text) for policy in policies if policy.name in ran]
-    return html_page(
+    known = tuple((policy.name, policy.text) for policy in policies if policy.name in ran)
+    tallies = tuple(map(_tally_cells, by_policy(rows)))
+    return Document(
         "The error ledger",
-        [
-            "<h1>The error ledger</h1>",
-            _WORDS,
-            section("Policies", table(("policy", "on a failed notification"), known)),
-            section(
-                "In short",
-                table(TALLY_HEADINGS, map(tally_cells, by_policy(rows)), is_sortable=True),
+        (
+            Chapter("", (Paragraph(_WORDS),), is_page_only=True),
+            Chapter(
+                "Policies",
+                (Grid(("policy", "on a failed notification"), known, is_words=True),),
+                is_page_only=True,
             ),
-            section("Failures by policy", _matrix(rows, lambda row: row.failure)),
-            section("Flows by policy", _matrix(rows, lambda row: row.flow)),
-            section("Every run", _runs(rows)),
-        ],
+            Chapter("In short", (Grid(_TALLY_HEADINGS, tallies),)),
+            Chapter(
+                "Failures by policy",
+                _matrix(rows, lambda row: row.failure),
+                is_page_only=True,
+            ),
+            Chapter("Flows by policy", _matrix(rows, lambda row: row.flow), is_page_only=True),
+            Chapter("Every run", (_runs(rows),), is_page_only=not shows_rows),
+        ),
     )
 
 
-def tally_cells(line: PolicyTally) -> tuple[str | int, ...]:
-    """The cells of a policy's line under `TALLY_HEADINGS`."""
+def _tally_cells(line: PolicyTally) -> tuple[str | int, ...]:
+    """The cells of a policy's line under `_TALLY_HEADINGS`."""
     one = line.tally
     return (
         line.policy,
@@ -72,7 +85,7 @@ def tally_cells(line: PolicyTally) -> tuple[str | int, ...]:
     )
 
 
-def _matrix(rows: Sequence[Row], column: Callable[[Row], str]) -> str:
+def _matrix(rows: Sequence[Row], column: Callable[[Row], str]) -> tuple[Content, ...]:
     failed = [row for row in rows if row.failure != NOTHING]
     columns = list(dict.fromkeys(map(column, failed)))
     groups: dict[tuple[str, str], list[Row]] = {}
@@ -80,11 +93,11 @@ def _matrix(rows: Sequence[Row], column: Callable[[Row], str]) -> str:
         groups.setdefault((row.policy, column(row)), []).append(row)
     names = dict.fromkeys(row.policy for row in failed)
     places = {id(row): f"run-{number}" for number, row in enumerate(rows)}
-    cells = (
+    cells = tuple(
         (name, *(_matrix_cell(groups.get((name, title), ()), places) for title in columns))
         for name in names
     )
-    return _LEGEND + table(("policy", *columns), cells, is_sortable=True)
+    return _LEGEND, Grid(("policy", *columns), cells)
 
 
 def _matrix_cell(rows: Sequence[Row], places: Mapping[int, str]) -> TableCell:
@@ -114,18 +127,18 @@ def _matrix_cell(rows: Sequence[Row], places: Mapping[int, str]) -> TableCell:
     )
 
 
-def _runs(rows: Iterable[Row]) -> str:
-    cells = (
+def _runs(rows: Iterable[Row]) -> Grid:
+    cells = tuple(
         tuple(
             TableCell(text, "bad") if place == _LOST_COLUMN and is_unnoticed(row) else text
-            for place, text in enumerate(row_cells(row))
+            for place, text in enumerate(_row_cells(row))
         )
         for row in rows
     )
-    return table(ROW_HEADINGS, cells, "Every run", is_sortable=True, row_id="run", is_words=True)
+    return Grid(_ROW_HEADINGS, cells, "Every run", is_words=True, row_id="run")
 
 
-def row_cells(row: Row) -> tuple[str, ...]:
+def _row_cells(row: Row) -> tuple[str, ...]:
     """The texts of a run's line, under the headings of the page's last table."""
     return (
         row.policy,
