@@ -11,10 +11,14 @@ from typing import NamedTuple
 
 
 class Mutant(NamedTuple):
-    """`name` says what was changed where, the same as long as the changed code is the same."""
+    """`name` says what was changed where, the same as long as the changed code is the same. `where`
+    is the function ("" outside of one); `first` and `last` are the lines of the changed code."""
 
     name: str
     source: str
+    where: str = ""
+    first: int = 0
+    last: int = 0
 
 
 _COMPARED: dict[type[ast.cmpop], ast.cmpop] = {
@@ -109,7 +113,9 @@ def python_mutants(source: str) -> Iterator[Mutant]:
             if seen[name] > 1:
                 name += f" ({seen[name]})"
             _put(parent, field, index, change)
-            yield Mutant(name, ast.unparse(ast.fix_missing_locations(tree)))
+            source = ast.unparse(ast.fix_missing_locations(tree))
+            first = getattr(node, "lineno", 0)
+            yield Mutant(name, source, where, first, getattr(node, "end_lineno", first))
             _put(parent, field, index, node)
 
 

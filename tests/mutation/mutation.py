@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Runs the tests of the judging layers on changed code, and names the changes that no test saw.
 
-    python tests/mutation/mutation.py [PART ...] [--every N]
+    python tests/mutation/mutation.py [PART ...] [--every N] [--only FUNCTION] [--quick]
 
-PART is a file below guestemu/ (default: all of JUDGES), `--every` takes each N-th mutant. A
-survivor that changes nothing that can be seen stands in survivors.toml with the reason. Exit status
-1: a survivor that does not.
+PART is a file below guestemu/ (default: all of JUDGES), `--every` takes each N-th mutant, `--only`
+those in a function (Class.function). A survivor that changes nothing that can be seen stands in
+survivors.toml with the reason. Exit status 1: a survivor that does not.
+
+The tests of a part are collected once and run once, watched: which of them reach which line. A
+mutant of a function is put into a fork that has everything loaded: the code of the function is
+exchanged, and only the tests that reach its lines run. A survivor without a reason, and what is
+outside of functions, is tried again in a fork that imports all users of the part anew and runs all
+tests, so that no value from before the change hides it; `--quick` leaves this out for functions.
 """
 
 from __future__ import annotations
@@ -13,6 +19,8 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import functools
+import gc
 import importlib
 import importlib.machinery
 import importlib.util
@@ -22,11 +30,15 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import tomllib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import CodeType, FrameType, FunctionType
 
 import pytest
+from _pytest.runner import runtestprotocol
 from mutants import Mutant, c_mutants, python_mutants
 
 ROOT = Path(__file__).parents[2]
@@ -35,21 +47,36 @@ SURVIVORS = Path(__file__).with_name("survivors.toml")
 SECONDS = 60
 """After which a mutant counts as noticed: it does not end."""
 
-_JUDGE = ("tests/native/test_native_judge.py",)
-_CHECKS = ("tests/checks/test_checks.py",)
+_NATIVE = ("tests/native/test_native_judge.py",)
+_CHECKS = (
+    "tests/checks/test_checks.py",
+    "tests/checks/test_check_rules.py",
+    "tests/checks/test_historic_checks.py",
+    "tests/checks/test_cache_check.py",
+    "tests/replay/test_corpora.py",
+    "tests/zoo/test_zoo_witnesses.py",
+)
+_SYMPTOM = ("tests/findings/test_symptom.py",)
+_TRIAGE = (
+    "tests/findings/test_identify.py",
+    "tests/findings/test_owners.py",
+)
 JUDGES = {
-    "campaign/fastpath/judge.c": _JUDGE,
-    "checks/conversion.py": _JUDGE + _CHECKS,
-    "checks/record.py": _JUDGE + _CHECKS,
-    "checks/results.py": _JUDGE + _CHECKS,
-    "checks/migration_control.py": _CHECKS,
-    "checks/progress.py": _CHECKS,
-    "checks/ready.py": _CHECKS,
-    "checks/free.py": _CHECKS,
-    "campaign/triage/symptom.py": ("tests/findings/test_symptom.py",),
-    "campaign/triage/rules.py": ("tests/findings/test_symptom.py",),
+    "campaign/fastpath/judge.c": _NATIVE,
+    **{
+        f"checks/{path.name}": _CHECKS
+        for path in sorted(PACKAGE.glob("checks/*.py"))
+        if path.name != "__init__.py"
+    },
+    "campaign/triage/symptom.py": _SYMPTOM,
+    "campaign/triage/rules.py": _SYMPTOM,
     "campaign/triage/lower.py": ("tests/findings/test_lower.py",),
     "campaign/triage/lost_bits.py": ("tests/findings/test_lost_bits.py",),
+    "campaign/triage/canonical.py": _TRIAGE,
+    "campaign/triage/explain.py": _TRIAGE,
+    "campaign/triage/identify.py": _TRIAGE,
+    "campaign/triage/probe.py": _TRIAGE,
+    "campaign/triage/single.py": _TRIAGE,
     "campaign/lockstep/known.py": ("tests/lockstep/test_known.py",),
     "campaign/lockstep/compare.py": ("tests/lockstep/test_lockstep.py",),
 }
@@ -118,12 +145,140 @@ def _change_c(part: str, source: str) -> None:
     build.PACKAGE = place
 
 
-def _child(part: str, mutant: Mutant) -> int:
-    """In a process of its own: the tests of `part` with the mutant; 0 if they passed."""
-    silent = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silent, 1)
-    os.dup2(silent, 2)
-    signal.alarm(SECONDS)
+_INSIDE = ".<locals>"
+_CACHED = type(functools.cache(int))
+
+
+def _classes(source: str) -> set[str]:
+    """Names of the classes in `source` that are not inside of functions."""
+    found: set[str] = set()
+
+    def walk(nodes: list[ast.stmt], outer: str) -> None:
+        for node in nodes:
+            if isinstance(node, ast.ClassDef):
+                found.add(f"{outer}{node.name}")
+                walk(node.body, f"{outer}{node.name}.")
+
+    walk(ast.parse(source).body, "")
+    return found
+
+
+def _code_objects(code: CodeType) -> Iterator[CodeType]:
+    """Every code object inside of `code`."""
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield constant
+            yield from _code_objects(constant)
+
+
+def _by_name(source: str, path: Path) -> dict[str, list[CodeType]]:
+    """The code of each function in `source`, in its order; lambdas share names."""
+    found: dict[str, list[CodeType]] = {}
+    for code in _code_objects(compile(source, str(path), "exec", dont_inherit=True)):
+        found.setdefault(code.co_qualname, []).append(code)
+    return found
+
+
+class Loaded:
+    """The functions of a part that this process has loaded. `reached`: which tests reach which
+    lines."""
+
+    def __init__(self, path: Path, root: Path = ROOT) -> None:
+        self.path = path
+        self._module = ".".join(path.relative_to(root).with_suffix("").parts)
+        source = path.read_text(encoding="utf-8") if path.suffix == ".py" else ""
+        self._codes = _by_name(source, path)
+        classes = _classes(source)
+        self._outermost = {
+            name.replace(_INSIDE, ""): outer
+            for name in self._codes
+            if not name.endswith(">") and (outer := name.partition(_INSIDE)[0]) not in classes
+        }
+        self.reached: dict[int, list[pytest.Item]] = {}
+
+    def tests_of(self, mutant: Mutant) -> list[pytest.Item]:
+        """The tests that reach a line of the changed code, in their order."""
+        lines = range(mutant.first, mutant.last + 1)
+        found = [item for line in lines for item in self.reached.get(line, ())]
+        return list(dict.fromkeys(found))
+
+    def changes(self, mutant: Mutant) -> dict[CodeType, CodeType]:
+        """What takes the place of which loaded code; empty where that cannot be exchanged."""
+        outer = self._outermost.get(mutant.where)
+        changed = _by_name(mutant.source, self.path)
+        if outer is None or self._codes.keys() != changed.keys():
+            return {}
+        pairs: list[tuple[CodeType, CodeType]] = []
+        for name, old in self._codes.items():
+            if name == outer or name.startswith(f"{outer}{_INSIDE}."):
+                pairs += zip(old, changed[name], strict=False)
+        if any(old.co_freevars != new.co_freevars for old, new in pairs):
+            return {}
+        return dict(pairs)
+
+    def exchange(self, changes: dict[CodeType, CodeType]) -> None:
+        """Puts changed code into the loaded functions, and drops what their caches hold."""
+        for one in gc.get_objects():
+            if isinstance(one, FunctionType) and one.__code__ in changes:
+                one.__code__ = changes[one.__code__]
+            elif isinstance(one, _CACHED) and one.__module__ == self._module:
+                one.cache_clear()
+
+
+def watch(items: list[pytest.Item], parts: Iterable[Loaded]) -> bool:
+    """Runs `items` and notes which lines of `parts` each reaches; whether all passed."""
+    watched = {str(part.path): part for part in parts}
+    lines: set[tuple[str, int]] = set()
+
+    def on_line(frame: FrameType, _event: str, _arg: object) -> Callable[..., object] | None:
+        lines.add((frame.f_code.co_filename, frame.f_lineno))
+        return on_line
+
+    def on_call(frame: FrameType, event: str, arg: object) -> Callable[..., object] | None:
+        return on_line(frame, event, arg) if frame.f_code.co_filename in watched else None
+
+    threading.settrace(on_call)
+    try:
+        for item, following in zip(items, [*items[1:], None], strict=True):
+            lines.clear()
+            sys.settrace(on_call)
+            passed = _passes(item, following)
+            sys.settrace(None)
+            if not passed:
+                print(f"{item.nodeid} fails without any change")
+                return False
+            for name, line in lines:
+                watched[name].reached.setdefault(line, []).append(item)
+    finally:
+        sys.settrace(None)
+        threading.settrace(None)  # type: ignore[arg-type]
+    return True
+
+
+def _passes(item: pytest.Item, following: pytest.Item | None) -> bool:
+    """Runs one test; its fixtures stay as far as `following` uses them."""
+    reports = runtestprotocol(item, log=False, nextitem=following)
+    return not any(report.failed for report in reports)
+
+
+def _in_fork(work: Callable[[], bool]) -> bool:
+    """What `work` returns in a process of its own; False where that dies or takes too long."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            silent = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(silent, 1)
+            os.dup2(silent, 2)
+            signal.alarm(SECONDS)
+            status = 0 if work() else 1
+        finally:
+            os._exit(status)
+    return os.waitpid(child, 0)[1] == 0
+
+
+def _import_changed(part: str, mutant: Mutant) -> bool:
+    """All tests of `part` on modules that are imported anew, with the mutant; whether they pass."""
     path = PACKAGE / part
     if path.suffix == ".c":
         _change_c(part, mutant.source)
@@ -133,25 +288,70 @@ def _child(part: str, mutant: Mutant) -> int:
         for user in _users_of(name):
             sys.modules.pop(user, None)
         importlib.import_module(name)  # pytest has an importer of its own for our modules
-    return _test(part)
+    return _test(part, []) == 0
 
 
-def _test(part: str, *more: str) -> int:
+class _Session:
+    """A plug-in of pytest: tries the mutants of `parts`, which have the same tests, in place of the
+    tests. `wrong` counts survivors without a reason, and parts that were not tried."""
+
+    def __init__(self, parts: list[str], options: argparse.Namespace) -> None:
+        self.wrong = len(parts)
+        self._parts = parts
+        self._options = options
+        self._out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        loaded = {part: Loaded(PACKAGE / part) for part in self._parts}
+        if watch(session.items, loaded.values()):
+            for part in self._parts:
+                self.wrong += self._try_all(part, loaded[part]) - 1
+        return True
+
+    def say(self, line: str) -> None:
+        """One line past pytest's capture."""
+        print(line, file=self._out, flush=True)
+
+    def _try_all(self, part: str, loaded: Loaded) -> int:
+        reasons = explained().get(part, {})
+        chosen = [one for one in mutants_of(part) if self._options.only in ("", one.where)]
+        mutants = chosen[:: self._options.every]
+        start = time.monotonic()
+        left = new = 0
+        for mutant in mutants:
+            is_known = mutant.name in reasons
+            if self._survives(part, mutant, loaded, is_known):
+                left += 1
+                if not is_known:
+                    new += 1
+                    self.say(f"  {mutant.name}")  # at once: a run may be cut short
+        self.say(
+            f"{part}: {len(mutants)} mutants, {left} survive, {new} unexplained "
+            f"({time.monotonic() - start:.0f} s)"
+        )
+        return new
+
+    def _survives(self, part: str, mutant: Mutant, loaded: Loaded, is_known: bool) -> bool:
+        tests = loaded.tests_of(mutant)
+        changes = loaded.changes(mutant) if tests else {}
+        if changes:
+            if not _in_fork(lambda: _exchanged(loaded, changes, tests)):
+                return False
+            if self._options.quick or is_known:
+                return True
+        return _in_fork(lambda: _import_changed(part, mutant))
+
+
+def _exchanged(loaded: Loaded, changes: dict[CodeType, CodeType], tests: list[pytest.Item]) -> bool:
+    """Whether `tests` pass with the changes in the loaded functions."""
+    loaded.exchange(changes)
+    return all(map(_passes, tests, [*tests[1:], None]))
+
+
+def _test(part: str, plugins: list[object]) -> int:
     tests = [str(ROOT / test) for test in JUDGES[part]]
-    plugins = ("-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:hypothesispytest")
-    return int(pytest.main(["-q", "-x", *plugins, "-m", "not soak", *more, *tests]))
-
-
-def survives(part: str, mutant: Mutant) -> bool:
-    """Whether the tests of `part` pass with the mutant."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            status = _child(part, mutant)
-        finally:
-            os._exit(status)
-    return os.waitpid(child, 0)[1] == 0
+    off = ("-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:hypothesispytest")
+    return int(pytest.main(["-q", "-x", *off, "-m", "not soak", *tests], plugins=plugins))
 
 
 def mutants_of(part: str) -> list[Mutant]:
@@ -166,29 +366,24 @@ def explained() -> dict[str, dict[str, str]]:
         return tomllib.load(file)
 
 
-def run(parts: list[str], every: int) -> int:
-    """Says what survives; the exit status."""
-    known = explained()
-    wrong = 0
+def groups_of(parts: Iterable[str]) -> list[list[str]]:
+    """Parts with the same tests together."""
+    groups: dict[tuple[str, ...], list[str]] = {}
     for part in parts:
-        mutants = mutants_of(part)[::every]
-        start = time.monotonic()
-        with contextlib.redirect_stdout(io.StringIO()):
-            _test(part, "--collect-only")  # loads what the processes below then have
-        reasons = known.get(part, {})
-        left = new = 0
-        for mutant in mutants:
-            if survives(part, mutant):
-                left += 1
-                if mutant.name not in reasons:
-                    new += 1
-                    print(f"  {mutant.name}", flush=True)  # at once: a run may be cut short
-        wrong += new
-        print(
-            f"{part}: {len(mutants)} mutants, {left} survive, {new} unexplained "
-            f"({time.monotonic() - start:.0f} s)",
-            flush=True,
-        )
+        groups.setdefault(JUDGES[part], []).append(part)
+    return list(groups.values())
+
+
+def run(parts: list[str], options: argparse.Namespace) -> int:
+    """Says what survives; the exit status."""
+    wrong = 0
+    for group in groups_of(parts):
+        session = _Session(group, options)
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            _test(group[0], [session])
+        if session.wrong:
+            session.say(said.getvalue()[-2000:])
+        wrong += session.wrong
     return 1 if wrong else 0
 
 
@@ -196,11 +391,13 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help="a file below guestemu/")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="each N-th mutant")
+    parser.add_argument("--only", default="", metavar="FUNCTION", help="mutants of one function")
+    parser.add_argument("--quick", action="store_true", help="no second try of survivors")
     options = parser.parse_args(arguments)
     unknown = set(options.parts) - JUDGES.keys()
     if unknown:
         parser.error(f"{', '.join(sorted(unknown))}: no judge; use one of {', '.join(JUDGES)}")
-    return run(options.parts or list(JUDGES), options.every)
+    return run(options.parts or list(JUDGES), options)
 
 
 if __name__ == "__main__":
