@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Linked ELF files for x86-64: what is loaded, the sections, the global symbols; which sections are
-code.
+"""Linked ELF files for x86-64: what is loaded, the sections, the global symbols; and which sections
+of other ELF files are code.
 
-The first is what our own guest code needs. The library that reads all of ELF (pyelftools, for kernels
-and handlers) takes longer to import than a short program takes to run.
+The former is what our own guest code needs. The library that reads all of ELF (pyelftools, for
+kernels and handlers) takes longer to import than a short program takes to run.
 """
 
 from __future__ import annotations
