@@ -311,7 +311,7 @@ def test_policies_are_compared_in_one_command(capsys: pytest.CaptureFixture[str]
     [
         (("--policy", "nonsense"), "no such policy"),
         (("--policy", "all", "--guest", "linux:x"), "linux:x"),
-        (("--report", "/"), "--html /: "),
+        (("--report", "/"), "/: Is a directory; name another place with --html"),
         (("--perfetto", "/"), "--perfetto /: "),
     ],
 )
