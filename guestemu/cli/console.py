@@ -212,6 +212,7 @@ def emit_document(document: Document) -> None:
 
 
 def _emit_content(content: Content) -> None:
+    """A picture of a page alone (`Svg`) prints nothing."""
     from guestemu.report.card import Card
     from guestemu.report.document import (
         Bullets,
@@ -221,7 +222,6 @@ def _emit_content(content: Content) -> None:
         Legend,
         Paragraph,
         Picture,
-        Svg,
         picture_lines,
     )
 
@@ -243,8 +243,6 @@ def _emit_content(content: Content) -> None:
             emit(paint(text, "bold"))
         case Code(text, is_command):
             emit_text(f"$ {text}" if is_command else text)
-        case Svg():
-            pass  # a page has it
 
 
 def _worded(cell: object) -> tuple[str, str]:

@@ -41,45 +41,69 @@ _NO_DRIVER: Final = "(unknown)"
 
 def dma_document(report: DmaReport, title: str, cells: Sequence[MapCell] = ()) -> Document:
     """The report. `title` names trace and guest, `cells` are the address map of the run."""
-    chapters = [Chapter("", (Paragraph(_lead(report)),))]
+    return Document(
+        title,
+        (
+            Chapter("", (Paragraph(_lead(report)),)),
+            *_source(report),
+            Chapter("DMA allocations", (_totals(report),)),
+            *_memory(report, cells),
+            *_users(report),
+            *_what_if(report),
+            *_problems(report),
+        ),
+    )
+
+
+def _source(report: DmaReport) -> Iterator[Chapter]:
+    """Where the events come from."""
     if report.workload is not None:
-        chapters.append(Chapter("Workload", tuple(_workload(report.workload))))
+        yield Chapter("Workload", tuple(_workload(report.workload)))
     if report.input is not None:
-        chapters.append(Chapter("Trace", tuple(_input(report))))
-    chapters.append(Chapter("DMA allocations", (_totals(report),)))
+        yield Chapter("Trace", tuple(_input(report)))
+
+
+def _memory(report: DmaReport, cells: Sequence[MapCell]) -> Iterator[Chapter]:
+    """When and where pages were shared, and for how long buffers lived."""
     analysis = report.analysis
     if analysis is not None:
-        chapters.append(Chapter("Shared pages over time", _over_time(report, analysis), "", True))
-    chapters.append(Chapter("Lifetimes of freed buffers", (_lifetimes(report),)))
+        yield Chapter("Shared pages over time", _over_time(report, analysis), is_page_only=True)
+    yield Chapter("Lifetimes of freed buffers", (_lifetimes(report),))
     if analysis is not None:
-        lifetimes = Svg("Lifetimes", _lifetime_bars(report))
-        chapters.append(Chapter("Freed buffers by lifetime", (lifetimes,), "", True))
-        chapters.append(Chapter("Where shared pages lie", _places(analysis)))
+        bars = Svg("Lifetimes", _lifetime_bars(report))
+        yield Chapter("Freed buffers by lifetime", (bars,), is_page_only=True)
+        yield Chapter("Where shared pages lie", _places(analysis))
         if cells:
-            chapters.append(Chapter("Address map", _map(cells), "", True))
+            yield Chapter("Address map", _map(cells), is_page_only=True)
+
+
+def _users(report: DmaReport) -> Iterator[Chapter]:
+    """Devices, drivers, phases and call sites, with what they cost."""
+    analysis = report.analysis
     devices = sorted(report.by_device.items(), key=lambda item: (-item[1].pages_requested, item[0]))
-    chapters.append(Chapter("Devices", _tallies("device", devices, has_driver=True)))
+    yield Chapter("Devices", _tallies("device", devices, has_driver=True))
     if analysis is not None:
-        chapters.append(Chapter("Hypercalls by device", _by_device(report, analysis), "", True))
-        chapters += _drivers(report, analysis)
+        yield Chapter("Hypercalls by device", _by_device(report, analysis), is_page_only=True)
+        yield from _drivers(report, analysis)
     if report.by_phase:
-        chapters.append(Chapter("Phases", _tallies("phase", list(report.by_phase.items()))))
+        yield Chapter("Phases", _tallies("phase", list(report.by_phase.items())))
     if analysis is not None:
         costs = _costs("phase", analysis.by_phase.items())
-        chapters.append(Chapter("Conversions by phase", costs, "", True))
+        yield Chapter("Conversions by phase", costs, is_page_only=True)
     if report.input is not None and report.input.call_sites:
-        chapters.append(Chapter("Call sites", _call_sites(report)))
+        yield Chapter("Call sites", _call_sites(report))
     if report.leaks:
-        chapters.append(Chapter("Never freed", _leaks(report), "", True))
+        yield Chapter("Never freed", _leaks(report), is_page_only=True)
+
+
+def _what_if(report: DmaReport) -> Iterator[Chapter]:
+    """Other policies, and a migration during the run."""
     if report.policies:
-        chapters.append(Chapter("Policies compared", (_policies(report.policies),)))
+        yield Chapter("Policies compared", (_policies(report.policies),))
     if report.migrations:
-        chapters.append(Chapter("Migration over the run", _migrations(report.migrations)))
-        start = _start(analysis)
-        passes = tuple(_passes(report.migrations, start))
-        chapters.append(Chapter("Passes of the migration", passes, "", True))
-    chapters += _problems(report)
-    return Document(title, tuple(chapters))
+        yield Chapter("Migration over the run", _migrations(report.migrations))
+        passes = tuple(_passes(report.migrations, _start(report.analysis)))
+        yield Chapter("Passes of the migration", passes, is_page_only=True)
 
 
 def human_time(nanoseconds: int | None) -> str:
