@@ -312,3 +312,27 @@ def test_a_handler_reads_and_writes_with_c1_only() -> None:
         views = handler_path.send_by_handler(is_shared)
         assert views.keeps_private
         assert views.shared_kept < PAGE_SIZE // 16
+
+
+def test_a_guest_kind_that_hides_a_loss_leaves_c19_undecided(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cells = failure_policies.refused_conversions(())
+    assert {(cell.kind, cell.word) for cell in cells} == {
+        ("sev", "lost"),
+        ("snp", "ends"),
+        ("tdx", "told"),
+    }
+    hidden = [msgspec.structs.replace(cell, is_told=True) for cell in cells]
+    monkeypatch.setattr(failure_policies, "refused_conversions", lambda _kernels: hidden)
+    assert failure_policies.warn_is_not_enough(Lab()).verdict is UNDECIDED
+
+
+def test_a_rest_that_is_not_converted_leaves_c20_undecided(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cells = failure_policies.refused_ranges(())
+    assert {cell.kind: cell.word for cell in cells}["sev"] == "goes on"
+    fewer = [msgspec.structs.replace(cell, converted=1) for cell in cells]
+    monkeypatch.setattr(failure_policies, "refused_ranges", lambda _kernels: fewer)
+    assert failure_policies.one_failure(Lab()).verdict is UNDECIDED

@@ -23,6 +23,14 @@ from guestemu.study.claims.result import ClaimResult, ClaimVerdict
 Image = Callable[[str], Path]
 
 
+REFUSED = {
+    "sev": "returns 0, nothing in the log: the page is lost",
+    "es": "returns 0, nothing in the log: the page is lost",
+    "snp": "the guest ends (terminates 1/1): nothing is lost",
+    "tdx": "returns -5, WARN: the caller is told",
+}
+
+
 def lab_for(image_of: Image, series: str) -> Lab:
     image_of(series)
     return Lab((f"linux:{series}",))
@@ -67,7 +75,13 @@ def test_no_instruction_of_a_conversion_loses_a_page(image_of: Image) -> None:
 
 def test_a_kernel_warns_of_a_failed_lookup_and_loses_the_rest(image_of: Image, series: str) -> None:
     lab = lab_for(image_of, series)
-    assert result_of("C19", lab).verdict is ClaimVerdict.CONFIRMED
+    warned = result_of("C19", lab)
+    assert warned.verdict is ClaimVerdict.CONFIRMED
+    refused = {evidence.name: str(evidence.value) for evidence in warned.evidence}
+    for kind, words in REFUSED.items():
+        name = f"linux:{series} as {kind}: the host refuses"
+        assert (name not in refused) is (kind == "tdx" and series == "6.1")
+        assert words in refused.get(name, words)
     single = result_of("C20", lab)
     assert single.verdict is ClaimVerdict.CONDITIONAL
     values = {evidence.name: evidence for evidence in single.evidence}
@@ -122,6 +136,8 @@ def test_a_refused_notification_reaches_no_caller_as_sev_and_as_es(
         assert values[f"linux:{series} as {kind}: the host refuses"] == "returns 0"
     ended = values[f"linux:{series} as snp: the host refuses"]
     assert ended == "the guest ends itself (set 1, reason 1)"
+    if series != "6.1":  # Debian's has no TDX guest code
+        assert values[f"linux:{series} as tdx: the host refuses"] == "returns -5, WARN"
 
 
 def test_kernels_without_the_callback_decide_nothing_about_c21(

@@ -36,6 +36,14 @@ from guestemu.study.claims.failed_lookup import (
     warning_loses,
     withdrawal_saves,
 )
+from guestemu.study.claims.guest_kinds import (
+    range_evidence,
+    refusal_evidence,
+    refused_conversions,
+    refused_ranges,
+    rest_is_of_use,
+    unread_means_lost,
+)
 from guestemu.study.claims.result import ClaimResult, ClaimWitness, Evidence, decide
 from guestemu.study.claims.vmm import PATCH_SET, make_migration
 from guestemu.study.claims.witness_text import program_witness
@@ -134,7 +142,7 @@ def _lost(bed: Testbed, ops: tuple[Op, ...]) -> frozenset[int]:
 
 def one_failure(lab: Lab, failed: int = FAILED) -> ClaimResult:
     """C20: which pages are lost when the first k of them were not notified, for each k; and when
-    the lookup of one fails, at which the notifier ends."""
+    the lookup of one fails, at which the notifier ends; and a refusal in a range, by guest kind."""
     bed = build_testbed(Header(guest=GUEST))
     lost = {count: _lost(bed, (*_convert(count), *_MIGRATE)) for count in {0, 1, failed, PAGES}}
     again = Op(OpKind.SET_MEMORY_ENCRYPTED, (PAGES, 0))
@@ -143,7 +151,8 @@ def one_failure(lab: Lab, failed: int = FAILED) -> ClaimResult:
     bed.close()
     lookups = tuple(each for each in failed_lookups(lab.kernels) if each.guest != WITHDRAWS)
     exactly = all(pages == frozenset(range(count)) for count, pages in lost.items())
-    exactly = exactly and rest_is_lost(lookups)
+    ranges = refused_ranges(lab.kernels)
+    exactly = exactly and rest_is_lost(lookups) and rest_is_of_use(ranges)
     spreads = any(len(pages) > count for count, pages in lost.items())
     return ClaimResult(
         verdict=decide(
@@ -172,11 +181,13 @@ def one_failure(lab: Lab, failed: int = FAILED) -> ClaimResult:
                 "pages lost",
             ),
             *lookup_evidence(lookups),
+            *range_evidence(ranges),
         ),
         guests=_tested(lookups),
         witnesses=(program_witness(Header(guest=GUEST), (*_convert(1), *_MIGRATE, *_READS[:2])),),
         remark="A failed lookup loses more than one page: the notifier gives up there, and the "
-        "pages behind it are also lost."
+        "pages behind it are also lost. Only SEV and SEV-ES guests report the rest behind a "
+        "refusal: KVM stops a TD's call there, and an SNP guest ends itself."
         if any(each.lost > 1 for each in lookups)
         else "",
     )
@@ -192,7 +203,8 @@ def warn_is_not_enough(
     look_up: Callable[[tuple[str, ...]], tuple[FailedLookup, ...]] = failed_lookups,
 ) -> ClaimResult:
     """C19: WARN alone, MIGRATION_CONTROL = 0 before the migration, and during it with a VMM that
-    looks only when it starts and with one that aborts; the failed lookup, which does warn."""
+    looks only when it starts and with one that aborts; the failed lookup, which does warn; and what
+    each guest kind makes of a refusal."""
     bed = build_testbed(Header(guest=GUEST))
     ready = Op(OpKind.INIT_PLATFORM, (0,))
     withdraw = Op(OpKind.CPU_OFFLINE)
@@ -207,7 +219,8 @@ def warn_is_not_enough(
     added = _withdraw_while_running()
     stops_start, aborts = not may_start, not may_go_on
     lookups = look_up(lab.kernels)
-    warning_fails = bool(warn) and warning_loses(lookups)
+    refusals = refused_conversions(lab.kernels)
+    warning_fails = bool(warn) and warning_loses(lookups) and unread_means_lost(refusals)
     remedy_works = stops_start and aborts and withdrawal_saves(lookups)
     return ClaimResult(
         verdict=decide(
@@ -233,13 +246,15 @@ def warn_is_not_enough(
                 how="the write is seen before the last pass",
             ),
             *lookup_evidence(lookups),
+            *refusal_evidence(refusals),
         ),
         guests=_tested(lookups),
         witnesses=(program_witness(Header(guest=GUEST), (*_convert(failed), *_MIGRATE, *_READS)),),
         remark="The price of MIGRATION_CONTROL = 0: nothing enables migration again (C16). In the "
         "first four lines the host refuses, at which real kernels do not even warn (C21); at a "
-        "failed lookup they do, and leave the rest of the range unreported. The whole matrix: "
-        "`guestemu ledger`.",
+        "failed lookup they do, and leave the rest of the range unreported. By guest kind: SEV and "
+        "SEV-ES guests go on and lose the page, a TD's caller reads the error, an SNP guest ends. "
+        "The whole matrix: `guestemu ledger`.",
     )
 
 

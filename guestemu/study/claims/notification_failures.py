@@ -27,6 +27,8 @@ from guestemu.study.claims.claim import Claim, Lab, Need
 from guestemu.study.claims.kernels import CalledKernel
 from guestemu.study.claims.result import ClaimResult, ClaimWitness, Evidence, decide
 from guestemu.study.claims.witness_text import program_witness
+from guestemu.study.outcomes.guests import has_kind
+from guestemu.study.outcomes.matrix import KINDS
 
 _PAGE: Final = 3
 _BUDGET: Final = 200_000
@@ -151,16 +153,17 @@ def _make_callback_fail(kernel: CalledKernel) -> None:
 
 def error_up_the_chain(lab: Lab) -> ClaimResult:
     """C21: what the caller of set_memory_decrypted() gets when the host refuses, when the callback
-    that notifies fails, and when the page tables cannot be changed; as SEV, SEV-ES and SNP guest.
-    Kernels without such a callback say nothing about the claim.
+    that notifies fails, and when the page tables cannot be changed; as every guest kind that the
+    kernel has. Kernels without such a callback say nothing about the claim.
     """
     refused, failed, unsplit = {}, {}, {}
     has_callback = [_CALLBACK in CalledKernel(name).guest.kernel.symbols for name in lab.kernels]
     kernels = tuple(compress(lab.kernels, has_callback))
     without = ", ".join(name for name in lab.kernels if name not in kernels)
-    kinds = [(name, sev) for name in kernels for sev in ("sev", "es", "snp")]
+    kinds = [(name, sev) for name in kernels for sev in KINDS if has_kind(name, sev)]
     for name, sev in kinds:
-        kernel = CalledKernel(name, answer=-_EINVAL & U64_MASK, sev=sev)
+        answer = _EINVAL if sev == "tdx" else -_EINVAL & U64_MASK
+        kernel = CalledKernel(name, answer=answer, sev=sev)
         guest = kernel.guest
         refused[name, sev] = guest.set_memory_decrypted(guest.gva(Region.D, _PAGE), 1)
         guest.reset()
@@ -172,19 +175,20 @@ def error_up_the_chain(lab: Lab) -> ClaimResult:
         failed[name, sev] = guest.set_memory_decrypted(guest.gva(Region.D, _PAGE), 1)
         guest.reset()
     reaches = all((run.value or 0) < 0 for run in failed.values())
-    dropped = all(run.value == 0 for (_, sev), run in refused.items() if sev != "snp")
+    dropped = all(run.value == 0 for (_, sev), run in refused.items() if sev in {"sev", "es"})
+    told = all((run.value or 0) < 0 for (_, sev), run in refused.items() if sev == "tdx")
     ends = all(run.value is None for (_, sev), run in refused.items() if sev == "snp")
     return ClaimResult(
         verdict=decide(
             confirmed=bool(kinds) and not any((run.value or 0) < 0 for run in failed.values()),
             refuted=bool(kinds) and reaches and not dropped,
-            conditional=bool(kinds) and reaches and dropped and ends,
+            conditional=bool(kinds) and reaches and dropped and ends and told,
         ),
         condition=(
             "the error is the host's answer: AMD's callback drops it in a SEV or SEV-ES guest and "
-            "the caller gets 0, an SNP guest ends itself and the caller gets nothing; since 5.19 a "
-            "failure of the callback itself "
-            "reaches the caller, as does a failed change of the page tables"
+            "the caller gets 0, an SNP guest ends itself and the caller gets nothing. A TD's "
+            "callback passes it on; since 5.19 a failure of the callback itself reaches the "
+            "caller, as does a failed change of the page tables"
         ),
         evidence=(
             *((Evidence("kernels without the callback, left out", without),) if without else ()),
@@ -194,7 +198,7 @@ def error_up_the_chain(lab: Lab) -> ClaimResult:
                 for what, runs, how in (
                     ("the notifying callback fails", failed, "another enc_status_change_finish"),
                     ("no memory for a split", unsplit, "alloc_pages() returns NULL"),
-                    ("the host refuses", refused, f"user space answers -{_EINVAL}"),
+                    ("the host refuses", refused, _refusal(sev)),
                 )
             ),
         ),
@@ -208,6 +212,11 @@ def error_up_the_chain(lab: Lab) -> ClaimResult:
             for name in kernels[:1]
         ),
     )
+
+
+def _refusal(sev: str) -> str:
+    """What user space answers; KVM takes no negative number after a TD's MapGPA (T27)."""
+    return f"user space answers {_EINVAL if sev == 'tdx' else -_EINVAL}"
 
 
 def _return_words(outcome: CallOutcome) -> str:

@@ -122,9 +122,26 @@ def run_matrix(
     return cells
 
 
-def _of_kind(store: CellStore, name: str, kind: str) -> Iterator[MatrixCell]:
+def run_refusals(names: Iterable[str], kinds: Sequence[str] = KINDS) -> list[MatrixCell]:
+    """Of `run_matrix` the conversions of a page that user space refuses with EINVAL."""
+    return [
+        cell
+        for name in names
+        for kind in kinds
+        if has_kind(name, kind)
+        for cell in _of_kind(store_of(name), name, kind, OPERATIONS[:2], (EINVAL,))
+    ]
+
+
+def _of_kind(
+    store: CellStore,
+    name: str,
+    kind: str,
+    operations: Sequence[tuple[str, Callable[[Guest], CallOutcome]]] = OPERATIONS,
+    answers: Sequence[int] = ANSWERS,
+) -> Iterator[MatrixCell]:
     testbed: Testbed | None = None
-    for operation, answer in product(OPERATIONS, ANSWERS):
+    for operation, answer in product(operations, answers):
         title, call = operation
         if call is _kexec and not _has_kexec(name, kind):
             continue
