@@ -127,9 +127,10 @@ def command(
     interleaving loses if the guest does not read the last value that it wrote. lost_strict counts
     all of these, lost_defined those without a C-bit flip after that write.
 
-    Steps: PTE- PTE+ (the leaf becomes shared, private), HC- HC+ (hypercall), tN! (write of value
-    N); D (fetch of the dirty log, cleared with it), G (GET), C (CLEAR), E (the status is copied), S
-    (send by the copy), L (send by the present status).
+    Steps: PTE- PTE+ (the leaf becomes shared, private), HC- HC+ (hypercall), CH- CH+ (in front of
+    HC: a chunk of a TD's MapGPA that the page is not in), tN! (write of value N); D (fetch of the
+    dirty log, cleared with it), G (GET), C (CLEAR), E (the status is copied), S (send by the copy),
+    L (send by the present status).
 
     Exit status 1: some interleaving loses by lost_strict (with --defined: by lost_defined); with
     --confirm: the machine disagrees with the model.
@@ -143,6 +144,8 @@ def command(
       guestemu explore --order 'E D S' --script 'HC- PTE- t1!' --passes 5 --list
 
       guestemu explore --order 3 --script S2 --pct 10000 --depth 3 --passes 50
+
+      guestemu explore --script 'PTE- CH- HC- t1!' --rule cut-reads-success
 
       guestemu explore --confirm all
 

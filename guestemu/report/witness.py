@@ -11,7 +11,14 @@ from guestemu.migration.model.count import Space
 from guestemu.migration.model.explain import explain, show_page
 from guestemu.migration.model.order_model import State, final_pass, is_stopped
 from guestemu.migration.model.report import WitnessReport, report
-from guestemu.migration.model.steps import GuestStep, HostStep, Pte, StatusHypercall, Write
+from guestemu.migration.model.steps import (
+    Chunk,
+    GuestStep,
+    HostStep,
+    Pte,
+    StatusHypercall,
+    Write,
+)
 from guestemu.migration.model.witness import Moment, PassStep, Stop, Witness, losing
 from guestemu.report.document import Chapter, Code, Document, Grid, Paragraph, Picture
 from guestemu.report.race import GUEST, HOST, Race, RaceStep
@@ -127,6 +134,8 @@ def _text(step: GuestStep | PassStep | Stop) -> str:
             return f"PTE{_sign(to_shared)}: makes its leaf {_VIEWS[to_shared]}"
         case StatusHypercall(to_shared):
             return f"HC{_sign(to_shared)}: tells the host {_VIEWS[to_shared]}"
+        case Chunk(to_shared):
+            return f"CH{_sign(to_shared)}: KVM hands on another chunk of the call"
         case Write(token):
             return f"t{token}!: writes t{token}"
 
@@ -144,6 +153,8 @@ def _effects(witness: Witness, moment: Moment) -> Iterator[str]:
             yield _sending(sent, after)
         else:
             yield f"clean, not sent: {show_page(after.destination)} stays"
+        if after.lost_at_resume and witness.scenario.rules.cut_reads_success:
+            yield "the guest reads success for the chunks that are left"
         return
     if isinstance(step, PassStep):
         yield from _pass_effects(step.step, before, after)

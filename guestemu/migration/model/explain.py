@@ -75,6 +75,11 @@ def explain(witness: Witness) -> str:
         return f"nothing is lost: the guest reads t{token}"
     sent = last_send(witness)
     view = "shared" if final.is_shared else "private"
+    if witness.scenario.rules.cut_reads_success and final.lost_at_resume:
+        return (
+            "STOP falls between two chunks of a MapGPA: the guest reads success for the rest, and "
+            "no host converts the page."
+        )
     if reads(witness.scenario.rules, final, token):
         return f"t{token} reads right at the end, but a rule in force counts the page as lost"
     first = (

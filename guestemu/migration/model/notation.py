@@ -5,6 +5,7 @@
 | --- | --- |
 | `PTE-`, `PTE+` | the guest's leaf becomes shared (C-bit 0), private (C-bit 1) |
 | `HC-`, `HC+` | hypercall: shared, private |
+| `CH-`, `CH+` | a TD's MapGPA: a chunk that the page is not in, before its own (`HC`) |
 | `tN!` | the guest writes the value N through its PTE, N from 0 (the value at the start) to 99 |
 | `D`, `G`, `C`, `E`, `S`, `L` | host: auto-clear fetch, GET, CLEAR, enc, send, send-live |
 | `STOP` | the guest stops, the final pass runs, the guest goes on at the destination |
@@ -26,6 +27,7 @@ from guestemu.migration.model.steps import (
     ORDERS,
     SCRIPTS,
     SENDS,
+    Chunk,
     GuestStep,
     HostStep,
     Order,
@@ -43,7 +45,8 @@ MAX_ORDER: Final = 16
 
 STOP: Final = "STOP"
 
-_GUEST: Final = re.compile(r"(?:(pte|hc)([+-])|t([0-9]{1,2})!)", re.IGNORECASE)
+_GUEST: Final = re.compile(r"(?:(pte|hc|ch)([+-])|t([0-9]{1,2})!)", re.IGNORECASE)
+_KINDS: Final = {"pte": Pte, "hc": StatusHypercall, "ch": Chunk}
 _WORDS: Final = {
     "auto": HostStep.AUTO_CLEAR,
     "get": HostStep.GET,
@@ -81,13 +84,13 @@ def _guest_step(word: str, place: int) -> GuestStep:
     if match is None:
         names = ", ".join(script.name for script in SCRIPTS)
         raise InputError(
-            f"--script, step {place}: no guest step {word!r}; use PTE- PTE+ HC- HC+ tN!, "
+            f"--script, step {place}: no guest step {word!r}; use PTE- PTE+ HC- HC+ CH- CH+ tN!, "
             f"or the name of a script: {names}"
         )
     kind, sign, token = match.groups()
     if token is not None:
         return Write(int(token))
-    return Pte(sign == "-") if kind.lower() == "pte" else StatusHypercall(sign == "-")
+    return _KINDS[kind.lower()](sign == "-")
 
 
 def parse_order(text: str) -> Order:
@@ -140,6 +143,8 @@ def format_guest_step(step: GuestStep) -> str:
             return "PTE-" if to_shared else "PTE+"
         case StatusHypercall(to_shared):
             return "HC-" if to_shared else "HC+"
+        case Chunk(to_shared):
+            return "CH-" if to_shared else "CH+"
         case Write(token):
             return f"t{token}!"
 

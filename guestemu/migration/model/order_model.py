@@ -25,6 +25,7 @@ import msgspec
 from guestemu.migration.model.rules import Rules
 from guestemu.migration.model.steps import (
     SENDS,
+    Chunk,
     GuestStep,
     HostStep,
     Order,
@@ -163,6 +164,8 @@ def after_guest(scenario: Scenario, state: State) -> State | None:
                 return state._replace(guest=state.guest + 1)
             is_dirty = state.is_dirty or rules.hypercall_sets_dirty
             return state._replace(guest=state.guest + 1, status_shared=to_shared, is_dirty=is_dirty)
+        case Chunk():
+            return state._replace(guest=state.guest + 1)
         case Write(token):
             key = Form.SOURCE_KEY if on_source else Form.DESTINATION_KEY
             page = Page(Form.PLAIN if state.is_shared else key, token)
@@ -226,10 +229,10 @@ def _stop(scenario: Scenario, state: State) -> State:
     after, _ = final_pass(scenario, state)
     is_live = HostStep.ENC not in scenario.order.steps
     synced = after.status_shared if is_live else after.enc_shared
-    lost = False
+    lost = rules.cut_reads_success and _is_cut(scenario.script.steps, state.guest)
     if rules.compared_at_resume_only or rules.compared_at_resume_too:
         expected = last_token(scenario.script.steps[: state.guest])
-        lost = not reads(rules, after, expected)
+        lost = lost or not reads(rules, after, expected)
     return after._replace(
         host=state.host + 1,
         status_shared=False,
@@ -239,6 +242,13 @@ def _stop(scenario: Scenario, state: State) -> State:
         sent_shared=False,
         source=NOTHING,
         lost_at_resume=lost,
+    )
+
+
+def _is_cut(steps: tuple[GuestStep, ...], done: int) -> bool:
+    """Whether a MapGPA has begun before step `done` and has chunks left there."""
+    return 0 < done < len(steps) and (
+        isinstance(steps[done - 1], Chunk) and isinstance(steps[done], Chunk | StatusHypercall)
     )
 
 

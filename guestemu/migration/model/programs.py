@@ -24,7 +24,15 @@ from guestemu.checks.lost import LOST_DEFINED, LOST_STRICT
 from guestemu.migration.model.notation import format_order, format_script
 from guestemu.migration.model.order_model import START_TOKEN
 from guestemu.migration.model.rules import Rules
-from guestemu.migration.model.steps import GuestStep, HostStep, Order, Pte, StatusHypercall, Write
+from guestemu.migration.model.steps import (
+    Chunk,
+    GuestStep,
+    HostStep,
+    Order,
+    Pte,
+    StatusHypercall,
+    Write,
+)
 from guestemu.migration.model.witness import PassStep, Stop, Witness, format_witness
 from guestemu.program.ops import Op, OpKind, canonical_op
 from guestemu.program.program import Expectation, Header, Program
@@ -70,6 +78,8 @@ def guest_op(step: GuestStep) -> Op:
             status = MAP_GPA_RANGE_DECRYPTED if to_shared else MAP_GPA_RANGE_ENCRYPTED
             arguments = (KVM_HC_MAP_GPA_RANGE, 0, 1, status, 0)
             return Op(OpKind.HYPERCALL, arguments, page=PAGE, has_page=True)
+        case Chunk():
+            raise InputError("explore: CH has no meaning on the machine; leave it out")
         case Write(token):
             return Op(OpKind.WRITE, (FIRST_BYTE + token, 0, PAGE_SIZE), page=PAGE)
 

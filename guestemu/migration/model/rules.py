@@ -61,6 +61,10 @@ class Rules(msgspec.Struct, frozen=True):
     compared_at_resume_too: bool = False
     """The page is compared at both moments; lost at one is lost."""
 
+    cut_reads_success: bool = False
+    """STOP between two chunks of a MapGPA makes the guest read success for the rest, which is
+    converted on no host: that page counts as lost. KVM up to 7.3 (T29); else it asks again."""
+
     undefined_from_hypercall: bool = False
     """For `lost_defined`: content is undefined from a notification to the next write (claim C7),
     instead of from a PTE flip to the next write."""

@@ -27,7 +27,14 @@ class Write(msgspec.Struct, frozen=True):
     token: int
 
 
-GuestStep: TypeAlias = Pte | StatusHypercall | Write
+class Chunk(msgspec.Struct, frozen=True):
+    """KVM asks user space for a chunk of a TD's MapGPA that the page is not in (T26); the page's
+    own chunk is the `StatusHypercall` behind it. Nothing of the page changes."""
+
+    to_shared: bool
+
+
+GuestStep: TypeAlias = Pte | StatusHypercall | Write | Chunk
 
 
 class HostStep(enum.Enum):
