@@ -16,7 +16,7 @@ from drawn import generate_program
 from guestemu.guest.linux.load import LOADER, linux_config
 from guestemu.host.registry import load_host
 from guestemu.program.ops import Op, OpKind
-from guestemu.program.program import Header
+from guestemu.program.program import Header, SevKind
 from guestemu.program.text import load_program, parse_text
 from guestemu.runner.testbed import Testbed, build_testbed
 from tests.linux.newest import expected
@@ -158,3 +158,28 @@ def test_host_and_page_tables_agree_when_a_program_starts(pair):
     expected = range(bss[0] >> 12, (bss[0] >> 12) + 512)
     assert set(difference.search(1)) == set(expected)
     assert linux.host.migration_ready
+
+
+EARLY_IN_A_TD = """
+early_set_memory_decrypted D[3] size=8192 offset=0
+unmap D[11]
+early_set_memory_decrypted D[11] size=4096 offset=0
+early_set_memory_encrypted D[10] size=12288 offset=0x800
+early_set_memory_decrypted L[700] size=4096 offset=0
+write D[3] value=0x41 size=4096
+read D[3]
+"""
+
+
+def test_early_conversions_in_a_td_tell_the_same_story(image_of):
+    """Nothing is converted there, but a hole is an error: early_set_memory_enc_dec() looks up the
+    entries before it changes none of them."""
+    ops = parse_text(f"guestemu-program 1\n---{EARLY_IN_A_TD}", "early").ops
+    header = Header(guest="snippet:6.12", sev=SevKind.TDX, memory=128, budget=BUDGET)
+    snippet = build_testbed(header)
+    kernel = LOADER.guest(image_of("6.12"), linux_config(128, 39, "tdx"), KERNEL_BUDGET)
+    ours, theirs = stories(snippet, Testbed(kernel, load_host("map-gpa-range", ())), ops)
+    snippet.guest.close()
+    kernel.reset()
+    assert ours == theirs
+    assert [line[1] for line in ours[:5]] == [0, 1, 1, 1, 0]

@@ -102,6 +102,9 @@ early_set_memory_enc_dec:
 	# rdi = address of the leaf's entry, rsi = bytes of the leaf, rdx = entry, r9 = address mask,
 	# r13d = encrypt. Keeps rbx, rbp, r12-r15.
 	function early_convert_leaf
+	.ifdef	IS_TDX
+	ret				# sme_me_mask is 0: the entry stays as it is
+	.else
 	mov	rcx, [info + INFO_cbit_mask]
 	mov	r8, rcx
 	not	r8
@@ -249,3 +252,4 @@ early_set_memory_enc_dec:
 early_buffer:
 	.skip	4096
 	.text
+	.endif

@@ -21,12 +21,7 @@
 	.include "tdx.inc.S"
 	.include "convert-platform.inc.S"
 
-	# Without sme_me_mask the entries stay as they are, and nobody is told.
-	function early_set_memory_encrypted
-	function early_set_memory_decrypted
-	xor	eax, eax
-	ret
-
+	.include "early.inc.S"
 	.include "msr.inc.S"
 	.include "platform.inc.S"
 	.include "memory.inc.S"
