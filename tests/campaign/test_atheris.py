@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -128,8 +129,11 @@ def test_the_build_recipe_makes_what_clusterfuzz_wants(tmp_path):
     assert with_seeds >= {"hypercall", "msr", "conversion", "migration"}
     for target in with_seeds:
         assert zipfile.ZipFile(out / f"{target}_seed_corpus.zip").namelist()
-    for target in TARGETS:
-        assert "max_len" in (out / f"{target}.options").read_text()
+    scripts = {path.stem for path in FUZZ.glob("*.py")} - {"prepare"}
+    assert scripts == {target.replace("-", "_") for target in TARGETS} | {"hostile_td"}
+    for script in scripts:
+        assert os.access(out / script, os.X_OK)
+        assert "max_len" in (out / f"{script}.options").read_text()
     done = subprocess.run(
         [str(out / "msr"), "-runs=300", f"-dict={out}/msr.dict"],
         cwd=tmp_path,

@@ -9,6 +9,7 @@ import msgspec
 
 from guestemu.campaign.planted.bug import Configuration, ZooBug, with_header
 from guestemu.campaign.planted.guests import variant_guest
+from guestemu.checks.td import TWICE
 from guestemu.guest.base import Guest
 from guestemu.guest.registry import GuestSettings, load_guest
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
@@ -59,6 +60,16 @@ def _cut(switches: tuple[str, ...]) -> Configuration:
 
 TD_BUGS: Final = (
     _guest_bug("T14", "each page is accepted twice", "T14, T20", "td"),
+    ZooBug(
+        id="T14b",
+        title="each page is accepted twice, and the VMM puts another one in its place between",
+        facts="T14",
+        where="mutation",
+        target="hostile-td",
+        check=TWICE,
+        planted=Configuration("TD with T14, attacked", _HEADER, guest=variant_guest("t14")),
+        repaired=Configuration("TD of 6.12 to 7.3, attacked", _HEADER, guest=_td),
+    ),
     _guest_bug("T16", "entries are private before the pages are accepted", "T16, T17", "td"),
     _guest_bug("T17a", "a retry of MapGPA counts as success", "T17, T18", "status"),
     _guest_bug("T17b", "retries with progress count as stalls", "T17, T28", "td"),

@@ -70,7 +70,7 @@ def _moved(op: Op, region: Region, arguments: tuple[int, ...]) -> Op:
 
 
 def _td_ops(ops: tuple[Op, ...]) -> tuple[Op, ...]:
-    """As `guestemu fuzz mapgpa`."""
+    """As `guestemu fuzz mapgpa` and `hostile-host:tdx`."""
     return limit_td_ops(ops, lawful=True)
 
 
@@ -285,6 +285,20 @@ _TARGETS: Final = (
         | {OpKind.HYPERVISOR_LIE, OpKind.HYPERVISOR_INJECT, OpKind.HYPERVISOR_PAGE},
         6,
         _snp_ops,
+    ),
+    ZooTarget(
+        "hostile-td",
+        "a TD's conversions, stores and loads under a VMM that attacks pages and injects events",
+        _SETS
+        | _ACCESSES
+        | {
+            OpKind.HYPERVISOR_INJECT,
+            OpKind.HYPERVISOR_PAGE,
+            OpKind.ANSWER,
+            OpKind.PENDING_EVENT,
+        },
+        6,
+        _td_ops,
     ),
     ZooTarget(
         "early",
