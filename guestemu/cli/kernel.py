@@ -561,6 +561,35 @@ def efi(
 
 
 @app.command()
+def accept(
+    image: Image = "",
+    memory: MemoryMib = 128,
+    cbit: CBitAt = 39,
+    sev: SevName = "snp",
+    as_json: AsJson = False,
+) -> None:
+    """Run a kernel's accept_memory() on memory that the firmware left unaccepted.
+
+    An SNP guest or a TD (--sev tdx) with 8 MiB of such memory and the firmware's bitmap for it:
+    what the host hears, what the guest accepts, what becomes of the bitmap, and what a store to
+    memory that was not accepted, a second acceptance and a refusal come to.
+
+    For example:
+
+      guestemu kernel accept --image 6.12
+
+      guestemu kernel accept --image 7.3 --sev tdx --json
+    """
+    from guestemu.cli._kernel_accept import accept_steps, tell
+
+    steps = accept_steps(image, memory, cbit, sev)
+    if as_json:
+        console.emit_json({"steps": steps})
+    else:
+        tell(steps)
+
+
+@app.command()
 def kexec(
     image: Image = "",
     to: Annotated[
@@ -589,14 +618,18 @@ def kexec(
     """Start a kernel from a kernel, on one host: what the host still believes, and when.
 
     The first kernel leaves shared pages behind and disables migration by its own shutdown code;
-    the next one resets the host's record by its own boot. Exit status 1 where the host's record
-    differs from the page tables in the end.
+    the next one resets the host's record by its own boot. An SNP guest or a TD leaves page states
+    behind, unless the old kernel makes its memory private before the jump. Exit status 1 where the
+    host's record or a page state differs from the page tables in the end, or the next kernel does
+    not boot.
 
     For example:
 
       guestemu kernel kexec --image 6.1 --to 6.12
 
       guestemu kernel kexec --hole 0x4000800 --json
+
+      guestemu kernel kexec --image 6.18 --sev snp
     """
     from guestemu.cli._kernel_kexec import KexecRequest, run_kexec, tell
 
@@ -605,7 +638,8 @@ def kexec(
         console.emit_json(report)
     else:
         tell(report)
-    return EXIT_FINDINGS if report.stale or report.missing else EXIT_OK
+    is_wrong = report.stale or report.missing or report.unusable or not report.has_booted
+    return EXIT_FINDINGS if is_wrong else EXIT_OK
 
 
 Kernels: TypeAlias = Annotated[
