@@ -32,7 +32,6 @@ class KexecRequest(msgspec.Struct, frozen=True):
 
 def run_kexec(request: KexecRequest) -> KexecReport:
     """Runs it. Raises `InputError`."""
-    from guestemu.abi.errors import InputError
     from guestemu.guest.linux.images import find_image
     from guestemu.guest.linux.load import LOADER, linux_config
     from guestemu.host.permission import named_by_user
@@ -40,8 +39,6 @@ def run_kexec(request: KexecRequest) -> KexecReport:
     from guestemu.kernel.arguments import parse_number
     from guestemu.kernel.kexec import kexec
 
-    if request.sev == "snp":
-        raise InputError("sev snp: kexec is modelled for sev and es, without page states")
     hole = parse_number(request.hole, "--hole") if request.hole else 0
     host = load_host(request.host, plugin=named_by_user(request.host)[1])
     image = find_image(request.image)
@@ -69,10 +66,16 @@ def tell(report: KexecReport) -> None:
             console.emit(f"  {what}: {pages} pages from GPA {first << 12:#x} on, {_MEANING[what]}")
         if len(runs) > _MAX_LINES:
             console.emit(f"  and {len(runs) - _MAX_LINES} more; --json lists them")
-    if not report.stale and not report.missing:
+    for first, pages in report.unusable[:_MAX_LINES]:
+        console.emit(f"  unusable: {pages} pages from GPA {first << 12:#x} on, {_NOT_THE_GUESTS}")
+    if report.unshared:
+        console.emit("  the old kernel made its memory private before the jump")
+    console.emit(f"  the new kernel: {report.end}")
+    if report.has_booted and not report.stale and not report.missing:
         console.emit("  the host's record agrees with the new kernel's page tables")
 
 
+_NOT_THE_GUESTS: Final = "mapped private and not validated or accepted"
 _MEANING: Final = {
     "stale": "shared for the host, private in the guest",
     "missing": "private for the host, shared in the guest",

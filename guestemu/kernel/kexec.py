@@ -6,10 +6,16 @@ The old kernel converts pages, then runs its own shutdown code, which writes MIG
 boot_params are put in place, all other memory stays, and the host is not told (A45). The new kernel
 is an ordinary boot; its kvm_init_platform() tells the host about the e820 map's RAM (A40, A41), and
 an entry that does not start at a page boundary is refused by KVM and skipped (A46).
+
+An SNP guest or a TD also leaves page states behind: RMP and Secure EPT outlive the jump. Kernels
+that know of it make every shared page private before (enc_kexec_begin() and enc_kexec_finish(),
+6.16 on for SNP; N25, T24). The new kernel then finds pages that are validated, or it ends itself.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
@@ -31,8 +37,12 @@ from guestemu.guest.linux.bootparams import E820_RESERVED, MemoryRange, pc_memor
 from guestemu.guest.linux.guest import LinuxGuest
 from guestemu.guest.linux.kernel import Kernel
 from guestemu.guest.linux.prepare import prepare
+from guestemu.guest.linux.snp import Snp
 from guestemu.host.base import GuestFault, Host, Hypercall, MapGpaRange, VcpuAccess
 from guestemu.machine.exits import Trap
+from guestemu.machine.machine import Machine
+from guestemu.machine.rmp import VALIDATED
+from guestemu.machine.sept import ACCEPTED, SecureEpt
 
 LEFT_PAGES: Final = 256
 """Pages of region L that the old kernel's drivers leave shared."""
@@ -63,6 +73,11 @@ class KexecReport(msgspec.Struct, frozen=True):
     `stale` are the pages, as [first frame, pages], that the host then still has as shared and the
     new kernel maps private everywhere; `missing` the opposite. `refused` are hypercalls of the new
     kernel that the host refused, `msr` what both kernels wrote to MIGRATION_CONTROL.
+
+    `unshared`: the old kernel made its memory private before the jump. `unusable` are pages that
+    the new kernel maps private and that are not validated (a TD: not accepted): the first access
+    ends it. `end` says how far the new kernel got; where it ended itself, `stale`, `missing` and
+    `unusable` are empty.
     """
 
     old: str
@@ -77,6 +92,14 @@ class KexecReport(msgspec.Struct, frozen=True):
     msr: tuple[int, ...]
     stale: tuple[tuple[int, int], ...]
     missing: tuple[tuple[int, int], ...]
+    unshared: bool = False
+    unusable: tuple[tuple[int, int], ...] = ()
+    end: str = ""
+
+    @property
+    def has_booted(self) -> bool:
+        """Whether the new kernel reached its end."""
+        return self.end.startswith("reached ")
 
     @property
     def stale_pages(self) -> int:
@@ -173,21 +196,29 @@ def kexec(
     if outcome.value != 0:
         raise InputError(f"{old.kernel.name}: set_memory_decrypted failed: {outcome}")
     running = watch.moment()
-    _leave(old, crash)
+    unshared = _leave(old, crash)
     at_jump = watch.moment()
-    pages = _contents(old)
+    pages, states = _contents(old), _states(old.machine)
     watch.begin()
-    booted = boot_kernel(new, config, watch, memory=MemoryBefore(memory_map, pages))
+    booted = boot_kernel(
+        new,
+        config,
+        watch,
+        memory=MemoryBefore(memory_map, pages),
+        watch=functools.partial(_load_states, states=states),
+    )
     old.reset()
-    if not isinstance(booted.end, Trap):
-        raise InputError(f"{new.name}: {describe_end(booted)} in the second kernel")
     after, hypercalls = watch.moment(), watch.hypercalls
+    has_booted = isinstance(booted.end, Trap)
+    if not has_booted and not states:
+        raise InputError(f"{new.name}: {describe_end(booted)} in the second kernel")
     is_shared = bitarray(config.frames, endian="little")
     is_shared.setall(0)
     is_private = host.private_map().copy()
-    for gfn in prepare(booted, []).shared_frames:
+    for gfn in prepare(booted, []).shared_frames if has_booted else ():
         is_shared[gfn] = 1
-    version = new.version
+    is_usable = _usable(booted.machine)
+    version, end = new.version, describe_end(booted)
     booted.machine.close()
     return KexecReport(
         old=old.kernel.version,
@@ -200,8 +231,11 @@ def kexec(
         hypercalls=hypercalls,
         refused=tuple(watch.refused),
         msr=tuple(watch.msr),
-        stale=_runs(~is_private & ~is_shared),
-        missing=_runs(is_private & is_shared),
+        stale=_runs(~is_private & ~is_shared) if has_booted else (),
+        missing=_runs(is_private & is_shared) if has_booted else (),
+        unshared=unshared,
+        unusable=_runs(~is_usable & ~is_shared) if has_booted else (),
+        end=end,
     )
 
 
@@ -221,15 +255,53 @@ def _start(old: LinuxGuest, host: Host) -> None:
             continue  # a host without this MSR; the kernel's exception table goes on, too (A47)
 
 
-def _leave(old: LinuxGuest, crash: bool) -> None:
-    """The old kernel's last calls. A crash ends in its own panic, as there is no local APIC to
-    stop; the MSR is written before."""
+def _leave(old: LinuxGuest, crash: bool) -> bool:
+    """The old kernel's last calls; whether it has made its memory private. A crash ends in its own
+    panic, as there is no local APIC to stop; the MSR is written before."""
     if crash:
         registers = old.calls.must(("__get_free_pages", "get_free_pages_noprof"), 0xDC0, 0)
         old.call("machine_crash_shutdown", registers)
     else:
         block = old.kernel.address("kvm_pv_reboot_nb")
         old.call("kvm_pv_reboot_notify", block, _SYS_RESTART, 0)
+    vendor = "snp" if old.rmp is not None else "tdx" if old.td is not None else ""
+    if f"{vendor}_kexec_finish" not in old.kernel.symbols:
+        return False
+    for name in (f"{vendor}_kexec_begin", f"{vendor}_kexec_finish"):
+        outcome = old.call(name)
+        if outcome.value is None:
+            raise InputError(f"{old.kernel.name}: {name}() did not return: {outcome.end}")
+    return True
+
+
+def _devices(machine: Machine) -> Iterator[Snp | SecureEpt]:
+    """What holds the page states of an SNP guest or a TD."""
+    return (device for device in machine.devices if isinstance(device, Snp | SecureEpt))
+
+
+def _states(machine: Machine) -> bytes:
+    """Page states for `_load_states`, empty where there are none."""
+    for device in _devices(machine):
+        return device.rmp.dump() if isinstance(device, Snp) else device.dump()
+    return b""
+
+
+def _load_states(machine: Machine, states: bytes) -> None:
+    for device in _devices(machine):
+        device.load(states)
+
+
+def _usable(machine: Machine) -> bitarray:
+    """Frames that an access with C=1 (a TD: by the private alias) reaches."""
+    usable = bitarray(machine.config.frames, endian="little")
+    usable.setall(1)
+    for device in _devices(machine):
+        for gfn in range(len(usable)):
+            if isinstance(device, Snp):
+                usable[gfn] = device.rmp.state(gfn) == VALIDATED
+            else:
+                usable[gfn] = device.state(gfn) == ACCEPTED
+    return usable
 
 
 def _contents(old: LinuxGuest) -> dict[int, bytes]:

@@ -18,7 +18,7 @@ directions of the C-bit: it is the encryption that goes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from guestemu.abi.errors import InputError
@@ -46,7 +46,11 @@ MAX_ORDER: Final = 16
 STOP: Final = "STOP"
 
 _GUEST: Final = re.compile(r"(?:(pte|hc|ch)([+-])|t([0-9]{1,2})!)", re.IGNORECASE)
-_KINDS: Final = {"pte": Pte, "hc": StatusHypercall, "ch": Chunk}
+_KINDS: Final[Mapping[str, type[Pte | StatusHypercall | Chunk]]] = {
+    "pte": Pte,
+    "hc": StatusHypercall,
+    "ch": Chunk,
+}
 _WORDS: Final = {
     "auto": HostStep.AUTO_CLEAR,
     "get": HostStep.GET,
