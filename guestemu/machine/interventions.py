@@ -74,6 +74,11 @@ class Interventions:
             engine.add_hook(HOOK_CODE, CodeHook(self._on_instruction))
         engine.flush_blocks()
 
+    @property
+    def begun(self) -> int:
+        """Instructions that began since the first order."""
+        return int(self._watch.count)
+
     def after(self, instructions: int, order: Order) -> None:
         """Orders `order` for when the guest has begun `instructions` more."""
         self._due.append((self._watch.count + instructions + 1, order))

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A real kernel's conversions under attack (N55, T14): it goes on right, ends itself or stands
+still, whatever instruction the hypervisor chooses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from guestemu.checks.base import OpView, Violation
+from guestemu.checks.page_states import PageStateCheck
+from guestemu.cli.main import main
+from guestemu.machine.page_attacks import ATTACKS
+from guestemu.program.ops import OpKind
+from guestemu.program.text import parse_text
+from guestemu.study.outcomes.attacks import (
+    AttackedKernel,
+    attacks_of,
+    attacks_page,
+    places_in,
+)
+
+SAFE = {"goes on", "stands still", "oops", "triple fault", "halts", "loops"}
+
+
+@pytest.fixture(scope="module")
+def snp(image_of) -> AttackedKernel:
+    return AttackedKernel("6.12", image_of("6.12"), "snp")
+
+
+def is_safe(outcome: str) -> bool:
+    return outcome in SAFE or outcome.startswith(("terminates", "returns -"))
+
+
+@pytest.mark.parametrize("attack", ["remap", "swap", "#VC 0x404", "interrupt 0xec"])
+def test_no_attack_on_an_encryption_breaks_what_must_hold(snp, attack) -> None:
+    places = places_in(snp.instructions("encrypt"), every=700)
+    row = snp.row("encrypt", attack, places)
+    assert sum(row.outcomes.values()) == len(places)
+    assert all(map(is_safe, row.outcomes)), row
+    assert not row.is_wrong
+
+
+def test_a_page_that_was_validated_is_noticed_when_it_is_taken(snp) -> None:
+    """At the last instruction of the encryption the page is validated: the store behind it is #VC,
+    which ends the guest. At the first it is shared still, and remapped by the conversion itself."""
+    last = snp.instructions("encrypt") - 1
+    row = snp.row("encrypt", "take-back", [last])
+    assert row.outcomes == {"terminates 0/0": 1}
+    assert row.stretches[0].function
+
+
+def test_a_check_that_finds_something_gives_the_program(snp, monkeypatch) -> None:
+    def finds(_check: PageStateCheck, view: OpView) -> list[Violation]:
+        return [Violation("page-states", view.index, "found", "N55")]
+
+    monkeypatch.setattr(PageStateCheck, "after", finds)
+    row = snp.row("encrypt", "assign-second", [7])
+    assert row.outcomes == {"violation: page-states": 1}
+    program = parse_text(row.program, "row")
+    assert [op.kind for op in program.ops[1:3]] == [
+        OpKind.HYPERVISOR_PAGE,
+        OpKind.SET_MEMORY_ENCRYPTED,
+    ]
+    assert program.ops[1].arguments == (2, 7)
+
+
+def test_places_are_every_nth_and_the_last() -> None:
+    assert places_in(10, 4) == (0, 4, 8, 9)
+    assert places_in(9, 4, 4) == (4, 8)
+    assert places_in(3, 1, 5) == ()
+
+
+def test_the_page_has_a_table_for_each_conversion(snp) -> None:
+    row = snp.row("decrypt", "restore", [0])
+    page = attacks_page([row], 50)
+    assert "## 6.12 as snp: decrypt" in page
+    assert "| restore | goes on 1 | everywhere |" in page
+    assert "--image 6.12 --sev snp --every 50" in page
+
+
+def test_the_command_refuses_what_is_not_there(capsys) -> None:
+    assert main(["outcomes", "attacks", "--attack", "nothing"]) == 2
+    assert "remap" in capsys.readouterr().err
+    assert main(["outcomes", "attacks", "--sev", "es"]) == 2
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", ["snp", "tdx"])
+def test_every_attack_at_many_places(image_of, kind, capsys) -> None:
+    image = str(image_of("7.3"))
+    words = ["outcomes", "attacks", "--image", image, "--sev", kind, "--every", "400", "--json"]
+    assert main(words) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert {row["attack"] for row in rows} == set(attacks_of(kind))
+    assert not [row for row in rows if row["program"]]
+    assert (set(ATTACKS) < set(attacks_of(kind))) == (kind == "snp")
