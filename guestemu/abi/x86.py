@@ -23,6 +23,7 @@ PTE_USER: Final = 1 << 2
 PTE_ACCESSED: Final = 1 << 5
 PTE_DIRTY: Final = 1 << 6
 PTE_PSE: Final = 1 << 7
+PTE_GLOBAL: Final = 1 << 8
 PTE_NX: Final = 1 << 63
 PTE_ADDRESS_MASK: Final = 0x000F_FFFF_FFFF_F000
 

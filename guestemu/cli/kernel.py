@@ -664,6 +664,97 @@ Update: TypeAlias = Annotated[
 
 
 @app.command()
+def race(
+    image: Annotated[
+        str,
+        typer.Argument(
+            metavar="[IMAGE]",
+            help="As for `kernel run`.",
+            show_default=False,
+            autocompletion=names.images,
+        ),
+    ] = "",
+    scenario: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--scenario",
+            metavar="NAME",
+            help="neighbours, back, stop, stop-try or offline (repeatable); default: all that the "
+            "kernel has.",
+            show_default=False,
+        ),
+    ] = None,
+    order: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--order",
+            metavar="CPU:WHERE,...",
+            help="Run this order of turns (repeatable). WHERE is a number of basic blocks, "
+            "`hypercall`, `ipi`, `return`, or FUNCTION[+OFFSET].",
+            show_default=False,
+        ),
+    ] = None,
+    execs: Annotated[
+        int, typer.Option("--execs", metavar="N", min=1, help="Drawn orders for each scenario.")
+    ] = 50,
+    first: Annotated[
+        int, typer.Option("--first", metavar="N", min=0, help="Number of the first drawn order.")
+    ] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the orders.")] = 0,
+    plant: Annotated[
+        str,
+        typer.Option(
+            "--plant",
+            metavar="DEFECT",
+            help="Put a defect into the kernel: flush (remote TLB flushes are left out) or lock "
+            "(conversions do not take mem_enc_lock).",
+            show_default=False,
+        ),
+    ] = "",
+    as_json: AsJson = False,
+) -> int:
+    """Race page conversions of a real kernel on two CPUs, in many orders or in yours.
+
+    From a snapshot in user space with two CPUs, each CPU calls one of the kernel's functions; an
+    order of turns says who executes when, then both take turns until both have returned. Each CPU
+    keeps its translations until it drops them itself. A finding is a page whose status differs
+    between page tables, host and caller, a translation that is stale when a conversion returns, a
+    conversion after conversions were stopped, a WARN, a panic, or a call that does not return. Seed
+    and number decide an order: `--first N --execs 1` repeats it, and so does `--order`.
+
+    Exit status 1 where there is a finding.
+
+    For example:
+
+      guestemu kernel race 6.12 --execs 200
+
+      guestemu kernel race 6.12 --scenario stop --order 0:hypercall,1:return
+
+      guestemu kernel race 6.12 --scenario neighbours --plant flush --json
+    """
+    from guestemu.cli._kernel_race import RaceRequest, run_races, tell
+
+    report = run_races(
+        RaceRequest(
+            image=image,
+            scenarios=tuple(scenario or ()),
+            orders=tuple(order or ()),
+            count=execs,
+            first=first,
+            seed=seed,
+            plant=plant,
+        )
+    )
+    if as_json:
+        console.emit_json(report)
+    else:
+        tell(report)
+    if report.interrupted:
+        raise KeyboardInterrupt
+    return EXIT_FINDINGS if report.is_wrong else EXIT_OK
+
+
+@app.command()
 def drivers(
     kernels: Kernels = None,
     sev: Annotated[

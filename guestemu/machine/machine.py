@@ -31,6 +31,7 @@ from guestemu.machine.modes import ModeTable
 from guestemu.machine.msr import MsrFile
 from guestemu.machine.native import HostCode
 from guestemu.machine.tlb import TlbWalker
+from guestemu.machine.translations import Translations
 from guestemu.machine.vcpu import Vcpu
 from guestemu.machine.view_bit import NO_VIEW_BIT, ViewBit, sev_bit, tdx_bit
 from guestemu.machine.view_gates import ViewGates
@@ -129,6 +130,7 @@ class Machine:
         self.devices: list[Device] = []
         self.log = EventLog()
         self.gates: ViewGates | None = None
+        self.translations: Translations | None = None
         self.interventions: Interventions | None = None
         self.mmio: MmioSpace | None = None
         self.modes: ModeTable
@@ -171,6 +173,19 @@ class Machine:
             self.devices.append(self.gates)
             self.engine.flush_tlb()
         return self.gates
+
+    def keep_translations(self) -> Translations:
+        """From now on each vCPU keeps its translations until it invalidates them itself, also
+        while another vCPU executes; whoever sees INVLPG and moves to CR3 and CR4 has to say so.
+        Asked again, returns the same ones."""
+        if self.translations is None:
+            self.translations = Translations(len(self.vcpus), lambda: self.current.index)
+            if self.tlb is None:
+                self.tlb = TlbWalker(self.engine, self.ram, self.bit, self.code)
+            self.tlb.held = self.translations
+            self.devices.append(self.translations)
+            self.engine.flush_tlb()
+        return self.translations
 
     def intervene(self, after: int, order: Order) -> None:
         """Orders what happens when the guest has begun `after` more instructions, until the next

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A page walk of our own, for view bits at positions that the emulated MMU refuses, and for
-machines whose views of pages can be closed (view_gates.py).
+machines whose views of pages can be closed (view_gates.py) or whose vCPUs keep translations of
+their own (translations.py).
 
 The emulator is compiled with 40 physical address bits: a C-bit or shared bit at 40 or above is a
 reserved bit to its walker. With its TLB in "virtual" mode every miss comes here. The walk reads the
@@ -33,6 +34,7 @@ from guestemu.machine.exits import ViewFault
 from guestemu.machine.memory import GuestRam
 from guestemu.machine.native import HostCode
 from guestemu.machine.paging import LEAF_SIZES, walk
+from guestemu.machine.translations import Translations
 from guestemu.machine.view_bit import ViewBit
 from guestemu.machine.view_gates import ViewGates
 
@@ -65,6 +67,18 @@ class _TlbWatch(ctypes.Structure):
         ("ram_private_bit", ctypes.c_uint64),
         ("rights", ctypes.c_uint64),
         ("fetches_private", ctypes.c_uint64),
+        ("held", ctypes.c_uint64),
+    )
+
+
+def _refuses(entry: int, code: int, cr0: int) -> bool:
+    """Whether a present leaf refuses the access that the page-fault error code `code` is of."""
+    is_user = bool(code & FAULT_USER)
+    writable = bool(entry & PTE_RW) or (not is_user and not cr0 & CR0_WP)
+    return (
+        (bool(code & FAULT_WRITE) and not writable)
+        or (is_user and not entry & PTE_USER)
+        or (bool(code & FAULT_FETCH) and bool(entry & PTE_NX))
     )
 
 
@@ -82,6 +96,7 @@ class TlbWalker:
         self._bit = bit
         self.fault: tuple[int, int, int] | None = None
         self._gates: ViewGates | None = None
+        self._held: Translations | None = None
         self.closed: ViewFault | None = None
         self.errors: list[BaseException] = []
         engine.use_virtual_tlb()
@@ -116,6 +131,16 @@ class TlbWalker:
         self._watch.rights = gates.rights_address
         self._watch.fetches_private = gates.fetches_private
 
+    @property
+    def held(self) -> Translations | None:
+        """What vCPUs hold of earlier walks, if they keep it."""
+        return self._held
+
+    @held.setter
+    def held(self, held: Translations) -> None:
+        self._held = held
+        self._watch.held = 1
+
     def take_refusal(self) -> tuple[int, int, int] | ViewFault | None:
         """`closed` or `fault` of the access that ended a run, once."""
         refusal = self.closed or self.fault
@@ -143,28 +168,29 @@ class TlbWalker:
         is_write = access == uc_const.UC_MEM_WRITE
         is_fetch = access == uc_const.UC_MEM_FETCH
         is_user = read(REGISTERS["cs"]) & 3 == 3
-        root = Gpa(read(REGISTERS["cr3"]) & ~0xFFF & ~self._bit.mask)
-        tables: list[Gpa] | None = None if self.gates is None else []
-        leaf = walk(self._ram, self._bit.mask, root, Gva(gva), tables)
-        if tables and not self._may_walk(gva, tables):
-            return False
         code = (
             (FAULT_WRITE if is_write else 0)
             | (FAULT_USER if is_user else 0)
             | (FAULT_FETCH if is_fetch else 0)
         )
-        if not leaf.entry & PTE_PRESENT or leaf.level > 3:
-            self.fault = (VECTOR_PF, code, gva)
-            return False
+        leaf = None if self._held is None else self._held.find(gva)
+        if leaf is None or _refuses(leaf.entry, code, cr0):
+            root = Gpa(read(REGISTERS["cr3"]) & ~0xFFF & ~self._bit.mask)
+            tables: list[Gpa] | None = None if self.gates is None else []
+            leaf = walk(self._ram, self._bit.mask, root, Gva(gva), tables)
+            if tables and not self._may_walk(gva, tables):
+                return False
+            if self._held is not None:
+                self._held.drop(Gva(gva))
+            if not leaf.entry & PTE_PRESENT or leaf.level > 3:
+                self.fault = (VECTOR_PF, code, gva)
+                return False
+            if _refuses(leaf.entry, code, cr0):
+                self.fault = (VECTOR_PF, code | FAULT_PRESENT, gva)
+                return False
+            if self._held is not None:
+                self._held.hold(leaf)
         writable = bool(leaf.entry & PTE_RW) or (not is_user and not cr0 & CR0_WP)
-        refused = (
-            (is_write and not writable)
-            or (is_user and not leaf.entry & PTE_USER)
-            or (is_fetch and bool(leaf.entry & PTE_NX))
-        )
-        if refused:
-            self.fault = (VECTOR_PF, code | FAULT_PRESENT, gva)
-            return False
         size = LEAF_SIZES[leaf.level]
         base = leaf.entry & 0x000F_FFFF_FFFF_F000 & ~self._bit.mask & ~(size - 1)
         gpa = base | gva & (size - 1) & ~0xFFF

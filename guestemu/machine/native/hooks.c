@@ -235,6 +235,7 @@ struct tlb_watch {
 	u64 ram_bit, ram_private_bit; /* of physical addresses */
 	u8 *rights;		      /* NULL: no view is closed */
 	u64 fetches_private;
+	u64 held; /* vCPUs hold translations of their own: Python looks there first */
 };
 
 /* Every access that is granted; what is refused, Python finds out again and says why. */
@@ -251,7 +252,7 @@ EXPORT bool tlb_hook(void *uc, u64 gva, int type, struct tlb_entry *result,
 
 	watch->read_batch(uc, watch->ids, watch->values, watch->count);
 	cr0 = watch->registers[0];
-	if (!(cr0 & cr0_pg) || gva + (1ull << 47) >= 1ull << 48)
+	if (watch->held || !(cr0 & cr0_pg) || gva + (1ull << 47) >= 1ull << 48)
 		goto slow;
 	table = watch->registers[1] & address_mask & ~watch->bit;
 	for (level = 4;; level--) {

@@ -2,9 +2,10 @@
 """Several CPUs of a running kernel, one at a time in the one emulated CPU (fact U30).
 
 CPUs take turns of `SLICE` basic blocks; a turn also ends where the CPU halts, sends an IPI, or is
-sent one. Each change flushes the translations, so a guest that forgets a remote TLB flush is not
-caught by a stale one here. A CPU begins in real mode at the page that a start-up IPI names
-(Linux: trampoline_64.S).
+sent one. An order of turns (`Turn`) comes before that. Each change empties the emulator's TLB, so a
+guest that forgets a remote flush is caught only where CPUs keep their translations
+(machine/translations.py). A CPU begins in real mode at the page that a start-up IPI names (Linux:
+trampoline_64.S).
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from guestemu.machine.segments import segment_layout
 
 SLICE: Final = 20_000
 MAX_CPUS: Final = 8
+HYPERCALL: Final = "hypercall"
+IPI: Final = "ipi"
+"""Events that end a turn, see `Turn`."""
 _LOW: Final = 1 << 20 >> 12
 """Frames that code without paging reaches: real-mode trampolines lie below 1 MiB."""
 
@@ -76,12 +80,24 @@ def apic_cpuid(
 
 class CpuState(msgspec.Struct):
     """One CPU that does not execute now: where it goes on, the stop that it has passed, whether it
-    waits in HLT, whether it halted for good (an offline CPU)."""
+    waits in HLT, whether it halted for good (an offline CPU), whether it is held from outside."""
 
     rip: int = 0
     passed: int = 0
     is_halted: bool = False
     is_dead: bool = False
+    is_held: bool = False
+
+
+class Turn(msgspec.Struct):
+    """CPU `cpu` executes `blocks` basic blocks, or until it reaches `address`, or until `event`:
+    "hypercall" (its next one was answered), "ipi" (it has sent its next one), or another that its
+    user ends. It ends early where the CPU has to wait."""
+
+    cpu: int
+    blocks: int = SLICE
+    address: int | None = None
+    event: str = ""
 
 
 class CpusState(msgspec.Struct):
@@ -99,6 +115,29 @@ class Cpus(StatefulDevice[CpusState]):
         super().__init__(CpusState([CpuState() for _ in machine.vcpus]))
         self._machine = machine
         self._apics = apics
+        self.turns: list[Turn] = []
+        """Who executes next; the order in which CPUs take turns by themselves comes after it."""
+
+    @property
+    def slice(self) -> int:
+        """Basic blocks for which the CPU that was chosen may execute."""
+        return self.turns[0].blocks if self.turns else SLICE
+
+    def spend(self, blocks: int) -> None:
+        """The CPU that was chosen has executed `blocks`."""
+        if self.turns:
+            self.turns[0].blocks -= blocks
+            if self.turns[0].blocks <= 0:
+                del self.turns[0]
+
+    def end_turn(self, is_end: Callable[[Turn], bool]) -> bool:
+        """Ends the present turn if it is the executing CPU's and `is_end` says so; whether it
+        did."""
+        turns = self.turns
+        if not turns or turns[0].cpu != self._machine.current.index or not is_end(turns[0]):
+            return False
+        del turns[0]
+        return True
 
     @property
     def states(self) -> list[CpuState]:
@@ -114,6 +153,10 @@ class Cpus(StatefulDevice[CpusState]):
     def is_on(self, index: int) -> bool:
         """Whether CPU `index` was started and has not halted for good."""
         return not self.states[index].is_dead and not self._apics.state.apics[index].is_waiting
+
+    def may_execute(self, index: int) -> bool:
+        """Whether CPU `index` is on and not held."""
+        return self.is_on(index) and not self.states[index].is_held
 
     @property
     def online(self) -> int:

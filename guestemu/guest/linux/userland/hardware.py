@@ -17,7 +17,7 @@ from guestemu.abi.errors import InputError
 from guestemu.events.devices import DeviceAccess
 from guestemu.guest.linux import acpi
 from guestemu.guest.linux.platform import GuestPlatform
-from guestemu.guest.linux.userland.cpus import Cpus, apic_cpuid
+from guestemu.guest.linux.userland.cpus import IPI, Cpus, apic_cpuid
 from guestemu.machine.devices import find_device, pci, pic, pit, rtc
 from guestemu.machine.devices.apic import LocalApics
 from guestemu.machine.devices.mmio import HOLE_START, SPACING, MmioSpace
@@ -65,7 +65,7 @@ class PcHardware:
         self.cpus: Cpus | None = None
         if len(machine.vcpus) > 1:
             count = len(machine.vcpus)
-            self.apics = LocalApics(count, lambda: platform.tsc, self.look_soon)
+            self.apics = LocalApics(count, lambda: platform.tsc, self._on_ipi)
             self.cpus = Cpus(machine, self.apics)
             machine.hooks.cpuid_function = apic_cpuid(platform.cpuid, machine)
         self.parts: tuple[StatefulDevice[msgspec.Struct], ...] = (
@@ -88,6 +88,11 @@ class PcHardware:
         if watch.left > 0:
             self.unspent += watch.left
             watch.left = 0
+
+    def _on_ipi(self) -> None:
+        if self.cpus is not None:
+            self.cpus.end_turn(lambda turn: turn.event == IPI)
+        self.look_soon()
 
     def take_unspent(self) -> int:
         """Blocks of the last run's budget that `look_soon` took away."""

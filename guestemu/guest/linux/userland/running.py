@@ -31,7 +31,7 @@ from guestemu.guest.linux.kernel import Kernel
 from guestemu.guest.linux.platform import Console
 from guestemu.guest.linux.recorder import BootRecorder
 from guestemu.guest.linux.userland.callers import Callers
-from guestemu.guest.linux.userland.cpus import SLICE
+from guestemu.guest.linux.userland.cpus import HYPERCALL, Cpus
 from guestemu.guest.linux.userland.hardware import PcHardware
 from guestemu.guest.linux.userland.mappings import BOOT_OPTIONS, PREFIX, DmaMappings, Span
 from guestemu.guest.linux.userland.random import RandomNumbers
@@ -87,6 +87,7 @@ HOST_RESULT: Final = 1_000_001
 _LSTAR: Final = 0xC0000082
 _FMASK: Final = 0xC0000084
 _NB_CFG: Final = 0xC001001F
+_INTERCEPTED: Final = "intercepted"
 _SYSCALL: Final = b"\x0f\x05"
 _HLT: Final = b"\xf4"
 _CHUNK: Final = 200_000
@@ -237,6 +238,7 @@ class RunningKernel:
         self._asked: str | None = None
         self._is_idle = False
         self._stops: dict[int, str] = {}
+        self._actions: dict[int, Callable[[], Ended | None]] = {}
         self._wanted: set[str] = set()
         self._passed = 0
         self._kept: _Kept | None = None
@@ -432,6 +434,16 @@ class RunningKernel:
         self._wanted.add(function)
         self._add_stop(self.kernel.address(function), function)
 
+    def intercept(self, address: int, action: Callable[[], Ended | None] | None = None) -> None:
+        """Asks `action` whenever the instruction at `address` is about to execute: it may change
+        registers, RIP too; what it returns ends the run. Without an action only a turn can end
+        there."""
+        if action is not None:
+            self._actions[address] = action
+        if address not in self._stops:
+            self._add_stop(address, _INTERCEPTED)
+            self.machine.engine.flush_blocks()
+
     def _add_stop(self, address: int, name: str) -> None:
         if address in self._stops:
             return
@@ -456,6 +468,13 @@ class RunningKernel:
     def hear(self, event: Event) -> None:
         """An event of this machine: counts, the hash, the rules."""
         self.accesses += isinstance(event, DeviceAccess)
+        cpus = self.hardware.cpus
+        if (
+            cpus is not None
+            and isinstance(event, HypercallExit)
+            and cpus.end_turn(lambda turn: turn.event == HYPERCALL)
+        ):
+            self.hardware.look_soon()
         self._hash.update(msgspec.json.encode(event))
         for listener in self.listeners:
             listener(event)
@@ -490,38 +509,46 @@ class RunningKernel:
 
     @property
     def _chunk(self) -> int:
-        return _CHUNK if self.hardware.cpus is None else SLICE
+        return _CHUNK if self.hardware.cpus is None else self.hardware.cpus.slice
 
     def _choose_cpu(self) -> Ended | None:
         """The next CPU that has something to do becomes the current one; where all wait, guest time
         goes on to the next timer."""
-        cpus, apics = self.hardware.cpus, self.hardware.apics
+        cpus = self.hardware.cpus
         assert cpus is not None
-        assert apics is not None
         here = cpus.states[self.machine.current.index]
         here.rip, here.passed = self._rip, self._passed
+        while cpus.turns:
+            if self._choose(cpus, cpus.turns[0].cpu):
+                return None
+            del cpus.turns[0]  # it waits
         while True:
-            for index in cpus.order:
-                start = apics.take_start(index)
-                state = cpus.states[index]
-                if start is not None:
-                    cpus.change(index)
-                    cpus.start(index, start)
-                    self._rip = self._passed = 0
-                    return None
-                if not cpus.is_on(index):
-                    continue
-                has_interrupt = self.hardware.has_interrupt(index)
-                if state.is_halted and not has_interrupt:
-                    continue
-                cpus.change(index)
-                self._rip, self._passed = state.rip, state.passed
-                state.is_halted = False
-                if has_interrupt:
-                    self._take_interrupt()
+            if any(self._choose(cpus, index) for index in cpus.order):
                 return None
             if not self._advance():
                 return Ended("halted", f"all CPUs halted with no timer armed in {self.where}")
+
+    def _choose(self, cpus: Cpus, index: int) -> bool:
+        """CPU `index` becomes the current one if it has something to do; whether it has."""
+        apics = self.hardware.apics
+        start = None if apics is None else apics.take_start(index)
+        state = cpus.states[index]
+        if start is not None:
+            cpus.change(index)
+            cpus.start(index, start)
+            self._rip = self._passed = 0
+            return True
+        if not cpus.may_execute(index):
+            return False
+        has_interrupt = self.hardware.has_interrupt(index)
+        if state.is_halted and not has_interrupt:
+            return False
+        cpus.change(index)
+        self._rip, self._passed = state.rip, state.passed
+        state.is_halted = False
+        if has_interrupt:
+            self._take_interrupt()
+        return True
 
     def _advance(self) -> bool:
         """Guest time goes on to the next timer; whether there is one."""
@@ -540,6 +567,8 @@ class RunningKernel:
         vcpu, watch = self.machine.current, self.machine.hooks.watch
         end: Exit = vcpu.run(self._rip, chunk)
         spent = chunk - self.hardware.take_unspent() - max(watch.left, 0)
+        if self.hardware.cpus is not None:
+            self.hardware.cpus.spend(spent)
         self.blocks += spent
         self.platform.tsc += _NS_PER_BLOCK * spent
         return end
@@ -568,6 +597,16 @@ class RunningKernel:
     def _stopped(self, address: int) -> Ended | None:
         name = self._stops.get(address, "")
         machine = self.machine
+        cpus = self.hardware.cpus
+        if cpus is not None:
+            cpus.end_turn(lambda turn: turn.address == address)
+        action = self._actions.get(address)
+        if action is not None:
+            machine.current.write_register("rip", address)
+            ended = action()
+            self._rip = machine.current.read_register("rip")
+            self._passed = address if self._rip == address else 0
+            return ended
         if name == START and machine.current.kernel_segments is None:
             machine.current.kernel_segments = KernelSegments(machine.engine, machine.modes)
             if START not in self._wanted:
@@ -579,6 +618,8 @@ class RunningKernel:
             return Ended("panic", f"kernel panic: {text}")
         if name in GIVES_UP and name not in self._wanted:
             return Ended("halted", f"the kernel halted in {name}")
+        if name == _INTERCEPTED:
+            return None
         return Ended("until", f"reached {name or hex(address)}")
 
     def _reflect(self, access: Unbacked) -> Ended | None:
@@ -703,9 +744,18 @@ class RunningKernel:
         if not self._is_idle:
             raise CommandFailed(text, Ended("stopped", "PID 1 does not wait for a command"))
         done = len(self.results)
-        self._is_idle = False
-        self._commands.append(text)
-        ended = self._next() or self.run(budget, until)
+        ended = self.begin(text, budget, until)
         if ended.reason != "idle" or len(self.results) == done:
             raise CommandFailed(text, ended)
         return self.results[-1]
+
+    def begin(
+        self,
+        text: str,
+        budget: int = COMMAND_BUDGET,
+        until: Callable[[], bool] | None = None,
+    ) -> Ended:
+        """Has PID 1, which is idle, begin a command, and runs as `run` does."""
+        self._is_idle = False
+        self._commands.append(text)
+        return self._next() or self.run(budget, until)

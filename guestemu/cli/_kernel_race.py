@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What `guestemu kernel race` does."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from guestemu.cli import console
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from guestemu.kernel.race import RaceExperiment, Races
+
+
+class RaceRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Which kernel and scenarios (none: all that it has), the orders (none: `count` drawn ones from
+    number `first` on), the planted defect."""
+
+    image: str
+    scenarios: tuple[str, ...]
+    orders: tuple[str, ...]
+    count: int
+    first: int
+    seed: int
+    plant: str
+
+
+class RaceFinding(msgspec.Struct, frozen=True):
+    """Findings of one check: the first of them and how many there were."""
+
+    key: str
+    count: int
+    first: RaceExperiment
+
+
+class RacedScenario(msgspec.Struct, frozen=True, kw_only=True):
+    """One scenario: its experiments, how many had each pair of results ("0 -16"; "?" for a call
+    that did not return), CPU seconds, findings."""
+
+    scenario: str
+    experiments: int
+    returned: dict[str, int]
+    seconds: float
+    findings: tuple[RaceFinding, ...]
+
+
+class RaceReport(msgspec.Struct, frozen=True, kw_only=True):
+    """All scenarios on one kernel; `absent` are those that it cannot run, each with why."""
+
+    version: str
+    plant: str
+    scenarios: tuple[RacedScenario, ...]
+    absent: dict[str, str]
+    interrupted: bool
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether there is a finding."""
+        return any(raced.findings for raced in self.scenarios)
+
+
+def run_races(request: RaceRequest) -> RaceReport:
+    """Runs the experiments; Ctrl-C ends them early. Raises `InputError`."""
+    from guestemu.guest.linux.images import find_image
+    from guestemu.guest.linux.load import LOADER
+    from guestemu.guest.linux.userland.session import Setting, Userland
+    from guestemu.kernel.race import SCENARIOS, Races, missing
+
+    image = find_image(request.image)
+    userland, setting = Userland(LOADER), Setting(cpus=2)
+    done: list[RacedScenario] = []
+    absent: dict[str, str] = {}
+    version = ""
+    interrupted = False
+    for name in request.scenarios or SCENARIOS:
+        with console.busy(f"starting for {name}"):
+            running = userland.start(image, setting)
+        version = running.kernel.version
+        try:
+            why = "" if request.scenarios else missing(running.kernel, name)
+            if why:
+                absent[name] = why
+                continue
+            races = Races(running, name, request.plant)
+            raced, interrupted = _race(request, name, races)
+            done.append(raced)
+        finally:
+            running.machine.close()
+        if interrupted:
+            break
+    return RaceReport(
+        version=version,
+        plant=request.plant,
+        scenarios=tuple(done),
+        absent=absent,
+        interrupted=interrupted,
+    )
+
+
+def _race(request: RaceRequest, name: str, races: Races) -> tuple[RacedScenario, bool]:
+    """One scenario, and whether Ctrl-C ended it."""
+    start = time.process_time()
+    returned: dict[str, int] = {}
+    findings: dict[str, list[RaceExperiment]] = {}
+    interrupted = False
+    try:
+        with console.busy(f"racing {name}"):
+            for experiment in _experiments(request, races):
+                pair = " ".join("?" if one is None else str(one) for one in experiment.returned)
+                returned[pair] = returned.get(pair, 0) + 1
+                if experiment.is_finding:
+                    findings.setdefault(experiment.key, []).append(experiment)
+    except KeyboardInterrupt:
+        interrupted = True
+    raced = RacedScenario(
+        scenario=name,
+        experiments=sum(returned.values()),
+        returned=dict(sorted(returned.items())),
+        seconds=round(time.process_time() - start, 3),
+        findings=tuple(RaceFinding(key, len(all_), all_[0]) for key, all_ in findings.items()),
+    )
+    return raced, interrupted
+
+
+def _experiments(request: RaceRequest, races: Races) -> Iterator[RaceExperiment]:
+    if request.orders:
+        return (races.one(order) for order in request.orders)
+    return races.run(request.seed, range(request.first, request.first + request.count))
+
+
+def tell(report: RaceReport) -> None:
+    """For people."""
+    planted = f", planted: {report.plant}" if report.plant else ""
+    console.emit(f"{report.version}, two CPUs{planted}")
+    for raced in report.scenarios:
+        pairs = ", ".join(f"{pair} ({count})" for pair, count in raced.returned.items())
+        console.emit(
+            f"{raced.scenario}: {raced.experiments} orders in {raced.seconds} s of CPU time; "
+            f"returned {pairs or 'nothing'}"
+        )
+        for finding in raced.findings:
+            console.emit(f"  {finding.key} ({finding.count}): {finding.first.text}")
+            console.emit(f"    --scenario {raced.scenario} --order {finding.first.order}")
+    for name, why in report.absent.items():
+        console.emit(f"{name}: absent: {why}")

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`guestemu kernel race`: conversions of a real kernel on two CPUs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from guestemu.cli.main import main
+
+AFTER_THE_FIRST_IPI = "0:ipi,1:return"
+"""CPU 0 stands in its conversion and has not told the host; CPU 1 goes on to the end."""
+
+
+@pytest.fixture
+def race(image_of, capsys):
+    """`guestemu kernel race` on a kernel; its JSON and status."""
+
+    def command(series, *words):
+        status = main(["kernel", "race", str(image_of(series)), *words, "--json"])
+        return json.loads(capsys.readouterr().out), status
+
+    return command
+
+
+def keys(report):
+    return {finding["key"] for raced in report["scenarios"] for finding in raced["findings"]}
+
+
+def test_a_conversion_is_in_force_on_both_cpus(race):
+    orders = ("--order", AFTER_THE_FIRST_IPI, "--order", "1:cpa_flush,0:return,1:300,0:hypercall")
+    report, status = race("6.12", "--scenario", "neighbours", *orders)
+    assert (status, keys(report)) == (0, set())
+    (raced,) = report["scenarios"]
+    assert raced["returned"] == {"0 0": 2}
+
+
+def test_a_missing_remote_flush_leaves_a_stale_translation(race):
+    report, status = race("6.12", "--scenario", "neighbours", "--plant", "flush", "--execs", "2")
+    assert (status, keys(report)) == (1, {"stale-translation"})
+    (finding,) = report["scenarios"][0]["findings"]
+    assert finding["count"] == 2
+    assert "still translates page" in finding["first"]["text"]
+
+
+@pytest.mark.parametrize("scenario", ["stop", "stop-try"])
+def test_without_mem_enc_lock_a_conversion_goes_on_after_the_stop(race, scenario):
+    words = ("--scenario", scenario, "--order", AFTER_THE_FIRST_IPI)
+    report, status = race("6.12", *words)
+    assert (status, keys(report)) == (0, set())
+    waits = scenario == "stop"  # the try form fails while a conversion is under way
+    assert report["scenarios"][0]["returned"] == {f"0 {int(waits)}": 1}
+    report, status = race("6.12", *words, "--plant", "lock")
+    assert (status, keys(report)) == (1, {"conversion-after-stop"})
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("--scenario", "stopp"), "did you mean stop"),
+        (("--plant", "locks"), "did you mean lock"),
+        (("--order", "2:100"), "CPU:WHERE"),
+        (("--order", "0:no_such_function"), "no symbol no_such_function"),
+        (("--order", "0:cpa_flush+x"), "the offset is no number"),
+        (("--order", "0:0"), "basic blocks"),
+        (("--order", ",".join(["0:1"] * 65)), "64 at most"),
+    ],
+)
+def test_bad_input_is_named(race, words, problem):
+    report, status = race("6.12", "--scenario", "neighbours", *words)
+    assert status == 2
+    assert problem in report["message"]
+
+
+def test_a_kernel_without_the_lock_has_no_race_for_it(race):
+    report, status = race("6.1", "--scenario", "stop")
+    assert status == 2
+    assert "has no set_memory_enc_stop_conversion" in report["message"]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("series", ["6.1", "6.12", "7.3"])
+def test_drawn_orders_hold_and_are_repeatable(race, series):
+    report, status = race(series, "--execs", "30")
+    assert (status, keys(report)) == (0, set())
+    again, _ = race(series, "--execs", "30")
+    assert [raced["returned"] for raced in report["scenarios"]] == [
+        raced["returned"] for raced in again["scenarios"]
+    ]
