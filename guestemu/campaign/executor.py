@@ -50,7 +50,8 @@ class Executor:
     `kinds` are the ops allowed; `host` replaces the one that `header` names, `testbed` guest and
     host at once. Raises what `build_testbed` raises. A host that stops the VM (`VmStopped`) ends
     the program without a violation; whatever else it raises passes through. `heartbeat`, if set, is
-    called before every run; `bound`, if set, bounds the time of each.
+    called before every run; `bound`, if set, bounds the time of each. A program on which the scout
+    dies outside of the host's code does not run.
     """
 
     def __init__(
@@ -103,6 +104,8 @@ class Executor:
         if self.heartbeat is not None:
             self.heartbeat()
         testbed = self.testbed
+        if testbed.scout is not None and not testbed.scout.try_out(ops):
+            return []
         violations: list[Violation] = []
         bound = self.bound
         if bound is not None:

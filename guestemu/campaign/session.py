@@ -32,13 +32,19 @@ from guestemu.host.base import Host
 from guestemu.host.plugin_guard import PluginHost
 from guestemu.program.ops import Op, OpKind
 from guestemu.program.program import Header
+from guestemu.runner.scout import Scout, may_end_process
+from guestemu.runner.testbed import HOST_FAILED
 
 LENGTH_SIZE: Final = 4
 """Bytes of the length in front of the input in `Session.current`."""
 
+APART: Final = 1 << 31
+"""Bit of the length: other programs ran, to identify what the input shows."""
+
 _GRACE_S: Final = 2.0
 """How long after its end a session may go on to identify what it met last."""
 
+_ENDED_ONCE: Final = "host: the process ended once, and not when the program ran again"
 _ONCE: Final = "host: an answer or the record was wrong once, and right when the program ran again"
 
 _VM_RESET: Final = Op(OpKind.VM_RESET, ())
@@ -152,6 +158,7 @@ class Session:
         self._programs = ProgramSet()
         self._skipped = 0
         self.current: mmap.mmap | None = None
+        self._mark = 0
         self.violations: list[Violation] = []
         """Those of the last input."""
         self.has_run = False
@@ -162,6 +169,9 @@ class Session:
         self.is_exhausted = False
         self._shelf = None if store is None else Shelf(store, plan.index)
         self.deadly = frozenset() if store is None else store.deadly_inputs()
+        if self.deadly and may_end_process(plugin):
+            self.executor.testbed.scout = Scout(self.executor.testbed)
+            self.deadly = frozenset()  # what a user's code does there is a finding
         self._filing = Filing(self.executor, self._shelf, self._elapsed)
         is_bounded = plan.until_finding is not None
         self._known = store.known_findings() if store and is_bounded else frozenset()
@@ -259,6 +269,20 @@ class Session:
         self._count_findings()
         return bool(violations)
 
+    def file_death(self, data: bytes, how: str) -> None:
+        """Files `data`, which ended a worker in the code of a user's host; `how` if it does not do
+        that again."""
+        if self.current is not None:
+            self._note_current(data)
+        with self._apart():
+            ops = self.executor.decode(data)
+            violations = self.executor.run(ops)
+            if violations:
+                self._filing.file(ops, violations)
+            elif ops:
+                self.file_once(data, HOST_FAILED, f"{_ENDED_ONCE} ({how})")
+        self._count_findings()
+
     def file_once(self, data: bytes, check: str, message: str, fact: str = "") -> None:
         """Files what was met with `data` and is not seen again."""
         ops = self.executor.decode(data)
@@ -308,7 +332,9 @@ class Session:
         long on slow guests)."""
         counters = self.feedback.save()
         self.executor.heartbeat = lambda: self._beat(time.monotonic())
+        self._mark_current(APART)
         yield
+        self._mark_current(0)
         self.executor.heartbeat = None
         self.feedback.load(counters)
 
@@ -323,7 +349,14 @@ class Session:
 
     def _note_current(self, data: bytes) -> None:
         assert self.current is not None
-        self.current[: len(data) + LENGTH_SIZE] = len(data).to_bytes(LENGTH_SIZE, "little") + data
+        size = (len(data) | self._mark).to_bytes(LENGTH_SIZE, "little")
+        self.current[: len(data) + LENGTH_SIZE] = size + data
+
+    def _mark_current(self, mark: int) -> None:
+        self._mark = mark
+        if self.current is not None:
+            size = int.from_bytes(self.current[:LENGTH_SIZE], "little") & ~APART | mark
+            self.current[:LENGTH_SIZE] = size.to_bytes(LENGTH_SIZE, "little")
 
     def finish(self) -> Report:
         """The last report; sends it."""

@@ -3,7 +3,9 @@
 
 Workers are processes because libFuzzer never returns and because a defect of the CPU emulator may
 kill one: its input is kept, it is started again for the rest of the campaign, and the death is
-reported as infrastructure, never as a finding.
+reported as infrastructure, never as a finding. Where a user's host runs in the worker, the death is
+that host's: the worker that is started next files the finding, and runs programs in a scout first
+(runner/scout.py).
 """
 
 from __future__ import annotations
@@ -32,7 +34,10 @@ from guestemu.campaign.worker import (
     WorkerFailure,
     input_path,
     read_noted_input,
+    was_identifying,
 )
+from guestemu.host.calls import how_it_ended
+from guestemu.host.native.host import IN_PROCESS, is_native
 from guestemu.processes import EndSignals
 from guestemu.program.program import Header
 
@@ -51,8 +56,11 @@ _CRASHES: Final = frozenset(
 )
 """Signals by which a process dies of its own fault: its input is not run again."""
 
-_LIBFUZZER_CRASH: Final = 77
-"""The status of a process whose signal libFuzzer caught (its -error_exitcode)."""
+_FROM_OUTSIDE: Final = frozenset({signal.SIGKILL, signal.SIGTERM})
+"""Signals by which a process is ended from outside, or by a lack of memory."""
+
+_TO_FILE: Final = 1.0
+"""Seconds that a worker has at the end of a campaign to file how the one before it ended."""
 
 
 class Worker:
@@ -113,12 +121,20 @@ class Worker:
             self.failure = message.failure or self.failure
         return True
 
+    @property
+    def ran_code_of_the_user(self) -> bool:
+        """Whether a user's host runs in the process, which it may end."""
+        header = self.config.header
+        in_process = header.host.endswith(IN_PROCESS) or not is_native(header.host)
+        return bool(header.plugin) and in_process
+
     def is_hanging(self) -> bool:
         """No report for too long."""
         return time.monotonic() - self._heard > _HANG
 
-    def restart(self, seconds: float | None) -> None:
-        """A new process for what is left, at most `seconds`."""
+    def restart(self, seconds: float | None, death: str = "") -> None:
+        """A new process for what is left, at most `seconds`; it files how the last one ended in a
+        user's code, if it did."""
         if self.report is not None:
             self.lives.append(self.report)
         config = self.config
@@ -134,6 +150,7 @@ class Worker:
                 execs=execs,
                 seconds=seconds,
                 seed=config.seed + 7919 * len(self.lives) + 1,
+                death=death,
             )
         )
 
@@ -163,6 +180,7 @@ class Supervisor:
         self._until = configs[0].until_finding
         store.lock()
         self._infrastructure: list[str] = store.repair()
+        self._deaths: list[str] = []
         self._before = with_settled(store.load_counts(), store)
         self._old = len(self._before)
         self._next_stats = self._start + _STATS_EVERY
@@ -317,24 +335,29 @@ class Supervisor:
             return
         place = input_path(self._store, worker.config.index)
         noted = read_noted_input(place)
-        number = len(self._infrastructure) + 1
-        is_crash = -status in _CRASHES or status == _LIBFUZZER_CRASH
-        is_crash = is_crash or worker.is_killed_for_hanging
+        number = len(self._deaths) + 1
+        is_hanging = worker.is_killed_for_hanging
+        is_users = worker.ran_code_of_the_user and (is_hanging or -status not in _FROM_OUTSIDE)
+        is_crash = -status in _CRASHES or is_users or is_hanging
         kept = self._store.save_death(f"{self._name}-{number}", noted, is_crash and bool(noted))
         how = f"signal {-status}" if status < 0 else f"status {status}"
-        if worker.is_killed_for_hanging:
+        if is_hanging:
             how = f"silence for {_HANG:g} s (killed)"
-        self._infrastructure.append(
-            f"worker {worker.config.index} died of {how}; its input is in {kept}"
-        )
+        death = f"worker {worker.config.index} died of {how}; its input is in {kept}"
+        self._deaths.append(death)
+        if not is_users:
+            self._infrastructure.append(death)
         self._infrastructure += self._store.repair()
         if number > _MAX_DEATHS:
-            raise _keep_dying(worker.config.header, self._infrastructure[-1])
+            raise _keep_dying(worker.config.header, death)
+        is_filed = is_users and bool(noted) and not was_identifying(place)
         left = self._left()
+        if left is not None and is_filed:
+            left = max(left, _TO_FILE)
         if left is not None and left <= 0:
             worker.is_done = True
             return
-        worker.restart(left)
+        worker.restart(left, how_it_ended(status) if is_filed else "")
         self._selector.register(worker.pipe, selectors.EVENT_READ, worker)
 
     def _left(self) -> float | None:

@@ -23,20 +23,19 @@ from typing import Final, NoReturn
 
 import msgspec
 
-from guestemu.abi.addresses import PAGE_SHIFT
 from guestemu.abi.errors import HostFailedError, InputError, MissingError
 from guestemu.campaign.bounds import Bounds
 from guestemu.campaign.engines import ENGINES
-from guestemu.campaign.session import LENGTH_SIZE, Plan, Report, Session
+from guestemu.campaign.session import APART, LENGTH_SIZE, Plan, Report, Session
 from guestemu.campaign.store import Store
 from guestemu.campaign.targets import find_target
-from guestemu.host.plugin_guard import PluginHost
 from guestemu.machine.watchdog import Watchdog
 from guestemu.parts import load_parts
 from guestemu.processes import follow_parent
 from guestemu.program.binary import RECORD_SIZE
 from guestemu.program.program import Header
 from guestemu.report.trace.run import seconds_for
+from guestemu.runner.scout import guard_process, may_end_process
 
 _STDOUT: Final = 1
 _STDERR: Final = 2
@@ -67,6 +66,8 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     """Ops in the longest program; 0: as the target has it."""
     began: float | None = None
     """When the process was started, by `time.monotonic`; see `Plan`."""
+    death: str = ""
+    """How the process before ended in the code of a user's host; its input is the one noted."""
 
 
 class WorkerFailure(msgspec.Struct, frozen=True):
@@ -97,7 +98,17 @@ def read_noted_input(path: Path) -> bytes:
     except OSError:
         return b""
     size = int.from_bytes(noted[:LENGTH_SIZE], "little")
+    size &= APART - 1
     return noted[LENGTH_SIZE : LENGTH_SIZE + size]
+
+
+def was_identifying(path: Path) -> bool:
+    """Whether a dead worker ran other programs, to identify what its input shows."""
+    try:
+        noted = path.read_bytes()
+    except OSError:
+        return False
+    return bool(int.from_bytes(noted[:LENGTH_SIZE], "little") & APART)
 
 
 def _note_inputs(session: Session, path: Path) -> None:
@@ -188,12 +199,15 @@ def work(config: WorkerConfig) -> NoReturn:
         )
         session = Session(plan, store, pipe.report)
         sessions.append(session)
+        died_of = read_noted_input(input_path(store, config.index))
         _note_inputs(session, input_path(store, config.index))
-        host = session.executor.testbed.host
-        if isinstance(host, PluginHost):
-            host.guard.start(session.executor.header.memory << 20 >> PAGE_SHIFT)
+        testbed = session.executor.testbed
+        if may_end_process(testbed.host):
+            guard_process(testbed)
         signal.signal(signal.SIGTERM, lambda *_: session.stop())
         with _bound(session, config.header):
+            if config.death and died_of:
+                session.file_death(died_of, config.death)
             session.recover()
             ENGINES[config.engine].run(session, leave)
     except BaseException as error:

@@ -18,6 +18,7 @@ from bitarray import bitarray
 from guestemu.abi.addresses import U64_MASK
 from guestemu.abi.errors import HostFailedError, TimeUp
 from guestemu.host.base import GuestFault, Host, Hypercall, MapGpaRange, VcpuAccess
+from guestemu.host.calls import Calls
 from guestemu.host.hang_guard import HangGuard
 from guestemu.host.kvm.guest_memory import GuestMemory, MemoryFaultExit, Slot
 from guestemu.host.kvm.memory_operations import memory_operations
@@ -83,6 +84,7 @@ class PluginHost(Host):
 
     `VmStopped` passes, and `GuestFault` where KVM gives the guest one; any other exception and any
     value of the wrong type or range becomes a `HostFailedError` with the plug-in's file and line.
+    `path` is that file; `calls`, if set, knows the call that would end this process.
     """
 
     name: ClassVar[str] = "plugin"
@@ -90,12 +92,13 @@ class PluginHost(Host):
     contract_state: ClassVar[bool] = True
 
     def __init__(self, path: Path, plugin: object, make: Callable[[], object]) -> None:
-        self._path = path
+        self.path = path
         self._plugin = plugin
         self._make = make
         self.serves_migration_control = getattr(plugin, "serves_migration_control", True) is True
         self._frames = 0
         self.guard = HangGuard()
+        self.calls: Calls | None = None
         self.user_numbers: tuple[int, ...] = ()
         self.make_counting: Callable[[memoryview], object | None] = lambda hits: None
 
@@ -132,12 +135,16 @@ class PluginHost(Host):
     def _call(self, name: str, *arguments: object) -> object:
         guard = self.guard
         turn = guard.turn
+        if self.calls is not None and self.calls.enter(name == "private_map"):
+            raise self._ended(name, self.calls)
         try:
             guard.turn = turn + 1
             try:
                 return self._method(name)(*arguments)
             finally:
                 guard.turn = turn + 2
+                if self.calls is not None:
+                    self.calls.leave()
         except (VmStopped, HostFailedError, KeyboardInterrupt):
             raise
         except BaseException as error:
@@ -145,8 +152,15 @@ class PluginHost(Host):
                 raise
             raise self._failed(name, error) from error
 
+    def _ended(self, name: str, calls: Calls) -> HostFailedError:
+        line = f":{calls.line}" if calls.line else ""
+        return HostFailedError(f"{self.path}{line}: {self._title(name)} {calls.how}")
+
+    def _title(self, name: str) -> str:
+        return f"{type(self._plugin).__name__}.{name}"
+
     def _failed(self, name: str, error: BaseException) -> HostFailedError:
-        where = f"{place_of(self._path, error)}: {type(self._plugin).__name__}.{name}"
+        where = f"{place_of(self.path, error)}: {self._title(name)}"
         if isinstance(error, TimeUp):
             return HostFailedError(f"{where} did not return: {error}")
         remedy = (
@@ -157,7 +171,7 @@ class PluginHost(Host):
 
     def _place_of(self, name: str) -> str:
         code = getattr(getattr(type(self._plugin), name, None), "__code__", None)
-        return f"{self._path}:{code.co_firstlineno}" if code is not None else str(self._path)
+        return f"{self.path}:{code.co_firstlineno}" if code is not None else str(self.path)
 
     def _checked(self, name: str, value: object, kind: type[_T], wanted: str) -> _T:
         if isinstance(value, kind):
@@ -165,9 +179,8 @@ class PluginHost(Host):
         raise self._wrong(name, value, wanted)
 
     def _wrong(self, name: str, value: object, wanted: str) -> HostFailedError:
-        class_name = type(self._plugin).__name__
         return HostFailedError(
-            f"{self._place_of(name)}: {class_name}.{name} returned {_shown(value)}; return {wanted}"
+            f"{self._place_of(name)}: {self._title(name)} returned {_shown(value)}; return {wanted}"
         )
 
     def _u64(self, name: str, value: object) -> int:
@@ -221,12 +234,18 @@ class PluginHost(Host):
         return self._checked("state", self._attribute("state"), int, "an int")
 
     def _attribute(self, name: str) -> object:
+        calls = self.calls
+        if calls is not None and calls.enter(is_passive=True):
+            raise self._ended(name, calls)
         try:
             return getattr(self._plugin, name, 0)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
             raise self._failed(name, error) from error
+        finally:
+            if calls is not None:
+                calls.leave()
 
     def numbers(self) -> tuple[int, ...]:
         """Those in the user's code."""
@@ -242,7 +261,7 @@ class PluginHost(Host):
 
     def _inject(self, name: str, *arguments: int) -> None:
         if not callable(getattr(self._plugin, name, None)):
-            raise NotImplementedError(f"{self._path}: {type(self._plugin).__name__} has no {name}")
+            raise NotImplementedError(f"{self.path}: {type(self._plugin).__name__} has no {name}")
         try:
             self._call(name, *arguments)
         except HostFailedError as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from bitarray import bitarray
@@ -43,9 +43,12 @@ from guestemu.runner.exit_recorder import ExitRecorder, in_order
 from guestemu.runner.migration_operations import DESTINATION_KEY, MakePair, MigrationOperations
 from guestemu.runner.operations import operations_of
 
+if TYPE_CHECKING:
+    from guestemu.runner.scout import Scout
+
 HOST_FAILED: Final = "host-failed"
 """The name of the violation that a user's host commits by raising, by an answer of a wrong type
-or range, and by not returning."""
+or range, by not returning, and by ending its process."""
 
 TIME_UP: Final = "time-up"
 """The name of the violation that a program commits by taking too long."""
@@ -94,6 +97,7 @@ class Testbed:
     """One guest and one host with checks between them.
 
     `observe` is called after every operation with what the checks saw (for coverage feedback).
+    `scout`, if set, runs each program before it runs here; `try_out` asks it.
     """
 
     __test__ = False
@@ -112,6 +116,7 @@ class Testbed:
             checks = (*standard_checks(host), *((CacheCheck(),) if is_cached else ()))
         self._checks = CheckSet(checks)
         self.observe: Callable[[OpView], None] | None = None
+        self.scout: Scout | None = None
         self._frames = guest.machine.config.frames
         self._host_before = bitarray(endian="little")
         self._failure: HostFailedError | None = None
@@ -167,6 +172,12 @@ class Testbed:
             self._migration.reset()
         self._migration.close()
         self.guest.close()
+        if self.scout is not None:
+            self.scout.close()
+
+    def try_out(self, ops: Iterable[Op], is_new: bool = False) -> bool:
+        """Whether `ops` may run here; see `Scout.try_out`."""
+        return self.scout is None or self.scout.try_out(ops, is_new)
 
     def reset(self) -> None:
         """Guest and host back to their first state. A user's host that fails at it fails the first

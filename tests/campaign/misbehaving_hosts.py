@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import itertools
+import os
 
 from guestemu.abi.addresses import U64_MASK
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
@@ -29,12 +32,31 @@ class Raises(MapGpaRangeHost):
         return super().hypercall(call)
 
 
-class Crashes(MapGpaRangeHost):
-    """Reads address 0 in C for a range of less than eight pages."""
+class Ends(MapGpaRangeHost):
+    """Reads address 0 in C for a range of two pages, computes in C for ever for three, exits for
+    five."""
 
     def hypercall(self, call):
-        if call.nr == KVM_HC_MAP_GPA_RANGE and call.a1 < 8:
+        if call.nr == KVM_HC_MAP_GPA_RANGE and call.a1 == 2:
             ctypes.string_at(0)
+        if call.a1 == 3:
+            max(itertools.repeat(0))
+        if call.a1 == 5:
+            os._exit(3)
+        return super().hypercall(call)
+
+
+class EndsOnce(MapGpaRangeHost):
+    """Ends its process at the tenth call of two pages, unless a file says that it did."""
+
+    done = 0
+
+    def hypercall(self, call):
+        type(self).done += call.a1 == 2
+        if self.done == 10:
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open("ended", os.O_CREAT | os.O_EXCL))
+                os.abort()
         return super().hypercall(call)
 
 

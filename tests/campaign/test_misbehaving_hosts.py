@@ -9,9 +9,6 @@ import pytest
 from fuzz_command import PLANTED, fuzz, fuzz_json
 from held import run_here
 
-from guestemu.campaign import supervisor
-from guestemu.cli.main import main
-
 HOSTS = Path(__file__).with_name("misbehaving_hosts.py")
 RANDOM = ("--engine", "random", "--seed", "1")
 
@@ -37,14 +34,35 @@ def test_a_host_that_fails_is_one_finding_with_a_program(name, words, tmp_path):
     assert "a1=3" in op if name == "Hangs" else "a1=0" in op
 
 
-def test_a_host_that_crashes_its_process_again_and_again_is_named(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(supervisor, "_MAX_DEATHS", 2)
-    host, work = f"{HOSTS}:Crashes", tmp_path / "work"
-    assert main(["fuzz", "hypercall", "--host", host, "--workdir", str(work), *RANDOM]) == 2
-    said = capsys.readouterr().err
-    assert ":Crashes': the processes that run it keep dying (worker 0 died of signal 11" in said
-    assert "--host cmd:COMMAND" in said
-    assert len(list(work.glob("infrastructure/*.bin"))) == 3
+def test_a_host_that_ends_its_process_is_a_finding_and_the_campaign_goes_on(tmp_path):
+    figures = fuzz_json(
+        *("hypercall", "--host", f"{HOSTS}:Ends", "--execs", "400"),
+        *RANDOM,
+        cwd=tmp_path,
+        status=1,
+    )
+    assert (figures["executions"], figures["infrastructure"]) == (400, [])
+    programs = {found["program"]: found["check"] for found in figures["findings"]}
+    assert list(programs.values()) == ["host-failed"] * 3
+    texts = sorted((tmp_path / program).read_text() for program in programs)
+    for words in (
+        "Ends.hypercall ended by a segmentation fault",
+        "Ends.hypercall ended with status 3",
+        "Ends.hypercall did not return: it computed for ever in machine code",
+    ):
+        (text,) = [text for text in texts if words in text]
+        assert len([line for line in text.splitlines() if line.startswith("hypercall")]) == 1
+    program = next(iter(programs))
+    done = run_here("run", program, "--plugins", str(HOSTS.parent), cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert "host-failed" in done.stdout
+
+
+def test_an_end_that_does_not_come_again_is_not_lost(tmp_path):
+    finding = found("EndsOnce", "--execs", "400", cwd=tmp_path)
+    assert finding["check"] == "not-reproducible"
+    text = (tmp_path / finding["program"]).read_text()
+    assert "the process ended once, and not when the program ran again" in text
 
 
 def test_what_does_not_show_again_is_a_finding_that_says_so(tmp_path):

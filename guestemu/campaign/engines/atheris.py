@@ -4,7 +4,7 @@
 `atheris.Fuzz` never returns, so a session under it is a process of its own (`campaign.worker`).
 Nothing is instrumented: libFuzzer reads the counters of `Feedback`, registered here as a compiler's
 start-up code would register them. Findings are filed by the session and are not crashes for
-libFuzzer; a crash is a death of the process. Our mutator replaces libFuzzer's.
+libFuzzer; a crash is a death of the process by its signal. Our mutator replaces libFuzzer's.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ from guestemu.campaign.store import WORKDIR
 
 _CORE: Final = "core_with_libfuzzer"
 _SEED_MASK: Final = (1 << 31) - 1
+_CRASHES: Final = ("segv", "bus", "abrt", "ill", "fpe")
+"""Signals that end the process, and so tell the supervisor how it ended."""
+
 _PC_BASE: Final = 0x1000
 _PC_STEP: Final = 16
 
@@ -83,8 +86,7 @@ def _arguments(session: Session) -> list[str]:
         "-entropic_scale_per_exec_time=1",
         "-use_value_profile=0",
         "-reduce_inputs=0",  # would remove inputs that other workers have; `guestemu merge` does
-        "-handle_int=0",
-        "-handle_term=0",
+        *(f"-handle_{signal}=0" for signal in ("int", "term", *_CRASHES)),
         "-rss_limit_mb=0",
         "-print_pcs=0",
         "-verbosity=0",

@@ -20,7 +20,7 @@ import msgspec
 from bitarray import bitarray
 
 from guestemu.abi.addresses import PAGE_SIZE, U32_MASK, U64_MASK
-from guestemu.abi.errors import GuestemuError, ProgramTimeError, TimeUp
+from guestemu.abi.errors import EngineError, GuestemuError, ProgramTimeError, TimeUp
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
 from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
 from guestemu.abi.x86 import Mode
@@ -205,6 +205,8 @@ class Probe:
     def _step_through(self, ops: tuple[Op, ...], violations: list[Violation], traced: bool) -> None:
         """Runs `ops` under the observer that stands in the testbed."""
         testbed, code = self.testbed, self.code
+        if not testbed.try_out(ops, is_new=True):
+            raise EngineError("the process that runs programs first died of this one")
         testbed.reset()
         hooks = testbed.guest.machine.hooks
         handler = hooks.handler

@@ -15,6 +15,7 @@ from guestemu.machine.watchdog import Watchdog
 from guestemu.program.ops import Op
 from guestemu.program.program import Program
 from guestemu.report.trace.run import check_program, seconds_for
+from guestemu.runner.scout import Scout, may_end_process
 from guestemu.runner.testbed import Testbed, build_testbed
 
 _SLOW_S: Final = 0.05
@@ -51,13 +52,20 @@ def findings_of(program: Program, seconds: float | None = None) -> list[Finding]
             bound.rest()
             return _findings(testbed, program, bound)
     finally:
-        testbed.guest.close()
+        testbed.close()
 
 
 def _findings(testbed: Testbed, program: Program, bound: Watchdog) -> list[Finding]:
     probe = Probe(testbed, program.header)
     probe.allows = _near(program)
     probe.bound = bound
+    if may_end_process(testbed.host):
+        scout = Scout(testbed)
+        scout.try_out(program.ops)
+        if scout.met_end:
+            testbed.scout = scout
+        else:
+            scout.close()
     probe.run_battery()
     start = time.process_time()
     look = probe.look(program.ops, traced=True)

@@ -41,7 +41,9 @@ _FRAMES: Final = re.compile(r" \(\d+ frames\)")
 _STATUS: Final = re.compile(r"\b(?:private|shared)\b")
 _OFFSET: Final = re.compile(r"\+0x[0-9a-f]+")
 _PLACE_IN_LOOP: Final = re.compile(r"\brunning at \S+, (?=looping in )")
-_FAILURE: Final = re.compile(r"(\S.*?):(\d+): (\S+) (raised \w+|returned|did not return)")
+_FAILURE: Final = re.compile(
+    r"(\S.*?):(\d+): (\S+) (raised \w+|returned|did not return|aborted|ended \w+)"
+)
 _ERRNO_LIMIT: Final = 4096
 _MANY: Final = 3
 _HELD: Final = frozenset({"results", "record"})
@@ -75,12 +77,14 @@ def plain_message(violation: Violation) -> str:
 
 def failure_of(message: str) -> str:
     """How and where a host failed, without the words of an exception: the method, and for an
-    exception the line counted from the head of its function, without blank lines and comments."""
+    exception or the end of the process the line counted from the head of its function, without
+    blank lines and comments."""
     match = _FAILURE.match(message)
     if match is None:
         return f"{HOST_FAILED}: {_NUMBER.sub(_number_class, message)}"
     path, line, method, how = match.groups()
-    place = f" +{_line_in_function(path, int(line))}" if how.startswith("raised") else ""
+    has_line = how.startswith(("raised", "aborted", "ended"))
+    place = f" +{_line_in_function(path, int(line))}" if has_line else ""
     return f"{HOST_FAILED}: {method} {how}{place}"
 
 

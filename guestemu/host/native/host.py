@@ -15,6 +15,7 @@ from bitarray import bitarray
 from guestemu.abi.errors import HostFailedError, InputError
 from guestemu.abi.msrs import KVM_MIGRATION_READY, MSR_KVM_MIGRATION_CONTROL
 from guestemu.host.base import VcpuAccess
+from guestemu.host.calls import Calls
 from guestemu.host.kvm.guest_memory import (
     KVM_MEMORY_EXIT_FLAG_PRIVATE,
     GuestMemory,
@@ -70,12 +71,14 @@ class NativeUserSpace(UserSpace):
     last wrote and the handler accepted; `blocks` has one of 32 bits for each block that ran at the
     last hypercall, if the handler was compiled with -fsanitize-coverage. A process that is
     `running` and serves such a memory is taken over: the handler's own reset makes the new VM.
+    `calls`, if set, knows the call of the program that would end this process.
     """
 
     touches_vcpu: ClassVar[bool] = False
 
     __slots__ = (
-        *("_is_new", "_story", "blocks", "handler", "injection", "memory", "migration_control"),
+        *("_is_new", "_story", "blocks", "calls", "handler", "injection", "memory"),
+        "migration_control",
         "spec",
     )
 
@@ -91,6 +94,7 @@ class NativeUserSpace(UserSpace):
         self.injection = Injection()
         self.migration_control = 0
         self.blocks = 0
+        self.calls: Calls | None = None
         self.handler: HandlerProcess | LoadedHandler
         if isinstance(running, HandlerProcess) and running.serves(memory, vcpus):
             self.handler = running
@@ -121,9 +125,14 @@ class NativeUserSpace(UserSpace):
         handler = self.handler
         is_new, self._is_new = self._is_new, False
         if isinstance(handler, LoadedHandler):
+            watched = self.calls
+            if watched is not None and watched.enter():
+                raise HostFailedError(f"the native handler {watched.how}")
             if is_new:
                 handler.reset()
             outcome, answer, data = handler.exit(reason, words, vcpu)
+            if watched is not None:
+                watched.leave()
         else:
             memory = self.memory
             record = wire.exit_record(reason, words, vcpu, memory.ordered_failure or _NO_FAILURE)
@@ -197,9 +206,19 @@ class NativeHost(MemoryHost):
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self.calls: Calls | None = None
         self.counts_blocks = False
         self.user = NativeUserSpace(path, GuestMemory(0))
         super().__init__()
+
+    @property
+    def is_in_process(self) -> bool:
+        """Whether the handler runs in this process."""
+        return self._path.endswith(IN_PROCESS)
+
+    def watch_calls(self, calls: Calls) -> None:
+        """From now on `calls` hears of each call into the handler."""
+        self.calls = self.user.calls = calls
 
     def make_user_space(self, frames: int) -> tuple[UserSpace, Injection]:
         """The handler for a VM with the slots described. It is started unless there is no RAM, or
@@ -212,6 +231,7 @@ class NativeHost(MemoryHost):
             self.serves_migration_control = bool(features & wire.FEATURE_MIGRATION_CONTROL)
             self.counts_blocks = bool(features & wire.FEATURE_BLOCKS)
         self._has_map = self.user.handler.has_map
+        self.user.calls = self.calls
         return self.user, self.user.injection
 
     def renew(self) -> None:

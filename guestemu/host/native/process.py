@@ -12,13 +12,13 @@ import contextlib
 import os
 import select
 import shlex
-import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import IO, Final
 
 from guestemu.abi.errors import HostFailedError, MissingError, PluginError
+from guestemu.host.calls import how_it_ended
 from guestemu.host.kvm.guest_memory import GuestMemory
 from guestemu.host.native import wire
 from guestemu.native import why_not
@@ -35,14 +35,6 @@ _FEW_CALLS: Final = 8
 """Calls that are read together with the replies."""
 
 _SHOWN: Final = 4096
-_SIGNALS: Final = {
-    signal.SIGVTALRM: "did not return: it computed for more than 0.05 s",
-    signal.SIGSEGV: "ended by a segmentation fault",
-    signal.SIGABRT: "aborted",
-    signal.SIGBUS: "ended by a bus error",
-    signal.SIGILL: "ended by an illegal instruction",
-    signal.SIGFPE: "ended by an arithmetic exception",
-}
 
 
 class Died(Exception):
@@ -56,14 +48,6 @@ class Died(Exception):
 
 class Lost(Exception):
     """The process ended, did not answer in time or sent nonsense; the text says how."""
-
-
-def _how(status: int) -> str:
-    """What ended the handler, from its exit status or the negative number of a signal."""
-    if status >= 0:
-        return f"ended with status {status}"
-    number = signal.Signals(-status)
-    return _SIGNALS.get(number, f"ended by {number.name}")
 
 
 class HandlerProcess:
@@ -197,7 +181,7 @@ class HandlerProcess:
         done, calls = wire.HEAD.unpack_from(message)
         if done == wire.DIED:
             status, answered = calls & _STATUS, calls >> wire.DONE_SHIFT
-            raise Died(_how(os.waitstatus_to_exitcode(status)), min(answered, count - 1))
+            raise Died(how_it_ended(os.waitstatus_to_exitcode(status)), min(answered, count - 1))
         if done != count or calls > wire.MAX_CALLS:
             raise Lost(f"sent a wrong reply: {done} records and {calls} calls for {count} records")
         expected += calls * wire.CALL.size

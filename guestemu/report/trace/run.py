@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from guestemu.abi.errors import InputError, TimeUp
+from guestemu.abi.errors import EngineError, InputError, TimeUp
 from guestemu.checks.base import Violation
 from guestemu.checks.lost import LOST_DEFINED, LOST_STRICT
 from guestemu.host.userspace.base import VmStopped
@@ -18,6 +18,7 @@ from guestemu.program.validity import header_problem, problem_of
 from guestemu.report.strip import Strip
 from guestemu.report.trace.places import Places
 from guestemu.report.trace.strips import StripRecorder
+from guestemu.runner.scout import Scout, may_end_process
 from guestemu.runner.testbed import HOST_FAILED, TIME_UP, OpResult, Outcome, Testbed, build_testbed
 
 LIMIT_S: Final = 5.0
@@ -67,13 +68,17 @@ def run_in(testbed: Testbed, program: Program, seconds: float | None = None) -> 
     """Resets `testbed` and runs `program` in it; of its header only the guest is looked at.
 
     A program that takes more than `seconds` of CPU time (default: `seconds_for`) violates `TIME_UP`
-    and is not run on; the testbed is then of no use. Raises `InputError` for a fault op that the
-    host cannot do.
+    and is not run on; the testbed is then of no use. Where the host's code would end this process,
+    that is a violation. Raises `InputError` for a fault op that the host cannot do.
     """
     results: list[OpResult] = []
     violations: list[Violation] = []
     stop: VmStop | None = None
     limit = seconds_for(program.header) if seconds is None else seconds
+    if testbed.scout is None and may_end_process(testbed.host):
+        testbed.scout = Scout(testbed, is_patient=True)
+    if not testbed.try_out(program.ops):
+        raise EngineError(f"the process that ran {len(program.ops)} operations first died")
     with Watchdog(lambda: testbed.guest.machine, limit) as watchdog:
         testbed.reset()
         for index in range(len(program.ops)):
