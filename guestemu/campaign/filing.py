@@ -8,6 +8,7 @@ successor of a session that died can file what was left (`recover`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Final
 
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
@@ -38,6 +39,8 @@ _LEAVES_BEHIND: Final = (
     (canonical_op(Op(OpKind.WRMSR, (MSR_KVM_MIGRATION_CONTROL, KVM_MIGRATION_READY))),),
 )
 """Programs after which a VM is not as it was."""
+
+_VM_RESET: Final = Op(OpKind.VM_RESET, ())
 
 
 class Shelf:
@@ -89,8 +92,14 @@ class Filing:
         self._elapsed = elapsed
         self._done: set[str] = set()
 
-    def file(self, ops: tuple[Op, ...], violations: list[Violation]) -> None:
-        """Counts the program `ops` with its violations, identifies and saves what is new."""
+    def file(
+        self,
+        ops: tuple[Op, ...],
+        violations: list[Violation],
+        before: Sequence[tuple[Op, ...]] = (),
+    ) -> None:
+        """Counts the program `ops` with its violations, identifies and saves what is new. `before`
+        are the programs that ran before it, the last one last."""
         if is_of_new_vm(violations[0]):
             shown = self._over_a_reset(ops, violations[0])
             if shown is None:
@@ -102,6 +111,8 @@ class Filing:
             self._shelf.met(sign, ops, self._elapsed())  # before anything that takes time
         cases = self.book.meet(ops, violations)
         if cases is None:
+            cases = self._behind(ops, before)
+        if cases is None:
             self.file_unstable(ops, violations[0])
         elif cases:
             if self._shelf is not None and not is_noted:
@@ -111,6 +122,19 @@ class Filing:
         self._done.add(sign)
         if self._shelf is not None and is_noted:
             self._shelf.settled(sign)
+
+    def _behind(self, ops: tuple[Op, ...], before: Sequence[tuple[Op, ...]]) -> list[Case] | None:
+        """The cases of `ops` over resets of the VM behind those that ran before, for a host may
+        keep what they left behind; None where nothing shows."""
+        for count in sorted({1, len(before)} if before else ()):
+            parts = ((*one, _VM_RESET) for one in before[-count:])
+            longer = (*chain.from_iterable(parts), *ops)
+            look = self.book.probe.try_look(longer)
+            if look is not None and look.violations:
+                cases = self.book.meet(longer, look.violations)
+                if cases is not None:
+                    return cases
+        return None
 
     def _over_a_reset(
         self, ops: tuple[Op, ...], violation: Violation
@@ -122,10 +146,10 @@ class Filing:
             self.book.findings[known].count += 1
             return None
         for start in (*_LEAVES_BEHIND, ops):
-            look = self.book.probe.try_look((*start, Op(OpKind.VM_RESET, ())))
+            look = self.book.probe.try_look((*start, _VM_RESET))
             found = [] if look is None else [v for v in look.violations if is_of_new_vm(v)]
             if found:
-                return (*start, Op(OpKind.VM_RESET, ())), found
+                return (*start, _VM_RESET), found
         return ops, [violation]
 
     def file_unstable(self, ops: tuple[Op, ...], violation: Violation) -> None:

@@ -16,6 +16,7 @@ import defects
 from found import call, file, make_book
 
 from guestemu.host.registry import load_host
+from guestemu.program.ops import Op, OpKind
 
 ALL = [(name,) for name in (*defects.DEFECTS, *defects.CONTROL)] + list(defects.PAIRS)
 
@@ -68,4 +69,41 @@ def test_a_status_of_the_range_before_is_one_finding_either_way_round(tmp_path):
     ways = ([call(0, 1, 16), call(4096, 1)], [call(0, 1), call(4096, 1, 16)])
     (found,) = file(book, ways)
     assert found.ops == tuple(ways[1])
+    assert len(book.findings) == 1
+
+
+def test_ranges_that_meet_are_one_finding_also_within_one_call(tmp_path):
+    """A call over two slots is two ranges for the host: two calls stand for it."""
+    spec = defects.write(tmp_path, "table-merge")
+    book = make_book(load_host(spec, plugin=spec.rpartition(":")[0]))
+    half = 64 << 20 >> 13
+    programs = [[call((half - 64) << 12, 128)], [call(0, 4), call(4 << 12, 9)], [call(0, half * 2)]]
+    (found,) = file(book, programs)
+    assert found.ops == (call(0, 1), call(4096, 1))
+    assert len(book.findings) == 1
+
+
+def test_a_count_that_is_bounded_is_not_one_that_is_cut(tmp_path):
+    """Of 2^32 + 4 pages a host takes four that takes four of any larger number."""
+    path = tmp_path / "bounded.py"
+    text = defects.source("vcpu-limit")
+    path.write_text(text.replace("call.vcpu.index and pages", "pages"))
+    book = make_book(load_host(f"{path}:TableVmm", plugin=str(path)))
+    file(book, [[call(0, 9)], [call(0, (1 << 32) + 4)], [call(4096, (1 << 33) + 4)]])
+    assert len(book.findings) == 1
+
+
+def test_a_range_that_is_remembered_is_one_finding_also_over_a_reset(tmp_path):
+    path = tmp_path / "remembers.py"
+    text = defects.source("repeat-same").replace("self.last = None", "pass")
+    path.write_text(text.replace("class BitmapVmm(Vmm):", "class BitmapVmm(Vmm):\n    last = None"))
+    book = make_book(load_host(f"{path}:BitmapVmm", plugin=str(path)))
+    reset = Op(OpKind.VM_RESET)
+    programs = (
+        [call(0, 1), call(0, 1, 16)],
+        [call(0, 77), reset, call(0, 77)],
+        [call(8192, 3), reset, call(8192, 3)],
+    )
+    (found,) = file(book, programs)
+    assert found.ops == (call(0, 1), call(0, 1, 16))
     assert len(book.findings) == 1

@@ -22,6 +22,7 @@ from guestemu.abi.regions import Instruction, Region
 from guestemu.abi.x86 import Mode
 from guestemu.campaign.triage.hostcode import Spots
 from guestemu.campaign.triage.probe import Look, Probe, Sighting, neighbours, with_attributes
+from guestemu.campaign.triage.symptom import is_of_whole_range
 from guestemu.program.ops import MIGRATION_SPECS, SPECS, Argument, Op, OpKind, canonical_op
 from guestemu.program.program import Program
 from guestemu.program.shrink import shrink
@@ -38,6 +39,7 @@ _ROUNDS: Final = 4
 _SMALL: Final = tuple(range(9))
 _FRAMES: Final = 65
 _GPA: Final = 1
+_RANGE: Final = slice(1, 3)
 _ATTRIBUTES: Final = 3
 """The address and the attributes among a hypercall's arguments."""
 _WIDE: Final = frozenset({Argument.COUNT, Argument.ADDRESS, Argument.U64})
@@ -58,7 +60,8 @@ _DEFAULTS: Final = {
 class Suspect(msgspec.Struct, frozen=True):
     """What a candidate must show: the symptom; suspicious code within `spots`, some of it if there
     is any there, all of `needed`; an effect that is not `not_effect`; a first violation of `check`,
-    if it names one; the steps of a migration in `order`: a step left out would lose data by itself.
+    if it names one; the steps of a migration in `order`: a step left out would lose data by itself;
+    with `is_whole` a range of which nothing is recorded right.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Suspect(msgspec.Struct, frozen=True):
     needed: Spots = frozenset()
     not_effect: str | None = None
     check: str = ""
+    is_whole: bool = False
 
 
 def narrow(probe: Probe, ops: tuple[Op, ...], suspect: Suspect) -> tuple[tuple[Op, ...], Suspect]:
@@ -147,6 +151,8 @@ def find_suspect(
             continue
         if suspect.not_effect == sighting.symptom.effect:
             continue
+        if suspect.is_whole and not is_of_whole_range(sighting.symptom):
+            continue
         spots = probe.suspicious(sighting)
         is_known = bool(spots) == bool(suspect.spots) or (or_none and not spots)
         if not is_known or not spots <= suspect.spots:
@@ -222,14 +228,19 @@ class Canonical:
         return ops
 
     def drop(self, ops: tuple[Op, ...]) -> tuple[Op, ...]:
-        """`ops` without those that are not needed, tried in chunks from large to small."""
+        """`ops` without those that are not needed, tried in chunks from large to small. What goes
+        wrong behind a reset of the VM, which makes all pages private, may do so for the other
+        status without one."""
         size = len(ops)
         while size:
             end = len(ops)
             while end > 0:
                 start = max(end - size, 0)
                 fewer = ops[:start] + ops[end:]
-                for candidate in (fewer, tuple(map(_sharing, fewer))):
+                candidates = [fewer, tuple(map(_sharing, fewer))]
+                if any(op.kind is OpKind.VM_RESET for op in ops[start:end]):
+                    candidates.append((*ops[:start], *map(_mirror, ops[end:])))
+                for candidate in candidates:
                     if candidate and self.holds(candidate):
                         ops = candidate
                         break
@@ -245,13 +256,46 @@ class Canonical:
                     return ops
                 if op == ops[index]:
                     break
-                candidate = (*ops[:index], op, *ops[index + 1 :])
-                if candidate not in self._known:
-                    self._left -= 1
-                if self.holds(candidate):
-                    ops = candidate
+                found = self._first_that_holds(_with(ops, index, op))
+                if found is not None:
+                    ops = found
                     break
         return ops
+
+    def _first_that_holds(self, candidates: Iterator[tuple[Op, ...]]) -> tuple[Op, ...] | None:
+        for candidate in candidates:
+            if candidate not in self._known:
+                self._left -= 1
+            if self.holds(candidate):
+                return candidate
+        return None
+
+
+def _with(ops: tuple[Op, ...], index: int, op: Op) -> Iterator[tuple[Op, ...]]:
+    """`ops` with `op` in place of the one at `index`; then with its range in all calls that had the
+    same one, and with calls that began where it ended moved along: a host that remembers a range
+    goes wrong where it comes again, or where another one meets it."""
+    one = (*ops[:index], op, *ops[index + 1 :])
+    yield one
+    if not _has_gpa(op) or not _has_gpa(ops[index]):
+        return
+    old, new = ops[index].arguments[_RANGE], op.arguments[_RANGE]
+    old_end, new_end = (gpa + pages * PAGE_SIZE & U64_MASK for gpa, pages in (old, new))
+    alike, moved = list(one), list(one)
+    for place, other in enumerate(one):
+        if place != index and _has_gpa(other):
+            gpa, pages = other.arguments[_RANGE]
+            if (gpa, pages) == old:
+                alike[place] = _at(other, new)
+            if gpa == old_end:
+                moved[place] = _at(other, (new_end, pages))
+    yield from (candidate for candidate in map(tuple, (alike, moved)) if candidate != one)
+
+
+def _at(op: Op, place: tuple[int, ...]) -> Op:
+    """A raw hypercall for another range."""
+    arguments = (op.arguments[0], *place, *op.arguments[_ATTRIBUTES:])
+    return msgspec.structs.replace(op, arguments=arguments)
 
 
 def _sharing(op: Op) -> Op:

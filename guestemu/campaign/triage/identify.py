@@ -26,7 +26,7 @@ from guestemu.campaign.triage.canonical import (
 from guestemu.campaign.triage.hostcode import Spots
 from guestemu.campaign.triage.lower import is_guest_only, lower
 from guestemu.campaign.triage.probe import Look, Probe, Sighting
-from guestemu.campaign.triage.symptom import RECORD, is_of_bits
+from guestemu.campaign.triage.symptom import RECORD, is_of_bits, is_of_whole_range
 from guestemu.checks.base import Violation
 from guestemu.program.ops import SPECS, Argument, Instruction, Op, OpKind
 from guestemu.program.program import Expectation, Header, Program
@@ -192,6 +192,30 @@ def _of_one_page(probe: Probe, case: Case) -> Case:
     return case
 
 
+def _in_two_calls(probe: Probe, case: Case) -> tuple[Op, ...] | None:
+    """The program of a case with two calls side by side in place of the last one, if the second is
+    recorded wrong where the one was: what a host makes of ranges that meet does not need a range
+    over two of its slots. Where no code can be suspected, the program names the finding."""
+    sighting, index = case.sighting, case.sighting.violation.op
+    op = case.ops[index]
+    frame = _FRAME.search(sighting.violation.message)
+    if op.kind is not OpKind.HYPERCALL or op.has_page or frame is None:
+        return None
+    nr, gpa, pages, *rest = op.arguments
+    few = int(frame[1], 16) - gpa // PAGE_SIZE
+    if sighting.symptom.name != RECORD or not 0 < few < pages:
+        return None
+    parts = (nr, gpa, few, *rest), (nr, gpa + few * PAGE_SIZE, pages - few, *rest)
+    calls = [msgspec.structs.replace(op, arguments=arguments) for arguments in parts]
+    ops = (*case.ops[:index], *calls)
+    look = probe.try_look(ops, traced=True)
+    for seen in look.first if look is not None else ():
+        is_same = is_of_whole_range(seen.symptom) and not probe.suspicious(seen)
+        if seen.violation.op == index + 1 and is_same:
+            return ops
+    return None
+
+
 def as_it_is(probe: Probe, ops: tuple[Op, ...], sighting: Sighting) -> Finding:
     """A finding whose program is `ops` and whose host code is unknown."""
     violation, name = sighting.violation, sighting.symptom.name
@@ -340,6 +364,10 @@ def _finding(probe: Probe, ops: tuple[Op, ...], suspect: Suspect) -> Finding | N
     if own is None:
         return None
     own = _first_of_all(probe, smallest, look, own)
+    if not suspect.spots and not suspect.is_whole:
+        parts = _in_two_calls(probe, Case(smallest, own))
+        if parts is not None:
+            return _finding(probe, parts, msgspec.structs.replace(suspect, is_whole=True))
     spots = probe.fresh().suspicious_beside(smallest, own)
     where = (host_name(probe.header.host), *probe.code.anchors(spots))
     key = finding_key(own.violation, own.symptom.name, smallest, where)

@@ -62,6 +62,10 @@ _LOWER_ADDRESS: Final = (_LOWER, U32_MASK, (1 << 40) - 1)
 
 _SMALL: Final = (0, 1, 2, 3, 4, 16)
 _END_WIDTHS: Final = (31, 32, 44, 48, 52)
+_STEPS: Final = (("address", 1, PAGE_SIZE), ("page count", 2, 1))
+"""Registers of a range, their places among a hypercall's arguments, and what takes one to a value
+nearby."""
+
 _OF_RANGES: Final = frozenset({"hypercall: record", of_bits("page count").name})
 
 
@@ -70,12 +74,14 @@ _Cleared: TypeAlias = tuple[tuple[str, Spots], ...]
 
 class Sighting(msgspec.Struct, frozen=True):
     """One violation in one run: what it looks like, the situation (`situation_of`) of its
-    operation, and the host code that this executed (empty without tracing)."""
+    operation, and the host code that this executed (empty without tracing). Where a register seems
+    to be cut, `plain` is the sighting without that."""
 
     violation: Violation
     symptom: Symptom
     situation: str
     spots: Spots
+    plain: Sighting | None = None
 
 
 class Look(msgspec.Struct, frozen=True):
@@ -198,6 +204,7 @@ class Probe:
         if bound is not None and bound.is_up and not is_hosts:
             raise ProgramTimeError(bound.text)
         if not self._is_comparing:
+            sightings = [self._by_neighbour(ops, s) for s in sightings]
             sightings = [self._by_bits(ops, self._by_half(ops, s, exits)) for s in sightings]
             sightings = [self._by_end(ops, self._by_attributes(ops, s)) for s in sightings]
         return Look(tuple(sightings), tuple(exits), private, is_ready), tuple(cleared)
@@ -250,6 +257,22 @@ class Probe:
                     return msgspec.structs.replace(sighting, symptom=named, spots=_NOTHING)
         plain = msgspec.structs.replace(sighting.symptom, register="")
         return msgspec.structs.replace(sighting, symptom=plain)
+
+    def _by_neighbour(self, ops: tuple[Op, ...], sighting: Sighting) -> Sighting:
+        """`sighting`, without a cut of a count or an address that a neighbouring value does not
+        show: a host that takes four pages for many takes 2^32 + 4 for four and 2^32 + 5 as well."""
+        index, plain = sighting.violation.op, sighting.plain
+        step = next((by for name, *by in _STEPS if sighting.symptom == of_bits(name)), None)
+        if plain is None or step is None:
+            return sighting
+        position, by = step
+        for change in (by, -by):
+            arguments = list(ops[index].arguments)
+            arguments[position] = arguments[position] + change & U64_MASK
+            other = msgspec.structs.replace(ops[index], arguments=tuple(arguments))
+            if self._shows((*ops[:index], other, *ops[index + 1 :]), sighting.symptom):
+                return sighting
+        return plain
 
     def _by_attributes(self, ops: tuple[Op, ...], sighting: Sighting) -> Sighting:
         """`sighting` without suspicious code where the host takes the status from other bits than
@@ -434,7 +457,11 @@ def _sighting(view: OpView, violation: Violation, situation: str, spots: Spots) 
     """A violation as it shows. Where a register was cut the code that ran is that of another call,
     and not to blame."""
     symptom = symptom_of(view, violation)
-    return Sighting(violation, symptom, situation, _NOTHING if is_of_bits(symptom.name) else spots)
+    if not is_of_bits(symptom.name):
+        return Sighting(violation, symptom, situation, spots)
+    plain = symptom_of(view, violation, looks_at_bits=False)
+    as_seen = Sighting(violation, plain, situation, spots)
+    return Sighting(violation, symptom, situation, _NOTHING, plain=as_seen)
 
 
 def with_attributes(op: Op, attributes: int) -> Op:

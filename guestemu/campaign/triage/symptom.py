@@ -145,8 +145,9 @@ def _contract_symptom(
     return _record_symptom(view, record)
 
 
-def symptom_of(view: OpView, violation: Violation) -> Symptom:
-    """The symptom of a violation seen after the operation of `view`."""
+def symptom_of(view: OpView, violation: Violation, looks_at_bits: bool = True) -> Symptom:
+    """The symptom of a violation seen after the operation of `view`. Without `looks_at_bits` none
+    of a register that was cut."""
     op, exits = view.op, view.exits
     is_one_call = op.kind is OpKind.HYPERCALL and len(exits) == 1
     if is_one_call and violation.check in _HELD and view.host.contract == CONTRACT:
@@ -154,7 +155,7 @@ def symptom_of(view: OpView, violation: Violation) -> Symptom:
         rule = rule_of(record)
         if view.injected[1]:
             rule = f"{rule}, answer ordered"
-        if isinstance(record, HypercallExit) and not view.injected[1]:
+        if looks_at_bits and isinstance(record, HypercallExit) and not view.injected[1]:
             register, is_seen = lost_bits(record, view.host_before, view.host.private_map())
             if is_seen:
                 return of_bits(register)
