@@ -56,12 +56,13 @@ def guard_process(testbed: Testbed, is_scout: bool = False) -> None:
 
 
 class Scout:
-    """The scout of `testbed`, whose host `may_end_process`. With `is_patient` a program that the
-    scout does not end in time runs here, where a watchdog bounds it."""
+    """The scout of `testbed`, whose host `may_end_process`. A program that it does not end in time
+    has a call that does not return; with `patience` one that it does not end in so many seconds
+    runs here, where a watchdog bounds it."""
 
-    def __init__(self, testbed: Testbed, is_patient: bool = False) -> None:
+    def __init__(self, testbed: Testbed, patience: float | None = None) -> None:
         self._testbed = testbed
-        self._is_patient = is_patient
+        self._patience = patience
         self._calls = Calls()
         self._pid = 0
         self._encode = msgspec.msgpack.Encoder().encode
@@ -83,11 +84,12 @@ class Scout:
         with suppress(BrokenPipeError):  # the end of the other side is read below
             while message:
                 message = message[os.write(self._out, message) :]
-        is_late = not self._poll.poll(_ANSWER_S * 1000)
+        seconds = _ANSWER_S if self._patience is None else self._patience
+        is_late = not self._poll.poll(seconds * 1000)
         if not is_late and os.read(self._in, 1):
             return True
         how = how_it_ended(self._reap())
-        if is_late and self._is_patient:
+        if is_late and self._patience is not None:
             return True
         return calls.learn(f"did not return within {_ANSWER_S:g} s" if is_late else how)
 

@@ -76,7 +76,7 @@ def run_in(testbed: Testbed, program: Program, seconds: float | None = None) -> 
     stop: VmStop | None = None
     limit = seconds_for(program.header) if seconds is None else seconds
     if testbed.scout is None and may_end_process(testbed.host):
-        testbed.scout = Scout(testbed, is_patient=True)
+        testbed.scout = Scout(testbed, patience=limit)
     if not testbed.try_out(program.ops):
         raise EngineError(f"the process that ran {len(program.ops)} operations first died")
     with Watchdog(lambda: testbed.guest.machine, limit) as watchdog:
