@@ -67,8 +67,10 @@ class SevFirmwareHost(MapGpaRangeHost):
 
     @property
     def state(self) -> int:
-        """That of the base, and the firmware guests' states."""
-        return super().state | (0 if self._sev is None else self._sev.state) << 8
+        """That of the base, and the firmware guests' states once an operation was about them:
+        whether an earlier program made them must not show."""
+        world = self._sev
+        return super().state | (world.state if world is not None and world.is_touched else 0) << 8
 
     def plain(self, op: Op) -> Op:
         """See `Host`."""
