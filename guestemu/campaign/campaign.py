@@ -145,7 +145,7 @@ def _usual_vcpus(target: Target, host: str | None, guest: str | None) -> int:
 
 def _is_own(target: Target, host: str) -> bool:
     """Whether a host of the user's answers raw exits on this target."""
-    is_raw = bool(target.kinds & _RAW) and not target.limits
+    is_raw = bool(target.kinds & _RAW) and target.limit is None
     return is_raw and is_code(host) and not host.startswith(_LIVE)
 
 

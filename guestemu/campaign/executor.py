@@ -13,35 +13,20 @@ from guestemu.abi.errors import InputError, TimeUp
 from guestemu.campaign.feedback import Feedback
 from guestemu.campaign.lockstep.check import LockstepCheck
 from guestemu.campaign.lockstep.run import HostChoice
-from guestemu.campaign.migration_ops import Limit, migration_limiter
-from guestemu.campaign.ranges import limit_ops
-from guestemu.campaign.snp_ranges import limit_snp_ops
 from guestemu.campaign.targets import Target
-from guestemu.campaign.td_ranges import limit_td_ops
 from guestemu.checks.base import Violation
 from guestemu.host.base import Host
 from guestemu.host.userspace.base import VmStopped
 from guestemu.machine.watchdog import Watchdog
 from guestemu.program.binary import RECORD_SIZE, OpDecoder
 from guestemu.program.ops import Op, OpKind, Region
-from guestemu.program.program import Header, SevKind
+from guestemu.program.program import Header
 from guestemu.program.values import extra_values
 from guestemu.runner.testbed import TIME_UP, Testbed, build_testbed
 
 _MSR_KINDS: Final = frozenset({OpKind.RDMSR, OpKind.WRMSR})
 _PLAIN_KEPT: Final = 1 << 15
 """Ops whose plain form is remembered."""
-
-
-def _limiter(target: Target, lawful: bool) -> Limit | None:
-    """What a target's programs are made to keep to, if anything."""
-    if target.order:
-        return migration_limiter(target.order, OpKind.MIGRATE_HANDLER in target.kinds)
-    if target.limits and target.header.sev is SevKind.TDX:
-        return lambda ops: limit_td_ops(ops, lawful)
-    if target.limits and OpKind.HYPERVISOR_LIE in target.kinds:
-        return lambda ops: limit_snp_ops(ops, lawful)
-    return (lambda ops: limit_ops(ops, lawful)) if target.limits else None
 
 
 class Executor:
@@ -68,7 +53,7 @@ class Executor:
         self.kinds = kinds
         self.heartbeat: Callable[[], None] | None = None
         self.bound: Watchdog | None = None
-        self._keep_to = _limiter(target, kinds.isdisjoint(target.fault_kinds))
+        self._is_lawful = kinds.isdisjoint(target.fault_kinds)
         self._ignored = target.ignored
         self.max_size = target.max_ops * RECORD_SIZE
         self.testbed: Testbed = testbed or build_testbed(header, host)
@@ -86,7 +71,8 @@ class Executor:
     def decode(self, data: bytes) -> tuple[Op, ...]:
         """The program that `data` stands for on this target."""
         ops = self.decoder.decode(data if len(data) <= self.max_size else data[: self.max_size])
-        return ops if self._keep_to is None else self._keep_to(ops)
+        limit = self.target.limit
+        return ops if limit is None else limit(ops, self._is_lawful)
 
     def _plain(self, op: Op) -> Op:
         """An op that does what `op` does, the same one for all that do (`Host.plain`); above CPL 0
@@ -97,7 +83,8 @@ class Executor:
 
     def allows(self, ops: tuple[Op, ...]) -> bool:
         """Whether `ops` are a program of this target: within its limits as they are."""
-        return self._keep_to is None or self._keep_to(ops) == ops
+        limit = self.target.limit
+        return limit is None or limit(ops, self._is_lawful) == ops
 
     def run(self, ops: tuple[Op, ...]) -> list[Violation]:
         """Runs `ops` from the first state; the violations, in order."""

@@ -14,13 +14,13 @@ host step falls in between, `DES` loses nothing that is defined.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import dropwhile
 from typing import Final
 
 from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE
 from guestemu.abi.errors import InputError
-from guestemu.campaign.ranges import limit_op
+from guestemu.campaign.ranges import Limit, limit_op
 from guestemu.program.ops import Op, OpKind, Region
 
 LAWFUL_ORDER: Final = "DES"
@@ -51,8 +51,6 @@ _CONVERSIONS: Final = frozenset({OpKind.SET_MEMORY_ENCRYPTED, OpKind.SET_MEMORY_
 _LINK: Final = frozenset({OpKind.LINK_REPLAY, OpKind.LINK_REVERSE})
 _STARTS: Final = frozenset({OpKind.MIGRATE_START, OpKind.MIGRATE_HANDLER})
 _ONCE: Final = _STARTS | {OpKind.MIGRATE_STOP}
-
-Limit = Callable[[tuple[Op, ...]], tuple[Op, ...]]
 
 
 def check_order(order: str) -> None:
@@ -103,15 +101,15 @@ def _written(ops: Iterable[Op]) -> list[int]:
 
 
 def migration_limiter(order: str, by_handler: bool = False) -> Limit:
-    """What makes ops a migration by `order`; applied to its own result it changes nothing.
+    """What makes ops a migration by `order`. With `by_handler` private pages go through migration
+    handlers, else by what MIGRATE_START says.
 
-    With `by_handler` private pages go through migration handlers, else by what MIGRATE_START says.
     Raises `InputError` for an invalid order.
     """
     check_order(order)
     steps = [STEPS[letter] for letter in order]
 
-    def limit(ops: tuple[Op, ...]) -> tuple[Op, ...]:
+    def limit(ops: tuple[Op, ...], _lawful: bool) -> tuple[Op, ...]:
         kinds = [op.kind for op in ops]
         end = kinds.index(OpKind.MIGRATE_STOP) if OpKind.MIGRATE_STOP in kinds else len(ops)
         starts = [op.arguments[1] for op in ops if op.kind is OpKind.MIGRATE_START]

@@ -18,11 +18,16 @@ answer is an error.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeAlias
 
 from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, PUD_SIZE, U64_MASK
 from guestemu.abi.errno import EINVAL
 from guestemu.program.ops import REGIONS, Op, OpKind, Region
+
+Limit: TypeAlias = Callable[[tuple[Op, ...], bool], tuple[Op, ...]]
+"""What makes ops a program of a target; the bool says that callers are good ones. Applied to its
+own result it changes nothing."""
 
 MAX_PAGES: Final = 66
 """Pages of a conversion where leaves are 4 KiB: one word of a bitmap and a page on either side."""

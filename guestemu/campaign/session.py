@@ -12,7 +12,7 @@ import mmap
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final
+from typing import ClassVar, Final
 
 import msgspec
 
@@ -130,8 +130,11 @@ class Session:
     for the supervisor, which reads it after this process has died.
 
     `host` replaces the one named in the header (for tests), `build` makes another executor than the
-    standard one; without a `store` nothing is written.
+    standard one; without a `store` nothing is written. `may_be_native` is False in a subclass whose
+    `execute` does more: machine code does not call it.
     """
+
+    may_be_native: ClassVar[bool] = True
 
     def __init__(
         self,

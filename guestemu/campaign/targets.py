@@ -16,7 +16,10 @@ import msgspec
 
 from guestemu.abi.errors import InputError
 from guestemu.abi.names import nearest
-from guestemu.campaign.migration_ops import LAWFUL_ORDER, MAX_OPS, check_order
+from guestemu.campaign.migration_ops import LAWFUL_ORDER, MAX_OPS, migration_limiter
+from guestemu.campaign.ranges import Limit, limit_ops
+from guestemu.campaign.snp_ranges import limit_snp_ops
+from guestemu.campaign.td_ranges import limit_td_ops
 from guestemu.program.device_specs import (
     DEVICE_CHANGE_SPECS,
     DEVICE_FAULT_SPECS,
@@ -48,11 +51,10 @@ class Target(msgspec.Struct, frozen=True):
     """One target.
 
     `kinds` are the ops of its programs, `fault_kinds` those that `--faults` adds (empty: the target
-    has none); `max_ops` bounds a program; `header` is what its programs start from; `limits`
-    says that its ops pass through `ranges.limit_ops`; `hosts` run in lock-step with the
-    header's host and are compared with it, instead of every other check. With an `order` of host
-    steps its programs are migrations by it (migration_ops.py); violations named in `ignored` are no
-    findings.
+    has none); `max_ops` bounds a program; `header` is what its programs start from; `limit`
+    makes any ops a program of it; `hosts` run in lock-step with the header's host and are compared
+    with it, instead of every other check. `order`: the host steps that its programs are migrations
+    by (migration_ops.py). Violations named in `ignored` are no findings.
     """
 
     name: str
@@ -60,7 +62,7 @@ class Target(msgspec.Struct, frozen=True):
     kinds: frozenset[OpKind]
     max_ops: int
     fault_kinds: frozenset[OpKind] = frozenset()
-    limits: bool = False
+    limit: Limit | None = None
     hosts: tuple[str, ...] = ()
     order: str = ""
     ignored: frozenset[str] = frozenset()
@@ -114,7 +116,7 @@ _TARGETS: Final = (
             }
         ),
         max_ops=6,
-        limits=True,
+        limit=limit_ops,
     ),
     Target(
         name="mapgpa",
@@ -131,7 +133,7 @@ _TARGETS: Final = (
         ),
         fault_kinds=frozenset({OpKind.ANSWER, OpKind.FAIL_ACCEPT}),
         max_ops=6,
-        limits=True,
+        limit=limit_td_ops,
         header=Header(guest="snippet:6.12", sev=SevKind.TDX, budget=_BUDGET),
     ),
     Target(
@@ -193,7 +195,7 @@ _TARGETS: Final = (
             }
         ),
         max_ops=6,
-        limits=True,
+        limit=limit_snp_ops,
         header=Header(
             guest="snippet:6.12",
             sev=SevKind.SEV_SNP,
@@ -227,7 +229,7 @@ _TARGETS: Final = (
         ),
         fault_kinds=frozenset({OpKind.FAIL_SPLIT, OpKind.UNMAP, OpKind.CLEAR_PRESENT}),
         max_ops=6,
-        limits=True,
+        limit=limit_ops,
         hosts=LOCKSTEP_HOSTS,
     ),
     Target(
@@ -246,6 +248,7 @@ _TARGETS: Final = (
         - {OpKind.MIGRATE_HANDLER},
         fault_kinds=frozenset(LINK_SPECS),
         max_ops=MAX_OPS,
+        limit=migration_limiter(LAWFUL_ORDER),
         order=LAWFUL_ORDER,
         ignored=frozenset({_LOST_STRICT}),
     ),
@@ -273,6 +276,7 @@ _OF_A_TD: Final = msgspec.structs.replace(
     TARGETS["hostile-host"],
     kinds=TARGETS["hostile-host"].kinds - {OpKind.HYPERVISOR_LIE}
     | {OpKind.ANSWER, OpKind.PENDING_EVENT},
+    limit=TARGETS["mapgpa"].limit,
     header=TARGETS["mapgpa"].header,
 )
 
@@ -290,8 +294,8 @@ def find_target(name: str) -> Target:
             raise InputError(
                 f"target {name!r}: only migration and mirror take an order; use {base}"
             )
-        check_order(order)
-        return msgspec.structs.replace(target, name=name, order=order)
+        limit = migration_limiter(order, OpKind.MIGRATE_HANDLER in target.kinds)
+        return msgspec.structs.replace(target, name=name, order=order, limit=limit)
     if target is None:
         raise InputError(f"target {name!r}: no such target; {nearest(base, TARGETS)}")
     return target

@@ -26,7 +26,7 @@ def call(gpa: int, pages: int, attributes: int = 0, nr: int = 12, cpl: int = 0) 
 
 
 def make_book(host: Host) -> FindingBook:
-    target = msgspec.structs.replace(CONVERSION, limits=False)
+    target = msgspec.structs.replace(CONVERSION, limit=None)
     return FindingBook(Executor(target, target.header, target.kinds, Feedback(), host))
 
 

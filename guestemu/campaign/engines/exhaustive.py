@@ -72,6 +72,7 @@ def alphabet(session: Session) -> list[bytes]:
     """The records of all ops within the session's bounds, each once."""
     values = session.plan.bounds.values
     target = session.plan.target
+    is_limited = target.limit is not None and not target.order
     lawful = session.kinds.isdisjoint(target.fault_kinds)
     regions = sorted(session.executor.testbed.guest.regions)
     letters: dict[bytes, None] = {}
@@ -85,7 +86,7 @@ def alphabet(session: Session) -> list[bytes]:
         ):
             region, page, has_page = place
             op = canonical_op(Op(kind, arguments, region, page, has_page, vcpu, *posture))
-            letters[encode_op(limit_op(op, lawful) if target.limits else op)] = None
+            letters[encode_op(limit_op(op, lawful) if is_limited else op)] = None
     return list(letters)
 
 

@@ -30,6 +30,7 @@ from guestemu.campaign.feedback import (
     NEAR_COUNTERS,
     SIZE,
 )
+from guestemu.campaign.ranges import limit_ops
 from guestemu.checks.base import Check
 from guestemu.checks.conversion import ConversionCheck, MappingCheck
 from guestemu.checks.free import FreePagesCheck
@@ -92,8 +93,6 @@ def why_not(executor: Executor) -> str:
     testbed = executor.testbed
     guest = testbed.guest
     machine = guest.machine
-    if type(executor) is not Executor:
-        return "the executor makes programs in its own way"
     if type(guest) is not SnippetGuest or guest.boot_exits:
         return f"guest {guest.name} is not a snippet"
     if type(machine.ram) is not GuestRam or not machine.code.available or machine.tlb is not None:
@@ -120,6 +119,8 @@ def why_not(executor: Executor) -> str:
         return "the guest is a TD"
     if machine.devices or machine.hooks.reflects_vmmcall:
         return "the guest's hypercalls go through a GHCB"
+    if executor.target.limit not in (None, limit_ops):
+        return f"target {executor.target.name} has limits of its own"
     return ""
 
 
@@ -127,7 +128,7 @@ def open_fast_path(session: Session, leave: Callable[[BaseException], None]) -> 
     """The fast path of `session`; None where there is none. `leave` gets `SessionOver`, and what
     else Python raises while libFuzzer drives."""
     library = load_library()
-    if library is None or why_not(session.executor):
+    if library is None or not session.may_be_native or why_not(session.executor):
         return None
     return FastPath(session, library, leave)
 
@@ -195,7 +196,7 @@ class FastPath:
         target = executor.target
         record.max_size = executor.max_size
         record.vcpus = executor.decoder.vcpus
-        record.limits = target.limits
+        record.limits = target.limit is limit_ops
         record.is_lawful = executor.kinds.isdisjoint(target.fault_kinds)
         record.plans = tables.plans(executor.decoder)
         record.places = tables.places(executor.decoder)

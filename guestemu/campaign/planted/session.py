@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import time
+from typing import ClassVar
 
 import msgspec
 
+from guestemu.campaign.executor import Executor
 from guestemu.campaign.planted.bug import Configuration
-from guestemu.campaign.planted.executor import ZooExecutor, campaign_target
-from guestemu.campaign.planted.targets import ZooTarget
 from guestemu.campaign.session import Plan, Session, SessionOver
+from guestemu.campaign.targets import Target
 from guestemu.checks.base import Violation
 from guestemu.program.ops import Op
 
@@ -29,9 +30,11 @@ class ZooSession(Session):
     `seconds` bounds the run beside `plan.execs`.
     """
 
+    may_be_native: ClassVar[bool] = False
+
     def __init__(
         self,
-        target: ZooTarget,
+        target: Target,
         configuration: Configuration,
         check: str | None,
         *,
@@ -39,10 +42,13 @@ class ZooSession(Session):
         execs: int | None,
         seconds: float | None = None,
     ) -> None:
-        plan = Plan(
-            campaign_target(target, configuration), configuration.header, seed=seed, execs=execs
+        header = configuration.header
+        super().__init__(
+            Plan(target, header, seed=seed, execs=execs),
+            build=lambda feedback: Executor(
+                target, header, target.kinds, feedback, testbed=configuration.build()
+            ),
         )
-        super().__init__(plan, build=lambda feedback: ZooExecutor(target, configuration, feedback))
         self.found: Find | None = None
         self.others: dict[str, int] = {}
         self._check = check

@@ -9,7 +9,7 @@ blamed for: an address inside a page, an alias of a page with a hole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -19,10 +19,9 @@ from guestemu.abi.errno import EAGAIN, EINVAL
 from guestemu.abi.errors import InputError
 from guestemu.campaign.ranges import limit_ops
 from guestemu.campaign.snp_ranges import limit_snp_ops
+from guestemu.campaign.targets import Target
 from guestemu.campaign.td_ranges import limit_td_ops
 from guestemu.program.ops import MIRROR_SPECS, REGIONS, Op, OpKind, Region
-
-Limiter = Callable[[tuple[Op, ...]], tuple[Op, ...]]
 
 _GIANT_PAGES: Final = 1 << 20
 _SETS: Final = frozenset({OpKind.SET_MEMORY_ENCRYPTED, OpKind.SET_MEMORY_DECRYPTED})
@@ -44,42 +43,12 @@ _USER_PAGES: Final = 0x3FF
 _USER_REGIONS: Final = 0xF
 
 
-class ZooTarget(msgspec.Struct, frozen=True):
-    """A fuzz target: the kinds of its programs' ops, the most ops of a program, what `limit` makes
-    of the ops that bytes stand for."""
-
-    name: str
-    summary: str
-    kinds: frozenset[OpKind]
-    max_ops: int
-    limit: Limiter
-
-
-def _as_they_are(ops: tuple[Op, ...]) -> tuple[Op, ...]:
-    return ops
-
-
-def _lawful(ops: tuple[Op, ...]) -> tuple[Op, ...]:
-    """As `guestemu fuzz conversion` without faults."""
-    return limit_ops(ops, lawful=True)
-
-
 def _moved(op: Op, region: Region, arguments: tuple[int, ...]) -> Op:
     page = op.page if op.page < REGIONS[region].pages else op.page % REGIONS[region].pages
     return msgspec.structs.replace(op, region=region, arguments=arguments, page=page)
 
 
-def _td_ops(ops: tuple[Op, ...]) -> tuple[Op, ...]:
-    """As `guestemu fuzz mapgpa` and `hostile-host:tdx`."""
-    return limit_td_ops(ops, lawful=True)
-
-
-def _snp_ops(ops: tuple[Op, ...]) -> tuple[Op, ...]:
-    """As `guestemu fuzz hostile-host`."""
-    return limit_snp_ops(ops, lawful=True)
-
-
-def _psc_ops(ops: tuple[Op, ...]) -> tuple[Op, ...]:
+def _psc_ops(ops: tuple[Op, ...], _lawful: bool) -> tuple[Op, ...]:
     """User space answers with one of the errors that KVM documents."""
     return tuple(
         msgspec.structs.replace(
@@ -91,15 +60,15 @@ def _psc_ops(ops: tuple[Op, ...]) -> tuple[Op, ...]:
     )
 
 
-def _without_alias(ops: tuple[Op, ...]) -> tuple[Op, ...]:
+def _without_alias(ops: tuple[Op, ...], lawful: bool) -> tuple[Op, ...]:
     """Whole pages of the direct map: the kernel updates no alias of an unmapped page."""
     return tuple(
         _moved(op, Region.D, op.arguments) if op.region is Region.V else op
-        for op in limit_ops(ops, lawful=True)
+        for op in limit_ops(ops, lawful)
     )
 
 
-def _early_bytes(ops: tuple[Op, ...]) -> tuple[Op, ...]:
+def _early_bytes(ops: tuple[Op, ...], _lawful: bool) -> tuple[Op, ...]:
     """Early conversions of any bytes in a few pages of the direct map."""
     limited = []
     for op in limit_ops(ops, lawful=False):
@@ -114,10 +83,10 @@ def _early_bytes(ops: tuple[Op, ...]) -> tuple[Op, ...]:
     return tuple(limited)
 
 
-def _few_pages(ops: tuple[Op, ...]) -> tuple[Op, ...]:
+def _few_pages(ops: tuple[Op, ...], lawful: bool) -> tuple[Op, ...]:
     """Conversions of a page, stores to it and evictions of it, all of the same page."""
     limited = []
-    for op in limit_ops(ops, lawful=True):
+    for op in limit_ops(ops, lawful):
         arguments = op.arguments
         if op.kind is OpKind.EVICT:
             arguments = (1, arguments[1])
@@ -130,7 +99,7 @@ def _few_pages(ops: tuple[Op, ...]) -> tuple[Op, ...]:
     return tuple(limited)
 
 
-def _giant(ops: tuple[Op, ...]) -> tuple[Op, ...]:
+def _giant(ops: tuple[Op, ...], _lawful: bool) -> tuple[Op, ...]:
     """Conversions of region G, up to all of it."""
     limited = []
     for op in ops:
@@ -144,7 +113,7 @@ def _giant(ops: tuple[Op, ...]) -> tuple[Op, ...]:
     return tuple(limited)
 
 
-def _one_stop(ops: tuple[Op, ...]) -> tuple[Op, ...]:
+def _one_stop(ops: tuple[Op, ...], _lawful: bool) -> tuple[Op, ...]:
     """A second stop_conversion waits for ever: only the first is left."""
     seen = False
     kept = []
@@ -157,15 +126,15 @@ def _one_stop(ops: tuple[Op, ...]) -> tuple[Op, ...]:
     return tuple(kept)
 
 
-def _in_ram(ops: tuple[Op, ...]) -> tuple[Op, ...]:
+def _in_ram(ops: tuple[Op, ...], lawful: bool) -> tuple[Op, ...]:
     """Touched entries are 4 KiB ones of the direct map."""
     return tuple(
         _moved(op, Region.D, op.arguments) if op.region is not Region.D else op
-        for op in limit_ops(ops, lawful=True)
+        for op in limit_ops(ops, lawful)
     )
 
 
-def _sane_user_space(ops: tuple[Op, ...]) -> tuple[Op, ...]:
+def _sane_user_space(ops: tuple[Op, ...], _lawful: bool) -> tuple[Op, ...]:
     """The host's own user space names gfns of a real guest; the guest may say anything."""
     limited = []
     for op in ops:
@@ -186,24 +155,23 @@ def _sane_user_space(ops: tuple[Op, ...]) -> tuple[Op, ...]:
 _HOST_COMMON: Final = frozenset({OpKind.HYPERCALL, OpKind.WRMSR, OpKind.RDMSR})
 
 _TARGETS: Final = (
-    ZooTarget(
-        "hypercall",
-        "raw VMMCALL and VMCALL with any registers, mode and CPL; ordered answers of user space",
-        frozenset({OpKind.HYPERCALL, OpKind.ANSWER}),
-        4,
-        _as_they_are,
+    Target(
+        name="hypercall",
+        summary="raw VMMCALL and VMCALL with any registers, mode and CPL; ordered answers of user "
+        "space",
+        kinds=frozenset({OpKind.HYPERCALL, OpKind.ANSWER}),
+        max_ops=4,
     ),
-    ZooTarget(
-        "kernel-calls",
-        "hypercalls and accesses of pages, while calls of the VMM into its kernel fail",
-        frozenset({OpKind.HYPERCALL, OpKind.FAIL_CALL, OpKind.GUEST_ACCESS}),
-        4,
-        _as_they_are,
+    Target(
+        name="kernel-calls",
+        summary="hypercalls and accesses of pages, while calls of the VMM into its kernel fail",
+        kinds=frozenset({OpKind.HYPERCALL, OpKind.FAIL_CALL, OpKind.GUEST_ACCESS}),
+        max_ops=4,
     ),
-    ZooTarget(
-        "host-2019",
-        "hypercalls and the ioctls of the bitmap generations of 2019",
-        frozenset(
+    Target(
+        name="host-2019",
+        summary="hypercalls and the ioctls of the bitmap generations of 2019",
+        kinds=frozenset(
             {
                 OpKind.HYPERCALL,
                 OpKind.HOST_GET_BITMAP,
@@ -211,13 +179,13 @@ _TARGETS: Final = (
                 OpKind.HOST_RESET_VCPU,
             }
         ),
-        4,
-        _sane_user_space,
+        max_ops=4,
+        limit=_sane_user_space,
     ),
-    ZooTarget(
-        "host-2020",
-        "hypercalls, the opt-in MSR and the ioctls of the bitmap generations of 2020",
-        _HOST_COMMON
+    Target(
+        name="host-2020",
+        summary="hypercalls, the opt-in MSR and the ioctls of the bitmap generations of 2020",
+        kinds=_HOST_COMMON
         | {
             OpKind.HOST_GET_BITMAP,
             OpKind.HOST_SET_BITMAP,
@@ -225,71 +193,72 @@ _TARGETS: Final = (
             OpKind.HOST_COMMIT_SLOT,
             OpKind.HOST_POISON_PAGE,
         },
-        4,
-        _sane_user_space,
+        max_ops=4,
+        limit=_sane_user_space,
     ),
-    ZooTarget(
-        "host-list",
-        "hypercalls, the opt-in MSR and the ioctls of the shared-list generation",
-        _HOST_COMMON | {OpKind.HOST_GET_LIST, OpKind.HOST_SET_LIST},
-        5,
-        _sane_user_space,
+    Target(
+        name="host-list",
+        summary="hypercalls, the opt-in MSR and the ioctls of the shared-list generation",
+        kinds=_HOST_COMMON | {OpKind.HOST_GET_LIST, OpKind.HOST_SET_LIST},
+        max_ops=5,
+        limit=_sane_user_space,
     ),
-    ZooTarget(
-        "msr",
-        "RDMSR and WRMSR, the platform set-up and CPU off-lining",
-        frozenset({OpKind.WRMSR, OpKind.RDMSR, OpKind.INIT_PLATFORM, OpKind.CPU_OFFLINE}),
-        3,
-        _as_they_are,
+    Target(
+        name="msr",
+        summary="RDMSR and WRMSR, the platform set-up and CPU off-lining",
+        kinds=frozenset({OpKind.WRMSR, OpKind.RDMSR, OpKind.INIT_PLATFORM, OpKind.CPU_OFFLINE}),
+        max_ops=3,
     ),
-    ZooTarget(
-        "boot",
-        "what a former kernel left shared, then the platform set-up of the next one",
-        frozenset({OpKind.HYPERCALL, OpKind.INIT_PLATFORM, OpKind.CPU_OFFLINE}),
-        4,
-        _as_they_are,
+    Target(
+        name="boot",
+        summary="what a former kernel left shared, then the platform set-up of the next one",
+        kinds=frozenset({OpKind.HYPERCALL, OpKind.INIT_PLATFORM, OpKind.CPU_OFFLINE}),
+        max_ops=4,
     ),
-    ZooTarget(
-        "conversion",
-        "set_memory_encrypted and _decrypted with stores and loads between",
-        _SETS | _ACCESSES,
-        4,
-        _lawful,
+    Target(
+        name="conversion",
+        summary="set_memory_encrypted and _decrypted with stores and loads between",
+        kinds=_SETS | _ACCESSES,
+        max_ops=4,
+        limit=limit_ops,
     ),
-    ZooTarget(
-        "cache",
-        "set_memory_encrypted and _decrypted with stores, loads and evictions of cache lines",
-        _SETS | _ACCESSES | {OpKind.EVICT},
-        6,
-        _few_pages,
+    Target(
+        name="cache",
+        summary="set_memory_encrypted and _decrypted with stores, loads and evictions of cache "
+        "lines",
+        kinds=_SETS | _ACCESSES | {OpKind.EVICT},
+        max_ops=6,
+        limit=_few_pages,
     ),
-    ZooTarget(
-        "mapgpa",
-        "a TD's conversions under retries, pending events and refusals",
-        _SETS | {OpKind.PENDING_EVENT, OpKind.ANSWER},
-        4,
-        _td_ops,
+    Target(
+        name="mapgpa",
+        summary="a TD's conversions under retries, pending events and refusals",
+        kinds=_SETS | {OpKind.PENDING_EVENT, OpKind.ANSWER},
+        max_ops=4,
+        limit=limit_td_ops,
     ),
-    ZooTarget(
-        "psc",
-        "page-state requests of a hostile SNP guest, and user space's answers",
-        frozenset({OpKind.PSC, OpKind.PSC_MIXED, OpKind.ANSWER}),
-        3,
-        _psc_ops,
+    Target(
+        name="psc",
+        summary="page-state requests of a hostile SNP guest, and user space's answers",
+        kinds=frozenset({OpKind.PSC, OpKind.PSC_MIXED, OpKind.ANSWER}),
+        max_ops=3,
+        limit=_psc_ops,
     ),
-    ZooTarget(
-        "hostile-host",
-        "an SNP guest's conversions, stores and loads under a hypervisor that lies and attacks",
-        _SETS
+    Target(
+        name="hostile-host",
+        summary="an SNP guest's conversions, stores and loads under a hypervisor that lies and "
+        "attacks",
+        kinds=_SETS
         | _ACCESSES
         | {OpKind.HYPERVISOR_LIE, OpKind.HYPERVISOR_INJECT, OpKind.HYPERVISOR_PAGE},
-        6,
-        _snp_ops,
+        max_ops=6,
+        limit=limit_snp_ops,
     ),
-    ZooTarget(
-        "hostile-td",
-        "a TD's conversions, stores and loads under a VMM that attacks pages and injects events",
-        _SETS
+    Target(
+        name="hostile-td",
+        summary="a TD's conversions, stores and loads under a VMM that attacks pages and injects "
+        "events",
+        kinds=_SETS
         | _ACCESSES
         | {
             OpKind.HYPERVISOR_INJECT,
@@ -297,48 +266,49 @@ _TARGETS: Final = (
             OpKind.ANSWER,
             OpKind.PENDING_EVENT,
         },
-        6,
-        _td_ops,
+        max_ops=6,
+        limit=limit_td_ops,
     ),
-    ZooTarget(
-        "early",
-        "early_set_memory_encrypted and _decrypted of any bytes",
-        _SETS | _EARLY | _ACCESSES,
-        4,
-        _early_bytes,
+    Target(
+        name="early",
+        summary="early_set_memory_encrypted and _decrypted of any bytes",
+        kinds=_SETS | _EARLY | _ACCESSES,
+        max_ops=4,
+        limit=_early_bytes,
     ),
-    ZooTarget(
-        "faults",
-        "set_memory_encrypted and _decrypted under failing allocations and holes",
-        _SETS | {OpKind.WRITE, OpKind.FAIL_SPLIT, OpKind.UNMAP},
-        4,
-        _without_alias,
+    Target(
+        name="faults",
+        summary="set_memory_encrypted and _decrypted under failing allocations and holes",
+        kinds=_SETS | {OpKind.WRITE, OpKind.FAIL_SPLIT, OpKind.UNMAP},
+        max_ops=4,
+        limit=_without_alias,
     ),
-    ZooTarget(
-        "giant",
-        "set_memory_encrypted and _decrypted of gigabytes",
-        _SETS,
-        2,
-        _giant,
+    Target(
+        name="giant",
+        summary="set_memory_encrypted and _decrypted of gigabytes",
+        kinds=_SETS,
+        max_ops=2,
+        limit=_giant,
     ),
-    ZooTarget(
-        "dma",
-        "coherent allocations and frees under failing conversions",
-        frozenset({OpKind.DMA_ALLOC, OpKind.DMA_FREE, OpKind.FAIL_SPLIT, OpKind.STOP_CONVERSION}),
-        6,
-        _one_stop,
+    Target(
+        name="dma",
+        summary="coherent allocations and frees under failing conversions",
+        kinds=frozenset(
+            {OpKind.DMA_ALLOC, OpKind.DMA_FREE, OpKind.FAIL_SPLIT, OpKind.STOP_CONVERSION}
+        ),
+        max_ops=6,
+        limit=_one_stop,
     ),
-    ZooTarget(
-        "firmware",
-        "KVM's SEV ioctls on a running VM, an empty one and a mirror",
-        frozenset({OpKind.SEV_IOCTL, OpKind.SEV_REGION}),
-        6,
-        _as_they_are,
+    Target(
+        name="firmware",
+        summary="KVM's SEV ioctls on a running VM, an empty one and a mirror",
+        kinds=frozenset({OpKind.SEV_IOCTL, OpKind.SEV_REGION}),
+        max_ops=6,
     ),
-    ZooTarget(
-        "sync",
-        "QEMU's status sync and list, handovers, resizes, resets",
-        frozenset(
+    Target(
+        name="sync",
+        summary="QEMU's status sync and list, handovers, resizes, resets",
+        kinds=frozenset(
             {
                 OpKind.QEMU_STATUS,
                 OpKind.QEMU_SYNC,
@@ -347,44 +317,40 @@ _TARGETS: Final = (
                 OpKind.QEMU_RESET,
             }
         ),
-        6,
-        _as_they_are,
+        max_ops=6,
     ),
-    ZooTarget(
-        "outgoing",
-        "pages through the firmware, and migrations that end",
-        frozenset({OpKind.QEMU_SEND}),
-        6,
-        _as_they_are,
+    Target(
+        name="outgoing",
+        summary="pages through the firmware, and migrations that end",
+        kinds=frozenset({OpKind.QEMU_SEND}),
+        max_ops=6,
     ),
-    ZooTarget(
-        "stream",
-        "records of the migration stream with any numbers",
-        frozenset({OpKind.QEMU_RECORD}),
-        4,
-        _as_they_are,
+    Target(
+        name="stream",
+        summary="records of the migration stream with any numbers",
+        kinds=frozenset({OpKind.QEMU_RECORD}),
+        max_ops=4,
     ),
-    ZooTarget(
-        "mirror",
-        "migration through handlers in mirror VMs, contexts that are copied and moved",
-        frozenset(MIRROR_SPECS) | {OpKind.SEV_IOCTL},
-        6,
-        _as_they_are,
+    Target(
+        name="mirror",
+        summary="migration through handlers in mirror VMs, contexts that are copied and moved",
+        kinds=frozenset(MIRROR_SPECS) | {OpKind.SEV_IOCTL},
+        max_ops=6,
     ),
-    ZooTarget(
-        "device",
-        "pages that the guest maps with C = 0 for a device",
-        _SETS | {OpKind.TOUCH_CBIT},
-        3,
-        _in_ram,
+    Target(
+        name="device",
+        summary="pages that the guest maps with C = 0 for a device",
+        kinds=_SETS | {OpKind.TOUCH_CBIT},
+        max_ops=3,
+        limit=_in_ram,
     ),
 )
 
-TARGETS: Final[Mapping[str, ZooTarget]] = {target.name: target for target in _TARGETS}
+TARGETS: Final[Mapping[str, Target]] = {target.name: target for target in _TARGETS}
 """Every target by name."""
 
 
-def find_target(name: str) -> ZooTarget:
+def find_target(name: str) -> Target:
     """The target called `name`. Raises `InputError`."""
     target = TARGETS.get(name)
     if target is None:
