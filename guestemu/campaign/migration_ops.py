@@ -21,6 +21,9 @@ from typing import Final
 from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE
 from guestemu.abi.errors import InputError
 from guestemu.campaign.ranges import Limit, limit_op
+from guestemu.migration.host_ops import HOST_OP_KINDS, HOST_OPS
+from guestemu.migration.model.notation import parse_order
+from guestemu.migration.model.steps import HostStep
 from guestemu.program.ops import Op, OpKind, Region
 
 LAWFUL_ORDER: Final = "DES"
@@ -36,34 +39,29 @@ _BEHIND: Final = 4
 
 MAX_OPS: Final = 1 + _BODY + 2 * MAX_ORDER + 1 + PAGES + _BEHIND
 
-STEPS: Final = {
-    "D": Op(OpKind.HOST_DIRTY_FETCH, (1,)),
-    "G": Op(OpKind.HOST_DIRTY_FETCH, (0,)),
-    "C": Op(OpKind.HOST_DIRTY_CLEAR),
-    "E": Op(OpKind.HOST_STATUS_COPY),
-    "S": Op(OpKind.HOST_SEND, (0,)),
-    "L": Op(OpKind.HOST_SEND, (1,)),
-}
-"""The operation of each letter."""
-
-_STEP_KINDS: Final = frozenset(op.kind for op in STEPS.values())
 _CONVERSIONS: Final = frozenset({OpKind.SET_MEMORY_ENCRYPTED, OpKind.SET_MEMORY_DECRYPTED})
 _LINK: Final = frozenset({OpKind.LINK_REPLAY, OpKind.LINK_REVERSE})
 _STARTS: Final = frozenset({OpKind.MIGRATE_START, OpKind.MIGRATE_HANDLER})
 _ONCE: Final = _STARTS | {OpKind.MIGRATE_STOP}
 
 
-def check_order(order: str) -> None:
-    """Raises `InputError` unless `order` is made of the letters and sends something."""
-    if not 0 < len(order) <= MAX_ORDER or set(order) - STEPS.keys() or not set(order) & set("SL"):
+def steps_of(order: str) -> list[Op]:
+    """The operations of an order such as "DES". Raises `InputError`."""
+    try:
+        steps = parse_order(order).steps
+    except InputError:
+        steps = ()
+    if not 0 < len(order) <= MAX_ORDER or len(steps) != len(order):
+        letters = "".join(step.value for step in HostStep)
         raise InputError(
-            f"migration order {order!r}: take up to {MAX_ORDER} of the letters {''.join(STEPS)}, "
-            f"S or L among them, such as {LAWFUL_ORDER}"
+            f"migration order {order!r}: take up to {MAX_ORDER} of the letters {letters}, S or L "
+            f"among them, such as {LAWFUL_ORDER}"
         )
+    return [HOST_OPS[step] for step in steps]
 
 
 def _is_step(op: Op) -> bool:
-    return op.kind in _STEP_KINDS
+    return op.kind in HOST_OP_KINDS
 
 
 def _without_last_steps(ops: Iterable[Op]) -> list[Op]:
@@ -106,8 +104,7 @@ def migration_limiter(order: str, by_handler: bool = False) -> Limit:
 
     Raises `InputError` for an invalid order.
     """
-    check_order(order)
-    steps = [STEPS[letter] for letter in order]
+    steps = steps_of(order)
 
     def limit(ops: tuple[Op, ...], _lawful: bool) -> tuple[Op, ...]:
         kinds = [op.kind for op in ops]

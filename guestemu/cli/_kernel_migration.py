@@ -171,7 +171,9 @@ def _request(
     from guestemu.migration.sweep.run import LEAVES, PATHS, SweepRequest
 
     orders = {one.value: one for one in FetchOrder}
-    order = {"D E S": "dirty-first", "E D S": "status-first"}.get(order.upper(), order)
+    order = {"D E S": "dirty-first", "E D S": "status-first"}.get(
+        " ".join(order.upper().replace(" ", "")), order
+    )
     for option, value, known in (
         ("--path", path, PATHS),
         ("--leaf", leaf, LEAVES),

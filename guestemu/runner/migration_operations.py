@@ -29,8 +29,9 @@ from guestemu.migration.endpoints import (
     bulk_packets,
     used_frames,
 )
+from guestemu.migration.host_ops import HOST_OP_KINDS, step_of
 from guestemu.migration.links import LinkRefusal, Packet, PlainSender, Sender
-from guestemu.migration.steps import PassSteps
+from guestemu.migration.model.steps import perform
 from guestemu.migration.wire import Wire
 from guestemu.program.ops import Op, OpKind
 
@@ -84,14 +85,7 @@ class MigrationOperations:
         return {
             OpKind.MIGRATE_START: self._start,
             OpKind.MIGRATE_HANDLER: self._start_handler,
-            OpKind.HOST_DIRTY_FETCH: lambda op: self._step(
-                lambda steps: steps.fetch(bool(op.arguments[0]))
-            ),
-            OpKind.HOST_DIRTY_CLEAR: lambda op: self._step(PassSteps.clear),
-            OpKind.HOST_STATUS_COPY: lambda op: self._step(PassSteps.copy_status),
-            OpKind.HOST_SEND: lambda op: self._step(
-                lambda steps: steps.send(bool(op.arguments[0]))
-            ),
+            **dict.fromkeys(HOST_OP_KINDS, self._step),
             OpKind.MIGRATE_STOP: self._stop,
             OpKind.LINK_REPLAY: self._replay,
             OpKind.LINK_REVERSE: self._reverse,
@@ -192,11 +186,11 @@ class MigrationOperations:
         self._testbed.watch(LostCheck(), PacketCheck())
         return CallOutcome(0)
 
-    def _step(self, step: Callable[[PassSteps], int]) -> CallOutcome:
+    def _step(self, op: Op) -> CallOutcome:
         if self._source is None:
             return CallOutcome(-EINVAL)
         try:
-            return CallOutcome(step(self._source.steps))
+            return CallOutcome(perform(step_of(op), self._source.steps))
         except (LinkRefusal, HandlerError):
             return CallOutcome(-EIO)  # as QEMU's side of the prototype (F13); the guest stays
 

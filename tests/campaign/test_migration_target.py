@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from guestemu.abi.errors import InputError
 from guestemu.campaign.engines.random import RandomEngine
-from guestemu.campaign.migration_ops import MAX_OPS, PAGES, STEPS, check_order, migration_limiter
+from guestemu.campaign.migration_ops import MAX_OPS, PAGES, migration_limiter, steps_of
 from guestemu.campaign.session import Plan, Report, Session
 from guestemu.campaign.store import CampaignRecord, Store
 from guestemu.campaign.targets import find_target
 from guestemu.checks.lost import LOST_STRICT
+from guestemu.migration.host_ops import HOST_OP_KINDS
 from guestemu.program.binary import RECORD_SIZE, OpDecoder
 from guestemu.program.ops import Op, OpKind, Region, canonical_op
 from guestemu.program.text import load_program
@@ -23,7 +24,7 @@ from guestemu.program.text import load_program
 TARGET = find_target("migration")
 DECODE = OpDecoder(1, False, TARGET.kinds_with(True)).decode
 OPS = st.binary(max_size=MAX_OPS * RECORD_SIZE).map(DECODE)
-STEP_KINDS = {op.kind for op in STEPS.values()}
+STEP_KINDS = HOST_OP_KINDS
 START, STOP = OpKind.MIGRATE_START, OpKind.MIGRATE_STOP
 
 
@@ -53,7 +54,7 @@ def test_any_ops_become_a_migration_by_the_order(ops, order):
     assert len(limited) <= MAX_OPS
     end = kinds.index(STOP)
     steps = [op for op in limited if op.kind in STEP_KINDS]
-    expected = [STEPS[letter] for letter in order]
+    expected = steps_of(order)
     assert steps == expected * (len(steps) // len(order))
     assert list(limited[end - len(order) : end]) == expected
     assert not STEP_KINDS & set(kinds[end:])
@@ -80,7 +81,7 @@ def test_packets_are_played_with_only_where_the_firmware_sends_them():
 @pytest.mark.parametrize("order", ["", "DE", "DXS", "DESDESS"])
 def test_an_order_that_is_none(order):
     with pytest.raises(InputError, match="such as DES"):
-        check_order(order)
+        steps_of(order)
 
 
 def test_only_migrations_have_an_order():

@@ -27,6 +27,7 @@ def test_a_script_survives_its_text(script: Script) -> None:
 @given(orders)
 def test_an_order_survives_its_text(order: Order) -> None:
     assert parse_order(format_order(order.steps)).steps == order.steps
+    assert parse_order("".join(step.value for step in order.steps)).steps == order.steps
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -11,7 +11,7 @@ from guestemu.abi.errors import InputError
 from guestemu.campaign.engines.random import RandomEngine
 from guestemu.campaign.executor import Executor
 from guestemu.campaign.feedback import Feedback
-from guestemu.campaign.migration_ops import PAGES, STEPS
+from guestemu.campaign.migration_ops import PAGES, steps_of
 from guestemu.campaign.planted.cell import OURS, HuntCell
 from guestemu.campaign.session import Plan, Report, Session
 from guestemu.campaign.targets import find_target
@@ -57,7 +57,7 @@ def test_a_wrong_order_loses_what_was_written() -> None:
     """The page goes as private, by the status that was copied before its conversion."""
     target = find_target("mirror:EDS")
     executor = Executor(target, target.header, target.kinds, Feedback())
-    status, log, send = (STEPS[letter] for letter in "EDS")
+    status, log, send = steps_of("EDS")
     body = (
         status,
         Op(OpKind.SET_MEMORY_DECRYPTED, (1, 0), page=3),

@@ -10,9 +10,9 @@
 | `D`, `G`, `C`, `E`, `S`, `L` | host: auto-clear fetch, GET, CLEAR, enc, send, send-live |
 | `STOP` | the guest stops, the final pass runs, the guest goes on at the destination |
 
-Blanks or commas separate steps. Orders also take the words `auto`, `GET`, `CLEAR`, `enc`,
-`send`, `send-live`; case does not matter. A guest's steps keep `-` for "to shared" in both
-directions of the C-bit: it is the encryption that goes.
+Blanks or commas separate steps; the letters of an order may stand together (`EDS`). Orders also
+take the words `auto`, `GET`, `CLEAR`, `enc`, `send`, `send-live`; case does not matter. A guest's
+steps keep `-` for "to shared" in both directions of the C-bit: it is the encryption that goes.
 """
 
 from __future__ import annotations
@@ -62,6 +62,9 @@ _WORDS: Final = {
 }
 
 
+_LETTERS: Final = frozenset(step.value for step in HostStep)
+
+
 def _words(text: str) -> list[str]:
     return re.split(r"[\s,]+", text.strip(" ,\t\n")) if text.strip(" ,\t\n") else []
 
@@ -98,7 +101,8 @@ def _guest_step(word: str, place: int) -> GuestStep:
 
 
 def parse_order(text: str) -> Order:
-    """An order of the table by its row (1 to 6), or steps such as "E D S" or "enc, auto, send".
+    """An order of the table by its row (1 to 6), or steps such as "E D S", "EDS" or "enc, auto,
+    send".
 
     Raises `InputError` naming the word that is not a step, or an order that never sends.
     """
@@ -107,6 +111,8 @@ def parse_order(text: str) -> Order:
         if words[0] in (rows := {str(order.row): order for order in ORDERS}):
             return rows[words[0]]
         raise InputError(f"--order: no row {words[0]} in the table; rows are 1 to {len(ORDERS)}")
+    if len(words) == 1 and words[0].lower() not in _WORDS and _LETTERS.issuperset(words[0].upper()):
+        words = list(words[0])
     steps = tuple(_host_step(word, place) for place, word in enumerate(words, 1))
     if not 1 <= len(steps) <= MAX_ORDER:
         raise InputError(f"--order: {len(steps)} steps; give 1 to {MAX_ORDER}, such as 'D E S'")

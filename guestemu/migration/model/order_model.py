@@ -33,6 +33,7 @@ from guestemu.migration.model.steps import (
     Script,
     StatusHypercall,
     Write,
+    perform,
 )
 
 LIVE_PASSES: Final = 2
@@ -188,23 +189,42 @@ def after_host(scenario: Scenario, state: State) -> State | None:
     return _stop(scenario, state)
 
 
+class _Tokens:
+    """One page of tokens as a world; `state` is what the steps leave."""
+
+    __slots__ = ("_rules", "state")
+
+    def __init__(self, rules: Rules, state: State) -> None:
+        self.state = state
+        self._rules = rules
+
+    def fetch(self, clear: bool) -> None:
+        """See `World`."""
+        state = self.state
+        if state.is_dirty:
+            self.state = state._replace(in_snapshot=True, is_dirty=not clear)
+
+    def clear(self) -> None:
+        """See `World`."""
+        if self.state.in_snapshot or self._rules.clear_is_unconditional:
+            self.state = self.state._replace(is_dirty=False)
+
+    def copy_status(self) -> None:
+        """See `World`."""
+        self.state = self.state._replace(enc_shared=self.state.status_shared)
+
+    def send(self, live: bool) -> None:
+        """See `World`."""
+        state = self.state
+        if state.in_snapshot:
+            self.state = send(self._rules, state, state.status_shared if live else state.enc_shared)
+
+
 def _pass_step(rules: Rules, step: HostStep, state: State) -> State:
     """The state after one step of a pass, without counting it."""
-    match step:
-        case HostStep.AUTO_CLEAR:
-            return state._replace(in_snapshot=True, is_dirty=False) if state.is_dirty else state
-        case HostStep.GET:
-            return state._replace(in_snapshot=True) if state.is_dirty else state
-        case HostStep.CLEAR:
-            is_cleared = state.in_snapshot or rules.clear_is_unconditional
-            return state._replace(is_dirty=False) if is_cleared else state
-        case HostStep.ENC:
-            return state._replace(enc_shared=state.status_shared)
-        case HostStep.SEND | HostStep.SEND_LIVE:
-            if not state.in_snapshot:
-                return state
-            is_live = step is HostStep.SEND_LIVE
-            return send(rules, state, state.status_shared if is_live else state.enc_shared)
+    world = _Tokens(rules, state)
+    perform(step, world)
+    return world.state
 
 
 def send(rules: Rules, state: State, as_shared: bool) -> State:

@@ -21,18 +21,11 @@ from guestemu.abi.hypercalls import (
     MAP_GPA_RANGE_ENCRYPTED,
 )
 from guestemu.checks.lost import LOST_DEFINED, LOST_STRICT
+from guestemu.migration.host_ops import HOST_OPS
 from guestemu.migration.model.notation import format_order, format_script
 from guestemu.migration.model.order_model import START_TOKEN
 from guestemu.migration.model.rules import Rules
-from guestemu.migration.model.steps import (
-    Chunk,
-    GuestStep,
-    HostStep,
-    Order,
-    Pte,
-    StatusHypercall,
-    Write,
-)
+from guestemu.migration.model.steps import Chunk, GuestStep, Order, Pte, StatusHypercall, Write
 from guestemu.migration.model.witness import PassStep, Stop, Witness, format_witness
 from guestemu.program.ops import Op, OpKind, canonical_op
 from guestemu.program.program import Expectation, Header, Program
@@ -57,15 +50,6 @@ _STARTS: Final = {
     LinkKind.PLAIN: Op(OpKind.MIGRATE_START, (1, 0), page=PAGE),
     LinkKind.FIRMWARE: Op(OpKind.MIGRATE_START, (1, 1), page=PAGE),
     LinkKind.HANDLER: Op(OpKind.MIGRATE_HANDLER, (1,), page=PAGE),
-}
-
-_HOST_OPS: Final = {
-    HostStep.AUTO_CLEAR: Op(OpKind.HOST_DIRTY_FETCH, (1,)),
-    HostStep.GET: Op(OpKind.HOST_DIRTY_FETCH, (0,)),
-    HostStep.CLEAR: Op(OpKind.HOST_DIRTY_CLEAR),
-    HostStep.ENC: Op(OpKind.HOST_STATUS_COPY),
-    HostStep.SEND: Op(OpKind.HOST_SEND, (0,)),
-    HostStep.SEND_LIVE: Op(OpKind.HOST_SEND, (1,)),
 }
 
 
@@ -93,9 +77,9 @@ def interleaving_ops(
     ops = [guest_op(Write(START_TOKEN)), _STARTS[link]]
     for step in steps:
         if isinstance(step, PassStep):
-            ops.append(_HOST_OPS[step.step])
+            ops.append(HOST_OPS[step.step])
         elif isinstance(step, Stop):
-            ops += (_HOST_OPS[one] for one in order.steps)
+            ops += (HOST_OPS[one] for one in order.steps)
             ops.append(Op(OpKind.MIGRATE_STOP))
         else:
             ops.append(guest_op(step))

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import enum
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
@@ -57,6 +57,41 @@ class HostStep(enum.Enum):
 
     SEND_LIVE = "L"
     """As `SEND`, by the status as it is now."""
+
+
+_Said = TypeVar("_Said")
+_SaidOut = TypeVar("_SaidOut", covariant=True)
+
+
+class World(Protocol[_SaidOut]):
+    """Something that a host can migrate: one page of tokens (`order_model`), a machine's memory
+    (`migration.steps`), what a kernel did between recorded instants (`sweep.orders`)."""
+
+    def fetch(self, clear: bool) -> _SaidOut:
+        """What the dirty log has comes into the snapshot; with `clear` it leaves the log."""
+
+    def clear(self) -> _SaidOut:
+        """The log is cleared of what is in the snapshot."""
+
+    def copy_status(self) -> _SaidOut:
+        """The host's record is copied."""
+
+    def send(self, live: bool) -> _SaidOut:
+        """What is in the snapshot is sent and leaves it, by the copied status or (`live`) by the
+        record as it is now."""
+
+
+def perform(step: HostStep, world: World[_Said]) -> _Said:
+    """One step of a host in `world`; returns what the world's method does."""
+    match step:
+        case HostStep.AUTO_CLEAR | HostStep.GET:
+            return world.fetch(step is HostStep.AUTO_CLEAR)
+        case HostStep.CLEAR:
+            return world.clear()
+        case HostStep.ENC:
+            return world.copy_status()
+        case HostStep.SEND | HostStep.SEND_LIVE:
+            return world.send(step is HostStep.SEND_LIVE)
 
 
 SENDS: Final = frozenset({HostStep.SEND, HostStep.SEND_LIVE})

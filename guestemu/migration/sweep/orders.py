@@ -19,7 +19,7 @@ import msgspec
 
 from guestemu.migration.model.notation import STOP
 from guestemu.migration.model.rules import Rules
-from guestemu.migration.model.steps import HostStep
+from guestemu.migration.model.steps import HostStep, perform
 
 LastPacket = tuple[int, bool] | None
 """Instant of the content and whether it was sent as private; None: the first pass's."""
@@ -57,30 +57,54 @@ class SweepOrder(msgspec.Struct, frozen=True):
     def last_packet(self, at: tuple[int, ...], stored: Stored, status: Status) -> LastPacket:
         """What the destination has of the page where the order's places are at the instants `at`;
         the window begins at instant 0."""
-        seen = copied = 0
-        is_in_snapshot = False
-        last: LastPacket = None
-        for instant, steps in zip(at, self.places, strict=False):
+        world = _Instants(self.rules, stored, status)
+        for world.now, steps in zip(at, self.places, strict=False):
             for step in steps:
-                match step:
-                    case HostStep.AUTO_CLEAR:
-                        is_in_snapshot |= stored(seen, instant)
-                        seen = instant
-                    case HostStep.GET:
-                        is_in_snapshot |= stored(seen, instant)
-                    case HostStep.CLEAR:
-                        if is_in_snapshot or self.rules.clear_is_unconditional:
-                            seen = instant
-                    case HostStep.ENC:
-                        copied = instant
-                    case HostStep.SEND | HostStep.SEND_LIVE if is_in_snapshot:
-                        by = copied if step is HostStep.SEND else instant
-                        last = (instant, status(by))
-                        is_in_snapshot = False
-        stop = at[-1]
-        if is_in_snapshot or stored(seen, stop):
-            return stop, status(copied if self.rules.final_reuses_status else stop)
-        return last
+                perform(step, world)
+        world.now = at[-1]
+        world.stop()
+        return world.last
+
+
+class _Instants:
+    """What a kernel did to one page between recorded instants, as a world. `now` is the present
+    instant, `last` the packet that was sent last."""
+
+    def __init__(self, rules: Rules, stored: Stored, status: Status) -> None:
+        self.now = 0
+        self.last: LastPacket = None
+        self._rules = rules
+        self._stored = stored
+        self._status = status
+        self._seen = self._copied = 0
+        self._is_in_snapshot = False
+
+    def fetch(self, clear: bool) -> None:
+        """See `World`."""
+        self._is_in_snapshot |= self._stored(self._seen, self.now)
+        if clear:
+            self._seen = self.now
+
+    def clear(self) -> None:
+        """See `World`."""
+        if self._is_in_snapshot or self._rules.clear_is_unconditional:
+            self._seen = self.now
+
+    def copy_status(self) -> None:
+        """See `World`."""
+        self._copied = self.now
+
+    def send(self, live: bool) -> None:
+        """See `World`."""
+        if self._is_in_snapshot:
+            self.last = (self.now, self._status(self.now if live else self._copied))
+            self._is_in_snapshot = False
+
+    def stop(self) -> None:
+        """The final pass."""
+        if self._is_in_snapshot or self._stored(self._seen, self.now):
+            by = self._copied if self._rules.final_reuses_status else self.now
+            self.last = (self.now, self._status(by))
 
 
 _D, _G, _C, _E, _S = (HostStep(letter) for letter in "DGCES")
