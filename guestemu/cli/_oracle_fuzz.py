@@ -31,7 +31,8 @@ _MANY: Final = 50_000
 
 
 class OracleSums(msgspec.Struct, frozen=True, kw_only=True):
-    """What a campaign came to; `seconds` without the start of the machine (`start_up`)."""
+    """What a campaign came to; `seconds` without the start of the machine (`start_up`); `covered`
+    places of the kernel's code, 0 where it has no kcov."""
 
     kernel: str
     model: str
@@ -40,6 +41,7 @@ class OracleSums(msgspec.Struct, frozen=True, kw_only=True):
     exits: int
     vms: int
     features: int
+    covered: int
     differing: int
     restarts: int
     start_up: float
@@ -111,6 +113,7 @@ def fuzz_kernel(
             exits=sums.exits,
             vms=sums.vms,
             features=sums.features,
+            covered=sums.covered,
             differing=sums.differing,
             restarts=sums.restarts,
             start_up=kvm.start_up,
@@ -131,6 +134,8 @@ def tell_sums(sums: OracleSums) -> None:
             )
     for note in sums.notes:
         console.emit(note)
+    if sums.covered:
+        console.emit(f"{sums.covered} places of the kernel's code were reached")
     rate = sums.steps / max(sums.seconds, 1e-9)
     console.emit(
         f"{sums.kernel} against the model of {sums.model}: {sums.steps} steps ({sums.exits} exits, "

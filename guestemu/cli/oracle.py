@@ -293,6 +293,13 @@ def build_modules(
         bool,
         typer.Option("--plain", help="Without software-protected VMs, as the package has them."),
     ] = False,
+    coverage: Annotated[
+        bool,
+        typer.Option(
+            "--coverage",
+            help="The modules tell which of their code was reached, for a kernel without kcov.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
     """Build the KVM modules of KERNEL anew.
@@ -308,12 +315,14 @@ def build_modules(
       guestemu oracle build-modules 7.3 -o protected
 
       guestemu oracle build-modules 6.12 --plain --patch change.patch -o changed
+
+      guestemu oracle build-modules 7.3 --coverage -o covered
     """
     from guestemu.oracle.module_build import ModuleBuilder, jobs, options_for, series_of
 
     options = () if plain else options_for(series_of(kernel))
     built = ModuleBuilder(kernel, console.note).build(
-        output, options=options, patch=patch, jobs=jobs()
+        output, options=options, patch=patch, has_coverage=coverage, jobs=jobs()
     )
     if as_json:
         console.emit_json(built)

@@ -31,7 +31,7 @@ from guestemu.oracle.reduce import (
     act_text,
     signature,
 )
-from guestemu.oracle.steps import pack_config, pack_request, read_reply
+from guestemu.oracle.steps import newly_covered, pack_config, pack_request, read_reply
 
 BATCH: Final = 2048
 _VMS: Final = 12
@@ -66,13 +66,15 @@ class _Asked(msgspec.Struct, frozen=True):
 
 
 class CampaignSums(msgspec.Struct, kw_only=True):
-    """What a campaign came to. `differing` counts steps, `findings` are one for each kind."""
+    """What a campaign came to. `differing` counts steps, `findings` are one for each kind;
+    `covered` counts places of the kernel's own code, where it has kcov."""
 
     steps: int = 0
     programs: int = 0
     exits: int = 0
     vms: int = 0
     features: int = 0
+    covered: int = 0
     differing: int = 0
     restarts: int = 0
     findings: list[OracleFinding] = msgspec.field(default_factory=list)
@@ -165,9 +167,9 @@ class OracleCampaign:
             found = read_reply(act, replies[index])
             sums.steps += 1
             sums.exits += len(found[0])
-            feature = vm.model.feature(act)
-            if feature not in self._features:
-                self._note_feature(feature, act)
+            feature, covered = vm.model.feature(act), newly_covered(replies[index])
+            if feature not in self._features or covered:
+                self._note_feature(feature, covered, act)
             if found != expected:
                 sums.differing += 1
                 vm.is_lost = True
@@ -176,9 +178,11 @@ class OracleCampaign:
         if replies.splats:
             self._complaint(replies.splats, work)
 
-    def _note_feature(self, feature: int, act: Act) -> None:
+    def _note_feature(self, feature: int, covered: int, act: Act) -> None:
+        """`act` met something that is new in the model, or reached new code of the kernel."""
         self._features.add(feature)
         self.sums.features = len(self._features)
+        self.sums.covered += covered
         kept = self._generator.kept
         if len(kept) < _KEPT:
             kept.append(act)

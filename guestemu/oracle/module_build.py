@@ -26,6 +26,7 @@ from guestemu.abi.errors import InputError, MissingError
 from guestemu.guest.linux.images import FetchedImage, cache_root, fetched_images, find_image
 from guestemu.kernel.apt import check_apt, run_command
 from guestemu.kernel.sources import PrivateRoot, Runner, configured, locate, reason
+from guestemu.oracle.harness_build import SOURCES
 
 PROTECTED: Final = ("CONFIG_KVM_SW_PROTECTED_VM", "CONFIG_KVM_GENERIC_MEMORY_ATTRIBUTES")
 _PRIVATE_MEM: Final = "CONFIG_KVM_GENERIC_PRIVATE_MEM"
@@ -42,6 +43,11 @@ _RELEASE: Final = re.compile(r"linux-(?:image|binary)-(?P<release>[^_]+)_")
 _SUITE: Final = re.compile(r"(?:deb|bpo)(\d\d)")
 _PARTS: Final = ("arch/x86/kvm", "virt/kvm")
 _MODULES: Final = ("kvm", "kvm-amd")
+_KCOV: Final = "guestemu_kcov"
+_KCOV_SOURCE: Final = SOURCES / "kcov.c"
+_KCOV_FLAG: Final = "-fsanitize-coverage=trace-pc"
+_KCOV_ANCHOR: Final = b'\tkvm_debugfs_dir = debugfs_create_dir("kvm", NULL);\n'
+"""In virt/kvm/kvm_main.c, where KVM makes its own files of debugfs."""
 _BUILD_S: Final = 7200
 _KEPT: Final = "build"
 _PRISTINE: Final = "pristine"
@@ -90,15 +96,17 @@ class ModuleBuilder:
         *,
         options: Sequence[str] = (),
         patch: Path | None = None,
+        has_coverage: bool = False,
         jobs: int = 2,
     ) -> BuiltModules:
         """Puts kvm.ko and kvm-amd.ko into `output`. `options` are symbols of the configuration that
-        are set, `patch` changes files below arch/x86/kvm or virt/kvm (as `patch -p1` reads it)."""
+        are set, `patch` changes files below arch/x86/kvm or virt/kvm (as `patch -p1` reads it);
+        with `has_coverage` they tell which of their code was reached (harness/kcov.c)."""
         change = None if patch is None else _read_patch(patch)
         if not (self._root / _PRISTINE).is_dir():
             self._prepare()
-        self._lay_out_sources(change, patch)
-        self._make(options, jobs)
+        self._lay_out_sources(change, patch, has_coverage)
+        self._make(options, (_KCOV_FLAG,) if has_coverage else (), jobs)
         try:
             output.mkdir(parents=True, exist_ok=True)
             for module in _MODULES:
@@ -176,7 +184,9 @@ class ModuleBuilder:
 
     # A build ----------------------------------------------------------------------------------
 
-    def _lay_out_sources(self, change: bytes | None, patch: Path | None) -> None:
+    def _lay_out_sources(
+        self, change: bytes | None, patch: Path | None, has_coverage: bool
+    ) -> None:
         """Has the sources, patched, in the directory of the build; a file that is as it was keeps
         its time, so that only what changed is compiled again."""
         with tempfile.TemporaryDirectory(dir=self._root, prefix="sources-") as scratch:
@@ -190,6 +200,8 @@ class ModuleBuilder:
                 if result.returncode:
                     said = (result.stdout + result.stderr).strip().splitlines() or ["no word"]
                     raise InputError(f"--patch {patch}: does not apply: {said[-1]}")
+            if has_coverage:
+                self._add_coverage(Path(scratch))
             for part in _PARTS:
                 for path in Path(scratch, part).rglob("*"):
                     target = self._root / _KEPT / path.relative_to(scratch)
@@ -199,14 +211,28 @@ class ModuleBuilder:
                     if not target.is_file() or target.read_bytes() != path.read_bytes():
                         target.write_bytes(path.read_bytes())
 
-    def _make(self, options: Sequence[str], jobs: int) -> None:
+    def _add_coverage(self, sources: Path) -> None:
+        """Makes harness/kcov.c a part of kvm.ko, which starts it with its own files of debugfs."""
+        kvm, virt = (sources / part for part in _PARTS)
+        shutil.copyfile(_KCOV_SOURCE, kvm / f"{_KCOV}.c")
+        with (kvm / "Makefile").open("a") as stream:
+            stream.write(f"\nkvm-y += {_KCOV}.o\nCFLAGS_REMOVE_{_KCOV}.o := {_KCOV_FLAG}\n")
+        main = virt / "kvm_main.c"
+        text = main.read_bytes()
+        if text.count(_KCOV_ANCHOR) != 1:
+            raise MissingError(f"{self._release}: coverage is not known to fit into kvm_main.c")
+        start = b"\tguestemu_kcov_init();\n"
+        text = text.replace(_KCOV_ANCHOR, _KCOV_ANCHOR + start)
+        main.write_bytes(b"extern void guestemu_kcov_init(void);\n" + text)
+
+    def _make(self, options: Sequence[str], flags: Sequence[str], jobs: int) -> None:
         self._say("compiling kvm.ko and kvm-amd.ko")
         place = f"/{_KEPT}/{_PARTS[0]}"
         words = [
             *("make", "-C", f"/usr/src/linux-headers-{self._release}", f"M={place}", f"-j{jobs}"),
             *("CONFIG_KVM_INTEL=n", "CONFIG_DEBUG_INFO_BTF_MODULES="),
             *(f"{option}=y" for option in options),
-            "KCFLAGS=" + " ".join(f"-D{option}=1" for option in options),
+            "KCFLAGS=" + " ".join((*(f"-D{option}=1" for option in options), *flags)),
             "modules",
         ]
         result = self._inside(words)

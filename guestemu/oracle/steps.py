@@ -153,6 +153,11 @@ def read_reply(act: Act, reply: memoryview) -> tuple[tuple[Event, ...], Recorded
     return events, _other(act, values)
 
 
+def newly_covered(reply: memoryview) -> int:
+    """Places of the kernel's code that this step reached and none before it."""
+    return int(_REPLY.unpack_from(reply)[wire.COVERED])
+
+
 def _finished(act: Act, values: tuple[int, ...]) -> RecordedOutcome:
     end, _, vector, changed, _, _, _, rax, rdx, _, fault_rip, errcode, cr2 = values[:13]
     rdx_seen = rax_s = eax_s = None

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 MAGIC: Final = 0x4C4341524F4D5647
-VERSION: Final = 1
+VERSION: Final = 2
 SLOTS: Final = 256
 CAPACITY: Final = 4096
 """Records in one batch at most."""
@@ -36,9 +36,12 @@ DONE_AT: Final = 20
 HEADER: Final = struct.Struct("<Q4IQ4ii8i3I16I96s128s")
 CONFIG: Final = struct.Struct("<I4B2I2Q")
 REQUEST: Final = struct.Struct("<6BH2I6Q")
-REPLY: Final = struct.Struct("<4B3i2Q3q3Q4s6h")
+REPLY: Final = struct.Struct("<4B3i2Q3q3Q4s6hQ")
 EVENT: Final = struct.Struct("<2I8Q2IqQ")
 REPLY_BYTES: Final = REPLY.size + 2 * EVENT.size
+COVERED: Final = 22
+"""Which value of a reply counts the places of the kernel's code that no step before has reached;
+0 from a kernel without kcov."""
 
 FRESH: Final = 1
 """Flag of a request: the VM of its slot is made anew first."""

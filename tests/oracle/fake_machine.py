@@ -4,7 +4,7 @@
 `defect` names what is wrong with it: "alignment" (unaligned addresses reach user space),
 "alignment-end" (besides, a hypercall with address 0 ends the guest), "panic", "warning" and "hang"
 at hypercall 77, "hole" (punching leaves the pages), "plain" (no protected VMs), "garbage" (replies
-of random bytes), "exit" (ends at once).
+of random bytes), "exit" (ends at once). With "kcov" the first step of each mode reaches new code.
 """
 
 import mmap
@@ -86,7 +86,7 @@ def pack_event(event):
             return wire.EVENT.pack(kind, event.reason, *words)
 
 
-def pack_reply(vm, events, out):
+def pack_reply(vm, events, out, covered=0):
     if out.outcome in ("memory_fault", "mmio"):
         end, rc = wire.End.OTHER_EXIT, 0
     elif out.ioctl is not None:
@@ -108,7 +108,7 @@ def pack_reply(vm, events, out):
         *(int(end), len(events), out.vector or 0, 0, rc, reason, out.info or 0, out.rax or 0),
         *(out.rdx or 0, out.rip_off or 0, out.fault_rip_off or 0, out.errcode or 0, out.cr2 or 0),
         *(out.data or 0, out.hw or 0, code),
-        *setup,
+        *(*setup, covered),
     )
     return (head + b"".join(map(pack_event, events))).ljust(wire.REPLY_BYTES, b"\0")
 
@@ -128,6 +128,7 @@ class Machine:
         self.console = console
         self.defect = defect
         self.vms = {}
+        self.modes = set()
         name, build = RELEASE.encode(), b"#1 fake"
         caps = (0,) * 8 if defect == "plain" else _CAPS
         numbers = (wire.VERSION, wire.BOOTING, 0, 0, 0, 0, 1, 0, 0, 0, *caps, 0, 40, 0)
@@ -180,7 +181,9 @@ class Machine:
                 act = self.realigned(act)
         memory = vm._hosts[0]._script.memory
         before = dict(memory._private) if self.defect == "hole" and memory else None
-        reply = pack_reply(vm, *vm.do(act))
+        is_new = self.defect == "kcov" and act.mode not in self.modes
+        self.modes.add(act.mode)
+        reply = pack_reply(vm, *vm.do(act), covered=7 * is_new)
         if before is not None and act.op is StepOp.FALLOCATE:
             memory._private = before
         return reply

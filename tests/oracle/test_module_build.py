@@ -90,6 +90,27 @@ def test_a_patch_of_what_is_not_compiled_is_refused(cache, tmp_path, capsys, tex
     assert said in capsys.readouterr().err
 
 
+def test_coverage_is_compiled_into_kvm_and_started_with_its_files(cache, tmp_path):
+    sources = tmp_path / "sources"
+    for part in ("arch/x86/kvm", "virt/kvm"):
+        (sources / part).mkdir(parents=True)
+    (sources / "arch/x86/kvm/Makefile").write_text("kvm-y += x86.o\n")
+    main_file = sources / "virt/kvm/kvm_main.c"
+    main_file.write_text('\tkvm_debugfs_dir = debugfs_create_dir("kvm", NULL);\n\treturn;\n')
+    builder = ModuleBuilder("7.3", print)
+    builder._add_coverage(sources)
+    assert (sources / "arch/x86/kvm/guestemu_kcov.c").is_file()
+    rules = (sources / "arch/x86/kvm/Makefile").read_text().splitlines()
+    assert rules[2:] == [
+        "kvm-y += guestemu_kcov.o",
+        "CFLAGS_REMOVE_guestemu_kcov.o := -fsanitize-coverage=trace-pc",
+    ]
+    assert main_file.read_text().splitlines()[2] == "\tguestemu_kcov_init();"
+    main_file.write_text("\treturn;\n")
+    with pytest.raises(MissingError, match=r"coverage is not known to fit into kvm_main\.c"):
+        builder._add_coverage(sources)
+
+
 def test_a_kernel_that_is_no_fetched_package_is_refused(tmp_path, capsys):
     image = tmp_path / "bzImage"
     image.write_bytes(b"\0" * 0x202 + b"HdrS")
@@ -183,6 +204,22 @@ def test_a_kernel_that_warns_dies_hangs_or_is_killed_is_told_and_the_campaign_go
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+@pytest.mark.soak
+def test_modules_with_coverage_tell_which_of_their_code_steps_reach(tmp_path, capsys):
+    """A kernel without kcov; what is new steers the campaign."""
+    try:
+        find_image("7.3")
+    except MissingError:
+        pytest.skip("kernel 7.3 was not fetched")
+    built = str(tmp_path / "modules")
+    assert main(["oracle", "build-modules", "7.3", "--coverage", "-o", built]) == 0
+    capsys.readouterr()
+    assert main(["oracle", "fuzz", "7.3", "--modules", built, "--steps", "4000", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["covered"] > 1000
+    assert main(["oracle", "fuzz", "7.3", "--steps", "2048", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["covered"] == 0
 
 
 class Troubles(Generator):

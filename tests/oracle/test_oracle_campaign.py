@@ -29,6 +29,26 @@ def test_a_kvm_that_is_as_the_model_differs_in_no_step(fake, kernel):
     assert (sums.differing, sums.findings, sums.restarts) == (0, [], 0)
 
 
+def test_steps_that_reach_new_code_of_the_kernel_are_varied(fake, kernel):
+    """Where the kernel has kcov; here the first step of each of the four modes does."""
+    fake("kcov")
+    with LiveKvm(kernel) as kvm:
+        one = campaign(kvm, batch=64)
+        kept = one._generator.kept
+        one._features = Everything()
+        sums = one.run(256)
+    assert sums.covered == 4 * 7
+    assert {act.mode for act in kept} == {"long64", "compat32", "prot32", "real16"}
+    assert len(kept) == 4
+
+
+class Everything(set):
+    """Nothing is new in the model."""
+
+    def __contains__(self, feature):
+        return True
+
+
 def test_a_planted_defect_is_found_made_small_and_shown_by_conform(fake, kernel, tmp_path, capsys):
     fake("alignment")
     with LiveKvm(kernel) as kvm:

@@ -12,7 +12,7 @@
 #include <stdint.h>
 
 #define MAGIC 0x4c4341524f4d5647ull
-#define VERSION 1u
+#define VERSION 2u
 #define SLOTS 256u
 #define CAPACITY 4096u
 #define CONFIGS_AT 0x1000u
@@ -78,6 +78,7 @@ struct reply {
 	uint64_t cr2, data, hw;
 	uint8_t code[4];
 	int16_t setup[6];
+	uint64_t covered; /* places of the kernel's code that no step before has reached */
 	struct event event[2];
 };
 
