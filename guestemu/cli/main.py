@@ -167,14 +167,12 @@ def _run(arguments: Sequence[str], package: str) -> int:
     wanted = _wanted(arguments, verbs)
     import typer.main
 
-    from guestemu.cli._plain_values import take_plain_values
     from guestemu.parts import load_parts
 
     load_parts()
     app, modules = _build(wanted)
     command = typer.main.get_command(app)
     _help.keep_all_examples(command)
-    take_plain_values(command)
     words = _words(command, arguments)
     console.begin(words)
     with console.busy(f"{_PROGRAM} {words.replace('.', ' ')}"):

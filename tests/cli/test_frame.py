@@ -368,7 +368,10 @@ def test_a_traceback_on_request(
         (["--versoin"], ["--versoin", "--version", "guestemu --help shows"]),
         (["echo", "--jsn", "x"], ["echo: ", "--jsn", "--json", "guestemu echo --help shows"]),
         (["echo"], ["echo: Missing argument", "guestemu echo --help shows"]),
-        (["echo", "--lines", "x", "y"], ["echo: Invalid value for", "--lines", "integer"]),
+        (
+            ["echo", "--lines", "x", "y"],
+            ["echo: Invalid value for", "--lines", "is not a valid int"],
+        ),
         (["big-group", "lst"], ["big-group: No such command 'lst'"]),
     ],
 )
