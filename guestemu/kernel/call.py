@@ -101,7 +101,7 @@ def call_functions(
     earlier: list[Earlier] = []
     for call in calls:
         arguments = tuple(resolve(text, guest, earlier) for text in call.arguments)
-        guest.leaf_map.update(guest.machine.ram.table_writes())
+        guest.leaf_map.among(())
         recorder.exits.clear()
         outcome = guest.call(call.function, *(argument.value for argument in arguments))
         earlier.append(Earlier(outcome.value or 0, arguments))
@@ -143,7 +143,7 @@ def _report(
 ) -> CallReport:
     """What a call did that has just been made."""
     prototype = guest.kernel.btf.prototype(function)
-    flips = guest.leaf_map.update(guest.machine.ram.table_writes())
+    _, flips = guest.leaf_map.among(())
     exits = tuple(recorder.exits)
     returned = None
     if outcome.value is not None:

@@ -10,7 +10,7 @@ read when it is linked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -18,6 +18,7 @@ from bitarray import bitarray
 
 from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa, Gva
 from guestemu.abi.x86 import PTE_ADDRESS_MASK, PTE_PRESENT, PTE_PSE
+from guestemu.events.base import Event
 from guestemu.events.memory import LeafChange
 from guestemu.machine.memory import GuestRam
 from guestemu.machine.view_bit import ViewBit
@@ -149,6 +150,33 @@ class LeafMap:
             self.holes = set(holes)
         if len(self._tables) != len(self._base_tables):
             self._tables = dict(self._base_tables)
+
+    def among(self, events: Sequence[Event]) -> tuple[Sequence[Event], Sequence[LeafChange]]:
+        """Reads the log of stores: `events` with the leaves that changed between them, and those
+        alone. An event that counted the stores (`table_writes`) stands behind their changes."""
+        writes = self._ram.table_writes()
+        if not writes:
+            return events, ()
+        changes: list[LeafChange] = []
+        ordered: list[Event] = []
+        total = len(writes)
+        done = 0
+        for place, event in enumerate(events):
+            count: int = getattr(event, "table_writes", 0)
+            if count > done:
+                found = self.update(writes if count == total and not done else writes[done:count])
+                changes += found
+                ordered += found
+                done = count
+                if done == total:
+                    ordered += events[place:]
+                    break
+            ordered.append(event)
+        if done < total:
+            found = self.update(writes[done:])
+            changes += found
+            ordered += found
+        return ordered, changes
 
     def update(self, writes: list[tuple[int, int]]) -> list[LeafChange]:
         """Replays stores (physical address, value) and returns the leaves whose view changed."""

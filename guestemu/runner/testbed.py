@@ -371,36 +371,12 @@ class Testbed:
         )
 
     def _collect(self, view: OpView) -> None:
-        """Puts everything that happened in the order of time. The log of page-table stores says
-        which leaves changed; an event that counted those stores stands behind the changes."""
+        """Puts everything that happened in the order of time."""
         events: Sequence[Event] = view.exits
         if view.emitted:
             events = in_order(view.exits, view.emitted)
-        writes = self._machine.ram.table_writes()
-        if not writes:
-            view.events = events
-            return
-        update = self.guest.leaf_map.update
-        flips = view.flips
-        ordered: list[Event] = []
-        total = len(writes)
-        done = 0
-        for place, event in enumerate(events):
-            count: int = getattr(event, "table_writes", 0)
-            if count > done:
-                found = update(writes if count == total and not done else writes[done:count])
-                flips += found
-                ordered += found
-                done = count
-                if done == total:
-                    ordered += events[place:]
-                    break
-            ordered.append(event)
-        if done < total:
-            found = update(writes[done:])
-            flips += found
-            ordered += found
-        view.events = ordered
+        view.events, changes = self.guest.leaf_map.among(events)
+        view.flips += changes
 
     def _end_faults(self, op: Op, view: OpView) -> None:
         value, count = self._answers
