@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -200,10 +201,11 @@ def _bounds(options: Options, engine: str, target: Target) -> Bounds:
 
 def prepare(options: Options, most_jobs: int = MAX_JOBS) -> Campaign:
     """Checks options, boots the configuration once, opens the directory. `most_jobs` is as many
-    workers as there may be.
+    workers as there may be. The time that this takes is part of the campaign's, up to half of it.
 
     Raises `InputError` and `MissingError`.
     """
+    began = time.monotonic()
     target = target_of(options)
     _check(options, most_jobs)
     kinds = target.kinds_with(options.faults)
@@ -237,7 +239,7 @@ def prepare(options: Options, most_jobs: int = MAX_JOBS) -> Campaign:
         seed=options.seed,
         faults=options.faults,
         execs=None,
-        seconds=options.seconds,
+        seconds=_left(options.seconds, began),
         is_shared=options.jobs > 1,
         jobs=options.jobs,
         bounds=bounds,
@@ -246,6 +248,11 @@ def prepare(options: Options, most_jobs: int = MAX_JOBS) -> Campaign:
     )
     configs = _share_out(first, options.execs)
     return Campaign(target, engine.name, store, configs, notes, options.accepted)
+
+
+def _left(seconds: float | None, began: float) -> float | None:
+    """What is left of the seconds of a campaign."""
+    return seconds and max(seconds - (time.monotonic() - began), seconds / 2)
 
 
 def _default_root(target: Target, header: Header, options: Options) -> Path:

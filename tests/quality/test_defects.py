@@ -101,9 +101,18 @@ def test_a_range_that_is_remembered_is_one_finding_also_over_a_reset(tmp_path):
     reset = Op(OpKind.VM_RESET)
     programs = (
         [call(0, 1), call(0, 1, 16)],
-        [call(0, 77), reset, call(0, 77)],
         [call(8192, 3), reset, call(8192, 3)],
     )
     (found,) = file(book, programs)
     assert found.ops == (call(0, 1), call(0, 1, 16))
+    assert len(book.findings) == 1
+
+
+def test_a_count_cut_to_any_width_is_one_finding(tmp_path):
+    path = tmp_path / "cut.py"
+    path.write_text(defects.source("pages-16").replace("pages & 0xFFFF", "pages & 0xFFF"))
+    book = make_book(load_host(f"{path}:TableVmm", plugin=str(path)))
+    programs = [[call(0, 4097)], [call(0, 4096)], [call(4096, 8193)], [call(0, (1 << 64) - 1)]]
+    (found,) = file(book, programs)
+    assert found.symptom == "hypercall: upper bits of the page count"
     assert len(book.findings) == 1

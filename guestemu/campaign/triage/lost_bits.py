@@ -25,10 +25,11 @@ from guestemu.events.exits import HypercallExit
 
 _WRAP: Final = "wrap"
 _ERRORS: Final = {"privilege": KVM_EPERM, "number": KVM_ENOSYS}
+_COUNT: Final = "page count"
 _REGISTERS: Final = (
     ("number", (8,)),
     ("address", tuple(range(31, 52))),
-    ("page count", (16, 20, 24, 31, 32, 33, 40, 44, 48, 52)),
+    (_COUNT, tuple(range(8, 53))),
     ("attributes", (8,)),
 )
 """In the order of RAX, RBX, RCX and RDX, with the widths that are worth trying: numbers that KVM
@@ -78,10 +79,13 @@ def lost_bits(record: HypercallExit, before: bitarray, after: bitarray) -> tuple
     words = [value & mask for value in (record.nr, *record.args)]
     is_unbounded = rule_of(record) == _WRAP and _goes_to_the_end(words, ret, before, after)
     for position, (register, widths) in enumerate(_REGISTERS):
+        tried: set[int] = set()
         for width in widths:
             few = words[position] & (1 << width) - 1
-            if ret is None or few == words[position]:
+            same = min(few, len(before)) if register == _COUNT else few
+            if ret is None or few == words[position] or same in tried:
                 continue
+            tried.add(same)
             words_cut = [*words]
             words_cut[position] = few
             nr, a0, a1, a2, a3 = words_cut

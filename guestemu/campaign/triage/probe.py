@@ -57,8 +57,9 @@ _REMEMBERED: Final = 256
 
 _MANY_FAILURES: Final = 16
 _LOWER: Final = 0xFFFF
+_LOWER_COUNT: Final = (_LOWER, 0xFFF, 0xFF)
 _LOWER_ADDRESS: Final = (_LOWER, U32_MASK, (1 << 40) - 1)
-"""Bits of an address that are exchanged to see whether those above them count."""
+"""Bits of a page count and of an address, exchanged to see whether those above them count."""
 
 _SMALL: Final = (0, 1, 2, 3, 4, 16)
 _END_WIDTHS: Final = (31, 32, 44, 48, 52)
@@ -245,7 +246,7 @@ class Probe:
         for register, more, flip in product(registers.split(","), (0, 3, 70), flips):
             named = of_bits(register)
             if register != "address":
-                places = [(0, pages & ~_LOWER | more)] if more else []
+                places = [(0, pages & ~low | more) for low in _LOWER_COUNT] if more else []
             elif more:
                 places = [(gpa & ~low | more * PAGE_SIZE, pages) for low in _LOWER_ADDRESS]
             else:
