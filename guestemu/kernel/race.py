@@ -153,6 +153,7 @@ class Races:
         self._base = self._calls.call(allocate, _GFP_ZEROED, _PAGES - 1)
         for name, argument in self.scenario.before:
             self._calls.call(*self._as_call(name, argument))
+        self._calls.start_thread()
         for page in range(_PAGES):
             for cpu in (0, 1):
                 self._translations.hold(self._walk(page), cpu)

@@ -36,12 +36,28 @@ def test_a_conversion_is_in_force_on_both_cpus(race):
     assert raced["returned"] == {"0 0": 2}
 
 
+def test_a_neighbour_goes_back_and_a_cpu_goes_away_meanwhile(race):
+    """In `offline` CPU 1 is taken off while its thread stands in the conversion."""
+    words = ("--scenario", "back", "--scenario", "offline", "--order", "1:300,0:5000,1:20")
+    report, status = race("6.12", *words)
+    assert (status, keys(report)) == (0, set())
+    assert [raced["returned"] for raced in report["scenarios"]] == [{"0 0": 1}, {"0 0": 1}]
+
+
 def test_a_missing_remote_flush_leaves_a_stale_translation(race):
     report, status = race("6.12", "--scenario", "neighbours", "--plant", "flush", "--execs", "2")
     assert (status, keys(report)) == (1, {"stale-translation"})
     (finding,) = report["scenarios"][0]["findings"]
     assert finding["count"] == 2
     assert "still translates page" in finding["first"]["text"]
+
+
+def test_a_call_may_return_long_before_the_other(race):
+    """CPU 0 is refused at once; CPU 1, which holds the lock, has not returned yet."""
+    order = "1:set_memory_enc_stop_conversion,1:45,0:return,0:2000"
+    report, status = race("6.12", "--scenario", "stop", "--order", order)
+    assert (status, keys(report)) == (0, set())
+    assert report["scenarios"][0]["returned"] == {"-16 1": 1}
 
 
 @pytest.mark.parametrize("scenario", ["stop", "stop-try"])

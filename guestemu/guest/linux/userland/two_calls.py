@@ -25,11 +25,13 @@ RETURN: Final = "return"
 _IN_PID_1: Final = "__x64_sys_nanosleep"
 _IN_THREAD: Final = "__x64_sys_getpid"
 _COMMAND: Final = "sleep 0"
+_WAIT: Final = "sleep 1"
 _MASKS: Final = "cpu_bit_bitmap"
 _MAX_CPUS: Final = 8192
 _NAME: Final = "linux_banner"
 _ARGUMENTS: Final = ("rdi", "rsi", "rdx", "rcx", "r8", "r9")
 _WAITS: Final = 50
+_CALL_BUDGET: Final = 20_000_000
 _ERRORS: Final = 4095
 
 
@@ -54,11 +56,12 @@ class Returned(msgspec.Struct, frozen=True):
 
 
 class TwoCalls:
-    """See the module's docstring. `returned` has, for each CPU, how its call returned;
-    `on_return` is called with the CPU's number when it did."""
+    """See the module's docstring. `call` comes first, then `start_thread`, `checkpoint` and `run`.
+    `returned` has, for each CPU, how its call returned; `on_return` is called with the CPU's number
+    when it did."""
 
     def __init__(self, running: RunningKernel) -> None:
-        """Prepares PID 1 and the thread, of a kernel whose PID 1 is idle. Raises `InputError`."""
+        """Binds PID 1, which is idle, to CPU 0. Raises `InputError`."""
         cpus = running.hardware.cpus
         if cpus is None or len(cpus.states) < 2:
             raise InputError("calls on two CPUs: the kernel has one; run it with two")
@@ -75,7 +78,6 @@ class TwoCalls:
         running.intercept(kernel.address(_IN_PID_1), self._enter_in_pid_1)
         running.intercept(kernel.address(_IN_THREAD), self._enter_in_thread)
         self._pin()
-        self._start_thread()
 
     def call(self, function: str, *arguments: int) -> int:
         """PID 1 calls `function` while all CPUs take turns; what it returns, as 64 bits. Raises
@@ -83,7 +85,7 @@ class TwoCalls:
         self._calls[0] = KernelCall(function, arguments)
         self.returned[0] = None
         self._running.kernel.address(function)
-        ended = self._running.begin(_COMMAND)
+        ended = self._running.begin(_COMMAND, _CALL_BUDGET)
         returned = self.returned[0]
         self._calls[0] = None
         if ended.reason != "idle" or returned is None:
@@ -98,7 +100,15 @@ class TwoCalls:
         self._calls[:] = calls
         self._turns = turns
         self.returned[:] = [None, None]
-        return self._running.begin(_COMMAND, budget, lambda: None not in self.returned)
+        running, last = self._running, self._running.blocks + budget
+        ended = running.begin(_COMMAND, budget, self._have_returned)
+        while ended.reason == "idle" and running.blocks < last:
+            # PID 1 is back first; its CPU still answers interrupts
+            ended = running.begin(_WAIT, last - running.blocks, self._have_returned)
+        return ended
+
+    def _have_returned(self) -> bool:
+        return None not in self.returned
 
     def checkpoint(self) -> None:
         """What `rollback` returns to: both CPUs wait."""
@@ -124,7 +134,9 @@ class TwoCalls:
         if error := self.call("sched_setaffinity", 0, at):
             raise InputError(f"PID 1 cannot be bound to CPU 0: error {error:#x}")
 
-    def _start_thread(self) -> None:
+    def start_thread(self) -> None:
+        """CPU 1 stands at its call from here on, and answers no interrupt before `run`. Raises
+        `InputError`."""
         kernel = self._running.kernel
         entry, name = kernel.address(_IN_THREAD), kernel.address(_NAME)
         thread = self.call("kthread_create_on_cpu", entry, 0, 1, name)
@@ -134,7 +146,7 @@ class TwoCalls:
         for _ in range(_WAITS):
             if self._cpus.states[1].is_held:
                 return
-            self._running.command("sleep 1")
+            self._running.command(_WAIT)
         raise InputError(f"{kernel.name}: the kernel thread on CPU 1 does not begin")
 
     # Entering and returning -------------------------------------------------------------------
@@ -143,6 +155,7 @@ class TwoCalls:
         call = self._calls[0]
         if call is None:
             return
+        self._calls[0] = None
         self._enter(0, call)
         if self._calls[1] is not None:
             self._cpus.turns[:] = self._turns
@@ -154,6 +167,7 @@ class TwoCalls:
         if call is None:
             self._cpus.states[1].is_held = True
             return
+        self._calls[1] = None
         self._enter(1, call)
 
     def _enter(self, which: int, call: KernelCall) -> None:
