@@ -36,7 +36,8 @@ class TdCheck(Oracle):
       pages that were not all in the other state before.
     * No page is accepted a second time: the VMM may have put an empty one in its place (T14).
 
-    A page that the VMM attacked is judged by the last rule only.
+    A page that the VMM attacked is judged by the last rule only, as is every page of a TD whose VMM
+    lies.
     """
 
     name = "td"
@@ -70,7 +71,9 @@ class TdCheck(Oracle):
         if td is None or view.frames is None:
             return ()
         messages = [*self._order(view)]
-        if view.outcome.value == 0:
+        if view.host.lie:
+            messages.clear()
+        elif view.outcome.value == 0:
             messages += self._states(view, td)
         elif view.outcome.value == -EIO and not td.attacked and self._is_unprovoked(view):
             messages.append("-EIO, and nothing was refused: the range keeps its shared entries")

@@ -5,18 +5,23 @@ twice goes on with an empty page."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from guestemu.abi.errors import InputError
 from guestemu.abi.regions import Region
 from guestemu.campaign.planted.catalogue_td import TD_BUGS
 from guestemu.campaign.targets import find_target
 from guestemu.checks.td import TWICE
 from guestemu.guest.base import GuestOops
+from guestemu.host.kvm.map_gpa_lies import MAP_GPA_LIES
+from guestemu.host.registry import load_host
 from guestemu.machine.exits import BudgetExhausted, Shutdown
 from guestemu.machine.sept import ACCEPTED, BLOCKED, PENDING, SHARED, SecureEpt
 from guestemu.machine.sept_attacks import SEPT_ATTACKS
 from guestemu.program.ops import Op, OpKind
-from guestemu.program.program import SevKind
+from guestemu.program.program import Header, SevKind
 from guestemu.runner.testbed import Testbed, build_testbed
 
 PAGE = 3
@@ -30,6 +35,9 @@ ENCRYPT = Op(OpKind.SET_MEMORY_ENCRYPTED, (1, 0), Region.D, PAGE)
 WRITE = Op(OpKind.WRITE, (VALUE, 0, SIZE), Region.D, PAGE)
 READ = Op(OpKind.READ, (0,), Region.D, PAGE)
 NMI, INTERRUPT, PAGE_FAULT = 2, 0x40, 14
+LIAR = "hostile-hypervisor:"
+DECEIVED = {"mapgpa-undone", "mapgpa-half", "mapgpa-skip"}
+"""Lies after which the caller reads success."""
 
 
 def attack(name: str, after: int = NOW) -> Op:
@@ -131,6 +139,30 @@ def test_the_next_program_starts_unattacked(testbed: Testbed) -> None:
     assert td.attacked
     assert testbed.run([WRITE, READ]).results[-1].outcome.value == WORD
     assert not td.attacked
+
+
+@pytest.mark.parametrize("lie", MAP_GPA_LIES)
+def test_a_vmm_that_lies_gets_an_error_or_a_page_that_is_the_guests(lie: str) -> None:
+    """After any lie the caller reads -EIO, or what it uses as shared holds no private content."""
+    testbed = build_testbed(Header(guest="snippet:6.12", sev=SevKind.TDX, host=LIAR + lie))
+    many = Op(OpKind.SET_MEMORY_DECRYPTED, (4, 0), Region.D, PAGE)
+    outcome = testbed.run([WRITE, many, READ])
+    converted, seen = (result.outcome.value for result in outcome.results[1:])
+    assert converted == (0 if lie in DECEIVED else -5)
+    assert seen != WORD
+    assert not outcome.violations
+    testbed.close()
+
+
+def test_every_lie_and_attack_has_a_program() -> None:
+    programs = {path.stem for path in Path(__file__).parents[2].glob("corpora/tdx/*.prog")}
+    assert {f"lie-{name.removeprefix('mapgpa-')}" for name in MAP_GPA_LIES} <= programs
+    assert {f"attack-{name}" for name in SEPT_ATTACKS} <= programs
+
+
+def test_a_lie_that_is_not_there_is_refused() -> None:
+    with pytest.raises(InputError, match="no lie 'mapgpa-stal'; did you mean mapgpa-stall"):
+        load_host(LIAR + "mapgpa-stal")
 
 
 def test_the_target_of_a_td_is_the_snp_guests_without_its_lies() -> None:

@@ -284,4 +284,7 @@ def test_the_kernels_own_handler_asks_for_cpuid_ports_and_halts(
     assert (td.calls.get(Vmcall.HLT, 0), td.reflected[Vmcall.HLT]) == (int(halts), 1)
     fetched = td.leaves[TdcallLeaf.VP_VEINFO_GET] - before[0]
     assert fetched == sum(td.calls.values()) - before[1] + (not halts)
+    idle = guest.call("tdx_halt")  # what an idle CPU of a TD calls: no #VE, the call itself
+    assert isinstance(idle.end, Halt)
+    assert (td.calls[Vmcall.HLT], td.reflected[Vmcall.HLT]) == (int(halts) + 1, 1)
     guest.close()

@@ -103,23 +103,29 @@ def command(
     ]
     rows: list[AttackRow] = []
     kernel: AttackedKernel | None = None
-    with StepProgress(len(todo)) as progress:
-        for name, path, kind, operation, one in todo:
-            if kernel is None or (kernel.name, kernel.kind) != (name, kind):
-                kernel = AttackedKernel(name, path, kind)
-            places = places_in(kernel.instructions(operation), every, first)
-            if not places:
-                raise InputError(f"--first {first}: the conversion has fewer instructions")
-            rows.append(kernel.row(operation, one, places))
-            progress.advance()
-    if page is not None:
+    interrupted = False
+    try:
+        with StepProgress(len(todo)) as progress:
+            for name, path, kind, operation, one in todo:
+                if kernel is None or (kernel.name, kernel.kind) != (name, kind):
+                    kernel = AttackedKernel(name, path, kind)
+                places = places_in(kernel.instructions(operation), every, first)
+                if not places:
+                    raise InputError(f"--first {first}: the conversion has fewer instructions")
+                rows.append(kernel.row(operation, one, places))
+                progress.advance()
+    except KeyboardInterrupt:
+        interrupted = True  # the rows that are done are shown
+    if page is not None and not interrupted:
         page.write_text(attacks_page(rows, every), encoding="utf-8")
     if as_json:
-        console.emit_json({"rows": rows})
+        console.emit_json({"rows": rows, "interrupted": interrupted})
     elif page is not None:
         console.emit(f"{page}: {sum(sum(row.outcomes.values()) for row in rows)} runs")
     else:
         _tell(rows)
+    if interrupted:
+        raise KeyboardInterrupt
     return EXIT_FINDINGS if any(row.is_wrong for row in rows) else EXIT_OK
 
 

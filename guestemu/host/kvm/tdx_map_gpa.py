@@ -19,6 +19,7 @@ from guestemu.abi import tdx
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, U64_MASK
 from guestemu.abi.hypercalls import MAP_GPA_RANGE_DECRYPTED, MAP_GPA_RANGE_ENCRYPTED
 from guestemu.abi.tdx import MapGpaAnswer
+from guestemu.host.kvm.map_gpa_lies import MAP_GPA_LIES
 from guestemu.machine.exits import MapGpaRange, RunFailed, VcpuAccess
 from guestemu.machine.view_bit import ViewBit
 
@@ -38,7 +39,7 @@ class TdxKvm(msgspec.Struct, frozen=True, kw_only=True):
     `is_cut`: the VMM takes the vCPU's state after the first chunk, as a migration does, and another
     host goes on with it; `checks_wants_to_run`: then KVM answers retry, as it should, instead of
     leaving R10 as it was, success (T29). `drops_bit`: R11 of a retry lacks the shared bit (no KVM
-    does that). `address_bits`: MAXPHYADDR.
+    does that). `address_bits`: MAXPHYADDR. `lie` names one of `MAP_GPA_LIES`, "" none.
     """
 
     name: str
@@ -48,6 +49,7 @@ class TdxKvm(msgspec.Struct, frozen=True, kw_only=True):
     checks_wants_to_run: bool = False
     drops_bit: bool = False
     address_bits: int = 46
+    lie: str = ""
 
 
 KVM_6_16: Final = TdxKvm(name="6.16", knows_retry=False)
@@ -69,6 +71,13 @@ def tdx_map_gpa(
     whether the vCPU has an event pending (never, by default). Returns R10 and R11, or the failure
     of KVM_RUN.
     """
+    if kvm.lie:
+        honest = msgspec.structs.replace(kvm, lie="")
+
+        def convert(start: int, length: int) -> MapGpaAnswer | RunFailed:
+            return tdx_map_gpa(honest, start, length, bit, ask, vcpu=vcpu, has_event=has_event)
+
+        return MAP_GPA_LIES[kvm.lie].answer(gpa, size, bit, convert)
     refusal = _check(kvm, gpa, size, bit)
     if refusal:
         return MapGpaAnswer(refusal, gpa)
