@@ -58,6 +58,7 @@ _CHECKS = (
 )
 _SYMPTOM = ("tests/findings/test_symptom.py",)
 _TRIAGE = (
+    "tests/findings/test_finding_keys.py",
     "tests/findings/test_identify.py",
     "tests/findings/test_owners.py",
 )
