@@ -294,17 +294,19 @@ def _import_changed(part: str, mutant: Mutant) -> bool:
 
 class _Session:
     """A plug-in of pytest: tries the mutants of `parts`, which have the same tests, in place of the
-    tests. `wrong` counts survivors without a reason, and parts that were not tried."""
+    tests. `wrong` counts survivors without a reason; parts that were not tried count as one each."""
 
     def __init__(self, parts: list[str], options: argparse.Namespace) -> None:
         self.wrong = len(parts)
+        self.is_tried = False
         self._parts = parts
         self._options = options
         self._out = os.fdopen(os.dup(1), "w", encoding="utf-8")
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         loaded = {part: Loaded(PACKAGE / part) for part in self._parts}
-        if watch(session.items, loaded.values()):
+        self.is_tried = watch(session.items, loaded.values())
+        if self.is_tried:
             for part in self._parts:
                 self.wrong += self._try_all(part, loaded[part]) - 1
         return True
@@ -382,7 +384,7 @@ def run(parts: list[str], options: argparse.Namespace) -> int:
         session = _Session(group, options)
         with contextlib.redirect_stdout(io.StringIO()) as said:
             _test(group[0], [session])
-        if session.wrong:
+        if not session.is_tried:
             session.say(said.getvalue()[-2000:])
         wrong += session.wrong
     return 1 if wrong else 0
