@@ -294,7 +294,7 @@ def _import_changed(part: str, mutant: Mutant) -> bool:
 
 class _Session:
     """A plug-in of pytest: tries the mutants of `parts`, which have the same tests, in place of the
-    tests. `wrong` counts survivors without a reason; parts that were not tried count as one each."""
+    tests. `wrong` counts survivors without a reason, and parts that were not tried as one each."""
 
     def __init__(self, parts: list[str], options: argparse.Namespace) -> None:
         self.wrong = len(parts)
