@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from guestemu.abi.errors import InputError
+from guestemu.cli._explore_page_states import page_states
 from guestemu.cli._kernel_migration import kernel_migration
 from guestemu.cli._mirror import mirror
 from guestemu.cli._options import AsJson, Cluster, Html
@@ -32,6 +33,7 @@ MAX_RUNS: Final = 10_000_000
 app = typer.Typer(rich_markup_mode=None)
 app.command("kernel-migration")(kernel_migration)
 app.command("mirror")(mirror)
+app.command("page-states")(page_states)
 
 
 @app.callback(invoke_without_command=True)
