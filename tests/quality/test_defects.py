@@ -93,6 +93,7 @@ def test_a_count_that_is_bounded_is_not_one_that_is_cut(tmp_path):
     assert len(book.findings) == 1
 
 
+@pytest.mark.soak
 def test_a_range_that_is_remembered_is_one_finding_also_over_a_reset(tmp_path):
     path = tmp_path / "remembers.py"
     text = defects.source("repeat-same").replace("self.last = None", "pass")
@@ -115,4 +116,21 @@ def test_a_count_cut_to_any_width_is_one_finding(tmp_path):
     programs = [[call(0, 4097)], [call(0, 4096)], [call(4096, 8193)], [call(0, (1 << 64) - 1)]]
     (found,) = file(book, programs)
     assert found.symptom == "hypercall: upper bits of the page count"
+    assert len(book.findings) == 1
+
+
+@pytest.mark.soak
+def test_the_first_page_of_a_range_is_one_finding_also_where_it_is_the_whole_range(tmp_path):
+    """Of one page only the loop over the others ends at once, which is no defect of its own."""
+    path = tmp_path / "first.py"
+    record = "self.record(low, high, private)"
+    wrong = "if private and low:\n                    self.record(low + 1, high, private)"
+    wrong += f"\n                else:\n                    {record}"
+    path.write_text(defects.CORRECT.read_text().replace(record, wrong))
+    book = make_book(load_host(f"{path}:BitmapVmm", plugin=str(path)))
+    programs = [[call(4096, 1), call(4096, 1, 16)], [call(4096, 4), call(4096, 4, 16)]]
+    (found,) = file(book, programs)
+    assert [place.rpartition(": ")[2] for place in found.places] == [
+        "self.record(low + 1, high, private)"
+    ]
     assert len(book.findings) == 1

@@ -26,7 +26,7 @@ from guestemu.campaign.triage.canonical import (
 from guestemu.campaign.triage.hostcode import Spots
 from guestemu.campaign.triage.lower import is_guest_only, lower
 from guestemu.campaign.triage.probe import Look, Probe, Sighting
-from guestemu.campaign.triage.symptom import RECORD, is_of_bits, is_of_whole_range
+from guestemu.campaign.triage.symptom import RECORD, Symptom, is_of_bits, is_of_whole_range
 from guestemu.checks.base import Violation
 from guestemu.program.ops import SPECS, Argument, Instruction, Op, OpKind
 from guestemu.program.program import Expectation, Header, Program
@@ -39,6 +39,9 @@ _NAMED: Final = frozenset({Argument.HYPERCALL_NUMBER, Argument.MSR})
 _LATCH: Final = "migration-control"
 _SHORT: Final = 0xFF
 _FAILURE_RUNS: Final = 16
+_COUNTED: Final = frozenset({"1", "2"})
+"""Numbers of wrong frames that an effect has as they are; larger ones are "3"."""
+
 _PRECISE: Final = 4
 """Suspected source lines up to which they are taken for the defect itself."""
 
@@ -296,12 +299,20 @@ def _search(probe: Probe, case: Case, known: Spots) -> list[Finding]:
     if left:
         hidden = _finding(probe, start, Suspect(name, spots, order, left, first.effect))
         if hidden is not None:
-            alone = (
-                _elsewhere(probe, hidden.ops, first, around_twice(hidden.ops), left, spots)
-                or hidden
-            )
-            found.setdefault(alone.key, alone)
+            near = around_twice(hidden.ops)
+            alone = _elsewhere(probe, hidden.ops, first, near, left, spots)
+            if alone is None and not _is_one_extent(hidden.effect, first.effect):
+                alone = hidden
+            if alone is not None:
+                found.setdefault(alone.key, alone)
     return list(found.values())
+
+
+def _is_one_extent(one: str, other: str) -> bool:
+    """Whether two effects are one: of a range of one page the first is all of it."""
+    parts = [effect.rpartition(", ") for effect in (one, other)]
+    is_all = [is_of_whole_range(Symptom(RECORD, effect)) for effect in (one, other)]
+    return any(is_all) and parts[0][2] == parts[1][2] in _COUNTED
 
 
 def _by_its_code(probe: Probe, found: Finding) -> Finding:
