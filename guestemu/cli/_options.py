@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
+from typer.models import OptionInfo
 
 from guestemu.abi.errors import InputError
 from guestemu.cli import _names as names
@@ -19,6 +20,20 @@ AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON 
 Html: TypeAlias = Annotated[
     Path | None,
     typer.Option("--html", metavar="OUT.html", help="Also write a page.", show_default=False),
+]
+Guests: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--guest",
+        metavar="GUEST",
+        help="snippet:6.12 or linux:IMAGE; repeatable.  [default: the snippet and the fetched "
+        "kernels]",
+        show_default=False,
+        autocompletion=names.guests,
+    ),
+]
+PageFile: TypeAlias = Annotated[
+    Path | None, typer.Option("--page", metavar="FILE.md", help="Write the page there.")
 ]
 ProgramPath: TypeAlias = Annotated[
     Path, typer.Argument(metavar="PROGRAM.prog", help="The program to run.", show_default=False)
@@ -52,6 +67,17 @@ Plugins: TypeAlias = Annotated[
         show_default=False,
     ),
 ]
+
+
+def image_option(default: str) -> OptionInfo:
+    """--image of a verb that looks at several kernels; `default` is what it takes without it."""
+    return typer.Option(
+        "--image",
+        metavar="PATH",
+        help=f"A kernel image or a fetched series; repeatable.  [default: {default}]",
+        show_default=False,
+        autocompletion=names.images,
+    )
 
 
 def sev_kind(text: str) -> SevKind:

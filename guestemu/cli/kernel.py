@@ -39,6 +39,15 @@ Image: TypeAlias = Annotated[
         autocompletion=names.images,
     ),
 ]
+ImageAsRun: TypeAlias = Annotated[
+    str,
+    typer.Argument(
+        metavar="[IMAGE]",
+        help="As for `kernel run`.",
+        show_default=False,
+        autocompletion=names.images,
+    ),
+]
 MemoryMib: TypeAlias = Annotated[
     int, typer.Option("--memory", metavar="MIB", min=1, help="Guest memory in MiB.")
 ]
@@ -377,15 +386,7 @@ def run(
 
 @app.command()
 def hostile(
-    image: Annotated[
-        str,
-        typer.Argument(
-            metavar="[IMAGE]",
-            help="As for `kernel run`.",
-            show_default=False,
-            autocompletion=names.images,
-        ),
-    ] = "",
+    image: ImageAsRun = "",
     device: Annotated[
         str,
         typer.Option(
@@ -665,15 +666,7 @@ Update: TypeAlias = Annotated[
 
 @app.command()
 def race(
-    image: Annotated[
-        str,
-        typer.Argument(
-            metavar="[IMAGE]",
-            help="As for `kernel run`.",
-            show_default=False,
-            autocompletion=names.images,
-        ),
-    ] = "",
+    image: ImageAsRun = "",
     scenario: Annotated[
         list[str] | None,
         typer.Option(

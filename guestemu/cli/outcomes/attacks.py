@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from guestemu.abi.errors import InputError
-from guestemu.cli import _names as names
+from guestemu.abi.files import check_place, write_atomically
 from guestemu.cli import console
-from guestemu.cli._options import AsJson
+from guestemu.cli._options import AsJson, PageFile, image_option
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
 
 if TYPE_CHECKING:
@@ -21,16 +20,7 @@ _DEFAULT = ("6.12",)
 
 
 def command(
-    images: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--image",
-            metavar="PATH",
-            help="A kernel image or a fetched series; repeatable.  [default: 6.12]",
-            show_default=False,
-            autocompletion=names.images,
-        ),
-    ] = None,
+    images: Annotated[list[str] | None, image_option("6.12")] = None,
     sev: Annotated[
         list[str] | None,
         typer.Option(
@@ -55,9 +45,7 @@ def command(
     first: Annotated[
         int, typer.Option("--first", metavar="N", min=0, help="Begin at this instruction.")
     ] = 0,
-    page: Annotated[
-        Path | None, typer.Option("--page", metavar="FILE.md", help="Write the page there.")
-    ] = None,
+    page: PageFile = None,
     as_json: AsJson = False,
 ) -> int:
     """Attack the conversions of a real kernel on their way.
@@ -89,8 +77,8 @@ def command(
 
     kinds = tuple(sev or ("snp",))
     check_attacks(attack or (), kinds)
-    if page is not None and not page.parent.is_dir():
-        raise InputError(f"{page}: no such directory; make it first")
+    if page is not None:
+        check_place(page, "--page")
     asked = images or _DEFAULT
     paths = [find_image(image) for image in asked]
     todo = [
@@ -117,7 +105,7 @@ def command(
     except KeyboardInterrupt:
         interrupted = True  # the rows that are done are shown
     if page is not None and not interrupted:
-        page.write_text(attacks_page(rows, every), encoding="utf-8")
+        write_atomically(page, attacks_page(rows, every).encode(), "--page")
     if as_json:
         console.emit_json({"rows": rows, "interrupted": interrupted})
     elif page is not None:

@@ -8,9 +8,8 @@ from typing import Annotated
 import typer
 
 from guestemu.abi.errors import InputError
-from guestemu.cli import _names as names
 from guestemu.cli import console
-from guestemu.cli._options import AsJson
+from guestemu.cli._options import AsJson, image_option
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
 
 
@@ -19,16 +18,7 @@ def command(
         list[str] | None,
         typer.Option("--only", metavar="NAME", help="Only this finding; repeatable."),
     ] = None,
-    images: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--image",
-            metavar="PATH",
-            help="A kernel image or a fetched series; repeatable.  [default: 6.12]",
-            show_default=False,
-            autocompletion=names.images,
-        ),
-    ] = None,
+    images: Annotated[list[str] | None, image_option("6.12")] = None,
     as_json: AsJson = False,
 ) -> int:
     """Show what a kernel does as a TDX guest that it should not.

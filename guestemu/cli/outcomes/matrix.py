@@ -3,33 +3,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
 from guestemu.abi.files import check_place, write_atomically
-from guestemu.cli import _names as names
 from guestemu.cli import console
-from guestemu.cli._options import AsJson, Html
+from guestemu.cli._options import AsJson, Guests, Html, PageFile
 from guestemu.cli.errors import EXIT_OK
 
 
 def command(
-    guests: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--guest",
-            metavar="GUEST",
-            help="snippet:6.12 or linux:IMAGE; repeatable.  [default: the snippet and the fetched "
-            "kernels]",
-            show_default=False,
-            autocompletion=names.guests,
-        ),
-    ] = None,
-    page: Annotated[
-        Path | None, typer.Option("--page", metavar="FILE.md", help="Write the page there.")
-    ] = None,
+    guests: Guests = None,
+    page: PageFile = None,
     html: Html = None,
     as_json: AsJson = False,
 ) -> int:

@@ -3,34 +3,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from guestemu.abi.files import check_place, write_atomically
-from guestemu.cli import _names as names
 from guestemu.cli import console
-from guestemu.cli._options import AsJson, Html
+from guestemu.cli._options import AsJson, Html, PageFile, image_option
 from guestemu.cli.errors import EXIT_OK
 
 _DEFAULT = ("6.1", "6.12", "6.18", "7.3")
 
 
 def command(
-    images: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--image",
-            metavar="PATH",
-            help="A kernel image or a fetched series; repeatable.  [default: 6.1, 6.12, 6.18, 7.3]",
-            show_default=False,
-            autocompletion=names.images,
-        ),
-    ] = None,
-    page: Annotated[
-        Path | None, typer.Option("--page", metavar="FILE.md", help="Write the page there.")
-    ] = None,
+    images: Annotated[list[str] | None, image_option("6.1, 6.12, 6.18, 7.3")] = None,
+    page: PageFile = None,
     html: Html = None,
     as_json: AsJson = False,
 ) -> int:

@@ -3,28 +3,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
-from guestemu.cli import _names as names
 from guestemu.cli import console
-from guestemu.cli._options import AsJson, Html
+from guestemu.cli._options import AsJson, Guests, Html
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
 
 
 def command(
-    guests: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--guest",
-            metavar="GUEST",
-            help="snippet:6.12 or linux:IMAGE; repeatable.  [default: the snippet and the fetched "
-            "kernels]",
-            show_default=False,
-            autocompletion=names.guests,
-        ),
-    ] = None,
+    guests: Guests = None,
     html: Html = None,
     as_json: AsJson = False,
 ) -> int:
