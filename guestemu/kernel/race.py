@@ -60,7 +60,7 @@ _LONGEST: Final = 11
 """Drawn turns have up to 2 to this power basic blocks."""
 
 
-class Scenario(msgspec.Struct, frozen=True, kw_only=True):
+class RaceScenario(msgspec.Struct, frozen=True, kw_only=True):
     """What the CPUs call: `first` on CPU 0, `second` on CPU 1; `page` is the page (0 or 1) that a
     conversion is of, or the argument of another function. `before` and `after` are called alone on
     CPU 0. `is_oops` sets oops_in_progress first."""
@@ -74,29 +74,29 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
 
 
 SCENARIOS: Final = {
-    "neighbours": Scenario(
+    "neighbours": RaceScenario(
         text="two pages of one page table become shared",
         first=(_DECRYPT, 0),
         second=(_DECRYPT, 1),
     ),
-    "back": Scenario(
+    "back": RaceScenario(
         text="a page becomes shared while its neighbour becomes private again",
         first=(_DECRYPT, 0),
         second=(_ENCRYPT, 1),
         before=((_DECRYPT, 1),),
     ),
-    "stop": Scenario(
+    "stop": RaceScenario(
         text="conversions are stopped while one is made (mem_enc_lock)",
         first=(_DECRYPT, 0),
         second=(_STOP, 1),
     ),
-    "stop-try": Scenario(
+    "stop-try": RaceScenario(
         text="the same with oops_in_progress (the try form of the lock)",
         first=(_DECRYPT, 0),
         second=(_STOP, 0),
         is_oops=True,
     ),
-    "offline": Scenario(
+    "offline": RaceScenario(
         text="CPU 1 is taken off and comes back while it makes a page shared",
         first=("remove_cpu", 1),
         second=(_DECRYPT, 0),
