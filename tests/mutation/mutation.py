@@ -296,12 +296,14 @@ class _Session:
     """A plug-in of pytest: tries the mutants of `parts`, which have the same tests, in place of the
     tests. `wrong` counts survivors without a reason, and parts that were not tried as one each."""
 
-    def __init__(self, parts: list[str], options: argparse.Namespace) -> None:
+    def __init__(
+        self, parts: list[str], options: argparse.Namespace, say: Callable[[str], None]
+    ) -> None:
         self.wrong = len(parts)
         self.is_tried = False
         self._parts = parts
         self._options = options
-        self._out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        self._say = say
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         loaded = {part: Loaded(PACKAGE / part) for part in self._parts}
@@ -310,10 +312,6 @@ class _Session:
             for part in self._parts:
                 self.wrong += self._try_all(part, loaded[part]) - 1
         return True
-
-    def say(self, line: str) -> None:
-        """One line past pytest's capture."""
-        print(line, file=self._out, flush=True)
 
     def _try_all(self, part: str, loaded: Loaded) -> int:
         reasons = explained().get(part, {})
@@ -327,8 +325,8 @@ class _Session:
                 left += 1
                 if not is_known:
                     new += 1
-                    self.say(f"  {mutant.name}")  # at once: a run may be cut short
-        self.say(
+                    self._say(f"  {mutant.name}")  # at once: a run may be cut short
+        self._say(
             f"{part}: {len(mutants)} mutants, {left} survive, {new} unexplained "
             f"({time.monotonic() - start:.0f} s)"
         )
@@ -380,13 +378,18 @@ def groups_of(parts: Iterable[str]) -> list[list[str]]:
 def run(parts: list[str], options: argparse.Namespace) -> int:
     """Says what survives; the exit status."""
     wrong = 0
-    for group in groups_of(parts):
-        session = _Session(group, options)
-        with contextlib.redirect_stdout(io.StringIO()) as said:
-            _test(group[0], [session])
-        if not session.is_tried:
-            session.say(said.getvalue()[-2000:])
-        wrong += session.wrong
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:  # past pytest's capture
+
+        def say(line: str) -> None:
+            print(line, file=out, flush=True)
+
+        for group in groups_of(parts):
+            session = _Session(group, options, say)
+            with contextlib.redirect_stdout(io.StringIO()) as said:
+                _test(group[0], [session])
+            if not session.is_tried:
+                say(said.getvalue()[-2000:])
+            wrong += session.wrong
     return 1 if wrong else 0
 
 

@@ -20,7 +20,7 @@ LIMITS = {1, 2}
 def judge(view: int) -> bool:
     if view is None or not view.value:
         return False
-    for record in view.records:
+    for record, _ in zip(view.records, view.sizes, strict=True):
         if record.size + 1 > 4:
             continue
     return view.ok
