@@ -126,7 +126,7 @@ class Filing:
     def _behind(self, ops: tuple[Op, ...], before: Sequence[tuple[Op, ...]]) -> list[Case] | None:
         """The cases of `ops` over resets of the VM behind those that ran before, for a host may
         keep what they left behind; None where nothing shows."""
-        for count in sorted({1, len(before)} if before else ()):
+        for count in (1, 4, len(before)) if before else ():
             parts = ((*one, _VM_RESET) for one in before[-count:])
             longer = (*chain.from_iterable(parts), *ops)
             look = self.book.probe.try_look(longer)

@@ -47,7 +47,7 @@ _GRACE_S: Final = 2.0
 _ENDED_ONCE: Final = "host: the process ended once, and not when the program ran again"
 _ONCE: Final = "host: an answer or the record was wrong once, and right when the program ran again"
 
-_REMEMBERED: Final = 4
+_REMEMBERED: Final = 16
 """Programs that ran before one that is filed: what they left behind may be its cause."""
 
 _VM_RESET: Final = Op(OpKind.VM_RESET, ())

@@ -198,7 +198,7 @@ class Canonical:
         def keeps(candidate: Program) -> bool:
             return candidate.header == header and self.holds(candidate.ops)
 
-        ops = shrink(Program(header, ops), keeps, SHRINK_LIMIT).ops
+        ops = shrink(Program(header, self._raw(ops)), keeps, SHRINK_LIMIT).ops
         for _ in range(_ROUNDS):
             before = ops
             for index in range(len(ops)):
@@ -207,6 +207,16 @@ class Canonical:
             if ops == before or self._left <= 0:
                 break
         return ops
+
+    def _raw(self, ops: tuple[Op, ...]) -> tuple[Op, ...]:
+        """`ops` with addresses in place of pages in all raw hypercalls at once."""
+        raw = tuple(
+            canonical_op(msgspec.structs.replace(op, has_page=False))
+            if op.kind is OpKind.HYPERCALL and op.has_page
+            else op
+            for op in ops
+        )
+        return raw if raw != ops and self.holds(raw) else ops
 
     def _mirrored(self, ops: tuple[Op, ...]) -> tuple[Op, ...]:
         """`ops` with every status the other way, if they then begin with sharing: what goes wrong
