@@ -33,7 +33,7 @@ from guestemu.machine.engine import HOOK_TLB_FILL, REGISTERS, Engine, RegisterBa
 from guestemu.machine.exits import ViewFault
 from guestemu.machine.memory import GuestRam
 from guestemu.machine.native import HostCode
-from guestemu.machine.paging import LEAF_SIZES, walk
+from guestemu.machine.paging import LEAF_SIZES, Leaf, walk
 from guestemu.machine.translations import Translations
 from guestemu.machine.view_bit import ViewBit
 from guestemu.machine.view_gates import ViewGates
@@ -175,21 +175,9 @@ class TlbWalker:
         )
         leaf = None if self._held is None else self._held.find(gva)
         if leaf is None or _refuses(leaf.entry, code, cr0):
-            root = Gpa(read(REGISTERS["cr3"]) & ~0xFFF & ~self._bit.mask)
-            tables: list[Gpa] | None = None if self.gates is None else []
-            leaf = walk(self._ram, self._bit.mask, root, Gva(gva), tables)
-            if tables and not self._may_walk(gva, tables):
+            leaf = self._walked(gva, code, cr0)
+            if leaf is None:
                 return False
-            if self._held is not None:
-                self._held.drop(Gva(gva))
-            if not leaf.entry & PTE_PRESENT or leaf.level > 3:
-                self.fault = (VECTOR_PF, code, gva)
-                return False
-            if _refuses(leaf.entry, code, cr0):
-                self.fault = (VECTOR_PF, code | FAULT_PRESENT, gva)
-                return False
-            if self._held is not None:
-                self._held.hold(leaf)
         writable = bool(leaf.entry & PTE_RW) or (not is_user and not cr0 & CR0_WP)
         size = LEAF_SIZES[leaf.level]
         base = leaf.entry & 0x000F_FFFF_FFFF_F000 & ~self._bit.mask & ~(size - 1)
@@ -207,6 +195,26 @@ class TlbWalker:
         entry.perms = perms
         self.fault = None
         return True
+
+    def _walked(self, gva: int, code: int, cr0: int) -> Leaf | None:
+        """The leaf of `gva` by the tables as they are now; None where the access faults, or may not
+        read the tables."""
+        root = Gpa(self._engine.read(REGISTERS["cr3"]) & ~0xFFF & ~self._bit.mask)
+        tables: list[Gpa] | None = None if self.gates is None else []
+        leaf = walk(self._ram, self._bit.mask, root, Gva(gva), tables)
+        if tables and not self._may_walk(gva, tables):
+            return None
+        if self._held is not None:
+            self._held.drop(Gva(gva))
+        if not leaf.entry & PTE_PRESENT or leaf.level > 3:
+            self.fault = (VECTOR_PF, code, gva)
+            return None
+        if _refuses(leaf.entry, code, cr0):
+            self.fault = (VECTOR_PF, code | FAULT_PRESENT, gva)
+            return None
+        if self._held is not None:
+            self._held.hold(leaf)
+        return leaf
 
     def _may_walk(self, gva: int, tables: list[Gpa]) -> bool:
         """Whether the page walk reaches the private view of every table it read."""

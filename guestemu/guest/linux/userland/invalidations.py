@@ -9,7 +9,7 @@ look like such an instruction are never executed as one, so a hook there does no
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from guestemu.abi.addresses import Gva
@@ -37,6 +37,17 @@ def _page_register(modrm: int, rex: int) -> str | None:
     if modrm >> 6 or modrm & 7 in _NEEDS_MORE:
         return None
     return _GENERAL[modrm & 7 | (8 if rex & _REX_B else 0)]
+
+
+def _sites(text: bytes) -> Iterator[tuple[int, re.Pattern[bytes], int, int]]:
+    """Place, pattern, last byte and REX prefix (0: none) of what looks like an instruction that
+    drops translations."""
+    for pattern in (_ROOT, _CONTROL, _PAGE, _CONTEXT):
+        for found in pattern.finditer(text):
+            at, modrm = found.start(), text[found.end() - 1]
+            yield at, pattern, modrm, 0
+            if text[at - 1] in _REX:
+                yield at - 1, pattern, modrm, text[at - 1]
 
 
 def watch_invalidations(kernel: Kernel, machine: Machine) -> Translations:
@@ -67,11 +78,7 @@ def watch_invalidations(kernel: Kernel, machine: Machine) -> Translations:
             return drop_page(_page_register(modrm, rex))
         return translations.drop_local if pattern is _ROOT else translations.drop_all
 
-    for pattern in (_ROOT, _CONTROL, _PAGE, _CONTEXT):
-        for found in pattern.finditer(text):
-            at, modrm = found.start(), text[found.end() - 1]
-            add(KERNEL_MAP + first + at, effect(pattern, modrm, 0))
-            if text[at - 1] in _REX:
-                add(KERNEL_MAP + first + at - 1, effect(pattern, modrm, text[at - 1]))
+    for at, pattern, modrm, rex in _sites(text):
+        add(KERNEL_MAP + first + at, effect(pattern, modrm, rex))
     machine.engine.flush_blocks()
     return translations
