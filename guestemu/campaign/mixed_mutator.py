@@ -2,12 +2,13 @@
 """The mutator of a libFuzzer campaign: mostly libFuzzer's own mutations, some of ours.
 
 libFuzzer's know nothing of ops, but every byte of a record decides something. Of ours, pokes are
-one in four. One in sixty-four is a new program of any length: a campaign from nothing would else
-come by programs of several ops one op at a time. About as many insert, delete, swap or repeat whole
-records; as many write an edge into an argument, and one in 256 is a change that knows ops, which
-two are done in Python. One mutation of a longer program in eight loses the last op: short ones are
-fast, and libFuzzer keeps a longer one where it covers more. About one in sixteen may leave a
-VMCALL, a new program never: KVM patches that instruction, which costs many runs.
+one in four. One in sixty-four, or as many as pays (shares.py), is a new program of any length: a
+campaign from nothing would else come by programs of several ops one op at a time. One in sixty-four
+inserts, deletes, swaps or repeats whole records; as many write an edge into an argument, and one in
+256 is a change that knows ops, which two are done in Python. One mutation of a longer program in
+eight loses the last op: short ones are fast, and libFuzzer keeps a longer one where it covers more.
+About one in sixteen may leave a VMCALL, a new program never: KVM patches that instruction, which
+costs many runs.
 
 `native/mutator.c` does the common part of this in machine code. This is the same for other hosts,
 and what the machine code is compared with.
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from typing import Final
 
 from guestemu.campaign.mutator import Mutator, avoid_vmcall, fresh, poke, reorder, stir
+from guestemu.campaign.shares import Shares
 from guestemu.program.binary import RECORD_SIZE
 from guestemu.program.mutate import crossover_bytes
 
@@ -33,6 +35,7 @@ _VMCALL_MASK: Final = 0x1E0
 _DROP_MASK: Final = 0xE00
 _CROSSOVER_MASK: Final = 7
 _CROSSOVER_SHIFT: Final = 3
+_SHARE_SHIFT: Final = 48
 
 LlvmMutate = Callable[[ctypes.c_void_p, int, int], int]
 """LLVMFuzzerMutate: changes bytes in place, given their size and the room; the new size."""
@@ -46,6 +49,8 @@ class MixedMutator:
 
     def __init__(self, ours: Mutator, max_size: int) -> None:
         self.uncommon = ours.uncommon
+        self.shares: Shares | None = None
+        """How many inputs are new programs; None for one in sixty-four."""
         self._buffer = bytearray(max_size)
         self._address = ctypes.c_void_p(
             ctypes.addressof((ctypes.c_char * max_size).from_buffer(self._buffer))
@@ -62,7 +67,11 @@ class MixedMutator:
         if max_size < RECORD_SIZE:
             return b""
         rare = seed & _RARE_MASK
-        if size < RECORD_SIZE or rare == _FRESH:
+        is_new = size < RECORD_SIZE or rare == _FRESH
+        if self.shares is not None:
+            is_new = is_new or stir(seed) >> _SHARE_SHIFT < self.shares.fresh_below
+            self.shares.note(is_new)
+        if is_new:
             changed = fresh(max_size, stir(seed))
             size = len(changed)
         else:
@@ -89,4 +98,6 @@ class MixedMutator:
         calls this for every second input."""
         if seed & _CROSSOVER_MASK:
             return self.mutate(first[:max_size], max_size, seed >> _CROSSOVER_SHIFT)
+        if self.shares is not None:
+            self.shares.note(False)
         return crossover_bytes(first, second, max_size, seed)

@@ -161,6 +161,8 @@ class Session:
         self.skips_known = False
         """Inputs that decode to a program which already ran do not count as executions (set by
         engines that do not need to see an input twice)."""
+        self.gained: Callable[[], None] | None = None
+        """Called where an input covered something new."""
         self._programs = ProgramSet()
         self._skipped = 0
         self.current: mmap.mmap | None = None
@@ -301,6 +303,8 @@ class Session:
         """Keeps `data`, which ran last, if it covered something new; whether it did."""
         if not self.feedback.take():
             return False
+        if self.gained is not None:
+            self.gained()
         self._new_inputs += 1
         self._last_new = self._elapsed()
         if self._shelf is not None:

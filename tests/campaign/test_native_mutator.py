@@ -11,6 +11,7 @@ import pytest
 from guestemu.campaign.mixed_mutator import MixedMutator
 from guestemu.campaign.mutator import Mutator
 from guestemu.campaign.native import load_mutator
+from guestemu.campaign.shares import LEAST, MOST, WORDS, Shares
 from guestemu.campaign.targets import find_target
 from guestemu.program.binary import RECORD_SIZE
 from guestemu.program.program import Header
@@ -117,3 +118,24 @@ def test_new_programs_have_any_length(pair):
     lengths = [len(records) // RECORD_SIZE for records in made]
     assert all(lengths.count(length) > 100 for length in range(1, 7))
     assert len(set(made)) == len(made)
+
+
+def test_as_many_new_programs_as_pay_on_both_sides(pair):
+    native, python = pair
+    python.shares, shares = Shares(), native.share()
+    try:
+        for count, (first, second, room, seed) in enumerate(samples(12000)):
+            data = first[:room]
+            if count % 3:
+                assert native_mutate(native, data, room, seed) == python.mutate(data, room, seed)
+            else:
+                crossed = python.cross(first, second, room, seed)
+                assert native_cross(native, first, second, room, seed) == crossed
+            if count % 7 == 0:
+                shares.gain()
+                python.shares.gain()
+            assert shares.fresh_below == python.shares.fresh_below
+        assert LEAST <= shares.fresh_below <= MOST
+    finally:
+        python.shares = None
+        native._share[:] = [0] * WORDS

@@ -82,7 +82,9 @@ def options_given(arm: str, session: ZooSession, monkeypatch: pytest.MonkeyPatch
 
     given: list[str] = []
     engine = AtherisEngine() if arm == OURS else PlainEngine()
-    monkeypatch.setattr(engines, "fuzz", lambda arguments, *rest: given.extend(arguments))
+    monkeypatch.setattr(
+        engines, "fuzz", lambda arguments, *_rest, **_options: given.extend(arguments)
+    )
     monkeypatch.setattr(atheris, "Fuzz", lambda: None)
     monkeypatch.setattr(atheris, "Setup", lambda arguments, run, **options: given.extend(arguments))
     engine.run(session, lambda error: None)

@@ -29,6 +29,7 @@ from guestemu.campaign.mixed_mutator import MixedMutator
 from guestemu.campaign.mutator import Mutator
 from guestemu.campaign.native import load_mutator
 from guestemu.campaign.session import Session, SessionOver
+from guestemu.campaign.shares import Shares
 from guestemu.campaign.store import WORKDIR
 
 _CORE: Final = "core_with_libfuzzer"
@@ -73,7 +74,7 @@ class AtherisEngine:
 
         session.skips_known = True
         fast_path = open_fast_path(session, stop)
-        fuzz(_arguments(session), test_one_input, session, fast_path)
+        fuzz(_arguments(session), test_one_input, session, fast_path, weighs=True)
 
 
 def _arguments(session: Session) -> list[str]:
@@ -104,16 +105,22 @@ def fuzz(
     test_one_input: Callback,
     session: Session,
     fast_path: FastPath | None = None,
+    *,
+    weighs: bool = False,
 ) -> None:
     """Runs libFuzzer with command line `arguments` on `test_one_input`, or on `fast_path` if there
-    is one, over the counters and the mutator of `session`. Does not return unless libFuzzer cannot
-    start."""
+    is one, over the counters and the mutator of `session`. With `weighs` the session says what
+    covered something new, and as many inputs are new programs as pays. Does not return unless
+    libFuzzer cannot start."""
     import atheris
 
     executor = session.executor
     ours = Mutator(session.plan.header, session.kinds, executor.decoder.extra)
     mutator = MixedMutator(ours, executor.max_size)
     native = load_mutator()
+    if weighs:
+        mutator.shares = Shares() if native is None else native.share()
+        session.gained = mutator.shares.gain
     if native is not None:
         atheris.Setup(arguments, test_one_input, internal_libfuzzer=True)
     else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 
 from guestemu.campaign.mixed_mutator import MixedMutator
+from guestemu.campaign.shares import WORDS, Shares
 from guestemu.native import load
 from guestemu.native.build import MUTATOR
 
@@ -21,6 +22,7 @@ _Cross = ctypes.CFUNCTYPE(
     *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint),
 )
 _Calls = ctypes.c_uint64 * 2
+_Share = ctypes.c_uint64 * WORDS
 
 
 class NativeMutator:
@@ -29,8 +31,13 @@ class NativeMutator:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._keep: object = None
         self._calls = _Calls.in_dll(library, "mutator_calls")
+        self._share = _Share.in_dll(library, "mutator_share")
         self.mutate = _Mutate(("LLVMFuzzerCustomMutator", library))
         self.cross = _Cross(("LLVMFuzzerCustomCrossOver", library))
+
+    def share(self) -> Shares:
+        """From now on as many inputs are new programs as pays."""
+        return Shares(memoryview(self._share).cast("B").cast("Q"))
 
     def connect(self, llvm_mutate: int, python: MixedMutator) -> None:
         """What machine code does not do: libFuzzer's own mutations are at host address

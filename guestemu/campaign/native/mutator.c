@@ -27,6 +27,39 @@ EXPORT struct {
 	size_t (*uncommon)(u8 *data, size_t size, size_t max_size, unsigned seed);
 } mutator_calls;
 
+/*
+ * How many inputs are new programs: campaign/shares.py, whose numbers these are. `fresh_below` of 65,536
+ * are, 0 where nothing weighs them. By changed (0) and new (1): inputs made, those that covered something
+ * new; `last` is which the last one was.
+ */
+EXPORT struct {
+	u64 fresh_below, made[2], gained[2], last;
+} mutator_share;
+
+enum { WEIGH_EVERY = 256, ASSUMED = 64, FORGET_AT = 8192, LEAST = 1024, MOST = 32768 };
+
+static void note(bool is_new)
+{
+	u64 *made = mutator_share.made, *gained = mutator_share.gained;
+	u64 total, old, fresh, below;
+
+	mutator_share.last = is_new;
+	made[is_new]++;
+	total = made[0] + made[1];
+	if (!mutator_share.fresh_below || total % WEIGH_EVERY)
+		return;
+	old = ((gained[0] + 1) << 32) / (made[0] + ASSUMED);
+	fresh = ((gained[1] + 1) << 32) / (made[1] + ASSUMED);
+	below = (fresh << 16) / (old + fresh);
+	mutator_share.fresh_below = below < LEAST ? LEAST : below > MOST ? MOST : below;
+	if (total < FORGET_AT)
+		return;
+	for (int kind = 0; kind < 2; kind++) {
+		made[kind] /= 2;
+		gained[kind] /= 2;
+	}
+}
+
 static const u8 fields[] = { 0, 1, 1, 2, 4, 4, 5, 8, 8, 16, 16, 24, 24, 32, 40 };
 
 static u64 stir(u32 seed)
@@ -135,10 +168,13 @@ static size_t reorder(u8 *data, size_t size, size_t max_size, u64 state)
 EXPORT size_t LLVMFuzzerCustomMutator(u8 *data, size_t size, size_t max_size, unsigned seed)
 {
 	u32 rare = seed & RARE_MASK;
+	bool is_new;
 
 	if (max_size < RECORD)
 		return 0;
-	if (size < RECORD || rare == FRESH) {
+	is_new = size < RECORD || rare == FRESH || stir(seed) >> 48 < mutator_share.fresh_below;
+	note(is_new);
+	if (is_new) {
 		size = fresh(data, max_size, stir(seed));
 	} else {
 		if (rare == EDGE || !(seed & STRUCTURE_MASK))
@@ -182,6 +218,7 @@ EXPORT size_t LLVMFuzzerCustomCrossOver(const u8 *first, size_t first_size, cons
 		__builtin_memcpy(out, first, size);
 		return LLVMFuzzerCustomMutator(out, size, max_size, seed >> CROSS_SHIFT);
 	}
+	note(false);
 	cut = draw(&state) % (ones + 1);
 	start = draw(&state) % (twos + 1);
 	end = start + draw(&state) % (twos - start + 1);
