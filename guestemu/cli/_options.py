@@ -10,16 +10,33 @@ import typer
 from typer.models import OptionInfo
 
 from guestemu.abi.errors import InputError
+from guestemu.abi.files import check_place
 from guestemu.cli import _names as names
 from guestemu.program.layout import split_memory
 
 if TYPE_CHECKING:
     from guestemu.program.program import SevKind
 
+
+def _to_write(
+    context: typer.Context, option: typer.CallbackParam, path: Path | None
+) -> Path | None:
+    """Refuses an output that cannot be written before the work whose result goes there."""
+    if path is not None and not context.resilient_parsing:
+        check_place(path, option.opts[0])
+    return path
+
+
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Html: TypeAlias = Annotated[
     Path | None,
-    typer.Option("--html", metavar="OUT.html", help="Also write a page.", show_default=False),
+    typer.Option(
+        "--html",
+        metavar="OUT.html",
+        help="Also write a page.",
+        show_default=False,
+        callback=_to_write,
+    ),
 ]
 Guests: TypeAlias = Annotated[
     list[str] | None,
@@ -33,7 +50,8 @@ Guests: TypeAlias = Annotated[
     ),
 ]
 PageFile: TypeAlias = Annotated[
-    Path | None, typer.Option("--page", metavar="FILE.md", help="Write the page there.")
+    Path | None,
+    typer.Option("--page", metavar="FILE.md", help="Write the page there.", callback=_to_write),
 ]
 ProgramPath: TypeAlias = Annotated[
     Path, typer.Argument(metavar="PROGRAM.prog", help="The program to run.", show_default=False)

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from guestemu.abi.errors import InputError, MissingError
-from guestemu.abi.files import check_place
 from guestemu.cli import console
-from guestemu.cli._options import AsJson, sev_kind
+from guestemu.cli._options import AsJson, Html, sev_kind
 from guestemu.cli.errors import EXIT_INTERRUPTED, EXIT_OK
 
 if TYPE_CHECKING:
@@ -55,9 +54,7 @@ def command(
         typer.Option("--every-step", help="Every step, where a flow has more than five of a kind."),
     ] = False,
     rows: Annotated[bool, typer.Option("--rows", help="Print every run, not only counts.")] = False,
-    html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write the matrix as a page.")
-    ] = None,
+    html: Html = None,
     as_json: AsJson = False,
 ) -> int:
     """Inject each failure under each policy, then migrate.
@@ -109,8 +106,6 @@ def command(
     if not todo:
         raise InputError("ledger: these flows need our own guests; leave out --policy linux:...")
     chosen_failures = find_failures(tuple(failures or ()), sev)
-    if html is not None:
-        check_place(html, "--html")
     result, is_whole = _run(todo, chosen_failures, every_step)
     _show(result, chosen, rows, html, as_json, is_whole=is_whole, sev=sev)
     return EXIT_OK if is_whole else EXIT_INTERRUPTED

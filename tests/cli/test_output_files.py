@@ -33,6 +33,10 @@ def program(tmp_path: Path) -> Path:
         (("outcomes", "matrix", "--guest", "snippet:6.12", "--page"), "--page"),
         (("outcomes", "snp", "--page"), "--page"),
         (("ledger", "--html"), "--html"),
+        (("claims", "--html"), "--html"),
+        (("zoo", "run", "M1", "--html"), "--html"),
+        (("kernel", "matrix", "--html"), "--html"),
+        (("dma", "e1000", "--html"), "--html"),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
 )

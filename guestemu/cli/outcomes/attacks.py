@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from guestemu.abi.errors import InputError
-from guestemu.abi.files import check_place, write_atomically
+from guestemu.abi.files import write_atomically
 from guestemu.cli import console
 from guestemu.cli._options import AsJson, PageFile, image_option
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
@@ -77,8 +77,6 @@ def command(
 
     kinds = tuple(sev or ("snp",))
     check_attacks(attack or (), kinds)
-    if page is not None:
-        check_place(page, "--page")
     asked = images or _DEFAULT
     paths = [find_image(image) for image in asked]
     todo = [

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from guestemu.abi.files import check_place, write_atomically
+from guestemu.abi.files import write_atomically
 from guestemu.cli import console
 from guestemu.cli._options import AsJson, Guests, Html, PageFile
 from guestemu.cli.errors import EXIT_OK
@@ -36,8 +36,6 @@ def command(
     from guestemu.study.outcomes.stops import run_stops, stop_lines
     from guestemu.study.outcomes.tried import kinds_document
 
-    if page is not None:
-        check_place(page, "--page")
     chosen = chosen_guests(guests)
     with StepProgress(2 * len(chosen) * len(KINDS)) as progress:
         cells = run_matrix(chosen, done=progress.advance)

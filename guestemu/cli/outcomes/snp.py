@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from guestemu.abi.files import check_place, write_atomically
+from guestemu.abi.files import write_atomically
 from guestemu.cli import console
 from guestemu.cli._options import AsJson, Html, PageFile, image_option
 from guestemu.cli.errors import EXIT_OK
@@ -35,8 +35,6 @@ def command(
     from guestemu.study.outcomes.snp_answers import SnpAnswer, count_of, run_answers, snp_page
     from guestemu.study.outcomes.tried import answers_document
 
-    if page is not None:
-        check_place(page, "--page")
     asked = images or _DEFAULT
     paths = [find_image(image) for image in asked]
     cells: list[SnpAnswer] = []
