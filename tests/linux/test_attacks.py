@@ -76,7 +76,7 @@ def test_the_page_has_a_table_for_each_conversion(snp) -> None:
     row = snp.row("decrypt", "restore", [0])
     page = attacks_page([row], 50)
     assert "## 6.12 as snp: decrypt" in page
-    assert "| restore | goes on 1 | everywhere |" in page
+    assert "| restore | goes on 1 | wherever tried |" in page
     assert "--image 6.12 --sev snp --every 50" in page
 
 

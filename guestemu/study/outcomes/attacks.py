@@ -340,7 +340,7 @@ def outcome_words(row: AttackRow) -> str:
 def stretch_words(row: AttackRow) -> str:
     """Where the outcome changes, by instruction and kernel function."""
     if len(row.stretches) == 1:
-        return "everywhere"
+        return "wherever tried"
     shown = [
         f"from {stretch.first} ({stretch.function}()): {stretch.outcome}"
         for stretch in row.stretches[:_MAX_STRETCHES]
