@@ -181,6 +181,8 @@ class Cpus(StatefulDevice[CpusState]):
         struct.pack_into("<Q", context.bytes, at + _BASE, vector << 12)
         context.restore()
         machine.engine.flush_tlb()
+        if machine.translations is not None:
+            machine.translations.drop_all()  # paging was off
         vcpu.write_register("rflags", RFLAGS_FIXED)
         vcpu.write_register("rip", 0)
         vcpu.kernel_segments = machine.vcpus[0].kernel_segments
