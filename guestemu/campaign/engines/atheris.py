@@ -73,7 +73,8 @@ class AtherisEngine:
             leave(None if isinstance(error, SessionOver) else error)
 
         session.skips_known = True
-        fast_path = open_fast_path(session, stop)
+        has_scout = session.executor.testbed.scout is not None  # which runs what Python runs
+        fast_path = None if has_scout else open_fast_path(session, stop)
         fuzz(_arguments(session), test_one_input, session, fast_path, weighs=True)
 
 
