@@ -69,6 +69,11 @@ def immutable(rmp: Rmp) -> None:
     rmp.rmpupdate(GFN, RmpEntry(immutable=True))
 
 
+def own_immutable(rmp: Rmp) -> None:
+    """A page of the guest's that the firmware holds for a moment: in all else it is the guest's."""
+    rmp.rmpupdate(GFN, msgspec.structs.replace(OWN, immutable=True))
+
+
 def low_vmpl(rmp: Rmp) -> None:
     """VMPL 1, which got the rights to all pages but this one."""
     for gfn in range(rmp.frames):
@@ -103,6 +108,7 @@ ROWS: dict[Callable[[Rmp], None], tuple[str, ...]] = {
     other_asid: ALL_NPF,
     other_gpa: ALL_NPF,
     immutable: (NPF_E, NPF_E, NPF_E, "ciphertext", NPF, "plain", "plain", NPF_E, NPF_E, NPF_E),
+    own_immutable: ALL_NPF,
     low_vmpl: (NPF_V, NPF_V, NPF_V, "ciphertext", NPF, *STOLEN, "#GP", "#GP", "#GP"),
 }
 CELLS = [
