@@ -32,7 +32,7 @@ from guestemu.host.kvm.guest_memory import HasGuestMemory
 from guestemu.host.permission import is_code, named_by_user
 from guestemu.host.registry import load_host
 from guestemu.program.ops import OpKind
-from guestemu.program.program import Header
+from guestemu.program.program import Header, SevKind
 from guestemu.program.table import op_table
 from guestemu.program.validity import header_problem
 
@@ -84,6 +84,7 @@ class Options(msgspec.Struct, frozen=True):
     until_finding: int | None = None
     vcpus: int | None = None
     layout: str | None = None
+    sev: SevKind | None = None
 
 
 class Campaign(msgspec.Struct, frozen=True):
@@ -111,15 +112,18 @@ class Campaign(msgspec.Struct, frozen=True):
 
 
 def header_of(target: Target, options: Options) -> Header:
-    """The target's header with the user's guest, host, C-bit, memory (MiB), layout and vCPUs.
+    """The target's header with the user's guest, its kind, host, C-bit, memory (MiB), layout and
+    vCPUs.
 
     Raises `InputError`.
     """
-    chosen: dict[str, str | int | None] = {}
+    chosen: dict[str, str | int | SevKind | None] = {}
     if options.host is not None:
         chosen["host"], chosen["plugin"] = named_by_user(options.host)
     if options.guest is not None:
         chosen["guest"] = options.guest
+    if options.sev is not None:
+        chosen["sev"] = options.sev
     if options.cbit is not None:
         chosen["cbit"] = options.cbit
     if options.memory is not None:
@@ -263,7 +267,9 @@ def _default_root(target: Target, header: Header, options: Options) -> Path:
     usual = msgspec.structs.replace(target.header, vcpus=plain.vcpus, layout=plain.layout)
     for field in _NAMED_FIELDS:
         chosen = getattr(header, field)
-        if chosen != getattr(usual, field):
+        if isinstance(chosen, SevKind) and chosen is not usual.sev:
+            words.append(chosen.value)
+        elif chosen != getattr(usual, field):
             is_name = isinstance(chosen, str)
             words.append(chosen.rpartition("/")[2] if is_name else f"{field}{chosen}")
     if options.faults:

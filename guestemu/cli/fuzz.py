@@ -14,8 +14,10 @@ from guestemu.cli._options import (
     GuestName,
     HostName,
     Memory,
+    Sev,
     Vcpus,
     memory_of,
+    sev_kind,
 )
 
 GROUP: Final = "Search"
@@ -41,6 +43,7 @@ def command(
     accept: ask.Accept = None,
     host: HostName = None,
     guest: GuestName = None,
+    sev: Sev = None,
     cbit: CBit = None,
     memory: Memory = None,
     vcpus: Vcpus = None,
@@ -68,6 +71,8 @@ def command(
 
       guestemu fuzz hypercall --host ./my_vmm.so --vcpus 4 --memory 512,slot@256M,rom@448M+1M
 
+      guestemu fuzz device --guest userland:nvme@7.3 --sev tdx --memory 256 --time 10m
+
       guestemu fuzz msr --engine exhaustive --bounds 2,3
 
       guestemu fuzz hypercall --cluster tcp://192.0.2.1:8786 --time 8h
@@ -83,6 +88,7 @@ def command(
         until_finding=until_finding,
         vcpus=vcpus,
         layout=layout,
+        sev=None if sev is None else sev_kind(sev),
     )
     if cluster is not None:
         from guestemu.cli._cluster import fuzz

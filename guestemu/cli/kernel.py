@@ -257,8 +257,8 @@ def run(
         typer.Option(
             "--device",
             metavar="NAME",
-            help="Give the guest this device (repeatable): nvme, virtio-blk, virtio-net, "
-            "virtio-rng; default: nvme.",
+            help="Give the guest this device (repeatable): nvme, virtio-blk, virtio-console, "
+            "virtio-net, virtio-rng; default: nvme.",
             show_default=False,
         ),
     ] = None,
@@ -390,7 +390,9 @@ def hostile(
     device: Annotated[
         str,
         typer.Option(
-            "--device", metavar="NAME", help="nvme, virtio-blk, virtio-net or virtio-rng."
+            "--device",
+            metavar="NAME",
+            help="nvme, virtio-blk, virtio-console, virtio-net or virtio-rng.",
         ),
     ] = "nvme",
     execs: Annotated[

@@ -9,6 +9,8 @@ import msgspec
 import pytest
 
 from guestemu.abi.errno import ETIME
+from guestemu.campaign.campaign import Options
+from guestemu.campaign.campaign import header_of as campaign_header
 from guestemu.campaign.engines.random import RandomEngine
 from guestemu.campaign.fastpath.fastpath import why_not
 from guestemu.campaign.session import Plan, Session
@@ -18,7 +20,7 @@ from guestemu.guest.linux.userland.running import CommandResult
 from guestemu.machine import devices
 from guestemu.machine.devices.virtio_blk import VirtioBlk
 from guestemu.program.ops import Op, OpKind, canonical_op
-from guestemu.program.program import Header
+from guestemu.program.program import Header, SevKind
 from guestemu.program.text import load_program
 from guestemu.runner.testbed import build_testbed
 
@@ -169,6 +171,23 @@ def test_a_guest_without_a_device_has_no_such_function():
     testbed = build_testbed(Header())
     (result,) = testbed.run([canonical_op(Op(READ))]).results
     assert result.outcome.value == -38
+
+
+def test_a_campaign_takes_another_kind_of_guest():
+    target = find_target("device")
+    assert campaign_header(target, Options("device")).sev is SevKind.SEV
+    assert campaign_header(target, Options("device", sev=SevKind.SEV_ES)).sev is SevKind.SEV_ES
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("series", "sev"), [("6.12", "es"), ("7.3", "snp"), ("7.3", "tdx")])
+def test_a_hostile_device_of_another_kind_of_guest(image_of, series, sev):
+    header = msgspec.structs.replace(
+        header_of(image_of, "virtio-blk", series), sev=SevKind(sev), memory=256
+    )
+    session = Session(Plan(find_target("device"), header, seed=7, execs=20))
+    RandomEngine().run(session, lambda error: pytest.fail(str(error)))
+    assert session.make_report().findings == []
 
 
 @pytest.mark.soak

@@ -40,7 +40,9 @@ write /sys/bus/pci/drivers/nvme/bind 0000:00:01.0
 sleep 100
 write /sys/bus/pci/devices/0000:00:01.0/remove 1
 """
-DEVICES = ("nvme", "virtio-rng", "virtio-blk", "virtio-net")
+DRIVEN = ("nvme", "virtio-rng", "virtio-blk", "virtio-net")
+"""What `kernel drivers` has by default."""
+DEVICES = (*DRIVEN, "virtio-console")
 ALL = tuple(word for name in DEVICES for word in ("--device", name))
 
 
@@ -60,7 +62,7 @@ def test_drivers_read_what_their_devices_hold_and_runs_are_equal(run):
     first, status = run("6.12", *ALL)
     assert status == 0, first
     assert "init: user space is up" in first["console"]
-    assert [read["is_right"] for read in first["reads"]] == [True, True, True, True]
+    assert [read["is_right"] for read in first["reads"]] == [True] * len(DEVICES)
     assert {read["size"] for read in first["reads"]} == {512}
     assert first["conversions"] > 1000
     second, _ = run("6.12", *ALL)
@@ -158,6 +160,19 @@ def test_a_network_device_lives_and_goes(running):
     assert [device.holds(results[at].data) for at in (0, 3)] == [True, True]
     assert not device.holds(results[0].data[:-1] + b"?")
     assert running.callers.pages["coherent free"] == 4
+    assert broken(running) == set()
+
+
+def test_a_console_sends_and_takes_lines(running, accesses):
+    assert read_device(running, "virtio-console").is_right
+    device = running.hardware.devices["virtio-console"]
+    again = running.command("read /dev/hvc0 128 0")
+    assert device.holds(again.data)
+    assert not device.holds(again.data[:-1] + b"?")
+    assert not device.holds(b"?" + again.data)
+    assert not device.holds(b"?" * 64)
+    assert running.command("write /dev/hvc0 hello").value == 5
+    assert {access.part for access in accesses if access.is_payload} == {"input", "output"}
     assert broken(running) == set()
 
 
@@ -446,7 +461,7 @@ def test_every_kernel_and_kind_of_guest(drivers, series):
     for run in runs:
         if run["outcome"] == "absent":
             continue
-        assert [read["is_right"] for read in run["reads"]] == [True] * len(DEVICES)
+        assert [read["is_right"] for read in run["reads"]] == [True] * len(DRIVEN)
         assert run["rules"]["device-page-table"] == run["accesses"] > 100
         assert (run["rules"]["device-page-state"] > 100) == (run["sev"] in {"snp", "tdx"})
         assert (run["rules"]["device-mapping"] > 100) == (series != "6.1")

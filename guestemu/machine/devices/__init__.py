@@ -17,6 +17,7 @@ from guestemu.abi.names import nearest
 from guestemu.machine.devices.nvme import NvmeController
 from guestemu.machine.devices.pci import PciFunction
 from guestemu.machine.devices.virtio_blk import VirtioBlk
+from guestemu.machine.devices.virtio_console import VirtioConsole
 from guestemu.machine.devices.virtio_net import VirtioNet
 from guestemu.machine.devices.virtio_rng import VirtioRng
 
@@ -28,6 +29,7 @@ _DEVICES: Final[dict[str, type[AnyFunction]]] = {
     "virtio-rng": VirtioRng,
     "virtio-blk": VirtioBlk,
     "virtio-net": VirtioNet,
+    "virtio-console": VirtioConsole,
 }
 
 

@@ -76,6 +76,9 @@ class PciFunction(StatefulDevice[S]):
     MODULES: tuple[str, ...] = ()
     """Kernel modules that are its driver, in the order of loading; none for a built-in one."""
 
+    OPTIONAL_MODULES: tuple[str, ...] = ()
+    """The same of a driver that only some kernels have as modules: those that there are."""
+
     NODE: str = ""
     """The file in /dev, or the network interface, that reads from the device; empty for none."""
 

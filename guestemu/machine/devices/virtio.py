@@ -53,12 +53,13 @@ class SplitQueue(msgspec.Struct, kw_only=True):
 
 
 class VirtioState(msgspec.Struct, kw_only=True):
-    """The transport's registers, the queues, the medium of a block device, and what waits for a
-    buffer of the driver's."""
+    """The transport's registers, the queues, the medium of a block device, what waits for a buffer
+    of the driver's, and how many lines a console has sent."""
 
     queues: list[SplitQueue]
     disk: Disk | None = None
     pending: list[bytes] = msgspec.field(default_factory=list)
+    lines: int = 0
     status: int = 0
     isr: int = 0
     select: int = 0

@@ -58,9 +58,12 @@ class Userland:
         where the kernel does not arrive.
         """
         kernel = self._loader.kernel(image)
-        wanted = _modules_of(setting.devices)
+        devices = [find_device(name) for name in setting.devices]
+        wanted = tuple(name for device in devices for name in device.MODULES)
+        optional = tuple(name for device in devices for name in device.OPTIONAL_MODULES)
         package = Path(setting.modules) if setting.modules else package_of(image)
-        files = read_modules(package, (*VIRTIO_PCI, *wanted) if wanted else (), wanted)
+        names = (*VIRTIO_PCI, *optional, *wanted) if wanted or optional else ()
+        files = read_modules(package, names, wanted)
         initramfs = make_initramfs(
             guest_program(INIT), {f"{name}.ko": data for name, data in files.items()}
         )
@@ -136,11 +139,6 @@ class Userland:
             running.save_state()  # the next run boots again
             return
         prune(file.parent)
-
-
-def _modules_of(devices: Sequence[str]) -> tuple[str, ...]:
-    """The modules that are the drivers of `devices`."""
-    return tuple(name for device in devices for name in find_device(device).MODULES)
 
 
 class DeviceRead(msgspec.Struct, frozen=True):
