@@ -89,13 +89,14 @@ Plugins: TypeAlias = Annotated[
 
 def image_option(default: str) -> OptionInfo:
     """--image of a verb that looks at several kernels; `default` is what it takes without it."""
-    return typer.Option(
+    option: OptionInfo = typer.Option(
         "--image",
         metavar="PATH",
         help=f"A kernel image or a fetched series; repeatable.  [default: {default}]",
         show_default=False,
         autocompletion=names.images,
     )
+    return option
 
 
 def sev_kind(text: str) -> SevKind:
