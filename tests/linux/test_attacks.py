@@ -33,7 +33,15 @@ def is_safe(outcome: str) -> bool:
     return outcome in SAFE or outcome.startswith(("terminates", "returns -"))
 
 
-@pytest.mark.parametrize("attack", ["remap", "swap", "#VC 0x404", "interrupt 0xec"])
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "remap",
+        pytest.param("swap", marks=pytest.mark.soak),
+        pytest.param("#VC 0x404", marks=pytest.mark.soak),
+        pytest.param("interrupt 0xec", marks=pytest.mark.soak),
+    ],
+)
 def test_no_attack_on_an_encryption_breaks_what_must_hold(snp, attack) -> None:
     places = places_in(snp.instructions("encrypt"), every=700)
     row = snp.row("encrypt", attack, places)
