@@ -48,6 +48,9 @@ LEFT_PAGES: Final = 256
 """Pages of region L that the old kernel's drivers leave shared."""
 
 _SYS_RESTART: Final = 1
+_FREES_UNUSED: Final = "mem_encrypt_free_decrypted_mem"
+"""What the end of the boot, behind rest_init, does to the unused part of .bss..decrypted: it becomes
+private. The kernels that unshare leave it out for that reason."""
 _HOLE: Final = 0x1000
 
 
@@ -192,6 +195,8 @@ def kexec(
     watch = _Watch(host)
     _start(old, host)
     old.machine.hooks.handler = watch
+    if old.rmp is not None and _FREES_UNUSED in old.kernel.symbols:
+        old.call(_FREES_UNUSED)
     outcome = old.set_memory_decrypted(old.gva(Region.L, 0), LEFT_PAGES)
     if outcome.value != 0:
         raise InputError(f"{old.kernel.name}: set_memory_decrypted failed: {outcome}")
