@@ -49,8 +49,8 @@ LEFT_PAGES: Final = 256
 
 _SYS_RESTART: Final = 1
 _FREES_UNUSED: Final = "mem_encrypt_free_decrypted_mem"
-"""What the end of the boot, behind rest_init, does to the unused part of .bss..decrypted: it becomes
-private. The kernels that unshare leave it out for that reason."""
+"""What the end of the boot, behind rest_init, does to the unused part of .bss..decrypted: it is made
+private. Kernels that unshare leave it out for that reason."""
 _HOLE: Final = 0x1000
 
 

@@ -86,10 +86,8 @@ def test_an_snp_kernel_that_leaves_pages_shared_ends_the_next_one(kexec):
     assert found["after"]["shared"] == found["at_jump"]["shared"] - 1 > LEFT_PAGES
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["snp", pytest.param("tdx", marks=pytest.mark.soak)],
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", ["snp", "tdx"])
 def test_a_kernel_that_unshares_leaves_nothing(kexec, kind):
     found, status = kexec("6.18", "6.18", "--sev", kind)
     assert found["unshared"]
