@@ -49,7 +49,7 @@ LEFT_PAGES: Final = 256
 
 _SYS_RESTART: Final = 1
 _FREES_UNUSED: Final = "mem_encrypt_free_decrypted_mem"
-"""What the end of the boot, behind rest_init, does to the unused part of .bss..decrypted: it is made
+"""What the end of the boot, behind rest_init, does: the unused part of .bss..decrypted is made
 private. Kernels that unshare leave it out for that reason."""
 _HOLE: Final = 0x1000
 
