@@ -59,12 +59,13 @@ def test_a_page_that_was_validated_is_noticed_when_it_is_taken(snp) -> None:
     assert row.stretches[0].function
 
 
-def test_a_check_that_finds_something_gives_the_program(snp, monkeypatch) -> None:
+def test_a_check_that_finds_something_gives_the_program(image_of, monkeypatch) -> None:
     def finds(_check: PageStateCheck, view: OpView) -> list[Violation]:
         return [Violation("page-states", view.index, "found", "N55")]
 
     monkeypatch.setattr(PageStateCheck, "after", finds)
-    row = snp.row("encrypt", "assign-second", [7])
+    kernel = AttackedKernel("6.12", image_of("6.12"), "snp")  # its checks are chosen at first use
+    row = kernel.row("encrypt", "assign-second", [7])
     assert row.outcomes == {"violation: page-states": 1}
     program = parse_text(row.program, "row")
     assert [op.kind for op in program.ops[1:3]] == [
