@@ -16,7 +16,7 @@ from guestemu.abi.errors import InputError
 from guestemu.abi.regions import Region
 from guestemu.guest.linux.calls import KernelCalls
 from guestemu.guest.linux.dma import KernelDma
-from guestemu.guest.linux.guest import LinuxGuest
+from guestemu.guest.linux.guest import LinuxGuest, page_allocators
 from guestemu.guest.linux.image import load_image
 from guestemu.guest.linux.kernel import Kernel, load_kernel
 from guestemu.guest.linux.load import LinuxLoader, linux_config
@@ -138,3 +138,18 @@ def test_a_kernel_without_types_converts_pages(bare: Path, debian: Kernel) -> No
 def _device(guest: LinuxGuest) -> KernelDma:
     calls: KernelCalls = guest.calls
     return KernelDma(guest.booted, calls)
+
+
+@pytest.mark.parametrize(
+    ("symbols", "expected"),
+    [
+        ({"alloc_pages_noprof": 1, "alloc_pages_node_noprof": 2, "__alloc_pages_noprof": 3}, {1}),
+        ({"__alloc_pages_noprof": 3}, {3}),
+        ({"alloc_pages_node_noprof": 2, "__alloc_pages_noprof": 3}, {2, 3}),  # 7.3 without NUMA
+        ({"alloc_frozen_pages_noprof": 4}, set()),
+    ],
+)
+def test_a_split_takes_its_page_table_from_what_the_kernel_has(
+    symbols: dict[str, int], expected: set[int]
+) -> None:
+    assert set(page_allocators(symbols)) == expected

@@ -7,11 +7,12 @@ The kernel is booted to `rest_init` and kept there; every operation is one call 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, Gpa, Gva
 from guestemu.abi.errno import EFAULT, ENOSYS
+from guestemu.abi.errors import InputError
 from guestemu.abi.regions import Instruction, Region
 from guestemu.abi.x86 import PTE_PRESENT, PTE_PSE, Mode
 from guestemu.guest.base import CallOutcome, Guest, RawRegisters
@@ -33,8 +34,19 @@ from guestemu.machine.snp_psc import psc_kernel
 _BOOL: Final = 0xFF
 _SCRATCH_BELOW_STACK: Final = 0x800
 _ALLOC_PAGES: Final = ("alloc_pages", "alloc_pages_noprof", "alloc_pages_current")
-_ALLOC_PAGES_UMA: Final = ("__alloc_pages", "__alloc_pages_noprof")
-"""Without CONFIG_NUMA the others are inline functions that call one of these."""
+_ALLOC_PAGES_UMA: Final = (
+    "__alloc_pages",
+    "__alloc_pages_noprof",
+    "alloc_pages_node_noprof",
+)
+"""Without CONFIG_NUMA the others are inline functions that call one of these (include/linux/gfp.h:
+the last one from 7.3 on)."""
+
+
+def page_allocators(symbols: Mapping[str, int]) -> list[int]:
+    """Where the functions are that the split of a leaf takes its page table from."""
+    names = _ALLOC_PAGES if symbols.keys() & set(_ALLOC_PAGES) else _ALLOC_PAGES_UMA
+    return [symbols[name] for name in names if name in symbols]
 
 
 class LinuxGuest(Guest):
@@ -169,9 +181,7 @@ class LinuxGuest(Guest):
                 engine.write(REGISTERS["rsp"], stack + 8)
                 engine.write(REGISTERS["rip"], int.from_bytes(data, "little"))
 
-        symbols = self.kernel.symbols
-        names = _ALLOC_PAGES if symbols.keys() & set(_ALLOC_PAGES) else _ALLOC_PAGES_UMA
-        for address in [symbols[name] for name in names if name in symbols]:
+        for address in page_allocators(self.kernel.symbols):
             engine.add_hook(HOOK_CODE, CodeHook(on_alloc_pages), begin=address, end=address)
 
     # Guest ------------------------------------------------------------------------------------
@@ -283,7 +293,10 @@ class LinuxGuest(Guest):
         return self._dma
 
     def fail_split(self, after: int) -> None:
-        """See `Guest`."""
+        """See `Guest`. Raises `InputError` where the kernel's allocator of pages is not known."""
+        if not page_allocators(self.kernel.symbols):
+            names = ", ".join((*_ALLOC_PAGES, *_ALLOC_PAGES_UMA))
+            raise InputError(f"{self.kernel.name}: this kernel has none of {names}")
         self._split_failures = after
 
     def clear_faults(self) -> None:
