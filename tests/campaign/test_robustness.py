@@ -41,7 +41,6 @@ from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
 from guestemu.program.binary import encode_ops
 from guestemu.program.ops import Op, OpKind
 
-CRASHING = Path(__file__).parent / "crashing_host.py"
 UNALIGNED = encode_ops([Op(OpKind.HYPERCALL, (12, 0x5001, 1, 0, 0))])
 HYPERCALL = find_target("hypercall")
 
@@ -194,18 +193,22 @@ def test_findings_of_a_killed_supervisor_are_known_to_the_next(tmp_path):
 
 
 def test_a_crash_inside_the_emulator_is_infrastructure_and_its_input_is_kept(tmp_path):
-    seed = tmp_path / "deadly.prog"
-    seed.write_text("guestemu-program 1\n---\nhypercall nr=10 a1=0x1234\n")
-    result = fuzz_json(
-        *("hypercall", "--execs", "300", "--host", f"{CRASHING}:Crashing", "--workdir", "w"),
-        *("--engine", "random", "--seed", "3", "--seeds", str(seed)),
-        cwd=tmp_path,
-        status=0,
-    )
+    workdir = tmp_path / "w"
+    arguments = ("fuzz", "hypercall", "--json", *RANDOM, "--workdir", str(workdir))
+    process = start(*arguments, cwd=tmp_path)
+    wait_for(lambda: noted(workdir) > 5, "inputs")
+    (worker,) = processes(workdir)
+    os.kill(worker, signal.SIGSEGV)  # no code of a user's runs there
+    wait_for(lambda: set(processes(workdir)) - {worker}, "its replacement")
+    process.send_signal(signal.SIGINT)
+    status, output, errors = end_of(process)
+    assert status == 130, errors
+    result = json.loads(output)
     assert result["findings"] == []
-    assert "died of signal 11" in result["infrastructure"][0]
-    inputs = {path.read_bytes() for path in (tmp_path / "w/infrastructure").glob("crash-*.bin")}
-    assert len(inputs) == len(result["infrastructure"])  # each only once
+    (death,) = result["infrastructure"]
+    assert "died of signal 11" in death
+    (kept,) = (workdir / "infrastructure").glob("crash-*.bin")
+    assert len(kept.read_bytes()) % 48 == 0
 
 
 def test_an_input_that_crashed_a_worker_is_not_run_again(tmp_path):
