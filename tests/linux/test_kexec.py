@@ -76,6 +76,7 @@ def test_ram_that_starts_at_a_page_is_reset(kexec):
     assert found["refused"] == found["stale"] == []
 
 
+@pytest.mark.soak  # guests of the outcomes have the page states of a kexec
 def test_an_snp_kernel_that_leaves_pages_shared_ends_the_next_one(kexec):
     """6.12 cannot unshare (N25): the next kernel ends at the first page of its .bss..decrypted,
     which the old one had shared, and which a memory fault makes private and not validated."""

@@ -89,6 +89,7 @@ def test_bad_input_is_named(race, words, problem):
     assert problem in report["message"]
 
 
+@pytest.mark.soak  # boots another kernel
 def test_a_kernel_without_the_lock_has_no_race_for_it(race):
     report, status = race("6.1", "--scenario", "stop")
     assert status == 2

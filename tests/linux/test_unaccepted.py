@@ -20,7 +20,11 @@ UNIT = 512
 
 @pytest.fixture(
     scope="module",
-    params=["6.12-snp", "6.12-tdx", pytest.param("7.3-snp", marks=pytest.mark.soak)],
+    params=[
+        "6.12-snp",
+        pytest.param("6.12-tdx", marks=pytest.mark.soak),
+        pytest.param("7.3-snp", marks=pytest.mark.soak),
+    ],
 )
 def ran(request, image_of) -> tuple[str, tuple[AcceptStep, ...]]:
     series, _, kind = request.param.partition("-")
@@ -81,6 +85,7 @@ def test_only_guests_that_accept_memory_do(image_of) -> None:
         unaccepted_memory(guest)
 
 
+@pytest.mark.soak  # boots once more
 def test_the_command_shows_each_step(image_of, capsys) -> None:
     assert main(["kernel", "accept", "--image", str(image_of("6.12")), "--json"]) == 0
     steps = json.loads(capsys.readouterr().out)["steps"]
