@@ -8,7 +8,6 @@ successor of a session that died can file what was left (`recover`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import chain
 from typing import Final
 
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
@@ -41,11 +40,6 @@ _LEAVES_BEHIND: Final = (
 """Programs after which a VM is not as it was."""
 
 _VM_RESET: Final = Op(OpKind.VM_RESET, ())
-_LOOKS: Final = 3
-"""As many show a host that goes wrong at a call of its own choice."""
-
-_MOST_VAIN: Final = 4
-"""A host that is wrong now and then would have each of its findings looked for again."""
 
 
 class Shelf:
@@ -96,17 +90,9 @@ class Filing:
         self._shelf = shelf
         self._elapsed = elapsed
         self._done: set[str] = set()
-        self._vain = 0
-        """How often nothing showed behind the programs that ran before."""
 
-    def file(
-        self,
-        ops: tuple[Op, ...],
-        violations: list[Violation],
-        before: Sequence[tuple[Op, ...]] = (),
-    ) -> None:
-        """Counts the program `ops` with its violations, identifies and saves what is new. `before`
-        are the programs that ran before it, the last one last."""
+    def file(self, ops: tuple[Op, ...], violations: list[Violation]) -> None:
+        """Counts the program `ops` with its violations, identifies and saves what is new."""
         if is_of_new_vm(violations[0]):
             shown = self._over_a_reset(ops, violations[0])
             if shown is None:
@@ -117,9 +103,6 @@ class Filing:
         if self._shelf is not None and is_noted:
             self._shelf.met(sign, ops, self._elapsed())  # before anything that takes time
         cases = self.book.meet(ops, violations)
-        if cases is None and self._vain < _MOST_VAIN:
-            cases = self._behind(ops, before)
-            self._vain += cases is None
         if cases is None:
             self.file_unstable(ops, violations[0])
         elif cases:
@@ -130,22 +113,6 @@ class Filing:
         self._done.add(sign)
         if self._shelf is not None and is_noted:
             self._shelf.settled(sign)
-
-    def _behind(self, ops: tuple[Op, ...], before: Sequence[tuple[Op, ...]]) -> list[Case] | None:
-        """The cases of `ops` over resets of the VM behind those that ran before, for a host may
-        keep what they left behind; None where nothing shows, or not at the same op each time."""
-        for count in (1, 4, len(before)) if before else ():
-            parts = ((*one, _VM_RESET) for one in before[-count:])
-            longer = (*chain.from_iterable(parts), *ops)
-            looks = [self.book.probe.try_look(longer) for _ in range(_LOOKS)]
-            places = {look.violations[0].op if look and look.violations else -1 for look in looks}
-            if len(places) > 1 or places.pop() < len(longer) - len(ops):
-                continue
-            found = looks[0]
-            cases = self.book.meet(longer, found.violations) if found is not None else None
-            if cases is not None:
-                return cases
-        return None
 
     def _over_a_reset(
         self, ops: tuple[Op, ...], violation: Violation

@@ -47,9 +47,6 @@ _GRACE_S: Final = 2.0
 _ENDED_ONCE: Final = "host: the process ended once, and not when the program ran again"
 _ONCE: Final = "host: an answer or the record was wrong once, and right when the program ran again"
 
-_REMEMBERED: Final = 16
-"""Programs that ran before one that is filed: what they left behind may be its cause."""
-
 _VM_RESET: Final = Op(OpKind.VM_RESET, ())
 
 _CLOCK_MASK: Final = 63
@@ -167,7 +164,6 @@ class Session:
         self._skipped = 0
         self.current: mmap.mmap | None = None
         self._mark = 0
-        self._before: tuple[tuple[Op, ...], ...] = ()
         self.violations: list[Violation] = []
         """Those of the last input."""
         self.has_run = False
@@ -234,13 +230,12 @@ class Session:
             self._note_current(data)
         self.lengths[len(ops)] += 1
         self.violations = violations = executor.run(ops)
-        before, self._before = self._before, (*self._before[1 - _REMEMBERED :], ops)
         if violations and any(found.check == ProgressCheck.name for found in violations):
             self.feedback.clear()  # no engine keeps and mutates a program that uses up its budget
         is_new = self.keep_if_new(data)
         if violations:
             with self._apart():
-                self._filing.file(ops, violations, before)
+                self._filing.file(ops, violations)
             self._count_findings()
         return is_new
 
@@ -268,13 +263,12 @@ class Session:
         ops = self.executor.decode(data)
         with self._apart():
             violations = self.executor.run(ops)
-            left = () if before is None else (self.executor.decode(before),)
-            if not violations and left:
-                over_a_reset = (*left[0], _VM_RESET, *ops)
+            if not violations and before is not None:
+                over_a_reset = (*self.executor.decode(before), _VM_RESET, *ops)
                 violations = self.executor.run(over_a_reset)
                 ops = over_a_reset if violations else ops
             if violations:
-                self._filing.file(ops, violations, left)
+                self._filing.file(ops, violations)
             elif before is not None:
                 self.file_once(data, "results", _ONCE, "K3-c")
         self._count_findings()

@@ -159,7 +159,7 @@ def test_a_witness_is_written_run_and_replayed(capsys: Captured, tmp_path: Path,
         ("--link firmware", "--link goes with --confirm or --prog"),
         ("--confirm 5 --link tin", "--link 'tin'; use plain, firmware, handler"),
         ("--order 2 --script S1 --prog out.prog", "add --witness K"),
-        ("--order 2 --script S1 --witness 0 --prog /nowhere/x.prog", "--prog /nowhere/x.prog: "),
+        ("--order 2 --script S1 --witness 0 --prog /nowhere/x.prog", "another place with --prog"),
     ],
 )  # fmt: skip
 def test_bad_input(capsys: Captured, arguments: str, message: str) -> None:

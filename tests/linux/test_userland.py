@@ -266,7 +266,7 @@ def test_the_trace_of_a_workload_has_the_events_that_happened(image_of, tmp_path
     assert counts.events["dma_map_sg"] == counts.events["dma_unmap_sg"] > 0
     assert counts.broken == 0
     assert counts.conversions["atomic pool, in the background"] == 32
-    assert counts.conversions["coherent allocation"] == 8
+    assert counts.conversions["coherent allocation"] == 10
     assert "other" not in counts.conversions
     path = tmp_path / "workload.trace"
     path.write_bytes(recording.text)
