@@ -5,15 +5,18 @@ still, whatever instruction the hypervisor chooses."""
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import pytest
 
 from guestemu.checks.base import OpView, Violation
 from guestemu.checks.page_states import PageStateCheck
 from guestemu.cli.main import main
+from guestemu.guest.linux.load import LinuxLoader
 from guestemu.machine.page_attacks import ATTACKS
 from guestemu.program.ops import OpKind
 from guestemu.program.text import parse_text
+from guestemu.study.outcomes import attacks
 from guestemu.study.outcomes.attacks import (
     AttackedKernel,
     attacks_of,
@@ -24,8 +27,16 @@ from guestemu.study.outcomes.attacks import (
 SAFE = {"goes on", "stands still", "oops", "triple fault", "halts", "loops"}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_guests() -> Iterator[None]:
+    """Guests of these tests alone: one whose instructions were counted stays slow."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attacks, "LOADER", LinuxLoader())
+        yield
+
+
 @pytest.fixture(scope="module")
-def snp(image_of) -> AttackedKernel:
+def snp(image_of, own_guests) -> AttackedKernel:
     return AttackedKernel("6.12", image_of("6.12"), "snp")
 
 
