@@ -45,7 +45,6 @@ def result_of(ident: str, lab: Lab) -> ClaimResult:
     [
         ("C13", ClaimVerdict.REFUTED),
         ("C16", ClaimVerdict.CONFIRMED),
-        ("C21", ClaimVerdict.CONDITIONAL),
     ],
 )
 def test_a_claim_about_kernels(
@@ -53,6 +52,13 @@ def test_a_claim_about_kernels(
 ) -> None:
     result = result_of(ident, lab_for(image_of, series))
     assert result.verdict is verdict
+    assert result.guests == (f"linux:{series}",)
+
+
+@pytest.mark.parametrize("series", [pytest.param("6.1", marks=pytest.mark.soak), "6.12"])
+def test_an_error_reaches_the_caller_under_some_guest_kinds(image_of: Image, series: str) -> None:
+    result = result_of("C21", lab_for(image_of, series))
+    assert result.verdict is ClaimVerdict.CONDITIONAL
     assert result.guests == (f"linux:{series}",)
 
 
