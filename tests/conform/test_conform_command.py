@@ -101,7 +101,7 @@ def test_nearest_kernel_is_named(capsys):
         ("6.9-rc1", "6.12", False),
         ("6.15", "6.12", False),
         ("7.0.3", "6.18", False),
-        ("8.4", "7.2", False),
+        ("8.4", "7.3", False),
     ],
 )
 def test_choice_of_the_model(release, name, is_exact):
@@ -114,7 +114,7 @@ def test_kernel_without_a_version(capsys, tmp_path):
     assert status == 2
     assert err == (
         "guestemu: --kernel: 'debian' has no kernel version; name one, as in --kernel 6.1 "
-        "(models: 5.15, 6.1, 6.12, 6.18, 7.2)\n"
+        "(models: 5.15, 6.1, 6.12, 6.18, 7.2, 7.3)\n"
     )
     path = write(tmp_path / "x.jsonl", meta=json.dumps({"meta": "start", "kernel": "custom"}))
     status, _, err = conform(capsys, str(path))

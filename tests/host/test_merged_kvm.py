@@ -7,6 +7,7 @@ from guestemu.abi.errors import InputError
 from guestemu.abi.hypercalls import MAP_GPA_RANGE_ENCRYPTED
 from guestemu.host.kvm.kernels import KERNELS, find_kernel
 from guestemu.host.kvm.merged import MergedKvm
+from guestemu.host.kvm.pv_msrs import MSR_KVM_ASYNC_PF_EN, MsrResult, PvMsrs
 from guestemu.host.kvm.settings import VmSettings
 from guestemu.host.registry import load_host
 from guestemu.host.standin import StandInVcpu
@@ -185,3 +186,16 @@ def test_reference_host_records_attribute_bit_4_clipped_to_ram():
 def test_a_kernel_without_a_model_is_refused():
     with pytest.raises(InputError, match=r"'5\.10'.*5\.15, 6\.1, 6\.12, 6\.18, 7\.2"):
         find_kernel("5.10")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kept"), [("6.12", 1 << 32 | 0xD), ("7.2", 1 << 32 | 0xD), ("7.3", 0)]
+)
+def test_a_refused_address_of_async_page_faults_is_kept_before_7_3(kernel, kept):
+    """kvm_pv_enable_async_pf() stored the value before it looked for the address."""
+    settings = VmSettings(KERNELS[kernel], memory=1 << 30, in_kernel_irqchip=True)
+    msrs = PvMsrs(settings)
+    assert msrs.write(MSR_KVM_ASYNC_PF_EN, 1 << 32 | 0xD) is MsrResult.INVALID
+    assert msrs.read(MSR_KVM_ASYNC_PF_EN) == kept
+    assert msrs.write(MSR_KVM_ASYNC_PF_EN, 0x100D) is MsrResult.DONE
+    assert msrs.read(MSR_KVM_ASYNC_PF_EN) == 0x100D

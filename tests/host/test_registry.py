@@ -8,7 +8,7 @@ from guestemu.host.registry import hosts, load_host
 def test_lists_names_switches_and_kernels():
     entries = {entry.name: entry for entry in hosts()}
     assert hosts()[0].name == "map-gpa-range"
-    assert entries["map-gpa-range"].kernels == ("6.1", "5.15", "6.12", "6.18", "7.2")
+    assert entries["map-gpa-range"].kernels == ("6.1", "5.15", "6.12", "6.18", "7.2", "7.3")
     assert entries["bitmap-v6"].kernels == ()
     assert "wrap" in entries["bitmap-v1"].switches
     assert all(entry.summary and "\n" not in entry.summary for entry in hosts())

@@ -131,8 +131,8 @@ class PvMsrs:
         return True
 
     def _write_async_pf(self, value: int) -> MsrResult:
-        """kvm_pv_enable_async_pf(): where KVM cannot write to the address, the write fails and the
-        value stays all the same."""
+        """kvm_pv_enable_async_pf(): where KVM cannot write to the address, the write fails; before
+        7.3 the value stays all the same (`KvmKernel.keeps_refused_async_pf`)."""
         has = self._settings.has_pv_feature
         if (
             value & _ASYNC_PF_RESERVED
@@ -142,8 +142,8 @@ class PvMsrs:
             return MsrResult.INVALID
         if not self._settings.in_kernel_irqchip:
             return MsrResult.INVALID if value else MsrResult.DONE
-        self._values[MSR_KVM_ASYNC_PF_EN] = value
         is_used = value & (_ENABLED | _AS_INTERRUPT) == _ENABLED | _AS_INTERRUPT
-        if is_used and not self._settings.is_writable(value & ~0x3F, 8):
-            return MsrResult.INVALID
-        return MsrResult.DONE
+        is_refused = is_used and not self._settings.is_writable(value & ~0x3F, 8)
+        if not is_refused or self._settings.kernel.keeps_refused_async_pf:
+            self._values[MSR_KVM_ASYNC_PF_EN] = value
+        return MsrResult.INVALID if is_refused else MsrResult.DONE
