@@ -107,6 +107,17 @@ class VirtioFunction(PciFunction[VirtioState]):
         """Carries out the request `chain` of queue `number`; the bytes written into it."""
         raise NotImplementedError
 
+    def fill(self, chain: list[QueueBuffer], data: bytes, part: str) -> int:
+        """Writes the payload `data` into the writable buffers of `chain`, as far as they reach; the
+        bytes written. `part` names what it is, as in `DmaPort.write`."""
+        written = 0
+        for buffer in chain:
+            piece = data[written : written + buffer.size]
+            if buffer.is_writable and piece:
+                self.dma.write(buffer.gpa, piece, part, is_payload=True)
+                written += len(piece)
+        return written
+
     def is_ready(self, number: int) -> bool:
         """Whether the device takes the next buffer of queue `number` now."""
         return True

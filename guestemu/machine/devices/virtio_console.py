@@ -45,13 +45,7 @@ class VirtioConsole(VirtioFunction):
             return 0
         data = _line(self.state.lines)
         self.state.lines += 1
-        written = 0
-        for buffer in chain:
-            part = data[written : written + buffer.size]
-            if buffer.is_writable and part:
-                self.dma.write(buffer.gpa, part, "input", is_payload=True)
-                written += len(part)
-        return written
+        return self.fill(chain, data, "input")
 
 
 def _line(number: int) -> bytes:

@@ -71,13 +71,7 @@ class VirtioNet(VirtioFunction):
 
     def _receive(self, chain: list[QueueBuffer]) -> int:
         data = bytes(_HEADER - 2) + b"\x01\x00" + self.state.pending.pop(0)  # one buffer
-        written = 0
-        for buffer in chain:
-            part = data[written : written + buffer.size]
-            if buffer.is_writable and part:
-                self.dma.write(buffer.gpa, part, "frame", is_payload=True)
-                written += len(part)
-        return written
+        return self.fill(chain, data, "frame")
 
 
 def _answer(sent: bytes) -> bytes:
