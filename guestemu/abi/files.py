@@ -6,8 +6,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from guestemu.abi.errors import GuestemuError, InputError, MissingError
 
@@ -39,19 +41,26 @@ def check_place(path: Path, option: str) -> None:
         raise write_failure(path, OSError(number, os.strerror(number)), option)
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which stands at `path` afterwards, or not at all. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def replace_file(path: Path, data: bytes) -> None:
     """Puts `data` at `path`, whole or not at all; a pipe, a device and what a link leads to are
     written to. Raises OSError."""
     if path.is_symlink() or (path.exists() and not path.is_file()):
         path.write_bytes(data)
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    with whole_file(path) as file:
+        file.write(data)
 
 
 def write_atomically(path: Path, data: bytes, option: str) -> None:

@@ -24,6 +24,7 @@ import unicorn
 
 import guestemu
 from guestemu.abi.errors import InputError
+from guestemu.abi.files import whole_file
 from guestemu.guest.linux.images import cache_root
 from guestemu.machine.engine import Engine
 
@@ -75,28 +76,18 @@ def build_id() -> str:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which stands at `path` afterwards, or not at all. Raises OSError."""
+def cache_file(path: Path) -> Iterator[BinaryIO]:
+    """`whole_file` in a directory that is made where there is none. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Puts `data` at `path`, whole or not at all. Raises OSError."""
     with whole_file(path) as file:
-        file.write(data)
+        yield file
 
 
 def write_sealed(path: Path, data: bytes) -> None:
-    """`write_file` with a checksum in front: over all of `data` and the file's name, which is the
-    hash of what it was made from. Raises OSError."""
-    write_file(path, seal(path, data) + data)
+    """Puts `data` at `path`, whole or not at all, with a checksum in front: over all of `data` and
+    the file's name, which is the hash of what it was made from. Raises OSError."""
+    with cache_file(path) as file:
+        file.write(seal(path, data) + data)
 
 
 def read_sealed(path: Path) -> bytes | None:

@@ -22,7 +22,7 @@ import unicorn
 
 from guestemu.abi.addresses import PAGE_SIZE
 from guestemu.events.exits import HypercallExit, MapGpaRangeExit, WrmsrExit
-from guestemu.guest.linux.cache import SEAL_SIZE, open_own, seal, whole_file
+from guestemu.guest.linux.cache import SEAL_SIZE, cache_file, open_own, seal
 from guestemu.guest.linux.es import EsState
 from guestemu.guest.linux.snapshot import SnapshotMismatch
 from guestemu.guest.linux.userland.running import RunningKernel, RunState
@@ -73,7 +73,7 @@ def save_running(path: Path, running: RunningKernel, made_from: str) -> None:
         sept=platform.td.sept.dump() if platform.td is not None else b"",
     )
     body = msgspec.msgpack.encode(record)
-    with whole_file(path) as file:
+    with cache_file(path) as file:
         file.write(len(body).to_bytes(_LENGTH, "little") + seal(path, body) + body)
         start = _memory_at(len(body))
         for view in (machine.ram.private, machine.ram.shared):
