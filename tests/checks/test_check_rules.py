@@ -125,3 +125,21 @@ def test_free_pages_are_judged_after_both_operations_of_the_allocator() -> None:
     allocator = {OpKind.DMA_ALLOC, OpKind.DMA_FREE}
     allocator |= {OpKind.DMA_ALLOC_PAGES, OpKind.DMA_FREE_PAGES}
     assert FreePagesCheck.kinds == allocator
+
+
+@pytest.mark.parametrize("who", ["shared in the page tables", "shared for the host"])
+def test_a_free_page_is_private_in_the_page_tables_and_for_the_host(who) -> None:
+    def free(tables: str, record: str, frames: str | None) -> list[str]:
+        seen = view(Op(OpKind.DMA_FREE, (0,)))
+        seen.free_frames = None if frames is None else bitarray(frames)
+        seen.guest.leaf_map.private = bitarray(tables)
+        seen.host.private_map = lambda: bitarray(record)
+        return [found.message for found in FreePagesCheck().after(seen)]
+
+    maps = ("10011111", "11111111")
+    tables, record = maps if "tables" in who else maps[::-1]
+    assert free(tables, record, "01110000") == [f"2 free frames are {who}, the first 0x1"]
+    assert free(tables, record, "00100000") == [f"1 free frames are {who}, the first 0x2"]
+    assert free(tables, record, "10010000") == []
+    assert free(tables, record, None) == []
+    assert len(free("01111111", "01111111", "11111111")) == 2

@@ -152,6 +152,13 @@ def test_a_plainer_operation_has_one_argument_less():
     assert list(canonical.plainer(Op(OpKind.INIT_PLATFORM, (0,)))) == []
 
 
+def test_a_plainer_call_names_its_address_before_anything_else():
+    of_page = changed(call(0, 1), has_page=True, region=Region.L, page=3)
+    assert next(canonical.plainer(of_page)) == call(0, 1)
+    plain = canonical.plainer(call(0, 1))
+    assert [op.arguments[2] for op in plain] == [0], "of a call with an address only its count"
+
+
 def test_the_steps_of_a_migration_are_its_order():
     start, stop = Op(OpKind.MIGRATE_START, (1, 0)), Op(OpKind.MIGRATE_STOP)
     assert canonical.order_of((call(0, 1), start, call(0, 2), stop)) == (start, stop)
@@ -162,8 +169,9 @@ def test_programs_around_one_lack_an_operation_or_differ_in_one():
     near = list(canonical.around(ops))
     assert ops[:1] in near
     assert ops[1:] in near
-    assert all(sum(a != b for a, b in zip(ops, one, strict=True)) <= 1 for one in near if one[1:])
-    assert not any(len(one) == 0 for one in canonical.around(ops[:1]))
+    changed = [one for one in near if one not in (ops[:1], ops[1:])]
+    assert all(sum(a != b for a, b in zip(ops, one, strict=True)) == 1 for one in changed)
+    assert all(len(one) == 1 for one in canonical.around(ops[:1]))
 
 
 # Words --------------------------------------------------------------------------------------------

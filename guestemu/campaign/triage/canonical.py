@@ -388,14 +388,13 @@ def _pages(op: Op) -> Iterator[Op]:
                 return
 
 
-def simplicity(value: int) -> tuple[int, bool]:
+def simplicity(value: int) -> tuple[int, ...]:
     """Sorts 64-bit values: small ones first, -1 after 1, -2 after 2."""
-    signed = to_signed(value, 64)
-    return abs(signed), signed < 0
+    return abs(to_signed(value, 64)), value
 
 
-def _numeric(value: int) -> tuple[int, bool]:
-    return value, False
+def _numeric(value: int) -> tuple[int, ...]:
+    return (value,)
 
 
 def _candidates(argument: Argument, current: int, default: int) -> tuple[int, ...]:
@@ -403,7 +402,7 @@ def _candidates(argument: Argument, current: int, default: int) -> tuple[int, ..
     values = {*_SMALL, *BOUNDARIES.get(argument, ())}
     if argument in _WIDE:  # -1, -2 …
         values |= {-small & U64_MASK for small in _SMALL}
-    order: Callable[[int], tuple[int, bool]] = simplicity if argument in _WIDE else _numeric
+    order: Callable[[int], tuple[int, ...]] = simplicity if argument in _WIDE else _numeric
     simpler = {value for value in values if order(value) < order(current)} - {default}
     first = () if current == default else (default,)
     return (*first, *sorted(simpler, key=order), current)
