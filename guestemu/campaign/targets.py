@@ -274,10 +274,11 @@ _THROUGH_HANDLERS: Final = msgspec.structs.replace(
 
 _OF_A_TD: Final = msgspec.structs.replace(
     TARGETS["hostile-host"],
-    kinds=TARGETS["hostile-host"].kinds - {OpKind.HYPERVISOR_LIE}
-    | {OpKind.ANSWER, OpKind.PENDING_EVENT},
+    kinds=TARGETS["hostile-host"].kinds | {OpKind.ANSWER, OpKind.PENDING_EVENT},
     limit=TARGETS["mapgpa"].limit,
-    header=TARGETS["mapgpa"].header,
+    header=msgspec.structs.replace(
+        TARGETS["mapgpa"].header, host=TARGETS["hostile-host"].header.host
+    ),
 )
 
 

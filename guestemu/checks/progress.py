@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 from guestemu.checks.base import OpView, Oracle, Violation
+from guestemu.host.kvm.map_gpa_lies import MAP_GPA_LIES
 from guestemu.machine.exits import BudgetExhausted, RunFailed, Shutdown, Terminated, Unbacked
 from guestemu.program.ops import OpKind
 
@@ -38,8 +39,7 @@ class ProgressCheck(Oracle):
         end = view.outcome.end
         if end is None:
             return ()
-        td = view.guest.td
-        is_attacked = bool(view.host.lie) or (td is not None and (td.has_injected or td.attacked))
+        is_attacked = _is_attacked(view)
         if isinstance(end, BudgetExhausted) and is_attacked:
             return ()
         if isinstance(end, BudgetExhausted):
@@ -64,3 +64,11 @@ class ProgressCheck(Oracle):
             )
             return (Violation(self.name, view.index, message),)
         return ()
+
+
+def _is_attacked(view: OpView) -> bool:
+    """Whether the guest may end or wait for ever because of its hypervisor."""
+    td, lie = view.guest.td, view.host.lie
+    if td is None:
+        return bool(lie)
+    return bool(td.lie or td.attacked) or td.has_injected or lie in MAP_GPA_LIES

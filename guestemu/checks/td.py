@@ -19,6 +19,7 @@ from guestemu.events.exits import MapGpaRangeExit
 from guestemu.events.tdx import Accept, MapGpaCall
 from guestemu.guest.td import Td
 from guestemu.host.base import Host
+from guestemu.host.kvm.map_gpa_lies import MAP_GPA_LIES
 from guestemu.machine.sept import ACCEPTED, SHARED
 from guestemu.program.ops import OpKind, Region
 
@@ -37,7 +38,7 @@ class TdCheck(Oracle):
     * No page is accepted a second time: the VMM may have put an empty one in its place (T14).
 
     A page that the VMM attacked is judged by the last rule only, as is every page of a TD whose VMM
-    lies.
+    lies at MapGPA.
     """
 
     name = "td"
@@ -71,7 +72,7 @@ class TdCheck(Oracle):
         if td is None or view.frames is None:
             return ()
         messages = [*self._order(view)]
-        if view.host.lie:
+        if td.lie or view.host.lie in MAP_GPA_LIES:
             messages.clear()
         elif view.outcome.value == 0:
             messages += self._states(view, td)

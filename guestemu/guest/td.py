@@ -162,6 +162,8 @@ class Td:
         """Frames that the VMM attacked since the last rollback."""
         self.has_injected = False
         """Whether it injected an event since then."""
+        self.lie = ""
+        """What it lies about at MapGPA since then, a name that the `MapGpaHandler` knows."""
         self.converts = True
         self.reflects = True
         self.reflected: dict[int, int] = {}
@@ -210,6 +212,7 @@ class Td:
         self.pending_events = 0
         self.attacked.clear()
         self.has_injected = False
+        self.lie = ""
         self._ve = None
 
     # The VMM's acts at any time ---------------------------------------------------------------

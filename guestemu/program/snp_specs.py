@@ -43,7 +43,8 @@ SNP_SPECS: Final[Mapping[OpKind, OpSpec]] = {
         "hypervisor_lie",
         (_a("lie", Argument.SMALL),),
         "from now on an SNP guest's hypervisor lies: number lie of `guestemu hosts "
-        "hostile-hypervisor`",
+        "hostile-hypervisor`; a TD's lies at MapGPA: 0 undone, 1 half, 2 refused, 3 status, 4 "
+        "stall, 5 end, 6 before, 7 other-view, 8 unaligned, 9 skip",
         is_fault=True,
     ),
     OpKind.HYPERVISOR_INJECT: OpSpec(

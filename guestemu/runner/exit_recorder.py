@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+import msgspec
+
 from guestemu.abi.addresses import PAGE_SHIFT
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
 from guestemu.abi.tdx import MapGpaAnswer
@@ -108,7 +110,10 @@ class ExitRecorder:
             return answer
 
         self._chunks = 0
-        return tdx_map_gpa(self.kvm, gpa, size, bit, ask, vcpu=vcpu, has_event=self._has_event)
+        kvm = self.kvm
+        if self._td is not None and self._td.lie:
+            kvm = msgspec.structs.replace(kvm, lie=self._td.lie)
+        return tdx_map_gpa(kvm, gpa, size, bit, ask, vcpu=vcpu, has_event=self._has_event)
 
     def _has_event(self) -> bool:
         """One was ordered, or the timer has ticked, as it does in a long call."""

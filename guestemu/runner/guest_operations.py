@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from guestemu.abi.addresses import PAGE_SHIFT, U64_MASK, Gva
 from guestemu.checks.psc import sev_of
 from guestemu.guest.base import CallOutcome, RawRegisters
+from guestemu.host.kvm.map_gpa_lies import MAP_GPA_LIES
 from guestemu.machine.page_attacks import ATTACKS
 from guestemu.machine.psc_lies import LIES
 from guestemu.machine.sept_attacks import SEPT_ATTACKS
@@ -142,8 +143,11 @@ def psc_mixed(scene: OpContext, op: Op) -> CallOutcome:
 @operation(OpKind.HYPERVISOR_LIE)
 def hypervisor_lie(scene: OpContext, op: Op) -> CallOutcome:
     """The hypervisor lies from now on, until the next reset."""
-    names = tuple(LIES)
-    scene.guest.lie_until_reset(names[op.arguments[0] % len(names)])
+    guest, (number,) = scene.guest, op.arguments
+    if guest.td is not None:
+        guest.td.lie = tuple(MAP_GPA_LIES)[number % len(MAP_GPA_LIES)]
+    else:
+        guest.lie_until_reset(tuple(LIES)[number % len(LIES)])
     return CallOutcome(0)
 
 

@@ -18,6 +18,7 @@ from guestemu.host.kvm.tdx_map_gpa import TdxKvm
 from guestemu.program.program import SevKind
 
 _HEADER: Final = msgspec.structs.replace(with_header(), sev=SevKind.TDX)
+_HOSTILE: Final = msgspec.structs.replace(_HEADER, host="hostile-hypervisor:far")
 _TARGET: Final = "mapgpa"
 
 
@@ -67,8 +68,8 @@ TD_BUGS: Final = (
         where="mutation",
         target="hostile-td",
         check=TWICE,
-        planted=Configuration("TD with T14, attacked", _HEADER, guest=variant_guest("t14")),
-        repaired=Configuration("TD of 6.12 to 7.3, attacked", _HEADER, guest=_td),
+        planted=Configuration("TD with T14, attacked", _HOSTILE, guest=variant_guest("t14")),
+        repaired=Configuration("TD of 6.12 to 7.3, attacked", _HOSTILE, guest=_td),
     ),
     _guest_bug("T16", "entries are private before the pages are accepted", "T16, T17", "td"),
     _guest_bug("T17a", "a retry of MapGPA counts as success", "T17, T18", "status"),

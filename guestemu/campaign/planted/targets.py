@@ -256,11 +256,12 @@ _TARGETS: Final = (
     ),
     Target(
         name="hostile-td",
-        summary="a TD's conversions, stores and loads under a VMM that attacks pages and injects "
-        "events",
+        summary="a TD's conversions, stores and loads under a VMM that lies at MapGPA, attacks "
+        "pages and injects events",
         kinds=_SETS
         | _ACCESSES
         | {
+            OpKind.HYPERVISOR_LIE,
             OpKind.HYPERVISOR_INJECT,
             OpKind.HYPERVISOR_PAGE,
             OpKind.ANSWER,
