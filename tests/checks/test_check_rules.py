@@ -9,10 +9,12 @@ import pytest
 from bitarray import bitarray
 
 from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL as CONTROL
+from guestemu.checks.base import PAGE_ENC_CONTRACTS
 from guestemu.checks.free import FreePagesCheck
 from guestemu.checks.migration_control import MigrationControlCheck
 from guestemu.checks.progress import ProgressCheck
 from guestemu.checks.ready import ReadyCheck
+from guestemu.checks.results import ResultCheck
 from guestemu.events.exits import HypercallExit, RdmsrExit, WrmsrExit
 from guestemu.machine.exits import Shutdown
 from guestemu.program.ops import Op, OpKind
@@ -22,6 +24,8 @@ READ = Op(OpKind.RDMSR, (CONTROL,))
 PLATFORM = Op(OpKind.INIT_PLATFORM, (0,))
 NOTIFY = HypercallExit(12, (0, 1, 0, 0), 0, 0)
 REFUSED = HypercallExit(12, (0, 1, 0, 0), (1 << 64) - 22, 0)
+OTHER_READ = RdmsrExit(0x8B, (), 7, 0)
+OTHER_WRITE = WrmsrExit(0x8B, (2,), 2, 0)
 
 
 def wrmsr(value: int, ret: int | None) -> WrmsrExit:
@@ -80,10 +84,21 @@ def at_level(op: Op, cpl: int) -> Op:
         (view(PLATFORM, NOTIFY, NOTIFY, after=True), False),
         (view(PLATFORM, NOTIFY, after=True), True),
         (view(PLATFORM, after=True), True),
+        (view(PLATFORM, OTHER_READ, OTHER_WRITE), True),
+        (view(PLATFORM, OTHER_READ, wrmsr(1, 1), OTHER_WRITE, after=True), True),
+        (view(PLATFORM, OTHER_WRITE, wrmsr(2, 2)), False),
     ],
 )
 def test_migration_control(seen, is_right) -> None:
     assert bool(MigrationControlCheck().after(seen)) is not is_right
+
+
+@pytest.mark.parametrize("kind", [MigrationControlCheck, ResultCheck])
+def test_a_rule_of_the_merged_abi_holds_for_hosts_of_no_patch_set(kind) -> None:
+    hosts = [SimpleNamespace(contract=name) for name in ("map-gpa-range", "")]
+    assert all(map(kind.applies, hosts))
+    older = [SimpleNamespace(contract=name) for name in PAGE_ENC_CONTRACTS]
+    assert not any(map(kind.applies, older))
 
 
 def test_migration_control_says_which_way_the_host_is_wrong() -> None:

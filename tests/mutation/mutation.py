@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Runs the tests of the judging layers on changed code, and names the changes that no test saw.
 
-    python tests/mutation/mutation.py [PART ...] [--every N] [--only FUNCTION] [--quick]
+    python tests/mutation/mutation.py [PART ...] [--every N] [--only FUNCTION] [--files N]
+        [--quick]
 
 PART is a file below guestemu/ (default: all of JUDGES), `--every` takes each N-th mutant, `--only`
-those in a function (Class.function). A survivor that changes nothing that can be seen stands in
-survivors.toml with the reason. Exit status 1: a survivor that does not.
+those in a function (Class.function), `--files` runs only the first N files of tests. A survivor
+that changes nothing that can be seen stands in survivors.toml with the reason. Exit status 1: a
+survivor that does not.
 
-The tests of a part are collected once and run once, watched: which of them reach which line. A
-mutant of a function is put into a fork that has everything loaded: the code of the function is
-exchanged, and only the tests that reach its lines run. A survivor without a reason, and what is
-outside of functions, is tried again in a fork that imports all users of the part anew and runs all
-tests, so that no value from before the change hides it; `--quick` leaves this out for functions.
+The tests of a part are collected once and run once, file by file and watched: which of them reach
+which line. A mutant of a function is put into a fork that has everything loaded: the code of the
+function is exchanged, and only the tests that reach its lines run. Later files, which take longer,
+run only while a mutant without a reason is left. A survivor without a reason, and what is outside
+of functions, is tried again in a fork that imports all users of the part anew and runs all tests,
+so that no value from before the change hides it; `--quick` leaves this out for functions.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import importlib
 import importlib.machinery
 import importlib.util
 import io
+import itertools
 import os
 import shutil
 import signal
@@ -49,8 +53,8 @@ SECONDS = 60
 
 _NATIVE = ("tests/native/test_native_judge.py",)
 _CHECKS = (
-    "tests/checks/test_checks.py",
     "tests/checks/test_check_rules.py",
+    "tests/checks/test_checks.py",
     "tests/checks/test_historic_checks.py",
     "tests/checks/test_cache_check.py",
     "tests/replay/test_corpora.py",
@@ -278,8 +282,8 @@ def _in_fork(work: Callable[[], bool]) -> bool:
     return os.waitpid(child, 0)[1] == 0
 
 
-def _import_changed(part: str, mutant: Mutant) -> bool:
-    """All tests of `part` on modules that are imported anew, with the mutant; whether they pass."""
+def _import_changed(part: str, mutant: Mutant, files: int | None) -> bool:
+    """The tests of `part` on modules that are imported anew, with the mutant; whether they pass."""
     path = PACKAGE / part
     if path.suffix == ".c":
         _change_c(part, mutant.source)
@@ -289,7 +293,7 @@ def _import_changed(part: str, mutant: Mutant) -> bool:
         for user in _users_of(name):
             sys.modules.pop(user, None)
         importlib.import_module(name)  # pytest has an importer of its own for our modules
-    return _test(part, []) == 0
+    return _test(part, [], files) == 0
 
 
 class _Session:
@@ -306,41 +310,76 @@ class _Session:
         self._say = say
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        loaded = {part: Loaded(PACKAGE / part) for part in self._parts}
-        self.is_tried = watch(session.items, loaded.values())
-        if self.is_tried:
-            for part in self._parts:
-                self.wrong += self._try_all(part, loaded[part]) - 1
+        start = time.monotonic()
+        tried = [_Part(part, self._options) for part in self._parts]
+        for _, items in itertools.groupby(session.items, key=lambda item: item.path):
+            open_parts = [part for part in tried if part.is_open]
+            if not open_parts:
+                break
+            if not watch(list(items), [part.loaded for part in open_parts]):
+                return True
+            for part in open_parts:
+                part.try_watched()
+        self.is_tried = True
+        for part in tried:
+            new = part.unexplained(self._say)
+            self.wrong += new - 1
+            self._say(
+                f"{part.name}: {part.count} mutants, {len(part.left)} survive, {new} unexplained "
+                f"({time.monotonic() - start:.0f} s)"
+            )
         return True
 
-    def _try_all(self, part: str, loaded: Loaded) -> int:
-        reasons = explained().get(part, {})
-        chosen = [one for one in mutants_of(part) if self._options.only in ("", one.where)]
-        mutants = chosen[:: self._options.every]
-        start = time.monotonic()
-        left = new = 0
-        for mutant in mutants:
-            is_known = mutant.name in reasons
-            if self._survives(part, mutant, loaded, is_known):
-                left += 1
+
+class _Part:
+    """The mutants of a file. `left` are those that no test has noticed so far."""
+
+    def __init__(self, name: str, options: argparse.Namespace) -> None:
+        self.name = name
+        self.loaded = Loaded(PACKAGE / name)
+        self._is_quick: bool = options.quick
+        self._files: int | None = options.files
+        self._reasons = explained().get(name, {})
+        chosen = [one for one in mutants_of(name) if options.only in ("", one.where)]
+        self.left = chosen[:: options.every]
+        self.count = len(self.left)
+        self._reached: set[str] = set()
+        """Names of those that some test has run."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a mutant is left for which there is no reason."""
+        return any(mutant.name not in self._reasons for mutant in self.left)
+
+    def try_watched(self) -> None:
+        """Puts each mutant that is left in place, and runs the tests that were watched last."""
+        self.left = [mutant for mutant in self.left if not self._is_noticed(mutant)]
+        self.loaded.reached.clear()
+
+    def _is_noticed(self, mutant: Mutant) -> bool:
+        tests = self.loaded.tests_of(mutant)
+        changes = self.loaded.changes(mutant) if tests else {}
+        if not changes:
+            return False
+        self._reached.add(mutant.name)
+        return not _in_fork(lambda: _exchanged(self.loaded, changes, tests))
+
+    def unexplained(self, say: Callable[[str], None]) -> int:
+        """Tries what is left again on modules that are imported anew; how many survive that and
+        have no reason. Each is said at once: a run may be cut short."""
+        survivors = []
+        new = 0
+        for mutant in self.left:
+            is_known = mutant.name in self._reasons
+            is_final = is_known or (self._is_quick and mutant.name in self._reached)
+            anew = functools.partial(_import_changed, self.name, mutant, self._files)
+            if is_final or _in_fork(anew):
+                survivors.append(mutant)
                 if not is_known:
                     new += 1
-                    self._say(f"  {mutant.name}")  # at once: a run may be cut short
-        self._say(
-            f"{part}: {len(mutants)} mutants, {left} survive, {new} unexplained "
-            f"({time.monotonic() - start:.0f} s)"
-        )
+                    say(f"  {mutant.name}")
+        self.left = survivors
         return new
-
-    def _survives(self, part: str, mutant: Mutant, loaded: Loaded, is_known: bool) -> bool:
-        tests = loaded.tests_of(mutant)
-        changes = loaded.changes(mutant) if tests else {}
-        if changes:
-            if not _in_fork(lambda: _exchanged(loaded, changes, tests)):
-                return False
-            if self._options.quick or is_known:
-                return True
-        return _in_fork(lambda: _import_changed(part, mutant))
 
 
 def _exchanged(loaded: Loaded, changes: dict[CodeType, CodeType], tests: list[pytest.Item]) -> bool:
@@ -349,8 +388,8 @@ def _exchanged(loaded: Loaded, changes: dict[CodeType, CodeType], tests: list[py
     return all(map(_passes, tests, [*tests[1:], None]))
 
 
-def _test(part: str, plugins: list[object]) -> int:
-    tests = [str(ROOT / test) for test in JUDGES[part]]
+def _test(part: str, plugins: list[object], files: int | None = None) -> int:
+    tests = [str(ROOT / test) for test in JUDGES[part][:files]]
     off = ("-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:hypothesispytest")
     return int(pytest.main(["-q", "-x", *off, "-m", "not soak", *tests], plugins=plugins))
 
@@ -386,7 +425,7 @@ def run(parts: list[str], options: argparse.Namespace) -> int:
         for group in groups_of(parts):
             session = _Session(group, options, say)
             with contextlib.redirect_stdout(io.StringIO()) as said:
-                _test(group[0], [session])
+                _test(group[0], [session], options.files)
             if not session.is_tried:
                 say(said.getvalue()[-2000:])
             wrong += session.wrong
@@ -398,6 +437,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help="a file below guestemu/")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="each N-th mutant")
     parser.add_argument("--only", default="", metavar="FUNCTION", help="mutants of one function")
+    parser.add_argument("--files", type=int, metavar="N", help="the first N files of tests only")
     parser.add_argument("--quick", action="store_true", help="no second try of survivors")
     options = parser.parse_args(arguments)
     unknown = set(options.parts) - JUDGES.keys()
