@@ -35,7 +35,14 @@ _COST_COLUMNS: Final = (
     ("TLB pages", "tlb_pages"),
     ("TLB whole", "tlb_flushes"),
 )
-_TALLY_HEADINGS: Final = ("allocs", "frees", "pages", "released", "peak", "at end")
+_TALLY_COLUMNS: Final = (
+    ("allocs", "allocations"),
+    ("frees", "frees"),
+    ("pages", "pages_requested"),
+    ("released", "pages_released"),
+    ("peak", "peak_live_pages"),
+    ("at end", "live_pages_at_end"),
+)
 _NO_DRIVER: Final = "(unknown)"
 
 
@@ -342,17 +349,13 @@ def _tallies(
     rows = tuple(
         (
             *((name, tally.driver) if has_driver else (name,)),
-            tally.allocations,
-            tally.frees,
-            tally.pages_requested,
-            tally.pages_released,
-            tally.peak_live_pages,
-            tally.live_pages_at_end,
+            *(getattr(tally, field) for _, field in _TALLY_COLUMNS),
         )
         for name, tally in items[:SHOWN_ROWS]
     )
     names = (what, "driver") if has_driver else (what,)
-    return Grid((*names, *_TALLY_HEADINGS), rows), *_more(len(items), SHOWN_ROWS)
+    headings = (*names, *(heading for heading, _ in _TALLY_COLUMNS))
+    return Grid(headings, rows), *_more(len(items), SHOWN_ROWS)
 
 
 def _cost_cells(cost: Cost) -> tuple[int, ...]:

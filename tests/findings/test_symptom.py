@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
@@ -21,10 +22,11 @@ from guestemu.campaign.triage.symptom import (
     symptom_of,
 )
 from guestemu.checks.base import OpView, Violation
-from guestemu.checks.results import CONTRACT
+from guestemu.checks.results import CONTRACT, Reference
 from guestemu.events.exits import AnsweredExit, HypercallExit, RdmsrExit, WrmsrExit
 from guestemu.guest.base import CallOutcome
-from guestemu.program.ops import Op, OpKind
+from guestemu.program.ops import Argument, Op, OpKind
+from guestemu.program.values import BOUNDARIES
 
 FRAMES = 32
 U64 = (1 << 64) - 1
@@ -134,6 +136,25 @@ def test_the_rule_that_decides(record, rule) -> None:
     assert (rule in LATE_RULES) == (rule not in {"privilege", "number"})
     assert situation_of([record, record]) == rule
     assert situation_of([record, RdmsrExit(1, (), 1, 0)]) == MIXED
+
+
+def test_a_call_is_accepted_by_the_rules_where_the_contract_answers_0() -> None:
+    """A refusal that `Reference` knows and `rule_of` does not would be a finding of an accepted
+    call."""
+    reference = Reference(0, 0)
+    seen = set()
+    for nr, gpa, pages, cpl, is_64bit in product(
+        BOUNDARIES[Argument.HYPERCALL_NUMBER],
+        BOUNDARIES[Argument.ADDRESS],
+        BOUNDARIES[Argument.COUNT],
+        (0, 3),
+        (False, True),
+    ):
+        record = HypercallExit(nr, (gpa, pages, 0, 0), 0, 0, cpl, is_64bit)
+        rule = rule_of(record)
+        assert (reference.answer(record) == 0) == (rule == ACCEPTED), record
+        seen.add(rule)
+    assert seen == LATE_RULES | {"privilege", "number"}
 
 
 def record_symptom(shared, **arguments) -> Symptom:

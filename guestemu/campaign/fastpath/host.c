@@ -9,7 +9,7 @@
 enum { INSTRUCTION_LENGTH = 3 };
 enum { KVM_PATHS = 4, KVM_PATH_MASK = (1 << KVM_PATHS) - 1 };
 
-/* `Path` in merged.py */
+/* `ExitPath` in merged.py */
 enum { NOT_CPL0 = 1, KVM_ANSWERED = 2, UNALIGNED = 4, NO_PAGES = 5, WRAPS = 6, LOST_EXIT = 7,
        USER_SPACE = 8, USER_SPACE_32BIT = 9 };
 

@@ -17,14 +17,13 @@ import msgspec
 
 from guestemu.abi import tdx
 from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, U64_MASK
+from guestemu.abi.errno import EAGAIN, EINVAL
 from guestemu.abi.hypercalls import MAP_GPA_RANGE_DECRYPTED, MAP_GPA_RANGE_ENCRYPTED
 from guestemu.abi.tdx import MapGpaAnswer
 from guestemu.host.kvm.map_gpa_lies import MAP_GPA_LIES
 from guestemu.machine.exits import MapGpaRange, RunFailed, VcpuAccess
 from guestemu.machine.view_bit import ViewBit
 
-EAGAIN: Final = 11
-EINVAL: Final = 22
 _CHUNK: Final = tdx.MAP_GPA_CHUNK
 _DONE: Final = MapGpaAnswer(tdx.VMCALL_SUCCESS)
 
