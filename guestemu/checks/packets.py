@@ -38,7 +38,7 @@ class PacketCheck(Oracle):
 
     def __init__(self) -> None:
         self._numbers: set[int] = set()
-        self._last = -1
+        self._last = 0
         self._told: set[str] = set()
 
     def after(self, view: OpView) -> Iterable[Violation]:

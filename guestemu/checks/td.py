@@ -71,12 +71,13 @@ class TdCheck(Oracle):
         td = view.guest.td
         if td is None or view.frames is None:
             return ()
+        value = view.outcome.value
         messages = [*self._order(view)]
         if td.lie or view.host.lie in MAP_GPA_LIES:
             messages.clear()
-        elif view.outcome.value == 0:
-            messages += self._states(view, td)
-        elif view.outcome.value == -EIO and not td.attacked and self._is_unprovoked(view):
+        elif value == 0:
+            messages += self._states(view, td, *view.frames)
+        elif value == -EIO and not td.attacked and self._is_unprovoked(view, *view.frames):
             messages.append("-EIO, and nothing was refused: the range keeps its shared entries")
         found = [Violation(self.name, view.index, message, "T16, T17") for message in messages]
         twice = self._accepted_twice(view) if view.wants_private else []
@@ -103,8 +104,7 @@ class TdCheck(Oracle):
         if not view.wants_private and view.flips and steps and not steps[0].table_writes:
             yield "the host converted pages that are still mapped private"
 
-    def _states(self, view: OpView, td: Td) -> Iterable[str]:
-        first, count = view.frames or (0, 0)
+    def _states(self, view: OpView, td: Td, first: int, count: int) -> Iterable[str]:
         wanted = ACCEPTED if view.wants_private else SHARED
         wrong = [
             gfn
@@ -118,21 +118,20 @@ class TdCheck(Oracle):
                 f"({len(wrong)} of {count} pages)"
             )
 
-    def _is_unprovoked(self, view: OpView) -> bool:
-        first, count = view.frames or (0, 0)
+    def _is_unprovoked(self, view: OpView, first: int, count: int) -> bool:
         before = view.host_before[first : first + count]
         if not count or len(before) != count or view.region is Region.V:
             return False
         if before.count(not view.wants_private) != count:
             return False
-        stalls, at = 0, -1
+        stalls: list[int] = []
         for exit_ in view.exits:
             if not isinstance(exit_, MapGpaRangeExit):
                 continue
             if exit_.ret == EAGAIN:
-                stalls = stalls + 1 if exit_.args[0] == at else 1
-                at = exit_.args[0]
-                if stalls >= _MAX_STALLS:
+                gpa = exit_.args[0]
+                stalls = [*stalls, gpa] if gpa in stalls else [gpa]
+                if len(stalls) >= _MAX_STALLS:
                     return False
             elif exit_.ret:
                 return False

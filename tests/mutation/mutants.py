@@ -166,4 +166,5 @@ def c_mutants(source: str) -> Iterator[Mutant]:
                 changed = line[: match.start()] + text + line[match.end() :]
                 name = f"{where}: {' '.join(line.split())} => {' '.join(changed.split())}"
                 name += f" ({count + 1})" if count else ""
-                yield Mutant(name, "".join([*lines[:number], changed, *lines[number + 1 :]]))
+                source = "".join([*lines[:number], changed, *lines[number + 1 :]])
+                yield Mutant(name, source, where)

@@ -11,10 +11,11 @@ survivor that does not.
 
 The tests of a part are collected once and run once, file by file and watched: which of them reach
 which line. A mutant of a function is put into a fork that has everything loaded: the code of the
-function is exchanged, and only the tests that reach its lines run. Later files, which take longer,
-run only while a mutant without a reason is left. A survivor without a reason, and what is outside
-of functions, is tried again in a fork that imports all users of the part anew and runs all tests,
-so that no value from before the change hides it; `--quick` leaves this out for functions.
+function is exchanged, and only the tests that reach its lines run. A mutant of C is compiled there.
+Later files, which take longer, run only while a mutant without a reason is left. A survivor without
+a reason, and what is outside of functions, is tried again in a fork that imports all users of the
+part anew and runs all tests, so that no value from before the change hides it; with `--quick`
+nothing is tried in that way. A run that SIGTERM or Ctrl-C ends says what was left until then.
 """
 
 from __future__ import annotations
@@ -52,11 +53,33 @@ SECONDS = 60
 """After which a mutant counts as noticed: it does not end."""
 
 _NATIVE = ("tests/native/test_native_judge.py",)
+_RULES = "tests/checks/test_check_rules.py"
+_STREAM = "tests/checks/test_stream_rules.py"
+_HISTORIC = "tests/checks/test_historic_checks.py"
+_OF_CHECKS = {
+    "cache": ("tests/checks/test_cache_check.py",),
+    "conversion": _NATIVE,
+    "first_state": (_STREAM,),
+    "free": (_RULES,),
+    "host_ioctls": (_HISTORIC,),
+    "lost": ("tests/migration/test_migration_packets.py",),
+    "migration_control": (_RULES,),
+    "mirror": ("tests/mirror_migration/test_threats.py",),
+    "packets": (_STREAM,),
+    "page_enc": (_HISTORIC,),
+    "page_states": ("tests/guest/test_snp_attacks.py",),
+    "progress": (_STREAM,),
+    "psc": (_STREAM,),
+    "ready": (_RULES,),
+    "record": _NATIVE,
+    "resources": (_HISTORIC,),
+    "results": _NATIVE,
+    "td": (_STREAM, "tests/guest/test_td_attacks.py"),
+}
+"""Beside those of all checks."""
 _CHECKS = (
-    "tests/checks/test_check_rules.py",
     "tests/checks/test_checks.py",
-    "tests/checks/test_historic_checks.py",
-    "tests/checks/test_cache_check.py",
+    _HISTORIC,
     "tests/replay/test_corpora.py",
     "tests/zoo/test_zoo_witnesses.py",
 )
@@ -69,7 +92,7 @@ _TRIAGE = (
 JUDGES = {
     "campaign/fastpath/judge.c": _NATIVE,
     **{
-        f"checks/{path.name}": _CHECKS
+        f"checks/{path.name}": tuple(dict.fromkeys((*_OF_CHECKS.get(path.stem, ()), *_CHECKS)))
         for path in sorted(PACKAGE.glob("checks/*.py"))
         if path.name != "__init__.py"
     },
@@ -148,6 +171,7 @@ def _change_c(part: str, source: str) -> None:
         shutil.copytree(PACKAGE / library.directory, place / library.directory)
     (place / part).write_text(source, encoding="utf-8")
     build.PACKAGE = place
+    build.FLAGS = tuple("-O0" if flag == "-O2" else flag for flag in build.FLAGS)
 
 
 _INSIDE = ".<locals>"
@@ -200,6 +224,10 @@ class Loaded:
             if not name.endswith(">") and (outer := name.partition(_INSIDE)[0]) not in classes
         }
         self.reached: dict[int, list[pytest.Item]] = {}
+
+    def has_function(self, name: str) -> bool:
+        """Whether `name` is a function of the part, Class.function."""
+        return name in self._outermost
 
     def tests_of(self, mutant: Mutant) -> list[pytest.Item]:
         """The tests that reach a line of the changed code, in their order."""
@@ -284,15 +312,11 @@ def _in_fork(work: Callable[[], bool]) -> bool:
 
 def _import_changed(part: str, mutant: Mutant, files: int | None) -> bool:
     """The tests of `part` on modules that are imported anew, with the mutant; whether they pass."""
-    path = PACKAGE / part
-    if path.suffix == ".c":
-        _change_c(part, mutant.source)
-    else:
-        name = ".".join(("guestemu", *Path(part).with_suffix("").parts))
-        sys.meta_path.insert(0, _Finder(name, path, mutant.source))
-        for user in _users_of(name):
-            sys.modules.pop(user, None)
-        importlib.import_module(name)  # pytest has an importer of its own for our modules
+    name = ".".join(("guestemu", *Path(part).with_suffix("").parts))
+    sys.meta_path.insert(0, _Finder(name, PACKAGE / part, mutant.source))
+    for user in _users_of(name):
+        sys.modules.pop(user, None)
+    importlib.import_module(name)  # pytest has an importer of its own for our modules
     return _test(part, [], files) == 0
 
 
@@ -310,16 +334,26 @@ class _Session:
         self._say = say
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        start = time.monotonic()
         tried = [_Part(part, self._options) for part in self._parts]
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            return self._try_all(session, tried)
+        except KeyboardInterrupt:
+            for part in tried:
+                part.say_left(self._say)
+            raise
+
+    def _try_all(self, session: pytest.Session, tried: list[_Part]) -> bool:
+        start = time.monotonic()
         for _, items in itertools.groupby(session.items, key=lambda item: item.path):
             open_parts = [part for part in tried if part.is_open]
             if not open_parts:
                 break
-            if not watch(list(items), [part.loaded for part in open_parts]):
+            tests = list(items)
+            if not watch(tests, [part.loaded for part in open_parts]):
                 return True
             for part in open_parts:
-                part.try_watched()
+                part.try_watched(tests)
         self.is_tried = True
         for part in tried:
             new = part.unexplained(self._say)
@@ -337,32 +371,50 @@ class _Part:
     def __init__(self, name: str, options: argparse.Namespace) -> None:
         self.name = name
         self.loaded = Loaded(PACKAGE / name)
+        self._is_c = name.endswith(".c")
         self._is_quick: bool = options.quick
         self._files: int | None = options.files
         self._reasons = explained().get(name, {})
-        chosen = [one for one in mutants_of(name) if options.only in ("", one.where)]
+        chosen = [
+            one
+            for one in mutants_of(name)
+            if options.only in ("", one.where) and (not self._is_quick or self._is_inside(one))
+        ]
         self.left = chosen[:: options.every]
         self.count = len(self.left)
         self._reached: set[str] = set()
         """Names of those that some test has run."""
+
+    def _is_inside(self, mutant: Mutant) -> bool:
+        return self._is_c or self.loaded.has_function(mutant.where)
 
     @property
     def is_open(self) -> bool:
         """Whether a mutant is left for which there is no reason."""
         return any(mutant.name not in self._reasons for mutant in self.left)
 
-    def try_watched(self) -> None:
-        """Puts each mutant that is left in place, and runs the tests that were watched last."""
-        self.left = [mutant for mutant in self.left if not self._is_noticed(mutant)]
+    def try_watched(self, tests: list[pytest.Item]) -> None:
+        """Puts each mutant that is left in place, and runs those of `tests`, which were watched
+        last, that can notice it."""
+        self.left = [mutant for mutant in self.left if not self._is_noticed(mutant, tests)]
         self.loaded.reached.clear()
 
-    def _is_noticed(self, mutant: Mutant) -> bool:
+    def _is_noticed(self, mutant: Mutant, tests: list[pytest.Item]) -> bool:
+        if self._is_c:
+            self._reached.add(mutant.name)
+            return not _in_fork(lambda: _compiled(self.name, mutant, tests))
         tests = self.loaded.tests_of(mutant)
         changes = self.loaded.changes(mutant) if tests else {}
         if not changes:
             return False
         self._reached.add(mutant.name)
         return not _in_fork(lambda: _exchanged(self.loaded, changes, tests))
+
+    def say_left(self, say: Callable[[str], None]) -> None:
+        """Names the mutants without a reason that were not noticed so far."""
+        for mutant in self.left:
+            if mutant.name not in self._reasons:
+                say(f"  {self.name}, not noticed so far: {mutant.name}")
 
     def unexplained(self, say: Callable[[str], None]) -> int:
         """Tries what is left again on modules that are imported anew; how many survive that and
@@ -371,7 +423,8 @@ class _Part:
         new = 0
         for mutant in self.left:
             is_known = mutant.name in self._reasons
-            is_final = is_known or (self._is_quick and mutant.name in self._reached)
+            is_tried = mutant.name in self._reached and (self._is_quick or self._is_c)
+            is_final = is_known or is_tried
             anew = functools.partial(_import_changed, self.name, mutant, self._files)
             if is_final or _in_fork(anew):
                 survivors.append(mutant)
@@ -385,6 +438,12 @@ class _Part:
 def _exchanged(loaded: Loaded, changes: dict[CodeType, CodeType], tests: list[pytest.Item]) -> bool:
     """Whether `tests` pass with the changes in the loaded functions."""
     loaded.exchange(changes)
+    return all(map(_passes, tests, [*tests[1:], None]))
+
+
+def _compiled(part: str, mutant: Mutant, tests: list[pytest.Item]) -> bool:
+    """Whether `tests` pass, which compile the C themselves, with the mutant among its sources."""
+    _change_c(part, mutant.source)
     return all(map(_passes, tests, [*tests[1:], None]))
 
 
@@ -438,7 +497,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--every", type=int, default=1, metavar="N", help="each N-th mutant")
     parser.add_argument("--only", default="", metavar="FUNCTION", help="mutants of one function")
     parser.add_argument("--files", type=int, metavar="N", help="the first N files of tests only")
-    parser.add_argument("--quick", action="store_true", help="no second try of survivors")
+    parser.add_argument("--quick", action="store_true", help="functions only, tried once")
     options = parser.parse_args(arguments)
     unknown = set(options.parts) - JUDGES.keys()
     if unknown:
