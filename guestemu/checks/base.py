@@ -100,9 +100,8 @@ def not_as_told(
     total = len(before)
     kept: list[tuple[int, bitarray]] = []
     for first, end, value in told:
-        if first < total:
-            kept.append((first, before[first : min(end, total)]))
-            before[first : min(end, total)] = value
+        kept.append((first, before[first : min(end, total)]))
+        before[first : min(end, total)] = value
     expected = None if after == before else before.copy()
     for first, was in reversed(kept):
         before[first : first + len(was)] = was

@@ -92,7 +92,7 @@ class Reference:
 
     def _map_gpa_range(self, gpa: int, pages: int) -> int | None:
         gfn = gpa >> PAGE_SHIFT
-        if gpa & PAGE_MASK or pages == 0 or (gfn + pages) & U64_MASK <= gfn:
+        if gpa & PAGE_MASK or pages == 0 or gfn + pages > U64_MASK:
             return -KVM_EINVAL
         if self._left:
             self._left -= 1

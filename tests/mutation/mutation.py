@@ -55,10 +55,14 @@ SECONDS = 60
 _NATIVE = ("tests/native/test_native_judge.py",)
 _RULES = "tests/checks/test_check_rules.py"
 _STREAM = "tests/checks/test_stream_rules.py"
+_PAGE_ENC = "tests/checks/test_page_enc_rules.py"
 _HISTORIC = "tests/checks/test_historic_checks.py"
 _OF_CHECKS = {
+    "base": (_PAGE_ENC,),
     "cache": ("tests/checks/test_cache_check.py",),
+    "check_set": (_PAGE_ENC,),
     "conversion": _NATIVE,
+    "device": (_PAGE_ENC,),
     "first_state": (_STREAM,),
     "free": (_RULES,),
     "host_ioctls": (_HISTORIC,),
@@ -66,13 +70,13 @@ _OF_CHECKS = {
     "migration_control": (_RULES,),
     "mirror": ("tests/mirror_migration/test_threats.py",),
     "packets": (_STREAM,),
-    "page_enc": (_HISTORIC,),
+    "page_enc": (_PAGE_ENC,),
     "page_states": ("tests/guest/test_snp_attacks.py",),
     "progress": (_STREAM,),
     "psc": (_STREAM,),
     "ready": (_RULES,),
     "record": _NATIVE,
-    "resources": (_HISTORIC,),
+    "resources": (_PAGE_ENC,),
     "results": _NATIVE,
     "td": (_STREAM, "tests/guest/test_td_attacks.py"),
 }
@@ -396,7 +400,9 @@ class _Part:
     def try_watched(self, tests: list[pytest.Item]) -> None:
         """Puts each mutant that is left in place, and runs those of `tests`, which were watched
         last, that can notice it."""
-        self.left = [mutant for mutant in self.left if not self._is_noticed(mutant, tests)]
+        for mutant in [*self.left]:
+            if self._is_noticed(mutant, tests):
+                self.left.remove(mutant)
         self.loaded.reached.clear()
 
     def _is_noticed(self, mutant: Mutant, tests: list[pytest.Item]) -> bool:
@@ -419,19 +425,17 @@ class _Part:
     def unexplained(self, say: Callable[[str], None]) -> int:
         """Tries what is left again on modules that are imported anew; how many survive that and
         have no reason. Each is said at once: a run may be cut short."""
-        survivors = []
         new = 0
-        for mutant in self.left:
+        for mutant in [*self.left]:
             is_known = mutant.name in self._reasons
             is_tried = mutant.name in self._reached and (self._is_quick or self._is_c)
             is_final = is_known or is_tried
             anew = functools.partial(_import_changed, self.name, mutant, self._files)
-            if is_final or _in_fork(anew):
-                survivors.append(mutant)
-                if not is_known:
-                    new += 1
-                    say(f"  {mutant.name}")
-        self.left = survivors
+            if not is_final and not _in_fork(anew):
+                self.left.remove(mutant)
+            elif not is_known:
+                new += 1
+                say(f"  {mutant.name}")
         return new
 
 
