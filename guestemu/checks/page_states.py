@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What no hypervisor may reach in its SNP guest, whatever it does (N55).
+"""What no hypervisor may reach in its SNP guest or TD, whatever it does (N55; T12, T14).
 
 * No guest frame has two validated system frames. With two, the hypervisor can show the guest old
   content in place of new at any time, and neither the RMP nor the guest notices. A guest gets there
@@ -8,6 +8,9 @@
   access or the host reads, and not behind another guest frame that the guest could read.
 * A guest that goes on goes on right: it reads what it wrote last, as long as it has not converted
   the page since, and a page that it was told is private is validated.
+
+Of a TD only the last is judged: its module keeps the frames and their plaintext from the VMM, and
+what a second ACCEPT of a page comes to is `accepted-twice` (td.py).
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa
 from guestemu.abi.regions import Region
 from guestemu.checks.base import OpView, Oracle, Violation
 from guestemu.checks.psc import sev_of
+from guestemu.events.tdx import MapGpaCall
 from guestemu.guest.linux.snp import Snp
 from guestemu.host.base import Host
 from guestemu.machine.rmp import VALIDATED, Rmp, What, host_access
@@ -41,7 +45,7 @@ class HasRmp(Protocol):
 
 class PageStateCheck(Oracle):
     """No guest frame of an SNP guest has two validated system frames, and only its guest reads a
-    validated page (N55).
+    validated page (N55). An SNP guest or a TD that goes on reads what it wrote.
 
     Encrypting a page that is already private validates it a second time: a caller's defect, which
     a hypervisor can use, and not judged. A guest that did not come back from an
@@ -79,10 +83,13 @@ class PageStateCheck(Oracle):
             self._is_over = False
             self._content.clear()
             self._excused.clear()
-        if sev is None or sev.snp is None or self._is_over:
+        snp = None if sev is None else sev.snp
+        if (snp is None and view.guest.td is None) or self._is_over:
             return
-        snp = sev.snp
         self._is_over = view.outcome.end is not None
+        if snp is None:
+            yield from self._contents(view)
+            return
         yield from self._states(view, snp)
         yield from self._contents(view)
         for gfn in sorted(snp.attacked):
@@ -114,8 +121,10 @@ class PageStateCheck(Oracle):
     def _contents(self, view: OpView) -> Iterator[Violation]:
         """Keeps what private pages hold after a store, and compares a load with it."""
         for flip in view.flips:
-            for gfn in range(flip.gfn, flip.gfn + flip.pages):
-                self._content.pop(gfn, None)
+            self._forget(flip.gfn, flip.pages)
+        for _, event in view.emitted:
+            if isinstance(event, MapGpaCall):
+                self._forget(event.gpa >> PAGE_SHIFT, event.size >> PAGE_SHIFT)
         if view.outcome.value is None:
             return
         if view.op.kind is OpKind.WRITE:
@@ -129,6 +138,11 @@ class PageStateCheck(Oracle):
                 found = view.outcome.value
                 message = f"frame {gfn:#x} reads as {found:#x}, and {written:#x} was there"
                 yield Violation(CONTENT, view.index, message, "N55")
+
+    def _forget(self, first: int, pages: int) -> None:
+        """The guest gave these frames away or took them back: they may hold anything."""
+        for gfn in [gfn for gfn in self._content if first <= gfn < first + pages]:
+            del self._content[gfn]
 
     def _note_store(self, view: OpView) -> None:
         op, guest = view.op, view.guest

@@ -10,10 +10,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from guestemu.abi.addresses import PAGE_SIZE
 from guestemu.abi.errors import InputError
 from guestemu.abi.regions import Region
 from guestemu.campaign.planted.catalogue_td import TD_BUGS
 from guestemu.campaign.targets import find_target
+from guestemu.checks.page_states import CONTENT
 from guestemu.checks.td import TWICE
 from guestemu.guest.base import GuestOops
 from guestemu.host.kvm.map_gpa_lies import MAP_GPA_LIES
@@ -131,6 +133,19 @@ def test_a_page_that_is_accepted_twice_can_be_replaced_between(testbed: Testbed)
     (twice,) = (bug for bug in TD_BUGS if bug.id == "T14")
     assert TWICE in violations(twice.planted.build(), during)
     assert violations(testbed, during) == set()
+
+
+def test_a_guest_that_accepts_an_empty_page_goes_on_with_what_it_did_not_write(
+    testbed: Testbed,
+) -> None:
+    accept = Op(OpKind.PAGE_ACCEPT, (0, 0), Region.D, PAGE)
+    outcome = testbed.run([WRITE, attack("replace"), accept, READ])
+    assert [(found.check, found.op) for found in outcome.violations] == [(CONTENT, 3)]
+    give = Op(OpKind.MAP_GPA, (PAGE_SIZE, 0, 0), Region.D, PAGE)
+    take = Op(OpKind.MAP_GPA, (PAGE_SIZE, 0, 1), Region.D, PAGE)
+    outcome = testbed.run([WRITE, give, take, accept, READ])
+    assert outcome.results[-1].outcome.value == 0
+    assert not outcome.violations  # it gave the page away by itself
 
 
 def test_the_next_program_starts_unattacked(testbed: Testbed) -> None:

@@ -24,6 +24,7 @@ UNIT = 512
         "6.12-snp",
         pytest.param("6.12-tdx", marks=pytest.mark.soak),
         pytest.param("7.3-snp", marks=pytest.mark.soak),
+        pytest.param("7.3-tdx", marks=pytest.mark.soak),
     ],
 )
 def ran(request, image_of) -> tuple[str, tuple[AcceptStep, ...]]:

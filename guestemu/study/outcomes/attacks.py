@@ -42,7 +42,7 @@ OPERATIONS: Final = ("decrypt", "encrypt")
 KINDS: Final = ("snp", "tdx")
 NOT_REACHED: Final = "not reached"
 
-_HOSTS: Final = {"snp": "hostile-hypervisor:far", "tdx": "map-gpa-range"}
+_HOST: Final = "hostile-hypervisor:far"
 _MEMORY: Final = 128
 _BIT: Final = 39
 _BUDGET: Final = 2_000_000
@@ -137,7 +137,7 @@ class AttackedKernel:
         self.kind = kind
         config = linux_config(_MEMORY, _BIT, kind)
         self.guest: LinuxGuest = LOADER.guest(image, config, _BUDGET)
-        self._testbed = Testbed(self.guest, load_host(_HOSTS[kind]))
+        self._testbed = Testbed(self.guest, load_host(_HOST))
         self._reached = 0
         self._is_quiet = False
         engine = self.guest.machine.engine
@@ -246,7 +246,7 @@ class AttackedKernel:
             sev=SevKind(self.kind),
             memory=_MEMORY,
             cbit=_BIT,
-            host=_HOSTS[self.kind],
+            host=_HOST,
             budget=_BUDGET,
         )
         return Program(header, tuple(_ops(self.kind, operation, attack, at)))
