@@ -201,7 +201,7 @@ def kexec(
     if outcome.value != 0:
         raise InputError(f"{old.kernel.name}: set_memory_decrypted failed: {outcome}")
     running = watch.moment()
-    unshared = _leave(old, crash)
+    _leave(old, crash)
     at_jump = watch.moment()
     pages, states = _contents(old), _states(old.machine)
     watch.begin()
@@ -238,7 +238,7 @@ def kexec(
         msr=tuple(watch.msr),
         stale=_runs(~is_private & ~is_shared) if has_booted else (),
         missing=_runs(is_private & is_shared) if has_booted else (),
-        unshared=unshared,
+        unshared=at_jump.shared < running.shared,
         unusable=_runs(~is_usable & ~is_shared) if has_booted else (),
         end=end,
     )
@@ -260,23 +260,24 @@ def _start(old: LinuxGuest, host: Host) -> None:
             continue  # a host without this MSR; the kernel's exception table goes on, too (A47)
 
 
-def _leave(old: LinuxGuest, crash: bool) -> bool:
-    """The old kernel's last calls; whether it has made its memory private. A crash ends in its own
-    panic, as there is no local APIC to stop; the MSR is written before."""
+def _leave(old: LinuxGuest, crash: bool) -> None:
+    """The old kernel's last calls. The crash path makes memory private by itself, where the kernel
+    can: native_machine_crash_shutdown() has the calls between the stop of the interrupt controllers
+    and crash_save_cpu(). It ends in an oops there, as an initcall behind rest_init allocates the
+    notes, or before, as there is no local APIC; the MSR is written first."""
     if crash:
         registers = old.calls.must(("__get_free_pages", "get_free_pages_noprof"), 0xDC0, 0)
         old.call("machine_crash_shutdown", registers)
-    else:
-        block = old.kernel.address("kvm_pv_reboot_nb")
-        old.call("kvm_pv_reboot_notify", block, _SYS_RESTART, 0)
+        return
+    block = old.kernel.address("kvm_pv_reboot_nb")
+    old.call("kvm_pv_reboot_notify", block, _SYS_RESTART, 0)
     vendor = "snp" if old.rmp is not None else "tdx" if old.td is not None else ""
     if f"{vendor}_kexec_finish" not in old.kernel.symbols:
-        return False
+        return
     for name in (f"{vendor}_kexec_begin", f"{vendor}_kexec_finish"):
         outcome = old.call(name)
         if outcome.value is None:
             raise InputError(f"{old.kernel.name}: {name}() did not return: {outcome.end}")
-    return True
 
 
 def _devices(machine: Machine) -> Iterator[Snp | SecureEpt]:

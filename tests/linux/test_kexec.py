@@ -88,9 +88,18 @@ def test_an_snp_kernel_that_leaves_pages_shared_ends_the_next_one(kexec):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("kind", ["snp", "tdx"])
-def test_a_kernel_that_unshares_leaves_nothing(kexec, kind):
-    found, status = kexec("6.18", "6.18", "--sev", kind)
+@pytest.mark.parametrize(
+    ("release", "kind", "words"),
+    [
+        ("6.18", "snp", []),
+        ("6.18", "snp", ["--crash"]),
+        ("6.18", "tdx", []),
+        ("6.18", "tdx", ["--crash"]),
+        ("6.12", "tdx", []),
+    ],
+)
+def test_a_kernel_that_unshares_leaves_nothing(kexec, release, kind, words):
+    found, status = kexec(release, release, "--sev", kind, *words)
     assert found["unshared"]
     assert found["end"] == "reached rest_init"
     assert (found["unusable"], found["stale"], status) == ([], [], 0)

@@ -23,8 +23,9 @@ CPUID of the hypervisor's leaves, IN, OUT, HLT, MSRs that the CPU does not keep 
 TDG.VP.VMCALL (`guestemu kernel boot --sev tdx` and `kernel run --sev tdx` count them). String I/O \
 raises it, and the handler refuses it, as it does what no process may ask for. The console's ports \
 raise it with `--console-ve` only: 16,000 accesses in a boot. \
-`--host hostile-hypervisor:mapgpa-LIE` is a VMM whose R10 or R11 is a lie; corpora/tdx has a \
-program for each lie and each attack on a page.
+`--host hostile-hypervisor:mapgpa-LIE` is a VMM whose R10 or R11 is a lie; in a program \
+`hypervisor_lie` has it begin to lie. corpora/tdx has a program for each lie and each attack on a \
+page.
 
 This page is made by `guestemu outcomes page`.
 """
