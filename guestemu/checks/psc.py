@@ -78,6 +78,9 @@ class PscCheck(Oracle):
             first, pages = record.args[0] >> PAGE_SHIFT, record.args[1]
             for gfn in (first, first + pages - 1):
                 if not any(entry.gfn <= gfn < entry.gfn + entry.pages for entry in sev.asked):
-                    message = f"user space was asked for frame {gfn:#x}, which no entry names"
+                    message = (
+                        f"KVM asked user space to convert frame {gfn:#x}, which no entry of the "
+                        "PSC request names"
+                    )
                     yield Violation(UNASKED, view.index, message, "N13")
                     return

@@ -74,9 +74,15 @@ def _write_table(path: Path, scenarios: Sequence[Scenario], rows: Sequence[Count
                 command=_command(scenario, *first),
             )
         )
+    scripts = dict.fromkeys(f"{row.script} is {row.script_steps}" for row in rows)
     words = (
         "A guest's script is merged in every way with the steps of a host's passes. A cell says "
-        "how many of these interleavings lose the page, and leads to the command that shows one."
+        "how many of these interleavings lose the page, and leads to the command that shows one. "
+        f"Columns are scripts: {', '.join(scripts)}. PTE- makes the leaf shared, PTE+ private; "
+        "HC- and HC+ say the same to the host; tN! writes value N. Rows are the steps of a pass: "
+        "auto fetches and clears the dirty log, GET fetches it, CLEAR clears it, enc copies the "
+        "host's record of shared pages, send sends by the copy, send-live by the record of that "
+        "moment."
     )
     kinds = {_KEPT: "good", _UNDEFINED: "warn", _LOST: "bad"}
     document = matrix_document("Interleavings that lose a page", words, tried, kinds, "order")

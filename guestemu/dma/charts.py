@@ -9,6 +9,7 @@ from typing import Final
 
 from guestemu.abi.addresses import PAGE_SHIFT
 from guestemu.dma.sharing import MapCell
+from guestemu.report.charts import nice_ticks
 
 _CELL: Final = 13
 _COLUMNS: Final = 64
@@ -21,6 +22,7 @@ FEW_CELLS: Final = 24
 _BARS: Final = 900
 _BAR_LEFT: Final = 230
 _BAR_HEIGHT: Final = 24
+_BAR_TOP: Final = 22
 
 
 def address_map(cells: Sequence[MapCell], identity: str) -> str:
@@ -44,6 +46,7 @@ def address_map(cells: Sequence[MapCell], identity: str) -> str:
         y = _TOP + (row - first) * _CELL + _CELL - 2
         address = cells[row * columns].gfn << PAGE_SHIFT
         parts.append(f'<text x="{_LEFT - 6}" y="{y}" text-anchor="end">{address:#x}</text>')
+    parts.append(f'<text x="{_LEFT - 6}" y="12" text-anchor="end">GPA</text>')
     rects = []
     for index in used:
         cell = cells[index]
@@ -73,21 +76,32 @@ def _bars(cells: Sequence[MapCell], identity: str) -> str:
     """A row for each cell: its addresses, how much of it was shared at most, and how much still
     is."""
     room = _BARS - _BAR_LEFT - 240
-    rows = []
+    bottom = _BAR_TOP + len(cells) * _BAR_HEIGHT
+    most = cells[0].pages
+    rows = [
+        f'<text x="{_BAR_LEFT - 8}" y="14" text-anchor="end">guest address (GPA)</text>',
+        f'<text x="{_BAR_LEFT}" y="14">shared pages of {most:,}</text>',
+    ]
+    for tick in nice_ticks(0, most):
+        x = _BAR_LEFT + room * tick / most
+        rows.append(
+            f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_BAR_TOP}" y2="{bottom + 4}"/>'
+            f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{tick:,.0f}</text>'
+        )
     for place, cell in enumerate(cells):
-        y = place * _BAR_HEIGHT
+        y = _BAR_TOP + place * _BAR_HEIGHT
         first, last = cell.gfn << PAGE_SHIFT, (cell.gfn + cell.pages << PAGE_SHIFT) - 1
-        most, now = (room * count / cell.pages for count in (cell.peak_shared, cell.shared))
+        peak, now = (room * count / cell.pages for count in (cell.peak_shared, cell.shared))
         rows.append(
             f'<text x="{_BAR_LEFT - 8}" y="{y + 16}" text-anchor="end">{first:#x}-{last:#x}</text>'
             f'<rect class="frame" x="{_BAR_LEFT}" y="{y + 4}" width="{room}" height="15"/>'
-            f'<rect class="was" x="{_BAR_LEFT}" y="{y + 4}" width="{most:.1f}" height="15"/>'
+            f'<rect class="was" x="{_BAR_LEFT}" y="{y + 4}" width="{peak:.1f}" height="15"/>'
             f'<rect class="now" x="{_BAR_LEFT}" y="{y + 4}" width="{now:.1f}" height="15"/>'
             f'<text x="{_BAR_LEFT + room + 8}" y="{y + 16}">at most {cell.peak_shared:,}, '
             f"{cell.shared:,} at the end</text>"
         )
     return (
-        f'<svg id="{identity}" class="plot" viewBox="0 0 {_BARS} {len(cells) * _BAR_HEIGHT + 4}" '
+        f'<svg id="{identity}" class="plot" viewBox="0 0 {_BARS} {bottom + 24}" '
         f'role="img" aria-label="Shared pages in {len(cells)} ranges of '
         f'{_size(cells[0].pages << PAGE_SHIFT)}">{"".join(rows)}</svg>'
     )

@@ -53,8 +53,9 @@ def dma_document(report: DmaReport, title: str, cells: Sequence[MapCell] = ()) -
         (
             Chapter("", (Paragraph(_lead(report)),)),
             *_source(report),
+            *_pictures(report, cells),
             Chapter("DMA allocations", (_totals(report),)),
-            *_memory(report, cells),
+            *_memory(report),
             *_users(report),
             *_what_if(report),
             *_problems(report),
@@ -70,18 +71,25 @@ def _source(report: DmaReport) -> Iterator[Chapter]:
         yield Chapter("Trace", tuple(_input(report)))
 
 
-def _memory(report: DmaReport, cells: Sequence[MapCell]) -> Iterator[Chapter]:
-    """When and where pages were shared, and for how long buffers lived."""
+def _pictures(report: DmaReport, cells: Sequence[MapCell]) -> Iterator[Chapter]:
+    """When, by whom and where pages were shared; the tables below have the same figures."""
     analysis = report.analysis
-    if analysis is not None:
-        yield Chapter("Shared pages over time", _over_time(report, analysis), is_page_only=True)
+    if analysis is None:
+        return
+    yield Chapter("Shared pages over time", _over_time(report, analysis), is_page_only=True)
+    yield Chapter("Drivers over time", _lanes(report, analysis), is_page_only=True)
+    if cells:
+        yield Chapter("Address map", _map(cells), is_page_only=True)
+
+
+def _memory(report: DmaReport) -> Iterator[Chapter]:
+    """For how long buffers lived, and where pages are shared at the end."""
+    analysis = report.analysis
     yield Chapter("Lifetimes of freed buffers", (_lifetimes(report),))
     if analysis is not None:
         bars = Svg("Lifetimes", _lifetime_bars(report))
         yield Chapter("Freed buffers by lifetime", (bars,), is_page_only=True)
         yield Chapter("Where shared pages lie", _places(analysis))
-        if cells:
-            yield Chapter("Address map", _map(cells), is_page_only=True)
 
 
 def _users(report: DmaReport) -> Iterator[Chapter]:
@@ -91,7 +99,7 @@ def _users(report: DmaReport) -> Iterator[Chapter]:
     yield Chapter("Devices", _tallies("device", devices, has_driver=True))
     if analysis is not None:
         yield Chapter("Hypercalls by device", _by_device(report, analysis), is_page_only=True)
-        yield from _drivers(report, analysis)
+        yield Chapter("Drivers", _drivers(analysis))
     if report.by_phase:
         yield Chapter("Phases", _tallies("phase", list(report.by_phase.items())))
     if analysis is not None:
@@ -148,13 +156,16 @@ def _lead(report: DmaReport) -> str:
     if analysis is not None:
         words.append(
             f"At most {plural(analysis.shared.peak, 'page')} were shared with the host at once, "
-            f"{analysis.shared.at_end:,} are at the end"
-            + (f"; it took {plural(report.hypercalls, 'hypercall')}." if report.hypercalls else ".")
+            f"{analysis.shared.at_end:,} at the end."
+            + (f" That took {plural(report.hypercalls, 'hypercall')}." if report.hypercalls else "")
         )
         lanes = {name: one.peak for name, one in analysis.shared_by_driver.items() if one.peak}
         if lanes:
             most = max(lanes, key=lanes.__getitem__)
-            words.append(f"The most are of {most or _NO_DRIVER}: {lanes[most]:,}.")
+            words.append(
+                f"The driver that shared most is {most or _NO_DRIVER}: "
+                f"{plural(lanes[most], 'page')}."
+            )
     wrong = [
         plural(count, name)
         for count, name in (
@@ -262,8 +273,9 @@ def _over_time(report: DmaReport, analysis: Analysis) -> tuple[Content, ...]:
         points, "shared pages", "shared-over-time", bands=_bands(report, analysis, start)
     )
     words = (
-        "Buffers and atomic pools; the phases of the trace and the passes of a migration lie "
-        "above, on the same axis."
+        "4 KiB pages of buffers and atomic pools that are shared with the host, by the time since "
+        "the trace's first event. The bands above are the phases of the trace"
+        f"{' and the passes of the migration' if report.migrations else ''}."
     )
     return Paragraph(words), Svg("Shared pages over time", drawn)
 
@@ -331,13 +343,17 @@ def _places(analysis: Analysis) -> tuple[Content, ...]:
 
 
 def _map(cells: Sequence[MapCell]) -> tuple[Content, ...]:
-    cell = human_pages(cells[0].pages)
+    cell = f"{cells[0].pages * 4 / 1024:,.4g} MiB of guest memory ({cells[0].pages:,} pages)"
     if sum(1 for one in cells if one.conversions) <= FEW_CELLS:
-        how = f"A bar is {cell} of guest memory; blue: was shared, red: still is."
+        how = (
+            f"Each row is {cell} that a buffer was in. Blue: so many of them were shared at once; "
+            "red: so many still are at the end."
+        )
     else:
         how = (
-            f"One cell of the map is {cell}; blue: was shared, red: still is; darker: more of it "
-            "was at once. Only the rows between the lowest and the highest address used are drawn."
+            f"Each cell is {cell}. Blue: some were shared; red: some still are at the end; "
+            "darker: more of them at once. Only the rows between the lowest and the highest "
+            "address used are drawn."
         )
     return Paragraph(how), Svg("Address map", address_map(cells, "address-map"))
 
@@ -380,9 +396,8 @@ def _by_device(report: DmaReport, analysis: Analysis) -> tuple[Content, ...]:
     return drawn, *_costs("device", costs)
 
 
-def _drivers(report: DmaReport, analysis: Analysis) -> Iterator[Chapter]:
-    """Shared pages of each driver's buffers: lanes on the axis of the first plot, and a table with
-    the lanes' highest values."""
+def _lanes(report: DmaReport, analysis: Analysis) -> tuple[Content, ...]:
+    """Shared pages of each driver's buffers: lanes on the axis of the plot of all."""
     start = _start(analysis)
     lanes = [
         Lane(
@@ -405,10 +420,16 @@ def _drivers(report: DmaReport, analysis: Analysis) -> Iterator[Chapter]:
         _bands(report, analysis, start),
     )
     hidden = len(lanes) - SHOWN_LANES
-    words = "Pages that a driver's buffers share, each lane on its own scale"
-    words += f"; {hidden} drivers with fewer are left out." if hidden > 0 else "."
-    picture = Svg("Drivers over time", drawn)
-    yield Chapter("Drivers over time", (Paragraph(words), picture), is_page_only=True)
+    words = (
+        "Shared pages of each driver's buffers. Each lane has its own scale; the number at its "
+        "right is its highest value"
+    )
+    words += f". {hidden} drivers with fewer pages are left out." if hidden > 0 else "."
+    return Paragraph(words), Svg("Drivers over time", drawn)
+
+
+def _drivers(analysis: Analysis) -> tuple[Content, ...]:
+    """What each driver's buffers cost, with the highest values of the lanes."""
 
     def most(name: str) -> int:
         return analysis.shared_by_driver[name].peak if name in analysis.shared_by_driver else 0
@@ -424,8 +445,7 @@ def _drivers(report: DmaReport, analysis: Analysis) -> Iterator[Chapter]:
     ]
     rows.append(("all", "", *_cost_cells(analysis.total)))
     headings = ("driver", "most shared", *(heading for heading, _ in _COST_COLUMNS))
-    table = Grid(headings, tuple(rows), "Drivers")
-    yield Chapter("Drivers", (table, *_more(len(drivers), SHOWN_ROWS)))
+    return Grid(headings, tuple(rows), "Drivers"), *_more(len(drivers), SHOWN_ROWS)
 
 
 def _call_sites(report: DmaReport) -> tuple[Content, ...]:

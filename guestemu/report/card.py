@@ -4,13 +4,14 @@ again. One struct, rendered as HTML here; the terminal prints the same fields.""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from html import escape
 
 import msgspec
 
 from guestemu.report.page import command_line
 from guestemu.report.race import Race, race_figure
-from guestemu.report.strip import Strip, strip_legend, strip_svg
+from guestemu.report.strip import Strip, strip_legend, strip_svg, strip_words
 
 
 class CitedRule(msgspec.Struct, frozen=True):
@@ -48,13 +49,12 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
 def card_html(card: Card) -> str:
     """The card as HTML; its id is the finding's key."""
     kind = "card gone" if card.state == "gone" else "card"
-    tags = [card.owner, f"check: {card.check}", card.met]
+    tags = [card.owner, f"check: {card.check}", card.met, card.key]
     if card.state != "shown":
         tags.insert(0, card.state)
     parts = [
         f'<article class="{kind}" aria-labelledby="{escape(card.key)}">',
-        f'<h3 id="{escape(card.key)}">{escape(card.key)}</h3>',
-        f'<p class="lead">{escape(card.headline)}</p>',
+        f'<h3 id="{escape(card.key)}">{escape(card.headline)}</h3>',
         f"<p>{''.join(f'<span class=tag>{escape(tag)}</span>' for tag in tags if tag)}</p>",
     ]
     if card.meaning:
@@ -64,6 +64,7 @@ def card_html(card: Card) -> str:
             strip_legend(card.strip),
             f'<div class="scroll" role="region" aria-label="Strip of {escape(card.key)}" '
             f'tabindex="0">{strip_svg(card.strip, f"strip-{card.key}")}</div>',
+            strip_words(card.strip, card.headline),
         )
     if card.race is not None:
         parts.append(
@@ -72,10 +73,9 @@ def card_html(card: Card) -> str:
         )
     parts.append('<div class="two">')
     if card.seen:
-        expected = f"<p>{escape(card.expected)}</p>" if card.expected else ""
-        expected += "".join(_rule(rule) for rule in card.rules)
+        expected = escape(card.expected or "as the check says")
         parts += (
-            f"<div><h4>Expected</h4>{expected or '<p>as the check says</p>'}</div>",
+            f"<div><h4>Expected</h4><p>{expected}</p></div>",
             f"<div><h4>Seen</h4><p>{escape(card.seen)}</p></div>",
         )
     if card.program:
@@ -86,14 +86,19 @@ def card_html(card: Card) -> str:
             f"<div class=whole><h4>Host code that runs only then</h4><pre>{places}</pre></div>"
         )
     parts.append("</div>")
-    if card.trace:
-        trace = escape("\n".join(card.trace))
-        parts.append(
-            f"<details><summary>What happened, step by step</summary><pre>{trace}</pre></details>"
-        )
     if card.command:
         parts.append(f"<h4>See it again</h4>{command_line(card.command)}")
-    return "".join(parts) + "</article>"
+    return "".join((*parts, *_folded(card))) + "</article>"
+
+
+def _folded(card: Card) -> Iterator[str]:
+    """What is read by those who want to know more."""
+    if card.trace:
+        trace = escape("\n".join(card.trace))
+        yield f"<details><summary>What happened, step by step</summary><pre>{trace}</pre></details>"
+    if card.rules:
+        rules = "".join(_rule(rule) for rule in card.rules)
+        yield f"<details><summary>Facts behind it</summary>{rules}</details>"
 
 
 def _rule(rule: CitedRule) -> str:

@@ -31,11 +31,13 @@ _BAR: Final = 24
 _TICKS: Final = 5
 _LABEL: Final = 260
 _CHARACTER: Final = 7
+_WIDE: Final = 9
+"""Of a name in a narrow window, where texts are larger."""
 _LANE: Final = 20
 _LANE_HEIGHT: Final = 34
 _LANE_LEFT: Final = 170
 _LANE_RIGHT: Final = 70
-_LANE_NAME: Final = 22
+_LANE_NAME: Final = 18
 
 
 class Band(msgspec.Struct, frozen=True):
@@ -94,10 +96,12 @@ def step_chart(
     start, end = points[0][0], max(points[-1][0], points[0][0] + 1e-9)
     top = max(1.0, *(highest for _, highest, _ in points))
     above = _LANE * len({band.lane for band in bands})
-    inner_width, inner_height = WIDTH - _LEFT - 14, HEIGHT - _BOTTOM - _TOP
+    left = max((_WIDE * len(band.lane) + 12 for band in bands), default=_LEFT)
+    left = max(left, _LEFT)
+    inner_width, inner_height = WIDTH - left - 14, HEIGHT - _BOTTOM - _TOP
 
     def across(x: float) -> float:
-        return _LEFT + (min(max(x, start), end) - start) / (end - start) * inner_width
+        return left + (min(max(x, start), end) - start) / (end - start) * inner_width
 
     def place(x: float, y: float) -> str:
         return f"{across(x):.1f},{above + _TOP + inner_height - y / top * inner_height:.1f}"
@@ -113,8 +117,8 @@ def step_chart(
     bottom = above + _TOP + inner_height
     heights = [(tick, bottom - tick / top * inner_height) for tick in nice_ticks(0, top)]
     marks = "".join(
-        f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - 14}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<text x="{_LEFT - 6}" y="{y + 4:.0f}" text-anchor="end">{tick_text(tick, "")}</text>'
+        f'<line class="grid" x1="{left}" x2="{WIDTH - 14}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        f'<text x="{left - 6}" y="{y + 4:.0f}" text-anchor="end">{tick_text(tick, "")}</text>'
         for tick, y in heights
     )
     times = "".join(
@@ -126,14 +130,14 @@ def step_chart(
         f'<svg id="{identity}" class="plot" viewBox="0 0 {WIDTH} {above + HEIGHT}" role="img" '
         f'aria-label="{escape(unit)} over time, at most {top:,.6g}">'
         f"<title>{escape(unit)} over time, at most {top:,.6g}</title>"
-        f'<text x="{_LEFT}" y="{above + 14}">{escape(unit)}</text>{marks}'
+        f'<text x="{left}" y="{above + 14}">{escape(unit)}</text>{marks}'
         f'<polygon class="area" points="{" ".join(area)}"/>'
         f'<polyline class="line" points="{" ".join(line)}"/>{times}'
-        f"{_bands(bands, across)}</svg>"
+        f"{_bands(bands, across, left)}</svg>"
     )
 
 
-def _bands(bands: Sequence[Band], across: Callable[[float], float], origin: float = _LEFT) -> str:
+def _bands(bands: Sequence[Band], across: Callable[[float], float], origin: float) -> str:
     """Lanes with their bands, labelled where there is room."""
     lanes = list(dict.fromkeys(band.lane for band in bands))
     parts = []
@@ -222,7 +226,7 @@ def bar_chart(bars: Sequence[tuple[str, float]], identity: str, unit: str = "") 
     if not bars:
         return "<p>nothing to plot</p>"
     top = max(1.0, *(value for _, value in bars))
-    most = _LABEL // _CHARACTER
+    most = _LABEL // _WIDE
     rows = []
     for index, (label, value) in enumerate(bars):
         y = index * _BAR

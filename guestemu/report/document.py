@@ -18,7 +18,14 @@ from guestemu.report.card import Card, card_html
 from guestemu.report.heat import heat_lines, heat_svg
 from guestemu.report.page import command_line, figure, html_page, section, table
 from guestemu.report.race import Race, race_figure, race_lines
-from guestemu.report.strip import Strip, StripLine, strip_legend, strip_lines, strip_svg
+from guestemu.report.strip import (
+    Strip,
+    StripLine,
+    strip_legend,
+    strip_lines,
+    strip_svg,
+    strip_words,
+)
 
 
 class Paragraph(msgspec.Struct, frozen=True):
@@ -147,8 +154,7 @@ def _html(content: Content, identity: str) -> str:
         case Card():
             return card_html(content)
         case Picture(title, drawn):
-            legend = strip_legend(drawn) if isinstance(drawn, Strip) else ""
-            return legend + figure(title, picture_svg(drawn, identity))
+            return _picture(title, drawn, identity)
         case Svg(title, text, has_caption):
             caption = f"<p class=legend>{escape(title)}</p>" if has_caption else ""
             return figure(title, text) + caption
@@ -163,6 +169,13 @@ def _html(content: Content, identity: str) -> str:
             return f'<h3 id="{escape(place)}">{escape(text)}</h3>'
         case Code(text, is_command):
             return command_line(text) if is_command else f"<pre>{escape(text)}</pre>"
+
+
+def _picture(title: str, drawn: Race | Strip | tuple[Heat, ...], identity: str) -> str:
+    picture = figure(title, picture_svg(drawn, identity))
+    if isinstance(drawn, Strip):
+        return strip_legend(drawn) + picture + strip_words(drawn)
+    return picture
 
 
 def picture_svg(drawn: Race | Strip | tuple[Heat, ...], identity: str) -> str:

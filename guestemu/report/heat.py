@@ -63,6 +63,8 @@ _ROW: Final = 20
 _TOP: Final = 24
 _SHORTEST: Final = 4
 _CHARACTER: Final = 7
+_WIDE: Final = 9
+"""Of a name in a narrow window, where texts are larger."""
 
 
 def heat_svg(heats: Sequence[Heat], identity: str) -> str:
@@ -95,7 +97,7 @@ def heat_svg(heats: Sequence[Heat], identity: str) -> str:
 
 
 def _cut(name: str) -> str:
-    most = (_LEFT - 70) // _CHARACTER
+    most = (_LEFT - 70) // _WIDE
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 

@@ -52,6 +52,7 @@ a{color:var(--link)}
 table{border-collapse:collapse;width:100%;font-size:14px}
 td,th{padding:.25em .6em;text-align:right;vertical-align:top}
 th{border-bottom:1px solid var(--grid)}td:first-child,th:first-child{text-align:left}
+table.pairs{width:auto;min-width:min(30em,100%)}
 td.text,th.text,.words td,.words th{text-align:left}
 tbody tr:nth-child(even){background:var(--panel)}
 th button{all:unset;cursor:pointer;text-decoration:underline dotted}
@@ -171,7 +172,8 @@ def table(
         f"<button>{escape(text)}</button>" if is_sortable else escape(text) for text in headings
     )
     head = "".join(f'<th scope="col">{text}</th>' for text in heads)
-    kind = " class=words" if is_words else ""
+    classes = ["words"] * is_words + ["pairs"] * (len(headings) == 2)
+    kind = f' class="{" ".join(classes)}"' if classes else ""
     body = "".join(
         f"<tr{f' id={chr(34)}{escape(row_id)}-{number}{chr(34)}' if row_id else ''}>"
         f"{''.join(map(_cell, row))}</tr>"

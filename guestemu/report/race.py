@@ -79,9 +79,9 @@ def race_lines(race: Race, is_ascii: bool = False) -> tuple[StripLine, ...]:
     if race.before:
         lines.append(_line("", ""))
         lines.append(_line("", f"{race.place}, from byte {race.offset:#x} on"))
-        lines.append(_line("  the guest wrote  ", race.before))
+        lines.append(_line("  the guest wrote        ", race.before))
         style = "red" if race.before != race.after else "green"
-        lines.append(_line("  there it reads   ", race.after, style))
+        lines.append(_line("  the destination reads  ", race.after, style))
     style = "red" if race.lost_at is not None else "green"
     lines += (_line("", part, style) for part in textwrap.wrap(race.sentence, _COLUMNS))
     return tuple(lines)
@@ -207,8 +207,8 @@ def _bytes_read(race: Race, is_narrow: bool) -> Iterator[str]:
     """What the guest wrote and what it reads at the destination; less where it is narrow."""
     most = 8 * 3 - 1 if is_narrow else len(race.before)
     yield f"{race.place} from byte {race.offset:#x} on"
-    yield f"the guest wrote {race.before[:most]}"
-    yield f"there it reads  {race.after[:most]}"
+    yield f"the guest wrote       {race.before[:most]}"
+    yield f"the destination reads {race.after[:most]}"
 
 
 def _box(step: RaceStep, form: _Form, x: float, y: float) -> str:

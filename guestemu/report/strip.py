@@ -12,8 +12,9 @@ and SVG (`strip_svg`).
 
 from __future__ import annotations
 
+import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Final
 
@@ -117,10 +118,12 @@ def strip_lines(strip: Strip, is_ascii: bool = False) -> tuple[StripLine, ...]:
     """`strip` for a terminal of 80 columns, with no character outside ASCII if `is_ascii`."""
     glyphs = _ASCII if is_ascii else _UNICODE
     gap, mark = ("..", "^") if is_ascii else ("⋯", "▲")
-    columns = drawn_columns(strip)
-    width = _width(strip, columns)
-    columns = columns[: _TEXT_WIDTH // width]
-    lines = [StripLine((("", ""), (f"{'':{_NAME_WIDTH}}{_ruler(strip, columns, width)}", "dim")))]
+    columns, frames = drawn_columns(strip, _TEXT_WIDTH // 2)
+    width = _width(frames)
+    line = ""
+    for place, name in sorted(ruler(strip, columns, frames, width).items()):
+        line = f"{line:<{place * width}}{name}"
+    lines = [StripLine((("", ""), (f"{'':{_NAME_WIDTH}}{line}", "dim")))]
     for row in strip.rows:
         parts = [(f"{row.name:<{_NAME_WIDTH}}", "")]
         for column in columns:
@@ -148,33 +151,62 @@ def strip_lines(strip: Strip, is_ascii: bool = False) -> tuple[StripLine, ...]:
     return tuple(lines)
 
 
-def drawn_columns(strip: Strip) -> list[int | None]:
-    """The columns to draw, by index; None for frames left out because they are as their
-    neighbours on both sides."""
-    found: list[int | None] = []
+def drawn_columns(strip: Strip, most: int) -> tuple[list[int | None], list[str]]:
+    """The frames to draw, `most` at most: each one's column by index, and its name; None for
+    frames left out. Those in the middle of a long column are left out; where there are still more
+    than `most`, those that are not beside a frame on which the records disagree."""
+    columns: list[int | None] = []
+    names: list[str] = []
     for index, column in enumerate(strip.columns):
+        shown: Iterable[int | None] = range(column.pages)
         if column.pages > _FOLDED:
-            found += (index, None, index)
-        else:
-            found += [index] * column.pages
-    return found
+            shown = (0, None, column.pages - 1)
+        for offset in shown:
+            columns.append(None if offset is None else index)
+            names.append("" if offset is None else _name_in(column, offset))
+    if len(columns) > most and any(strip.disagree):
+        wrong = {n for n, one in enumerate(columns) if one is not None and strip.disagree[one]}
+        near = {n + step for n in wrong for step in (-1, 0, 1)}
+        columns = [one if n in near else None for n, one in enumerate(columns)]
+        kept = [n for n, one in enumerate(columns) if one is not None or n == 0 or n - 1 in near]
+        columns, names = [columns[n] for n in kept], [names[n] for n in kept]
+        names = ["" if one is None else name for one, name in zip(columns, names, strict=True)]
+    return columns[:most], names[:most]
 
 
-def _width(strip: Strip, columns: Sequence[int | None]) -> int:
+def _name_in(column: Column, offset: int) -> str:
+    """The name of a column's frame: D[4] is the one behind D[3], 0x10 that behind "frame 0xf"."""
+    region = re.fullmatch(r"(\w+)\[(\d+)\]", column.name)
+    return f"{region[1]}[{int(region[2]) + offset}]" if region else f"{column.gfn + offset:#x}"
+
+
+def _width(names: Sequence[str]) -> int:
     """Characters of a cell: as wide as the names allow, at least 2."""
-    name = max((len(column.name) for column in strip.columns), default=1) + 1
-    return max(2, min(name, _TEXT_WIDTH // max(1, len(columns)), 10))
+    name = max(map(len, names), default=1) + 1
+    return max(2, min(name, _TEXT_WIDTH // max(1, len(names)), 10))
 
 
-def _ruler(strip: Strip, columns: Sequence[int | None], width: int) -> str:
-    """Names of the first frame of each column, where there is room."""
-    line = ""
-    before: int | None = None
-    for place, column in enumerate(columns):
-        if column is not None and column != before and len(line) <= place * width:
-            line = line.ljust(place * width) + strip.columns[column].name + " "
-        before = column if column is not None else before
-    return line.rstrip()
+def ruler(
+    strip: Strip, columns: Sequence[int | None], names: Sequence[str], room: float
+) -> dict[int, str]:
+    """The names to write above the frames drawn, by place, where each has `room` characters: those
+    on which records disagree first, then the first of each column, then others as they fit."""
+
+    def rank(place: int) -> int:
+        column = columns[place]
+        if column is not None and strip.disagree[column]:
+            return 0
+        return 1 if column not in columns[:place] else 2
+
+    found: dict[int, str] = {}
+    for place in sorted(range(len(columns)), key=rank):
+        end = place * room + len(names[place]) + 1
+        if names[place] and not any(
+            place * room < other * room + len(name) + 1 and other * room < end
+            for other, name in found.items()
+        ):
+            found[place] = names[place]
+    return found
 
 
 # SVG ------------------------------------------------------------------------------------------
@@ -201,16 +233,21 @@ _LETTERS: Final = {
     UNMAPPED: "–",
 }
 _CELL: Final = 46
+_WIDEST: Final = 62
 _HEIGHT: Final = 24
-_LABEL: Final = 150
+_LABEL: Final = 118
 _MAX_DRAWN: Final = 24
+_CHARACTER: Final = 7
 
 
 def strip_svg(strip: Strip, identity: str) -> str:
     """`strip` as inline SVG; colours are the page's variables. It has a title and a description for
     screen readers."""
-    columns = drawn_columns(strip)[:_MAX_DRAWN]
-    width = _LABEL + max(4, len(columns)) * _CELL + 8
+    columns, frames = drawn_columns(strip, _MAX_DRAWN)
+    cell = min(max(_CELL, _CHARACTER * max(map(len, frames), default=0) + 8), _WIDEST)
+    names = ruler(strip, columns, frames, cell / _CHARACTER)
+    end = max((place * cell + _CHARACTER * len(name) for place, name in names.items()), default=0)
+    width = _LABEL + max(4 * cell, len(columns) * cell, end) + 8
     height = 26 + len(strip.rows) * _HEIGHT + 8
     title = f"Strip after operation {strip.op}: {strip.after}"
     parts = [
@@ -220,53 +257,48 @@ def strip_svg(strip: Strip, identity: str) -> str:
         f'<title id="{escape(identity)}-t">{escape(title)}</title>'
         f'<desc id="{escape(identity)}-d">{escape(describe_strip(strip))}</desc>'
     ]
-    last_end = 0
-    before: int | None = None
-    for place, column in enumerate(columns):
-        x = _LABEL + place * _CELL
-        if column is not None and column != before and x >= last_end:
-            name = strip.columns[column].name
-            parts.append(f'<text class="dim" x="{x}" y="16">{escape(name)}</text>')
-            last_end = x + 7 * len(name) + 4
-        before = column if column is not None else before
+    parts.append('<text class="dim" x="0" y="16">frame</text>')
+    for place, name in names.items():
+        x = _LABEL + place * cell + 2
+        parts.append(f'<text class="dim" x="{x}" y="16">{escape(name)}</text>')
     for line, row in enumerate(strip.rows):
         y = 24 + line * _HEIGHT
         parts.append(f'<text x="0" y="{y + 16}">{escape(row.name)}</text>')
         for place, column in enumerate(columns):
-            x = _LABEL + place * _CELL
+            x = _LABEL + place * cell
             if column is None:
                 parts.append(f'<text class="dim" x="{x + 16}" y="{y + 16}">⋯</text>')
             else:
-                parts.append(_svg_cell(row.cells[column], x, y))
+                parts.append(_svg_cell(row.cells[column], x, y, cell))
     for place, column in enumerate(columns):
         if column is not None and strip.disagree[column]:
-            x = _LABEL + place * _CELL - 1
+            x = _LABEL + place * cell - 1
             parts.append(
-                f'<rect class="wrong" x="{x}" y="22" width="{_CELL - 2}" '
+                f'<rect class="wrong" x="{x}" y="22" width="{cell - 2}" '
                 f'height="{len(strip.rows) * _HEIGHT + 2}" rx="4"/>'
             )
     return "".join(parts) + "</svg>"
 
 
-def _svg_cell(cell: str, x: int, y: int) -> str:
-    word = cell.removesuffix(REFUSED)
+def _svg_cell(said: str, x: int, y: int, width: int) -> str:
+    word = said.removesuffix(REFUSED)
     name = "nothing" if word in (NOTHING, UNMAPPED) else word
     box = (
-        f'<rect class="{name}" x="{x + 2}" y="{y + 3}" width="{_CELL - 8}" '
+        f'<rect class="{name}" x="{x + 2}" y="{y + 3}" width="{width - 8}" '
         f'height="{_HEIGHT - 6}" rx="3"/>'
     )
     letter = _LETTERS.get(word)
     if letter is not None:
         kind = "onlight" if word in (SHARED, PENDING) else "oncell"
         kind = "" if word in (FOREIGN, UNMAPPED) else kind
-        middle = x + 2 + (_CELL - 8) // 2
+        middle = x + 2 + (width - 8) // 2
         box += (
             f'<text class="{kind}" x="{middle}" y="{y + 16}" text-anchor="middle">{letter}</text>'
         )
-    if cell.endswith(REFUSED):
+    if said.endswith(REFUSED):
         box += (
-            f'<path class="cross" d="M{x + 4} {y + _HEIGHT - 5}L{x + _CELL - 8} {y + 5}"/>'
-            f'<text class="onlight" x="{x + _CELL - 14}" y="{y + 15}">×</text>'
+            f'<path class="cross" d="M{x + 4} {y + _HEIGHT - 5}L{x + width - 8} {y + 5}"/>'
+            f'<text class="onlight" x="{x + width - 14}" y="{y + 15}">×</text>'
         )
     return box
 
@@ -282,6 +314,15 @@ def strip_legend(strip: Strip) -> str:
     return (
         f'<p class="legend">After operation {strip.op}, <code>{escape(strip.after)}</code>. '
         f"{escape(', '.join(words))}.</p>"
+    )
+
+
+def strip_words(strip: Strip, said: str = "") -> str:
+    """What disagrees, or that nothing does; HTML. Without the sentence that was `said` already."""
+    sentences = (one for one in strip.sentences if one.casefold() != said.casefold())
+    kind = "bad" if any(strip.disagree) else "dim"
+    return "".join(
+        f'<p class="{kind}">{escape(one[:1].upper() + one[1:])}</p>' for one in sentences
     )
 
 

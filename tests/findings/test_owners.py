@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import guestemu.checks
-from guestemu.campaign.triage.cards import owner_of, shown_places
+from guestemu.campaign.triage.cards import headline_of, owner_of, shown_places
 from guestemu.campaign.triage.single import findings_of
 from guestemu.checks.base import Oracle, Violation, demands, explanations
 from guestemu.program.text import load_program, parse_text
@@ -61,6 +61,19 @@ def test_the_records_of_a_lost_page_say_whose_defect_it_is(path: str, owner: str
     run = race_of(load_program(ROOT / path))[1]
     lost = next(one for one in run.outcome.violations if one.check.startswith("lost"))
     assert owner_of(lost, run.strip) == owner
+
+
+def test_a_headline_has_the_names_of_the_strip() -> None:
+    run = run_program(load_program(ROOT / "corpora/conversion/hole-middle.prog"))
+    moved = next(one for one in run.outcome.violations if one.check == "frames")
+    assert "0xffff888000404000" in moved.message
+    assert "the first at D[4]: " in headline_of(moved, run.strip, run.places)
+
+
+def test_a_headline_has_answers_as_linux_names_them() -> None:
+    said = "hypercall 0xc(0x0, 0x0, 0x0, 0x0) at CPL 0 was answered 0x0, expected 0xffffffea"
+    headline = headline_of(Violation("results", 0, said), None)
+    assert headline.endswith(" at CPL 0 was answered 0, expected -22 (-KVM_EINVAL).")
 
 
 def test_a_defect_in_the_answer_to_map_gpa_shows_again_while_host_code_is_traced() -> None:

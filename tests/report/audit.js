@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// What is wrong with a page: contrast below WCAG AA, texts of a picture on top of each other,
-// things without a name, links that lead nowhere, content wider than the window.
+// What is wrong with a page: contrast below WCAG AA, texts of a picture on top of each other or cut
+// off at its edge, things without a name, links that lead nowhere, content wider than the window.
 (() => {
   const wrong = [];
   const parse = (text) => {
@@ -63,6 +63,10 @@
   for (const svg of document.querySelectorAll("svg")) {
     if (!visible(svg)) continue;
     const boxes = [...svg.querySelectorAll("text")].map((t) => [t, t.getBoundingClientRect()]);
+    const edge = svg.getBoundingClientRect();
+    for (const [t, a] of boxes)
+      if (a.left < edge.left - 2 || a.right > edge.right + 2 || a.bottom > edge.bottom + 2)
+        wrong.push(`cut off in ${svg.id}: "${t.textContent}"`);
     for (let i = 0; i < boxes.length; i++)
       for (let j = i + 1; j < boxes.length; j++) {
         const [t, a] = boxes[i], [u, b] = boxes[j];

@@ -10,7 +10,16 @@ import msgspec
 import pytest
 
 from guestemu.program.text import load_program, parse_text
-from guestemu.report.strip import NO, YES, Strip, strip_lines, strip_svg
+from guestemu.report.strip import (
+    NO,
+    YES,
+    Column,
+    Strip,
+    StripRow,
+    drawn_columns,
+    strip_lines,
+    strip_svg,
+)
 from guestemu.report.trace.run import run_program
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +76,36 @@ def test_page_states_of_a_td_whose_conversion_was_cut() -> None:
     assert (cut["page state"], cut["page tables"], cut["readable now"]) == ("private", "shared", NO)
     assert [column.pages for column in strip.columns] == [1, 512, 512, 1]
     assert disagreeing(strip) == ["L[512]"]
+
+
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        ("corpora/migration/status-before-dirty-s1.prog", ["D[0]"]),
+        ("corpora/tdx/cut-conversion.prog", ["L[512]", "L[1023]"]),
+    ],
+)
+def test_frames_on_which_records_disagree_are_named(path: str, names: list[str]) -> None:
+    strip = strip_of(path)
+    ruler = strip_lines(strip)[0].text.split()
+    assert [name for name in ruler if name in names] == names
+    assert all(f">{name}</text>" in strip_svg(strip, "s") for name in names)
+
+
+def test_where_there_is_no_room_what_disagrees_is_drawn() -> None:
+    columns = tuple(Column(gfn, 1, f"D[{gfn}]") for gfn in range(90))
+    rows = (StripRow("page tables", tuple("private" if n % 2 else "shared" for n in range(90))),)
+    strip = Strip(
+        op=0,
+        after="",
+        columns=columns,
+        rows=rows,
+        disagree=tuple(n == 80 for n in range(90)),
+        sentences=(),
+    )
+    columns_drawn, names = drawn_columns(strip, 24)
+    assert columns_drawn == [None, 79, 80, 81, None]
+    assert names == ["", "D[79]", "D[80]", "D[81]", ""]
 
 
 def test_a_page_that_an_snp_guest_cannot_read_yet() -> None:

@@ -12,9 +12,11 @@ from typing import Final
 import msgspec
 
 import guestemu
+from guestemu.abi.addresses import to_signed
 from guestemu.abi.errors import GuestemuError
 from guestemu.abi.facts import canonical_id, facts, sentences
 from guestemu.abi.files import read_regular
+from guestemu.abi.hypercalls import answer_text
 from guestemu.abi.names import plural
 from guestemu.campaign.findings import FindingCount
 from guestemu.campaign.screen import duration
@@ -29,6 +31,7 @@ from guestemu.report.card import Card, CitedRule
 from guestemu.report.race import Race
 from guestemu.report.strip import NO, REFUSED, Strip
 from guestemu.report.trace.explain import demand, explain
+from guestemu.report.trace.places import Places
 from guestemu.report.trace.races import has_migration, race_of
 from guestemu.report.trace.run import Run, run_program
 from guestemu.report.trace.strips import AFTERWARDS, RECORD, SENT, TABLES, TOLD
@@ -50,13 +53,16 @@ _UNDECIDED: Final = "guest or host: see the steps"
 _WENT_ON: Final = "the guest's defect: it went on after the host refused"
 _SAID_NOTHING: Final = "the guest's defect: it did not tell the host"
 _HEADS: Final = {
-    "progress": "The guest does not get ahead: ",
+    "progress": "The operation does not end: ",
     "mirror_stopped": "The migration handler does not answer: ",
 }
 """What the words of these checks are about, put before them."""
 _FEW: Final = 5
 """More lines of host code that run only when something is wrong are a whole path through it."""
 _SHOWN_PLACES: Final = 12
+_FRAME: Final = re.compile(r"\bframe (0x[0-9a-f]+)\b")
+_ANSWERS: Final = re.compile(r"was answered (0x[0-9a-f]+), expected (0x[0-9a-f]+)")
+_ADDRESS: Final = re.compile(r"\b0x[0-9a-f]{16}\b")
 _OWN: Final = f"{Path(guestemu.__file__).parent}/"
 
 
@@ -74,8 +80,8 @@ def owner_of(violation: Violation, strip: Strip | None, places: Sequence[str] = 
         return "the host's defect"
     if violation.check in _GUEST:
         return "the guest's defect"
-    if "the host was told" in said:
-        return "the host's defect: it recorded what it was not told"
+    if "its record says" in said:
+        return "the host's defect: its record is not what it was told"
     if "(it refused)" in said:
         return _WENT_ON
     if "host's record" in said and violation.check == "status":
@@ -117,13 +123,27 @@ def shown_places(places: Sequence[str]) -> tuple[str, ...]:
     return (*found, f"and {more} more lines") if more else found
 
 
-def headline_of(violation: Violation, strip: Strip | None) -> str:
-    """The finding in one sentence."""
+def headline_of(violation: Violation, strip: Strip | None, pages: Places | None = None) -> str:
+    """The finding in one sentence; frames and addresses of regions by the names of `pages`, which
+    are those of the strip."""
     if strip is not None and any(strip.disagree) and violation.check in _ABOUT_RECORDS:
         return f"{strip.sentences[0][:1].upper()}{strip.sentences[0][1:]}"
     head = _HEADS.get(violation.check, "")
     text = re.sub(r"^1 pages now map ", "1 page now maps ", violation.message)
+    text = _ANSWERS.sub(_signed_answers, text)
+    if pages is not None:
+        text = _FRAME.sub(lambda match: pages.frame(int(match[1], 16)), text)
+        text = _ADDRESS.sub(lambda match: pages.virtual(int(match[0], 16)) or match[0], text)
     return f"{head}{text}." if head else f"{text[:1].upper()}{text[1:]}."
+
+
+def _signed_answers(match: re.Match[str]) -> str:
+    """Answers with the names of errors: 0xffffffea is -22 (-KVM_EINVAL)."""
+    got, wanted = (
+        answer_text(to_signed(value, 64 if value >> 32 else 32))
+        for value in (int(match[1], 16), int(match[2], 16))
+    )
+    return f"was answered {got}, expected {wanted}"
 
 
 def rules_of(citation: str) -> tuple[CitedRule, ...]:
@@ -190,7 +210,9 @@ def _card(path: Path, count: FindingCount, permissions: Permissions, is_run: boo
             headline = f"A violation of {count.check}; its program was not run for this page."
         violation = Violation(count.check, 0, "")
     else:
-        headline = race.sentence if race and race.lost_at else headline_of(violation, strip)
+        headline = headline_of(violation, strip, None if run is None else run.places)
+        if race is not None and race.lost_at is not None:
+            headline = race.sentence
     owner = owner_of(violation, strip, places) if violation.message else ""
     return Card(
         key=count.key,

@@ -20,6 +20,14 @@ class Places:
     def __init__(self, regions: Mapping[Region, PlacedRegion]) -> None:
         self._regions = dict(regions)
 
+    def virtual(self, gva: int) -> str | None:
+        """The page of a virtual address as "D[3]"; None outside every region."""
+        for region, placed in self._regions.items():
+            first = gva - placed.gva >> PAGE_SHIFT
+            if 0 <= first < placed.pages:
+                return _range(region, first, 1)
+        return None
+
     def frame(self, gfn: int, pages: int = 1) -> str:
         """`pages` frames from `gfn` on: "D[3]", "D[3..4]", or "frame 0x10" outside every region."""
         for region, placed in self._regions.items():
