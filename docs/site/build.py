@@ -422,6 +422,7 @@ def main(arguments: list[str]) -> int:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--clean"]
     if subprocess.run([*command, "-f", str(BUILD / "mkdocs.yml")], check=False).returncode:
         return 1
+    (SITE / "404.html").unlink(missing_ok=True)  # finds its style on the web alone
     found = list(fetched(SITE))
     for line in found:
         print(f"fetched from elsewhere: {line}", file=sys.stderr)

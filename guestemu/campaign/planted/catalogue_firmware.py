@@ -49,7 +49,7 @@ FIRMWARE_BUGS: Final = (
     ),
     _firmware(
         "M15",
-        "SEND_UPDATE_DATA copies old kernel memory out behind the packet",
+        "SEND_UPDATE_DATA copies old kernel memory out, past the packet",
         "E23",
         "KVM before d22d2474e395",
         defective_host(SevDefect.UNINITIALISED_TAIL),

@@ -164,7 +164,7 @@ GUEST_BUGS: Final = (
     ),
     ZooBug(
         "M11",
-        "off-lining a processor takes the consent to be migrated back for good",
+        "off-lining a processor withdraws the consent to be migrated for good",
         "A43, A44",
         "Linux 5.16 on",
         "boot",

@@ -197,7 +197,7 @@ HOST_BUGS: Final = (
     ),
     _posted(
         "M38",
-        "GET writes whole words of user memory behind the range",
+        "GET writes whole words of user memory, past the range",
         "K1-i",
         "KVM patch set v3",
         BitmapV3Host,

@@ -62,21 +62,21 @@ def _guest_bug(bug_id: str, title: str, facts: str) -> ZooBug:
 SNP_BUGS: Final = (
     _kvm_bug(
         "N10",
-        "user space's EAGAIN is a failure for the guest, which ends itself",
+        "KVM reports user space's EAGAIN as a failure, and the guest ends itself",
         "KVM up to 7.3",
         "psc-retry",
         _kvm("7.3", PscDefect.EAGAIN_IS_FATAL.value),
     ),
     _kvm_bug(
         "N12",
-        "the guest says how long its buffer is: KVM reads and writes behind its copy",
+        "the guest names the length of its buffer: KVM reads and writes past its copy",
         "KVM 6.11 to May 2026",
         "psc-bounds",
         _kvm("6.11"),
     ),
     _kvm_bug(
         "N13",
-        "behind a 2 MiB entry that was begun, another frame is changed than the one reported",
+        "after a half-done 2 MiB entry KVM changes another frame than it reports as done",
         "KVM up to 7.3",
         "psc-unasked",
         _kvm("7.3", PscDefect.HALF_DONE_BATCH.value),

@@ -63,7 +63,7 @@ TD_BUGS: Final = (
     _guest_bug("T14", "each page is accepted twice", "T14, T20", "td"),
     ZooBug(
         id="T14b",
-        title="each page is accepted twice, and the VMM puts another one in its place between",
+        title="each page is accepted twice, and the VMM replaces it in between",
         facts="T14",
         where="mutation",
         target="hostile-td",

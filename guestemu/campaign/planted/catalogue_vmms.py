@@ -112,7 +112,7 @@ _SWITCHES: Final = (
         "V6a",
         OpenVmmHost,
         converting.ANSWER_ONE,
-        "refuses with 1, which KVM 7.2 takes from no page-state change or MapGPA",
+        "refuses with 1, which KVM 7.2 does not accept for a page-state change or MapGPA",
         "V6, GM20",
         "refusal",
     ),

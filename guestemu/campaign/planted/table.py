@@ -30,17 +30,19 @@ find them. This page is written by `guestemu zoo table`; do not edit it.
 
 The last writes a page whose coloured cells lead to what a campaign found and to its command.
 
-A number is an item of the sheets in docs/facts; a letter tells several bugs of one item apart. A
+A bug has the number of its fact in docs/facts; a letter distinguishes several bugs of one fact. A
 bug is planted by a switch of a host model, by a class that changes one behaviour of the reference
 host or of the firmware, or by a few changed lines of the guest's assembly
 (`guestemu/campaign/planted/variants.py` has them). Its *repaired twin* differs in nothing else.
-Every campaign starts from an empty corpus, without dictionary; both arms have the same targets,
-decoding, checks, seeds and budgets. The arm *ours* is atheris with guestemu's feedback (guest
-blocks, model states) and mutator; *plain* is atheris with its own mutator and its own coverage of
-byte-code, in all of guestemu. *Executions* and *seconds* are those of the median campaign over the
-seeds, until the check named in the table failed; `>` means that it ended without. Seconds are CPU
-time of the campaign's process, without booting. Once more than half of the seeds found nothing, the
-median is known and the others were not run. A dash: no campaign was run.
+
+Campaigns of two kinds search for a bug. *Ours* are atheris with guestemu's feedback (guest blocks,
+model states) and its mutator; *plain* are atheris with its own mutator and the coverage of Python
+bytecode in all of guestemu. Both start from an empty corpus without a dictionary, and have the same
+targets, decoding, checks, seeds and budgets. *Executions* and *seconds* (CPU time of the campaign's
+process, without booting) are those of the median campaign over the seeds, until the check named in
+the table failed; `>` marks a median campaign that ended before that. Once more than half of the
+seeds found nothing, the median is known, and the other seeds were not run. A dash: no campaign was
+run.
 """
 
 _REPAIRED: Final = """\

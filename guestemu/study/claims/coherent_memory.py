@@ -97,7 +97,7 @@ def pool_clearing(lab: Lab) -> ClaimResult:
         remark=(
             "The pages of an atomic pool are cleared when they are handed out. A dma_pool of "
             "mm/dmapool.c calls dma_alloc_coherent() instead, which clears right after the flip; "
-            "of the power of two that 5.10 converts, the rest stays as it is."
+            "5.10 converts a power-of-two number of pages and clears only those asked for."
             if is_cleared
             else ""
         ),

@@ -81,7 +81,7 @@ def _contents(each: Decided) -> Iterator[Content]:
     yield Paragraph(claim.text)
     yield Paragraph(f"Said by: {claim.who}. Tested on: {', '.join(result.guests)}.")
     if result.is_model_only:
-        yield Paragraph(f"Models alone; {claim.real_test} could decide it.")
+        yield Paragraph(f"Models alone; what could decide it: {claim.real_test}.")
     rows = tuple((one.name, value_words(one), one.how or "-") for one in result.evidence)
     yield Grid(("measured", "value", "how"), rows, f"Evidence of {claim.ident}", is_words=True)
     for plot in result.plots:

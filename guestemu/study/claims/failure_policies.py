@@ -250,10 +250,10 @@ def warn_is_not_enough(
         ),
         guests=_tested(lookups),
         witnesses=(program_witness(Header(guest=GUEST), (*_convert(failed), *_MIGRATE, *_READS)),),
-        remark="The price of MIGRATION_CONTROL = 0: nothing enables migration again (C16). In the "
-        "first four lines the host refuses, at which real kernels do not even warn (C21); at a "
-        "failed lookup they do, and leave the rest of the range unreported. By guest kind: SEV and "
-        "SEV-ES guests go on and lose the page, a TD's caller reads the error, an SNP guest ends. "
+        remark="A guest that writes MIGRATION_CONTROL = 0 is never migrated again (C16). In the "
+        "first four lines the host refuses; real kernels do not warn then (C21). At a failed "
+        "lookup they warn, and do not report the rest of the range. By guest kind: SEV and SEV-ES "
+        "guests go on and lose the page, a TD's caller reads the error, an SNP guest ends. "
         "The whole matrix: `guestemu ledger`.",
     )
 
@@ -279,7 +279,7 @@ CLAIMS: Final = (
         "migrate_add_blocker() cannot stop an ongoing migration.",
         "Ashish Kalra, 14 May 2021: 'i don't think it will force stop an ongoing migration'",
         blocker_while_running,
-        real_test="QEMU itself: migrate_add_blocker() from a device while a migration runs",
+        real_test="QEMU itself, with migrate_add_blocker() from a device while a migration runs",
     ),
     Claim(
         "C19",

@@ -245,7 +245,7 @@ CLAIMS: Final = (
         "SEND_FINISH makes the source VM non-runnable, which protects it against cloning.",
         "Ashish Kalra, 13 Feb 2020: 'make the VM non-runnable to protect it against cloning'",
         cloning,
-        real_test="The SEV firmware of an EPYC host: SEND_FINISH, then VMRUN of the source",
+        real_test="The SEV firmware of an EPYC host, with SEND_FINISH, then VMRUN of the source",
     ),
     Claim(
         "C30",
@@ -254,13 +254,13 @@ CLAIMS: Final = (
         "the practice that Andy Lutomirski criticised, 12 Feb 2020: 'we apparently can't even "
         "migrate them to a different NUMA node'",
         moving_pages,
-        real_test="The SEV firmware of an EPYC host: COPY and SWAP on pages of a running guest",
+        real_test="The SEV firmware of an EPYC host, with COPY and SWAP on a running guest's pages",
     ),
     Claim(
         "C31",
         "The hypervisor cannot tamper with migrated pages, thanks to the HMAC.",
         "a reading of the SEND/RECEIVE design in Ashish Kalra's cover letter, Feb 2020",
         tampering,
-        real_test="The SEV firmware of two EPYC hosts: SEND_UPDATE_DATA packets changed on the way",
+        real_test="The SEV firmware of two EPYC hosts, with packets changed on their way",
     ),
 )

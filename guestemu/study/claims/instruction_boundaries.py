@@ -193,8 +193,8 @@ _CONDITION: Final = (
 _REMARK: Final = (
     "The source's caches do not matter after a migration, not even where the flush was left out, "
     "provided the host reads coherently. What the guest's flush cannot reach are the lines that "
-    "the destination's VMM leaves when it stores a shared page: up to the hypercall the page is "
-    "one, and the guest has flushed already. A flush after the hypercall would be safe."
+    "the destination's VMM leaves when it stores a page that its record says is shared: the guest "
+    "flushes before its hypercall changes that record. A flush after the hypercall would be safe."
 )
 
 

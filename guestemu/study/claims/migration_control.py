@@ -117,8 +117,8 @@ def one_bit(lab: Lab, leaving: tuple[tuple[str, str, Leave], ...] = LEAVING) -> 
         guests=lab.kernels,
         witnesses=tuple(
             ClaimWitness(
-                "kvm_cpu_down_prepare(0), then kvm_cpu_online(0): WRMSR 0, and nothing that takes "
-                "it back",
+                "kvm_cpu_down_prepare(0), then kvm_cpu_online(0): WRMSR 0, and no WRMSR of 1 after "
+                "it",
                 f"guestemu kernel call kvm_cpu_down_prepare 0 --image {_series(name)}",
             )
             for name in lab.kernels[:1]
@@ -206,8 +206,8 @@ def vm_wide(_lab: Lab, scopes: Callable[[], dict[str, Host]] = _scopes) -> Claim
             conditional=is_one and len(set(seen.values())) == len(seen),
         ),
         condition=(
-            "the VMM makes it so; the interface does not say, and only as one latch for the VM do "
-            "both writes of Linux have an effect"
+            "the VMM makes it so: the interface does not say, and Linux's writes of 1 on one CPU "
+            "and of 0 on another both have an effect only if the VM has one switch"
         ),
         evidence=tuple(
             Evidence(

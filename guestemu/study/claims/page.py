@@ -30,7 +30,14 @@ claim that was asked for needs a kernel image (`guestemu kernel fetch`) and ther
 model*: AMD's published firmware, see `firmware.md`. *host model*: KVM's ABI generations under a \
 stand-in vCPU, see `hosts.md`. *snippet*: our own guest code on the emulated CPU. *linux*: a real, \
 unmodified kernel. PROGRAM is a file with the text above the command. *Models alone*: no guest \
-code ran; the section of such a claim names what could decide it."""
+code ran; the section of such a claim names what could decide it.
+
+An *interleaving* is one order of the guest's steps and the host's; it is *losing* if the guest \
+does not read at the destination what it wrote last. Guest: PTE- makes the leaf shared, PTE+ \
+private; HC- and HC+ say the same to the host; t1! writes value 1. Host: D fetches and clears the \
+dirty log, G fetches it, C clears it, E copies the record of shared pages, S sends by that copy; \
+STOP stops the guest for the last pass. `explore.md` lists the orders 1 to 6 and the scripts S0 \
+to S3."""
 
 
 def page(decided: Sequence[Decided], skipped: Sequence[Claim]) -> str:
@@ -78,7 +85,7 @@ def section(each: Decided) -> Iterator[str]:
     yield f"Tested on: {', '.join(result.guests)}."
     yield ""
     if result.is_model_only:
-        yield f"{MODELS_ALONE} {claim.real_test} could decide it."
+        yield f"{MODELS_ALONE} What could decide it: {claim.real_test}."
         yield ""
     for witness in result.witnesses:
         yield "```"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 
 import msgspec
@@ -91,7 +92,10 @@ def value_words(evidence: Evidence) -> str:
     """The value with its unit."""
     value = evidence.value
     shown = f"{value:.3g}" if isinstance(value, float) else str(value)
-    return f"{shown} {evidence.unit}" if evidence.unit else shown
+    unit = evidence.unit
+    if value == 1 and " that " not in unit:
+        unit = re.sub(r"(?<=[a-z])s\b", "", unit, count=1)
+    return f"{shown} {unit}" if unit else shown
 
 
 def lines(decided: Decided) -> Iterator[str]:
@@ -102,7 +106,7 @@ def lines(decided: Decided) -> Iterator[str]:
     yield f"    {verdict_words(result)}"
     yield f"    tested on: {', '.join(result.guests)}"
     if result.is_model_only:
-        yield f"    models alone; {claim.real_test} could decide it"
+        yield f"    models alone; what could decide it: {claim.real_test}"
     for evidence in result.evidence:
         how = f"  ({evidence.how})" if evidence.how else ""
         yield f"      {evidence.name}: {value_words(evidence)}{how}"

@@ -168,8 +168,8 @@ def all_as_encrypted(
         ),
         remark=(
             "A private send keeps what C=1 reads and changes what C=0 reads, a plain send the "
-            "other way round; none keeps both. A handler that is told to export a shared page "
-            "decrypts plain text (F15): it must be told of private pages only."
+            "other way round. A handler that is asked to export a shared page decrypts plain text "
+            "(F15), so it must be asked for private pages only."
         )
         if rule_holds
         else "",
@@ -211,8 +211,8 @@ def not_yet_touched(_lab: Lab) -> ClaimResult:
         guests=(GUEST, "firmware model"),
         witnesses=(program_witness(Header(guest=GUEST), _SENT_AS_PLAIN),),
         remark=(
-            "For a page that is flipped back unwritten, sending by the old status is the only one "
-            "of the two that keeps its content."
+            "A page that becomes private again without a write keeps its content only if it is "
+            "sent by the old status."
         )
         if back_by_old and not back_by_new
         else "",
