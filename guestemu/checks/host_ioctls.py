@@ -32,7 +32,7 @@ def _set_bitmap(arguments: tuple[int, ...], expected: bitarray) -> None:
     word.frombytes(bits.to_bytes(8, "little"))
     count = max(0, min(pages, len(expected) - gfn))
     if count:
-        expected[gfn : gfn + count] = (word * (count // _WORD + 1))[:count]
+        expected[gfn : gfn + count] = (word * -(-count // _WORD))[:count]
 
 
 def _set_list(arguments: tuple[int, ...], expected: bitarray) -> None:

@@ -14,6 +14,7 @@ from bitarray import bitarray
 from guestemu.checks.base import Violation, demands, explanations, not_as_told
 from guestemu.checks.check_set import CheckSet
 from guestemu.checks.device import OOPS, DeviceCheck
+from guestemu.checks.host_ioctls import HostIoctlCheck
 from guestemu.checks.page_enc import NUMBERS, PageEncRecordCheck, PageEncResultCheck
 from guestemu.checks.resources import ResourceCheck
 from guestemu.events.devices import DeviceViolation
@@ -115,6 +116,93 @@ def test_the_record_is_judged_after_calls_of_a_patch_sets_host() -> None:
     for kind in (PageEncRecordCheck, PageEncResultCheck):
         assert all(kind.applies(SimpleNamespace(contract=name)) for name in NUMBERS)
         assert not kind.applies(SimpleNamespace(contract="map-gpa-range"))
+
+
+# ioctls of the patch sets -------------------------------------------------------------------------
+
+
+def ioctl(kind: OpKind, *arguments: int, value: int | None = 0, before: str, after: str = ""):
+    """What the check says of a host operation that made of the record `before` the one `after`."""
+    maps = [bitarray(bits, endian="little") for bits in (before, after or before)]
+    seen = SimpleNamespace(
+        index=1,
+        op=Op(kind, arguments),
+        outcome=SimpleNamespace(value=value),
+        host_before=maps[0],
+        host=SimpleNamespace(private_map=lambda: maps[1]),
+    )
+    found = [one.message for one in HostIoctlCheck().after(seen)]
+    assert maps[0] == bitarray(before), "as it was"
+    return found
+
+
+SET, LIST, GET = OpKind.HOST_SET_BITMAP, OpKind.HOST_SET_LIST, OpKind.HOST_GET_BITMAP
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "before", "after"),
+    [
+        (SET, (2, 3, 0b010, 0), "11111111", "11010111"),
+        (SET, (2, 3, 0b11101, 0), "00000000", "00101000"),
+        (SET, (6, 9, 0, 0), "11111111", "11111100"),
+        (SET, (8, 9, 0, 0), "11111111", "11111111"),
+        (SET, (99, 9, 0, 0), "11111111", "11111111"),
+        (SET, (2, 0, 0, 0), "11111111", "11111111"),
+        (SET, (2, 3, 0, 1), "00000000", "11111111"),
+        (SET, (1, 66, 2, 0), "1" * 70, "1" + "01" + "0" * 62 + "01" + "1" * 3),
+        (LIST, (1, 2, 2, 0), "00000000", "10011001"),
+        (LIST, (1, 2, 1, 0), "00000000", "10011111"),
+        (LIST, (7, 2, 3, 0), "00000000", "11111110"),
+        (LIST, (8, 2, 3, 0), "00000000", "11111111"),
+        (LIST, (1, 2, 2, 1), "00000000", "11111111"),
+        (LIST, (1, 2, 1 << 32, 0), "00000000", "11111111"),
+        (OpKind.HOST_RESET_BITMAP, (), "00110011", "11111111"),
+        (OpKind.HOST_COMMIT_SLOT, (), "00110011", "00110011"),
+        (OpKind.HOST_RESET_VCPU, (), "00110011", "00110011"),
+        (OpKind.HOST_POISON_PAGE, (), "00110011", "00110011"),
+    ],
+)
+def test_an_ioctl_makes_the_record_what_user_space_gave(kind, arguments, before, after) -> None:
+    assert ioctl(kind, *arguments, before=before, after=after) == []
+    other = bitarray(after)
+    other.invert(len(other) - 1)
+    assert ioctl(kind, *arguments, before=before, after=other.to01()) != []
+
+
+def test_a_refused_ioctl_changes_nothing() -> None:
+    for value in (-22, -1):
+        assert ioctl(SET, 2, 3, 0, 0, value=value, before="11111111") == []
+        assert ioctl(SET, 2, 3, 0, 0, value=value, before="11111111", after="11000111") != []
+    assert ioctl(SET, 2, 3, 0, 0, value=1, before="11111111", after="11000111") == []
+    assert ioctl(SET, 2, 3, 0, 0, value=None, before="11111111", after="0" * 8) == []
+    assert ioctl(OpKind.HOST_GET_LIST, 2, 3, 0, 0, before="11111111", after="0" * 8) == []
+    assert ioctl(OpKind.READ, 0, before="11111111", after="0" * 8) == []
+
+
+def test_get_gives_the_record_and_leaves_what_is_behind_the_range() -> None:
+    def get(shown: str, gfn: int = 2, pages: int = 4, filler: int = 0b0101_0101) -> list[str]:
+        behind = "10" * 16
+        bits = shown + behind[len(shown) :]
+        value = int(bits[::-1], 2)
+        return ioctl(GET, gfn, pages, filler, value=value, before="11010011", after="0" * 8)
+
+    assert get("0100") == []
+    assert get("010010") == []
+    assert get("0101") == ["GET: bit 3 of the buffer is not the record: 1, expected 0"]
+    assert get("1100") == ["GET: bit 0 of the buffer is not the record: 1, expected 0"]
+    assert get("01000") == [
+        "GET: bit 4 of the buffer behind the range was not left alone: 0, expected 1"
+    ]
+    assert get("010010" + "10" * 12 + "11") != []
+    for beyond in ("1100", "1111", "1101"):
+        assert get(beyond, gfn=6) == [], "beyond RAM only the host knows"
+    assert get("0111", gfn=6) != []
+    assert ioctl(GET, 2, 40, 0, value=1 << 33 | 0b010010, before="1101001100", after="0" * 10) != []
+
+
+def test_ioctls_are_those_of_the_patch_sets_hosts() -> None:
+    assert all(HostIoctlCheck.applies(SimpleNamespace(contract=name)) for name in NUMBERS)
+    assert not HostIoctlCheck.applies(SimpleNamespace(contract="map-gpa-range"))
 
 
 # What small checks hand on ------------------------------------------------------------------------

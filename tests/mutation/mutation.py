@@ -56,6 +56,7 @@ _NATIVE = ("tests/native/test_native_judge.py",)
 _RULES = "tests/checks/test_check_rules.py"
 _STREAM = "tests/checks/test_stream_rules.py"
 _PAGE_ENC = "tests/checks/test_page_enc_rules.py"
+_WORLD = "tests/checks/test_host_world_rules.py"
 _HISTORIC = "tests/checks/test_historic_checks.py"
 _OF_CHECKS = {
     "base": (_PAGE_ENC,),
@@ -65,10 +66,11 @@ _OF_CHECKS = {
     "device": (_PAGE_ENC,),
     "first_state": (_STREAM,),
     "free": (_RULES,),
-    "host_ioctls": (_HISTORIC,),
+    "guest_memory": (_WORLD,),
+    "host_ioctls": (_PAGE_ENC,),
     "lost": ("tests/migration/test_migration_packets.py",),
     "migration_control": (_RULES,),
-    "mirror": ("tests/mirror_migration/test_threats.py",),
+    "mirror": (_WORLD, "tests/mirror_migration/test_threats.py"),
     "packets": (_STREAM,),
     "page_enc": (_PAGE_ENC,),
     "page_states": ("tests/guest/test_snp_attacks.py",),
@@ -106,11 +108,14 @@ JUDGES = {
     "campaign/triage/lost_bits.py": ("tests/findings/test_lost_bits.py",),
     "campaign/triage/canonical.py": _TRIAGE,
     "campaign/triage/explain.py": _TRIAGE,
-    "campaign/triage/identify.py": _TRIAGE,
-    "campaign/triage/probe.py": _TRIAGE,
+    "campaign/triage/identify.py": ("tests/findings/test_identify_steps.py", *_TRIAGE),
+    "campaign/triage/probe.py": ("tests/findings/test_probe_rules.py", *_TRIAGE),
     "campaign/triage/single.py": _TRIAGE,
     "campaign/lockstep/known.py": ("tests/lockstep/test_known.py",),
-    "campaign/lockstep/compare.py": ("tests/lockstep/test_lockstep.py",),
+    "campaign/lockstep/compare.py": (
+        "tests/lockstep/test_compare_sides.py",
+        "tests/lockstep/test_lockstep.py",
+    ),
 }
 """The files that judge, and their tests, the quickest first."""
 

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Rules of the checks that look into a host: guest_memfd, mirror VMs; on views written by hand."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from bitarray import bitarray
+
+from guestemu.checks import mirror
+from guestemu.checks.guest_memory import GuestMemoryCheck
+from guestemu.events.exits import HypercallExit
+from guestemu.host.mirror.world import Seen
+from guestemu.program.ops import Op, OpKind
+
+PAGE = 4096
+FRAMES = 8
+DONE, REFUSED = (HypercallExit(12, (0, 1, 0, 0), ret, 0) for ret in (0, 22))
+
+
+# guest_memfd --------------------------------------------------------------------------------------
+
+
+class Memfd:
+    """A host with guest_memfd, every frame private and backed by it, and nothing else there."""
+
+    def __init__(self, **maps: str) -> None:
+        given = {name: bitarray(bits) for name, bits in maps.items()}
+        self.guest_memory = SimpleNamespace(
+            frames=FRAMES,
+            calls=[],
+            private_backing=given.get("backing", bitarray("1" * FRAMES)),
+            attributes=given.get("private", bitarray("1" * FRAMES)),
+            shared_pages=given.get("shared_pages", bitarray("0" * FRAMES)),
+            private_pages=given.get("private_pages", bitarray("0" * FRAMES)),
+            device_map=given.get("device", bitarray("0" * FRAMES)),
+        )
+
+    def call(self, first=0, pages=FRAMES, result=0, name="KVM_SET_MEMORY_ATTRIBUTES"):
+        arguments = (first * PAGE, pages * PAGE, 8)
+        one = SimpleNamespace(name=name, arguments=arguments, result=result)
+        self.guest_memory.calls.append(one)
+        return self
+
+
+def judged(host: object, *exits: object, index: int = 0, check: GuestMemoryCheck | None = None):
+    view = SimpleNamespace(host=host, index=index, exits=list(exits))
+    found = (check or GuestMemoryCheck()).after(view)
+    return [one.message.removeprefix("host: frame ") for one in found]
+
+
+COPY, PRIVATE = "is private and keeps its shared copy", "is shared and keeps its private page"
+DEVICE = "is private and mapped for a device"
+
+
+@pytest.mark.parametrize(
+    ("maps", "found"),
+    [
+        ({}, []),
+        ({"shared_pages": "10000000"}, [f"0x0 {COPY}"]),
+        ({"shared_pages": "01100000"}, [f"0x1 {COPY} (2 frames)"]),
+        ({"device": "10000000"}, [f"0x0 {DEVICE}"]),
+        (
+            {"device": "00000011", "shared_pages": "1" * 8},
+            [f"0x0 {COPY} (8 frames)", f"0x6 {DEVICE} (2 frames)"],
+        ),
+        ({"private": "0" * 8, "shared_pages": "1" * 8, "device": "1" * 8}, []),
+        ({"private": "0" * 8, "private_pages": "10000000"}, [f"0x0 {PRIVATE}"]),
+        ({"private": "00001111", "private_pages": "00011000"}, [f"0x3 {PRIVATE}"]),
+        ({"private_pages": "1" * 8}, []),
+        ({"shared_pages": "01100000", "backing": "10111111"}, [f"0x2 {COPY}"]),
+        ({"private": "0" * 8, "private_pages": "11000000", "backing": "0" * 8}, []),
+    ],
+)
+def test_attributes_backing_and_device_map_agree(maps, found) -> None:
+    assert judged(Memfd(**maps).call()) == found
+
+
+def test_only_the_frames_that_were_converted_are_compared() -> None:
+    host = Memfd(shared_pages="01000010").call(2, 4)
+    assert judged(host) == []
+    assert judged(host.call(1, 1)) == [f"0x1 {COPY}"]
+    assert judged(Memfd(shared_pages="01000010").call(5, 99)) == [f"0x6 {COPY}"]
+    assert judged(Memfd(shared_pages="01000010").call(2, 5)) == [f"0x6 {COPY}"]
+    assert judged(Memfd(shared_pages="01000010").call(2, 4).call(1, 1)) == [f"0x1 {COPY}"]
+
+
+def test_a_range_in_which_nothing_can_be_wrong_is_not_compared(monkeypatch) -> None:
+    def compares(self, op, memory, first, end):
+        raise AssertionError("compared")
+
+    monkeypatch.setattr(GuestMemoryCheck, "_judge", compares)
+    for maps in (
+        {},
+        {"private": "0" * 8, "shared_pages": "1" * 8},
+        {"private": "0" * 8, "device": "1" * 8},
+        {"private_pages": "1" * 8},
+        {"private": "00000001", "shared_pages": "11111110", "private_pages": "00000001"},
+    ):
+        assert judged(Memfd(**maps).call(0, 7 if len(maps) == 3 else 8)) == []
+
+
+def test_what_was_refused_promises_nothing() -> None:
+    wrong = {"shared_pages": "1" * 8}
+    assert judged(Memfd(**wrong).call(), DONE)
+    assert not judged(Memfd(**wrong).call(), DONE, REFUSED)
+    assert not judged(Memfd(**wrong).call(result=-22))
+    assert not judged(Memfd(**wrong).call(name="fallocate"))
+    assert not judged(Memfd(**wrong))
+
+
+def test_each_call_is_judged_once_in_a_program() -> None:
+    check, host = GuestMemoryCheck(), Memfd(shared_pages="1" * 8).call()
+    assert judged(host, check=check)
+    assert not judged(host, index=1, check=check)
+    assert len(judged(host.call(), index=2, check=check)) == 1
+    assert len(judged(host, index=0, check=check)) == 2, "of the next program"
+    del host.guest_memory.calls[1:]
+    assert len(judged(host, index=1, check=check)) == 1, "after a reset"
+    assert judged(Memfd(shared_pages="1" * 8).call(), index=1), "the first that it sees"
+    assert not judged(SimpleNamespace(), check=check)
+    assert GuestMemoryCheck.applies(host)
+    assert not GuestMemoryCheck.applies(SimpleNamespace())
+
+
+# Mirror VMs ---------------------------------------------------------------------------------------
+
+
+class Mirrored:
+    """A host with a migration through handlers whose last operation did what `seen` says."""
+
+    def __init__(self, context_problem: str = "", **seen: object) -> None:
+        self.context_problem = context_problem
+        self._world = SimpleNamespace(seen=Seen(**seen))
+
+    def mirror_world(self) -> SimpleNamespace:
+        return self._world
+
+    def mirror_context(self, is_move: bool, between: int) -> int:
+        return 0
+
+
+def threats(host: object, kind: OpKind = OpKind.MIRROR_MIGRATE) -> list[str]:
+    view = SimpleNamespace(host=host, index=1, op=Op(kind))
+    return [one.check for one in mirror.MirrorCheck().after(view)]
+
+
+STOP = SimpleNamespace(nr=1, address=0x1000, cause=SimpleNamespace(value="fault"), detail=4, rip=8)
+
+
+@pytest.mark.parametrize(
+    ("seen", "name"),
+    [
+        ({"stop": STOP}, mirror.STOPPED),
+        ({"exported": True}, mirror.EXPORTED),
+        ({"is_readable": True}, mirror.READABLE),
+        ({"accepted": "a packet"}, mirror.ACCEPTED),
+        ({"damaged": (0x1000,)}, mirror.OVERWRITTEN),
+        ({"skipped": True}, mirror.SKIPPED),
+        ({"lost": "a page"}, mirror.LOST),
+    ],
+)
+def test_each_threat_is_a_violation_of_its_name(seen, name) -> None:
+    assert threats(Mirrored(**seen)) == [name]
+    assert threats(Mirrored(**seen), OpKind.MIRROR_CONTEXT) == []
+    assert threats(Mirrored()) == []
+
+
+def test_the_owner_of_an_asid_is_judged_after_its_capability() -> None:
+    wrong = Mirrored("two owners")
+    assert threats(wrong, OpKind.MIRROR_CONTEXT) == [mirror.CONTEXT]
+    assert threats(wrong) == []
+    assert threats(Mirrored(), OpKind.MIRROR_CONTEXT) == []
+    assert threats(SimpleNamespace()) == []
+    assert mirror.MirrorCheck.applies(wrong)
+    assert not mirror.MirrorCheck.applies(SimpleNamespace())
