@@ -8,6 +8,7 @@ never writes a table by itself.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from typing import Final
 
@@ -123,14 +124,30 @@ class PageTables:
         leaf_size: int = PAGE_SIZE,
         private: bool = True,
         flags: int = PTE_RW,
+        *,
+        count: int = 1,
     ) -> None:
-        """Maps one leaf; `flags` may hold RW, USER and NX."""
+        """Maps `count` leaves, each behind the one before; `flags` may hold RW, USER and NX."""
         target = LEAF_LEVELS[leaf_size]
+        shift = PAGE_SHIFT + 9 * (target - 1)
+        entry = self.bit.select(gpa, private) | PTE_PRESENT | PTE_ACCESSED | PTE_DIRTY | flags
+        if target > 1:
+            entry |= PTE_PSE
+        while count:
+            table = self._table(gva, target, flags & PTE_USER)
+            index = gva >> shift & 0x1FF
+            fitting = min(count, 512 - index)
+            size = fitting * leaf_size
+            entries = struct.pack(f"<{fitting}Q", *range(entry, entry + size, leaf_size))
+            self.ram.write(Gpa(table + 8 * index), entries)
+            count -= fitting
+            entry += size
+            gva = Gva(gva + size)
+
+    def _table(self, gva: Gva, target: int, user: int) -> Gpa:
+        """The table of level `target` for `gva`; those that are missing are made."""
         table = self.root
-        user = flags & PTE_USER
-        for level in (4, 3, 2):
-            if level == target:
-                break
+        for level in range(4, target, -1):
             entry_gpa = Gpa(table + 8 * (gva >> PAGE_SHIFT + 9 * (level - 1) & 0x1FF))
             entry = self.ram.read_u64(entry_gpa)
             if not entry & PTE_PRESENT:
@@ -143,8 +160,4 @@ class PageTables:
             elif entry & PTE_PSE:
                 raise EngineError(f"{gva:#x} is mapped by a larger leaf already")
             table = self.address(entry)
-        shift = PAGE_SHIFT + 9 * (target - 1)
-        entry = self.bit.select(gpa, private) | PTE_PRESENT | PTE_ACCESSED | PTE_DIRTY | flags
-        if target > 1:
-            entry |= PTE_PSE
-        self.ram.write_u64(Gpa(table + 8 * (gva >> shift & 0x1FF)), entry)
+        return table

@@ -33,6 +33,7 @@ FOREIGN: Final = 3
 validated; FOREIGN: not this guest's at this address, or restricted (`Rmp.entry` says how)."""
 
 _STATE: Final = 3
+_STATES: Final = bytes(code & _STATE for code in range(256))
 _LARGE: Final = 4
 _NAMES: Final = ("shared", "assigned", "validated", "foreign")
 
@@ -204,14 +205,14 @@ class Rmp:
             return FOREIGN
         return VALIDATED if entry.validated else ASSIGNED
 
-    def all_states(self) -> bytes:
-        """`state` of every guest frame, one byte each."""
+    def states(self, gfn: int, pages: int) -> bytes:
+        """`state` of `pages` guest frames from `gfn` on, one byte each."""
         if self.small_mappings or self.vmpl:
-            return bytes(map(self.state, range(self._frames)))
-        states = bytearray(code & _STATE for code in self._codes[: self._frames])
-        for gfn in self._odd.keys() | self._behind.keys():
-            if gfn < self._frames:
-                states[gfn] = self.state(gfn)
+            return bytes(map(self.state, range(gfn, gfn + pages)))
+        states = bytearray(self._codes[gfn : gfn + pages].translate(_STATES))
+        for odd in self._odd.keys() | self._behind.keys():
+            if gfn <= odd < gfn + pages:
+                states[odd - gfn] = self.state(odd)
         return bytes(states)
 
     @property

@@ -80,12 +80,14 @@ def test_depth_cuts_functions_and_keeps_exits(fresh):
 
 @pytest.mark.parametrize("series", [pytest.param("6.1", marks=pytest.mark.soak), "6.12"])
 def test_the_command_prints_the_tree_and_the_console(own_loader, series, image_of, capsys):
-    words = ["kernel", "call", "--image", str(image_of(series)), "set_memory_decrypted", "page:0+5"]
-    assert main([*words, "1", "--tree", "--depth", "2"]) == 1
+    words = ["kernel", "call", "--image", str(image_of(series)), "set_memory_decrypted"]
+    assert main([*words, "page:0", "1", "--tree", "--depth", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.endswith("* hypercall 12") for line in lines)
+    assert main([*words, "page:0+5", "1"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert any("misaligned address" in line and line.startswith("  | ") for line in lines)
-    assert any(line.endswith("* hypercall 12") for line in lines)
-    assert main([*words, "1", "--json"]) == 1
+    assert main([*words, "page:0+5", "1", "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["tree"] == []
     assert any("misaligned address" in line for line in found["console"])

@@ -15,8 +15,8 @@ guest are closed (`enforce`): the CPU stops before the access and gets #VC 0x404
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Sequence
-from itertools import groupby
 from typing import Final
 
 from guestemu.abi import ghcb as abi
@@ -75,6 +75,8 @@ _RIGHTS: Final = {
     FOREIGN: _NO_RIGHTS,
 }
 """Rights of the private and of the shared view, by `Rmp.state`."""
+_EQUAL: Final = re.compile(rb"(.)\1*", re.DOTALL)
+"""Equal bytes in a row."""
 
 
 class Snp:
@@ -120,8 +122,8 @@ class Snp:
         """Page states as `Rmp.dump` returned them; user space's attributes are the same."""
         self.rmp.load(states)
         self._is_converted = True
-        frames = range(self.rmp.frames)
-        self.attributes[:] = bytes(self.rmp.state(gfn) != SHARED for gfn in frames)
+        states = self.rmp.states(0, self.rmp.frames)
+        self.attributes[:] = bytes(state != SHARED for state in states)
 
     def checkpoint(self) -> None:
         """See `Device`."""
@@ -198,17 +200,13 @@ class Snp:
         gates = self._gates
         if gates is None:
             return
-        state = self.rmp.state
         if pages == 1:
-            private, shared = _RIGHTS[state(gfn)]
+            private, shared = _RIGHTS[self.rmp.state(gfn)]
             gates.set(gfn, 1, private=private, shared=shared)
             return
-        first = gfn
-        for value, run in groupby(map(state, range(gfn, gfn + pages))):
-            count = sum(1 for _ in run)
-            private, shared = _RIGHTS[value]
-            gates.set(first, count, private=private, shared=shared)
-            first += count
+        for run in _EQUAL.finditer(self.rmp.states(gfn, pages)):
+            private, shared = _RIGHTS[run[0][0]]
+            gates.set(gfn + run.start(), len(run[0]), private=private, shared=shared)
 
     def _view_fault(self, fault: ViewFault) -> Exit | None:
         gfn = fault.gpa >> PAGE_SHIFT

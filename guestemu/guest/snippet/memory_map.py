@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Final
 
 from guestemu.abi.addresses import PAGE_SIZE, PMD_SIZE, PUD_SIZE, Gpa, Gva
@@ -36,29 +37,24 @@ def build_page_tables(machine: Machine) -> tuple[PageTables, Gpa]:
     count = (BSS_DECRYPTED - TABLES) // PAGE_SIZE
     pool = iter(machine.pool(TABLES // PAGE_SIZE, count))
     tables = PageTables(machine.ram, machine.bit, next(pool), pool)
-    for gpa in range(0, TABLES, PAGE_SIZE):
-        is_low = gpa < layout.LOW_PAGES * PAGE_SIZE
-        flags = PTE_RW | (PTE_USER if is_low else 0)
-        tables.map(Gva(gpa), Gpa(gpa), flags=flags)
+    low = layout.LOW_PAGES
+    tables.map(Gva(0), Gpa(0), flags=PTE_RW | PTE_USER, count=low)
+    rest = Gpa(low * PAGE_SIZE)
+    tables.map(Gva(rest), rest, count=TABLES // PAGE_SIZE - low)
     # .bss..decrypted of a TD is private (T32).
     _map_directly(tables, machine.config.frames * PAGE_SIZE, has_shared=not machine.config.tdx)
-    for page in range(REGIONS[Region.V].pages):
-        offset = page * PAGE_SIZE
-        tables.map(Gva(VMAP + offset), Gpa(REGION_D + offset))
+    tables.map(Gva(VMAP), Gpa(REGION_D), count=REGIONS[Region.V].pages)
     for page in range(2):
         tables.map(Gva(SCRATCH + page * PAGE_SIZE), Gpa(layout.TEXT))
     return tables, next(pool)
 
 
 def _map_directly(tables: PageTables, size: int, has_shared: bool) -> None:
-    gpa = 0
-    while gpa < size:
-        if gpa < BSS_DECRYPTED or REGION_D <= gpa < REGION_L:
-            leaf = PAGE_SIZE
-        elif gpa < PUD_SIZE or size - gpa < PUD_SIZE:
-            leaf = PMD_SIZE
-        else:
-            leaf = PUD_SIZE
-        is_private = gpa != BSS_DECRYPTED or not has_shared
-        tables.map(Gva(DIRECT_MAP + gpa), Gpa(gpa), leaf, is_private)
-        gpa += leaf
+    whole = max(size // PUD_SIZE, 1) * PUD_SIZE
+    starts = (0, BSS_DECRYPTED, REGION_D, REGION_L, PUD_SIZE, whole, size)
+    leaves = (PAGE_SIZE, PMD_SIZE, PAGE_SIZE, PMD_SIZE, PUD_SIZE, PMD_SIZE)
+    for leaf, (start, end) in zip(leaves, pairwise(starts), strict=True):
+        count = -(-(min(end, size) - start) // leaf)
+        if count > 0:
+            is_private = start != BSS_DECRYPTED or not has_shared
+            tables.map(Gva(DIRECT_MAP + start), Gpa(start), leaf, is_private, count=count)

@@ -497,7 +497,7 @@ def _states(guest: Guest) -> bytes | None:
     if guest.td is not None:
         return guest.td.sept.dump()
     rmp = guest.rmp if isinstance(guest, _HasRmp) else None
-    return None if rmp is None else rmp.all_states()
+    return None if rmp is None else rmp.states(0, rmp.frames)
 
 
 def _places(events: Iterable[Event]) -> Iterator[tuple[int, int]]:
