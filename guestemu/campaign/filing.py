@@ -8,6 +8,7 @@ successor of a session that died can file what was left (`recover`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Final
 
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
@@ -29,6 +30,8 @@ from guestemu.campaign.triage.explain import comment_of, run_command, unstable_c
 from guestemu.campaign.triage.identify import Case, Finding
 from guestemu.checks.base import Violation
 from guestemu.checks.first_state import is_of_new_vm
+from guestemu.host.native.host import NativeHost
+from guestemu.host.plugin_guard import PluginHost
 from guestemu.program.binary import encode_ops
 from guestemu.program.ops import Op, OpKind, canonical_op
 from guestemu.program.program import Program
@@ -40,6 +43,13 @@ _LEAVES_BEHIND: Final = (
 """Programs after which a VM is not as it was."""
 
 _VM_RESET: Final = Op(OpKind.VM_RESET, ())
+
+_RUNS_BETWEEN: Final = (0, 1, 2)
+"""Runs of a program alone between two runs of it behind others. A host that goes wrong at every
+n-th call of its process is not wrong at one place in all of them, or also in the program alone."""
+
+_MOST_VAIN: Final = 4
+"""So often what does not show again is looked for behind the programs that ran before."""
 
 
 class Shelf:
@@ -90,9 +100,16 @@ class Filing:
         self._shelf = shelf
         self._elapsed = elapsed
         self._done: set[str] = set()
+        self._vain = 0
 
-    def file(self, ops: tuple[Op, ...], violations: list[Violation]) -> None:
-        """Counts the program `ops` with its violations, identifies and saves what is new."""
+    def file(
+        self,
+        ops: tuple[Op, ...],
+        violations: list[Violation],
+        before: Sequence[tuple[Op, ...]] = (),
+    ) -> None:
+        """Counts the program `ops` with its violations, identifies and saves what is new. `before`
+        are the programs that ran just before it, the last one last."""
         if is_of_new_vm(violations[0]):
             shown = self._over_a_reset(ops, violations[0])
             if shown is None:
@@ -104,6 +121,9 @@ class Filing:
             self._shelf.met(sign, ops, self._elapsed())  # before anything that takes time
         cases = self.book.meet(ops, violations)
         if cases is None:
+            shown = self._behind(before, ops, sign)
+            cases = None if shown is None else self.book.meet(*shown)
+        if cases is None:
             self.file_unstable(ops, violations[0])
         elif cases:
             if self._shelf is not None and not is_noted:
@@ -113,6 +133,55 @@ class Filing:
         self._done.add(sign)
         if self._shelf is not None and is_noted:
             self._shelf.settled(sign)
+
+    def file_behind(self, before: Sequence[tuple[Op, ...]], ops: tuple[Op, ...]) -> bool:
+        """Files what shows in `ops` behind the programs `before` and not alone; whether it does."""
+        shown = self._behind(before, ops)
+        if shown is not None:
+            self.file(*shown)
+        return shown is not None
+
+    def _behind(
+        self, before: Sequence[tuple[Op, ...]], ops: tuple[Op, ...], sign: str = ""
+    ) -> tuple[tuple[Op, ...], list[Violation]] | None:
+        """`ops` over resets of the VM behind the programs `before`, with violations, where a user's
+        host keeps over a reset what makes it wrong: the same violation (of signature `sign`, if
+        given) shows in each run behind them, and in no run of `ops` alone. Otherwise None."""
+        host = self._executor.testbed.host
+        if self._vain == _MOST_VAIN or not isinstance(host, PluginHost | NativeHost):
+            return None
+        for programs in (before[-1:], before, (ops,)):  # machine code may have begun with `ops`
+            longer = (*chain.from_iterable((*one, _VM_RESET) for one in programs), *ops)
+            found = self._shown_each_time(longer, ops, sign) if programs else []
+            if found:
+                return longer, found
+        self._vain += 1
+        return None
+
+    def _shown_each_time(
+        self, longer: tuple[Op, ...], ops: tuple[Op, ...], sign: str
+    ) -> list[Violation]:
+        """The violations of `longer`, which ends with `ops`, if they are as `_behind` says."""
+        start = len(longer) - len(ops)
+        first = self._first_of(longer, start)
+        if first is None or sign not in ("", first[1]):
+            return []
+        for runs in _RUNS_BETWEEN:
+            if any(self._first_of(ops, 0) for _ in range(runs)):
+                return []
+            again = self._first_of(longer, start)
+            if again is None or again[:2] != first[:2]:
+                return []
+        return first[2]
+
+    def _first_of(self, ops: tuple[Op, ...], start: int) -> tuple[int, str, list[Violation]] | None:
+        """The first operation of `ops` that goes wrong, if it is number `start` or a later one, the
+        signature and all violations."""
+        look = self.book.probe.try_look(ops)
+        if look is None or not look.violations or look.violations[0].op < start:
+            return None
+        first = look.violations[0]
+        return first.op, signature(first, ops[first.op]), look.violations
 
     def _over_a_reset(
         self, ops: tuple[Op, ...], violation: Violation

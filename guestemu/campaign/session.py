@@ -47,6 +47,9 @@ _GRACE_S: Final = 2.0
 _ENDED_ONCE: Final = "host: the process ended once, and not when the program ran again"
 _ONCE: Final = "host: an answer or the record was wrong once, and right when the program ran again"
 
+_BEFORE: Final = 4
+"""Programs that ran before one whose violation does not show again, to look for it behind them."""
+
 _VM_RESET: Final = Op(OpKind.VM_RESET, ())
 
 _CLOCK_MASK: Final = 63
@@ -164,6 +167,8 @@ class Session:
         self._skipped = 0
         self.current: mmap.mmap | None = None
         self._mark = 0
+        self._before: tuple[tuple[Op, ...], ...] = ()
+        """The last programs that `execute` ran."""
         self.violations: list[Violation] = []
         """Those of the last input."""
         self.has_run = False
@@ -202,10 +207,11 @@ class Session:
         """The next `execute` ends the session (safe in a signal handler)."""
         self._is_stopped = True
 
-    def execute(self, data: bytes) -> bool:
+    def execute(self, data: bytes, before: Sequence[bytes] | None = None) -> bool:
         """Runs one input (see `skips_known`); whether it covered something new. Raises
         `SessionOver` instead of running when the session is over. The caller clears the counters
-        before, if libFuzzer does not."""
+        before, if libFuzzer does not. `before` are inputs that other code ran just before; without
+        them those count that this method ran."""
         if self._is_stopped or self.executions == self._limit:
             raise SessionOver
         if not self.executions & _CLOCK_MASK:
@@ -235,13 +241,21 @@ class Session:
         is_new = self.keep_if_new(data)
         if violations:
             with self._apart():
-                self._filing.file(ops, violations)
+                self._filing.file(ops, violations, self._ran(before))
             self._count_findings()
+        if before is None:
+            self._before = (*self._before[1 - _BEFORE :], ops)
         return is_new
 
-    def confirm(self, data: bytes) -> None:
+    def _ran(self, before: Sequence[bytes] | None) -> tuple[tuple[Op, ...], ...]:
+        if before is None:
+            return self._before
+        return tuple(map(self.executor.decode, before[-_BEFORE:]))
+
+    def confirm(self, data: bytes, before: Sequence[bytes] = ()) -> None:
         """Files `data`, which ran last and was found wrong by machine code just before, unless it
-        was also found wrong in Python: what a host does then depends on more than the program.
+        was also found wrong in Python: what a host does then depends on more than the program,
+        perhaps on `before`, the inputs that ran just before.
         """
         ops = self.executor.decode(data)
         if self.violations or not ops or not self.has_run:
@@ -250,7 +264,7 @@ class Session:
         with self._apart():
             if left:
                 self._filing.file((_VM_RESET,), left)
-            else:
+            elif not self._filing.file_behind(self._ran(before), ops):
                 self.file_once(data, "results", _ONCE, "K3-c")
 
     def look_again(self, data: bytes, before: bytes | None = None) -> bool:
@@ -263,12 +277,13 @@ class Session:
         ops = self.executor.decode(data)
         with self._apart():
             violations = self.executor.run(ops)
-            if not violations and before is not None:
-                over_a_reset = (*self.executor.decode(before), _VM_RESET, *ops)
+            left = () if before is None else (self.executor.decode(before),)
+            if not violations and left:
+                over_a_reset = (*left[0], _VM_RESET, *ops)
                 violations = self.executor.run(over_a_reset)
                 ops = over_a_reset if violations else ops
             if violations:
-                self._filing.file(ops, violations)
+                self._filing.file(ops, violations, left)
             elif before is not None:
                 self.file_once(data, "results", _ONCE, "K3-c")
         self._count_findings()

@@ -3,8 +3,9 @@
 
 A frame that the guest was told is private has no shared copy left and is not mapped for a device; a
 frame that it was told is shared has no private page left, which would come back with the next
-conversion (GM3). The attributes themselves are compared by the check `record`. Looks at the frames
-that the VMM's calls of the operation name. Source: GM1, GM3, V2, V4.
+conversion (GM3). What is freed on the way lies in the converted range: elsewhere a page that the
+guest uses keeps its content. The attributes themselves are compared by the check `record`. Looks at
+the frames that the VMM's calls of the operation name. Source: GM1, GM3, V2, V4.
 """
 
 from __future__ import annotations
@@ -32,13 +33,14 @@ class GuestMemoryCheck(Oracle):
     demands: ClassVar[Mapping[str, str]] = {
         "guest-memory": (
             "After a conversion, a private frame has no shared copy and no mapping for a "
-            "device, and a shared frame no private page."
+            "device, and a shared frame no private page; the pages of frames outside of the "
+            "converted range stay."
         ),
     }
     explanations: ClassVar[Mapping[str, str]] = {
         "guest-memory": (
-            "The page comes back with old content at its next conversion, or a device goes on "
-            "reaching it."
+            "The page comes back with old content at its next conversion, a device goes on "
+            "reaching it, or what the guest holds in it is lost."
         ),
     }
 
@@ -67,6 +69,7 @@ class GuestMemoryCheck(Oracle):
         self._seen = len(calls)
         if len(calls) == seen:
             return ()
+        lost = memory.take_lost()
         for record in view.exits:
             if record.ret:
                 return ()
@@ -77,6 +80,10 @@ class GuestMemoryCheck(Oracle):
                 first, end = gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT
                 if _is_suspect(memory, first, min(end, memory.frames)):
                     violations.extend(self._judge(view.index, memory, first, end))
+                if lost is not None:
+                    lost[first:end] = False
+        if lost is not None:
+            violations.extend(self._judge_lost(view.index, memory, lost))
         return violations
 
     def _judge(self, op: int, memory: GuestMemory, first: int, end: int) -> Iterator[Violation]:
@@ -99,6 +106,14 @@ class GuestMemoryCheck(Oracle):
         ):
             if wrong.any():
                 yield Violation(self.name, op, _text(first, wrong, what), fact)
+
+    def _judge_lost(self, op: int, memory: GuestMemory, lost: bitarray) -> Iterator[Violation]:
+        for wrong, what in (
+            (lost & ~memory.attributes, "is shared, was not converted, and its copy was freed"),
+            (lost & memory.attributes, "is private, was not converted, and its page was freed"),
+        ):
+            if wrong.any():
+                yield Violation(self.name, op, _text(0, wrong, what), "GM3")
 
 
 def _is_suspect(memory: GuestMemory, first: int, end: int) -> bool:

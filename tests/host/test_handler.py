@@ -64,6 +64,35 @@ def test_a_repaired_handler_is_sound_and_the_example_leaves_a_copy(tmp_path):
     assert (violation.check, violation.op) == ("guest-memory", 1)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "lines", "words"),
+    [
+        ("number, offset, length, MADV", "number, 0, slot.size, MADV", "private", "its copy"),
+        ("offset + slot.memfd_offset, length", "0, slot.size", "shared", "its page"),
+    ],
+)
+def test_what_is_freed_lies_in_the_converted_range(tmp_path, old, new, lines, words):
+    path = repaired(tmp_path)
+    path.write_text(path.read_text().replace(old, new))
+    program = SHARE.format(pages=3) + BACK.format(pages=1)
+    outcome = run(path, program if lines == "private" else SHARE.format(pages=1))
+    (violation,) = outcome.violations
+    assert violation.check == "guest-memory"
+    frame = "frame 0x6 is shared" if lines == "private" else "frame 0x0 is private"
+    assert f"{frame}, was not converted, and {words} was freed" in violation.message
+
+
+def test_a_page_may_be_freed_before_its_range_is_converted(tmp_path):
+    """Of a refused call, and of a converted range, nothing is lost."""
+    path = repaired(tmp_path)
+    text = path.read_text()
+    first = "        error = self.memory.set_memory_attributes(gpa, size, word)\n"
+    punch = "        for number, slot, start, length in self.memory.parts(gpa, size):\n"
+    punch += "            self.memory.fallocate(number, PUNCH, start - slot.gpa, length)\n"
+    path.write_text(text.replace(first, punch + first))
+    assert run(path, SHARE.format(pages=3) + BACK.format(pages=2)).is_ok
+
+
 def test_an_answer_that_is_no_errno_is_the_handlers_failure(tmp_path):
     path = edited(tmp_path, "return -EINVAL", "return EINVAL")
     with pytest.raises(VmStopped) as caught:

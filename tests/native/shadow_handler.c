@@ -9,7 +9,8 @@
 #define DEFECT 0
 #endif
 
-enum { NO_PUNCH = 1, NO_DISCARD, ANSWER, WORD, PAGE_SHORT, STOPS, SURVIVES, DIES, STALE_RET };
+enum { NO_PUNCH = 1, NO_DISCARD, ANSWER, WORD, PAGE_SHORT, STOPS, SURVIVES, DIES, STALE_RET,
+       DISCARDS_SLOT, PUNCHES_SLOT };
 
 static struct {
 	struct guestemu_kernel kernel;
@@ -64,6 +65,8 @@ static int convert(uint64_t gpa, uint64_t size, int to_private)
 			if (DEFECT == PAGE_SHORT && to - from > 0x1000)
 				to -= 0x1000;
 			k->set_memory_attributes(k->token, from, to - from, to_private ? 8 : 0, 0);
+			if (DEFECT == (to_private ? DISCARDS_SLOT : PUNCHES_SLOT))
+				from = s->gpa, to = end;
 			if (to_private && DEFECT != NO_DISCARD)
 				k->madvise(k->token, i, from - s->gpa, to - from, 4);
 			if (!to_private && DEFECT != NO_PUNCH)

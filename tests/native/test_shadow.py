@@ -28,7 +28,7 @@ if load_library() is None:
 
 HANDLER = Path(__file__).with_name("shadow_handler.c")
 DEFECTS = ("none", "no-punch", "no-discard", "answer", "word", "page-short", "stops")
-SURVIVES, DIES, STALE_RET = 7, 8, 9
+SURVIVES, DIES, STALE_RET, DISCARDS_SLOT, PUNCHES_SLOT = range(7, 12)
 LAYOUTS = ("", "slot@32M,hole@48M+1M", "slot@16M,rom@40M+1M,plain@41M+1M")
 
 
@@ -98,7 +98,10 @@ def doubted(session: Session, datas: list[bytes]) -> set[bytes]:
 
 @pytest.mark.parametrize(
     ("defect", "layout"),
-    [*((0, layout) for layout in LAYOUTS[1:]), *((n, LAYOUTS[n % 3]) for n in range(len(DEFECTS)))],
+    [
+        *((0, layout) for layout in LAYOUTS[1:]),
+        *((n, LAYOUTS[n % 3]) for n in (*range(len(DEFECTS)), DISCARDS_SLOT, PUNCHES_SLOT)),
+    ],
 )
 def test_a_batch_is_judged_as_python_judges_each_program(tmp_path, defect, layout):
     host = build(tmp_path, defect)
@@ -111,7 +114,7 @@ def test_a_batch_is_judged_as_python_judges_each_program(tmp_path, defect, layou
     seen = doubted(make(host, layout=layout), common)
     wrong = {data for data in common if live.run(live.decode(data))}
     assert seen == wrong
-    assert bool(wrong) == (DEFECTS[defect] not in {"none", "stops"})
+    assert bool(wrong) == (defect not in {DEFECTS.index("none"), DEFECTS.index("stops")})
 
 
 def test_conversions_of_the_kernel_are_judged_in_batches(tmp_path):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -13,9 +14,23 @@ sys.path.insert(0, str(Path(__file__).with_name("defects")))
 sys.path.insert(0, str(Path(__file__).parents[1] / "findings"))
 
 import defects
+import msgspec
 from found import call, file, make_book
 
+from guestemu.campaign.executor import Executor
+from guestemu.campaign.fastpath.fastpath import open_fast_path
+from guestemu.campaign.fastpath.library import load_library
+from guestemu.campaign.feedback import Feedback
+from guestemu.campaign.filing import Filing
+from guestemu.campaign.findings import NOT_REPRODUCIBLE
+from guestemu.campaign.session import Plan, Session
+from guestemu.campaign.targets import find_target
+from guestemu.checks.base import Violation
+from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
+from guestemu.host.permission import named_by_user
+from guestemu.host.plugin_guard import PluginHost
 from guestemu.host.registry import load_host
+from guestemu.program.binary import encode_ops
 from guestemu.program.ops import Op, OpKind
 
 ALL = [(name,) for name in (*defects.DEFECTS, *defects.CONTROL)] + list(defects.PAIRS)
@@ -93,6 +108,60 @@ def test_a_count_that_is_bounded_is_not_one_that_is_cut(tmp_path):
     assert len(book.findings) == 1
 
 
+class EveryThird(MapGpaRangeHost):
+    """Refuses every third conversion of the process, whatever object of the class is called."""
+
+    done = itertools.count(1)
+
+    def hypercall(self, call):
+        return super().hypercall(call) if next(self.done) % 3 else (1 << 64) - 12
+
+
+def filing_on(host):
+    target = find_target("hypercall")
+    return Filing(
+        Executor(target, target.header, target.kinds, Feedback(), host), None, lambda: 0.0
+    )
+
+
+def test_what_a_program_leaves_behind_for_the_next_is_a_program_over_a_reset(tmp_path):
+    spec = defects.write(tmp_path, "reset-cache")
+    filing = filing_on(load_host(spec, plugin=spec.rpartition(":")[0]))
+    programs = ((call(0x9000, 1),), (call(0, 2),), (call(0, 2), call(0x7000, 3)))
+    ran = [filing._executor.run(program) for program in programs]
+    assert [len(violations) for violations in ran] == [0, 0, 1]
+    filing.file(programs[2], ran[2], programs[:2])
+    (found,) = filing.book.findings.values()
+    assert found.check == "record"
+    assert not filing.unstable
+    assert not filing.file_behind(programs[:1], programs[2])
+    assert filing.file_behind(programs[:2], programs[2])
+    assert len(filing.book.findings) == 1
+
+
+def test_a_host_that_is_wrong_now_and_then_is_not_explained_by_a_reset():
+    """Of two calls behind one each third run shows the refusal, and of the two calls alone."""
+    host = PluginHost(Path(__file__), EveryThird(), EveryThird)
+    filing = filing_on(host)
+    before, ops = ((call(0, 1),),), (call(0x5000, 1), call(0x9000, 1))
+    violations: list[Violation] = []
+    while not violations:
+        violations = filing._executor.run(ops)
+    filing.file(ops, violations, before)
+    assert [found.check for found in filing.book.findings.values()] == [NOT_REPRODUCIBLE]
+
+
+def test_a_call_that_is_refused_and_done_is_one_finding_with_state_before_it(tmp_path):
+    path = tmp_path / "spoiled.py"
+    late = "self.last = (first, end)\n        return 0"
+    wrong = "was, self.last = self.last, (first, end)\n        "
+    wrong += "return -5 if was and was[1] - was[0] == 3 else 0"
+    path.write_text(defects.CORRECT.read_text().replace(late, wrong))
+    book = make_book(load_host(f"{path}:BitmapVmm", plugin=str(path)))
+    file(book, [[call(0, 3), call(0x9000, 1)], [call(0, 3), call(0, 3, 16)]])
+    assert len(book.findings) == 1
+
+
 @pytest.mark.soak
 def test_a_range_that_is_remembered_is_one_finding_also_over_a_reset(tmp_path):
     path = tmp_path / "remembers.py"
@@ -134,3 +203,21 @@ def test_the_first_page_of_a_range_is_one_finding_also_where_it_is_the_whole_ran
         "self.record(low + 1, high, private)"
     ]
     assert len(book.findings) == 1
+
+
+@pytest.mark.skipif(load_library() is None, reason="no machine code for this host")
+def test_machine_code_remembers_what_ran_before(tmp_path):
+    """A range as the one before the reset is wrong when it comes first, in that program only."""
+    spec, plugin = named_by_user(defects.write(tmp_path, "reset-cache"))
+    target = find_target("hypercall")
+    header = msgspec.structs.replace(target.header, host=spec, plugin=plugin)
+    session = Session(Plan(target, header))
+    fast = open_fast_path(session, lambda error: pytest.fail(repr(error)))
+    assert fast is not None
+    for program in ([call(0x9000, 1)], [call(0, 2)], [call(0, 2), call(0x7000, 3)]):
+        fast.library.test_one_input(encode_ops(program))
+    fast.close()
+    report = session.make_report()
+    assert [found.check for found in report.findings] == ["record"]
+    assert report.executions == 3
+    assert not report.unstable

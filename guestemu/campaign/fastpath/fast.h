@@ -20,7 +20,7 @@ typedef uint64_t u64;
 typedef int64_t i64;
 typedef unsigned __int128 u128;
 
-enum { RECORD = 48, ARGUMENTS = 5, MAX_OPS = 16, MAX_EXITS = 1100, MAX_LINKS = 64, STATES = 16, REGIONS = 4, KINDS = 64, MAX_KNOWN = 32, RUNS = 1024 };
+enum { RECORD = 48, ARGUMENTS = 5, MAX_OPS = 16, MAX_EXITS = 1100, MAX_LINKS = 64, STATES = 16, REGIONS = 4, KINDS = 64, MAX_KNOWN = 32, RUNS = 1024, RECENT = 4 };
 enum { MAX_REQUESTS = 4096, SHADOW_BATCH = 768, MAX_PROGRAMS = 512 };
 enum { PAGE_SHIFT = 12, PAGE = 1 << PAGE_SHIFT };
 
@@ -131,7 +131,7 @@ struct shadow {
 	u64 count, begin, input_size, program_count, slot_count;
 	const struct shadow_slot *slots;
 	struct runs all, private_backing, open;
-	struct runs attributes, told, private_pages, shared_pages;
+	struct runs attributes, told, private_pages, shared_pages, converted;
 	struct shadow_program programs[MAX_PROGRAMS];
 };
 
@@ -207,6 +207,9 @@ struct fast {
 	/* this execution; is_stale: the host is still to be put back */
 	u64 is_stale, is_foreign, cpu_state, is_odd, is_trapped, trap, exit_count, ops_count, previous;
 	u64 objected; /* an answer or the record of this program was wrong */
+	/* the last inputs that ran, `max_size` bytes for each, or NULL; how many were kept so far */
+	u8 *recent;
+	u64 recent_count, recent_sizes[RECENT];
 	u64 link_count, links[MAX_LINKS];
 	struct exit exits[MAX_EXITS];
 	struct op ops[MAX_OPS];

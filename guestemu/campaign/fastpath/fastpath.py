@@ -21,7 +21,14 @@ from guestemu import native
 from guestemu.abi.x86 import Mode
 from guestemu.campaign.executor import Executor
 from guestemu.campaign.fastpath.library import FastLibrary, load_library
-from guestemu.campaign.fastpath.records import MAX_OPS, STATES, FastRecord, InputRecord, StubRecord
+from guestemu.campaign.fastpath.records import (
+    MAX_OPS,
+    RECENT,
+    STATES,
+    FastRecord,
+    InputRecord,
+    StubRecord,
+)
 from guestemu.campaign.fastpath.shadow import Shadow, why_no_shadow
 from guestemu.campaign.fastpath.tables import Tables, regions
 from guestemu.campaign.feedback import (
@@ -278,6 +285,9 @@ class FastPath:
                 copy = ctypes.create_string_buffer(private.tobytes(), frames // 8)
                 record.host_map = tables.keep(copy)
                 self._copy = memoryview(copy).cast("B")
+            record.recent = tables.zeroes(
+                record.max_size * RECENT // ctypes.sizeof(ctypes.c_uint64) + 1
+            )
         record.base_state = host.state
         record.base_ready = host.migration_ready
         record.answers_judged = host.contract == CONTRACT
@@ -326,11 +336,37 @@ class FastPath:
             self._settle()
             self._guest.forget_state()
             objected, self.record.objected = self.record.objected, 0
-            self._session.execute(self._input)
+            data, session = self._input, self._session
+            before = self._recent()
+            session.execute(data, before)
             if objected:
-                self._session.confirm(self._input)
+                session.confirm(data, before)
+            self._keep(data)
         except BaseException as error:
             self._end(error)
+
+    def _recent(self) -> list[bytes]:
+        """The last inputs that ran, oldest first."""
+        record = self.record
+        last = range(max(0, record.recent_count - RECENT), record.recent_count)
+        return [
+            ctypes.string_at(
+                record.recent + number % RECENT * record.max_size,
+                record.recent_sizes[number % RECENT],
+            )
+            for number in last
+        ]
+
+    def _keep(self, data: bytes) -> None:
+        """Adds `data` to them."""
+        record = self.record
+        if not record.recent:
+            return
+        place = record.recent_count % RECENT
+        data = data[: record.max_size]
+        ctypes.memmove(record.recent + place * record.max_size, data, len(data))
+        record.recent_sizes[place] = len(data)
+        record.recent_count += 1
 
     def _end(self, over: BaseException) -> None:
         try:

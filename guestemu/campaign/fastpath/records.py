@@ -22,6 +22,7 @@ MAX_KNOWN: Final = 32
 STATES: Final = 16
 KINDS: Final = 64
 RUNS: Final = 1024
+RECENT: Final = 4
 MAX_REQUESTS: Final = 4096
 MAX_PROGRAMS: Final = 512
 REGIONS: Final = 4
@@ -144,6 +145,7 @@ class ShadowRecord(ctypes.Structure):
         *_words("requests inputs ask count begin input_size program_count slot_count slots"),
         *((name, RunsRecord) for name in ("all", "private_backing", "open")),
         *((name, RunsRecord) for name in ("attributes", "told", "private_pages", "shared_pages")),
+        ("converted", RunsRecord),
         ("programs", ShadowProgramRecord * MAX_PROGRAMS),
     )
 
@@ -176,7 +178,9 @@ class FastRecord(ctypes.Structure):
         *_words("shadow"),
         *_words("state ready cpl is_64bit vcpu"),
         *_words("is_stale is_foreign cpu_state is_odd is_trapped trap exit_count ops_count"),
-        *_words("previous objected link_count"),
+        *_words("previous objected recent recent_count"),
+        ("recent_sizes", _Word * RECENT),
+        *_words("link_count"),
         ("links", _Word * MAX_LINKS),
         ("exits", ExitRecord * MAX_EXITS),
         ("ops", OpRecord * MAX_OPS),

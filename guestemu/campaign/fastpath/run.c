@@ -263,6 +263,18 @@ static bool add_program(struct fast *f)
 	return true;
 }
 
+/* Keeps an input that ran, in the place of the oldest. */
+static void keep(struct fast *f, const u8 *data, size_t size)
+{
+	u64 place = f->recent_count % RECENT;
+
+	if (!f->recent)
+		return;
+	f->recent_sizes[place] = size < f->max_size ? size : f->max_size;
+	__builtin_memcpy(f->recent + place * f->max_size, data, f->recent_sizes[place]);
+	f->recent_count++;
+}
+
 /* LLVMFuzzerTestOneInput. */
 EXPORT int fast_one(const u8 *data, size_t size)
 {
@@ -286,6 +298,7 @@ EXPORT int fast_one(const u8 *data, size_t size)
 		f->executions++;
 		f->distinct += is_first;
 		f->lengths[f->ops_count]++;
+		keep(f, data, size);
 		if (is_new(f))
 			fast_python(f, f->news);
 		if (f->shadow && fast_shadow_keep(f, data, size))

@@ -126,9 +126,10 @@ static void set_attributes(struct fast *f, u64 gpa, u64 size, bool is_private)
 {
 	u64 first = gpa >> PAGE_SHIFT, end = (gpa + size) >> PAGE_SHIFT;
 
-	if (first < f->frames)
-		fast_set_bits(f, &f->shadow->attributes, first, end < f->frames ? end : f->frames,
-			      is_private);
+	if (end > f->frames)
+		end = f->frames;
+	fast_set_bits(f, &f->shadow->attributes, first, end, is_private);
+	fast_set_bits(f, &f->shadow->converted, first, end, true);
 	populate(f, gpa, size, is_private);
 }
 
@@ -214,6 +215,28 @@ static bool backing_is_right(const struct fast *f, const struct call *call)
 	return true;
 }
 
+/* The same check: no page that the guest uses was freed outside of what the exit converted. */
+static bool all_is_kept(const struct fast *f, const struct call *call)
+{
+	const struct shadow *s = f->shadow;
+	const struct runs *maps[] = { &s->attributes, &s->private_pages, &s->shared_pages,
+				      &s->converted };
+	bool is_private = call->kind == CALL_FALLOCATE;
+	const struct shadow_slot *slot = &s->slots[call->argument[0]];
+	u64 offset = is_private ? call->argument[2] - slot->memfd_offset : call->argument[1];
+	u64 first, end;
+
+	if (!is_private && (call->kind != CALL_MADVISE || slot->flags & READ_ONLY))
+		return true;
+	if (!cut(slot, slot->gpa + offset, call->argument[is_private ? 3 : 2], &first, &end))
+		return true;
+	for (u64 at = first; at < end && at < f->frames; at = next_change(maps, 4, at, end))
+		if (fast_bit(&s->attributes, at) == is_private && !fast_bit(&s->converted, at) &&
+		    !fast_bit(is_private ? &s->private_pages : &s->shared_pages, at))
+			return false;
+	return true;
+}
+
 /* What the handler made of an exit. */
 static u64 judge_exit(struct fast *f, const struct request *q, const struct reply *r,
 		      const struct call *calls)
@@ -222,6 +245,7 @@ static u64 judge_exit(struct fast *f, const struct request *q, const struct repl
 	u64 first = q->word[1] >> PAGE_SHIFT, pages = q->word[2];
 	u64 answer = q->word[5] ? r->answer : r->answer & U32;
 
+	s->converted.count = 0;
 	for (u64 i = 0; i < r->calls; i++)
 		if (!do_call(f, &calls[i]) || f->is_odd)
 			return UNKNOWN;
@@ -238,6 +262,9 @@ static u64 judge_exit(struct fast *f, const struct request *q, const struct repl
 	for (u64 i = 0; !answer && i < r->calls; i++)
 		if (!backing_is_right(f, &calls[i]))
 			return WRONG;
+	for (u64 i = 0; !answer && i < r->calls; i++)
+		if (!all_is_kept(f, &calls[i]))
+			return UNKNOWN;
 	return RIGHT;
 }
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import ClassVar
 
 import msgspec
@@ -55,7 +56,7 @@ class ZooSession(Session):
         self._execs = execs
         self._until = None if seconds is None else time.monotonic() + seconds
 
-    def execute(self, data: bytes) -> bool:
+    def execute(self, data: bytes, before: Sequence[bytes] | None = None) -> bool:
         """Runs one input; whether it covered something new. Raises `SessionOver` at the end."""
         if self.found is not None or self.executions == self._execs:
             raise SessionOver

@@ -148,15 +148,29 @@ def cases_of(probe: Probe, ops: tuple[Op, ...], look: Look) -> list[Case]:
         violation = sighting.violation
         if below is not None and not is_guest_only(violation.check, violation.message):
             continue
+        if _is_of_a_refusal(look, sighting):
+            continue
         found.setdefault((sighting.symptom.name, probe.suspicious(sighting)), Case(ops, sighting))
     if below is not None:
         raw, look = below
         for sighting in look.first:
+            if _is_of_a_refusal(look, sighting):
+                continue
             found.setdefault(
                 (sighting.symptom.name, probe.suspicious(sighting)),
                 Case(raw, sighting),
             )
     return list(found.values())
+
+
+def _is_of_a_refusal(look: Look, sighting: Sighting) -> bool:
+    """Whether the record is wrong only because the same call was refused against the contract: what
+    a host records of it has no right value."""
+    index = sighting.violation.op
+    is_answered = any(
+        (other.violation.check, other.violation.op) == ("results", index) for other in look.first
+    )
+    return sighting.symptom.name == RECORD and is_answered and all(_answers(look, index))
 
 
 def identify(probe: Probe, case: Case, known: Spots = frozenset()) -> list[Finding]:

@@ -90,8 +90,9 @@ class GuestMemory:
     `attributes` has one bit for each frame of RAM, 1 = private; `private_pages` and `shared_pages`
     say which frames have a page in each backing; `device_map` which frames a device may reach
     (VFIO); `private_backing` and `shared_backing` which frames a slot has each for. All frames
-    start private and backed, as after a launch. `calls` are the VMM's calls since the last reset.
-    One slot covers all of RAM unless `slots` are given. All slots share one guest_memfd of
+    start private and backed, as after a launch. `lost` has the frames whose page was freed while
+    the attributes named its backing, since `take_lost`. `calls` are the VMM's calls since the last
+    reset. One slot covers all of RAM unless `slots` are given. All slots share one guest_memfd of
     `memfd_bytes`; 0: each slot has one, which ends with the slot.
     """
 
@@ -102,6 +103,7 @@ class GuestMemory:
         self.private_pages = bitarray(frames, endian="little")
         self.shared_pages = bitarray(frames, endian="little")
         self.device_map = bitarray(frames, endian="little")
+        self.lost = bitarray(frames, endian="little")
         self.set_slots(slots or (Slot(0, frames << PAGE_SHIFT),))
         self.calls: list[VmmCall] = []
         self._beyond = IntervalSet()
@@ -136,6 +138,7 @@ class GuestMemory:
             self.private_pages[:] = self.private_backing
             self.shared_pages.setall(False)
             self.device_map.setall(False)
+            self.lost.setall(False)
             self.calls.clear()
             if len(self._beyond):
                 self._beyond = IntervalSet()
@@ -227,13 +230,34 @@ class GuestMemory:
             return -EINVAL
         start = place.gpa + offset - place.memfd_offset
         if not self._memfd_bytes and start >= place.gpa and start + length <= place.end:
-            self._set(self.private_pages, start, length, not is_punch)
+            self._change(start, length, True, is_punch)
             return 0
         for one in self.slots if self._memfd_bytes else (place,):
             if one.has_guest_memfd:
                 start, size = one.cut(one.gpa + offset - one.memfd_offset, length)
-                self._set(self.private_pages, start, size, not is_punch)
+                self._change(start, size, True, is_punch)
         return 0
+
+    def _change(self, gpa: int, size: int, is_private: bool, is_free: bool) -> None:
+        """Frees or allocates the pages of a range in one backing; notes those freed in use."""
+        first, end = gpa >> PAGE_SHIFT, min((gpa + size) >> PAGE_SHIFT, self.frames)
+        if first >= end:
+            return
+        pages, _ = self._backings[is_private]
+        if is_free:
+            used = pages[first:end]
+            used &= self.attributes[first:end] if is_private else ~self.attributes[first:end]
+            if used.any():
+                self.lost[first:end] |= used
+        pages[first:end] = not is_free
+
+    def take_lost(self) -> bitarray | None:
+        """`lost` with no frame left in it afterwards; None where there is none."""
+        if not self.lost.any():
+            return None
+        lost = self.lost.copy()
+        self.lost.setall(False)
+        return lost
 
     def madvise(self, slot: int, offset: int, length: int, advice: int) -> int:
         """Advises on the VMM's mapping of `slots[slot]`, `offset` from its start in bytes.
@@ -248,7 +272,7 @@ class GuestMemory:
                 result = -EINVAL
             elif advice == MADV_DONTNEED:
                 size = length + PAGE_MASK & ~PAGE_MASK
-                self._set(self.shared_pages, self.slots[slot].gpa + offset, size, False)
+                self._change(self.slots[slot].gpa + offset, size, False, True)
         return self._made("madvise", (slot, offset, length, advice), result)
 
     def pre_fault(self, gpa: int, size: int) -> int:

@@ -363,6 +363,21 @@ DEFECTS = {
         ((_DISCARD, _DISCARD.replace("length", "4096")),),
         HANDLER,
     ),
+    "madvise-all": Defect(
+        "the whole slot's shared copies are discarded",
+        ((_DISCARD, _DISCARD.replace("offset, length", "0, slot.size")),),
+        HANDLER,
+    ),
+    "punch-all": Defect(
+        "the whole slot's private pages are freed",
+        (
+            (
+                _PUNCH,
+                "self.memory.fallocate(number, PUNCH, slot.memfd_offset, slot.size)",
+            ),
+        ),
+        HANDLER,
+    ),
     "punch-error": Defect(
         "the file offset is counted from GPA 0",
         ((_PUNCH, _PUNCH.replace("offset + slot.memfd_offset", "start")),),
