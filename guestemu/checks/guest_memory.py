@@ -73,17 +73,17 @@ class GuestMemoryCheck(Oracle):
         for record in view.exits:
             if record.ret:
                 return ()
+        ranges = [
+            (call.arguments[0] >> PAGE_SHIFT, sum(call.arguments[:2]) >> PAGE_SHIFT)
+            for call in calls[seen:]
+            if call.name == _CONVERSION and not call.result
+        ]
         violations: list[Violation] = []
-        for call in calls[seen:]:
-            if call.name == _CONVERSION and not call.result:
-                gpa, size = call.arguments[:2]
-                first, end = gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT
-                if _is_suspect(memory, first, min(end, memory.frames)):
-                    violations.extend(self._judge(view.index, memory, first, end))
-                if lost is not None:
-                    lost[first:end] = False
+        for first, end in ranges:
+            if _is_suspect(memory, first, min(end, memory.frames)):
+                violations.extend(self._judge(view.index, memory, first, end))
         if lost is not None:
-            violations.extend(self._judge_lost(view.index, memory, lost))
+            violations.extend(self._judge_lost(view.index, memory, lost, ranges))
         return violations
 
     def _judge(self, op: int, memory: GuestMemory, first: int, end: int) -> Iterator[Violation]:
@@ -107,7 +107,11 @@ class GuestMemoryCheck(Oracle):
             if wrong.any():
                 yield Violation(self.name, op, _text(first, wrong, what), fact)
 
-    def _judge_lost(self, op: int, memory: GuestMemory, lost: bitarray) -> Iterator[Violation]:
+    def _judge_lost(
+        self, op: int, memory: GuestMemory, lost: bitarray, converted: list[tuple[int, int]]
+    ) -> Iterator[Violation]:
+        for first, end in converted:
+            lost[first:end] = False
         for wrong, what in (
             (lost & ~memory.attributes, "is shared, was not converted, and its copy was freed"),
             (lost & memory.attributes, "is private, was not converted, and its page was freed"),
