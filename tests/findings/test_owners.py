@@ -63,6 +63,12 @@ def test_the_records_of_a_lost_page_say_whose_defect_it_is(path: str, owner: str
     assert owner_of(lost, run.strip) == owner
 
 
+def test_a_host_that_answered_success_and_did_half_owns_the_finding() -> None:
+    run = run_program(load_program(ROOT / "corpora/tdx/cut-conversion.prog"))
+    status = next(one for one in run.outcome.violations if one.check == "status")
+    assert owner_of(status, run.strip) == "the host's defect: its record is not what it was told"
+
+
 def test_a_headline_has_the_names_of_the_strip() -> None:
     run = run_program(load_program(ROOT / "corpora/conversion/hole-middle.prog"))
     moved = next(one for one in run.outcome.violations if one.check == "frames")

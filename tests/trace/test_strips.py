@@ -76,6 +76,21 @@ def test_page_states_of_a_td_whose_conversion_was_cut() -> None:
     assert (cut["page state"], cut["page tables"], cut["readable now"]) == ("private", "shared", NO)
     assert [column.pages for column in strip.columns] == [1, 512, 512, 1]
     assert disagreeing(strip) == ["L[512]"]
+    assert cut["told to the host"] == "shared"  # MapGPA of all of it was answered with success
+    assert "the host was told shared, its record says private" in strip.sentences[0]
+
+
+def test_a_long_range_in_one_state_is_one_column() -> None:
+    strip = strip_of("corpora/conversion/2gib-overflow.prog")
+    assert [column.pages for column in strip.columns] == [1, 524288]
+    assert strip.sentences == ("G[0..524287]: page tables shared, host's record private.",)
+
+
+def test_what_a_migration_would_lose_is_marked() -> None:
+    """Pages that are told shared and were never decrypted: the records agree but for the tables."""
+    strip = strip_of("corpora/dma/decrypt-fails-5.17.prog")
+    assert disagreeing(strip) == ["frame 0x1600"]
+    assert strip.sentences[0].startswith("frames 0x1600..0x17ff: page tables private, the host was")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,12 @@ class Places:
     def __init__(self, regions: Mapping[Region, PlacedRegion]) -> None:
         self._regions = dict(regions)
 
+    @property
+    def borders(self) -> frozenset[int]:
+        """The first frame of each region, and the first one behind it."""
+        found = [(placed.gpa >> PAGE_SHIFT, placed.pages) for placed in self._regions.values()]
+        return frozenset(end for first, pages in found for end in (first, first + pages))
+
     def virtual(self, gva: int) -> str | None:
         """The page of a virtual address as "D[3]"; None outside every region."""
         for region, placed in self._regions.items():

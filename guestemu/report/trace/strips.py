@@ -17,12 +17,14 @@ from bitarray import bitarray
 
 from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, U64_MASK, Gpa, to_signed
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
+from guestemu.abi.tdx import VMCALL_SUCCESS
 from guestemu.checks.base import OpView
 from guestemu.checks.page_enc import NUMBERS
 from guestemu.events.base import Event
 from guestemu.events.exits import HypercallExit, MapGpaRangeExit
 from guestemu.events.memory import LeafChange
 from guestemu.events.snp import PageStateChange
+from guestemu.events.tdx import MapGpaCall
 from guestemu.guest.base import Guest
 from guestemu.host.base import Host
 from guestemu.machine.cache import peek
@@ -194,6 +196,11 @@ class StripRecorder:
     ) -> Iterator[tuple[int, int]]:
         number = NUMBERS.get(host.contract, KVM_HC_MAP_GPA_RANGE)
         for event in events:
+            if isinstance(event, MapGpaCall) and event.status == VMCALL_SUCCESS:
+                gfn, pages = event.gpa >> PAGE_SHIFT, event.size >> PAGE_SHIFT
+                if gfn < len(self.guest.leaf_map.private) and pages:
+                    self.told.append(Said(index, gfn, pages, event.private, True))
+                    yield (gfn, pages)
             if not isinstance(event, HypercallExit) or event.nr != number or event.cpl:
                 continue
             has_attributes = isinstance(event, MapGpaRangeExit) or host.contract not in NUMBERS
@@ -318,12 +325,14 @@ class _Drawing:
         for place in range(1, len(frames) + 1):
             if (
                 place < len(frames)
-                and frames[place] == frames[place - 1] + 1
+                and frames[place] not in places.borders
+                and self._is_alike(frames[place - 1], frames[place])
                 and words[place][1] == words[start][1]
                 and reasons[place] == reasons[start]
             ):
                 continue
-            columns.append(Column(frames[start], place - start, places.frame(frames[start])))
+            pages = frames[place - 1] + 1 - frames[start]
+            columns.append(Column(frames[start], pages, places.frame(frames[start])))
             cells.append(words[start][1])
             why.append(reasons[start])
             start = place
@@ -338,6 +347,19 @@ class _Drawing:
             disagree=tuple(map(bool, why)),
             sentences=_sentences(columns, why, places),
         )
+
+    def _is_alike(self, one: int, other: int) -> bool:
+        """Whether the frames between two that are drawn are as both of them: none, or left out of a
+        long range that is all in one state. Ends of what was asked for and told are never left
+        out."""
+        if other == one + 1:
+            return True
+        views = self._views
+        if views.sent or views.kept or views.holes or self._has_alias:
+            return False
+        maps = (views.tables[one : other + 1], views.record[one : other + 1])
+        states = b"" if views.states is None else views.states[one : other + 1]
+        return all(one.all() or not one.any() for one in maps) and len(set(states)) < 2
 
     def _words(self) -> tuple[list[str], list[tuple[int, tuple[str, ...]]]]:
         views = self._views
@@ -450,6 +472,8 @@ class _Drawing:
                 and (asked or not told or is_refused)
             ):
                 found.append(f"host's record {record}{' (it refused)' if is_refused else ''}")
+            elif cells.get(IF_MIGRATED) == NO:
+                found.append(f"the host was told {record}")
             elif (not told or is_refused) and not is_mapped and self._is_changed(gfn):
                 found.append(f"the host was told nothing, its record says {record}")
         lost = _losses(cells)
