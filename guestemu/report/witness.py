@@ -27,9 +27,9 @@ _WORDS: Final = {
     HostStep.AUTO_CLEAR: "fetches and clears the dirty log",
     HostStep.GET: "fetches the dirty log",
     HostStep.CLEAR: "clears the dirty log",
-    HostStep.ENC: "copies the status",
-    HostStep.SEND: "sends by the copied status",
-    HostStep.SEND_LIVE: "sends by the status of now",
+    HostStep.ENC: "copies the host's record",
+    HostStep.SEND: "sends by the copy",
+    HostStep.SEND_LIVE: "sends by the record as it is now",
 }
 _VIEWS: Final = {True: "shared", False: "private"}
 
@@ -64,7 +64,7 @@ def witness_document(
     race = race_of_witness(space, witness, by_defined)
     shown = report(witness, with_steps=True)
     return Document(
-        shown.interleaving,
+        f"The page is lost: {shown.interleaving}",
         (
             Chapter(
                 "",

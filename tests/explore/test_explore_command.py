@@ -69,7 +69,7 @@ def test_a_rule_changes_the_count(capsys: Captured) -> None:
 def test_a_witness_shows_its_steps_and_why(capsys: Captured) -> None:
     assert main(["explore", "--order", "2", "--script", "S1", "--witness", "1"]) == 1
     text = capsys.readouterr().out
-    assert text.startswith("PTE- E D S E HC- t1! D S STOP\n")
+    assert text.startswith("The page is lost: PTE- E D S E HC- t1! D S STOP\n")
     assert "t1 is lost: the destination holds garbage" in text
     found = answer(capsys, 1, "--order", "2", "--script", "S1", "--witness", "1")
     shown = found["witnesses"]
