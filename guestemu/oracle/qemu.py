@@ -53,7 +53,11 @@ _SPLAT: Final = re.compile(
     r"kernel BUG at |double fault|soft lockup|rcu_\w+ detected|stack segment|INFO: task )[^\n]*"
 )
 
-
+_FATAL: Final = re.compile(
+    r"kernel BUG at |BUG: (?:unable to handle|kernel NULL|stack guard)|Oops|Kernel panic|"
+    r"general protection|double fault|stack segment"
+)
+"""What ends a kernel that is told oops=panic. It goes on after the other complaints."""
 _QEMUS: Final = re.compile(r"qemu[\w-]*: |\*\*|ERROR:")
 """How a line of QEMU's own starts; it shares the console with the kernel."""
 
@@ -115,6 +119,13 @@ def version(program: str) -> str:
 def splats(console: str) -> tuple[str, ...]:
     """Lines in which a kernel says that something is wrong with it, each once."""
     return tuple(dict.fromkeys(found[0].strip() for found in _SPLAT.finditer(console)))
+
+
+def cause_of_end(console: str) -> str:
+    """The line in which a kernel says why it ended; empty if it does not. Complaints that it went
+    on after come earlier."""
+    found = splats(console)
+    return next((line for line in found if _FATAL.match(line)), found[-1] if found else "")
 
 
 class Qemu:
@@ -238,9 +249,9 @@ class Qemu:
         child, status = self._child, 0
         if child is not None:
             status = child.wait()
-        found = splats(console)
-        if found:
-            how = f"the kernel died: {found[0]}"
+        cause = cause_of_end(console)
+        if cause:
+            how = f"the kernel died: {cause}"
         elif status < 0:
             how = f"QEMU was ended by {signal.Signals(-status).name}"
             own_words = [line for line in console.splitlines() if _QEMUS.match(line)]
@@ -248,7 +259,7 @@ class Qemu:
         else:
             words = console.strip().splitlines()
             how = f"QEMU ended with status {status}" + (f": {words[-1]}" if words else "")
-        own = bool(found) or status >= 0
+        own = bool(cause) or status >= 0
         return MachineEnded(how, self._done(), console[-_SHOWN:], is_own_fault=own)
 
     def close(self) -> None:

@@ -198,6 +198,7 @@ class Machine:
     def go_wrong(self):
         if self.defect == "panic":
             self.say(
+                "WARNING: x86.c:7 at f+0x1/0x2\n"
                 "BUG: unable to handle page fault for address: 0\nKernel panic - not syncing\n"
             )
             sys.exit(0)
