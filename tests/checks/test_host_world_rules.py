@@ -35,6 +35,7 @@ class Memfd:
             shared_pages=given.get("shared_pages", bitarray("0" * FRAMES)),
             private_pages=given.get("private_pages", bitarray("0" * FRAMES)),
             device_map=given.get("device", bitarray("0" * FRAMES)),
+            take_lost=lambda: given.pop("lost", None),
         )
 
     def call(self, first=0, pages=FRAMES, result=0, name="KVM_SET_MEMORY_ATTRIBUTES"):
@@ -52,6 +53,8 @@ def judged(host: object, *exits: object, index: int = 0, check: GuestMemoryCheck
 
 COPY, PRIVATE = "is private and keeps its shared copy", "is shared and keeps its private page"
 DEVICE = "is private and mapped for a device"
+SHARED_LOST = "is shared, was not converted, and its copy was freed"
+PRIVATE_LOST = "is private, was not converted, and its page was freed"
 
 
 @pytest.mark.parametrize(
@@ -84,6 +87,24 @@ def test_only_the_frames_that_were_converted_are_compared() -> None:
     assert judged(Memfd(shared_pages="01000010").call(5, 99)) == [f"0x6 {COPY}"]
     assert judged(Memfd(shared_pages="01000010").call(2, 5)) == [f"0x6 {COPY}"]
     assert judged(Memfd(shared_pages="01000010").call(2, 4).call(1, 1)) == [f"0x1 {COPY}"]
+
+
+@pytest.mark.parametrize(
+    ("maps", "found"),
+    [
+        ({"lost": "00110000"}, []),
+        ({"lost": "01110000"}, [f"0x1 {PRIVATE_LOST}"]),
+        ({"lost": "00000111"}, [f"0x6 {PRIVATE_LOST} (2 frames)"]),
+        (
+            {"lost": "11000000", "private": "01111111"},
+            [f"0x0 {SHARED_LOST}", f"0x1 {PRIVATE_LOST}"],
+        ),
+    ],
+)
+def test_what_is_freed_in_use_was_converted(maps, found) -> None:
+    assert judged(Memfd(**maps).call(2, 4)) == found
+    assert judged(Memfd(**maps).call(0, 99)) == []
+    assert judged(Memfd(**maps).call(2, 4), REFUSED) == []
 
 
 def test_a_range_in_which_nothing_can_be_wrong_is_not_compared(monkeypatch) -> None:
