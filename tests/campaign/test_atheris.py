@@ -42,17 +42,17 @@ def test_counters_guide_libfuzzer(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("host", "target", "check"),
+    ("host", "target", "check", "execs"),
     [
-        pytest.param("AttributeBit0", "hypercall", "record", marks=pytest.mark.soak),
-        pytest.param("LatePrivilege", "hypercall", "results", marks=pytest.mark.soak),
-        ("WordBoundary", "hypercall", "record"),
-        pytest.param("ReservedBits", "msr", "migration-control", marks=pytest.mark.soak),
-        pytest.param("EncryptIgnored", "conversion", "record", marks=pytest.mark.soak),
+        ("NumberOnly32", "hypercall", "results", "4000"),
+        pytest.param("AttributeBit0", "hypercall", "record", "40000", marks=pytest.mark.soak),
+        pytest.param("LatePrivilege", "hypercall", "results", "40000", marks=pytest.mark.soak),
+        pytest.param("WordBoundary", "hypercall", "record", "40000", marks=pytest.mark.soak),
+        pytest.param("ReservedBits", "msr", "migration-control", "40000", marks=pytest.mark.soak),
+        pytest.param("EncryptIgnored", "conversion", "record", "600", marks=pytest.mark.soak),
     ],
 )
-def test_planted_bug_is_found(host, target, check, tmp_path):
-    execs = "600" if target == "conversion" else "40000"
+def test_planted_bug_is_found(host, target, check, execs, tmp_path):
     figures = fuzz_json(
         *(target, "--execs", execs, "--engine", "atheris", "--host", f"{PLANTED}:{host}"),
         cwd=tmp_path,

@@ -176,10 +176,18 @@ def test_other_configurations_and_code_are_other_files(image_of, cache, monkeypa
         guest_of(LinuxLoader(), image_of("6.1"))
 
 
-def test_a_cache_that_cannot_be_written_is_one_warning(image_of, empty_cache, capfd):
-    empty_cache.parent.mkdir()
-    empty_cache.write_text("a file where the directory should be")
-    guest_of(LinuxLoader(), image_of("6.1"))
+def test_a_cache_that_cannot_be_written_is_one_warning(
+    image_of, filled, tmp_path, capfd, monkeypatch
+):
+    image = image_of("6.1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(filled[0]))
+    analysed = LinuxLoader().kernel(image)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(load, "load_kernel", lambda path: analysed)
+    loader = LinuxLoader()
+    for path in (image, shutil.copy(image, tmp_path / "copy")):
+        assert loader.kernel(Path(path)) is analysed
     captured = capfd.readouterr()
     assert captured.err.count("\n") == 1
     assert "booted kernels are not kept" in captured.err
