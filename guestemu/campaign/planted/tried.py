@@ -25,8 +25,9 @@ def zoo_document(bugs: Sequence[ZooBug], results: Sequence[CellResult]) -> Docum
     """Bugs by arm: after how many executions the median campaign's check failed, and whether the
     configuration without the bug stays without a violation."""
     words = (
-        "Known bugs, planted one at a time. A cell says after how many executions the median "
-        "campaign found the bug (>: it ended without), or how many the repaired configuration ran."
+        "Known bugs, planted one at a time. A cell is the number of executions after which the "
+        "median campaign found the bug (> if it ended before that), with guestemu's feedback and "
+        'mutator or with those of atheris; below "repaired", the executions without the bug.'
     )
     tried = [one for bug in bugs for one in _of_bug(bug, results)]
     return matrix_document("The zoo of planted bugs", words, tried, _VALUES, "bug")
@@ -50,7 +51,7 @@ def _of_bug(bug: ZooBug, results: Sequence[CellResult]) -> Iterator[Tried]:
         switch = ["--no-feedback"] if arm == PLAIN else []
         yield Tried(
             row=row,
-            column="ours" if arm == OURS else "plain atheris",
+            column="guestemu" if arm == OURS else "plain atheris",
             word=f"{'>' if median.is_bound else ''}{median.execs:,}",
             kind=kind,
             detail=f"{about} Found by {median.found} of {plural(median.seeds, 'campaign')}, the "
