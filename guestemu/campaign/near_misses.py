@@ -3,8 +3,9 @@
 
 A check says yes or no, which does not lead a search towards a defect. These say: this range ended
 at a word of a bitmap, at the end of RAM, one page off either; the host heard of fewer pages than
-were converted; this value reached so many bits; so much of the budget was used. An engine keeps
-the first program for each, and mutates on from there.
+were converted; this value reached so many bits; so much of the budget was used; a TD's page was in
+that state when its VMM attacked it. An engine keeps the first program for each, and mutates on from
+there.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ _WORD: Final = 63
 _NEAR: Final = {0: 1, 1: 2, _WORD: 3}
 """At a border of 64 frames, one behind it, one before it."""
 
-_RANGE, _LENGTH, _NUMBER, _TOLD, _DIFFERENCE, _MSR, _WORK, _EMITTED, _OTHER_EXIT = range(9)
+_RANGE, _LENGTH, _NUMBER, _TOLD, _DIFFERENCE = range(5)
+_MSR, _WORK, _EMITTED, _OTHER_EXIT, _ATTACKED = range(5, 10)
 _FAR: Final = 2
 
 
@@ -96,6 +98,11 @@ def near_misses(view: OpView, differs: bool) -> tuple[int, ...]:
     if differs and not exits:
         count = (view.host.private_map() ^ view.guest.leaf_map.private).count()
         found += (feature(_DIFFERENCE, count.bit_length()),)
+    td = view.guest.td
+    if td is not None and td.met:
+        first, count = frames or (0, 0)
+        is_hit = any(first <= gfn < first + count for gfn in td.attacked)
+        found += (feature(_ATTACKED, view.op.kind, td.met, is_hit),)
     if view.emitted:
         found += tuple({feature(_EMITTED, _of_event(event)) for _, event in view.emitted})
     return found

@@ -60,6 +60,8 @@ _INPUTS: Final = ("rax", "rcx", "r10", "r11", "r12", "r13")
 _TDCALL_LENGTH: Final = 4
 _VMCALL_LENGTH: Final = 3
 _MSR_LENGTH: Final = 2
+_STATES: Final = 4
+"""Numbers of page states."""
 _QUALIFICATIONS: Final = {AccessKind.READ: 1, AccessKind.WRITE: 2, AccessKind.FETCH: 4}
 
 
@@ -160,6 +162,8 @@ class Td:
         self.pending_events = 0
         self.attacked: set[int] = set()
         """Frames that the VMM attacked since the last rollback."""
+        self.met = 0
+        """A bit for each attack with the state that it met its page in, since then."""
         self.has_injected = False
         """Whether it injected an event since then."""
         self.lie = ""
@@ -211,6 +215,7 @@ class Td:
         self.accept_error = None
         self.pending_events = 0
         self.attacked.clear()
+        self.met = 0
         self.has_injected = False
         self.lie = ""
         self._ve = None
@@ -235,9 +240,11 @@ class Td:
     def attack(self, gfn: int, name: str, after: int) -> None:
         """The VMM attacks a frame when the guest has begun `after` more instructions; `name` is one
         of `SEPT_ATTACKS`."""
+        number = tuple(SEPT_ATTACKS).index(name)
 
         def carry_out(_vcpu: Vcpu) -> None:
             self.attacked.add(gfn)
+            self.met |= 1 << (_STATES * number + self.sept.state(gfn))
             SEPT_ATTACKS[name].carry_out(self.sept, gfn)
 
         self._machine.intervene(after, carry_out)

@@ -13,6 +13,7 @@ import pytest
 from guestemu.abi.addresses import PAGE_SIZE
 from guestemu.abi.errors import InputError
 from guestemu.abi.regions import Region
+from guestemu.campaign.near_misses import near_misses
 from guestemu.campaign.planted.catalogue_td import TD_BUGS
 from guestemu.campaign.targets import find_target
 from guestemu.checks.page_states import CONTENT
@@ -133,6 +134,23 @@ def test_a_page_that_is_accepted_twice_can_be_replaced_between(testbed: Testbed)
     (twice,) = (bug for bug in TD_BUGS if bug.id == "T14")
     assert TWICE in violations(twice.planted.build(), during)
     assert violations(testbed, during) == set()
+
+
+def test_a_search_sees_in_which_state_an_attack_met_its_page(testbed: Testbed) -> None:
+    """Shared at the begin of an encryption, accepted behind its end; another page is no hit."""
+    seen: list[set[int]] = []
+    other = Op(OpKind.HYPERVISOR_PAGE, (ATTACKS["block"], NOW), Region.D, PAGE + 1)
+    testbed.observe = lambda view: seen.append({*near_misses(view, False)})
+    try:
+        for hostile in (attack("block"), attack("block", 1 << 14), other):
+            testbed.run([DECRYPT, hostile, ENCRYPT, READ])
+    finally:
+        testbed.observe = None
+    early, late, missed = seen[2], seen[6], seen[10]
+    read_early, read_late = seen[3], seen[7]
+    assert early - late
+    assert early - missed
+    assert read_early != read_late
 
 
 def test_a_guest_that_accepts_an_empty_page_goes_on_with_what_it_did_not_write(
