@@ -43,6 +43,7 @@ class Tried:
         is_over: bool = False,
     ) -> None:
         self.programs: list[tuple[Op, ...]] = []
+        self.traced: list[bool] = []
         self.most: list[int] = []
         self._fails = fails
         self._make = make
@@ -55,6 +56,7 @@ class Tried:
         if self._is_over:
             return None
         self.programs.append(ops)
+        self.traced.append(traced)
         last = len(ops) - 1
         seen = [self._make(last, "something else")]
         if self._fails(ops):
@@ -68,14 +70,21 @@ class Tried:
 
 
 def test_operations_that_are_not_needed_go() -> None:
-    for needed in ((READ,), (UNMAP, READ), (BEFORE, READ), (BEFORE, UNMAP, READ)):
+    given = (BEFORE, UNMAP, READ)
+    for needed in ((READ,), (UNMAP,), (BEFORE,), (UNMAP, READ), (BEFORE, READ), given):
         tried = Tried(lambda ops, needed=needed: set(needed) <= set(ops))
         found = tried.finding(BEFORE, UNMAP, READ, BEHIND, at=2)
         assert found.ops == needed
         assert found.violation.op == len(needed) - 1
         assert not any(BEHIND in ops for ops in tried.programs), "it was never reached"
         assert () not in tried.programs
+        assert all(len(ops) <= len(given) for ops in tried.programs)
         assert tried.most == [16], "tries"
+
+
+def test_an_operation_that_another_one_needs_goes_after_that_one() -> None:
+    tried = Tried(lambda ops: READ in ops and (UNMAP in ops or BEFORE not in ops))
+    assert tried.finding(BEFORE, UNMAP, READ, at=2).ops == (READ,)
 
 
 def test_arguments_that_are_not_needed_are_as_by_default() -> None:
@@ -90,6 +99,7 @@ def test_a_program_stays_where_the_failure_does_not_show_again() -> None:
     ops = (BEFORE, UNMAP, READ)
     for tried in (Tried(lambda ops: True, is_over=True), Tried(lambda ops: False)):
         assert tried.finding(*ops, BEHIND, at=2).ops == ops
+        assert len(set(tried.programs)) == len(tried.programs), "none is tried twice"
 
 
 def test_the_key_names_the_check_the_operation_and_no_directory() -> None:
@@ -122,6 +132,7 @@ def one_page(monkeypatch):
         tried = Tried(fails, lambda op, name=seen: recorded(op, name))
         tried.sees_code = sees_code
         (found,) = identify(tried, Case(ops, recorded(len(ops) - 1, symptom, message)))
+        assert all(tried.traced)
         return found.ops, tried.programs
 
     monkeypatch.setattr(identification, "_search", search)
@@ -139,6 +150,14 @@ def test_a_range_becomes_the_page_that_is_recorded_wrong(one_page) -> None:
     assert programs == [one for page in (begin, wrong, end) for one in ((page,), (BEFORE, page))], (
         "as it is where no page shows it alone"
     )
+
+
+def test_a_case_in_which_no_search_ends_stands_as_it_is(monkeypatch) -> None:
+    case, tried = Case((BEFORE, READ), recorded(1)), Tried(lambda ops: False)
+    for ends in ([], [as_it_is(tried, (READ,), recorded(0))]):
+        monkeypatch.setattr(identification, "_search", lambda *_case, ends=ends: ends)
+        (found,) = identify(tried, case)
+        assert found.ops == ((READ,) if ends else case.ops)
 
 
 def test_what_one_page_has_to_show(one_page) -> None:

@@ -14,11 +14,14 @@ from found import call
 
 from guestemu.abi.errors import EngineError
 from guestemu.abi.x86 import Mode
+from guestemu.campaign.planted.hosts_merged import HalfTruncatedHost
 from guestemu.campaign.triage import probe as probes
+from guestemu.campaign.triage.hostcode import ByteCodeTrace
 from guestemu.campaign.triage.probe import Look, Probe, Sighting, lower_halves, neighbours
 from guestemu.campaign.triage.rules import ACCEPTED
 from guestemu.campaign.triage.symptom import Symptom
 from guestemu.checks.base import Violation
+from guestemu.host.standin import StandInVcpu
 from guestemu.program.ops import Op, OpKind
 from guestemu.program.program import Header
 
@@ -189,3 +192,22 @@ def test_neighbours_differ_in_one_field() -> None:
 
 def test_other_attributes_are_the_only_change() -> None:
     assert probes.with_attributes(CALL, 7) == call(0x1000, 2, 7)
+
+
+# Whose code counts --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_model", [False, True])
+def test_the_code_of_a_planted_bug_is_its_hosts_and_the_model_below_is_not(is_model) -> None:
+    """A class of the zoo is what a user's is: the model that it derives from is not suspected."""
+    host = HalfTruncatedHost()
+    host.reset(64)
+    code = ByteCodeTrace(is_model)
+    code.start()
+    try:
+        host.hypercall(StandInVcpu(is_64bit=False).hypercall(12, 0x1000, 1))
+    finally:
+        code.stop()
+    files = {place.partition(".py:")[0].rpartition("/")[2] for place in code.places(code.take())}
+    assert "hosts_merged" in files
+    assert ("merged" in files) is is_model

@@ -33,7 +33,7 @@ Spots: TypeAlias = frozenset[int]
 
 _OWN: Final = f"{Path(guestemu.__file__).parent}/"
 _MODELS: Final = f"{_OWN}host/"
-_PLANTED: Final = f"{_OWN}zoo/"
+_PLANTED: Final = f"{_OWN}campaign/planted/"
 _SHIFT: Final = 20
 _Tracer: TypeAlias = Callable[[FrameType, str, object], "_Tracer | None"]
 
