@@ -34,7 +34,8 @@ U32, U64 = (1 << 32) - 1, (1 << 64) - 1
 class Scene:
     """`exits` are (nr, gpa, pages, attributes, ret, cpl, is_64bit); `host`, `tables` and `alias`
     are the maps after the operation, which begin as those before it. `value` is what the operation
-    gave back."""
+    gave back. A host that claims the contract keeps a record, unless `keeps_record` says otherwise.
+    """
 
     def __init__(self, op: Op, value: int = 0) -> None:
         self.op = op
@@ -46,6 +47,7 @@ class Scene:
         self.host = self.host_before.copy()
         self.tables = self.tables_before.copy()
         self.has_contract = True
+        self.keeps_record: bool | None = None
         self.ready_before = self.ready = False
 
     @property
@@ -55,6 +57,11 @@ class Scene:
         bed = SimpleNamespace(guest=guest)
         place: tuple[int, int] | None = Testbed._range(bed, self.op)
         return place
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the host's record is judged after raw calls."""
+        return self.has_contract if self.keeps_record is None else self.keeps_record
 
     def convert(self, wants_private: bool) -> None:
         """Makes the maps what a right conversion makes of them."""
@@ -68,7 +75,7 @@ class Scene:
         """What the checks say, on a host that claims the contract or on one that does not."""
         host = SimpleNamespace(
             contract=CONTRACT if self.has_contract else "",
-            contract_state=self.has_contract,
+            contract_state=self.is_recorded,
             migration_ready=self.ready,
             serves_migration_control=True,
             records_conversions=True,
@@ -118,6 +125,8 @@ class NativeJudge:
 
     def __init__(self, library: ctypes.PyDLL) -> None:
         self._library = library
+        self.objected = False
+        """Whether the last scene was judged wrong for an answer or the record of raw calls."""
         library.fast_judge.restype = ctypes.c_bool
         library.fast_range.restype = ctypes.c_bool
 
@@ -140,16 +149,21 @@ class NativeJudge:
         record.frames = FRAMES
         for region, first in FIRST.items():
             record.regions[region] = RegionRecord(0, first << PAGE_SHIFT, PAGES)
-        record.answers_judged = record.record_judged = scene.has_contract
+        record.answers_judged, record.record_judged = scene.has_contract, scene.is_recorded
         record.ready = scene.ready
         record.exit_count = len(scene.exits)
         for number, (nr, gpa, pages, attributes, ret, cpl, is_64bit) in enumerate(scene.exits):
             words = (ctypes.c_uint64 * 4)(gpa, pages, attributes, 0)
             record.exits[number] = NativeExit(nr, words, ret & U64, cpl, is_64bit)
+        stale = (ctypes.c_uint64 * 4)(0, FRAMES, 0, 0)  # of an operation before
+        record.exits[len(scene.exits)] = NativeExit(12, stale, 0, 0, True)
         op = self._op(scene)
         value = ctypes.c_int64(scene.value)
         before = ctypes.c_uint64(scene.ready_before)
-        return bool(self._library.fast_judge(ctypes.byref(record), ctypes.byref(op), value, before))
+        judge = self._library.fast_judge
+        is_right = bool(judge(ctypes.byref(record), ctypes.byref(op), value, before))
+        self.objected = bool(record.objected)
+        return is_right
 
     def range(self, scene: Scene) -> tuple[int, int] | None:
         """The frames that the C takes for the range of the operation."""

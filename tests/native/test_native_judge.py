@@ -174,6 +174,37 @@ def test_a_host_without_the_contract_is_asked_for_conversions_only(judge: Native
     assert verdicts(judge, scene) == (False, False)
 
 
+def test_a_record_is_judged_where_answers_are_not(judge: NativeJudge) -> None:
+    """A call that K3-c lets not through records nothing, whatever it was answered."""
+    for fields in ({"gpa": 0x6001}, {"gpa": 0x6800}, {"pages": 0}, {"cpl": 3}, {"nr": 13}):
+        for recorded, is_right in (([], True), ([(6, 0)], False)):
+            scene = notified(0, **{"gpa": 0x6000, **fields}, recorded=recorded)
+            scene.has_contract, scene.keeps_record = False, True
+            assert verdicts(judge, scene) == (is_right, is_right)
+            assert judge.objected is not is_right
+
+
+def test_what_is_wrong_with_raw_calls_is_noted_for_the_program(judge: NativeJudge) -> None:
+    for scene, objected in (
+        (notified(0, recorded=[(5, 0)]), False),
+        (notified(7), True),
+        (notified(0, gpa=0x6000), True),
+        (converted(DECRYPT), False),
+        (converted(DECRYPT, value=-77), False),
+    ):
+        judge.is_right(scene)
+        assert judge.objected is objected
+
+
+def test_a_conversion_may_reach_beyond_ram(judge: NativeJudge) -> None:
+    scene = converted(DECRYPT, Region.L, count=20, page=120)
+    first, count = scene.range
+    assert count < first < FRAMES < first + count
+    assert verdicts(judge, scene) == (True, True)
+    scene.host.invert(FRAMES - 1)
+    assert verdicts(judge, scene) == (False, False)
+
+
 def test_random_operations_are_judged_as_the_checks_judge_them(judge: NativeJudge) -> None:
     rng = random.Random(11)
     seen = {True: 0, False: 0}
