@@ -98,6 +98,7 @@ class FindingBook:
         self.deadline: float | None = None
         """When identification has to end (`time.monotonic`), None: never."""
         self._digests: dict[str, str] = {}
+        self._by_symptom: dict[str, str] = {}
         self._known: Spots = frozenset()
 
     def meet(self, ops: tuple[Op, ...], violations: list[Violation]) -> list[Case] | None:
@@ -178,7 +179,8 @@ class FindingBook:
 
     def settle(self, case: Case, seconds: float) -> tuple[list[Finding], str]:
         """Identifies and counts what is behind `case`: the findings that are new, and the key that
-        the case counts for (empty when it does not show again)."""
+        the case counts for (empty when it does not show again). A search that the clock ended has
+        no canonical program, so it counts for a finding with the same symptom, if there is one."""
         sign = self._sign(case)
         new: list[Finding] = []
         first = ""
@@ -187,7 +189,11 @@ class FindingBook:
         self.probe.limit(_RUNS, None if self.deadline is None else start + left)
         for finding in identify(self.probe, case, self._known):
             self._known |= finding.spots
-            key = self._digests.setdefault(digest_of(finding.key), finding.key)
+            key = self._digests.get(digest_of(finding.key), "")
+            if not key and self.probe.is_late:
+                key = self._by_symptom.get(finding.symptom, "")
+            key = key or self._digests.setdefault(digest_of(finding.key), finding.key)
+            self._by_symptom.setdefault(finding.symptom, key)
             first = first or key
             count = self.findings.get(key)
             if count is None:

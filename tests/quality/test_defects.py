@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -203,6 +204,17 @@ def test_the_first_page_of_a_range_is_one_finding_also_where_it_is_the_whole_ran
         "self.record(low + 1, high, private)"
     ]
     assert len(book.findings) == 1
+
+
+def test_a_search_that_the_clock_ended_is_no_second_finding(tmp_path):
+    spec = defects.write(tmp_path, "attributes-word")
+    book = make_book(load_host(spec, plugin=spec.rpartition(":")[0]))
+    (first,) = file(book, [[call(0, 1, 1)]])
+    ops = (call(0x5000, 7, 1 << 51),)
+    (case,) = book.meet(ops, book._executor.run(ops))
+    book.deadline = time.monotonic()
+    assert book.settle(case, 1.0) == ([], first.key)
+    assert book.findings[first.key].count == 2
 
 
 @pytest.mark.skipif(load_library() is None, reason="no machine code for this host")

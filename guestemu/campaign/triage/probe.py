@@ -391,8 +391,11 @@ class Probe:
     @property
     def is_over(self) -> bool:
         """Whether the bound is reached."""
-        if self._runs_left is not None and self.runs >= self._runs_left:
-            return True
+        return self.is_late or (self._runs_left is not None and self.runs >= self._runs_left)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether its deadline has passed."""
         return self._deadline is not None and time.monotonic() >= self._deadline
 
     def suspicious(self, sighting: Sighting) -> Spots:
