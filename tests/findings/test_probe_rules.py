@@ -58,6 +58,7 @@ def test_the_first_operation_that_went_wrong_has_the_first_sightings() -> None:
         assert look.first == seen
     look = Look((one, two, later), (), bitarray(1), is_ready=False)
     assert look.first == (one, two)
+    assert Look((one, later), (), bitarray(1), is_ready=False).first == (one,)
     assert look.violations == [found.violation for found in (one, two, later)]
 
 
