@@ -14,6 +14,7 @@ from guestemu.checks.free import FreePagesCheck
 from guestemu.checks.migration_control import MigrationControlCheck
 from guestemu.checks.progress import ProgressCheck
 from guestemu.checks.ready import ReadyCheck
+from guestemu.checks.record import RecordCheck
 from guestemu.checks.results import ResultCheck
 from guestemu.events.exits import HypercallExit, RdmsrExit, WrmsrExit
 from guestemu.machine.exits import Shutdown
@@ -93,7 +94,7 @@ def test_migration_control(seen, is_right) -> None:
     assert bool(MigrationControlCheck().after(seen)) is not is_right
 
 
-@pytest.mark.parametrize("kind", [MigrationControlCheck, ResultCheck])
+@pytest.mark.parametrize("kind", [MigrationControlCheck, RecordCheck, ResultCheck])
 def test_a_rule_of_the_merged_abi_holds_for_hosts_of_no_patch_set(kind) -> None:
     hosts = [SimpleNamespace(contract=name) for name in ("map-gpa-range", "")]
     assert all(map(kind.applies, hosts))

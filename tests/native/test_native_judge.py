@@ -196,8 +196,9 @@ def test_what_is_wrong_with_raw_calls_is_noted_for_the_program(judge: NativeJudg
         assert judge.objected is objected
 
 
-def test_a_conversion_may_reach_beyond_ram(judge: NativeJudge) -> None:
-    scene = converted(DECRYPT, Region.L, count=20, page=120)
+@pytest.mark.parametrize("kind", [DECRYPT, ENCRYPT])
+def test_a_conversion_may_reach_beyond_ram(judge: NativeJudge, kind: OpKind) -> None:
+    scene = converted(kind, Region.L, count=20, page=120)
     first, count = scene.range
     assert count < first < FRAMES < first + count
     assert verdicts(judge, scene) == (True, True)
