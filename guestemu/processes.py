@@ -34,6 +34,14 @@ def interrupt(_number: int, frame: FrameType | None) -> None:
         raise error
 
 
+def _send_again(number: int) -> None:
+    main = threading.main_thread().ident
+    assert main is not None
+    again = threading.Timer(_AGAIN, signal.pthread_kill, (main, number))
+    again.daemon = True
+    again.start()
+
+
 class EndSignals:
     """While entered, each of `END_SIGNALS` raises KeyboardInterrupt in the main thread. A signal
     that the process was started to ignore stays ignored. Does nothing in other threads.
@@ -44,6 +52,7 @@ class EndSignals:
     def __init__(self) -> None:
         self._before: dict[signal.Signals, Any] = {}
         self._hook = sys.unraisablehook
+        self._is_in_hook = False
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -69,16 +78,18 @@ class EndSignals:
         if not issubclass(dropped.exc_type, KeyboardInterrupt):
             self._hook(dropped)
             return
-        main = threading.main_thread().ident
         number = next(iter(self._before), None)
-        if main is not None and number is not None:
-            again = threading.Timer(_AGAIN, signal.pthread_kill, (main, number))
-            again.daemon = True
-            again.start()
+        if number is not None:
+            self._is_in_hook = True
+            _send_again(number)
+            self._is_in_hook = False  # nothing is called behind this: no handler runs any more
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """What a signal does."""
-        interrupt(number, frame)
+        if self._is_in_hook:  # on a slow machine it is there before its thread's start is told
+            _send_again(number)
+        else:
+            interrupt(number, frame)
 
     def keep(self) -> None:
         """Leaves the signals as they are now when this is left."""

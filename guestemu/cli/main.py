@@ -19,6 +19,7 @@ exit status (`errors.EXIT_FINDINGS`) and raises `InputError`, `MissingError` …
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import pkgutil
@@ -33,6 +34,7 @@ from guestemu.processes import EndSignals
 
 if TYPE_CHECKING:
     import typer
+    from typer.core import TyperGroup
 
 _PROGRAM: Final = "guestemu"
 _ABOUT: Final = "Run, fuzz and replay page-encryption conversions without SEV hardware."
@@ -89,6 +91,20 @@ def _build(verbs: Mapping[str, str]) -> tuple[typer.Typer, dict[str, ModuleType]
     )
     app.callback()(root)
     return app, {verb: _register(app, verb, name) for verb, name in verbs.items()}
+
+
+@functools.cache
+def _command(verbs: tuple[tuple[str, str], ...]) -> tuple[TyperGroup, dict[str, ModuleType]]:
+    """The command of `verbs`, names and their modules: made once by a process that calls `main`
+    again and again."""
+    from typer.core import TyperGroup
+    from typer.main import get_command
+
+    app, modules = _build(dict(verbs))
+    command = get_command(app)
+    assert isinstance(command, TyperGroup)  # it has a callback
+    _help.keep_all_examples(command)
+    return command, modules
 
 
 def source_of(name: str) -> str:
@@ -165,14 +181,10 @@ def _run(arguments: Sequence[str], package: str) -> int:
         _overview(verbs)
         return errors.EXIT_OK
     wanted = _wanted(arguments, verbs)
-    import typer.main
-
     from guestemu.parts import load_parts
 
     load_parts()
-    app, modules = _build(wanted)
-    command = typer.main.get_command(app)
-    _help.keep_all_examples(command)
+    command, modules = _command(tuple(wanted.items()))
     words = _words(command, arguments)
     console.begin(words)
     with console.busy(f"{_PROGRAM} {words.replace('.', ' ')}"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 import weakref
 
@@ -34,3 +35,17 @@ def test_an_interrupt_in_a_callback_of_a_weak_reference_is_not_lost() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         lose()
+
+
+def test_an_interrupt_that_is_early_is_not_lost_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It arrives while the thread that sends it again is started, as on a slow machine."""
+    start = threading.Timer.start
+    slow = iter((True,))
+
+    def started(timer: threading.Timer) -> None:
+        start(timer)
+        if next(slow, False):
+            timer.join()
+
+    monkeypatch.setattr(threading.Timer, "start", started)
+    test_an_interrupt_in_a_callback_of_a_weak_reference_is_not_lost()

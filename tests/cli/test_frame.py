@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from guestemu import __version__
-from guestemu.cli.main import find_verbs, main
+from guestemu.cli.main import _command, find_verbs, main
 
 PACKAGE = "frame_verbs"
 
@@ -115,6 +115,7 @@ def verbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         (directory / f"{name}.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delenv("GUESTEMU_TRACEBACK", raising=False)
+    _command.cache_clear()
     for name in [name for name in sys.modules if name.split(".")[0] == PACKAGE]:
         monkeypatch.delitem(sys.modules, name)
     return str(tmp_path)
