@@ -84,6 +84,12 @@ def test_a_refusal_that_sev_ignores_is_known_and_one_that_a_td_ignores_is_not() 
     assert find_known(Key("sev", "fail-second-split"), ("record", "untold")) == "half-way"
 
 
+def test_bytes_that_were_copied_one_by_one_through_two_views_are_a_known_defect() -> None:
+    assert find_known(Key("sev", "early-content"), ("one-byte", "value")) == "early-buffer"
+    assert find_known(Key("sev", "early-content"), ("value",)) == ""
+    assert find_known(Key("snp", "early-content"), ("one-byte", "value")) == ""
+
+
 def test_a_verdict_follows_from_outcome_and_defect() -> None:
     assert verdict_of(cell("decrypt", RIGHT)) == RIGHT
     assert verdict_of(cell("half-way", NOT_SEEN)) == RIGHT

@@ -366,6 +366,8 @@ def _judge(row: BatteryRow, answer: str, run: Run, frames: tuple[FrameViews, Fra
         words.add("vm-stopped")
     if not is_told and last is not None and not _is_wanted(row.value, last):
         words.add("value")
+        if row.value == _A_WORD and not (last ^ _A_WORD) & 0xFF:
+            words.add("one-byte")
     if not (answer or row.may_warn) and any(result.outcome.warnings for result in results):
         words.add("warn")
     hypercalls = sum(told.is_hypercall for result in results for told in result.exits)

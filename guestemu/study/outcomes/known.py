@@ -108,6 +108,13 @@ KNOWN: Final = (
         f"early_set_memory_enc_dec(), {_MEM_ENCRYPT}",
     ),
     KnownDefect(
+        "early-buffer",
+        "Built with clang: an early conversion copies without its buffer and loses the bytes",
+        "6.1 or before",
+        f"__sme_early_enc_dec(), {_MEM_ENCRYPT}",
+        (_shows(_SEV, "early-content", "one-byte"),),
+    ),
+    KnownDefect(
         "refusal-ignored",
         "The host's refusal is ignored",
         "5.16",
