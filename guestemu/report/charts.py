@@ -29,7 +29,7 @@ _BOTTOM: Final = 28
 _TOP: Final = 26
 _BAR: Final = 24
 _TICKS: Final = 5
-_LABEL: Final = 260
+_LABEL: Final = 320
 _CHARACTER: Final = 7
 _WIDE: Final = 9
 """Of a name in a narrow window, where texts are larger."""

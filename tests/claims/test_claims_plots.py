@@ -31,7 +31,7 @@ def test_bars_are_percent_of_the_converted_pages() -> None:
     plot = rewritten_plot("c9", paths)
     assert texts(plot.svg) == ["a<b: alloc", "75 %", "c: free", "0 %"]
     widths = [bar.get("width") for bar in ElementTree.fromstring(plot.svg).iter(f"{SVG}rect")]
-    assert widths == ["530.0", "0.0"]
+    assert widths == ["470.0", "0.0"]
 
 
 def test_a_boot_is_counted_in_exits() -> None:

@@ -119,7 +119,7 @@ def test_the_command_of_a_witness_shows_it(
         for witness in result.witnesses:
             if witness.command.startswith("guestemu explore"):
                 assert main(shlex.split(witness.command)[1:]) == 1
-                assert capsys.readouterr().out.startswith(witness.text)
+                assert capsys.readouterr().out.startswith(f"The page is lost: {witness.text}\n")
                 seen += 1
     assert seen > 10
 

@@ -22,7 +22,7 @@ from guestemu.report.document import document_page
 if TYPE_CHECKING:
     from tests.conftest import Drawn
 
-PLOTS = ("shared-over-time", "lifetimes", "address-map", "device-hypercalls", "driver-lanes")
+PLOTS = ("shared-over-time", "driver-lanes", "address-map", "lifetimes", "device-hypercalls")
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +69,10 @@ def test_few_cells_are_bars_with_their_addresses_and_figures() -> None:
     run = ModelRun("6.1", 64)
     cells = tuple(MapCell(n << 9, 512, 256 * (n == 2), 128 * (n == 2), n == 2) for n in range(32))
     root = plots(document_page(dma_document(run.report(), "few", cells)))["address-map"]
-    assert [text.text for text in root.findall("text")] == [
-        "0x400000-0x5fffff",
-        "at most 256, 128 at the end",
-    ]
+    texts = [text.text for text in root.findall("text")]
+    assert texts[:2] == ["guest address (GPA)", "shared pages of 512"]
+    assert texts[2:-2] == ["0", "200", "400"]
+    assert texts[-2:] == ["0x400000-0x5fffff", "at most 256, 128 at the end"]
     widths = {one.get("class"): float(one.get("width", "")) for one in root.findall("rect")}
     assert widths["was"] == 2 * widths["now"] == widths["frame"] / 2
 
