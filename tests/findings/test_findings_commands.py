@@ -80,6 +80,15 @@ def test_triage_says_what_was_mended_and_what_cannot_run(campaign, answer, tmp_p
     program.write_text(host.sub("host map-gpa-range", text))
     (found,) = answer("triage", workdir)["findings"]
     assert found["state"] == "gone"
+    good = tmp_path / "good.py"
+    good.write_text(
+        "from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost\n"
+        "class Good(MapGpaRangeHost):\n    pass\n"
+    )
+    program.write_text(host.sub(f"host good.py:Good", text))
+    (found,) = answer("triage", "--plugins", tmp_path, workdir)["findings"]
+    assert found["state"] == "gone"
+    assert "--plugins" in found["commands"][0]
     program.write_text(host.sub("host xen", text))
     (found,) = answer("triage", workdir, status=2)["findings"]
     assert found["state"].startswith("error: ")

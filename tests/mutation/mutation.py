@@ -171,11 +171,10 @@ def _users_of(target: str) -> set[str]:
     }
 
 
-def _change_c(part: str, source: str) -> None:
-    """Makes the build take its sources from a copy with the change."""
+def _change_c(part: str, source: str, place: Path) -> None:
+    """Makes the build take its sources from a copy in `place` with the change."""
     from guestemu.native import build
 
-    place = Path(tempfile.mkdtemp(prefix="mutant-"))
     for library in build.LIBRARIES:
         shutil.copytree(PACKAGE / library.directory, place / library.directory)
     (place / part).write_text(source, encoding="utf-8")
@@ -413,7 +412,8 @@ class _Part:
     def _is_noticed(self, mutant: Mutant, tests: list[pytest.Item]) -> bool:
         if self._is_c:
             self._reached.add(mutant.name)
-            return not _in_fork(lambda: _compiled(self.name, mutant, tests))
+            with tempfile.TemporaryDirectory(prefix="mutant-") as place:
+                return not _in_fork(lambda: _compiled(self.name, mutant, tests, Path(place)))
         tests = self.loaded.tests_of(mutant)
         changes = self.loaded.changes(mutant) if tests else {}
         if not changes:
@@ -450,9 +450,10 @@ def _exchanged(loaded: Loaded, changes: dict[CodeType, CodeType], tests: list[py
     return all(map(_passes, tests, [*tests[1:], None]))
 
 
-def _compiled(part: str, mutant: Mutant, tests: list[pytest.Item]) -> bool:
-    """Whether `tests` pass, which compile the C themselves, with the mutant among its sources."""
-    _change_c(part, mutant.source)
+def _compiled(part: str, mutant: Mutant, tests: list[pytest.Item], place: Path) -> bool:
+    """Whether `tests` pass, which compile the C themselves, with the mutant among its sources, a
+    copy of which is made in `place`."""
+    _change_c(part, mutant.source, place)
     return all(map(_passes, tests, [*tests[1:], None]))
 
 

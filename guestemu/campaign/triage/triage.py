@@ -101,19 +101,20 @@ def programs_in(workdirs: Sequence[Path]) -> int:
 
 def _look(path: Path, count: FindingCount | None, permissions: Permissions) -> _Group:
     counts = [] if count is None else [count]
+    program: Program | None = None
     try:
         program = with_plugin(load_program(path), permissions, path)
         plain = msgspec.structs.replace(program, expectations=())
         is_unstable = path.stem.startswith(f"{NOT_REPRODUCIBLE}-")
         if is_unstable and run_program(plain).outcome.is_ok:
-            return _Group(path.stem, "not shown again", [path], counts)
+            return _Group(path.stem, "not shown again", [path], counts, program=program)
         findings = findings_of(plain)
     except ProgramTimeError as error:
-        return _Group(path.stem, f"time-up: {error}", [path], counts)
+        return _Group(path.stem, f"time-up: {error}", [path], counts, program=program)
     except GuestemuError as error:
-        return _Group(path.stem, f"error: {error}", [path], counts)
+        return _Group(path.stem, f"error: {error}", [path], counts, program=program)
     if not findings:
-        return _Group(path.stem, "gone", [path], counts)
+        return _Group(path.stem, "gone", [path], counts, program=program)
     digest = digest_of(path.stem)
     same = [finding for finding in findings if digest_of(finding.key) == digest]
     finding = (same or findings)[0]
