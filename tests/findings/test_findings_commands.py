@@ -85,7 +85,7 @@ def test_triage_says_what_was_mended_and_what_cannot_run(campaign, answer, tmp_p
         "from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost\n"
         "class Good(MapGpaRangeHost):\n    pass\n"
     )
-    program.write_text(host.sub(f"host good.py:Good", text))
+    program.write_text(host.sub("host good.py:Good", text))
     (found,) = answer("triage", "--plugins", tmp_path, workdir)["findings"]
     assert found["state"] == "gone"
     assert "--plugins" in found["commands"][0]
