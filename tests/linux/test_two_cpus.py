@@ -36,12 +36,20 @@ def test_a_conversion_is_in_force_on_both_cpus(race):
     assert raced["returned"] == {"0 0": 2}
 
 
-def test_a_neighbour_goes_back_and_a_cpu_goes_away_meanwhile(race):
-    """In `offline` CPU 1 is taken off while its thread stands in the conversion."""
-    words = ("--scenario", "back", "--scenario", "offline", "--order", "1:300,0:5000,1:20")
-    report, status = race("6.12", *words)
+ORDER = "1:300,0:5000,1:20"
+
+
+def test_a_neighbour_goes_back_meanwhile(race):
+    report, status = race("6.12", "--scenario", "back", "--order", ORDER)
     assert (status, keys(report)) == (0, set())
-    assert [raced["returned"] for raced in report["scenarios"]] == [{"0 0": 1}, {"0 0": 1}]
+    assert report["scenarios"][0]["returned"] == {"0 0": 1}
+
+
+@pytest.mark.soak  # where PID 1 was not built by gcc, both CPUs wait (docs/userland.md)
+def test_a_cpu_is_taken_off_while_its_thread_stands_in_the_conversion(race):
+    report, status = race("6.12", "--scenario", "offline", "--order", ORDER)
+    assert (status, keys(report)) == (0, set())
+    assert report["scenarios"][0]["returned"] == {"0 0": 1}
 
 
 def test_a_missing_remote_flush_leaves_a_stale_translation(race):
