@@ -19,15 +19,15 @@ kvm_mmu_faultin_pfn() of KVM (fact T12).
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator
-from itertools import compress, groupby
+from collections.abc import Iterable
+from itertools import compress
 from typing import Final
 
 from bitarray import bitarray
 
 from guestemu.abi import tdx
 from guestemu.machine.memory import GuestRam
-from guestemu.machine.view_gates import CLOSED, FETCH, OPEN, READ, WRITE, ViewGates
+from guestemu.machine.view_gates import CLOSED, FETCH, OPEN, READ, WRITE, ViewGates, state_runs
 
 ACCEPTED: Final = 0
 PENDING: Final = 1
@@ -206,7 +206,7 @@ class SecureEpt:
 
     def _apply(self, gfn: int, states: bytes | bytearray) -> None:
         gates, ram = self._gates, self._ram
-        runs = ((states[0], len(states)),) if len(states) == 1 else _runs(states)
+        runs = ((states[0], len(states)),) if len(states) == 1 else state_runs(states)
         for state, pages in runs:
             private, shared = _RIGHTS[state]
             if ram is not None:
@@ -238,9 +238,3 @@ class SecureEpt:
             for gfn, pages in self._changed:
                 self._apply(gfn, self._base[gfn : gfn + pages])
             self._changed.clear()
-
-
-def _runs(states: bytes | bytearray) -> Iterator[tuple[int, int]]:
-    """Each run of one state, and its length."""
-    for state, run in groupby(states):
-        yield state, len(list(run))

@@ -21,7 +21,8 @@ A machine without gates pays nothing. Gates are put in after a boot, at any time
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from guestemu.machine.exits import Exit, ViewFault
@@ -44,6 +45,15 @@ _UNMARKED: Final = bytes(value & _RIGHTS for value in range(256))
 RIGHT_OF: Final = {"read": READ, "write": WRITE, "fetch": FETCH, "walk": READ}
 
 FaultHandler = Callable[[ViewFault], Exit | None]
+
+
+_EQUAL: Final = re.compile(rb"(.)\1*", re.DOTALL)
+
+
+def state_runs(states: bytes | bytearray) -> Iterator[tuple[int, int]]:
+    """Each run of frames in one state, one byte for each frame: the state, and how many frames."""
+    for run in _EQUAL.finditer(states):
+        yield states[run.start()], run.end() - run.start()
 
 
 class ViewGates:

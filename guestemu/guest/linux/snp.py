@@ -15,7 +15,6 @@ guest are closed (`enforce`): the CPU stops before the access and gets #VC 0x404
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -60,7 +59,7 @@ from guestemu.machine.rmp import (
 )
 from guestemu.machine.snp_psc import AskUserSpace, SnpPsc, range_attributes
 from guestemu.machine.vcpu import Vcpu
-from guestemu.machine.view_gates import CLOSED, OPEN, READ_ONLY, ViewGates
+from guestemu.machine.view_gates import CLOSED, OPEN, READ_ONLY, ViewGates, state_runs
 
 _BY_MSR: Final = "psc-msr"
 _BY_BUFFER: Final = "psc-buffer"
@@ -75,8 +74,6 @@ _RIGHTS: Final = {
     FOREIGN: _NO_RIGHTS,
 }
 """Rights of the private and of the shared view, by `Rmp.state`."""
-_EQUAL: Final = re.compile(rb"(.)\1*", re.DOTALL)
-"""Equal bytes in a row."""
 
 
 class Snp:
@@ -204,9 +201,10 @@ class Snp:
             private, shared = _RIGHTS[self.rmp.state(gfn)]
             gates.set(gfn, 1, private=private, shared=shared)
             return
-        for run in _EQUAL.finditer(self.rmp.states(gfn, pages)):
-            private, shared = _RIGHTS[run[0][0]]
-            gates.set(gfn + run.start(), len(run[0]), private=private, shared=shared)
+        for value, count in state_runs(self.rmp.states(gfn, pages)):
+            private, shared = _RIGHTS[value]
+            gates.set(gfn, count, private=private, shared=shared)
+            gfn += count
 
     def _view_fault(self, fault: ViewFault) -> Exit | None:
         gfn = fault.gpa >> PAGE_SHIFT

@@ -364,10 +364,8 @@ def _judge(row: BatteryRow, answer: str, run: Run, frames: tuple[FrameViews, Fra
     words |= {end for end in ends if end != OK and not (is_told and end in _TOLD)}
     if run.stop is not None:
         words.add("vm-stopped")
-    if not is_told and last is not None and not _is_wanted(row.value, last):
-        words.add("value")
-        if row.value == _A_WORD and not (last ^ _A_WORD) & 0xFF:
-            words.add("one-byte")
+    if not is_told and last is not None:
+        words |= _value_words(row.value, last)
     if not (answer or row.may_warn) and any(result.outcome.warnings for result in results):
         words.add("warn")
     hypercalls = sum(told.is_hypercall for result in results for told in result.exits)
@@ -395,6 +393,14 @@ def _is_wanted(wanted: int, value: int) -> bool:
     if wanted == _ADDRESS:
         return value > 0
     return value < 0 if wanted == _ERROR else value == wanted
+
+
+def _value_words(wanted: int, value: int) -> set[str]:
+    """What is wrong with a value."""
+    if _is_wanted(wanted, value):
+        return set()
+    is_first_right = wanted == _A_WORD and not (value ^ wanted) & 0xFF
+    return {"value", "one-byte"} if is_first_right else {"value"}
 
 
 def _tell(run: Run, ends: list[str], differing: dict[str, int]) -> str:
