@@ -2,10 +2,10 @@
 """Several CPUs of a running kernel, one at a time in the one emulated CPU (fact U30).
 
 CPUs take turns of `SLICE` basic blocks; a turn also ends where the CPU halts, sends an IPI, or is
-sent one. An order of turns (`Turn`) comes before that. Each change empties the emulator's TLB, so a
-guest that forgets a remote flush is caught only where CPUs keep their translations
-(machine/translations.py). A CPU begins in real mode at the page that a start-up IPI names (Linux:
-trampoline_64.S).
+sent one. A CPU with interrupts off takes what waits soon after it turns them on (running.py). An
+order of turns (`Turn`) comes before that. Each change empties the emulator's TLB, so a guest that
+forgets a remote flush is caught only where CPUs keep their translations (machine/translations.py).
+A CPU begins in real mode at the page that a start-up IPI names (Linux: trampoline_64.S).
 """
 
 from __future__ import annotations

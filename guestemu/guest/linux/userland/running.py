@@ -91,6 +91,8 @@ _INTERCEPTED: Final = "intercepted"
 _SYSCALL: Final = b"\x0f\x05"
 _HLT: Final = b"\xf4"
 _CHUNK: Final = 200_000
+_WINDOW: Final = 64
+"""Basic blocks after which a CPU with interrupts off that has one waiting is looked at again."""
 _NS_PER_BLOCK: Final = 2
 _TSC_STEP: Final = 1000
 _KERNEL_ADDRESS: Final = 0xFFFF_8880_0000_0000
@@ -502,7 +504,7 @@ class RunningKernel:
                 return Ended("until", "the condition holds")
             ended = None if self.hardware.cpus is None else self._choose_cpu()
             if ended is None:
-                ended = self._handle(self._execute(min(self._chunk, last - self.blocks)))
+                ended = self._handle(self._execute_chunk(min(self._chunk, last - self.blocks)))
             if ended is not None:
                 return ended
         return Ended("budget", f"{budget} basic blocks are used up in {self.where}")
@@ -562,6 +564,27 @@ class RunningKernel:
     def where(self) -> str:
         """The kernel function where the CPU stands, or the address."""
         return self.kernel.symbol_at(self._rip)
+
+    def _execute_chunk(self, chunk: int) -> Exit:
+        """Up to `chunk` basic blocks. Of several CPUs, one that turns interrupts on takes what
+        waits for it within `_WINDOW` blocks: so a CPU that waits for its answer gets it."""
+        last = self.blocks + chunk
+        while self.hardware.cpus is not None and self._holds_interrupts_off():
+            window = min(_WINDOW, last - self.blocks)
+            last_window = self.blocks + window
+            end = self._execute(window)
+            if not isinstance(end, BudgetExhausted) or self.blocks < last_window:
+                return end  # something else ended it
+            self._rip = end.rip
+            if self.blocks >= last or not self._holds_interrupts_off():
+                return end
+        return self._execute(last - self.blocks)
+
+    def _holds_interrupts_off(self) -> bool:
+        """Whether an interrupt waits for the current CPU, which has interrupts off."""
+        vcpu = self.machine.current
+        flags = vcpu.read_register("rflags")
+        return not flags & RFLAGS_IF and self.hardware.has_interrupt(vcpu.index)
 
     def _execute(self, chunk: int) -> Exit:
         vcpu, watch = self.machine.current, self.machine.hooks.watch
