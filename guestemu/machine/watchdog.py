@@ -78,6 +78,8 @@ class Watchdog:
     def __enter__(self) -> Self:
         if self._is_main:
             self._before = signal.signal(_SIGNAL, self._on_signal)
+            self._say = sys.unraisablehook
+            sys.unraisablehook = self._on_unraisable
         self._watched = None if self._machine is None else self._machine().launcher
         if self._watched is not None:
             self._watched.share_interpreter(True)
@@ -117,6 +119,7 @@ class Watchdog:
         if self._is_main:
             signal.pthread_sigmask(signal.SIG_BLOCK, ())  # a signal on its way arrives here
             signal.signal(_SIGNAL, self._before)
+            sys.unraisablehook = self._say
 
     def _left(self) -> float:
         return min(self._cpu_end - time.process_time(), self._wall_end - time.monotonic())
@@ -126,6 +129,11 @@ class Watchdog:
             error = TimeUp(self.text)
             if not defer(error, frame):
                 raise error
+
+    def _on_unraisable(self, args: sys.UnraisableHookArgs) -> None:
+        """A finalizer was interrupted, from where no error arrives: the next signal's does."""
+        if not isinstance(args.exc_value, TimeUp):
+            self._say(args)
 
     @property
     def _grace(self) -> float:

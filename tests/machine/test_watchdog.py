@@ -106,6 +106,27 @@ def test_a_host_that_does_not_return_is_the_hosts_defect(
     assert Path("out.xml").is_file()
 
 
+FINALIZER = """
+class Held:
+    def __del__(self):
+        while True:
+            pass
+"""
+
+
+def test_a_finalizer_that_does_not_return_is_interrupted_without_a_word(
+    tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    body = "held = Held(); del held; return super().hypercall(call)"
+    Path("slow.py").write_text(FINALIZER + HOST.format(body))
+    Path("a.prog").write_text(GOOD)
+    assert main(["run", "a.prog", "--host", "slow.py:Host", "--json", "--limit", str(LIMIT)]) == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["outcome"] == TIME_UP
+    assert captured.err == ""
+
+
 SWALLOWS = "while True:\n            try: time.sleep(1)\n            except: pass"
 KEEPS_THE_LOCK = "import re; re.match('(a*)*b', 'a' * 60)"
 
