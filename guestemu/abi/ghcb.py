@@ -48,6 +48,7 @@ EXIT_MMIO_READ: Final = 0x8000_0001
 EXIT_MMIO_WRITE: Final = 0x8000_0002
 EXIT_AP_JUMP_TABLE: Final = 0x8000_0005
 EXIT_PSC: Final = 0x8000_0010
+EXIT_AP_CREATION: Final = 0x8000_0013
 EXIT_HV_FEATURES: Final = 0x8000_FFFD
 EXIT_TERM_REQUEST: Final = 0x8000_FFFE
 
@@ -59,6 +60,15 @@ RESP_MALFORMED_INPUT: Final = 2
 
 AP_JUMP_TABLE_SET: Final = 0
 AP_JUMP_TABLE_GET: Final = 1
+
+AP_CREATE_ON_INIT: Final = 0
+AP_CREATE: Final = 1
+AP_DESTROY: Final = 2
+"""What SVM_VMGEXIT_AP_CREATION asks for: SW_EXITINFO1 [31:0]; [63:32] is the APIC id."""
+
+SEV_FEATURE_SNP_ACTIVE: Final = 1 << 0
+SEV_FEATURE_INJECTION_MODES: Final = 1 << 3 | 1 << 4
+"""Bits of SEV_FEATURES in a VMSA: restricted and alternate injection."""
 
 EVTINJ_TYPE_EXCEPTION: Final = 3 << 8
 EVTINJ_VALID_ERROR: Final = 1 << 11
@@ -93,6 +103,7 @@ PSC_ERROR_INVALID_ENTRY: Final = 1 << 32 | 2
 RMP_OK: Final = 0
 RMP_FAIL_INPUT: Final = 1
 RMP_FAIL_PERMISSION: Final = 2
+RMP_FAIL_IN_USE: Final = 3
 RMP_FAIL_OVERLAP: Final = 4
 RMP_FAIL_SIZE_MISMATCH: Final = 6
 
@@ -100,6 +111,9 @@ VMGEXIT: Final = b"\xf3\x0f\x01\xd9"
 PVALIDATE: Final = b"\xf2\x0f\x01\xff"
 RMPADJUST: Final = b"\xf3\x0f\x01\xfe"
 """The instructions' bytes."""
+
+RMPADJUST_VMSA: Final = 1 << 16
+"""The bit of RDX that makes a page a VMSA."""
 
 # Termination requests ----------------------------------------------------------------------------
 

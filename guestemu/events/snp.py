@@ -67,12 +67,30 @@ class Validation(Event, frozen=True, gc=False, tag="pvalidate"):
 
 
 class PermissionChange(Event, frozen=True, gc=False, tag="rmpadjust"):
-    """RMPADJUST: permissions of a less privileged VMPL, not modelled further."""
+    """RMPADJUST: `attributes` as in RDX, target VMPL in [7:0], its rights in [15:8], VMSA in [16];
+    `result` is EAX."""
 
     unhashed: ClassVar[frozenset[str]] = TABLE_WRITES
 
     gfn: int
     attributes: int
+    result: int
+    table_writes: int
+
+
+class VcpuCreation(Event, frozen=True, gc=False, tag="ap-creation"):
+    """SVM_VMGEXIT_AP_CREATION of vCPU `apic_id` with the VMSA at `gfn`: `request` 0 create at INIT,
+    1 create, 2 destroy; `result` 0, or KVM's reason for the refusal; `state`, what the vCPU then
+    does, in words."""
+
+    unhashed: ClassVar[frozenset[str]] = TABLE_WRITES
+    blank: ClassVar[frozenset[str]] = frozenset({"state"})
+
+    gfn: int
+    apic_id: int
+    request: int
+    result: int
+    state: str
     table_writes: int
 
 

@@ -11,6 +11,11 @@ access of the guest is checked in the order of APM volume 2, table 15-39: covere
 immutable, size, then validated, then VMPL. Source: APM volume 2, 15.36, volume 3; facts N27 to N32.
 What the sources leave open is marked there as a guess.
 
+A VMSA page holds the registers of a vCPU. VMRUN takes only a page with the VMSA bit, and while its
+vCPU is in the guest the page is in use: every access of the guest to it is an #NPF that KVM cannot
+resolve, RMPADJUST and RMPUPDATE fail. KVM's zap of a page, before it takes the page back, has the
+vCPU leave. Facts N57 and N58.
+
 Entries that are as a guest expects them are kept as a byte each, all others as records: a rollback
 then copies bytes.
 """
@@ -35,6 +40,7 @@ validated; FOREIGN: not this guest's at this address, or restricted (`Rmp.entry`
 _STATE: Final = 3
 _STATES: Final = bytes(code & _STATE for code in range(256))
 _LARGE: Final = 4
+_VMSA: Final = 8
 _NAMES: Final = ("shared", "assigned", "validated", "foreign")
 
 NPF_RMP: Final = 1 << 31
@@ -56,6 +62,9 @@ _NEEDED: Final = {"read": READ, "write": WRITE, "fetch": FETCH, "walk": WRITE}
 
 OWN_ASID: Final = 1
 PAGES_2M: Final = 512
+
+
+_Kept = tuple[bytes, dict[int, "RmpEntry"], dict[int, int], frozenset[int], frozenset[int]]
 
 
 class RmpEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,7 +150,8 @@ class Rmp:
         self._codes += bytearray([VALIDATED]) * (frames - whole) + bytearray(spare)
         self._odd: dict[int, RmpEntry] = {}
         self._behind: dict[int, int] = {}
-        self._base = (bytes(self._codes), dict(self._odd), dict(self._behind), frozenset[int]())
+        self._in_use: set[int] = set()
+        self._base = self._kept()
         self._is_changed = False
 
     @property
@@ -170,6 +180,7 @@ class Rmp:
             asid=OWN_ASID,
             gfn=sfn,
             is_2m=bool(code & _LARGE),
+            vmsa=bool(code & _VMSA),
             validated=state == VALIDATED,
         )
 
@@ -194,13 +205,13 @@ class Rmp:
 
     def state(self, gfn: int) -> int:
         """SHARED, ASSIGNED, VALIDATED or FOREIGN: the frame behind a guest frame."""
-        if not (self._odd or self._behind or self.small_mappings or self.vmpl):
+        if not self._is_strange:
             return self._codes[gfn] & _STATE
         sfn = self.system_frame(gfn)
         entry = self.entry(sfn)
         if not entry.assigned and not entry.immutable:
             return SHARED
-        is_own = entry.asid == OWN_ASID and entry.gfn == gfn and not entry.immutable
+        is_own = self._is_own(entry, gfn) and sfn not in self._in_use
         if not is_own or self._is_cut(entry, gfn) or not entry.permissions[self.vmpl] & WRITE:
             return FOREIGN
         return VALIDATED if entry.validated else ASSIGNED
@@ -210,7 +221,7 @@ class Rmp:
         if self.small_mappings or self.vmpl:
             return bytes(map(self.state, range(gfn, gfn + pages)))
         states = bytearray(self._codes[gfn : gfn + pages].translate(_STATES))
-        for odd in self._odd.keys() | self._behind.keys():
+        for odd in self._odd.keys() | self._behind.keys() | self._in_use:
             if gfn <= odd < gfn + pages:
                 states[odd - gfn] = self.state(odd)
         return bytes(states)
@@ -218,22 +229,30 @@ class Rmp:
     @property
     def _is_strange(self) -> bool:
         """Whether anything is not as a guest expects it, so that a frame's code is not all."""
-        return bool(self._odd or self._behind or self.small_mappings or self.vmpl)
+        return bool(self._odd or self._behind or self._in_use or self.small_mappings or self.vmpl)
 
     def describe(self, gfn: int) -> str:
-        """The state in one word."""
+        """The state in a few words."""
+        if self.is_in_use(gfn):
+            return "a VMSA in use"
         return _NAMES[self.state(gfn)]
 
     def _store(self, sfn: int, entry: RmpEntry) -> None:
         plain = RmpEntry(
-            assigned=True, asid=OWN_ASID, gfn=sfn, is_2m=entry.is_2m, validated=entry.validated
+            assigned=True,
+            asid=OWN_ASID,
+            gfn=sfn,
+            is_2m=entry.is_2m,
+            vmsa=entry.vmsa,
+            validated=entry.validated,
         )
         self._odd.pop(sfn, None)
         if entry == HYPERVISOR:
             self._codes[sfn] = SHARED
         elif entry == plain:
             state = VALIDATED if entry.validated else ASSIGNED
-            self._codes[sfn] = state | (_LARGE if entry.is_2m else 0)
+            size = _LARGE if entry.is_2m else 0
+            self._codes[sfn] = state | size | (_VMSA if entry.vmsa else 0)
         else:
             self._odd[sfn] = entry
         for gfn in self.guest_frames(sfn):
@@ -252,6 +271,8 @@ class Rmp:
         """RMPUPDATE of one frame; RAX. It always clears validated, the VMSA bit and the rights of
         all but VMPL 0. A frame inside of a 2 MiB entry has to be smashed first."""
         old = self.entry(sfn)
+        if sfn in self._in_use:
+            return abi.RMP_FAIL_IN_USE
         if old.immutable:
             return abi.RMP_FAIL_PERMISSION
         if old.is_2m and not entry.is_2m:
@@ -299,12 +320,13 @@ class Rmp:
                 self._note(gfn, 1)
             return
         span = self._codes[gfn:end]
-        if not self._odd and not self._behind and not any(code & _LARGE for code in set(span)):
+        if not self._is_strange and not any(code & _LARGE for code in set(span)):
             self._codes[gfn:end] = bytes(len(span))
             self._note(gfn, len(span))
             return
         for frame in range(gfn, end):
             sfn = self.system_frame(frame)
+            self._in_use.discard(sfn)
             if self.entry(sfn).is_2m:
                 self.psmash(sfn)
             self.rmpupdate(sfn, HYPERVISOR)
@@ -314,12 +336,13 @@ class Rmp:
     def access(self, gfn: int, kind: str, private: bool) -> RmpOutcome:
         """An access of `kind` ("read", "write", "fetch", "walk") at guest frame `gfn`; `private` is
         the C-bit of its leaf. Fetches and page walks are private whatever it is."""
-        entry = self.entry(self.system_frame(gfn))
+        sfn = self.system_frame(gfn)
+        entry = self.entry(sfn)
         if not private and kind in {"read", "write"}:
             if kind == "write" and (entry.assigned or entry.immutable):
                 return RmpOutcome(What.NPF, NPF_RMP)
             return CIPHERTEXT if entry.assigned or entry.immutable else PLAIN
-        if not self._is_own(entry, gfn) or self._is_cut(entry, gfn):
+        if not self._is_own(entry, gfn) or self._is_cut(entry, gfn) or sfn in self._in_use:
             return RmpOutcome(What.NPF, _NPF)
         if not entry.validated:
             return _NOT_VALIDATED
@@ -340,7 +363,7 @@ class Rmp:
         """PVALIDATE of one 4 KiB page where nothing is as no guest expects it, together with what
         KVM does about its #NPF if the host has private memory for the frame (`is_backed`). None:
         not such a case, and nothing is done."""
-        if self._odd or self._behind or self.small_mappings or self.vmpl:
+        if self._is_strange:
             return None
         code = self._codes[gfn]
         wanted = VALIDATED if validate else ASSIGNED
@@ -359,7 +382,8 @@ class Rmp:
     def pvalidate(self, gfn: int, is_2m: bool, validate: bool) -> RmpOutcome:
         """PVALIDATE at a guest frame that the guest's own tables map with the C-bit.
 
-        Above VMPL 0 #GP (a guess); ownership before size (a guess), as for accesses.
+        Above VMPL 0 #GP (a guess); ownership before size (a guess), as for accesses. A VMSA in use
+        is an #NPF, as for accesses (a guess); the VMSA bit stays (a guess).
         """
         if self.vmpl:
             return RmpOutcome(What.GP)
@@ -370,7 +394,7 @@ class Rmp:
         if is_2m and gfn % PAGES_2M:
             return RmpOutcome(What.RESULT, abi.RMP_FAIL_INPUT)
         entry = self.entry(self.system_frame(gfn))
-        if not self._is_own(entry, gfn):
+        if not self._is_own(entry, gfn) or self.is_in_use(gfn):
             return RmpOutcome(What.NPF, _NPF)
         if is_2m and (not entry.is_2m or self._is_cut(entry, gfn)):
             return RmpOutcome(What.RESULT, abi.RMP_FAIL_SIZE_MISMATCH)
@@ -386,9 +410,11 @@ class Rmp:
     def rmpadjust(self, gfn: int, is_2m: bool, attributes: int) -> RmpOutcome:
         """RMPADJUST: `attributes` as in RDX, target VMPL in [7:0], rights in [15:8], VMSA in [16].
 
-        A write right without the read right is bad input.
+        A write right without the read right is bad input. The VMSA bit changes at VMPL 0 only, and
+        not while the page is in use: a guest has its vCPU destroyed first (N26).
         """
-        target, rights, vmsa = attributes & 0xFF, attributes >> 8 & 0xFF, bool(attributes >> 16 & 1)
+        target, rights = attributes & 0xFF, attributes >> 8 & 0xFF
+        vmsa = bool(attributes & abi.RMPADJUST_VMSA)
         if target > 3 or (rights & WRITE and not rights & READ) or (is_2m and gfn % PAGES_2M):
             return RmpOutcome(What.RESULT, abi.RMP_FAIL_INPUT)
         if target <= self.vmpl:
@@ -396,6 +422,8 @@ class Rmp:
         entry = self.entry(self.system_frame(gfn))
         if not self._is_own(entry, gfn):
             return RmpOutcome(What.NPF, _NPF)
+        if self.is_in_use(gfn):
+            return RmpOutcome(What.RESULT, abi.RMP_FAIL_IN_USE)
         if is_2m != entry.is_2m:
             if is_2m:
                 return RmpOutcome(What.RESULT, abi.RMP_FAIL_SIZE_MISMATCH)
@@ -418,6 +446,28 @@ class Rmp:
             )
         return RmpOutcome(What.RESULT, abi.RMP_OK)
 
+    # The hypervisor's VMRUN of another vCPU -------------------------------------------------------
+
+    def enter(self, gfn: int) -> bool:
+        """VMRUN with the VMSA at a guest frame: whether the processor takes it. It takes a page of
+        4 KiB of this guest's that is validated and has the VMSA bit; the page is then in use."""
+        sfn = self.system_frame(gfn)
+        entry = self.entry(sfn)
+        if not self._is_own(entry, gfn) or entry.is_2m or not (entry.validated and entry.vmsa):
+            return False
+        self._in_use.add(sfn)
+        self._note(gfn, 1)
+        return True
+
+    def leave(self, gfn: int) -> None:
+        """The vCPU with this VMSA is out of the guest."""
+        self._in_use.discard(self.system_frame(gfn))
+        self._note(gfn, 1)
+
+    def is_in_use(self, gfn: int) -> bool:
+        """Whether the frame behind a guest frame is the VMSA of a vCPU that is in the guest."""
+        return self.system_frame(gfn) in self._in_use
+
     # What must never be -------------------------------------------------------------------------
 
     def validated_twice(self) -> list[int]:
@@ -435,30 +485,36 @@ class Rmp:
     # State ------------------------------------------------------------------------------------
 
     def dump(self) -> bytes:
-        """The states of all guest frames with 4 for a part of a 2 MiB entry, one byte each. For a
-        guest that no hypervisor attacks: remapped frames are not in it."""
+        """The states of all guest frames, one byte each: with 4 for a part of a 2 MiB entry and 8
+        for a VMSA. For a guest that no hypervisor attacks: remapped frames are not in it, nor is
+        what other vCPUs use."""
         return bytes(self._codes[: self._frames])
 
     def load(self, states: bytes) -> None:
         """States as `dump` returned them, for as many frames."""
         self._odd.clear()
         self._behind.clear()
+        self._in_use.clear()
         self._codes[: self._frames] = states
         self._note(0, self._frames)
 
     def checkpoint(self) -> None:
         """See `Device`."""
-        small = frozenset(self.small_mappings)
-        self._base = (bytes(self._codes), dict(self._odd), dict(self._behind), small)
+        self._base = self._kept()
         self._is_changed = False
+
+    def _kept(self) -> _Kept:
+        small, in_use = frozenset(self.small_mappings), frozenset(self._in_use)
+        return bytes(self._codes), dict(self._odd), dict(self._behind), small, in_use
 
     def rollback(self) -> None:
         """See `Device`; `changed` is not called, the gates have a checkpoint of their own."""
         if self._is_changed:
-            codes, odd, behind, small = self._base
+            codes, odd, behind, small, in_use = self._base
             self._codes[:] = codes
-            if self._is_strange or odd or behind or small:
+            if self._is_strange or odd or behind or small or in_use:
                 self._odd = dict(odd)
                 self._behind = dict(behind)
                 self.small_mappings = set(small)
+                self._in_use = set(in_use)
             self._is_changed = False

@@ -57,14 +57,16 @@ class PscDefect(enum.Enum):
 
 
 class PscKernel(msgspec.Struct, frozen=True, kw_only=True):
-    """One KVM's page-state changes.
+    """One KVM's page-state changes and AP creation.
 
     `trusts_length`: the guest's EXITINFO2 is taken for the buffer's length, a buffer outside of the
     GHCB is copied, and the entry limit is 253 whatever the length (N12, to May 2026).
     `reads_header_once`: else it is read before every exit. `checks_answer`: an answer other than 0,
     EAGAIN and EINVAL makes KVM_RUN fail. `refuses_unregistered`: a GHCB that is not registered is
     an error for the guest, else for KVM_RUN. `event_first`: an SNP event in a guest without SNP is
-    an invalid event, else a missing input.
+    an invalid event, else a missing input. `matches_features`: the SEV_FEATURES of an AP have to be
+    the VM's, else only their injection modes; `refusal_stops_ap`: a refused AP creation takes the
+    vCPU's VMSA all the same (to March 2025).
     """
 
     name: str
@@ -73,9 +75,11 @@ class PscKernel(msgspec.Struct, frozen=True, kw_only=True):
     checks_answer: bool = False
     refuses_unregistered: bool = False
     event_first: bool = False
+    matches_features: bool = False
+    refusal_stops_ap: bool = False
 
 
-_FIRST: Final = PscKernel(name="6.11", trusts_length=True)
+_FIRST: Final = PscKernel(name="6.11", trusts_length=True, refusal_stops_ap=True)
 _FIXED: Final = PscKernel(name="6.12")
 _LATER: Final = PscKernel(
     name="7.2",
@@ -83,11 +87,12 @@ _LATER: Final = PscKernel(
     checks_answer=True,
     refuses_unregistered=True,
     event_first=True,
+    matches_features=True,
 )
 _COLUMNS: Final = (
     _FIRST,
     _FIXED,
-    msgspec.structs.replace(_FIXED, name="6.18"),
+    msgspec.structs.replace(_FIXED, name="6.18", matches_features=True),
     _LATER,
     msgspec.structs.replace(_LATER, name="7.3"),
 )

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from guestemu.abi.ghcb import AP_CREATE, RMPADJUST_VMSA, SEV_FEATURE_SNP_ACTIVE
 from guestemu.program.kinds import Argument, Gives, OpKind, OpSpec
 from guestemu.program.kinds import argument as _a
 
@@ -36,6 +37,27 @@ SNP_SPECS: Final[Mapping[OpKind, OpSpec]] = {
             _a("header", Argument.U64),
         ),
         "as psc, with the bits of first in the first entry and those of rest in the others",
+        has_page=True,
+        gives=Gives.DATA,
+    ),
+    OpKind.RMPADJUST: OpSpec(
+        "rmpadjust",
+        (_a("attributes", Argument.U64, RMPADJUST_VMSA | 1),),
+        "an SNP guest's RMPADJUST of the page by hand: attributes as in RDX (target VMPL in [7:0], "
+        "its rights in [15:8], VMSA in [16]); gives EAX",
+        has_page=True,
+        gives=Gives.DATA,
+    ),
+    OpKind.AP_CREATION: OpSpec(
+        "ap_creation",
+        (
+            _a("request", Argument.SMALL, AP_CREATE),
+            _a("apic", Argument.VECTOR, 1),
+            _a("features", Argument.U64, SEV_FEATURE_SNP_ACTIVE),
+        ),
+        "an SNP guest's AP creation event by hand, with the page as the vCPU's VMSA: request 0 "
+        "create at INIT, 1 create, 2 destroy, of vCPU apic, with SEV_FEATURES in RAX; gives "
+        "SW_EXITINFO2",
         has_page=True,
         gives=Gives.DATA,
     ),

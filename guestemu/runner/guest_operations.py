@@ -7,9 +7,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from guestemu.abi.addresses import PAGE_SHIFT, U64_MASK, Gva
+from guestemu.abi.errno import ENOSYS
 from guestemu.checks.psc import sev_of
 from guestemu.guest.base import CallOutcome, RawRegisters
 from guestemu.host.kvm.map_gpa_lies import MAP_GPA_LIES
+from guestemu.machine.exits import ExceptionExit, GuestFault
 from guestemu.machine.page_attacks import ATTACKS
 from guestemu.machine.psc_lies import LIES
 from guestemu.machine.sept_attacks import SEPT_ATTACKS
@@ -138,6 +140,32 @@ def psc_mixed(scene: OpContext, op: Op) -> CallOutcome:
     """The same with a first entry that is not like the others."""
     entries, first, rest, header = op.arguments
     return scene.guest.raw_psc(_psc_words(scene, op, [first, *[rest] * entries][:entries]), header)
+
+
+@operation(OpKind.RMPADJUST)
+def rmpadjust(scene: OpContext, op: Op) -> CallOutcome:
+    """RMPADJUST of the page's frame, at CPL 0."""
+    guest = scene.guest
+    sev = sev_of(guest)
+    if sev is None or sev.snp is None:
+        return CallOutcome(-ENOSYS)
+    gfn = guest.gpa(op.region, op.page) >> PAGE_SHIFT
+    try:
+        done = sev.snp.adjust(guest.machine.current, gfn, False, op.arguments[0])
+    except GuestFault as fault:
+        return CallOutcome(None, ExceptionExit(fault.vector, fault.error_code, 0))
+    return CallOutcome(done) if isinstance(done, int) else CallOutcome(None, done)
+
+
+@operation(OpKind.AP_CREATION)
+def ap_creation(scene: OpContext, op: Op) -> CallOutcome:
+    """A request about a vCPU whose VMSA the page is."""
+    sev = sev_of(scene.guest)
+    if sev is None:
+        return CallOutcome(-ENOSYS)
+    request, apic, features = op.arguments
+    gpa = scene.guest.gpa(op.region, op.page)
+    return sev.create_ap_by_hand(apic << 32 | request, gpa, features)
 
 
 @operation(OpKind.HYPERVISOR_LIE)

@@ -11,9 +11,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa
+from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa, Gva
 from guestemu.abi.errors import InputError, MissingError
-from guestemu.abi.ghcb import EXIT_VMMCALL, RMP_FAIL_SIZE_MISMATCH
+from guestemu.abi.ghcb import AP_CREATE, EXIT_VMMCALL, RMP_FAIL_SIZE_MISMATCH
 from guestemu.abi.hypercalls import MAP_GPA_RANGE_PAGE_SZ_2M
 from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
 from guestemu.abi.regions import Instruction, Region
@@ -25,6 +25,7 @@ from guestemu.events.snp import (
     PageStateChange,
     PermissionChange,
     Validation,
+    VcpuCreation,
 )
 from guestemu.guest.base import RawRegisters
 from guestemu.guest.linux.boot import DEFAULT_COMMAND_LINE, boot_kernel, build_machine, describe_end
@@ -36,8 +37,9 @@ from guestemu.guest.linux.platform import Console
 from guestemu.guest.linux.prepare import Prepared, prepare
 from guestemu.guest.linux.recorder import BootRecorder, joined
 from guestemu.guest.linux.snapshot import load_snapshot, save_snapshot
+from guestemu.machine.ap_creation import ApState
 from guestemu.machine.exits import ExceptionExit, Hypercall, MapGpaRange, Shutdown, VcpuAccess
-from guestemu.machine.rmp import ASSIGNED, SHARED, VALIDATED
+from guestemu.machine.rmp import ASSIGNED, FOREIGN, SHARED, VALIDATED
 from guestemu.program.text import parse_text
 from guestemu.report.trace.run import run_program
 from guestemu.report.trace.words import run_word
@@ -319,6 +321,30 @@ def test_a_whole_leaf_is_converted_at_the_size_that_the_kernel_asks_for(
         assert changes == [(0, 512, MAP_GPA_RANGE_PAGE_SZ_2M)]
     assert {snp.state(gfn + page) for page in range(512)} == {SHARED}
     assert snp.host.calls == []
+
+
+def test_a_kernel_gives_an_ap_its_registers(series: str, snp: Scene) -> None:
+    """The page is tagged before KVM hears of it, and is out of reach while the AP runs (N26, N58);
+    a kernel that brings the AP up again makes a new page, and frees the old one."""
+    if series == "6.1":
+        pytest.skip("the CPU's APIC id is per-CPU data there")
+    guest, aps = snp.guest, snp.sev.aps
+    assert aps is not None
+    at = Gva(guest.kernel.address("cpuid_to_apicid"))
+    assert snp.machine.current.write_memory(at, (1).to_bytes(4, "little"))  # CPU 0 stands for it
+    for _time in range(2):
+        snp.sev.events.clear()
+        assert guest.call("wakeup_cpu_via_vmgexit", 1, 0).value == 0
+        tagged, created, *untagged = [
+            event for event in snp.sev.events if isinstance(event, PermissionChange | VcpuCreation)
+        ]
+        assert isinstance(created, VcpuCreation)
+        assert (tagged.gfn, tagged.result) == (created.gfn, 0)
+        assert (created.apic_id, created.request, created.result) == (1, AP_CREATE, 0)
+        assert created.gfn % 2 == 1  # the second page of a block of two
+        assert aps.state(1) is ApState.RUNS
+        assert snp.state(created.gfn) == FOREIGN
+    assert [(event.result, snp.state(event.gfn)) for event in untagged] == [(0, VALIDATED)]
 
 
 def test_encrypting_a_private_page_ends_an_snp_guest(snp: Scene) -> None:

@@ -21,7 +21,7 @@ from typing import Final
 import msgspec
 
 from guestemu.abi import ghcb as abi
-from guestemu.abi.addresses import PAGE_MASK, PAGE_SIZE, U32_MASK, U64_MASK, Gpa
+from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, U32_MASK, U64_MASK, Gpa
 from guestemu.abi.errno import ENOSYS
 from guestemu.abi.errors import InputError
 from guestemu.abi.msrs import (
@@ -32,11 +32,12 @@ from guestemu.abi.msrs import (
 )
 from guestemu.abi.x86 import VECTORS_WITH_ERROR_CODE
 from guestemu.events.log import EventLog
-from guestemu.events.snp import GhcbRequest, MsrRequest
+from guestemu.events.snp import GhcbRequest, MsrRequest, VcpuCreation
 from guestemu.guest.base import CallOutcome
 from guestemu.guest.linux.ghcb_vcpu import GhcbVcpu
 from guestemu.guest.linux.snp import Snp
 from guestemu.machine import ghcb
+from guestemu.machine.ap_creation import ApCreation, VcpuStops
 from guestemu.machine.cpuid import CpuidLeaf
 from guestemu.machine.exits import (
     ExitHandler,
@@ -75,6 +76,8 @@ _NEEDED: Final = {
         _ALWAYS_NEEDED | ghcb.valid_bits(ghcb.SCRATCH),
     ),
 }
+_NEEDED_TO_CREATE: Final = _ALWAYS_NEEDED | ghcb.valid_bits(ghcb.RAX)
+_SNP_ONLY: Final = frozenset({abi.EXIT_PSC, abi.EXIT_AP_CREATION})
 _NEEDED_TO_WRITE: Final = _NEEDED[abi.EXIT_MSR] | ghcb.valid_bits(ghcb.RAX, ghcb.RDX)
 _MMIO_SIZES: Final = frozenset({1, 2, 4, 8})
 _NOWHERE: Final = -1
@@ -116,6 +119,9 @@ class SevEs:
         self._honest: tuple[Lie | None] | tuple[()] = ()
         self.asked: tuple[PscEntry, ...] = ()
         self._requests = 0
+        self.aps = ApCreation(snp.rmp) if snp is not None else None
+        if self.aps is not None:
+            machine.devices.append(self.aps)
         has_code = machine.code.available and type(machine.ram) is GuestRam
         self._range = PscRange(machine.ram, machine.code) if has_code and snp else None
         self._jump_table = 0
@@ -129,6 +135,7 @@ class SevEs:
             abi.EXIT_MSR: self._msr,
             abi.EXIT_CPUID: self._cpuid_exit,
             abi.EXIT_PSC: self._psc,
+            abi.EXIT_AP_CREATION: self._ap_creation,
             abi.EXIT_HV_FEATURES: self._hv_features,
             abi.EXIT_AP_JUMP_TABLE: self._ap_jump_table,
             abi.EXIT_MMIO_READ: self._mmio_read,
@@ -228,6 +235,29 @@ class SevEs:
             return CallOutcome(None, RunFailed(f"KVM_RUN fails: {failed}", 0))
         return CallOutcome(GhcbPage(ram, Gpa(gpa)).value(ghcb.EXIT_INFO_2))
 
+    def create_ap_by_hand(self, info_1: int, vmsa: Gpa, features: int) -> CallOutcome:
+        """SVM_VMGEXIT_AP_CREATION with these SW_EXITINFO1, SW_EXITINFO2 and RAX, likewise; the
+        value is the answer's SW_EXITINFO2."""
+        ram, gpa = self._machine.ram, self._registered
+        handler = self._machine.hooks.handler
+        if self.aps is None or handler is None or gpa == _NOWHERE:
+            return CallOutcome(-ENOSYS)
+        page = GhcbPage(ram, Gpa(gpa))
+        page.clear_valid()
+        for field, value in (
+            (ghcb.EXIT_CODE, abi.EXIT_AP_CREATION),
+            (ghcb.EXIT_INFO_1, info_1),
+            (ghcb.EXIT_INFO_2, vmsa),
+            (ghcb.RAX, features),
+        ):
+            page.set(field, value)
+        page.store()
+        try:
+            self._page_request(GhcbPage(ram, Gpa(gpa)), handler)
+        except VcpuStops as stops:
+            return CallOutcome(None, RunFailed(str(stops), 0))
+        return CallOutcome(GhcbPage(ram, Gpa(gpa)).value(ghcb.EXIT_INFO_2))
+
     def _entries_at(self, at: int) -> Iterator[PscEntry]:
         """All that KVM could take for entries of a buffer at `at`."""
         ram = self._machine.ram
@@ -257,6 +287,8 @@ class SevEs:
             ended = self._exit(self._msrs.platform[MSR_AMD64_SEV_ES_GHCB], vcpu)
         except RunFails as failed:
             return RunFailed(f"KVM_RUN fails: {failed}", vcpu.read_register("rip"))
+        except VcpuStops as stops:
+            return RunFailed(str(stops), vcpu.read_register("rip"))
         return self._machine.hooks.rax if ended is None else ended
 
     def _exit(self, request: int, vcpu: Vcpu) -> Vmgexit | Shutdown | None:
@@ -332,14 +364,17 @@ class SevEs:
         if page.usage:
             raise Malformed(abi.GhcbError.INVALID_USAGE)
         is_ours = code in self._exits
-        if not is_ours or (code == abi.EXIT_PSC and not self.snp and self.kernel.event_first):
+        is_misplaced = self.snp is None and code in _SNP_ONLY
+        if not is_ours or (is_misplaced and self.kernel.event_first):
             raise Malformed(abi.GhcbError.INVALID_EVENT)
         needed = _NEEDED.get(code, _ALWAYS_NEEDED)
         if code == abi.EXIT_MSR and page.value(ghcb.EXIT_INFO_1):
             needed = _NEEDED_TO_WRITE
+        if code == abi.EXIT_AP_CREATION and not _destroys(page):
+            needed = _NEEDED_TO_CREATE
         if not page.are_valid(needed):
             raise Malformed(abi.GhcbError.MISSING_INPUT)
-        if code == abi.EXIT_PSC and self.snp is None:
+        if is_misplaced:
             raise Malformed(abi.GhcbError.MISSING_INPUT)
 
     # Exits through the page: each returns SW_EXITINFO1 and SW_EXITINFO2 -----------------------
@@ -390,6 +425,32 @@ class SevEs:
             return snp.change_by_buffer(page.gpa, scratch, info_2, vcpu)
 
         return self.lie.answer(PscRequest(self._machine.ram, scratch, honest, snp, self._requests))
+
+    def _ap_creation(
+        self, page: GhcbPage, vcpu: GhcbVcpu, _handler: ExitHandler
+    ) -> tuple[int, int]:
+        if self.aps is None:
+            raise Malformed(abi.GhcbError.MISSING_INPUT)
+        info_1, info_2 = page.value(ghcb.EXIT_INFO_1), page.value(ghcb.EXIT_INFO_2)
+        request, apic_id = info_1 & U32_MASK, info_1 >> 32
+        features = vcpu.read_register("rax")
+        refused = self.aps.ask(request, apic_id, info_2, features, kernel=self.kernel)
+        state = self.aps.state(apic_id).value
+        self.events.append(
+            VcpuCreation(
+                info_2 >> PAGE_SHIFT,
+                apic_id,
+                request,
+                int(refused or 0),
+                state,
+                table_writes=self._table_writes,
+            )
+        )
+        if refused is not None:
+            raise Malformed(refused)
+        if not apic_id and request != abi.AP_CREATE_ON_INIT:
+            raise VcpuStops(f"the vCPU asked for itself, and now it {state}")
+        return abi.RESP_NO_ACTION, 0
 
     def _hv_features(
         self, _page: GhcbPage, _vcpu: GhcbVcpu, _handler: ExitHandler
@@ -484,6 +545,11 @@ def attach_sev(machine: Machine, cpuid: Callable[[int, int], CpuidLeaf]) -> SevE
     events = machine.log
     snp = Snp(machine, events) if status & SEV_STATUS_SEV_SNP else None
     return SevEs(machine, cpuid, events, snp)
+
+
+def _destroys(page: GhcbPage) -> bool:
+    """Whether an AP creation request takes a vCPU's VMSA away."""
+    return page.value(ghcb.EXIT_INFO_1) & U32_MASK == abi.AP_DESTROY
 
 
 def _injection(fault: GuestFault) -> int:

@@ -327,13 +327,20 @@ class Snp:
             raise GuestFault(VECTOR_GP, 0)
         gfn = self._frame(vcpu, vcpu.read_register("rax"), vcpu.read_register("cr3"))
         is_2m = bool(vcpu.read_register("rcx") & U32_MASK)
-        attributes = vcpu.read_register("rdx")
+        done = self.adjust(vcpu, gfn, is_2m, vcpu.read_register("rdx"))
+        if isinstance(done, Shutdown):
+            return done
+        vcpu.write_register("rax", done)
+        return None
+
+    def adjust(self, vcpu: Vcpu, gfn: int, is_2m: bool, attributes: int) -> Shutdown | int:
+        """RMPADJUST of a guest frame, with `attributes` as in RDX; EAX, or the end of KVM_RUN.
+        Raises `GuestFault`."""
         ended, outcome = self._repeat(vcpu, gfn, lambda: self.rmp.rmpadjust(gfn, is_2m, attributes))
         if ended is not None:
             return ended
-        vcpu.write_register("rax", outcome.code)
-        self.events.append(PermissionChange(gfn, attributes, self._table_writes))
-        return None
+        self.events.append(PermissionChange(gfn, attributes, outcome.code, self._table_writes))
+        return outcome.code
 
     def _repeat(
         self, vcpu: Vcpu, gfn: int, instruction: Callable[[], RmpOutcome]

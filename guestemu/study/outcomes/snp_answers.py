@@ -191,7 +191,9 @@ hostile-hypervisor:LIE` is a hypervisor that lies; corpora/snp has a program for
 each attack. In a program, `hypervisor_lie`, `hypervisor_inject` and `hypervisor_page` have it \
 begin to lie, inject an event or attack a page, the last two before any instruction by its number; \
 the check `page-states` looks for a second validated frame, for plaintext that another \
-party reads, and for content that the guest did not write. \
+party reads, and for content that the guest did not write. `rmpadjust` makes a page a VMSA, and \
+`ap_creation` has KVM run a vCPU from it (machine/ap_creation.py): the vCPU executes nothing here, \
+but the page is out of reach until it is destroyed. \
 `guestemu zoo run N10 N12 N13` plants defects of KVM's half, `guestemu zoo run N17 N19 N23 N42` \
 such of the guest's. Facts: facts/snp-page-states.md.
 

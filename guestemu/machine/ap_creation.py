@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""SVM_VMGEXIT_AP_CREATION: an SNP guest gives a vCPU its registers, or takes them away.
+
+The guest writes the registers of an AP into a page, makes it a VMSA by RMPADJUST, and names it to
+KVM, which runs the vCPU from it. KVM looks at the address and at the SEV_FEATURES that the guest
+says, not at the page: what VMRUN refuses, user space hears when it runs the vCPU. The other vCPUs
+execute nothing here; what their VMSAs do to the guest's memory is in `Rmp`.
+
+Source: sev_snp_ap_creation() and sev_snp_init_protected_guest_state() in arch/x86/kvm/svm/sev.c of
+6.12.117 and 7.3.4; "6.11" from the repair of March 2025, which says what was before. Facts N26, N57
+to N59.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+from guestemu.abi import ghcb as abi
+from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, PMD_SIZE
+from guestemu.machine.rmp import Rmp
+from guestemu.machine.snp_psc import PscKernel
+
+KVM_VCPUS: Final = 4
+"""vCPUs of the VM, as user space made them: their ids are the APIC ids 0 to 3. 0 is the one that
+runs here; a guest need not start the others."""
+
+_GPA_END: Final = 1 << 48
+_NOWHERE: Final = -1
+
+
+class ApState(enum.Enum):
+    """What a vCPU does."""
+
+    ABSENT = "does not exist"
+    LAUNCHED = "has the VMSA of the launch"
+    WAITS = "waits for INIT with the guest's VMSA"
+    RUNS = "runs from the guest's VMSA"
+    FAILS = "fails in KVM_RUN: VMRUN refuses the VMSA"
+    STOPPED = "has no VMSA and does not run"
+
+
+class VcpuStops(Exception):
+    """The vCPU that asked is not entered again with the registers that it had."""
+
+
+class ApCreation:
+    """KVM of one SNP guest, for its vCPUs. A `Device`."""
+
+    def __init__(self, rmp: Rmp, features: int = abi.SEV_FEATURE_SNP_ACTIVE) -> None:
+        self.features = features
+        """SEV_FEATURES of the VM, as user space chose them."""
+        self._rmp = rmp
+        self._vmsas: dict[int, int] = {}
+        self._pending: dict[int, int] = {}
+        self._base = (dict(self._vmsas), dict(self._pending))
+
+    def checkpoint(self) -> None:
+        """See `Device`."""
+        self._base = (dict(self._vmsas), dict(self._pending))
+
+    def rollback(self) -> None:
+        """See `Device`; the RMP has a rollback of its own."""
+        if self._vmsas or self._pending:
+            vmsas, pending = self._base
+            self._vmsas, self._pending = dict(vmsas), dict(pending)
+
+    def state(self, apic_id: int) -> ApState:
+        """What vCPU `apic_id` does."""
+        if apic_id >= KVM_VCPUS:
+            return ApState.ABSENT
+        vmsa = self._vmsas.get(apic_id)
+        if vmsa is None:
+            return ApState.WAITS if apic_id in self._pending else ApState.LAUNCHED
+        if vmsa == _NOWHERE:
+            return ApState.STOPPED
+        is_used = not apic_id or self._rmp.is_in_use(vmsa >> PAGE_SHIFT)
+        return ApState.RUNS if is_used else ApState.FAILS
+
+    def ask(
+        self, request: int, apic_id: int, vmsa: int, features: int, *, kernel: PscKernel
+    ) -> abi.GhcbError | None:
+        """One request: both halves of SW_EXITINFO1, SW_EXITINFO2, RAX. Returns why `kernel` refuses
+        it, or None. The caller ends the run of a vCPU that names itself."""
+        if apic_id >= KVM_VCPUS:
+            return abi.GhcbError.INVALID_INPUT
+        creates = request in {abi.AP_CREATE, abi.AP_CREATE_ON_INIT}
+        allowed = request == abi.AP_DESTROY or (
+            creates and _is_right(vmsa) and not self._differing(features, kernel)
+        )
+        if not allowed:
+            if kernel.refusal_stops_ap:
+                self._install(apic_id, _NOWHERE)
+            return abi.GhcbError.INVALID_INPUT
+        if request == abi.AP_CREATE_ON_INIT:
+            self._pending[apic_id] = vmsa
+        else:
+            self._install(apic_id, vmsa if creates else _NOWHERE)
+        return None
+
+    def _differing(self, features: int, kernel: PscKernel) -> int:
+        differing = features ^ self.features
+        return differing if kernel.matches_features else differing & abi.SEV_FEATURE_INJECTION_MODES
+
+    def _install(self, apic_id: int, vmsa: int) -> None:
+        """The vCPU leaves the guest, and enters it from another VMSA or not at all."""
+        old = self._vmsas.get(apic_id, _NOWHERE)
+        if old != _NOWHERE:
+            self._rmp.leave(old >> PAGE_SHIFT)
+        self._pending.pop(apic_id, None)
+        self._vmsas[apic_id] = vmsa
+        gfn = vmsa >> PAGE_SHIFT
+        if apic_id and 0 <= gfn < self._rmp.frames:
+            self._rmp.enter(gfn)
+
+
+def _is_right(vmsa: int) -> bool:
+    """Within MAXPHYADDR and page-aligned; 2 MiB-aligned ones collide with an erratum."""
+    return not vmsa & PAGE_MASK and vmsa < _GPA_END and bool(vmsa % PMD_SIZE)
