@@ -26,7 +26,7 @@ def found(name: str, *words: str, target: str = "hypercall", cwd: Path) -> dict[
     [("Hangs", "Hangs.hypercall did not return"), ("Raises", "Raises.hypercall raised KeyError")],
 )
 def test_a_host_that_fails_is_one_finding_with_a_program(name, words, tmp_path):
-    finding = found(name, "--execs", "400", cwd=tmp_path)
+    finding = found(name, "--execs", "150", cwd=tmp_path)
     assert finding["check"] == "host-failed"
     text = (tmp_path / finding["program"]).read_text()
     assert words in text
@@ -36,12 +36,12 @@ def test_a_host_that_fails_is_one_finding_with_a_program(name, words, tmp_path):
 
 def test_a_host_that_ends_its_process_is_a_finding_and_the_campaign_goes_on(tmp_path):
     figures = fuzz_json(
-        *("hypercall", "--host", f"{HOSTS}:Ends", "--execs", "400"),
+        *("hypercall", "--host", f"{HOSTS}:Ends", "--execs", "150"),
         *RANDOM,
         cwd=tmp_path,
         status=1,
     )
-    assert (figures["executions"], figures["infrastructure"]) == (400, [])
+    assert (figures["executions"], figures["infrastructure"]) == (150, [])
     programs = {found["program"]: found["check"] for found in figures["findings"]}
     assert list(programs.values()) == ["host-failed"] * 3
     texts = sorted((tmp_path / program).read_text() for program in programs)
@@ -86,7 +86,7 @@ def test_state_that_survives_a_reset_shows_over_a_reset(tmp_path):
 
 
 def test_an_accepted_finding_is_counted_and_no_reason_for_status_1(tmp_path):
-    words = ("hypercall", "--host", f"{PLANTED}:WrongErrno", "--execs", "300", *RANDOM)
+    words = ("hypercall", "--host", f"{PLANTED}:WrongErrno", "--execs", "60", *RANDOM)
     (finding,) = fuzz_json(*words, "--workdir", "a", cwd=tmp_path, status=1)["findings"]
     assert not finding["accepted"]
     known = tmp_path / "known.txt"

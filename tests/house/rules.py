@@ -53,11 +53,12 @@ SIDEWAYS = frozenset({("machine", "program"), ("guest", "host")})
 
 
 class Source(NamedTuple):
-    """One file: its path below guestemu/, its text, its syntax tree."""
+    """One file: its path below guestemu/, its text, its syntax tree and all nodes of that."""
 
     path: Path
     text: str
     tree: ast.Module
+    nodes: list[ast.AST]
 
     @property
     def room(self) -> str:
@@ -79,7 +80,8 @@ def read_house(root: Path = ROOT / "guestemu") -> House:
 
 
 def parse(text: str, path: str | Path = "machine/sample.py") -> Source:
-    return Source(Path(path), text, ast.parse(text))
+    tree = ast.parse(text)
+    return Source(Path(path), text, tree, list(ast.walk(tree)))
 
 
 # Rooms and what they import -----------------------------------------------------------------------
@@ -87,7 +89,7 @@ def parse(text: str, path: str | Path = "machine/sample.py") -> Source:
 
 def imported(source: Source) -> Iterator[tuple[ast.AST, str]]:
     """The rooms that a file imports from, at the place of the import."""
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -127,7 +129,7 @@ def relative_imports(house: House) -> list[str]:
     return [
         source.at(node, "relative import")
         for source in house
-        for node in ast.walk(source.tree)
+        for node in source.nodes
         if isinstance(node, ast.ImportFrom) and node.level
     ]
 
@@ -157,7 +159,7 @@ def _reached(start: str, edges: Mapping[str, set[str]]) -> set[str]:
 
 def classes_of(house: House) -> Iterator[tuple[Source, ast.ClassDef]]:
     for source in house:
-        for node in ast.walk(source.tree):
+        for node in source.nodes:
             if isinstance(node, ast.ClassDef):
                 yield source, node
 
@@ -248,7 +250,7 @@ def long_calls(house: House) -> list[str]:
     return [
         source.at(node, f"{len(node.args)} positional arguments")
         for source in house
-        for node in ast.walk(source.tree)
+        for node in source.nodes
         if isinstance(node, ast.Call) and len(node.args) > MAX_POSITIONAL
     ]
 
@@ -258,7 +260,7 @@ def splats(house: House) -> list[str]:
     return [
         source.at(node, "arguments in an unpacked tuple")
         for source in house
-        for node in ast.walk(source.tree)
+        for node in source.nodes
         if isinstance(node, ast.Call)
         and any(
             isinstance(one, ast.Starred) and isinstance(one.value, ast.Tuple | ast.List)

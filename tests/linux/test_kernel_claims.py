@@ -72,6 +72,7 @@ def test_no_instruction_of_a_conversion_loses_a_page(image_of: Image) -> None:
     assert control > 0
 
 
+@pytest.mark.parametrize("series", [pytest.param("6.1", marks=pytest.mark.soak), "6.12"])
 def test_a_kernel_warns_of_a_failed_lookup_and_loses_the_rest(image_of: Image, series: str) -> None:
     lab = lab_for(image_of, series)
     warned = result_of("C19", lab)

@@ -38,9 +38,11 @@ from guestemu.campaign.triage.symptom import (
 )
 from guestemu.checks.base import OpView, Violation
 from guestemu.events.exits import AnsweredExit
+from guestemu.guest.base import CallOutcome
 from guestemu.host.native.host import NativeHost
 from guestemu.host.plugin_guard import PluginHost
 from guestemu.host.userspace.base import VmStopped
+from guestemu.machine.exits import BudgetExhausted
 from guestemu.machine.watchdog import Watchdog
 from guestemu.program.ops import SPECS, Op, OpKind
 from guestemu.program.program import Header
@@ -86,13 +88,14 @@ class Sighting(msgspec.Struct, frozen=True):
 
 
 class Look(msgspec.Struct, frozen=True):
-    """One run: its sightings in order, the exits of each operation, and what the host believed at
-    the end."""
+    """One run: its sightings in order, the exits of each operation, what the host believed at the
+    end, and whether an operation used up its budget."""
 
     sightings: tuple[Sighting, ...]
     exits: tuple[tuple[AnsweredExit, ...], ...]
     private: bitarray
     is_ready: bool
+    is_used_up: bool = False
 
     @property
     def first(self) -> tuple[Sighting, ...]:
@@ -167,9 +170,11 @@ class Probe:
         violations: list[Violation] = []
         sightings: list[Sighting] = []
         exits: list[tuple[AnsweredExit, ...]] = []
+        outcomes: list[object] = []
         code = self.code
 
         def observe(view: OpView) -> None:
+            outcomes.append(view.outcome)
             spots = code.take() if traced else _NOTHING
             exits.append(tuple(view.exits))
             if self.ignored:
@@ -205,10 +210,16 @@ class Probe:
         if bound is not None and bound.is_up and not is_hosts:
             raise ProgramTimeError(bound.text)
         if not self._is_comparing:
-            sightings = [self._by_neighbour(ops, s) for s in sightings]
-            sightings = [self._by_bits(ops, self._by_half(ops, s, exits)) for s in sightings]
-            sightings = [self._by_end(ops, self._by_attributes(ops, s)) for s in sightings]
-        return Look(tuple(sightings), tuple(exits), private, is_ready), tuple(cleared)
+            sightings = [self._name(ops, sighting, exits) for sighting in sightings]
+        is_used_up = any(map(_is_used_up, outcomes))
+        return Look(tuple(sightings), tuple(exits), private, is_ready, is_used_up), tuple(cleared)
+
+    def _name(
+        self, ops: tuple[Op, ...], sighting: Sighting, exits: Sequence[Sequence[AnsweredExit]]
+    ) -> Sighting:
+        """`sighting`, named by what other values of the operation's arguments show."""
+        sighting = self._by_half(ops, self._by_neighbour(ops, sighting), exits)
+        return self._by_end(ops, self._by_attributes(ops, self._by_bits(ops, sighting)))
 
     def _step_through(self, ops: tuple[Op, ...], violations: list[Violation], traced: bool) -> None:
         """Runs `ops` under the observer that stands in the testbed."""
@@ -436,8 +447,17 @@ class Probe:
         return self.suspicious(sighting)
 
     def _run_neighbours(self, ops: tuple[Op, ...], index: int) -> None:
+        """Runs them; of an argument that makes the guest use up its budget no larger value."""
+        own = ops[index].arguments
+        most = [U64_MASK] * len(own)
         for op in islice(neighbours(ops[index]), _SLOW_NEIGHBOURS if self.is_slow else None):
-            self.try_look((*ops[:index], op), traced=True)
+            changed = [place for place, value in enumerate(op.arguments) if value != own[place]]
+            if any(op.arguments[place] > most[place] for place in changed):
+                continue
+            look = self.try_look((*ops[:index], op), traced=True)
+            if look is not None and look.is_used_up:
+                for place in changed:
+                    most[place] = op.arguments[place]
 
     def fresh(self) -> Probe:
         """A probe of the same testbed that knows the battery only, so that what it finds does not
@@ -466,6 +486,10 @@ def _sighting(view: OpView, violation: Violation, situation: str, spots: Spots) 
     plain = symptom_of(view, violation, looks_at_bits=False)
     as_seen = Sighting(violation, plain, situation, spots)
     return Sighting(violation, symptom, situation, _NOTHING, plain=as_seen)
+
+
+def _is_used_up(outcome: object) -> bool:
+    return isinstance(outcome, CallOutcome) and isinstance(outcome.end, BudgetExhausted)
 
 
 def with_attributes(op: Op, attributes: int) -> Op:
