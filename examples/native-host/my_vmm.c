@@ -4,7 +4,8 @@
  *     cc -shared -fPIC -O2 -I"$(guestemu hosts --include)" -o my_vmm.so my_vmm.c
  *     guestemu fuzz hypercall --host ./my_vmm.so --time 10
  *
- * -DBUG=0 leaves the bug out; 2 is a null pointer, 3 an endless loop, 4 an abort, for 33 pages.
+ * -DBUG=0 leaves the bug out; 2 is a null pointer, 3 an endless loop, 4 an abort, for 33 pages; 5
+ * forgets memory that is plugged (--memory 64,slot@32M,plug@63M+1M).
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -48,6 +49,21 @@ void *guestemu_open(const struct guestemu_layout *layout, const struct guestemu_
 	for (uint32_t i = 0; i < layout->slots; i++)
 		vm->slot[i] = layout->slot[i];
 	return vm;
+}
+
+/* Hot-plug: the slots that the VM has now. */
+int guestemu_layout(void *opaque, const struct guestemu_layout *layout)
+{
+	struct vm *vm = opaque;
+
+	if (layout->slots > MAX_SLOTS)
+		return -ENOSPC;
+	if (BUG == 5)
+		return 0;
+	vm->slots = layout->slots;
+	for (uint32_t i = 0; i < layout->slots; i++)
+		vm->slot[i] = layout->slot[i];
+	return 0;
 }
 
 int guestemu_reset(void *opaque)

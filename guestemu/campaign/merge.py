@@ -87,7 +87,7 @@ def make_executor(record: CampaignRecord, feedback: Feedback, plugin: str = "") 
         layout=record.layout,
         plugin=plugin,
     )
-    return Executor(target, header, target.kinds_with(record.faults), feedback)
+    return Executor(target, header, target.kinds_with(record.faults, record.layout), feedback)
 
 
 def minimise_corpus(

@@ -138,7 +138,7 @@ def finding_programs(root: Path) -> list[Path]:
 def ops_in_corpus(reading: Reading) -> Counter[str]:
     """How many ops of each kind the inputs of the corpus hold."""
     record = reading.record
-    kinds = find_target(record.target).kinds_with(record.faults)
+    kinds = find_target(record.target).kinds_with(record.faults, record.layout)
     decode = OpDecoder(record.vcpus, record.memory >= GIANT_MEMORY, kinds).decode
     return Counter(
         SPECS[op.kind].name for data in _inputs(Path(reading.root)) for op in decode(data)

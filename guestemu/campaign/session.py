@@ -146,7 +146,7 @@ class Session:
     ) -> None:
         self.plan = plan
         self.store = store
-        self.kinds = plan.target.kinds_with(plan.faults)
+        self.kinds = plan.target.kinds_with(plan.faults, plan.header.layout)
         self.feedback = Feedback()
         if build is None:
             self.executor = Executor(plan.target, plan.header, self.kinds, self.feedback, host)

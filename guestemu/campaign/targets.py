@@ -25,6 +25,7 @@ from guestemu.program.device_specs import (
     DEVICE_FAULT_SPECS,
     DEVICE_USE_SPECS,
 )
+from guestemu.program.layout import PLUG
 from guestemu.program.ops import (
     HOST_SPECS,
     LINK_SPECS,
@@ -68,11 +69,14 @@ class Target(msgspec.Struct, frozen=True):
     ignored: frozenset[str] = frozenset()
     header: Header = Header(budget=_BUDGET)
 
-    def kinds_with(self, faults: bool) -> frozenset[OpKind]:
-        """The ops of a campaign. Raises `InputError` for faults where there are none."""
+    def kinds_with(self, faults: bool, layout: str = "") -> frozenset[OpKind]:
+        """The ops of a campaign on a VM with this layout of memory slots; hot-plug beside raw
+        hypercalls only. Raises `InputError` for faults where there are none."""
         if faults and not self.fault_kinds:
             raise InputError(f"--faults: target {self.name} has no fault ops; leave it out")
-        return self.kinds | self.fault_kinds if faults else self.kinds
+        kinds = self.kinds | self.fault_kinds if faults else self.kinds
+        is_raw = OpKind.HYPERCALL in kinds and self.limit is None
+        return kinds | {OpKind.HOST_COMMIT_SLOT} if is_raw and f"{PLUG}@" in layout else kinds
 
 
 _TARGETS: Final = (

@@ -140,7 +140,8 @@ Memory: TypeAlias = Annotated[
         "--memory",
         metavar="MIB[,PART@GPA+SIZE...]",
         help="Guest memory in MiB, and where memory slots lie: slot@32M begins another, and "
-        "hole@48M+1M, mmio@..., rom@..., plain@... (no guest_memfd) are parts of another kind.",
+        "hole@48M+1M, mmio@..., rom@..., plain@... (no guest_memfd) and plug@... (hot-plugged by "
+        "the operation host_commit_slot) are parts of another kind.",
     ),
 ]
 Vcpus: TypeAlias = Annotated[

@@ -61,7 +61,7 @@ def command(
     try:
         feedback = Feedback()
         record = store.read_record()
-        kinds = find_target(record.target).kinds_with(record.faults)
+        kinds = find_target(record.target).kinds_with(record.faults, record.layout)
         bring_up_to_date(store, kinds)
         plugin = permissions(plugins).find(record.host, workdir / "campaign.json")
         executor = make_executor(record, feedback, plugin)

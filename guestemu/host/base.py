@@ -17,13 +17,17 @@ from typing import TYPE_CHECKING, ClassVar
 
 from bitarray import bitarray
 
-from guestemu.abi.addresses import PAGE_SHIFT
+from guestemu.abi.addresses import PAGE_SHIFT, U64_MASK
+from guestemu.abi.errno import EEXIST, EINVAL, ENOTTY
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
 from guestemu.machine.exits import GuestFault, Hypercall, MapGpaRange, VcpuAccess
 from guestemu.program.ops import Op, OpKind
 
 if TYPE_CHECKING:
     from guestemu.host.kvm.guest_memory import Slot
+
+_NO_RAM = U64_MASK >> PAGE_SHIFT
+"""A gfn behind all RAM."""
 
 __all__ = ["GuestFault", "Host", "Hypercall", "MapGpaRange", "VcpuAccess"]
 
@@ -73,6 +77,12 @@ class Host(ABC):
     """Start and end in gfns of what is no RAM with guest_memfd by the VM's slots: user space
     decides about a range that meets it (K3-f)."""
 
+    pluggable: tuple[Slot, ...] = ()
+    """Slots that the VM does not have at first and that can be plugged."""
+
+    plugged: tuple[Slot, ...] = ()
+    """Those that are, since the last reset."""
+
     vcpu_count: int = 1
     """The VM's number of vCPUs."""
 
@@ -81,6 +91,33 @@ class Host(ABC):
         self.memory_slots = slots
         self.open_frames = tuple(_open_frames(slots))
         self.vcpu_count = vcpus
+
+    def plug(self, gfn: int, pages: int) -> int:
+        """Plugs the slot of `pluggable` that a range meets: 0, -EINVAL where it meets none, -EEXIST
+        for one that is plugged, otherwise what `take_slot` says."""
+        for slot in self.pluggable:
+            if slot.cut(gfn << PAGE_SHIFT, pages << PAGE_SHIFT)[1]:
+                if slot in self.plugged:
+                    return -EEXIST
+                result = self.take_slot(slot)
+                if not result:
+                    self._have((*self.plugged, slot))
+                return result
+        return -EINVAL
+
+    def take_slot(self, slot: Slot) -> int:
+        """User space hot-plugs memory: 0, and all of it is private, or a negative errno. The reset
+        that comes next takes it back. Here: -ENOTTY, without hot-plug."""
+        return -ENOTTY
+
+    def take_back(self) -> None:
+        """No slot is plugged any more; called before `reset` and `restore`."""
+        if self.plugged:
+            self._have(())
+
+    def _have(self, plugged: tuple[Slot, ...]) -> None:
+        self.plugged = plugged
+        self.open_frames = tuple(_open_frames((*self.memory_slots, *plugged)))
 
     @abstractmethod
     def reset(self, frames: int) -> None:
@@ -157,7 +194,8 @@ class Host(ABC):
 
     def borders(self) -> tuple[int, ...]:
         """Frames at which a memory slot begins or ends, besides the ends of RAM."""
-        ends = {place >> PAGE_SHIFT for slot in self.memory_slots for place in (slot.gpa, slot.end)}
+        slots = (*self.memory_slots, *self.pluggable)
+        ends = {place >> PAGE_SHIFT for slot in slots for place in (slot.gpa, slot.end)}
         return tuple(sorted(ends)[1:-1])
 
     @property
@@ -177,10 +215,12 @@ class Host(ABC):
 
 def _open_frames(slots: tuple[Slot, ...]) -> Iterator[tuple[int, int]]:
     place = 0
-    for slot in slots:
+    for slot in sorted(slots, key=lambda slot: slot.gpa):
         first, end = slot.gpa >> PAGE_SHIFT, slot.end >> PAGE_SHIFT
         if first > place:
             yield place, first
         if slot.is_read_only or not slot.has_guest_memfd:
             yield first, end
         place = end
+    if slots:
+        yield place, _NO_RAM

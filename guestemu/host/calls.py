@@ -22,7 +22,7 @@ _SIZE: Final = 4096
 _COUNT, _IS_PASSIVE, _IS_INSIDE, _LINE = range(4)
 _WORDS: Final[dict[int, str]] = {
     signal.SIGPROF: "did not return: it computed for ever in machine code",
-    signal.SIGVTALRM: "did not return: it computed for more than 0.05 s",
+    signal.SIGVTALRM: "did not return: it computed for ever",
     signal.SIGSEGV: "ended by a segmentation fault",
     signal.SIGABRT: "aborted",
     signal.SIGBUS: "ended by a bus error",

@@ -16,7 +16,7 @@ from bitarray import bitarray
 from guestemu.abi.addresses import U64_MASK
 from guestemu.abi.msrs import KVM_MIGRATION_READY, MSR_KVM_MIGRATION_CONTROL
 from guestemu.host.base import VcpuAccess
-from guestemu.host.kvm.guest_memory import GuestMemory, MemoryFaultExit
+from guestemu.host.kvm.guest_memory import GuestMemory, MemoryFaultExit, Slot
 from guestemu.host.kvm.memory_host import MemoryHost
 from guestemu.host.kvm.run import KvmRun
 from guestemu.host.userspace.base import UserSpace, VmStopped
@@ -53,6 +53,12 @@ class VmmHandler(ABC):
     def memory_fault(self, gpa: int, size: int, is_private: bool) -> bool:
         """KVM_EXIT_MEMORY_FAULT of `size` bytes; whether the vCPU runs again. Here: no."""
         return False
+
+    def memory_plugged(self, number: int) -> int:
+        """Memory was hot-plugged: slot `number` of `memory.slots`, all private. Returns 0, or a
+        negative errno where the VMM refuses it. A reset takes it back. Here: 0, as suits a handler
+        that looks at `memory` for each exit."""
+        return 0
 
     def write_migration_control(self, value: int) -> bool:
         """KVM_EXIT_X86_WRMSR of MSR_KVM_MIGRATION_CONTROL; False is #GP in the guest. Here: no bit
@@ -143,6 +149,17 @@ class HandlerHost(MemoryHost):
         """The handler over fresh memory, all private."""
         self.user = _HandledExits(self._handler, GuestMemory(frames, self.memory_slots))
         return self.user, self.user.injection
+
+    def take_slot(self, slot: Slot) -> int:
+        """Asks the handler."""
+        memory = self.user.memory
+        memory.plug(slot)
+        answer = self._handler.memory_plugged(len(memory.slots) - 1)
+        if not isinstance(answer, int) or not -_LARGEST_ERRNO <= answer <= 0:
+            raise TypeError(f"memory_plugged returned {answer!r:.60}; return 0 or a negative errno")
+        if answer:
+            memory.unplug()
+        return answer
 
     def private_map(self) -> bitarray:
         """The handler's record."""

@@ -28,6 +28,8 @@ from guestemu.program.ops import OpKind
 _T = TypeVar("_T")
 _MSR_ACCESSES: Final = frozenset({"rdmsr", "wrmsr"})
 _SHOWN: Final = 60
+_LARGEST_ERRNO: Final = 4095
+_ERRNO: Final = "0 or a negative errno"
 
 
 def place_of(path: Path, error: BaseException) -> str:
@@ -112,6 +114,15 @@ class PluginHost(Host):
         super().describe_vm(slots, vcpus)
         self._described(self._plugin)
 
+    def take_slot(self, slot: Slot) -> int:
+        """Passes on; -ENOTTY for a plug-in without it. The result must be 0 or a negative errno."""
+        if not callable(getattr(self._plugin, "take_slot", None)):
+            return super().take_slot(slot)
+        answer = self._checked("take_slot", self._call("take_slot", slot), int, _ERRNO)
+        if not -_LARGEST_ERRNO <= answer <= 0:
+            raise self._wrong("take_slot", answer, _ERRNO)
+        return answer
+
     def _described(self, plugin: object) -> object:
         if isinstance(plugin, Host):
             plugin.describe_vm(self.memory_slots, self.vcpu_count)
@@ -138,6 +149,7 @@ class PluginHost(Host):
         if self.calls is not None and self.calls.enter(name == "private_map"):
             raise self._ended(name, self.calls)
         try:
+            guard.method = name
             guard.turn = turn + 1
             try:
                 return self._method(name)(*arguments)

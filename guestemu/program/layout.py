@@ -5,8 +5,9 @@
 
 Without a layout one slot covers all of RAM, from GPA 0 on. A word takes a part out: `slot@GPA`
 begins another slot, `hole@GPA+SIZE` and `mmio@GPA+SIZE` have no slot, `rom@GPA+SIZE` is a read-only
-slot and `plain@GPA+SIZE` one without guest_memfd. The guest's CPU has RAM there all the same: a
-layout says what its hypervisor has.
+slot and `plain@GPA+SIZE` one without guest_memfd. `plug@GPA+SIZE` has no slot until the operation
+host_commit_slot plugs it: RAM with a guest_memfd of its own. The guest's CPU has RAM there all the
+same: a layout says what its hypervisor has.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from guestemu.abi.addresses import PAGE_MASK
 RAM: Final = "slot"
 ROM: Final = "rom"
 PLAIN: Final = "plain"
-HOLES: Final = frozenset({"hole", "mmio"})
-_KINDS: Final = (RAM, "hole", ROM, "mmio", PLAIN)
+PLUG: Final = "plug"
+HOLES: Final = frozenset({"hole", "mmio", PLUG})
+_KINDS: Final = (RAM, "hole", ROM, "mmio", PLAIN, PLUG)
 _WORD: Final = re.compile(r"(?P<kind>[a-z]+)@(?P<gpa>\w+)(?:\+(?P<size>\w+))?")
 _NUMBER: Final = re.compile(r"(0x[0-9a-fA-F]{1,16}|[0-9]{1,20})([KMG]?)")
 _UNITS: Final = {"": 0, "K": 10, "M": 20, "G": 30}

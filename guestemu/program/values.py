@@ -306,7 +306,8 @@ def extra_values(numbers: Iterable[int], frames: Iterable[int] = ()) -> Extra:
     addresses: list[int] = []
     plain: list[int] = []
     near: list[int] = []
-    for gfn in frames:
+    places = tuple(frames)
+    for gfn in places:
         addresses += [place << PAGE_SHIFT for place in (gfn, gfn - 1, gfn - 2) if place >= 0]
     for number in numbers:
         value = number & U64_MASK
@@ -329,6 +330,7 @@ def extra_values(numbers: Iterable[int], frames: Iterable[int] = ()) -> Extra:
         Argument.COUNT: tuple(dict.fromkeys(counts)),
         Argument.ATTRIBUTES: tuple(dict.fromkeys(plain)),
         Argument.MSR_VALUE: tuple(dict.fromkeys(near)),
+        Argument.U64: places,
     }
 
 

@@ -66,6 +66,8 @@ def host_operations(host: Host) -> Mapping[OpKind, Callable[..., int]]:
     """What `host` does for each kind of operation that a host carries out; -ENOTTY for a kind that
     it lacks. The functions take the op's arguments."""
     own = {**ioctls_of(host), **host.operations()}
+    if host.pluggable:
+        own[OpKind.HOST_COMMIT_SLOT] = host.plug
     return {kind: own.get(kind, _lacking) for kind, spec in SPECS.items() if spec.by_host}
 
 

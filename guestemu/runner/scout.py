@@ -9,6 +9,7 @@ next program. A program costs twice its time, and a death the time of a fork.
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import signal
@@ -49,10 +50,12 @@ def may_end_process(host: Host) -> bool:
 def guard_process(testbed: Testbed, is_scout: bool = False) -> None:
     """Ends calls of the testbed's host that compute for ever: in Python by an exception, in machine
     code with the process. A guest that boots a kernel computes for long itself."""
-    host = testbed.host
     frames = testbed.guest.machine.config.frames
-    guard = host.guard if isinstance(host, PluginHost) else HangGuard()
-    guard.start(frames, testbed.guest.name.startswith(_SNIPPET), is_scout)
+    _guard_of(testbed.host).start(frames, testbed.guest.name.startswith(_SNIPPET), is_scout)
+
+
+def _guard_of(host: Host) -> HangGuard:
+    return host.guard if isinstance(host, PluginHost | NativeHost) else HangGuard()
 
 
 class Scout:
@@ -67,6 +70,7 @@ class Scout:
         self._pid = 0
         self._encode = msgspec.msgpack.Encoder().encode
         host = testbed.host
+        self._guard = _guard_of(host)
         if isinstance(host, NativeHost):
             host.watch_calls(self._calls)
         elif isinstance(host, PluginHost):
@@ -88,7 +92,9 @@ class Scout:
         is_late = not self._poll.poll(seconds * 1000)
         if not is_late and os.read(self._in, 1):
             return True
-        how = how_it_ended(self._reap())
+        status = self._reap()
+        self._guard.knows_stuck |= status == -signal.SIGPROF
+        how = how_it_ended(status)
         if is_late and self._patience is not None:
             return True
         return calls.learn(f"did not return within {_ANSWER_S:g} s" if is_late else how)
@@ -142,6 +148,7 @@ class Scout:
         testbed.observe = None
         testbed.scout = None
         host = testbed.host
+        gc.freeze()  # collecting what was copied takes as long as a call that does not return
         self._calls.note(host.path if isinstance(host, PluginHost) else None)
         guard_process(testbed, is_scout=True)
         decode = msgspec.msgpack.Decoder(tuple[Op, ...]).decode

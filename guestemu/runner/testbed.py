@@ -35,7 +35,7 @@ from guestemu.host.permission import Permissions
 from guestemu.host.registry import load_host
 from guestemu.host.userspace.base import VmStopped
 from guestemu.machine.cache import CachedRam
-from guestemu.program.layout import HOLES, RAM, ROM, parts_of
+from guestemu.program.layout import HOLES, PLUG, RAM, ROM, parts_of
 from guestemu.program.ops import SPECS, Op, OpKind
 from guestemu.program.program import Header, Program
 from guestemu.runner.dma_slots import DmaSlots
@@ -196,6 +196,7 @@ class Testbed:
     def _set_up(self, restore: Callable[[int], None]) -> None:
         """The host of a VM that has just booted."""
         self._failure = None
+        self.host.take_back()
         try:
             restore(self._frames)
             self._tell_boot_exits()
@@ -479,6 +480,7 @@ def host_of(header: Header) -> Host:
     """The host that `header` names. Raises `InputError`, also for code that nothing allowed."""
     host = load_host(header.host, header.switches, header.plugin)
     host.describe_vm(slots_of(header), header.vcpus)
+    host.pluggable = pluggable_of(header)
     return host
 
 
@@ -501,6 +503,12 @@ def slots_of(header: Header) -> tuple[Slot, ...]:
             )
             offset += part.size if has_guest_memfd else 0
     return tuple(found)
+
+
+def pluggable_of(header: Header) -> tuple[Slot, ...]:
+    """The slots that can be plugged by the header's layout, each with a guest_memfd of its own."""
+    parts = parts_of(header.layout, header.memory) if header.layout else ()
+    return tuple(Slot(part.gpa, part.size) for part in parts if part.kind == PLUG)
 
 
 def with_plugin(program: Program, permissions: Permissions, path: Path) -> Program:

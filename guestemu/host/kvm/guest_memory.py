@@ -104,7 +104,8 @@ class GuestMemory:
         self.shared_pages = bitarray(frames, endian="little")
         self.device_map = bitarray(frames, endian="little")
         self.lost = bitarray(frames, endian="little")
-        self.set_slots(slots or (Slot(0, frames << PAGE_SHIFT),))
+        self._first_slots = slots or (Slot(0, frames << PAGE_SHIFT),)
+        self.set_slots(self._first_slots)
         self.calls: list[VmmCall] = []
         self._beyond = IntervalSet()
         self._failure: tuple[int, int] | None = None
@@ -131,8 +132,25 @@ class GuestMemory:
             (self.private_pages, self.private_backing),
         )
 
+    def plug(self, slot: Slot) -> None:
+        """Has `slot` behind the others, with all its pages private, as QEMU makes them (GM1)."""
+        self.set_slots((*self.slots, slot))
+        first, end = slot.gpa >> PAGE_SHIFT, min(slot.end >> PAGE_SHIFT, self.frames)
+        self.attributes[first:end] = True
+        self.private_pages[first:end] = True
+        self.shared_pages[first:end] = False
+        self._is_used = True
+
+    def unplug(self) -> None:
+        """The last slot is gone, with its pages."""
+        slot = self.slots[-1]
+        self.set_slots(self.slots[:-1])
+        self._change(slot.gpa, slot.size, True, True)
+
     def restore(self) -> None:
         """As a new VM; cheap where no call was made."""
+        if self.slots is not self._first_slots:
+            self.set_slots(self._first_slots)
         if self._is_used:
             self.attributes.setall(True)
             self.private_pages[:] = self.private_backing

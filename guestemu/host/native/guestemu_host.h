@@ -6,7 +6,7 @@
  * own checks (CPL, number, alignment, page count, wrap), fills struct guestemu_exit as KVM fills
  * struct kvm_run, answers your calls through struct guestemu_kernel by the rules of the modelled
  * kernel, or with the error that a program orders, and records each of them. One thread per VM.
- * A layout is valid until close, an exit until the handler returns.
+ * A layout is valid until close or the next layout, an exit until the handler returns.
  */
 #ifndef GUESTEMU_HOST_H
 #define GUESTEMU_HOST_H
@@ -84,6 +84,11 @@ void guestemu_close(void *vm);
  * Without it the record is what KVM's memory attributes say. */
 const uint8_t *guestemu_private(void *vm);
 uint32_t guestemu_features(void); /* enum guestemu_features; without it 0 */
+
+/* Optional. Memory was hot-plugged: the layout with the new slot, all private, behind the others.
+ * 0, or a negative errno if you refuse it. In place of the next reset the VM is closed and opened,
+ * with the first layout. Without it no memory is plugged. */
+int guestemu_layout(void *vm, const struct guestemu_layout *layout);
 
 #ifdef __cplusplus
 }

@@ -28,20 +28,22 @@
 #define MAX_SLOTS 64
 #define MAX_RECORDS 4096
 #define MAX_CALLS 4096
-#define TICK_US 50000	/* of processor time: two ticks without a record that ends are a loop */
+#define TICK_US 5000	/* of processor time */
+#define MOST_TICKS 10	/* that a record may take. Once one took more, four times what others took */
 #define DIED 0xffffffffu /* in place of a count: the handler died. The word that follows has its wait
 			  * status, and in the upper half how many records it had answered */
 #define DONE_SHIFT 16
 
 /* Features beside the header's: the reply to a hypercall has the blocks that ran in place of data;
- * OP_FRESH is known. */
+ * OP_FRESH is known; OP_PLUG is, and the handler has guestemu_layout(). */
 #define COUNTS_BLOCKS 0x10000u
 #define KNOWS_FRESH 0x20000u
+#define KNOWS_PLUG 0x40000u
 
 #define CLOSED 77 /* exit status of the child: the pipe was closed */
 #define FRESH 78  /* another child shall go on, in which the handler has run nothing */
 
-enum { OP_RESET, OP_EXIT, OP_MAP, OP_FRESH };
+enum { OP_RESET, OP_EXIT, OP_MAP, OP_FRESH, OP_PLUG };
 enum { CALL_ATTRIBUTES = 1, CALL_FALLOCATE, CALL_MADVISE, CALL_PRE_FAULT, CALL_DEVICE };
 
 struct hello {
@@ -78,6 +80,7 @@ struct functions {
 	void (*close)(void *);
 	const uint8_t *(*private_map)(void *);
 	uint32_t (*features)(void);
+	int (*layout)(void *, const struct guestemu_layout *);
 };
 
 struct server {
@@ -87,9 +90,9 @@ struct server {
 	uint64_t frames;
 	struct guestemu_slot slot[MAX_SLOTS];
 	struct guestemu_layout layout;
+	uint32_t first_slots; /* of a VM that is opened */
 	struct guestemu_kernel kernel;
 	int made, fail_at, fail_with;
-	volatile uint32_t *done; /* records of this message; the parent sees it */
 	uint32_t calls;
 	struct call call[MAX_CALLS];
 	struct request request[MAX_RECORDS];
@@ -98,16 +101,28 @@ struct server {
 		 MAX_CALLS * sizeof(struct call)];
 };
 
-static volatile sig_atomic_t finished, seen = -1;
+/* What the child tells its parent, in shared memory. */
+struct told {
+	volatile uint32_t done;	   /* records of this message */
+	volatile uint32_t longest; /* ticks of a record that ended */
+};
+
+static volatile sig_atomic_t finished, seen = -1, ticks;
+static uint32_t allowed = MOST_TICKS;
+static struct told *told;
 
 /* A tick of the child's own time. */
 static void tick(int number)
 {
-	if (seen == finished) {
+	if (seen != finished) {
+		if ((uint32_t)ticks > told->longest)
+			told->longest = (uint32_t)ticks;
+		seen = finished;
+		ticks = 0;
+	} else if ((uint32_t)++ticks >= allowed) {
 		signal(number, SIG_DFL);
 		raise(number);
 	}
-	seen = finished;
 }
 
 /* Coverage ------------------------------------------------------------------------------------
@@ -237,10 +252,11 @@ static int reset(struct server *s)
 
 	s->made = 0;
 	s->fail_at = -1;
-	if (s->vm && !f->reset(s->vm))
+	if (s->vm && s->layout.slots == s->first_slots && !f->reset(s->vm))
 		return 0;
 	if (s->vm)
 		f->close(s->vm);
+	s->layout.slots = s->first_slots;
 	s->vm = f->open(&s->layout, &s->kernel);
 	return s->vm ? 0 : -1;
 }
@@ -277,6 +293,25 @@ static void run_exit(struct server *s, const struct request *q, struct reply *r)
 	}
 }
 
+static void plug(struct server *s, const struct request *q, struct reply *r)
+{
+	uint32_t number = s->layout.slots;
+	int result = -ENOSPC;
+
+	s->made = 0;
+	s->fail_at = q->fail_at;
+	s->fail_with = q->fail_with;
+	if (number < MAX_SLOTS) {
+		s->slot[number] = (struct guestemu_slot){ q->word[0], q->word[1], q->word[2],
+							  (uint32_t)q->word[3], 0 };
+		s->layout.slots++;
+		result = s->call_into->layout(s->vm, &s->layout);
+		if (result)
+			s->layout.slots--;
+	}
+	r->answer = (uint64_t)(int64_t)result;
+}
+
 static int one_record(struct server *s, const struct request *q, struct reply *r)
 {
 	uint32_t before = s->calls;
@@ -288,6 +323,8 @@ static int one_record(struct server *s, const struct request *q, struct reply *r
 		s->calls = before; /* what a handler does while it opens is no answer to the guest */
 	} else if (q->op == OP_EXIT) {
 		run_exit(s, q, r);
+	} else if (q->op == OP_PLUG && s->call_into->layout) {
+		plug(s, q, r);
 	}
 	r->calls = s->calls - before;
 	return 0;
@@ -348,17 +385,18 @@ static int answer(struct server *s)
 		if (s->request[0].op == OP_MAP) {
 			if (send_map(s))
 				return CLOSED;
+			finished++;
 			continue;
 		}
 		if (s->request[0].op == OP_FRESH)
 			return FRESH;
 		s->calls = 0;
-		*s->done = 0;
+		told->done = 0;
 		for (uint32_t i = 0; i < head.records; i++) {
 			if (one_record(s, &s->request[i], &s->reply[i]))
 				return 3;
 			finished++;
-			*s->done = i + 1;
+			told->done = i + 1;
 		}
 		error = reply(s, &head);
 		if (error)
@@ -378,7 +416,8 @@ static int serve(int in, int out, const struct functions *f)
 	guestemu_origin = (uint64_t)(uintptr_t)f->abi;
 	ready.abi = f->abi();
 	ready.features = (f->features ? f->features() & (COUNTS_BLOCKS - 1) : 0) |
-			 (guestemu_blocks ? COUNTS_BLOCKS : 0) | KNOWS_FRESH;
+			 (guestemu_blocks ? COUNTS_BLOCKS : 0) | KNOWS_FRESH |
+			 (f->layout ? KNOWS_PLUG : 0);
 	s->in = in;
 	s->out_fd = out;
 	s->call_into = f;
@@ -389,12 +428,13 @@ static int serve(int in, int out, const struct functions *f)
 	    transfer(in, s->slot, hello.slots * sizeof(s->slot[0]), 0))
 		return 2;
 	s->frames = hello.frames;
+	s->first_slots = hello.slots;
 	s->layout = (struct guestemu_layout){ GUESTEMU_HOST_ABI, hello.vcpus, hello.slots, 0,
 					      s->slot };
 	s->kernel = (struct guestemu_kernel){ s,       set_memory_attributes, fallocate_hole, advise,
 					      pre_fault, map_for_device };
-	s->done = mmap(0, sizeof(*s->done), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	if (s->done == MAP_FAILED)
+	told = mmap(0, sizeof(*told), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (told == MAP_FAILED)
 		return 2;
 	if (transfer(out, &ready, sizeof(ready), 1) || ready.abi != GUESTEMU_HOST_ABI)
 		return 2;
@@ -415,7 +455,9 @@ static int serve(int in, int out, const struct functions *f)
 			return 0;
 		if (WIFEXITED(status) && WEXITSTATUS(status) == FRESH)
 			continue;
-		died.calls = (uint32_t)status | *s->done << DONE_SHIFT;
+		if (WIFSIGNALED(status) && WTERMSIG(status) == SIGVTALRM)
+			allowed = told->longest < MOST_TICKS / 4 ? 1 + 4 * told->longest : MOST_TICKS;
+		died.calls = (uint32_t)status | told->done << DONE_SHIFT;
 		if (transfer(out, &died, sizeof(died), 1))
 			return 0;
 	}
@@ -424,11 +466,12 @@ static int serve(int in, int out, const struct functions *f)
 #ifdef GUESTEMU_SERVE_MAIN
 #pragma weak guestemu_private
 #pragma weak guestemu_features
+#pragma weak guestemu_layout
 
 int main(void)
 {
 	struct functions f = { guestemu_abi,   guestemu_open,  guestemu_exit,	  guestemu_reset,
-			       guestemu_close, guestemu_private, guestemu_features };
+			       guestemu_close, guestemu_private, guestemu_features, guestemu_layout };
 	const char *pipes = getenv("GUESTEMU_HOST_FDS");
 	char *comma = pipes ? strchr(pipes, ',') : NULL;
 
@@ -451,6 +494,7 @@ __attribute__((visibility("default"))) const char *guestemu_serve(int in, int ou
 	*(void **)&f.close = dlsym(library, "guestemu_close");
 	*(void **)&f.private_map = dlsym(library, "guestemu_private");
 	*(void **)&f.features = dlsym(library, "guestemu_features");
+	*(void **)&f.layout = dlsym(library, "guestemu_layout");
 	if (!f.abi || !f.open || !f.exit || !f.reset || !f.close)
 		return "a function of guestemu_host.h is missing";
 	serve(in, out, &f);

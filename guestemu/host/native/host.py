@@ -12,14 +12,18 @@ from typing import ClassVar, Final
 
 from bitarray import bitarray
 
+from guestemu.abi.addresses import to_signed
+from guestemu.abi.errno import ENOTTY
 from guestemu.abi.errors import HostFailedError, InputError
 from guestemu.abi.msrs import KVM_MIGRATION_READY, MSR_KVM_MIGRATION_CONTROL
 from guestemu.host.base import VcpuAccess
 from guestemu.host.calls import Calls
+from guestemu.host.hang_guard import HangGuard
 from guestemu.host.kvm.guest_memory import (
     KVM_MEMORY_EXIT_FLAG_PRIVATE,
     GuestMemory,
     MemoryFaultExit,
+    Slot,
 )
 from guestemu.host.kvm.memory_host import MemoryHost
 from guestemu.host.kvm.run import KvmRun, MsrExit
@@ -38,6 +42,7 @@ from guestemu.host.userspace.injection import Injection
 
 IN_PROCESS: Final = ":in-process"
 _BLOCKS_SHIFT: Final = 32
+_LARGEST_ERRNO: Final = 4095
 _NO_FAILURE: Final = (wire.NO_FAILURE, 0)
 
 
@@ -123,30 +128,61 @@ class NativeUserSpace(UserSpace):
     def _exit(self, reason: int, words: tuple[int, ...], vcpu: int) -> tuple[int, int]:
         """Answer and data; raises `VmStopped` where the handler ends the VM."""
         handler = self.handler
-        is_new, self._is_new = self._is_new, False
         if isinstance(handler, LoadedHandler):
-            watched = self.calls
-            if watched is not None and watched.enter():
-                raise HostFailedError(f"the native handler {watched.how}")
-            if is_new:
-                handler.reset()
+            self._enter(handler)
             outcome, answer, data = handler.exit(reason, words, vcpu)
-            if watched is not None:
-                watched.leave()
+            if self.calls is not None:
+                self.calls.leave()
         else:
-            memory = self.memory
-            record = wire.exit_record(reason, words, vcpu, memory.ordered_failure or _NO_FAILURE)
-            self._story += record
-            requests = wire.RESET + record if is_new else record
-            outcome, answer, data, calls = handler.ask(requests, self._story)
-            wrong = wire.replay(memory, calls)
-            if wrong:
-                raise HostFailedError(f"the native handler {wrong}")
+            failure = self.memory.ordered_failure or _NO_FAILURE
+            outcome, answer, data = self._ask(
+                handler, wire.exit_record(reason, words, vcpu, failure)
+            )
         if outcome:
             if outcome != wire.STOP:
                 raise HostFailedError(f"the native handler returned outcome {outcome}")
             raise VmStopped(f"{self.spec} stopped the VM")
         return answer, data
+
+    def _enter(self, handler: LoadedHandler) -> None:
+        """Before a call into a library of this process, which gets its reset before the first."""
+        if self.calls is not None and self.calls.enter():
+            raise HostFailedError(f"the native handler {self.calls.how}")
+        if self._is_new:
+            self._is_new = False
+            handler.reset()
+
+    def _ask(self, handler: HandlerProcess, record: bytes) -> tuple[int, int, int]:
+        """Outcome, answer and data of a record; its calls are made here as well."""
+        is_new, self._is_new = self._is_new, False
+        self._story += record
+        requests = wire.RESET + record if is_new else record
+        outcome, answer, data, calls = handler.ask(requests, self._story)
+        wrong = wire.replay(self.memory, calls)
+        if wrong:
+            raise HostFailedError(f"the native handler {wrong}")
+        return outcome, answer, data
+
+    def plug(self, slot: Slot) -> int:
+        """Hot-plugs a slot: 0 or the negative errno of a handler that refuses it."""
+        handler, memory = self.handler, self.memory
+        if not handler.takes_slots:
+            return -ENOTTY
+        memory.plug(slot)
+        if isinstance(handler, LoadedHandler):
+            self._enter(handler)
+            result = handler.plug()
+            if self.calls is not None:
+                self.calls.leave()
+        else:
+            failure = memory.ordered_failure or _NO_FAILURE
+            _, answer, _ = self._ask(handler, wire.plug_record(slot, failure))
+            result = to_signed(answer)
+        if result:
+            memory.unplug()
+        if not -_LARGEST_ERRNO <= result <= 0:
+            raise HostFailedError(f"the native handler returned {result} from guestemu_layout()")
+        return result
 
     def hypercall_exit(self, run: KvmRun, vcpu: VcpuAccess) -> None:
         """Hands the exit to the handler; `ret` is what it leaves there."""
@@ -207,6 +243,7 @@ class NativeHost(MemoryHost):
     def __init__(self, path: str) -> None:
         self._path = path
         self.calls: Calls | None = None
+        self.guard = HangGuard()
         self.counts_blocks = False
         self.user = NativeUserSpace(path, GuestMemory(0))
         super().__init__()
@@ -233,6 +270,10 @@ class NativeHost(MemoryHost):
         self._has_map = self.user.handler.has_map
         self.user.calls = self.calls
         return self.user, self.user.injection
+
+    def take_slot(self, slot: Slot) -> int:
+        """See `NativeUserSpace.plug`."""
+        return self.user.plug(slot)
 
     def renew(self) -> None:
         """The next VM is the first of its handler, also for what that keeps outside of a VM. In

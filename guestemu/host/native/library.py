@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from guestemu.abi.errors import PluginError
-from guestemu.host.kvm.guest_memory import GuestMemory
+from guestemu.host.kvm.guest_memory import GuestMemory, Slot
 from guestemu.host.kvm.uapi import KVM_EXIT_HYPERCALL
 from guestemu.host.native import wire
 from guestemu.native import load
@@ -67,7 +67,8 @@ class _Exit(ctypes.Structure):
 class LoadedHandler:
     """One VM of the shared object at `path`, over `memory`.
 
-    `has_map` is as the header says. `start` comes before everything else.
+    `has_map` and `takes_slots` say which of the header's optional functions it has. `start` comes
+    before everything else.
     """
 
     def __init__(self, path: str, memory: GuestMemory, vcpus: int = 1) -> None:
@@ -77,6 +78,7 @@ class LoadedHandler:
         self._blocks = ctypes.c_uint64()
         self._counts_blocks = False
         self.has_map = False
+        self.takes_slots = False
 
     def start(self) -> int:
         """Loads the file and opens a VM; returns the handler's features.
@@ -106,9 +108,9 @@ class LoadedHandler:
         self._counts_blocks = bool(self._blocks.value)
         has_features = hasattr(library, "guestemu_features")
         self.has_map = hasattr(library, "guestemu_private")
-        slots = memory.slots[: wire.MAX_SLOTS]
-        self._slots = ctypes.create_string_buffer(b"".join(map(wire.pack_slot, slots)))
-        self._layout = _Layout(wire.ABI, self._vcpus, len(slots), 0, ctypes.addressof(self._slots))
+        self.takes_slots = hasattr(library, "guestemu_layout")
+        self._slots, self._layout = self._describe(memory.slots)
+        self._plugged: ctypes.Array[ctypes.c_char] | None = None
         self._kernel = _Kernel(
             None,
             _ATTRIBUTES(lambda _t, gpa, size, a, b: memory.set_memory_attributes(gpa, size, a, b)),
@@ -122,6 +124,8 @@ class LoadedHandler:
         library.guestemu_exit.argtypes = (_POINTER, _POINTER)
         library.guestemu_reset.argtypes = (_POINTER,)
         library.guestemu_close.argtypes = (_POINTER,)
+        if self.takes_slots:
+            library.guestemu_layout.argtypes = (_POINTER, _POINTER)
         if self.has_map:
             library.guestemu_private.restype = _POINTER
             library.guestemu_private.argtypes = (_POINTER,)
@@ -136,6 +140,19 @@ class LoadedHandler:
         is_counting = wire.FEATURE_BLOCKS if self._counts_blocks else 0
         return features & wire.FEATURE_BLOCKS - 1 | is_counting
 
+    def _describe(self, slots: Sequence[Slot]) -> tuple[ctypes.Array[ctypes.c_char], _Layout]:
+        """The memory of a layout with `slots`, and the layout."""
+        few = slots[: wire.MAX_SLOTS]
+        data = ctypes.create_string_buffer(b"".join(map(wire.pack_slot, few)))
+        return data, _Layout(wire.ABI, self._vcpus, len(few), 0, ctypes.addressof(data))
+
+    def plug(self) -> int:
+        """Tells the handler the slots that the memory has now; 0 or a negative errno."""
+        self._plugged, layout = self._describe(self._memory.slots)
+        self._plugged_layout = layout  # valid until the VM is closed
+        result: int = self._library.guestemu_layout(self._vm, ctypes.addressof(layout))
+        return result
+
     def _open(self) -> int:
         vm: int | None = self._library.guestemu_open(
             ctypes.addressof(self._layout), ctypes.addressof(self._kernel)
@@ -146,8 +163,9 @@ class LoadedHandler:
 
     def reset(self) -> None:
         """A new VM, by the handler's reset or by closing and opening it."""
-        if self._reset(self._vm):
+        if self._plugged is not None or self._reset(self._vm):
             self._library.guestemu_close(self._vm)
+            self._plugged = None
             self._vm = self._open()
 
     def exit(self, reason: int, words: Sequence[int], vcpu: int) -> tuple[int, int, int]:

@@ -51,12 +51,16 @@ class Lost(Exception):
 
 
 class HandlerProcess:
-    """The process that runs the shared object or the command `spec` for a VM with `memory`."""
+    """The process that runs the shared object or the command `spec` for a VM with `memory`.
+
+    `has_map` and `takes_slots` say which of the header's optional functions the handler has.
+    """
 
     def __init__(self, spec: str, memory: GuestMemory, vcpus: int = 1) -> None:
         self.spec = spec
         self.has_map = False
         self._knows_fresh = False
+        self.takes_slots = False
         self.starts = 0
         self._hello = wire.hello(memory, vcpus)
         self._frames = memory.frames
@@ -108,6 +112,7 @@ class HandlerProcess:
             raise PluginError(f"host {self.spec}: has ABI {abi}, this guestemu has {wire.ABI}")
         self.has_map = bool(has_map)
         self._knows_fresh = bool(features & wire.FEATURE_FRESH)
+        self.takes_slots = bool(features & wire.FEATURE_PLUG)
         return int(features)
 
     def _command(self) -> list[str]:

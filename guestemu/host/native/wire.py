@@ -29,6 +29,9 @@ FEATURE_BLOCKS: Final = 1 << 16
 FEATURE_FRESH: Final = 1 << 17
 """The process knows `OP_FRESH`."""
 
+FEATURE_PLUG: Final = 1 << 18
+"""The process knows `OP_PLUG`, and the handler has guestemu_layout()."""
+
 SLOT_GUEST_MEMFD: Final = 1
 SLOT_READ_ONLY: Final = 2
 STOP: Final = 1
@@ -41,6 +44,7 @@ OP_RESET: Final = 0
 OP_EXIT: Final = 1
 OP_MAP: Final = 2
 OP_FRESH: Final = 3
+OP_PLUG: Final = 4
 NO_FAILURE: Final = -1
 
 HELLO: Final = struct.Struct("<4IQ")
@@ -89,6 +93,12 @@ def exit_record(reason: int, words: tuple[int, ...], vcpu: int, failure: tuple[i
     """An exit with reason KVM_EXIT_*; `words` fill the record of that exit in the header's order,
     at most seven. `failure`: the number of the call that fails and its errno, or (-1, 0)."""
     return REQUEST.pack(OP_EXIT, reason, vcpu, *failure, 0, *words, *_ZEROES[len(words) :])
+
+
+def plug_record(slot: Slot, failure: tuple[int, int]) -> bytes:
+    """A slot that is plugged; `failure` as in `exit_record`. The answer is guestemu_layout()'s."""
+    words = (slot.gpa, slot.size, slot.memfd_offset, slot_flags(slot))
+    return REQUEST.pack(OP_PLUG, 0, 0, *failure, 0, *words, *_ZEROES[len(words) :])
 
 
 def replay(memory: GuestMemory, calls: bytes) -> str:

@@ -44,6 +44,11 @@ impl Vmm for MyVmm {
         Some(MyVmm { kernel, slots: layout.slots().to_vec() })
     }
 
+    fn layout(&mut self, layout: &Layout) -> Result<(), i32> {
+        self.slots = layout.slots().to_vec();
+        Ok(())
+    }
+
     fn hypercall(&mut self, _nr: u64, args: &[u64; 6], ret: &mut u64) -> Outcome {
         *ret = match self.convert(args[0], args[1], args[2] & 0x10 != 0) {
             Ok(()) => 0,

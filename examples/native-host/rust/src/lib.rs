@@ -111,6 +111,11 @@ pub trait Vmm: Sized {
     fn wrmsr(&mut self, _index: u32, _value: u64) -> bool {
         false
     }
+    /// Memory was hot-plugged: the layout with the new slot behind the others. `Err` has the errno
+    /// of a VMM that refuses it.
+    fn layout(&mut self, _layout: &Layout) -> Result<(), i32> {
+        Err(25) // ENOTTY: no hot-plug
+    }
     /// KVM_EXIT_MEMORY_FAULT.
     fn memory_fault(&mut self, _gpa: u64, _size: u64, _is_private: bool) -> Outcome {
         Outcome::Stop
@@ -174,6 +179,16 @@ macro_rules! export_vmm {
         #[no_mangle]
         pub unsafe extern "C" fn guestemu_exit(vm: *mut $vmm, exit: *mut $crate::Exit) -> i32 {
             $crate::dispatch(&mut *vm, &mut *exit)
+        }
+        #[no_mangle]
+        pub unsafe extern "C" fn guestemu_layout(
+            vm: *mut $vmm,
+            layout: *const $crate::Layout,
+        ) -> i32 {
+            match $crate::Vmm::layout(&mut *vm, &*layout) {
+                Ok(()) => 0,
+                Err(errno) => -errno,
+            }
         }
         #[no_mangle]
         pub extern "C" fn guestemu_reset(_vm: *mut $vmm) -> i32 {
