@@ -212,12 +212,12 @@ def _skip_names(data: bytes, start: int, names: int, limit: int) -> int | None:
 
 def _decode_names(data: bytes, start: int, count: int, texts: list[bytes]) -> list[str]:
     """The names without their first character, the symbol's type."""
+    words = [text.decode("ascii", "replace") for text in texts]
     names = []
     end = start
     for _ in range(count):
         position, end = _name_at(data, end)
-        text = b"".join([texts[token] for token in data[position:end]])[:_MAX_NAME]
-        names.append(text[1:].decode("ascii", "replace"))
+        names.append("".join([words[token] for token in data[position:end]])[1:_MAX_NAME])
     return names
 
 

@@ -28,7 +28,6 @@ from guestemu.guest.linux.symbol_map import BANNER, NEEDED, files_beside, fits, 
 KERNEL_MAP: Final = 0xFFFF_FFFF_8000_0000
 """__START_KERNEL_map: where the kernel's own physical addresses are mapped."""
 
-_SITES: Final = frozenset({"rdmsr", "wrmsr", "rdtsc", "rdrand", "hlt", "pvalidate", "rmpadjust"})
 _VERSION: Final = re.compile(rb"Linux version (\S+) ")
 _BANNER: Final = b"Linux version "
 _MAX_PARTS: Final = 4096
@@ -167,7 +166,7 @@ def load_kernel(path: Path, progress: Callable[[str], None] | None = None) -> Ke
     starts = sorted(set(symbols.values()))
     sites: list[Site] = []
     for address, code in code_sections(sections.values()):
-        sites += find_sites(code, address, starts, _SITES)
+        sites += find_sites(code, address, starts)
     version = _VERSION.search(rodata)
     return Kernel(
         name=image.name,

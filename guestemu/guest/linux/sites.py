@@ -2,8 +2,8 @@
 """Where a kernel's text holds the instructions that the emulator cannot hook by kind.
 
 A search for the bytes gives candidates; each is kept only if disassembling its function from the
-start (capstone) arrives at it as an instruction. A whole kernel takes about a second; to
-disassemble all of its text would take a minute.
+start (capstone) arrives at it as an instruction. To disassemble all of a kernel's text would take a
+minute.
 """
 
 from __future__ import annotations
@@ -17,18 +17,11 @@ import capstone
 import msgspec
 
 _PATTERNS: Final[Mapping[str, bytes]] = {
-    "rdmsr": b"\x0f\x32",
-    "wrmsr": b"\x0f\x30",
-    "rdtsc": b"\x0f\x31",
-    "hlt": b"\xf4",
-    "pvalidate": b"\xf2\x0f\x01\xff",
-    "rmpadjust": b"\xf3\x0f\x01\xfe",
-    "rdtscp": b"\x0f\x01\xf9",
+    "rdmsr": rb"\x0f\x32",
+    "wrmsr": rb"\x0f\x30",
+    "rdtsc": rb"\x0f\x31",
+    "rdrand": rb"[\x40-\x4f]?\x0f\xc7[\xf0-\xf7]",  # with an optional REX prefix
 }
-_REGISTER_PATTERNS: Final[Mapping[str, bytes]] = {
-    "rdrand": rb"[\x40-\x4f]?\x0f\xc7[\xf0-\xf7]",
-}
-"""Instructions with a register in their last byte and in an optional REX prefix."""
 
 _MAX_FUNCTION: Final = 1 << 16
 
@@ -40,17 +33,15 @@ class Site(msgspec.Struct, frozen=True):
     mnemonic: str
 
 
-def find_sites(text: bytes, base: int, functions: list[int], wanted: frozenset[str]) -> list[Site]:
-    """All instructions of the `wanted` mnemonics in `text`, which is linked at `base`.
+def find_sites(text: bytes, base: int, functions: list[int]) -> list[Site]:
+    """Each RDMSR, WRMSR, RDTSC and RDRAND in `text`, which is linked at `base`.
 
     `functions` are the sorted start addresses of the functions in it.
     """
     engine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
     engine.skipdata = True
     by_function: dict[int, set[tuple[int, str]]] = {}
-    for mnemonic in wanted:
-        exact = _PATTERNS.get(mnemonic)
-        pattern = _REGISTER_PATTERNS[mnemonic] if exact is None else re.escape(exact)
+    for mnemonic, pattern in _PATTERNS.items():
         for match in re.finditer(pattern, text, re.DOTALL):
             address = base + match.start()
             index = bisect_right(functions, address) - 1
