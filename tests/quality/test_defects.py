@@ -109,6 +109,34 @@ def test_a_count_that_is_bounded_is_not_one_that_is_cut(tmp_path):
     assert len(book.findings) == 1
 
 
+def test_a_count_that_is_cut_is_one_finding_also_where_few_frames_differ(tmp_path):
+    """Of 16 shared pages the last two are made private: the neighbour of a count converts both."""
+    path = tmp_path / "cut.py"
+    path.write_text(defects.source("pages-32").replace("pages & U32", "pages & 0xFFFFF"))
+    book = make_book(load_host(f"{path}:BitmapVmm", plugin=str(path)))
+    programs = [[call(0, (1 << 20) + 1)], [call(0, 16), call(14 << 12, (1 << 51) + 1, 16)]]
+    (found,) = file(book, programs)
+    assert found.symptom == "hypercall: upper bits of the page count"
+    assert len(book.findings) == 1
+
+
+@pytest.mark.soak
+def test_a_place_that_is_wrong_is_no_end_that_was_cut(tmp_path):
+    """From a word's first page on every range is right, from the next one on none over its end."""
+    spec = defects.write(tmp_path, "word-first")
+    book = make_book(load_host(spec, plugin=spec.rpartition(":")[0]))
+    (found,) = file(book, [[call(0x3F000, 2)], [call(4096, (1 << 64) - 2)]])
+    assert found.symptom == "hypercall: record"
+
+
+def test_a_number_that_is_cut_is_one_finding_also_where_the_status_is_wrong(tmp_path):
+    spec = defects.write(tmp_path, "number-32", "attributes-word")
+    book = make_book(load_host(spec, plugin=spec.rpartition(":")[0]))
+    number = (1 << 32) + 12
+    programs = [[call(0, 1, 1)], [call(0, 1, 1, number)], [call(0, 0, 0, number)]]
+    assert len(file(book, programs)) == len(book.findings) == 2
+
+
 class EveryThird(MapGpaRangeHost):
     """Refuses every third conversion of the process, whatever object of the class is called."""
 

@@ -69,6 +69,9 @@ _STEPS: Final = (("address", 1, PAGE_SIZE), ("page count", 2, 1))
 """Registers of a range, their places among a hypercall's arguments, and what takes one to a value
 nearby."""
 
+_NEAR_PAGES: Final = 8
+"""Pages from a range's start on that get the other status to see what a neighbour converts."""
+
 _OF_RANGES: Final = frozenset({"hypercall: record", of_bits("page count").name})
 
 
@@ -253,8 +256,10 @@ class Probe:
         if not registers:
             return sighting
         nr, gpa, pages, attributes, *rest = ops[index].arguments
-        flips = (MAP_GPA_RANGE_ENCRYPTED, 0)
-        for register, more, flip in product(registers.split(","), (0, 3, 70), flips):
+        told = dict.fromkeys(
+            (attributes ^ MAP_GPA_RANGE_ENCRYPTED, attributes, 0, MAP_GPA_RANGE_ENCRYPTED)
+        )  # also without other bits, which the host may take for a status
+        for register, more, status in product(registers.split(","), (0, 3, 70), told):
             named = of_bits(register)
             if register != "address":
                 places = [(0, pages & ~low | more) for low in _LOWER_COUNT] if more else []
@@ -263,7 +268,7 @@ class Probe:
             else:
                 places = [(gpa, pages)]
             for place in places:
-                arguments = (nr, *place, attributes ^ flip, *rest)
+                arguments = (nr, *place, status, *rest)
                 other = msgspec.structs.replace(ops[index], arguments=arguments)
                 if self._shows((*ops[:index], other, *ops[index + 1 :]), named):
                     return msgspec.structs.replace(sighting, symptom=named, spots=_NOTHING)
@@ -278,11 +283,18 @@ class Probe:
         if plain is None or step is None:
             return sighting
         position, by = step
-        for change in (by, -by):
+        nr, gpa, _, attributes, *rest = ops[index].arguments
+        opposite = attributes ^ MAP_GPA_RANGE_ENCRYPTED
+        around = msgspec.structs.replace(
+            ops[index], arguments=(nr, gpa, _NEAR_PAGES, opposite, *rest)
+        )
+        # Where few frames differ from what is asked for, a neighbour may convert all that do.
+        for before, change in product(((), (around,)), (by, -by)):
             arguments = list(ops[index].arguments)
             arguments[position] = arguments[position] + change & U64_MASK
             other = msgspec.structs.replace(ops[index], arguments=tuple(arguments))
-            if self._shows((*ops[:index], other, *ops[index + 1 :]), sighting.symptom):
+            tried = (*ops[:index], *before, other, *ops[index + 1 :])
+            if self._shows(tried, sighting.symptom):
                 return sighting
         return plain
 
@@ -310,7 +322,8 @@ class Probe:
 
     def _by_end(self, ops: tuple[Op, ...], sighting: Sighting) -> Sighting:
         """`sighting` named by the end of the range, where a host keeps it in too few bits: the
-        longest count that fits is right from address 0 on and not from the next page on."""
+        longest count that fits is right from address 0 on and not from the next page on, where one
+        less is."""
         op = ops[sighting.violation.op]
         if op.kind is not OpKind.HYPERCALL or sighting.symptom.name not in _OF_RANGES:
             return sighting
@@ -319,8 +332,11 @@ class Probe:
             most = (1 << width) - 1
             if not op.has_page and most < gpa // PAGE_SIZE + pages <= U64_MASK:
                 fits = _call(KVM_HC_MAP_GPA_RANGE, 0, most, 0)
+                beside = _call(KVM_HC_MAP_GPA_RANGE, PAGE_SIZE, most - 1, 0)
                 leaves = _call(KVM_HC_MAP_GPA_RANGE, PAGE_SIZE, most, 0)
-                if self._is_recorded(leaves) is False and self._is_recorded(fits):
+                if self._is_recorded(leaves) is False and all(
+                    self._is_recorded(one) for one in (fits, beside)
+                ):
                     named = of_bits("end of the range")
                     return msgspec.structs.replace(sighting, symptom=named, spots=_NOTHING)
         return sighting
