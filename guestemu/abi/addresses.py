@@ -32,6 +32,16 @@ def gpa_of(gfn: Gfn) -> Gpa:
     return Gpa(gfn << PAGE_SHIFT)
 
 
+def gpa_text(gfn: int) -> str:
+    """Frame `gfn` as messages name it: "GPA 0x405000"."""
+    return f"GPA {gfn << PAGE_SHIFT:#x}"
+
+
+def gpas_text(first: int, end: int) -> str:
+    """The frames from `first` to before `end` as messages name them: "[0x403000, 0x406000)"."""
+    return f"[{first << PAGE_SHIFT:#x}, {end << PAGE_SHIFT:#x})"
+
+
 def pfn_up(size: int) -> int:
     """Pages needed for `size` bytes, as the kernel's PFN_UP."""
     return (size + PAGE_MASK) >> PAGE_SHIFT

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
-from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa
+from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa, gpa_text
 from guestemu.abi.regions import Region
 from guestemu.checks.base import OpView, Oracle, Violation
 from guestemu.machine.cache import CachedRam
@@ -138,7 +138,7 @@ class CacheCheck(Oracle):
                     place = wrong[0]
                     written.forget()
                     message = (
-                        f"frame {gfn:#x}, read with C={int(is_private)}: byte {place:#x} is "
+                        f"{gpa_text(gfn)}, read with C={int(is_private)}: byte {place:#x} is "
                         f"{shown[place]:#04x}, {who} wrote {written.content[place]:#04x} "
                         f"({len(wrong)} bytes differ)"
                     )

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from bitarray import bitarray
 
+from guestemu.abi.addresses import gpa_text, gpas_text
 from guestemu.abi.regions import Region
 from guestemu.checks.base import CONVERSION_KINDS, OpView, Oracle, Violation, not_as_told
 from guestemu.program.ops import OpKind
@@ -93,9 +94,9 @@ class ConversionCheck(Oracle):
         return Violation(
             self.name,
             view.index,
-            f"{who}: frame {frame:#x} is {_word(bool(found[frame]))}, expected "
+            f"{who}: {gpa_text(frame)} is {_word(bool(found[frame]))}, expected "
             f"{_word(bool(expected[frame]))} ({where} the converted range "
-            f"[{first:#x}, {end:#x}); {total} frame{'s differ' if total > 1 else ' differs'})",
+            f"{gpas_text(first, end)}; {total} frame{'s differ' if total > 1 else ' differs'})",
             _FACT,
         )
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from bitarray import bitarray
 
+from guestemu.abi.addresses import gpa_text
 from guestemu.checks.base import Violation
 
 _NEW_VM: Final = "VM that has not run"
@@ -30,7 +31,7 @@ def first_state(index: int, private: bitarray, is_ready: bool) -> list[Violation
             Violation(
                 "record",
                 index,
-                f"host: frame {frame:#x} is recorded as shared in a {_NEW_VM} "
+                f"host: {gpa_text(frame)} is recorded as shared in a {_NEW_VM} "
                 f"({total} frame{'s differ' if total > 1 else ' differs'})",
                 "K2-a",
             )

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from bitarray import bitarray
 
+from guestemu.abi.addresses import gpa_text
 from guestemu.checks.base import OpView, Oracle, Violation
 from guestemu.program.ops import OpKind
 
@@ -45,6 +46,7 @@ class FreePagesCheck(Oracle):
                 yield Violation(
                     self.name,
                     view.index,
-                    f"{wrong.count()} free frames are {who}, the first {wrong.index(1):#x}",
+                    f"{wrong.count()} free frames are {who}, the first at "
+                    f"{gpa_text(wrong.index(1))}",
                     "A.9, H.4 item 2, M2",
                 )

@@ -15,7 +15,7 @@ from typing import ClassVar, Final
 
 from bitarray import bitarray
 
-from guestemu.abi.addresses import PAGE_SHIFT
+from guestemu.abi.addresses import PAGE_SHIFT, gpa_text
 from guestemu.checks.base import OpView, Oracle, Violation
 from guestemu.host.base import Host
 from guestemu.host.kvm.guest_memory import GuestMemory, HasGuestMemory
@@ -135,4 +135,4 @@ def _is_suspect(memory: GuestMemory, first: int, end: int) -> bool:
 def _text(first: int, wrong: bitarray, what: str) -> str:
     total = wrong.count()
     more = f" ({total} frames)" if total > 1 else ""
-    return f"host: frame {first + wrong.index(1):#x} {what}{more}"
+    return f"host: {gpa_text(first + wrong.index(1))} {what}{more}"

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa, Gva
+from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa, Gva, gpa_text
 from guestemu.abi.x86 import PTE_ADDRESS_MASK
 from guestemu.checks.base import OpView, Oracle, Violation
 from guestemu.guest.base import Guest
@@ -129,7 +129,7 @@ class LostCheck(Oracle):
         place = PAGE_SIZE - len(wrong.lstrip(b"\0"))
         mapping = "private" if is_private else "shared"
         message = (
-            f"frame {gfn:#x}, read through a {mapping} PTE at the destination: byte {place:#x} is "
+            f"{gpa_text(gfn)}, read through a {mapping} PTE at the destination: byte {place:#x} is "
             f"{content[place]:#04x}, the guest wrote {written.content[place]:#04x} "
             f"({sum(wrong)} bytes differ)"
         )

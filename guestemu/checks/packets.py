@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import ClassVar, Final
 
+from guestemu.abi.addresses import gpa_text
 from guestemu.checks.base import OpView, Oracle, Violation
 from guestemu.events.memory import PacketArrived
 from guestemu.program.ops import OpKind
@@ -47,14 +48,14 @@ class PacketCheck(Oracle):
             if not isinstance(event, PacketArrived):
                 continue
             number = event.number
-            place = f"packet {number}, sent from frame {event.sent_from:#x},"
+            place = f"packet {number}, sent from {gpa_text(event.sent_from)},"
             if number in self._numbers:
                 yield from self._tell(PACKET_REPLAYED, view, f"{place} was accepted again")
             elif number < self._last:
                 text = f"{place} was accepted after packet {self._last}"
                 yield from self._tell(PACKET_REORDERED, view, text)
             if event.gfn != event.sent_from:
-                text = f"{place} was accepted at frame {event.gfn:#x}"
+                text = f"{place} was accepted at {gpa_text(event.gfn)}"
                 yield from self._tell(PACKET_MOVED, view, text)
             self._numbers.add(number)
             self._last = max(self._last, number)

@@ -14,7 +14,7 @@ from typing import Final
 
 from bitarray import bitarray
 
-from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, U32_MASK, U64_MASK, to_signed
+from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, U32_MASK, U64_MASK, gpa_text, to_signed
 from guestemu.abi.errno import EINVAL, ENOMEM
 from guestemu.abi.hypercalls import KVM_EPERM, KVM_HC_PAGE_ENC_STATUS, KVM_HC_PAGE_ENC_STATUS_2019
 from guestemu.checks.base import OpView, Oracle, Violation
@@ -134,7 +134,7 @@ def record_violation(view: OpView, expected: bitarray, fact: str) -> Iterable[Vi
     frame, total = difference.index(1), difference.count()
     was, wanted = ("private" if bits[frame] else "shared" for bits in (status, expected))
     message = (
-        f"host: frame {frame:#x} is recorded as {was}, expected {wanted} "
+        f"host: {gpa_text(frame)} is recorded as {was}, expected {wanted} "
         f"({total} frame{'s differ' if total > 1 else ' differs'})"
     )
     return (Violation("record", view.index, message, fact),)

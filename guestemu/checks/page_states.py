@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import ClassVar, Final, Protocol, runtime_checkable
 
-from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa
+from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa, gpa_text
 from guestemu.abi.regions import Region
 from guestemu.checks.base import OpView, Oracle, Violation
 from guestemu.checks.psc import sev_of
@@ -101,7 +101,7 @@ class PageStateCheck(Oracle):
             first, pages = view.frames
             for gfn in range(first, min(first + pages, rmp.frames)):
                 if gfn not in snp.attacked and rmp.state(gfn) != VALIDATED:
-                    message = f"frame {gfn:#x} was encrypted and is {rmp.describe(gfn)}"
+                    message = f"{gpa_text(gfn)} was encrypted and is {rmp.describe(gfn)}"
                     yield Violation(self.name, view.index, message, "N55")
                     break
         if view.op.kind is OpKind.SET_MEMORY_ENCRYPTED and view.frames:
@@ -113,7 +113,7 @@ class PageStateCheck(Oracle):
         if not twice:
             return
         message = (
-            f"frame {twice[0]:#x} has two validated system frames ({len(twice)} such frames): the "
+            f"{gpa_text(twice[0])} has two validated system frames ({len(twice)} such frames): the "
             "hypervisor can bring its old content back"
         )
         yield Violation(self.name, view.index, message, "N55")
@@ -136,7 +136,7 @@ class PageStateCheck(Oracle):
             written = int.from_bytes(known, "little")
             if len(known) == _WORD and written != view.outcome.value:
                 found = view.outcome.value
-                message = f"frame {gfn:#x} reads as {found:#x}, and {written:#x} was there"
+                message = f"{gpa_text(gfn)} reads as {found:#x}, and {written:#x} was there"
                 yield Violation(CONTENT, view.index, message, "N55")
 
     def _forget(self, first: int, pages: int) -> None:
@@ -162,12 +162,12 @@ class PageStateCheck(Oracle):
         sfn = rmp.system_frame(gfn)
         gpa = Gpa(gfn << PAGE_SHIFT)
         if ram.read(gpa, PAGE_SIZE) == ram.read(gpa, PAGE_SIZE, private=False):
-            message = f"frame {gfn:#x}: an access with C=0 reads the plaintext of a validated page"
+            message = f"{gpa_text(gfn)}: an access with C=0 reads the plaintext of a validated page"
             yield Violation(PLAINTEXT, view.index, message, "N30, N55")
         if host_access(rmp.entry(sfn), is_write=False).what is What.PLAIN:
-            message = f"frame {gfn:#x}: the host reads the plaintext of a validated page"
+            message = f"{gpa_text(gfn)}: the host reads the plaintext of a validated page"
             yield Violation(PLAINTEXT, view.index, message, "N28, N55")
         for other in rmp.guest_frames(sfn):
             if other != gfn and snp.reads_plain(other):
-                message = f"frame {other:#x} reads the plaintext of the validated frame {gfn:#x}"
+                message = f"{gpa_text(other)} reads the plaintext of the validated {gpa_text(gfn)}"
                 yield Violation(PLAINTEXT, view.index, message, "N52, N55")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import ClassVar, Final, Protocol, runtime_checkable
 
-from guestemu.abi.addresses import PAGE_SHIFT
+from guestemu.abi.addresses import PAGE_SHIFT, gpa_text
 from guestemu.abi.errno import EAGAIN
 from guestemu.abi.ghcb import PSC_ERROR_GENERIC
 from guestemu.checks.base import OpView, Oracle, Violation
@@ -79,7 +79,7 @@ class PscCheck(Oracle):
             for gfn in (first, first + pages - 1):
                 if not any(entry.gfn <= gfn < entry.gfn + entry.pages for entry in sev.asked):
                     message = (
-                        f"KVM asked user space to convert frame {gfn:#x}, which no entry of the "
+                        f"KVM asked user space to convert {gpa_text(gfn)}, which no entry of the "
                         "PSC request names"
                     )
                     yield Violation(UNASKED, view.index, message, "N13")

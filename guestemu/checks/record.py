@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from bitarray import bitarray
 
-from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, U32_MASK, U64_MASK
+from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, U32_MASK, U64_MASK, gpa_text
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
 from guestemu.checks.base import PAGE_ENC_CONTRACTS, OpView, Oracle, Violation, not_as_told
 from guestemu.events.exits import AnsweredExit
@@ -95,7 +95,7 @@ class RecordCheck(Oracle):
         return Violation(
             self.name,
             view.index,
-            f"host: frame {frame:#x} is recorded as {word}, which no answered notification says "
+            f"host: {gpa_text(frame)} is recorded as {word}, which no answered notification says "
             f"({total} frame{'s differ' if total > 1 else ' differs'})",
             "H.4 item 7, K3-d",
         )

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import ClassVar, Final
 
 from guestemu.abi import tdx
-from guestemu.abi.addresses import PAGE_SHIFT
+from guestemu.abi.addresses import PAGE_SHIFT, gpa_text
 from guestemu.abi.errno import EAGAIN, EIO
 from guestemu.checks.base import OpView, Oracle, Violation
 from guestemu.checks.page_enc import NUMBERS
@@ -82,7 +82,7 @@ class TdCheck(Oracle):
         found = [Violation(self.name, view.index, message, "T16, T17") for message in messages]
         twice = self._accepted_twice(view) if view.wants_private else []
         if twice:
-            message = f"frame {twice[0]:#x} was accepted twice ({len(twice)} such frames)"
+            message = f"{gpa_text(twice[0])} was accepted twice ({len(twice)} such frames)"
             found.append(Violation(TWICE, view.index, message, "T14"))
         return found
 
@@ -114,7 +114,7 @@ class TdCheck(Oracle):
         if wrong:
             word = "accepted" if view.wants_private else "shared"
             yield (
-                f"frame {wrong[0]:#x} is {td.sept.describe(wrong[0])}, expected {word} "
+                f"{gpa_text(wrong[0])} is {td.sept.describe(wrong[0])}, expected {word} "
                 f"({len(wrong)} of {count} pages)"
             )
 

@@ -184,12 +184,13 @@ def has_unicode() -> bool:
     return not _is_dumb()
 
 
-def emit_strip(strip: Strip | None, indent: str = "") -> None:
-    """A strip on stdout, each line behind `indent`; nothing for None."""
+def emit_strip(strip: Strip | None, indent: str = "", said: str = "") -> None:
+    """A strip on stdout, each line behind `indent`, without the sentence that was `said` already;
+    nothing for None."""
     from guestemu.report.strip import strip_lines
 
     if strip is not None:
-        emit_lines(strip_lines(strip, not has_unicode()), indent)
+        emit_lines(strip_lines(strip, not has_unicode(), said), indent)
 
 
 def emit_lines(lines: Iterable[StripLine], indent: str = "") -> None:

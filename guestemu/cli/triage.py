@@ -65,6 +65,7 @@ def _tell(found: list[Triaged]) -> None:
     from guestemu.abi.names import plural
     from guestemu.campaign.screen import duration
     from guestemu.campaign.triage.cards import shown_places
+    from guestemu.report.strip import unsaid
     from guestemu.report.trace.explain import demand
 
     if not found:
@@ -79,14 +80,14 @@ def _tell(found: list[Triaged]) -> None:
         if entry.headline:
             console.emit(console.paint(f"  {entry.headline}", "bold"))
             console.emit(f"  {entry.owner[:1].upper()}{entry.owner[1:]}")
-        if entry.message:
-            console.emit(f"  {entry.message}")
         expected = demand(entry.check)
         if entry.message and expected:
             console.emit(f"  Expected: {expected}")
+        if entry.strip is not None and unsaid(entry.strip, entry.headline) != entry.strip.sentences:
+            console.emit(f"  Seen: {entry.message}")  # else the headline is that
         if entry.fact:
             console.emit(f"  Rule: {cite(entry.fact)}")
-        console.emit_strip(entry.strip, "  ")
+        console.emit_strip(entry.strip, "  ", entry.headline)
         for place in () if entry.owner.startswith("the guest") else shown_places(entry.places):
             console.emit(f"  {place}")
         for command in entry.commands:

@@ -17,7 +17,7 @@ from typing import Final
 
 from bitarray import bitarray
 
-from guestemu.abi.addresses import PAGE_SHIFT, Gfn, Gva
+from guestemu.abi.addresses import PAGE_SHIFT, Gfn, Gva, gpa_text
 from guestemu.abi.errno import EIO
 from guestemu.abi.errors import InputError
 from guestemu.checks.base import Violation as CheckViolation
@@ -107,7 +107,7 @@ class WatchedConversions:
         for offset in range(0, size, MEMSET_BYTES):
             part = min(MEMSET_BYTES, size - offset)
             outcome = guest.memset(Gva(start + offset), 0, part)
-            self._value(f"memset of {size} bytes at frame {gfn:#x}", outcome, ())
+            self._value(f"memset of {size} bytes at {gpa_text(gfn)}", outcome, ())
         self._observer.cleared(gfn, size)
 
     def report_clearing(self, gfn: Gfn, pages: int) -> None:
@@ -129,7 +129,9 @@ class WatchedConversions:
         splits = self._leaf_map.table_pages - tables
         self._tell(conversion_of(result, (gfn, pages), private, splits))
         name = "set_memory_encrypted" if private else "set_memory_decrypted"
-        return self._value(f"{name} of {pages} pages at frame {gfn:#x}", result.outcome, violations)
+        return self._value(
+            f"{name} of {pages} pages at {gpa_text(gfn)}", result.outcome, violations
+        )
 
     def count(self, result: OpResult) -> None:
         """Adds the flips and exits of one call."""

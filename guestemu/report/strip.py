@@ -20,6 +20,8 @@ from typing import Final
 
 import msgspec
 
+from guestemu.abi.addresses import PAGE_SHIFT
+
 PRIVATE: Final = "private"
 SHARED: Final = "shared"
 PENDING: Final = "pending"
@@ -114,8 +116,9 @@ class StripLine(msgspec.Struct, frozen=True):
         return "".join(text for text, _ in self.parts).rstrip()
 
 
-def strip_lines(strip: Strip, is_ascii: bool = False) -> tuple[StripLine, ...]:
-    """`strip` for a terminal of 80 columns, with no character outside ASCII if `is_ascii`."""
+def strip_lines(strip: Strip, is_ascii: bool = False, said: str = "") -> tuple[StripLine, ...]:
+    """`strip` for a terminal of 80 columns, with no character outside ASCII if `is_ascii`, and
+    without the sentence that was `said` already."""
     glyphs = _ASCII if is_ascii else _UNICODE
     gap, mark = ("..", "^") if is_ascii else ("⋯", "▲")
     columns, frames = drawn_columns(strip, _TEXT_WIDTH // 2)
@@ -145,7 +148,7 @@ def strip_lines(strip: Strip, is_ascii: bool = False) -> tuple[StripLine, ...]:
         if word in used
     )
     style = "red" if any(strip.disagree) else ""
-    for text, look in ((legend, "dim"), *((sentence, style) for sentence in strip.sentences)):
+    for text, look in ((legend, "dim"), *((sentence, style) for sentence in unsaid(strip, said))):
         wrapped = textwrap.wrap(text, _NAME_WIDTH + _TEXT_WIDTH)
         lines += (StripLine(((line.replace("\u00a0", " "), look),)) for line in wrapped)
     return tuple(lines)
@@ -175,9 +178,13 @@ def drawn_columns(strip: Strip, most: int) -> tuple[list[int | None], list[str]]
 
 
 def _name_in(column: Column, offset: int) -> str:
-    """The name of a column's frame: D[4] is the one behind D[3], 0x10 that behind "frame 0xf"."""
+    """The name of a column's frame: D[4] follows D[3], 0x10000 follows "GPA 0xf000"."""
     region = re.fullmatch(r"(\w+)\[(\d+)\]", column.name)
-    return f"{region[1]}[{int(region[2]) + offset}]" if region else f"{column.gfn + offset:#x}"
+    return (
+        f"{region[1]}[{int(region[2]) + offset}]"
+        if region
+        else f"{column.gfn + offset << PAGE_SHIFT:#x}"
+    )
 
 
 def _width(names: Sequence[str]) -> int:
@@ -257,7 +264,7 @@ def strip_svg(strip: Strip, identity: str) -> str:
         f'<title id="{escape(identity)}-t">{escape(title)}</title>'
         f'<desc id="{escape(identity)}-d">{escape(describe_strip(strip))}</desc>'
     ]
-    parts.append('<text class="dim" x="0" y="16">frame</text>')
+    parts.append('<text class="dim" x="0" y="16">page</text>')
     for place, name in names.items():
         x = _LABEL + place * cell + 2
         parts.append(f'<text class="dim" x="{x}" y="16">{escape(name)}</text>')
@@ -317,12 +324,16 @@ def strip_legend(strip: Strip) -> str:
     )
 
 
+def unsaid(strip: Strip, said: str) -> tuple[str, ...]:
+    """The strip's sentences without the one that was `said` already."""
+    return tuple(one for one in strip.sentences if one.casefold() != said.casefold())
+
+
 def strip_words(strip: Strip, said: str = "") -> str:
     """What disagrees, or that nothing does; HTML. Without the sentence that was `said` already."""
-    sentences = (one for one in strip.sentences if one.casefold() != said.casefold())
     kind = "bad" if any(strip.disagree) else "dim"
     return "".join(
-        f'<p class="{kind}">{escape(one[:1].upper() + one[1:])}</p>' for one in sentences
+        f'<p class="{kind}">{escape(one[:1].upper() + one[1:])}</p>' for one in unsaid(strip, said)
     )
 
 

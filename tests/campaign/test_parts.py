@@ -131,9 +131,9 @@ def violation(message: str, op: int = 0) -> Violation:
 
 def test_signature_ignores_places_and_keeps_errors():
     op = canonical_op(NOTIFY)
-    one = violation("frame 0x5 is shared (2 frames differ), answered 0xffffffffffffffea")
-    two = violation("frame 0x77 is shared (1 frame differs), answered 0xffffffffffffffea")
-    other = violation("frame 0x5 is shared (2 frames differ), answered 0xffffffffffffffff")
+    one = violation("GPA 0x5000 is shared (2 frames differ), answered 0xffffffffffffffea")
+    two = violation("GPA 0x77000 is shared (1 frame differs), answered 0xffffffffffffffea")
+    other = violation("GPA 0x5000 is shared (2 frames differ), answered 0xffffffffffffffff")
     assert signature(one, op) == signature(two, op)
     assert signature(one, op) != signature(other, op)
 

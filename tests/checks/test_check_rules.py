@@ -154,8 +154,8 @@ def test_a_free_page_is_private_in_the_page_tables_and_for_the_host(who) -> None
 
     maps = ("10011111", "11111111")
     tables, record = maps if "tables" in who else maps[::-1]
-    assert free(tables, record, "01110000") == [f"2 free frames are {who}, the first 0x1"]
-    assert free(tables, record, "00100000") == [f"1 free frames are {who}, the first 0x2"]
+    assert free(tables, record, "01110000") == [f"2 free frames are {who}, the first at GPA 0x1000"]
+    assert free(tables, record, "00100000") == [f"1 free frames are {who}, the first at GPA 0x2000"]
     assert free(tables, record, "10010000") == []
     assert free(tables, record, None) == []
     assert len(free("01111111", "01111111", "11111111")) == 2

@@ -9,7 +9,7 @@ from functools import cache
 import msgspec
 import pytest
 
-from guestemu.abi.addresses import PAGE_SHIFT, Gpa
+from guestemu.abi.addresses import PAGE_SHIFT, Gpa, gpa_text
 from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
 from guestemu.abi.regions import Region
 from guestemu.abi.x86 import PTE_PRESENT, PTE_RW
@@ -144,7 +144,7 @@ def test_status_fires_when_the_host_drops_the_last_page() -> None:
     outcome = bed.run([decrypt(512, region=Region.L, page=512)])
     (found,) = [v for v in outcome.violations if v.check == "status"]
     last = (bed.guest.gpa(Region.L, 1023) >> 12) + 0
-    assert f"frame {last:#x} is private, expected shared (inside" in found.message
+    assert f"{gpa_text(last)} is private, expected shared (inside" in found.message
     assert "1 frame differs" in found.message
 
 

@@ -48,7 +48,7 @@ class Memfd:
 def judged(host: object, *exits: object, index: int = 0, check: GuestMemoryCheck | None = None):
     view = SimpleNamespace(host=host, index=index, exits=list(exits))
     found = (check or GuestMemoryCheck()).after(view)
-    return [one.message.removeprefix("host: frame ") for one in found]
+    return [one.message.removeprefix("host: GPA ") for one in found]
 
 
 COPY, PRIVATE = "is private and keeps its shared copy", "is shared and keeps its private page"
@@ -62,17 +62,17 @@ PRIVATE_LOST = "is private, was not converted, and its page was freed"
     [
         ({}, []),
         ({"shared_pages": "10000000"}, [f"0x0 {COPY}"]),
-        ({"shared_pages": "01100000"}, [f"0x1 {COPY} (2 frames)"]),
+        ({"shared_pages": "01100000"}, [f"0x1000 {COPY} (2 frames)"]),
         ({"device": "10000000"}, [f"0x0 {DEVICE}"]),
         (
             {"device": "00000011", "shared_pages": "1" * 8},
-            [f"0x0 {COPY} (8 frames)", f"0x6 {DEVICE} (2 frames)"],
+            [f"0x0 {COPY} (8 frames)", f"0x6000 {DEVICE} (2 frames)"],
         ),
         ({"private": "0" * 8, "shared_pages": "1" * 8, "device": "1" * 8}, []),
         ({"private": "0" * 8, "private_pages": "10000000"}, [f"0x0 {PRIVATE}"]),
-        ({"private": "00001111", "private_pages": "00011000"}, [f"0x3 {PRIVATE}"]),
+        ({"private": "00001111", "private_pages": "00011000"}, [f"0x3000 {PRIVATE}"]),
         ({"private_pages": "1" * 8}, []),
-        ({"shared_pages": "01100000", "backing": "10111111"}, [f"0x2 {COPY}"]),
+        ({"shared_pages": "01100000", "backing": "10111111"}, [f"0x2000 {COPY}"]),
         ({"private": "0" * 8, "private_pages": "11000000", "backing": "0" * 8}, []),
     ],
 )
@@ -83,21 +83,21 @@ def test_attributes_backing_and_device_map_agree(maps, found) -> None:
 def test_only_the_frames_that_were_converted_are_compared() -> None:
     host = Memfd(shared_pages="01000010").call(2, 4)
     assert judged(host) == []
-    assert judged(host.call(1, 1)) == [f"0x1 {COPY}"]
-    assert judged(Memfd(shared_pages="01000010").call(5, 99)) == [f"0x6 {COPY}"]
-    assert judged(Memfd(shared_pages="01000010").call(2, 5)) == [f"0x6 {COPY}"]
-    assert judged(Memfd(shared_pages="01000010").call(2, 4).call(1, 1)) == [f"0x1 {COPY}"]
+    assert judged(host.call(1, 1)) == [f"0x1000 {COPY}"]
+    assert judged(Memfd(shared_pages="01000010").call(5, 99)) == [f"0x6000 {COPY}"]
+    assert judged(Memfd(shared_pages="01000010").call(2, 5)) == [f"0x6000 {COPY}"]
+    assert judged(Memfd(shared_pages="01000010").call(2, 4).call(1, 1)) == [f"0x1000 {COPY}"]
 
 
 @pytest.mark.parametrize(
     ("maps", "found"),
     [
         ({"lost": "00110000"}, []),
-        ({"lost": "01110000"}, [f"0x1 {PRIVATE_LOST}"]),
-        ({"lost": "00000111"}, [f"0x6 {PRIVATE_LOST} (2 frames)"]),
+        ({"lost": "01110000"}, [f"0x1000 {PRIVATE_LOST}"]),
+        ({"lost": "00000111"}, [f"0x6000 {PRIVATE_LOST} (2 frames)"]),
         (
             {"lost": "11000000", "private": "01111111"},
-            [f"0x0 {SHARED_LOST}", f"0x1 {PRIVATE_LOST}"],
+            [f"0x0 {SHARED_LOST}", f"0x1000 {PRIVATE_LOST}"],
         ),
     ],
 )

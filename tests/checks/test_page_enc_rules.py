@@ -104,9 +104,9 @@ def test_an_answered_range_is_recorded() -> None:
 
 def test_a_wrong_record_is_told_by_its_first_frame() -> None:
     (one,) = recorded("1101", call(-EINVAL))
-    assert "frame 0x2 is recorded as shared, expected private (1 frame differs)" in one
+    assert "GPA 0x2000 is recorded as shared, expected private (1 frame differs)" in one
     (two,) = recorded("1111", call(0, pages=2))
-    assert "frame 0x1 is recorded as private, expected shared (2 frames differ)" in two
+    assert "GPA 0x1000 is recorded as private, expected shared (2 frames differ)" in two
 
 
 def test_the_record_is_judged_after_calls_of_a_patch_sets_host() -> None:

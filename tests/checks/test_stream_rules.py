@@ -107,7 +107,7 @@ def test_a_new_vm_is_private_and_not_ready() -> None:
     assert first_state(0, bitarray("1111"), is_ready=False) == []
     (one,) = first_state(3, bitarray("1101"), is_ready=False)
     assert (one.check, one.op) == ("record", 3)
-    assert one.message.startswith("host: frame 0x2 is recorded as shared in a VM that has not run")
+    assert one.message.startswith("host: GPA 0x2000 is recorded as shared in a VM that has not run")
     assert "(1 frame differs)" in one.message
     two, ready = first_state(0, bitarray("1001"), is_ready=True)
     assert "(2 frames differ)" in two.message
@@ -277,9 +277,9 @@ def test_every_page_of_a_range_is_in_its_state(private) -> None:
     one = Conversion(private)
     word = "accepted" if private else "shared"
     one.states[3] = one.states[4] = SHARED if private else ACCEPTED
-    assert one.found() == [f"frame 0x3 is as it is, expected {word} (2 of 3 pages)"]
+    assert one.found() == [f"GPA 0x3000 is as it is, expected {word} (2 of 3 pages)"]
     one.td.attacked = {3}
-    assert one.found() == [f"frame 0x4 is as it is, expected {word} (1 of 3 pages)"]
+    assert one.found() == [f"GPA 0x4000 is as it is, expected {word} (1 of 3 pages)"]
     one.td.lie = "says yes"
     assert one.found() == []
     one.td.lie, one.view.outcome.value = "", -EIO
@@ -347,7 +347,7 @@ def test_reasons_of_a_failure_other_than_answers() -> None:
 
 def test_a_page_is_accepted_once() -> None:
     twice = Conversion(True).emit(accept(3), accept(4), accept(4), accept(3), accept(2))
-    assert twice.found() == ["frame 0x3 was accepted twice (2 such frames)"]
+    assert twice.found() == ["GPA 0x3000 was accepted twice (2 such frames)"]
     assert [one.check for one in TdCheck().after(twice.view)] == [TWICE]
     assert not Conversion(True).emit(accept(3), accept(3, tdx.OPERAND_BUSY)).found()
     assert not Conversion(False).emit(*[accept(3, writes=1)] * 2).found(), "not of a decryption"

@@ -35,7 +35,7 @@ def test_act_1_shows_the_bytes_and_the_violation(
     out = capfd.readouterr().out
     assert "the guest wrote                    41 41 41" in out
     assert "AAAAAAAAAAAAAAAA" in out
-    assert "! violation of status: host: frame 0x400 is private, expected shared" in out
+    assert "! violation of status: host: GPA 0x400000 (D[0]) is private, expected shared" in out
 
 
 def test_act_2_names_the_line_with_the_bug(

@@ -86,7 +86,7 @@ def test_a_violation_is_explained_and_is_status_1(tmp_path: Path, capsys: Captur
     assert (violation["check"], violation["op"]) == ("status", 1)
     assert main(["run", path]) == 1
     text = capsys.readouterr().out
-    assert "! violation of status: host: frame 0x403 is private, expected shared" in text
+    assert "! violation of status: host: GPA 0x403000 (D[3]) is private, expected shared" in text
     assert "nothing outside changed [H.4 item 1].\n" in text
     assert "arrives as garbage" in text
 

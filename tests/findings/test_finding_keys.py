@@ -23,7 +23,7 @@ from guestemu.runner.testbed import HOST_FAILED
 
 PAGE = 4096
 ENCRYPTED = 16
-WRONG = Violation("record", 0, "frame 0x1 is private, expected shared", "K3-c")
+WRONG = Violation("record", 0, "GPA 0x1000 is private, expected shared", "K3-c")
 
 
 def changed(op: Op, **fields: object) -> Op:

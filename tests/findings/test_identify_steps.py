@@ -114,7 +114,7 @@ def test_the_key_names_the_check_the_operation_and_no_directory() -> None:
 
 PAGE = 4096
 RANGE = call(2 * PAGE, 6)
-MESSAGE = "host: frame 0x4 is recorded as private, which no answered notification says"
+MESSAGE = "host: GPA 0x4000 is recorded as private, which no answered notification says"
 
 
 def recorded(op: int, symptom: str = RECORD, message: str = MESSAGE) -> Sighting:

@@ -36,7 +36,7 @@ def test_a_guest_that_goes_on_after_a_refusal_owns_the_finding() -> None:
 
 
 def test_a_few_lines_of_a_users_host_are_named_and_many_are_not() -> None:
-    violation = Violation("record", 0, "frame 0x1 is private")
+    violation = Violation("record", 0, "GPA 0x1000 is private")
     few = ["/somewhere/my_host.py:16: call = 1", "/somewhere/my_host.py:17: return"]
     assert owner_of(violation, None, few) == "the host's defect, /somewhere/my_host.py:16"
     assert owner_of(violation, None, few * 4) == "the host's defect"

@@ -158,7 +158,7 @@ def test_a_call_is_accepted_by_the_rules_where_the_contract_answers_0() -> None:
 
 
 def record_symptom(shared, **arguments) -> Symptom:
-    violation = Violation("record", 0, "host: frame 0x4 is recorded as private")
+    violation = Violation("record", 0, "host: GPA 0x4000 is recorded as private")
     return symptom_of(view(call(**arguments), shared=shared), violation)
 
 
@@ -185,7 +185,7 @@ def test_the_status_that_was_asked_for_decides() -> None:
 
 def test_frames_that_the_host_may_record_as_it_likes_are_never_wrong() -> None:
     seen = view(call(), shared=(5, 6), open_frames=((4, 5),))
-    found = symptom_of(seen, Violation("record", 0, "host: frame 0x7 is recorded as private"))
+    found = symptom_of(seen, Violation("record", 0, "host: GPA 0x7000 is recorded as private"))
     assert found.effect == "the end of the range, 1"
 
 
@@ -251,7 +251,7 @@ def test_a_call_that_a_rule_refuses_is_named_by_the_rule() -> None:
     assert ordered.name == "hypercall: accepted, answer ordered"
     for other in (view(call(), call()), view(call(), contract="other")):
         assert symptom_of(other, violation).name == f"results: {plain_message(violation)}"
-    status = Violation("status", 0, "host: frame 0x4 is private, expected shared")
+    status = Violation("status", 0, "host: GPA 0x4000 is private, expected shared")
     assert symptom_of(view(call()), status).name == "status: host: frame # is S, expected S"
 
 
@@ -259,6 +259,11 @@ def test_a_call_that_a_rule_refuses_is_named_by_the_rule() -> None:
     ("message", "plain"),
     [
         ("frame 0x4 and 17", "frame # and #"),
+        ("host: GPA 0x4000 is private", "host: frame # is private"),
+        ("2 free frames, the first at GPA 0x4000", "# free frames, the first #"),
+        ("inside the converted range [0x4000, 0x6000)", "inside the converted range [#, #)"),
+        ("stored to GPA 0x4010, where there is no RAM", "stored to GPA #, where there is no RAM"),
+        ("bitmap base GPA 0x4010 was believed", "bitmap base GPA # was believed"),
         ("returned 0", "returned 0"),
         ("returned -22", "returned -22"),
         ("answered 0xffffffffffffffea", "answered -22"),

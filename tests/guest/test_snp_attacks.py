@@ -115,7 +115,7 @@ def test_an_rmp_that_forgets_the_address_lets_an_alias_read(
     alias = f"hypervisor_page D[4] attack={list(ATTACKS).index('alias')}"
     outcome = run_on(testbed, alias, "write D[4] value=3")
     assert PLAINTEXT in names(outcome)
-    assert "frame 0x405 reads" in outcome.violations[0].message
+    assert "GPA 0x405000 reads" in outcome.violations[0].message
 
 
 def test_a_host_that_reads_plaintext_is_seen(
@@ -133,7 +133,7 @@ def test_memory_without_encryption_is_seen(
     second = f"hypervisor_page D[4] attack={list(ATTACKS).index('assign-second')}"
     outcome = run_on(testbed, second, "write D[4] value=3")
     assert [v.message for v in outcome.violations] == [
-        "frame 0x404: an access with C=0 reads the plaintext of a validated page"
+        "GPA 0x404000: an access with C=0 reads the plaintext of a validated page"
     ]
 
 

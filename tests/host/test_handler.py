@@ -78,7 +78,7 @@ def test_what_is_freed_lies_in_the_converted_range(tmp_path, old, new, lines, wo
     outcome = run(path, program if lines == "private" else SHARE.format(pages=1))
     (violation,) = outcome.violations
     assert violation.check == "guest-memory"
-    frame = "frame 0x6 is shared" if lines == "private" else "frame 0x0 is private"
+    frame = "GPA 0x6000 is shared" if lines == "private" else "GPA 0x0 is private"
     assert f"{frame}, was not converted, and {words} was freed" in violation.message
 
 

@@ -168,7 +168,7 @@ def test_the_bug_of_the_example_is_shown(
     path.write_text("guestemu-program 1\n---\nhypercall a0=0x3e000 a1=2 a2=0\n")
     for way in ("process", "in-process"):
         assert main(["run", "--host", spec_of(built, 1, way), str(path)]) == 1
-        assert "frame 0x3f is recorded as private" in capsys.readouterr().out
+        assert "GPA 0x3f000 is recorded as private" in capsys.readouterr().out
     assert main(["hosts", "--check", spec_of(built, 0, "process")]) == 0
 
 

@@ -64,19 +64,19 @@ def test_of_a_vm_that_stopped_only_the_end_is_compared() -> None:
 
 def test_frames_that_part_in_the_operation() -> None:
     one, other = side(HOST, call()), side(HOST, call())
-    assert found(shared(one, 7), other) == [(STATUS, ("frame 0x7 shared", "frame 0x7 private"))]
+    assert found(shared(one, 7), other) == [(STATUS, ("GPA 0x7000 shared", "GPA 0x7000 private"))]
     assert found(one, shared(other, 9, 7, FRAMES - 1)) == [
-        (STATUS, ("frame 0x7 private and 2 more", "frame 0x7 shared and 2 more")),
+        (STATUS, ("GPA 0x7000 private and 2 more", "GPA 0x7000 shared and 2 more")),
     ]
     assert found(shared(one, 7, 8), other) == [
-        (STATUS, ("frame 0x7 shared and 1 more", "frame 0x7 private and 1 more")),
+        (STATUS, ("GPA 0x7000 shared and 1 more", "GPA 0x7000 private and 1 more")),
     ]
     assert found(shared(one, 7), shared(other, 7)) == []
     apart = side(HOST, call(), shared=[7])
     assert found(apart, other) == [], "since an earlier operation"
     assert found(shared(apart, 7), shared(other, 7)) == [], "they agree again"
     assert found(shared(apart, 7, 8), other) == [
-        (STATUS, ("frame 0x8 shared", "frame 0x8 private")),
+        (STATUS, ("GPA 0x8000 shared", "GPA 0x8000 private")),
     ]
 
 

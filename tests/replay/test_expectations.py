@@ -82,7 +82,7 @@ def test_not_met(ops: str, line: str, what: str) -> None:
 def test_a_program_without_expectations_must_be_ok() -> None:
     assert found(CLEAN) == []
     assert found(CLEAN, "hypercalls 2") == []
-    assert found(VIOLATING)[0].startswith("outcome violation (status at 1: host: frame 0x403")
+    assert found(VIOLATING)[0].startswith("outcome violation (status at 1: host: GPA 0x403000")
     assert found(VIOLATING, "hypercalls 1", "result 0 at 1")[0].startswith("outcome violation")
 
 
@@ -91,7 +91,7 @@ def test_named_violations_are_all_there_are() -> None:
     assert found(twice, "violation status at 1", "violation status at 3") == []
     assert found(twice, "violation status") == []
     (message,) = found(twice, "outcome violation", "violation status at 1")
-    assert message.startswith("host: frame 0x409 is private")
+    assert message.startswith("host: GPA 0x409000 is private")
 
 
 def test_an_outcome_line_alone_leaves_the_violations_open() -> None:

@@ -89,8 +89,8 @@ def test_a_long_range_in_one_state_is_one_column() -> None:
 def test_what_a_migration_would_lose_is_marked() -> None:
     """Pages that are told shared and were never decrypted: the records agree but for the tables."""
     strip = strip_of("corpora/dma/decrypt-fails-5.17.prog")
-    assert disagreeing(strip) == ["frame 0x1600"]
-    assert strip.sentences[0].startswith("frames 0x1600..0x17ff: page tables private, the host was")
+    assert disagreeing(strip) == ["GPA 0x1600000"]
+    assert strip.sentences[0].startswith("GPA 0x1600000..0x17fffff: page tables private, the host")
 
 
 @pytest.mark.parametrize(

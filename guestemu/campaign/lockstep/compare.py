@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import msgspec
 from bitarray import bitarray
 
+from guestemu.abi.addresses import gpa_text
 from guestemu.campaign.lockstep.known import ANSWER, END, READY, STATUS, VALUE, explain
 from guestemu.campaign.lockstep.side import Side
 from guestemu.program.ops import OpKind
@@ -88,7 +89,7 @@ def _status_words(one: Side, other: Side) -> tuple[str, str]:
     more = f" and {count - 1} more" if count > 1 else ""
 
     def word(side: Side) -> str:
-        return f"frame {frame:#x} {'private' if side.after[frame] else 'shared'}{more}"
+        return f"{gpa_text(frame)} {'private' if side.after[frame] else 'shared'}{more}"
 
     return word(one), word(other)
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from bitarray import bitarray
 
-from guestemu.abi.addresses import PAGE_SHIFT, U32_MASK, U64_MASK
+from guestemu.abi.addresses import PAGE_SHIFT, U32_MASK, U64_MASK, gpa_text
 from guestemu.abi.errno import EAGAIN, EINVAL
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
 from guestemu.abi.regions import Region
@@ -57,7 +57,7 @@ class AgreementCheck:
         frame = wrong.index(1)
         words = ("shared", "private")
         message = (
-            f"frame {frame:#x} is {words[host[frame]]} for the host and "
+            f"{gpa_text(frame)} is {words[host[frame]]} for the host and "
             f"{words[view.guest.leaf_map.private[frame]]} in the page tables "
             f"({wrong.count()} frames differ)"
         )
@@ -82,7 +82,7 @@ class StoreViewCheck:
         if not ram.flags[gfn + (ram.frames if is_private else 0)] & FLAG_STALE:
             return ()
         message = (
-            f"a store to frame {gfn:#x} did not reach the "
+            f"a store to {gpa_text(gfn)} did not reach the "
             f"{'private' if is_private else 'shared'} view that its entry names"
         )
         return (Violation(self.name, view.index, message, "A2, M66"),)
@@ -114,7 +114,7 @@ class WholeRangeCheck:
         wrong = status ^ expected
         message = (
             f"an answered range left {wrong.count()} frames as they were, the first "
-            f"{wrong.index(1):#x}"
+            f"at {gpa_text(wrong.index(1))}"
         )
         return (Violation(self.name, view.index, message, "D27, M58"),)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from guestemu.abi.addresses import PAGE_SHIFT
+from guestemu.abi.addresses import PAGE_SHIFT, gpa_text
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
 from guestemu.campaign.planted.checks import with_agreement
 from guestemu.checks.base import Check, OpView, Violation
@@ -89,7 +89,8 @@ class EarlyStoreCheck:
         if not early:
             return ()
         message = (
-            f"{len(early)} frames were written before the host knew, the first {min(early):#x}"
+            f"{len(early)} frames were written before the host knew, the first at "
+            f"{gpa_text(min(early))}"
         )
         return (Violation(self.name, view.index, message, "M65"),)
 

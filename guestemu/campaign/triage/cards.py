@@ -60,7 +60,7 @@ _HEADS: Final = {
 _FEW: Final = 5
 """More lines of host code that run only when something is wrong are a whole path through it."""
 _SHOWN_PLACES: Final = 12
-_FRAME: Final = re.compile(r"\bframe (0x[0-9a-f]+)\b")
+_GPA: Final = re.compile(r"\bGPA (0x[0-9a-f]+)\b")
 _ANSWERS: Final = re.compile(r"was answered (0x[0-9a-f]+), expected (0x[0-9a-f]+)")
 _ADDRESS: Final = re.compile(r"\b0x[0-9a-f]{16}\b")
 _OWN: Final = f"{Path(guestemu.__file__).parent}/"
@@ -132,7 +132,7 @@ def headline_of(violation: Violation, strip: Strip | None, pages: Places | None 
     text = re.sub(r"^1 pages now map ", "1 page now maps ", violation.message)
     text = _ANSWERS.sub(_signed_answers, text)
     if pages is not None:
-        text = _FRAME.sub(lambda match: pages.frame(int(match[1], 16)), text)
+        text = _GPA.sub(lambda match: pages.address(int(match[1], 16)) or match[0], text)
         text = _ADDRESS.sub(lambda match: pages.virtual(int(match[0], 16)) or match[0], text)
     return f"{head}{text}." if head else f"{text[:1].upper()}{text[1:]}."
 
@@ -221,7 +221,7 @@ def _card(path: Path, count: FindingCount, permissions: Permissions, is_run: boo
         owner=owner,
         meaning=explain(count.check),
         expected=demand(violation.check) if violation.message else "",
-        seen=violation.message,
+        seen=violation.message if run is None else run.places.annotate(violation.message),
         rules=rules_of(violation.fact),
         strip=strip,
         race=race,

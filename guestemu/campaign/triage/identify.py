@@ -34,7 +34,7 @@ from guestemu.program.validity import takes_page
 from guestemu.runner.testbed import HOST_FAILED
 
 _KEY_DIGITS: Final = 8
-_FRAME: Final = re.compile(r"frame (0x[0-9a-f]+)")
+_GPA: Final = re.compile(r"\bGPA (0x[0-9a-f]+)")
 _NAMED: Final = frozenset({Argument.HYPERCALL_NUMBER, Argument.MSR})
 _LATCH: Final = "migration-control"
 _SHORT: Final = 0xFF
@@ -196,10 +196,10 @@ def _of_one_page(probe: Probe, case: Case) -> Case:
     if probe.sees_code or op.kind is not OpKind.HYPERCALL or op.has_page:
         return case
     nr, gpa, pages, *rest = op.arguments
-    frame = _FRAME.search(sighting.violation.message)
-    if sighting.symptom.name != RECORD or pages <= 1 or frame is None:
+    page = _GPA.search(sighting.violation.message)
+    if sighting.symptom.name != RECORD or pages <= 1 or page is None:
         return case
-    for place in (gpa, int(frame[1], 16) * PAGE_SIZE, gpa + (pages - 1) * PAGE_SIZE & U64_MASK):
+    for place in (gpa, int(page[1], 16), gpa + (pages - 1) * PAGE_SIZE & U64_MASK):
         one = msgspec.structs.replace(op, arguments=(nr, place, 1, *rest))
         for ops in ((one,), (*case.ops[:index], one)):
             look = probe.try_look(ops, traced=True)
@@ -215,11 +215,11 @@ def _in_two_calls(probe: Probe, case: Case) -> tuple[Op, ...] | None:
     over two of its slots. Where no code can be suspected, the program names the finding."""
     sighting, index = case.sighting, case.sighting.violation.op
     op = case.ops[index]
-    frame = _FRAME.search(sighting.violation.message)
-    if op.kind is not OpKind.HYPERCALL or op.has_page or frame is None:
+    page = _GPA.search(sighting.violation.message)
+    if op.kind is not OpKind.HYPERCALL or op.has_page or page is None:
         return None
     nr, gpa, pages, *rest = op.arguments
-    few = int(frame[1], 16) - gpa // PAGE_SIZE
+    few = int(page[1], 16) // PAGE_SIZE - gpa // PAGE_SIZE
     if sighting.symptom.name != RECORD or not 0 < few < pages:
         return None
     parts = (nr, gpa, few, *rest), (nr, gpa + few * PAGE_SIZE, pages - few, *rest)

@@ -37,6 +37,9 @@ _ALL: Final = "all"
 _NUMBER: Final = re.compile(r"-?\b(?:0x[0-9a-f]+|\d+)\b")
 _ARGUMENTS: Final = re.compile(r"\((?:-?0x[0-9a-f]+(?:, )?)+\)")
 _PLURAL: Final = re.compile(r"\bframes differ\b")
+_GPA: Final = re.compile(r"((?<=first )at )?(?<!base )\bGPA (?=0x[0-9a-f]+\b(?!, where there))")
+"""A page as messages name it. Symptoms say "frame", as messages once did: findings keep their
+keys."""
 _FRAMES: Final = re.compile(r" \(\d+ frames\)")
 _STATUS: Final = re.compile(r"\b(?:private|shared)\b")
 _OFFSET: Final = re.compile(r"\+0x[0-9a-f]+")
@@ -70,7 +73,8 @@ def _number_class(match: re.Match[str]) -> str:
 def plain_message(violation: Violation) -> str:
     """The message without the numbers that vary; error numbers and a plain 0 stay. Of a loop its
     function stays, not the place where the budget ran out."""
-    message = _PLACE_IN_LOOP.sub("", _OFFSET.sub("", _FRAMES.sub("", violation.message)))
+    message = _GPA.sub(lambda found: "" if found[1] else "frame ", violation.message)
+    message = _PLACE_IN_LOOP.sub("", _OFFSET.sub("", _FRAMES.sub("", message)))
     message = _PLURAL.sub("frame differs", _ARGUMENTS.sub("()", message))
     return _NUMBER.sub(_number_class, message)
 

@@ -27,6 +27,7 @@ from guestemu.host.permission import Permissions
 from guestemu.program.program import Header, Program
 from guestemu.program.text import load_program
 from guestemu.report.strip import Strip
+from guestemu.report.trace.places import Places
 from guestemu.report.trace.run import run_program
 from guestemu.runner.testbed import with_plugin
 
@@ -63,6 +64,7 @@ class _Group(msgspec.Struct):
     finding: Finding | None = None
     program: Program | None = None
     strip: Strip | None = None
+    places: Places | None = None
 
 
 def triage(
@@ -118,8 +120,10 @@ def _look(path: Path, count: FindingCount | None, permissions: Permissions) -> _
     digest = digest_of(path.stem)
     same = [finding for finding in findings if digest_of(finding.key) == digest]
     finding = (same or findings)[0]
-    strip = run_program(plain).strip
-    return _Group(finding.key, "shown", [path], counts, finding, program, strip)
+    run = run_program(plain)
+    group = _Group(finding.key, "shown", [path], counts, finding, program)
+    group.strip, group.places = run.strip, run.places
+    return group
 
 
 def _write(finding: Finding, program: Program, path: Path) -> None:
@@ -133,7 +137,8 @@ def _triaged(group: _Group) -> Triaged:
     merged = merge_counts(
         [[msgspec.structs.replace(count, key=group.key)] for count in group.counts]
     )
-    finding = group.finding
+    finding, places = group.finding, group.places
+    message = "" if finding is None else finding.violation.message
     return Triaged(
         key=group.key,
         check=group.key.rsplit("-", 2)[0] if finding is None else finding.violation.check,
@@ -145,12 +150,12 @@ def _triaged(group: _Group) -> Triaged:
         ),
         count=merged[0].count if merged else 0,
         first_seen_s=merged[0].first_seen_s if merged else 0.0,
-        message="" if finding is None else finding.violation.message,
+        message=message if places is None else places.annotate(message),
         fact="" if finding is None else finding.violation.fact,
         symptom="" if finding is None else finding.symptom,
         places=() if finding is None else finding.places,
         state=group.state,
         strip=group.strip,
-        headline="" if finding is None else headline_of(finding.violation, group.strip),
+        headline="" if finding is None else headline_of(finding.violation, group.strip, places),
         owner="" if finding is None else owner_of(finding.violation, group.strip, finding.places),
     )

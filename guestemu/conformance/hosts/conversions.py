@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Final
 
-from guestemu.abi.addresses import U32_MASK, U64_MASK
+from guestemu.abi.addresses import U32_MASK, U64_MASK, gpa_text, gpas_text
 from guestemu.abi.hypercalls import KVM_ENOSYS, KVM_EPERM
 from guestemu.conformance.hosts.probe import FRAMES, Abi, HostProbe
 from guestemu.host.base import GuestFault
@@ -45,7 +45,7 @@ def early_notice(probe: HostProbe) -> Iterator[str]:
     if result:
         yield f"before the opt-in: answered {result:#x}"
     if probe.shared() != {3}:
-        yield f"before the opt-in: shared {_text(probe.shared())}, not [3, 4)"
+        yield f"before the opt-in: shared {_text(probe.shared())}, not {_text({3})}"
 
 
 def single_ranges(probe: HostProbe) -> Iterator[str]:
@@ -54,7 +54,7 @@ def single_ranges(probe: HostProbe) -> Iterator[str]:
         for private in (False, True):
             result = probe.convert(gfn, pages, private=private)
             wanted = set() if private else set(range(gfn, gfn + pages))
-            what = f"[{gfn}, {gfn + pages}) to {'private' if private else 'shared'}"
+            what = f"{gpas_text(gfn, gfn + pages)} to {'private' if private else 'shared'}"
             if result:
                 yield f"{what}: answered {result:#x}"
             if probe.shared() != wanted:
@@ -75,7 +75,7 @@ def sequences(probe: HostProbe) -> Iterator[str]:
             probe.convert(gfn, pages, private=private)
             changed = range(gfn, gfn + pages)
             wanted = wanted.difference(changed) if private else wanted.union(changed)
-            story.append(f"{'private' if private else 'shared'} [{gfn}, {gfn + pages})")
+            story.append(f"{'private' if private else 'shared'} {gpas_text(gfn, gfn + pages)}")
             if probe.shared() != wanted:
                 yield f"{', '.join(story)}: shared {_text(probe.shared())}, not {_text(wanted)}"
                 return
@@ -104,8 +104,8 @@ def wrapping(probe: HostProbe) -> Iterator[str]:
     """A range whose end wraps is refused and nothing happens."""
     for gfn, pages in ((2, U64_MASK), (1, U64_MASK), (FRAMES, U64_MASK - FRAMES + 1)):
         if probe.convert(gfn, pages, private=False) == 0:
-            yield f"gfn {gfn:#x} with {pages:#x} pages was accepted"
-        yield from _unchanged(probe, f"gfn {gfn:#x} with {pages:#x} pages")
+            yield f"{gpa_text(gfn)} with {pages:#x} pages was accepted"
+        yield from _unchanged(probe, f"{gpa_text(gfn)} with {pages:#x} pages")
 
 
 def beyond_ram(probe: HostProbe) -> Iterator[str]:
@@ -116,7 +116,7 @@ def beyond_ram(probe: HostProbe) -> Iterator[str]:
         wanted = set() if result else set(range(gfn, FRAMES))
         if probe.shared() != wanted:
             yield (
-                f"gfn {gfn:#x} with {pages:#x} pages: answered {result:#x}, "
+                f"{gpa_text(gfn)} with {pages:#x} pages: answered {result:#x}, "
                 f"{len(probe.shared())} frames shared"
             )
 
@@ -128,7 +128,7 @@ def refusals(probe: HostProbe) -> Iterator[str]:
         before = probe.map()
         result = probe.convert(gfn, pages, private=private)
         if (result or not pages) and probe.map() != before:
-            yield f"gfn {gfn} with {pages} pages: answered {result:#x} but the record changed"
+            yield f"{gpa_text(gfn)} with {pages} pages: answered {result:#x} but the record changed"
 
 
 def privilege(probe: HostProbe) -> Iterator[str]:
@@ -205,16 +205,16 @@ def repeatable(probe: HostProbe) -> Iterator[str]:
 
 def _unchanged(probe: HostProbe, what: str) -> Iterator[str]:
     if probe.shared():
-        yield f"{what}: frames {_text(probe.shared())} are shared"
+        yield f"{what}: {_text(probe.shared())} shared"
 
 
 def _text(gfns: set[int]) -> str:
-    """The frames as ranges, at most eight of them."""
+    """The frames as ranges of GPAs, at most eight of them."""
     runs: list[tuple[int, int]] = []
     for gfn in sorted(gfns):
         if runs and runs[-1][1] == gfn:
             runs[-1] = (runs[-1][0], gfn + 1)
         else:
             runs.append((gfn, gfn + 1))
-    shown = [f"[{first}, {end})" for first, end in runs[:8]]
+    shown = [gpas_text(first, end) for first, end in runs[:8]]
     return ", ".join([*shown, "…"] if len(runs) > 8 else shown) or "none"

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from guestemu.abi import ghcb as abi
-from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, U32_MASK, Gpa, Gva
+from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, U32_MASK, Gpa, Gva, gpa_text
 from guestemu.abi.hypercalls import MAP_GPA_RANGE_ENCRYPTED
 from guestemu.abi.x86 import (
     PTE_ADDRESS_MASK,
@@ -238,7 +238,7 @@ class Snp:
             rmp.psmash(rmp.system_frame(gfn))
             rmp.small_mappings.discard(gfn // PAGES_2M)
             return None
-        text = f"#NPF {code:#x} at frame {gfn:#x} again and again: {rmp.describe(gfn)}"
+        text = f"#NPF {code:#x} at {gpa_text(gfn)} again and again: {rmp.describe(gfn)}"
         return RunFailed(f"the vCPU stands still: {text}", rip)
 
     def _memory_fault(self, gfn: int, private: bool, rip: int) -> Shutdown | None:
@@ -255,8 +255,8 @@ class Snp:
         if result:
             word = "private" if private else "shared"
             return RunFailed(
-                f"KVM_RUN fails with -EFAULT: user space refused the memory fault at frame "
-                f"{gfn:#x} ({word})",
+                f"KVM_RUN fails with -EFAULT: user space refused the memory fault at "
+                f"{gpa_text(gfn)} ({word})",
                 rip,
             )
         self.convert(gfn, 1, private)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from guestemu.abi.addresses import PAGE_SHIFT
+from guestemu.abi.addresses import PAGE_MASK
 from guestemu.abi.errno import EINVAL
 from guestemu.abi.hypercalls import MAP_GPA_RANGE_ENCRYPTED
 from guestemu.host.kvm.guest_memory import MemoryFaultExit
@@ -55,7 +55,7 @@ class CloudHypervisorUserSpace(ConvertingUserSpace):
         if FAULT_NO_PUNCH in self._repaired:
             return super().memory_fault(fault)
         if self._set_attributes(fault.gpa, fault.size, fault.is_private):
-            raise self._stop(f"memory fault at gfn {fault.gpa >> PAGE_SHIFT:#x}")
+            raise self._stop(f"memory fault at GPA {fault.gpa & ~PAGE_MASK:#x}")
         return True
 
 

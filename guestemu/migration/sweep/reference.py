@@ -13,7 +13,7 @@ from itertools import zip_longest
 
 import msgspec
 
-from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa
+from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa, gpa_text
 from guestemu.abi.hypercalls import hypercall_text
 from guestemu.guest.base import BootExit
 from guestemu.machine.callbacks import MemoryHook
@@ -103,7 +103,7 @@ class UndisturbedRun:
                 pages[gfn] = self.content(gfn)
             if content != pages[gfn]:
                 count = sum(map(int.__ne__, content, pages[gfn]))
-                return f"frame {gfn:#x}: {count} bytes differ"
+                return f"{gpa_text(gfn)}: {count} bytes differ"
         return None
 
 

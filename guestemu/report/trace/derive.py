@@ -30,7 +30,7 @@ from guestemu.report.trace.words import VM_STOPPED, op_word, value_of
 
 def events_of(run: Run) -> Iterator[Line]:
     """The events of `run` in their order, as JSON lines."""
-    where = run.places.event
+    where = run.places.traced
     for op, event in _events(run):
         yield from lines_of(op, event, where)
 

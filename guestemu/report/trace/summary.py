@@ -50,7 +50,7 @@ class Told(msgspec.Struct, frozen=True):
 
 def tell_op(run: Run, index: int) -> Told:
     """What operation `index` of `run` did."""
-    found = tuple(tell_violation(v) for v in run.outcome.violations if v.op == index)
+    found = tuple(tell_violation(v, run.places) for v in run.outcome.violations if v.op == index)
     if index >= len(run.outcome.results):
         stop = run.stop
         text = stop.message if stop is not None and stop.op == index else "not run"
@@ -68,9 +68,9 @@ def tell_op(run: Run, index: int) -> Told:
     return Told(tuple(lines), found)
 
 
-def tell_violation(violation: Violation) -> tuple[str, ...]:
+def tell_violation(violation: Violation, places: Places) -> tuple[str, ...]:
     """The violation, what it means, and the facts it breaks: sentence and id."""
-    first = f"violation of {violation.check}: {violation.message}"
+    first = f"violation of {violation.check}: {places.annotate(violation.message)}"
     meaning = explain(violation.check)
     facts = cite(violation.fact)
     return (first, *((meaning,) if meaning else ()), *((f"Rule: {facts}",) if facts else ()))

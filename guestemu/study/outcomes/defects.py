@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gva
+from guestemu.abi.addresses import PAGE_SIZE, Gva
 from guestemu.abi.errno import EINVAL
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
 from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
@@ -141,7 +141,7 @@ def _hole(guest: LinuxGuest) -> Verdict:
     gpa = leaf.entry & PTE_ADDRESS_MASK & ~guest.machine.pte_cbit
     return _seen(
         outcome.value == 0 and gpa != own,
-        f"returned {outcome.value}, the hole maps frame {gpa >> PAGE_SHIFT:#x}",
+        f"returned {outcome.value}, the hole maps GPA {gpa:#x}",
     )
 
 

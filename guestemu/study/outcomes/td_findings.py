@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, Gva
+from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, Gva, gpa_text
 from guestemu.abi.cpuid import KVM_FEATURE_MIGRATION_CONTROL
 from guestemu.abi.errors import InputError
 from guestemu.abi.hypercalls import KVM_EINVAL
@@ -175,7 +175,7 @@ def vmalloc_range(image: Path) -> tuple[bool, list[str]]:
         lines = [
             f"set_memory_decrypted({area:#x}, {_AREA_PAGES}) = {outcome.value}",
             f"MapGPA({call.gpa:#x}, {call.size >> PAGE_SHIFT} pages) = {call.status:#x}; "
-            f"the area's first frame is {frames[0]:#x}",
+            f"the area's first page is at {gpa_text(frames[0])}",
             f"{len(shared)} of {_AREA_PAGES} pages shared in the direct map; "
             f"at the host {', '.join(sorted(states))}",
         ]

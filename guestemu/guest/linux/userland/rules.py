@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa, Gva
+from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa, Gva, gpa_text
 from guestemu.abi.errors import InputError
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
 from guestemu.events.base import Event
@@ -140,15 +140,15 @@ class DeviceRules:
         if private is not None:
             self.checked[PAGE_TABLE] += 1
             if private:
-                yield PAGE_TABLE, f"frame {gfn:#x} is private in the kernel's page tables"
+                yield PAGE_TABLE, f"{gpa_text(gfn)} is private in the kernel's page tables"
         self.checked[HOST_STATUS] += 1
         if gfn not in self.shared:
-            yield HOST_STATUS, f"frame {gfn:#x} is private for the host"
+            yield HOST_STATUS, f"{gpa_text(gfn)} is private for the host"
         state = self._page_state(gfn)
         if state is not None:
             self.checked[PAGE_STATE] += 1
             if state:
-                yield PAGE_STATE, f"frame {gfn:#x} is {state}"
+                yield PAGE_STATE, f"{gpa_text(gfn)} is {state}"
 
     def _is_private_in_tables(self, gfn: int) -> bool | None:
         """What the direct map says; None before there is one."""
