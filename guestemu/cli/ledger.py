@@ -16,6 +16,7 @@ from guestemu.cli.errors import EXIT_INTERRUPTED, EXIT_OK
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from guestemu.report.document import Document
     from guestemu.study.ledger.cell import Row
     from guestemu.study.ledger.failures import Failure
     from guestemu.study.ledger.flows import Flow
@@ -82,6 +83,7 @@ def command(
     """
     from guestemu.guest.linux.images import fetched_images
     from guestemu.program.program import SevKind
+    from guestemu.study.ledger.document import ledger_document
     from guestemu.study.ledger.flows import find_flows
     from guestemu.study.ledger.matrix import find_failures, plan
     from guestemu.study.ledger.policies import LINUX, find_policies
@@ -107,7 +109,14 @@ def command(
         raise InputError("ledger: these flows need our own guests; leave out --policy linux:...")
     chosen_failures = find_failures(tuple(failures or ()), sev)
     result, is_whole = _run(todo, chosen_failures, every_step)
-    _show(result, chosen, rows, html, as_json, is_whole=is_whole, sev=sev)
+    document = ledger_document(
+        result,
+        chosen,
+        shows_rows=rows,
+        only={"flow": flows or (), "failure": failures or ()},
+        options=("--sev", sev) * (sev != "sev") + ("--every-step",) * every_step,
+    )
+    _show(result, document, html, as_json, is_whole=is_whole, sev=sev)
     return EXIT_OK if is_whole else EXIT_INTERRUPTED
 
 
@@ -144,18 +153,15 @@ def _run(
 
 def _show(
     rows: Sequence[Row],
-    policies: Sequence[LedgerRow],
-    with_rows: bool,
+    document: Document,
     html: Path | None,
     as_json: bool,
     *,
     is_whole: bool,
     sev: str,
 ) -> None:
-    from guestemu.study.ledger.document import ledger_document
     from guestemu.study.ledger.summary import by_policy
 
-    document = ledger_document(rows, policies, shows_rows=with_rows)
     if html is not None:
         console.write_document(html, document)
     if as_json:

@@ -29,10 +29,12 @@ from guestemu.report.strip import (
 
 
 class Paragraph(msgspec.Struct, frozen=True):
-    """A text. `style` is that of a line in a terminal; on a page "red", "green", "dim" count."""
+    """A text. `style` is that of a line in a terminal; on a page "red", "green", "dim" count, and
+    `to` is the place that the text leads to."""
 
     text: str
     style: str = ""
+    to: str = ""
 
 
 class Grid(msgspec.Struct, frozen=True):
@@ -137,8 +139,9 @@ _CLASSES: Final = {"red": ' class="bad"', "green": ' class="good"', "dim": ' cla
 
 def _html(content: Content, identity: str) -> str:
     match content:
-        case Paragraph(text, style):
-            return f"<p{_CLASSES.get(style, '')}>{escape(text)}</p>"
+        case Paragraph(text, style, to):
+            words = f'<a href="#{escape(to)}">{escape(text)}</a>' if to else escape(text)
+            return f"<p{_CLASSES.get(style, '')}>{words}</p>"
         case Bullets(lines, style):
             items = "".join(f"<li>{escape(line)}</li>" for line in lines)
             return f"<ul{_CLASSES.get(style, '')}>{items}</ul>"

@@ -23,7 +23,8 @@ from guestemu.report.page import TableCell
 
 class Tried(msgspec.Struct, frozen=True, kw_only=True):
     """One experiment: its place, its outcome in a word, what was seen, the command that repeats
-    it. `kind` is what the legend says of the outcome, where the word differs from cell to cell."""
+    it. `kind` is what the legend says of the outcome, where the word differs from cell to cell.
+    `more` leads to another place of the page."""
 
     row: str
     column: str
@@ -31,6 +32,7 @@ class Tried(msgspec.Struct, frozen=True, kw_only=True):
     detail: str
     command: str
     kind: str = ""
+    more: Paragraph | None = None
 
 
 def matrix_document(
@@ -39,13 +41,33 @@ def matrix_document(
     """The matrix; a page also has every cell below it. `words` says what was done; `values` takes
     an outcome's kind (its word, if it has none) to "good", "bad", "warn" or ""; `corner` says what
     rows are."""
+    matrix, cells = matrix_contents(title, tried, values, corner)
+    return Document(
+        title,
+        (
+            Chapter("", (Paragraph(words),), is_page_only=True),
+            Chapter("", matrix),
+            Chapter("Every cell", cells, is_page_only=True),
+        ),
+    )
+
+
+def matrix_contents(
+    title: str,
+    tried: Sequence[Tried],
+    values: Mapping[str, str],
+    corner: str,
+    place: str = "cell",
+) -> tuple[tuple[Content, ...], tuple[Content, ...]]:
+    """The matrix with its legend, and every cell. Cells lead to "`place`-N". The rest is as for
+    `matrix_document`."""
     columns = tuple(dict.fromkeys(one.column for one in tried))
     numbers = {(one.row, one.column): number for number, one in enumerate(tried)}
     rows = tuple(
         (
             row,
             *(
-                _cell(tried[numbers[row, column]], numbers[row, column], values)
+                _cell(tried[numbers[row, column]], f"{place}-{numbers[row, column]}", values)
                 if (row, column) in numbers
                 else TableCell("")
                 for column in columns
@@ -55,22 +77,17 @@ def matrix_document(
     )
     kinds = dict.fromkeys(one.kind or one.word for one in tried)
     legend = Legend(tuple((kind, values[kind]) for kind in kinds if values.get(kind)))
-    cells = [content for number, one in enumerate(tried) for content in _entry(one, number)]
-    return Document(
-        title,
-        (
-            Chapter("", (Paragraph(words),), is_page_only=True),
-            Chapter("", (legend, Grid((corner, *columns), rows, title))),
-            Chapter("Every cell", tuple(cells), is_page_only=True),
-        ),
-    )
+    cells = [
+        content for number, one in enumerate(tried) for content in _entry(one, f"{place}-{number}")
+    ]
+    return (legend, Grid((corner, *columns), rows, title)), tuple(cells)
 
 
-def _cell(one: Tried, number: int, values: Mapping[str, str]) -> TableCell:
-    value = values.get(one.kind or one.word, "")
-    return TableCell(one.word, value, f"cell-{number}", one.detail)
+def _cell(one: Tried, to: str, values: Mapping[str, str]) -> TableCell:
+    return TableCell(one.word, values.get(one.kind or one.word, ""), to, one.detail)
 
 
-def _entry(one: Tried, number: int) -> tuple[Content, ...]:
-    heading = Heading(f"{one.row}, {one.column}: {one.word}", f"cell-{number}")
-    return heading, Paragraph(one.detail), Code(one.command, True)
+def _entry(one: Tried, identity: str) -> tuple[Content, ...]:
+    heading = Heading(f"{one.row}, {one.column}: {one.word}", identity)
+    more = () if one.more is None else (one.more,)
+    return heading, Paragraph(one.detail), *more, Code(one.command, True)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,20 @@ def test_rows_as_one_json_object(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert result["complete"] is True
     assert result["summary"][0]["tally"]["noticed"] == 2
     assert page.read_text().startswith("<!doctype html>")
+
+
+def test_the_command_of_a_cell_runs_it_again(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    page = tmp_path / "ledger.html"
+    options = ["--sev", "tdx", "--policy", "upstream-7.3", "--flow", "decrypt-3"]
+    assert main(["ledger", *options, "--failure", "host-einval", "--html", str(page)]) == 0
+    (first, second) = re.findall("<pre>guestemu (ledger [^<]*) --rows</pre>", page.read_text())
+    assert sorted(first.split()) == sorted(second.split())
+    capsys.readouterr()
+    assert main([*first.split(), "--json"]) == 0
+    tally = json.loads(capsys.readouterr().out)["summary"][0]["tally"]
+    assert f"{tally['runs']} run: {tally['harmless']} harmless" in page.read_text()
 
 
 def test_a_table_of_counts(capsys: pytest.CaptureFixture[str]) -> None:

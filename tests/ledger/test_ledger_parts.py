@@ -113,3 +113,17 @@ def test_the_page_has_every_run_and_escapes() -> None:
     assert "<b></td>" not in page
     assert ">1 of 1 lost</a>" in page
     assert ">1 of 1 dead</a>" in page
+
+
+def test_a_cell_leads_to_its_figures_its_run_and_its_command() -> None:
+    rows = [row(), row(lost=2), row(flow="boot", failure="cpa", migration="guest dead")]
+    document = ledger_document(rows, POLICIES, only={"flow": ["decrypt-3", "boot"]}, options=["-x"])
+    page = document_page(document)
+    assert '<a href="#failure-0">1 of 2 lost</a>' in page
+    assert '<h3 id="failure-0">warn, lookup: 1 of 2 lost</h3><p>2 runs: 1 lost pages' in page
+    assert (
+        '<a href="#run-1">lookup at step 0 of decrypt-3, before a migration: 2 pages lost' in page
+    )
+    flows = "--flow decrypt-3 --flow boot"
+    for words in (f"--failure lookup {flows}", f"--failure cpa {flows}", "--flow boot"):
+        assert f"<pre>guestemu ledger --policy warn {words} -x --rows</pre>" in page

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
-from guestemu.report.document import Chapter, Content, Document, Grid, Legend, Paragraph
+from guestemu.abi.names import plural
+from guestemu.report.document import Chapter, Document, Grid, Paragraph
+from guestemu.report.matrix import Tried, matrix_contents
 from guestemu.report.page import TableCell
 from guestemu.study.ledger.cell import Row
 from guestemu.study.ledger.failures import NOTHING
@@ -16,18 +19,16 @@ from guestemu.study.ledger.summary import PolicyTally, by_policy, is_unnoticed, 
 _WORDS: Final = (
     "Each run: a flow of the guest in which one thing fails at one step, under one policy, then a "
     "migration to another machine with another key. Unnoticed: pages are lost and only guestemu's "
-    "checks can know. A cell says how many of its runs lost pages, and leads to the first of them; "
-    "rest the pointer on it for all of its figures."
+    "checks can know. A cell says how many of its runs lost pages, and leads to all of its "
+    "figures, its worst run and the command that runs it again."
 )
-_LEGEND: Final = Legend(
-    (
-        ("pages lost, unnoticed", "bad"),
-        (
-            "pages lost and noticed, or the guest dead, the migration stopped, pages leaked",
-            "warn",
-        ),
-        ("harmless", "good"),
-    )
+_UNNOTICED: Final = "pages lost, unnoticed"
+_NOTICED: Final = "pages lost and noticed, or the guest dead, the migration stopped, pages leaked"
+_HARMLESS: Final = "harmless"
+_VALUES: Final = {_UNNOTICED: "bad", _NOTICED: "warn", _HARMLESS: "good"}
+_MATRICES: Final[tuple[tuple[str, str, Callable[[Row], str]], ...]] = (
+    ("failure", "Failures by policy", lambda row: row.failure),
+    ("flow", "Flows by policy", lambda row: row.flow),
 )
 _TALLY_HEADINGS: Final = (
     *("policy", "runs", "lost, unnoticed", "lost, noticed", "stopped", "dead", "harmless"),
@@ -40,11 +41,21 @@ _ROW_HEADINGS: Final = (
 _LOST_COLUMN: Final = _ROW_HEADINGS.index("lost")
 
 
+_ALL: Final[Mapping[str, Sequence[str]]] = {}
+
+
 def ledger_document(
-    rows: Sequence[Row], policies: Sequence[LedgerRow], *, shows_rows: bool = False
+    rows: Sequence[Row],
+    policies: Sequence[LedgerRow],
+    *,
+    shows_rows: bool = False,
+    only: Mapping[str, Sequence[str]] = _ALL,
+    options: Sequence[str] = (),
 ) -> Document:
     """The ledger of `rows`; `policies` say what each name means. A terminal shows what became of
-    the runs of each policy, with `shows_rows` also every run; a page has all."""
+    the runs of each policy, with `shows_rows` also every run; a page has all. `only` are the names
+    of "flow" and "failure" that were asked for, `options` the other words of the command that
+    change a run."""
     ran = {row.policy for row in rows}
     known = tuple((policy.name, policy.text) for policy in policies if policy.name in ran)
     tallies = tuple(map(_tally_cells, by_policy(rows)))
@@ -58,12 +69,7 @@ def ledger_document(
                 is_page_only=True,
             ),
             Chapter("In short", (Grid(_TALLY_HEADINGS, tallies),)),
-            Chapter(
-                "Failures by policy",
-                _matrix(rows, lambda row: row.failure),
-                is_page_only=True,
-            ),
-            Chapter("Flows by policy", _matrix(rows, lambda row: row.flow), is_page_only=True),
+            *_matrices(rows, only, options),
             Chapter("Every run", (_runs(rows),), is_page_only=not shows_rows),
         ),
     )
@@ -85,28 +91,44 @@ def _tally_cells(line: PolicyTally) -> tuple[str | int, ...]:
     )
 
 
-def _matrix(rows: Sequence[Row], column: Callable[[Row], str]) -> tuple[Content, ...]:
-    failed = [row for row in rows if row.failure != NOTHING]
-    columns = list(dict.fromkeys(map(column, failed)))
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in failed:
-        groups.setdefault((row.policy, column(row)), []).append(row)
-    names = dict.fromkeys(row.policy for row in failed)
+def _matrices(
+    rows: Sequence[Row], only: Mapping[str, Sequence[str]], options: Sequence[str]
+) -> Iterable[Chapter]:
+    """The matrices, and behind each its cells."""
     places = {id(row): f"run-{number}" for number, row in enumerate(rows)}
-    cells = tuple(
-        (name, *(_matrix_cell(groups.get((name, title), ()), places) for title in columns))
-        for name in names
-    )
-    return _LEGEND, Grid(("policy", *columns), cells)
+    for column, title, value in _MATRICES:
+        groups: dict[tuple[str, str], list[Row]] = {}
+        for row in rows:
+            if row.failure != NOTHING:
+                groups.setdefault((row.policy, value(row)), []).append(row)
+        rest = [
+            word
+            for name, chosen in only.items()
+            if name != column
+            for one in chosen
+            for word in (f"--{name}", one)
+        ]
+        tried = [
+            _tried(
+                group,
+                name,
+                places,
+                ("--policy", group[0].policy, f"--{column}", name, *rest, *options),
+            )
+            for (_, name), group in groups.items()
+        ]
+        matrix, cells = matrix_contents(title, tried, _VALUES, "policy", column)
+        yield Chapter(title, matrix, is_page_only=True)
+        yield Chapter(f"Every cell of {title[:1].lower()}{title[1:]}", cells, is_page_only=True)
 
 
-def _matrix_cell(rows: Sequence[Row], places: Mapping[int, str]) -> TableCell:
-    """What became of the runs of one policy and failure (or flow)."""
+def _tried(
+    rows: Sequence[Row], column: str, places: Mapping[int, str], words: Sequence[str]
+) -> Tried:
+    """What became of the runs of one policy and failure (or flow); `words` select them."""
     one = tally(rows)
-    if not one.runs:
-        return TableCell("")
     lost = one.unnoticed + one.noticed
-    words = [
+    counts = [
         (one.unnoticed, "lost pages, unnoticed"),
         (one.noticed, "lost pages, noticed"),
         (one.dead, "guest dead"),
@@ -114,16 +136,29 @@ def _matrix_cell(rows: Sequence[Row], places: Mapping[int, str]) -> TableCell:
         (one.leaked, "leaked"),
         (one.harmless, "harmless"),
     ]
-    worst = next((row for row in rows if is_unnoticed(row)), None)
-    worst = worst or next((row for row in rows if row.lost), rows[0])
+    figures = ", ".join(f"{count} {what}" for count, what in counts if count)
     is_harmless = one.harmless == one.runs and not one.leaked
-    shown = [(lost, "lost"), *((count, what.split()[-1]) for count, what in words[2:5])]
+    shown = [(lost, "lost"), *((count, what.split()[-1]) for count, what in counts[2:5])]
     text = next((f"{count} of {one.runs} {what}" for count, what in shown if count), "harmless")
-    return TableCell(
-        text,
-        "bad" if one.unnoticed else "good" if is_harmless else "warn",
-        places[id(worst)],
-        f"{one.runs} runs: " + ", ".join(f"{count} {what}" for count, what in words if count),
+    worst = max(rows, key=lambda row: (is_unnoticed(row), row.lost))
+    return Tried(
+        row=rows[0].policy,
+        column=column,
+        word=text,
+        detail=f"{plural(one.runs, 'run')}: {figures}",
+        command=shlex.join(("guestemu", "ledger", *words, "--rows")),
+        kind=_UNNOTICED if one.unnoticed else _HARMLESS if is_harmless else _NOTICED,
+        more=Paragraph(_run_words(worst), to=places[id(worst)]),
+    )
+
+
+def _run_words(row: Row) -> str:
+    """A run in one line."""
+    lost = f"{plural(row.lost, 'page')} lost" if row.lost else "nothing lost"
+    noticed = ", ".join(row.noticed_by) or "nobody"
+    return (
+        f"{row.failure} at step {row.step} of {row.flow}, {row.when} a migration: {lost}, "
+        f"migration {row.migration}, noticed by {noticed}"
     )
 
 
