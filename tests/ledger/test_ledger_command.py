@@ -39,7 +39,8 @@ def test_the_command_of_a_cell_runs_it_again(
     capsys.readouterr()
     assert main([*first.split(), "--json"]) == 0
     tally = json.loads(capsys.readouterr().out)["summary"][0]["tally"]
-    assert f"{tally['runs']} run: {tally['harmless']} harmless" in page.read_text()
+    found = f"{tally['leaked']} leaked, {tally['harmless']} harmless"
+    assert f"{tally['runs']} run: {found}" in page.read_text()
 
 
 def test_a_table_of_counts(capsys: pytest.CaptureFixture[str]) -> None:
