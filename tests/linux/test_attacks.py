@@ -54,7 +54,7 @@ def is_safe(outcome: str) -> bool:
     ],
 )
 def test_no_attack_on_an_encryption_breaks_what_must_hold(snp, attack) -> None:
-    places = places_in(snp.instructions("encrypt"), every=700)
+    places = places_in(snp.instructions("encrypt"), every=1_500)
     row = snp.row("encrypt", attack, places)
     assert sum(row.outcomes.values()) == len(places)
     assert all(map(is_safe, row.outcomes)), row
