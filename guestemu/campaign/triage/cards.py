@@ -33,8 +33,8 @@ from guestemu.report.strip import NO, REFUSED, Strip
 from guestemu.report.trace.explain import demand, explain
 from guestemu.report.trace.places import Places
 from guestemu.report.trace.races import has_migration, race_of
+from guestemu.report.trace.reasons import AFTERWARDS, RECORD, SENT, TABLES, TOLD
 from guestemu.report.trace.run import Run, run_program
-from guestemu.report.trace.strips import AFTERWARDS, RECORD, SENT, TABLES, TOLD
 from guestemu.report.trace.summary import tell_op
 from guestemu.runner.testbed import with_plugin
 

@@ -28,8 +28,9 @@ from guestemu.report.document import Chapter, Code, Document, Paragraph, Picture
 from guestemu.report.race import GUEST, HOST, Race, RaceStep
 from guestemu.report.strip import NO, Strip
 from guestemu.report.trace.places import Places
+from guestemu.report.trace.reasons import AFTERWARDS, SENT, TABLES
 from guestemu.report.trace.run import Run, check_program, decisive_strip, run_in
-from guestemu.report.trace.strips import AFTERWARDS, SENT, TABLES, NotedStep, StripRecorder
+from guestemu.report.trace.strips import NotedStep, StripRecorder
 from guestemu.runner.testbed import Testbed, build_testbed
 
 MAX_OPS: Final = 64

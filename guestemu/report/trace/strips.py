@@ -49,18 +49,20 @@ from guestemu.report.strip import (
     StripRow,
 )
 from guestemu.report.trace.places import Places
+from guestemu.report.trace.reasons import (
+    AFTERWARDS,
+    ALIAS,
+    ASKED,
+    IF_MIGRATED,
+    READABLE,
+    RECORD,
+    SENT,
+    STATE,
+    TABLES,
+    TOLD,
+    FrameRecords,
+)
 from guestemu.runner.testbed import Testbed
-
-ASKED: Final = "asked for"
-TABLES: Final = "page tables"
-ALIAS: Final = "alias mapping"
-STATE: Final = "page state"
-TOLD: Final = "told to the host"
-RECORD: Final = "host's record"
-SENT: Final = "sent as"
-AFTERWARDS: Final = "read afterwards"
-IF_MIGRATED: Final = "if migrated now"
-READABLE: Final = "readable now"
 
 _MAX_FRAMES: Final = 4096
 """Frames looked at one by one; of longer ranges only the ends and what disagrees."""
@@ -450,41 +452,18 @@ class _Drawing:
 
     def _reasons(self, gfn: int, cells: dict[str, str]) -> tuple[str, ...]:
         """How the records of a frame disagree; empty where they do not."""
-        tables, record, told = cells.get(TABLES, NOTHING), cells[RECORD], cells[TOLD]
-        asked, state = cells.get(ASKED, NOTHING), cells.get(STATE, NOTHING)
-        alias = cells.get(ALIAS, NOTHING)
-        is_refused = told.endswith(REFUSED)
-        is_mapped = tables not in (NOTHING, UNMAPPED)
-        found = []
-        if asked and is_mapped and tables != asked and self._is_done(gfn):
-            found.append(f"asked for {asked} (the call returned 0)")
-        if state and is_mapped and tables != state:
-            found.append(f"page state {state}")
-        if alias and is_mapped and tables != alias:
-            found.append(f"alias mapping {alias}")
-        if self._has_record:
-            if told and not is_refused and told != record:
-                found.append(f"the host was told {told}, its record says {record}")
-            elif (
-                is_mapped
-                and tables != record
-                and (asked or self._is_changed(gfn))
-                and (asked or not told or is_refused)
-            ):
-                found.append(f"host's record {record}{' (it refused)' if is_refused else ''}")
-            elif cells.get(IF_MIGRATED) == NO:
-                found.append(f"the host was told {record}")
-            elif (not told or is_refused) and not is_mapped and self._is_changed(gfn):
-                found.append(f"the host was told nothing, its record says {record}")
-        lost = _losses(cells)
-        if is_mapped and (found or len(lost) > 1):
-            found.insert(0, f"page tables {tables}")
-        return (*found, *lost)
+        records = FrameRecords(
+            cells=cells,
+            is_done=self._is_done(gfn),
+            is_changed=self._is_changed(gfn),
+            has_record=self._has_record,
+        )
+        return records.reasons()
 
     def _is_done(self, gfn: int) -> bool:
         """Whether the last conversion that covers the frame said that it succeeded."""
         covering = [one for one in self._asked if one.gfn <= gfn < one.gfn + one.pages]
-        return covering[-1].is_done
+        return bool(covering) and covering[-1].is_done
 
 
 def _sentences(
@@ -501,15 +480,6 @@ def _sentences(
         for reasons, names in found.items()
     ]
     return tuple(sentences) or ("All records agree.",)
-
-
-def _losses(cells: dict[str, str]) -> tuple[str, ...]:
-    """What became of a frame in a migration, if its content did not arrive."""
-    if cells.get(AFTERWARDS) != NO:
-        return ()
-    sent = cells.get(SENT, NOTHING)
-    how = (f"sent as {sent}",) if sent and sent != cells.get(TABLES) else ()
-    return (*how, "at the destination the guest reads other bytes")
 
 
 def _word(private: int | bool) -> str:
