@@ -22,6 +22,7 @@ from guestemu.events.memory import LeafChange
 from guestemu.events.operations import Violation
 from guestemu.guest.base import CallOutcome, Guest
 from guestemu.host.base import Host
+from guestemu.host.kvm.map_gpa_lies import MAP_GPA_LIES
 from guestemu.program.ops import Op, OpKind
 
 __all__ = [
@@ -67,6 +68,13 @@ class OpView(msgspec.Struct):
     free_frames: bitarray | None
     events: Sequence[Event] = ()
     emitted: Sequence[tuple[int, Event]] = ()
+
+    @property
+    def vmm_lies(self) -> bool:
+        """Whether the guest is a TD whose VMM lies at MapGPA: the host's KVM does, or an operation
+        has had it begin."""
+        td = self.guest.td
+        return td is not None and bool(td.lie or self.host.lie in MAP_GPA_LIES)
 
 
 CONVERSION_KINDS: Final = frozenset(

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 from guestemu.checks.base import OpView, Oracle, Violation
-from guestemu.host.kvm.map_gpa_lies import MAP_GPA_LIES
 from guestemu.machine.exits import BudgetExhausted, RunFailed, Shutdown, Terminated, Unbacked
 from guestemu.program.ops import OpKind
 
@@ -68,7 +67,7 @@ class ProgressCheck(Oracle):
 
 def _is_attacked(view: OpView) -> bool:
     """Whether the guest may end or wait for ever because of its hypervisor."""
-    td, lie = view.guest.td, view.host.lie
+    td = view.guest.td
     if td is None:
-        return bool(lie)
-    return bool(td.lie or td.attacked) or td.has_injected or lie in MAP_GPA_LIES
+        return bool(view.host.lie)
+    return view.vmm_lies or bool(td.attacked) or td.has_injected

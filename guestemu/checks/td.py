@@ -7,7 +7,7 @@ Source: __set_memory_enc_pgtable(), tdx_enc_status_changed() (Linux 6.12 to 7.3)
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, Final
 
 from guestemu.abi import tdx
@@ -19,7 +19,6 @@ from guestemu.events.exits import MapGpaRangeExit
 from guestemu.events.tdx import Accept, MapGpaCall
 from guestemu.guest.td import Td
 from guestemu.host.base import Host
-from guestemu.host.kvm.map_gpa_lies import MAP_GPA_LIES
 from guestemu.machine.sept import ACCEPTED, SHARED
 from guestemu.program.ops import OpKind, Region
 
@@ -72,33 +71,33 @@ class TdCheck(Oracle):
         if td is None or view.frames is None:
             return ()
         value = view.outcome.value
-        messages = [*self._order(view)]
-        if td.lie or view.host.lie in MAP_GPA_LIES:
-            messages.clear()
-        elif value == 0:
-            messages += self._states(view, td, *view.frames)
-        elif value == -EIO and not td.attacked and self._is_unprovoked(view, *view.frames):
-            messages.append("-EIO, and nothing was refused: the range keeps its shared entries")
+        steps = [event for _, event in view.emitted if isinstance(event, MapGpaCall | Accept)]
+        messages: list[str] = []
+        if not view.vmm_lies:
+            messages += self._order(view, steps)
+            if value == 0:
+                messages += self._states(view, td, *view.frames)
+            elif value == -EIO and not td.attacked and self._is_unprovoked(view, *view.frames):
+                messages.append("-EIO, and nothing was refused: the range keeps its shared entries")
         found = [Violation(self.name, view.index, message, "T16, T17") for message in messages]
-        twice = self._accepted_twice(view) if view.wants_private else []
+        twice = self._accepted_twice(steps) if view.wants_private else []
         if twice:
             message = f"{gpa_text(twice[0])} was accepted twice ({len(twice)} such frames)"
             found.append(Violation(TWICE, view.index, message, "T14"))
         return found
 
     @staticmethod
-    def _accepted_twice(view: OpView) -> list[int]:
+    def _accepted_twice(steps: Sequence[MapGpaCall | Accept]) -> list[int]:
         accepted = [
             event.gpa >> PAGE_SHIFT
-            for _, event in view.emitted
+            for event in steps
             if isinstance(event, Accept) and event.result == tdx.SUCCESS
         ]
         if len(set(accepted)) == len(accepted):
             return []
         return sorted(gfn for gfn, count in Counter(accepted).items() if count > 1)
 
-    def _order(self, view: OpView) -> Iterable[str]:
-        steps = [event for _, event in view.emitted if isinstance(event, MapGpaCall | Accept)]
+    def _order(self, view: OpView, steps: Sequence[MapGpaCall | Accept]) -> Iterable[str]:
         if view.wants_private and any(step.table_writes for step in steps):
             yield "a private entry before its page was accepted"
         if not view.wants_private and view.flips and steps and not steps[0].table_writes:

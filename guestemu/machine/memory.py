@@ -296,13 +296,15 @@ class GuestRam:
         """Whether accesses of the CPU to one view of `pages` frames go to `on_watched` first. Costs
         nothing for the views that do not. The caller restores this after a rollback."""
         flags = self.flags
+        if pages == 1:
+            index, other = self._private_at + gfn, self._shared_at + gfn
+            flags[index] = (_WATCH if private else _IGNORE)[flags[index]]
+            flags[other] = (_WATCH if shared else _IGNORE)[flags[other]]
+            return
         for start, is_watched in ((self._private_at, private), (self._shared_at, shared)):
             change = _WATCH if is_watched else _IGNORE
-            if pages == 1:
-                flags[start + gfn] = change[flags[start + gfn]]
-            else:
-                end = start + min(gfn + pages, self.frames)
-                flags[start + gfn : end] = flags[start + gfn : end].translate(change)
+            end = start + min(gfn + pages, self.frames)
+            flags[start + gfn : end] = flags[start + gfn : end].translate(change)
 
     def mark_table(self, gfn: int) -> None:
         """From now on stores into the private view of frame `gfn` are logged."""

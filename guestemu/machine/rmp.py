@@ -29,6 +29,7 @@ from typing import Final
 import msgspec
 
 from guestemu.abi import ghcb as abi
+from guestemu.machine.kept_bytes import KeptBytes
 
 SHARED: Final = 0
 ASSIGNED: Final = 1
@@ -64,7 +65,8 @@ OWN_ASID: Final = 1
 PAGES_2M: Final = 512
 
 
-_Kept = tuple[bytes, dict[int, "RmpEntry"], dict[int, int], frozenset[int], frozenset[int]]
+_Kept = tuple[dict[int, "RmpEntry"], dict[int, int], frozenset[int], frozenset[int]]
+_NOTHING_STRANGE: Final[_Kept] = ({}, {}, frozenset(), frozenset())
 
 
 class RmpEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,7 +135,8 @@ class Rmp:
     `frames` of guest memory, all validated at first as a firmware leaves them, and `spare` frames.
     `large_pages`: the hypervisor backs aligned ranges of 512 frames with one page, so that entries
     of 2 MiB exist; guest_memfd of Linux up to 7.3 does not. `changed` is told of guest frames
-    (first, count) behind which something changed.
+    (first, count) behind which something changed; `became` of a guest frame and the state that it
+    has now, where no more than this is known to be needed.
     """
 
     def __init__(self, frames: int, spare: int = 512, large_pages: bool = False) -> None:
@@ -141,6 +144,7 @@ class Rmp:
         self.vmpl = 0
         """The privilege level that the guest runs at; 0 is the highest."""
         self.changed: Callable[[int, int], None] | None = None
+        self.became: Callable[[int, int], None] | None = None
         self.small_mappings: set[int] = set()
         """Blocks of 512 guest frames that the nested table maps with 4 KiB though the entry is of
         2 MiB."""
@@ -148,11 +152,11 @@ class Rmp:
         self._frames = frames
         self._codes = bytearray([VALIDATED | _LARGE]) * whole
         self._codes += bytearray([VALIDATED]) * (frames - whole) + bytearray(spare)
+        self._kept_codes = KeptBytes(self._codes)
         self._odd: dict[int, RmpEntry] = {}
         self._behind: dict[int, int] = {}
         self._in_use: set[int] = set()
         self._base = self._kept()
-        self._is_changed = False
 
     @property
     def frames(self) -> int:
@@ -247,6 +251,7 @@ class Rmp:
             validated=entry.validated,
         )
         self._odd.pop(sfn, None)
+        self._kept_codes.note(sfn, 1)
         if entry == HYPERVISOR:
             self._codes[sfn] = SHARED
         elif entry == plain:
@@ -257,10 +262,16 @@ class Rmp:
             self._odd[sfn] = entry
         for gfn in self.guest_frames(sfn):
             self._note(gfn, 1)
-        self._is_changed = True
+
+    def _become(self, gfn: int, state: int) -> None:
+        """The frame behind `gfn`, which is that of the same number, becomes `state`."""
+        self._kept_codes.note(gfn, 1)
+        self._codes[gfn] = state
+        became = self.became
+        if became is not None:
+            became(gfn, state)
 
     def _note(self, gfn: int, pages: int) -> None:
-        self._is_changed = True
         changed = self.changed
         if changed is not None:
             changed(gfn, pages)
@@ -300,8 +311,7 @@ class Rmp:
         end = min(gfn + pages, self._frames)
         if pages == 1 and gfn < end and not self._is_strange:
             if self._codes[gfn] == SHARED:
-                self._codes[gfn] = ASSIGNED
-                self._note(gfn, 1)
+                self._become(gfn, ASSIGNED)
             return
         is_large = self.large_pages and not gfn % PAGES_2M
         for frame in range(gfn, end):
@@ -316,11 +326,11 @@ class Rmp:
         end = min(gfn + pages, self._frames)
         if pages == 1 and gfn < end and not self._is_strange and not self._codes[gfn] & _LARGE:
             if self._codes[gfn]:
-                self._codes[gfn] = SHARED
-                self._note(gfn, 1)
+                self._become(gfn, SHARED)
             return
         span = self._codes[gfn:end]
         if not self._is_strange and not any(code & _LARGE for code in set(span)):
+            self._kept_codes.note(gfn, len(span))
             self._codes[gfn:end] = bytes(len(span))
             self._note(gfn, len(span))
             return
@@ -363,7 +373,7 @@ class Rmp:
         """PVALIDATE of one 4 KiB page where nothing is as no guest expects it, together with what
         KVM does about its #NPF if the host has private memory for the frame (`is_backed`). None:
         not such a case, and nothing is done."""
-        if self._is_strange:
+        if self._odd or self._behind or self._in_use or self.small_mappings or self.vmpl:
             return None
         code = self._codes[gfn]
         wanted = VALIDATED if validate else ASSIGNED
@@ -372,11 +382,9 @@ class Rmp:
         if code == wanted:
             return _UNCHANGED
         if code == SHARED and not validate:  # assigned at the fault, and not validated
-            self._codes[gfn] = ASSIGNED
-            self._note(gfn, 1)
+            self._become(gfn, ASSIGNED)
             return _UNCHANGED
-        self._codes[gfn] = wanted
-        self._note(gfn, 1)
+        self._become(gfn, wanted)
         return _DONE
 
     def pvalidate(self, gfn: int, is_2m: bool, validate: bool) -> RmpOutcome:
@@ -495,26 +503,28 @@ class Rmp:
         self._odd.clear()
         self._behind.clear()
         self._in_use.clear()
+        self._kept_codes.note(0, self._frames)
         self._codes[: self._frames] = states
         self._note(0, self._frames)
 
     def checkpoint(self) -> None:
         """See `Device`."""
         self._base = self._kept()
-        self._is_changed = False
+        self._kept_codes.checkpoint()
 
-    def _kept(self) -> _Kept:
+    def _kept(self) -> _Kept | None:
+        """None where nothing is strange."""
+        if not self._is_strange:
+            return None
         small, in_use = frozenset(self.small_mappings), frozenset(self._in_use)
-        return bytes(self._codes), dict(self._odd), dict(self._behind), small, in_use
+        return dict(self._odd), dict(self._behind), small, in_use
 
     def rollback(self) -> None:
         """See `Device`; `changed` is not called, the gates have a checkpoint of their own."""
-        if self._is_changed:
-            codes, odd, behind, small, in_use = self._base
-            self._codes[:] = codes
-            if self._is_strange or odd or behind or small or in_use:
-                self._odd = dict(odd)
-                self._behind = dict(behind)
-                self.small_mappings = set(small)
-                self._in_use = set(in_use)
-            self._is_changed = False
+        self._kept_codes.rollback()
+        if self._base is not None or self._is_strange:
+            odd, behind, small, in_use = self._base or _NOTHING_STRANGE
+            self._odd = dict(odd)
+            self._behind = dict(behind)
+            self.small_mappings = set(small)
+            self._in_use = set(in_use)

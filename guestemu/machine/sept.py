@@ -26,6 +26,7 @@ from typing import Final
 from bitarray import bitarray
 
 from guestemu.abi import tdx
+from guestemu.machine.kept_bytes import KeptBytes
 from guestemu.machine.memory import GuestRam
 from guestemu.machine.view_gates import CLOSED, FETCH, OPEN, READ, WRITE, ViewGates, state_runs
 
@@ -85,11 +86,9 @@ class SecureEpt:
     def __init__(self, frames: int, has_ve: bool = False) -> None:
         self.has_ve = has_ve
         self._states = bytearray(frames)
-        self._base = bytes(frames)
-        self._is_changed = False
+        self._kept = KeptBytes(self._states)
         self._gates: ViewGates | None = None
         self._ram: GuestRam | None = None
-        self._changed: list[tuple[int, int]] = []
 
     @property
     def frames(self) -> int:
@@ -199,22 +198,25 @@ class SecureEpt:
 
     def _set(self, gfn: int, states: bytes | bytearray) -> None:
         self._states[gfn : gfn + len(states)] = states
-        self._is_changed = True
+        self._kept.note(gfn, len(states))
         if self._ram is not None or self._gates is not None:
-            self._changed.append((gfn, len(states)))
             self._apply(gfn, states)
 
     def _apply(self, gfn: int, states: bytes | bytearray) -> None:
-        gates, ram = self._gates, self._ram
-        runs = ((states[0], len(states)),) if len(states) == 1 else state_runs(states)
-        for state, pages in runs:
-            private, shared = _RIGHTS[state]
-            if ram is not None:
-                closed = shared == CLOSED
-                ram.watch_views(gfn, pages, private=private != OPEN, shared=closed)
-            if gates is not None:
-                gates.set(gfn, pages, private=private, shared=shared)
+        if len(states) == 1:
+            self._open(gfn, 1, states[0])
+            return
+        for state, pages in state_runs(states):
+            self._open(gfn, pages, state)
             gfn += pages
+
+    def _open(self, gfn: int, pages: int, state: int) -> None:
+        gates, ram = self._gates, self._ram
+        private, shared = _RIGHTS[state]
+        if ram is not None:
+            ram.watch_views(gfn, pages, private=private != OPEN, shared=shared == CLOSED)
+        if gates is not None:
+            gates.set(gfn, pages, private=private, shared=shared)
 
     def dump(self) -> bytes:
         """All states, one byte each."""
@@ -226,15 +228,9 @@ class SecureEpt:
 
     def checkpoint(self) -> None:
         """See `Device`."""
-        self._base = bytes(self._states)
-        self._is_changed = False
-        self._changed.clear()
+        self._kept.checkpoint()
 
     def rollback(self) -> None:
         """See `Device`."""
-        if self._is_changed:
-            self._states[:] = self._base
-            self._is_changed = False
-            for gfn, pages in self._changed:
-                self._apply(gfn, self._base[gfn : gfn + pages])
-            self._changed.clear()
+        for gfn, pages in self._kept.rollback():
+            self._apply(gfn, self._states[gfn : gfn + pages])

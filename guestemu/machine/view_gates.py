@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from guestemu.machine.exits import Exit, ViewFault
+from guestemu.machine.kept_bytes import KeptBytes
 
 if TYPE_CHECKING:
     from guestemu.machine.engine import Engine
@@ -74,8 +75,7 @@ class ViewGates:
         self.rights = bytearray([OPEN]) * (2 * frames)
         self.on_fault: FaultHandler | None = None
         self._engine = engine
-        self._base: bytes | bytearray = bytes(self.rights)
-        self._is_changed = False
+        self._kept = KeptBytes(self.rights)
         self._is_stale = False
 
     def right(self, gfn: int, private: bool) -> int:
@@ -95,6 +95,8 @@ class ViewGates:
         if count <= 0:
             return
         rights, other = self.rights, frames + gfn
+        self._kept.note(gfn, count)
+        self._kept.note(other, count)
         if count == 1:
             lost = (rights[gfn] & ~shared) | (rights[other] & ~private)
             rights[gfn], rights[other] = shared, private
@@ -104,7 +106,6 @@ class ViewGates:
                 for old in set(rights[start : start + count]):
                     lost |= old & ~right
                 rights[start : start + count] = bytes([right]) * count
-        self._is_changed = True
         if lost & _TRANSLATED:
             self._engine.flush_tlb()
 
@@ -119,14 +120,11 @@ class ViewGates:
 
     def checkpoint(self) -> None:
         """See `Device`."""
-        self._base = self.rights.translate(_UNMARKED)
-        self._is_changed = False
+        self._kept.checkpoint(bytes(self.rights.translate(_UNMARKED)))
 
     def rollback(self) -> None:
         """See `Device`; the caller asks `take_stale` whether the TLB has to be flushed."""
-        if self._is_changed:
-            self.rights[:] = self._base
-            self._is_changed = False
+        if self._kept.rollback():
             self._is_stale = True
 
     def take_stale(self) -> bool:

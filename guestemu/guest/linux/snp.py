@@ -42,6 +42,7 @@ from guestemu.machine.exits import (
     VcpuAccess,
     ViewFault,
 )
+from guestemu.machine.kept_bytes import KeptBytes
 from guestemu.machine.machine import Machine
 from guestemu.machine.paging import LEAF_SIZES, walk
 from guestemu.machine.pvalidate import PvalidateOperands
@@ -89,6 +90,7 @@ class Snp:
         self.rmp = Rmp(frames)
         self.psc = SnpPsc(machine.ram)
         self.attributes = bytearray(b"\1") * frames
+        self._kept_attributes = KeptBytes(self.attributes)
         self.events = events
         self.forgives_double = False
         self.attacked: set[int] = set()
@@ -99,8 +101,7 @@ class Snp:
         self._gates: ViewGates | None = None
         self._memory_faults = 0
         self._stash: dict[int, bytes] = {}
-        self._base = (bytes(self.attributes), dict(self._stash))
-        self._is_converted = False
+        self._base = dict(self._stash)
         self._operands = PvalidateOperands(
             machine.engine, machine.ram, machine.pte_cbit, machine.code
         )
@@ -113,19 +114,20 @@ class Snp:
         self._gates = gates = self._machine.gate_views()
         gates.on_fault = self._view_fault
         self.rmp.changed = self._update_gates
+        self.rmp.became = self._became
         self._update_gates(0, self.rmp.frames)
 
     def load(self, states: bytes) -> None:
         """Page states as `Rmp.dump` returned them; user space's attributes are the same."""
         self.rmp.load(states)
-        self._is_converted = True
+        self._kept_attributes.note(0, len(self.attributes))
         states = self.rmp.states(0, self.rmp.frames)
         self.attributes[:] = bytes(state != SHARED for state in states)
 
     def checkpoint(self) -> None:
         """See `Device`."""
-        self._base = (bytes(self.attributes), dict(self._stash))
-        self._is_converted = False
+        self._base = dict(self._stash)
+        self._kept_attributes.checkpoint()
 
     def rollback(self) -> None:
         """See `Device`."""
@@ -133,12 +135,9 @@ class Snp:
             self.psc.out_of_bounds.clear()
         if self.attacked:
             self.attacked.clear()
-        attributes, stash = self._base
-        if self._is_converted:
-            self.attributes[:] = attributes
-            self._is_converted = False
-        if self._stash != stash:
-            self._stash = dict(stash)
+        self._kept_attributes.rollback()
+        if self._stash != self._base:
+            self._stash = dict(self._base)
 
     # Page-state changes -----------------------------------------------------------------------
 
@@ -183,7 +182,7 @@ class Snp:
         end = min(gfn + pages, self.rmp.frames)
         if gfn >= end:
             return
-        self._is_converted = True
+        self._kept_attributes.note(gfn, end - gfn)
         if end - gfn == 1:
             self.attributes[gfn] = private
         else:
@@ -192,6 +191,12 @@ class Snp:
             self.rmp.release(gfn, end - gfn)
 
     # Faults -----------------------------------------------------------------------------------
+
+    def _became(self, gfn: int, state: int) -> None:
+        gates = self._gates
+        if gates is not None:
+            private, shared = _RIGHTS[state]
+            gates.set(gfn, 1, private=private, shared=shared)
 
     def _update_gates(self, gfn: int, pages: int) -> None:
         gates = self._gates
