@@ -69,13 +69,6 @@ class OpView(msgspec.Struct):
     events: Sequence[Event] = ()
     emitted: Sequence[tuple[int, Event]] = ()
 
-    @property
-    def vmm_lies(self) -> bool:
-        """Whether the guest is a TD whose VMM lies at MapGPA: the host's KVM does, or an operation
-        has had it begin."""
-        td = self.guest.td
-        return td is not None and bool(td.lie or self.host.lie in MAP_GPA_LIES)
-
 
 CONVERSION_KINDS: Final = frozenset(
     {
@@ -90,6 +83,13 @@ CONVERSION_KINDS: Final = frozenset(
 
 PAGE_ENC_CONTRACTS: Final = frozenset({"page-enc-status", "page-enc-status-2019"})
 """The contracts (`Host.contract`) of KVM_HC_PAGE_ENC_STATUS, which was never merged."""
+
+
+def vmm_lies(view: OpView) -> bool:
+    """Whether the guest is a TD whose VMM lies at MapGPA: the host's KVM does, or an operation has
+    had it begin."""
+    td = view.guest.td
+    return td is not None and bool(td.lie or view.host.lie in MAP_GPA_LIES)
 
 
 def not_as_told(

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
-from guestemu.checks.base import OpView, Oracle, Violation
+from guestemu.checks.base import OpView, Oracle, Violation, vmm_lies
 from guestemu.machine.exits import BudgetExhausted, RunFailed, Shutdown, Terminated, Unbacked
 from guestemu.program.ops import OpKind
 
@@ -70,4 +70,4 @@ def _is_attacked(view: OpView) -> bool:
     td = view.guest.td
     if td is None:
         return bool(view.host.lie)
-    return view.vmm_lies or bool(td.attacked) or td.has_injected
+    return vmm_lies(view) or bool(td.attacked) or td.has_injected

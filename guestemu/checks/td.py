@@ -13,7 +13,7 @@ from typing import ClassVar, Final
 from guestemu.abi import tdx
 from guestemu.abi.addresses import PAGE_SHIFT, gpa_text
 from guestemu.abi.errno import EAGAIN, EIO
-from guestemu.checks.base import OpView, Oracle, Violation
+from guestemu.checks.base import OpView, Oracle, Violation, vmm_lies
 from guestemu.checks.page_enc import NUMBERS
 from guestemu.events.exits import MapGpaRangeExit
 from guestemu.events.tdx import Accept, MapGpaCall
@@ -73,7 +73,7 @@ class TdCheck(Oracle):
         value = view.outcome.value
         steps = [event for _, event in view.emitted if isinstance(event, MapGpaCall | Accept)]
         messages: list[str] = []
-        if not view.vmm_lies:
+        if not vmm_lies(view):
             messages += self._order(view, steps)
             if value == 0:
                 messages += self._states(view, td, *view.frames)
