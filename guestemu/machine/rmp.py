@@ -29,7 +29,7 @@ from typing import Final
 import msgspec
 
 from guestemu.abi import ghcb as abi
-from guestemu.machine.kept_bytes import KeptBytes
+from guestemu.machine.restorable_bytes import RestorableBytes
 
 SHARED: Final = 0
 ASSIGNED: Final = 1
@@ -152,7 +152,7 @@ class Rmp:
         self._frames = frames
         self._codes = bytearray([VALIDATED | _LARGE]) * whole
         self._codes += bytearray([VALIDATED]) * (frames - whole) + bytearray(spare)
-        self._kept_codes = KeptBytes(self._codes)
+        self._kept_codes = RestorableBytes(self._codes)
         self._odd: dict[int, RmpEntry] = {}
         self._behind: dict[int, int] = {}
         self._in_use: set[int] = set()

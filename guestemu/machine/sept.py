@@ -26,8 +26,8 @@ from typing import Final
 from bitarray import bitarray
 
 from guestemu.abi import tdx
-from guestemu.machine.kept_bytes import KeptBytes
 from guestemu.machine.memory import GuestRam
+from guestemu.machine.restorable_bytes import RestorableBytes
 from guestemu.machine.view_gates import CLOSED, FETCH, OPEN, READ, WRITE, ViewGates, state_runs
 
 ACCEPTED: Final = 0
@@ -86,7 +86,7 @@ class SecureEpt:
     def __init__(self, frames: int, has_ve: bool = False) -> None:
         self.has_ve = has_ve
         self._states = bytearray(frames)
-        self._kept = KeptBytes(self._states)
+        self._kept = RestorableBytes(self._states)
         self._gates: ViewGates | None = None
         self._ram: GuestRam | None = None
 

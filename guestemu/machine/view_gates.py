@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from guestemu.machine.exits import Exit, ViewFault
-from guestemu.machine.kept_bytes import KeptBytes
+from guestemu.machine.restorable_bytes import RestorableBytes
 
 if TYPE_CHECKING:
     from guestemu.machine.engine import Engine
@@ -75,7 +75,7 @@ class ViewGates:
         self.rights = bytearray([OPEN]) * (2 * frames)
         self.on_fault: FaultHandler | None = None
         self._engine = engine
-        self._kept = KeptBytes(self.rights)
+        self._kept = RestorableBytes(self.rights)
         self._is_stale = False
 
     def right(self, gfn: int, private: bool) -> int:

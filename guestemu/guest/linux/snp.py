@@ -42,10 +42,10 @@ from guestemu.machine.exits import (
     VcpuAccess,
     ViewFault,
 )
-from guestemu.machine.kept_bytes import KeptBytes
 from guestemu.machine.machine import Machine
 from guestemu.machine.paging import LEAF_SIZES, walk
 from guestemu.machine.pvalidate import PvalidateOperands
+from guestemu.machine.restorable_bytes import RestorableBytes
 from guestemu.machine.rmp import (
     ASSIGNED,
     FOREIGN,
@@ -90,7 +90,7 @@ class Snp:
         self.rmp = Rmp(frames)
         self.psc = SnpPsc(machine.ram)
         self.attributes = bytearray(b"\1") * frames
-        self._kept_attributes = KeptBytes(self.attributes)
+        self._kept_attributes = RestorableBytes(self.attributes)
         self.events = events
         self.forgives_double = False
         self.attacked: set[int] = set()

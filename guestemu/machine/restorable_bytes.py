@@ -14,7 +14,7 @@ _LIMIT: Final = 256
 """Changes after which a rollback copies everything: a guest that runs for hours makes millions."""
 
 
-class KeptBytes:
+class RestorableBytes:
     """`data` is changed in place by its owner, who calls `note` for each change. Its address stays.
 
     `base` of the checkpoint is `data` at first.

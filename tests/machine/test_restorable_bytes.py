@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from guestemu.machine.kept_bytes import KeptBytes
+from guestemu.machine.restorable_bytes import RestorableBytes
 from guestemu.machine.rmp import SHARED, VALIDATED, Rmp
 from guestemu.machine.view_gates import OPEN
 
@@ -15,7 +15,7 @@ from guestemu.machine.view_gates import OPEN
 @pytest.mark.parametrize("changes", [0, 1, 3, 300, 1000])
 def test_a_rollback_undoes_any_number_of_changes(changes: int) -> None:
     rng = random.Random(changes)
-    kept = KeptBytes(bytearray(rng.randbytes(64)))
+    kept = RestorableBytes(bytearray(rng.randbytes(64)))
     kept.checkpoint()
     before = bytes(kept.data)
     for _change in range(changes):
@@ -28,7 +28,7 @@ def test_a_rollback_undoes_any_number_of_changes(changes: int) -> None:
 
 
 def test_it_costs_what_was_changed() -> None:
-    kept = KeptBytes(bytearray(1 << 20))
+    kept = RestorableBytes(bytearray(1 << 20))
     for _time in range(5):
         kept.note(7, 1)
         kept.note(9, 4)
@@ -36,7 +36,7 @@ def test_it_costs_what_was_changed() -> None:
 
 
 def test_a_checkpoint_may_keep_other_bytes_than_there_are() -> None:
-    kept = KeptBytes(bytearray([OPEN | 8] * 4))
+    kept = RestorableBytes(bytearray([OPEN | 8] * 4))
     kept.checkpoint(bytes([OPEN] * 4))
     kept.note(2, 1)
     kept.rollback()
