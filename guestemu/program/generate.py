@@ -247,6 +247,25 @@ def _migration_control(rng: random.Random, header: Header) -> list[Op]:
     return [*ops, Op(OpKind.WRMSR, (msr, 0))]
 
 
+def _attacked(rng: random.Random, header: Header) -> list[Op]:
+    """A buffer that the hypervisor attacks at some instruction of one of its conversions."""
+    region = rng.choice((Region.D, Region.L))
+    page, pages = draw_page(rng, region), rng.choice((1, 1, 2, 3))
+    pages = min(pages, REGIONS[region].pages - page)
+    kind = OpKind.HYPERVISOR_PAGE
+    attack, after = (draw_argument(rng, kind, place) for place in (0, 1))
+    ops = [
+        _convert(region, page, pages, private=False),
+        _convert(region, page, pages, private=True),
+        _touch(OpKind.READ, region, page),
+    ]
+    ops.insert(
+        rng.randrange(3),
+        canonical_op(Op(kind, (attack, after), region, page + rng.randrange(pages))),
+    )
+    return ops
+
+
 FLOWS: Final[tuple[Flow, ...]] = (
     _shared_buffer,
     _flip_flop,
@@ -261,6 +280,14 @@ FLOWS: Final[tuple[Flow, ...]] = (
 )
 """The sequences a program is made of besides single ops."""
 
+HOSTILE_FLOWS: Final[tuple[Flow, ...]] = (*FLOWS, _attacked)
+"""Those of programs in which the hypervisor attacks pages."""
+
+
+def flows_of(kinds: frozenset[OpKind]) -> tuple[Flow, ...]:
+    """The flows of programs of `kinds`; an op of another kind in one is left out."""
+    return HOSTILE_FLOWS if OpKind.HYPERVISOR_PAGE in kinds and kinds != ALL_KINDS else FLOWS
+
 
 def generate_ops(
     rng: random.Random,
@@ -269,11 +296,12 @@ def generate_ops(
     length: int = _DEFAULT_LENGTH,
 ) -> tuple[Op, ...]:
     """`length` ops of `kinds`, valid under `header`; the same `rng` state gives the same ops."""
+    flows = flows_of(kinds)
     ops: list[Op] = []
     if OpKind.INIT_PLATFORM in kinds and rng.random() < _INIT_SHARE:
         ops.append(Op(OpKind.INIT_PLATFORM, (rng.randrange(2),)))
     while len(ops) < length:
-        flow = rng.choice(FLOWS)(rng, header) if rng.random() < _FLOW_SHARE else []
+        flow = rng.choice(flows)(rng, header) if rng.random() < _FLOW_SHARE else []
         flow = [op for op in flow if op.kind in kinds]
         if not flow:
             ops.append(generate_op(rng, header, kinds))

@@ -13,7 +13,7 @@ from program_strategies import FAST
 
 from guestemu.abi.addresses import U64_MASK
 from guestemu.program.binary import ALL_KINDS, RECORD_SIZE, decode_ops, encode_ops
-from guestemu.program.generate import FLOWS, generate_ops
+from guestemu.program.generate import HOSTILE_FLOWS, flows_of, generate_ops
 from guestemu.program.mutate import (
     Draws,
     crossover_bytes,
@@ -70,12 +70,32 @@ def test_most_programs_set_the_platform_up_first() -> None:
     assert first.count(OpKind.INIT_PLATFORM) > 60
 
 
-@pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: flow.__name__.strip("_"))
+@pytest.mark.parametrize("flow", HOSTILE_FLOWS, ids=lambda flow: flow.__name__.strip("_"))
 def test_flows_are_valid_ops(flow: object) -> None:
     assert callable(flow)
     for seed in range(50):
         for op in flow(random.Random(seed), Header()):
             assert problem_of(canonical_op(op), Header()) is None
+
+
+def test_an_attack_is_on_a_page_that_is_converted() -> None:
+    kinds = frozenset(
+        {OpKind.HYPERVISOR_PAGE, OpKind.SET_MEMORY_ENCRYPTED, OpKind.SET_MEMORY_DECRYPTED}
+    )
+    (attacked,) = set(flows_of(kinds)) - set(flows_of(ALL_KINDS))
+    places = set()
+    for seed in range(60):
+        ops = attacked(random.Random(seed), Header())
+        (at,) = (at for at, op in enumerate(ops) if op.kind is OpKind.HYPERVISOR_PAGE)
+        there, back = (op for op in ops if op.kind in kinds - {OpKind.HYPERVISOR_PAGE})
+        assert (there.region, there.page, there.arguments[0]) == (
+            ops[at].region,
+            back.page,
+            back.arguments[0],
+        )
+        assert there.page <= ops[at].page < there.page + there.arguments[0]
+        places.add(at)
+    assert places == {0, 1, 2}  # before, between and after the conversions
 
 
 @FAST
