@@ -21,6 +21,7 @@ A machine without gates pays nothing. Gates are put in after a boot, at any time
 from __future__ import annotations
 
 import ctypes
+import functools
 import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
@@ -48,13 +49,20 @@ RIGHT_OF: Final = {"read": READ, "write": WRITE, "fetch": FETCH, "walk": READ}
 FaultHandler = Callable[[ViewFault], Exit | None]
 
 
-_EQUAL: Final = re.compile(rb"(.)\1*", re.DOTALL)
+@functools.cache
+def _other_than(state: int) -> re.Pattern[bytes]:
+    return re.compile(b"[^" + re.escape(bytes([state])) + b"]")
 
 
 def state_runs(states: bytes | bytearray) -> Iterator[tuple[int, int]]:
     """Each run of frames in one state, one byte for each frame: the state, and how many frames."""
-    for run in _EQUAL.finditer(states):
-        yield states[run.start()], run.end() - run.start()
+    start, total = 0, len(states)
+    while start < total:
+        state = states[start]
+        found = _other_than(state).search(states, start)
+        end = total if found is None else found.start()
+        yield state, end - start
+        start = end
 
 
 class ViewGates:

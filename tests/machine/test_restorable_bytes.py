@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
 
 from guestemu.machine.restorable_bytes import RestorableBytes
 from guestemu.machine.rmp import SHARED, VALIDATED, Rmp
-from guestemu.machine.view_gates import OPEN
+from guestemu.machine.view_gates import OPEN, state_runs
 
 
 @pytest.mark.parametrize("changes", [0, 1, 3, 300, 1000])
@@ -60,3 +61,15 @@ def test_the_rmp_goes_back_after_each_of_its_instructions(pages: int) -> None:
     assert rmp.dump() == before
     assert (rmp.state(0), rmp.state(4), rmp.state(900)) == (SHARED, VALIDATED, VALIDATED)
     assert (rmp.system_frame(1), rmp.entry(900).vmsa) == (1, False)
+
+
+def test_runs_of_any_states() -> None:
+    rng = random.Random(0)
+    for _try in range(20):
+        states = b"".join(
+            bytes([rng.choice((0, 1, 2, 10, *b"]^-\\*", 255))]) * rng.randrange(1, 9)
+            for _run in range(30)
+        )
+        expected = [(state, len([*run])) for state, run in itertools.groupby(states)]
+        assert [*state_runs(states)] == [*state_runs(bytearray(states))] == expected
+    assert [*state_runs(b"")] == []
