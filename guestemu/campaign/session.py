@@ -52,6 +52,10 @@ _BEFORE: Final = 4
 
 _VM_RESET: Final = Op(OpKind.VM_RESET, ())
 
+_ASIDE: Final = 0.5
+"""Of a campaign with an end by the clock the part that programs which go wrong may take, beside the
+one that is looked at."""
+
 _CLOCK_MASK: Final = 63
 """The clock is read every 64 executions."""
 
@@ -182,6 +186,7 @@ class Session:
         if self.deadly and may_end_process(plugin):
             self.executor.testbed.scout = Scout(self.executor.testbed)
             self.deadly = frozenset()  # what a user's code does there is a finding
+        self._aside = 0.0
         self._filing = Filing(self.executor, self._shelf, self._elapsed)
         is_bounded = plan.until_finding is not None
         self._known = store.known_findings() if store and is_bounded else frozenset()
@@ -266,6 +271,27 @@ class Session:
                 self._filing.file((_VM_RESET,), left)
             elif not self._filing.file_behind(self._ran(before), ops):
                 self.file_once(data, "results", _ONCE, "K3-c")
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Around a run of what machine code is not content with."""
+        start, filed = time.monotonic(), self._aside
+        yield
+        self._aside = filed + time.monotonic() - start
+
+    def pass_over(self, data: bytes) -> bool:
+        """Counts `data`, which machine code ran and was not content with, where such programs have
+        taken their part of the time, and says so: they are not looked at, so that a defect which is
+        easily met leaves the others half of a campaign. Raises `SessionOver`."""
+        if self._deadline is None or self._aside <= _ASIDE * (time.monotonic() - self._start):
+            return False
+        if self._is_stopped or self.executions == self._limit:
+            raise SessionOver
+        if not self.executions & _CLOCK_MASK:
+            self._look_at_clock()
+        self.executions += 1
+        self.lengths[len(self.executor.decode(data))] += 1
+        return True
 
     def look_again(self, data: bytes, before: bytes | None = None) -> bool:
         """Runs `data` in Python, which machine code ran and was not content with; whether something
@@ -352,10 +378,12 @@ class Session:
     def _apart(self) -> Iterator[None]:
         """Runs inside do not count as coverage; the supervisor hears of them (minimising takes
         long on slow guests)."""
+        start = time.monotonic()
         counters = self.feedback.save()
         self.executor.heartbeat = lambda: self._beat(time.monotonic())
         self._mark_current(APART)
         yield
+        self._aside += time.monotonic() - start
         self._mark_current(0)
         self.executor.heartbeat = None
         self.feedback.load(counters)

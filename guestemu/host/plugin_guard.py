@@ -102,12 +102,14 @@ class PluginHost(Host):
         self.guard = HangGuard()
         self.calls: Calls | None = None
         self.user_numbers: tuple[int, ...] = ()
+        self._map: bitarray | None = None
         self.make_counting: Callable[[memoryview], object | None] = lambda hits: None
 
     def count_blocks(self, hits: memoryview) -> None:
         """From now on an object of a copy of the user's class answers, whose blocks set `hits`;
         nothing changes where there can be no copy. Inside `as_new` the class is as it was."""
         self._plugin = self._described(self.make_counting(hits) or self._plugin)
+        self._map = None
 
     def describe_vm(self, slots: tuple[Slot, ...], vcpus: int) -> None:
         """Tells the user's host, if it wants to know."""
@@ -133,17 +135,18 @@ class PluginHost(Host):
         """Inside, an object of the user's class that has run nothing yet is in the place of the one
         that has: what a program shows is then the program's."""
         plugin = self._plugin
-        self._plugin = self._described(self._make())
+        self._plugin, self._map = self._described(self._make()), None
         try:
             yield
         finally:
-            self._plugin = plugin
+            self._plugin, self._map = plugin, None
 
     def _method(self, name: str) -> Callable[..., object]:
         method: Callable[..., object] = getattr(self._plugin, name)
         return method
 
     def _call(self, name: str, *arguments: object) -> object:
+        self._map = None
         guard = self.guard
         turn = guard.turn
         if self.calls is not None and self.calls.enter(name == "private_map"):
@@ -226,13 +229,17 @@ class PluginHost(Host):
         self._call("wrmsr", index, value, vcpu)
 
     def private_map(self) -> bitarray:
-        """Passes on; must be a little-endian bitarray with one bit for each frame of RAM."""
+        """Passes on, once after each other call: between two calls a record does not change. Must
+        be a little-endian bitarray with one bit for each frame of RAM."""
+        if self._map is not None:
+            return self._map
         wanted = "a little-endian bitarray with one bit per frame"
         bits = self._checked("private_map", self._call("private_map"), bitarray, wanted)
         is_little = (bits[:0] + bitarray("1")).tobytes() == b"\x01"
         if len(bits) != self._frames or not is_little:
             found = f"{len(bits)} bits, {'little' if is_little else 'big'}-endian"
             raise self._wrong("private_map", found, f"{wanted}: {self._frames}")
+        self._map = bits
         return bits
 
     @property

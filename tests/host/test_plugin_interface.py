@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from guestemu.host.base import Host, Hypercall
+from guestemu.host.plugin_guard import PluginHost
+from guestemu.host.registry import load_host
+from guestemu.host.standin import StandInVcpu
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "docs" / "hosts.md", ROOT / "README.md", *sorted(ROOT.glob("examples/**/*.py")))
@@ -52,3 +55,28 @@ def test_the_interface_of_a_host_is_what_it_was() -> None:
     assert Hypercall.__struct_fields__ == (
         *("nr", "a0", "a1", "a2", "a3", "cpl", "is_64bit", "vcpu", "is_vmcall"),
     )
+
+
+def test_a_record_is_asked_for_once_after_each_call(tmp_path: Path) -> None:
+    path, notes = tmp_path / "counts.py", tmp_path / "notes"
+    path.write_text(
+        "from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost\n"
+        "class Counts(MapGpaRangeHost):\n"
+        "    def private_map(self):\n"
+        f"        with open({str(notes)!r}, 'a') as file:\n"
+        "            file.write('.')\n"
+        "        return super().private_map().copy()\n"
+    )
+    host = load_host(f"{path}:Counts", plugin=str(path))
+    assert isinstance(host, PluginHost)
+    host.reset(64)
+    assert host.private_map().all()
+    assert host.private_map().all()
+    assert notes.read_text() == "."
+    host.hypercall(StandInVcpu().hypercall(12, 0, 1, 0))
+    assert not host.private_map()[0]
+    assert notes.read_text() == ".."
+    with host.as_new():
+        host.reset(64)
+        assert host.private_map().all()
+    assert not host.private_map()[0]

@@ -338,9 +338,12 @@ class FastPath:
             objected, self.record.objected = self.record.objected, 0
             data, session = self._input, self._session
             before = self._recent()
-            session.execute(data, before)
-            if objected:
-                session.confirm(data, before)
+            if not objected:
+                session.execute(data, before)
+            elif not session.pass_over(data):
+                with session.aside():
+                    session.execute(data, before)
+                    session.confirm(data, before)
             self._keep(data)
         except BaseException as error:
             self._end(error)
