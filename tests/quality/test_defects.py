@@ -125,7 +125,9 @@ def test_a_place_that_is_wrong_is_no_end_that_was_cut(tmp_path):
     """From a word's first page on every range is right, from the next one on none over its end."""
     spec = defects.write(tmp_path, "word-first")
     book = make_book(load_host(spec, plugin=spec.rpartition(":")[0]))
-    (found,) = file(book, [[call(0x3F000, 2)], [call(4096, (1 << 64) - 2)]])
+    all_but_one = (1 << 64) - 2
+    few = [call(4096, 1), call(0x140000, 1), call(4096, all_but_one, 16)]
+    (found,) = file(book, [[call(0x3F000, 2)], [call(4096, all_but_one)], few])
     assert found.symptom == "hypercall: record"
 
 

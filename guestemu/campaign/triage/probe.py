@@ -69,8 +69,9 @@ _STEPS: Final = (("address", 1, PAGE_SIZE), ("page count", 2, 1))
 """Registers of a range, their places among a hypercall's arguments, and what takes one to a value
 nearby."""
 
-_NEAR_PAGES: Final = 8
-"""Pages from a range's start on that get the other status to see what a neighbour converts."""
+_CONTRASTS: Final = (512, 8)
+"""Pages from a range's start on that get the other status to see what a count converts; the second
+where user space does not take the first."""
 
 _OF_RANGES: Final = frozenset({"hypercall: record", of_bits("page count").name})
 
@@ -283,19 +284,27 @@ class Probe:
         if plain is None or step is None:
             return sighting
         position, by = step
-        nr, gpa, _, attributes, *rest = ops[index].arguments
-        opposite = attributes ^ MAP_GPA_RANGE_ENCRYPTED
-        around = msgspec.structs.replace(
-            ops[index], arguments=(nr, gpa, _NEAR_PAGES, opposite, *rest)
-        )
-        # Where few frames differ from what is asked for, a neighbour may convert all that do.
-        for before, change in product(((), (around,)), (by, -by)):
-            arguments = list(ops[index].arguments)
-            arguments[position] = arguments[position] + change & U64_MASK
-            other = msgspec.structs.replace(ops[index], arguments=tuple(arguments))
-            tried = (*ops[:index], *before, other, *ops[index + 1 :])
-            if self._shows(tried, sighting.symptom):
-                return sighting
+        tries: list[tuple[Op, ...]] = [()]
+        if sighting.symptom == of_bits("page count"):
+            # Where few frames differ from what is asked for, any count may convert all that do.
+            opposite = with_attributes(
+                ops[index], ops[index].arguments[3] ^ MAP_GPA_RANGE_ENCRYPTED
+            )
+            tries[:0] = [(with_pages(opposite, pages),) for pages in _CONTRASTS]
+        for before in tries:
+            is_taken = False
+            for change in (by, -by):
+                arguments = list(ops[index].arguments)
+                arguments[position] = arguments[position] + change & U64_MASK
+                other = msgspec.structs.replace(ops[index], arguments=tuple(arguments))
+                look = self._compare((*ops[:index], *before, other, *ops[index + 1 :]))
+                if look is None:
+                    continue
+                if any(seen.symptom == sighting.symptom for seen in look.sightings):
+                    return sighting
+                is_taken |= any(record.ret == 0 for record in look.exits[index])
+            if is_taken:
+                break
         return plain
 
     def _by_attributes(self, ops: tuple[Op, ...], sighting: Sighting) -> Sighting:
@@ -343,21 +352,21 @@ class Probe:
 
     def _is_recorded(self, op: Op) -> bool | None:
         """Whether a call that is to be accepted is, or None where it cannot run."""
-        self._is_comparing = True
-        try:
-            look = self.try_look((op,))
-        finally:
-            self._is_comparing = False
+        look = self._compare((op,))
         return None if look is None else not look.sightings
 
     def _shows(self, ops: tuple[Op, ...], symptom: Symptom) -> bool:
         """Whether a run of `ops` has exactly this symptom, without a look at registers."""
+        look = self._compare(ops)
+        return look is not None and any(seen.symptom == symptom for seen in look.sightings)
+
+    def _compare(self, ops: tuple[Op, ...]) -> Look | None:
+        """A run of `ops`, without a look at registers; None where they cannot run."""
         self._is_comparing = True
         try:
-            look = self.try_look(ops)
+            return self.try_look(ops)
         finally:
             self._is_comparing = False
-        return look is not None and any(seen.symptom == symptom for seen in look.sightings)
 
     def _by_half(
         self, ops: tuple[Op, ...], sighting: Sighting, exits: Sequence[Sequence[AnsweredExit]]
@@ -511,6 +520,12 @@ def _is_used_up(outcome: object) -> bool:
 def with_attributes(op: Op, attributes: int) -> Op:
     """A raw hypercall with other attributes."""
     arguments = (*op.arguments[:3], attributes, *op.arguments[4:])
+    return msgspec.structs.replace(op, arguments=arguments)
+
+
+def with_pages(op: Op, pages: int) -> Op:
+    """A raw hypercall with another page count."""
+    arguments = (*op.arguments[:2], pages, *op.arguments[3:])
     return msgspec.structs.replace(op, arguments=arguments)
 
 
