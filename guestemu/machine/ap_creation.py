@@ -51,7 +51,9 @@ class ApCreation:
         self.features = features
         """SEV_FEATURES of the VM, as user space chose them."""
         self._rmp = rmp
-        self._vmsas: dict[int, int] = {}
+        self._vmsas: dict[int, int | None] = {}
+        """By APIC id the system frame of the guest's VMSA, -1 for none, None for one that VMRUN
+        refused."""
         self._pending: dict[int, int] = {}
         self._base = (dict(self._vmsas), dict(self._pending))
 
@@ -69,12 +71,12 @@ class ApCreation:
         """What vCPU `apic_id` does."""
         if apic_id >= KVM_VCPUS:
             return ApState.ABSENT
-        vmsa = self._vmsas.get(apic_id)
-        if vmsa is None:
+        if apic_id not in self._vmsas:
             return ApState.WAITS if apic_id in self._pending else ApState.LAUNCHED
-        if vmsa == _NOWHERE:
+        sfn = self._vmsas[apic_id]
+        if sfn == _NOWHERE:
             return ApState.STOPPED
-        is_used = not apic_id or self._rmp.is_in_use(vmsa >> PAGE_SHIFT)
+        is_used = not apic_id or (sfn is not None and self._rmp.uses(sfn))
         return ApState.RUNS if is_used else ApState.FAILS
 
     def ask(
@@ -104,14 +106,16 @@ class ApCreation:
 
     def _install(self, apic_id: int, vmsa: int) -> None:
         """The vCPU leaves the guest, and enters it from another VMSA or not at all."""
-        old = self._vmsas.get(apic_id, _NOWHERE)
-        if old != _NOWHERE:
-            self._rmp.leave(old >> PAGE_SHIFT)
+        old = self._vmsas.get(apic_id)
+        if old is not None and old != _NOWHERE:
+            self._rmp.leave(old)
         self._pending.pop(apic_id, None)
-        self._vmsas[apic_id] = vmsa
+        if vmsa == _NOWHERE:
+            self._vmsas[apic_id] = _NOWHERE
+            return
         gfn = vmsa >> PAGE_SHIFT
-        if apic_id and 0 <= gfn < self._rmp.frames:
-            self._rmp.enter(gfn)
+        can_enter = apic_id and gfn < self._rmp.frames
+        self._vmsas[apic_id] = self._rmp.enter(gfn) if can_enter else None
 
 
 def _is_right(vmsa: int) -> bool:

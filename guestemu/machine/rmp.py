@@ -456,21 +456,28 @@ class Rmp:
 
     # The hypervisor's VMRUN of another vCPU -------------------------------------------------------
 
-    def enter(self, gfn: int) -> bool:
-        """VMRUN with the VMSA at a guest frame: whether the processor takes it. It takes a page of
-        4 KiB of this guest's that is validated and has the VMSA bit; the page is then in use."""
+    def enter(self, gfn: int) -> int | None:
+        """VMRUN with the VMSA at a guest frame: the system frame that is then in use, None where
+        the processor refuses it. It takes a page of 4 KiB of this guest's that is validated and has
+        the VMSA bit, and that no other vCPU is using."""
         sfn = self.system_frame(gfn)
         entry = self.entry(sfn)
-        if not self._is_own(entry, gfn) or entry.is_2m or not (entry.validated and entry.vmsa):
-            return False
+        is_vmsa = entry.validated and entry.vmsa and not entry.is_2m
+        if not self._is_own(entry, gfn) or not is_vmsa or sfn in self._in_use:
+            return None
         self._in_use.add(sfn)
         self._note(gfn, 1)
-        return True
+        return sfn
 
-    def leave(self, gfn: int) -> None:
-        """The vCPU with this VMSA is out of the guest."""
-        self._in_use.discard(self.system_frame(gfn))
-        self._note(gfn, 1)
+    def leave(self, sfn: int) -> None:
+        """The vCPU with the VMSA in this system frame is out of the guest."""
+        self._in_use.discard(sfn)
+        for gfn in self.guest_frames(sfn):
+            self._note(gfn, 1)
+
+    def uses(self, sfn: int) -> bool:
+        """Whether a system frame is the VMSA of a vCPU that is in the guest."""
+        return sfn in self._in_use
 
     def is_in_use(self, gfn: int) -> bool:
         """Whether the frame behind a guest frame is the VMSA of a vCPU that is in the guest."""

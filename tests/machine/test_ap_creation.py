@@ -112,11 +112,11 @@ def test_kvm_takes_what_vmrun_refuses(snp: Scene) -> None:
 def test_vmrun_wants_a_page_of_4_kib_that_is_validated(snp: Scene, is_2m: bool) -> None:
     rmp = Rmp(1024, large_pages=is_2m)
     assert str(rmp.rmpadjust(0, is_2m, TAG)) == "0"
-    assert rmp.enter(0) == (not is_2m)
+    assert rmp.enter(0) == (None if is_2m else 0)
     fresh = Rmp(1024)
     fresh.rmpadjust(7, False, TAG)
     fresh.pvalidate(7, False, False)
-    assert not fresh.enter(7)
+    assert fresh.enter(7) is None
     assert fresh.entry(7).vmsa  # PVALIDATE leaves the bit
 
 
@@ -129,6 +129,26 @@ def test_a_page_that_kvm_takes_back_is_no_vmsa_any_more(snp: Scene) -> None:
     snp.sev.snp.convert(GFN, 1, private=True)
     snp.rmp.assign(GFN, 1)
     assert (snp.rmp.state(GFN), snp.rmp.entry(GFN).vmsa) == (ASSIGNED, False)
+
+
+def test_two_vcpus_cannot_run_from_one_page(snp: Scene) -> None:
+    snp.adjust(TAG)
+    assert (snp.ask(CREATE), snp.ask(CREATE, apic=2)) == (DONE, DONE)
+    assert (snp.state(1), snp.state(2)) == (ApState.RUNS, ApState.FAILS)
+    assert snp.ask(DESTROY, apic=2) == DONE
+    assert (snp.state(1), snp.adjust(UNTAG)) == (ApState.RUNS, abi.RMP_FAIL_IN_USE)
+
+
+def test_a_vcpu_leaves_the_frame_that_it_was_in(snp: Scene) -> None:
+    """The hypervisor puts other memory behind the page meanwhile."""
+    assert snp.sev.snp is not None
+    snp.adjust(TAG)
+    snp.ask(CREATE)
+    spare = snp.rmp.frames
+    snp.sev.snp.remap(GFN, spare)
+    assert (snp.rmp.uses(GFN), snp.rmp.is_in_use(GFN)) == (True, False)
+    assert snp.ask(DESTROY) == DONE
+    assert not snp.rmp.uses(GFN)
 
 
 def test_a_vcpu_that_waits_for_init_leaves_its_page_alone(snp: Scene) -> None:

@@ -56,7 +56,7 @@ def test_the_rmp_goes_back_after_each_of_its_instructions(pages: int) -> None:
     rmp.pvalidate(0, False, True)
     rmp.map(1, 1030)
     rmp.rmpadjust(900, False, 1 << 16 | 1)
-    assert rmp.enter(900)
+    assert rmp.enter(900) == 900
     rmp.rollback()
     assert rmp.dump() == before
     assert (rmp.state(0), rmp.state(4), rmp.state(900)) == (SHARED, VALIDATED, VALIDATED)
