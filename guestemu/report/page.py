@@ -176,7 +176,7 @@ def table(
     kind = f' class="{" ".join(classes)}"' if classes else ""
     body = "".join(
         f"<tr{f' id={chr(34)}{escape(row_id)}-{number}{chr(34)}' if row_id else ''}>"
-        f"{''.join(map(_cell, row))}</tr>"
+        f"{''.join(map(_cell, row))}"
         for number, row in enumerate(rows)
     )
     return (
@@ -187,13 +187,13 @@ def table(
 
 def _cell(value: object) -> str:
     if not isinstance(value, TableCell):
-        return f"<td>{escape(str(value))}</td>"
+        return f"<td>{escape(str(value))}"
     text = escape(value.text)
     if value.to:
         text = f'<a href="#{escape(value.to)}">{text}</a>'
     kind = f' class="{_CLASSES[value.value]}"' if value.value else ""
     note = f' title="{escape(value.note)}"' if value.note else ""
-    return f"<td{kind}{note}>{text}</td>"
+    return f"<td{kind}{note}>{text}"
 
 
 def command_line(text: str) -> str:

@@ -19,6 +19,8 @@ from guestemu.host.firmware.state import FirmwareGuest
 from guestemu.host.qemu.blockers import MigrationBlockers
 from guestemu.host.registry import load_host
 from guestemu.migration.model.rules import Rules
+from guestemu.migration.sweep.recording import ConversionStep, WindowRecording
+from guestemu.migration.sweep.scenario import Variant
 from guestemu.study.claims import (
     cells,
     failed_lookup,
@@ -27,6 +29,7 @@ from guestemu.study.claims import (
     guest_addresses,
     handler_path,
     host_records,
+    instruction_boundaries,
     kexec_reset,
     migration_control,
     notification_failures,
@@ -202,6 +205,25 @@ def test_a_new_kernel_beside_running_cpus_refutes_c26() -> None:
 def test_a_kernel_that_does_not_notify_leaves_c28_undecided() -> None:
     result = notification_failures.size_hint(Lab(), ("snippet:5.10",))
     assert result.verdict is UNDECIDED
+
+
+def test_a_kernel_that_does_not_notify_is_no_part_of_c8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """5.10 changes the entry and makes no hypercall: there is nothing between them."""
+    closed = []
+
+    class Silent:
+        recording = WindowRecording(9, (), (ConversionStep(3, "pte", 1),), ())
+
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def close(self) -> None:
+            closed.append(self)
+
+    monkeypatch.setattr(instruction_boundaries, "Experiment", Silent)
+    monkeypatch.setattr(instruction_boundaries, "image", Path)
+    assert instruction_boundaries.sweep_kernel("linux:5.10", Variant()) is None
+    assert len(closed) == 1
 
 
 def test_blockers_that_can_be_added_at_any_time_leave_c18_undecided() -> None:

@@ -53,6 +53,7 @@ SECONDS = 60
 """After which a mutant counts as noticed: it does not end."""
 
 _NATIVE = ("tests/native/test_native_judge.py",)
+_STATUS = ("tests/checks/test_status_rules.py", *_NATIVE)
 _RULES = "tests/checks/test_check_rules.py"
 _STREAM = "tests/checks/test_stream_rules.py"
 _PAGE_ENC = "tests/checks/test_page_enc_rules.py"
@@ -62,7 +63,7 @@ _OF_CHECKS = {
     "base": (_PAGE_ENC,),
     "cache": ("tests/checks/test_cache_check.py",),
     "check_set": (_PAGE_ENC,),
-    "conversion": _NATIVE,
+    "conversion": _STATUS,
     "device": (_PAGE_ENC,),
     "first_state": (_STREAM,),
     "free": (_RULES,),
@@ -77,9 +78,9 @@ _OF_CHECKS = {
     "progress": (_STREAM,),
     "psc": (_STREAM,),
     "ready": (_RULES,),
-    "record": _NATIVE,
+    "record": _STATUS,
     "resources": (_PAGE_ENC,),
-    "results": _NATIVE,
+    "results": _STATUS,
     "td": (_STREAM, "tests/guest/test_td_attacks.py"),
 }
 """Beside those of all checks."""

@@ -7,6 +7,8 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
+import msgspec
+
 from guestemu.abi.names import plural
 from guestemu.report.document import Chapter, Document, Grid, Paragraph
 from guestemu.report.matrix import Tried, matrix_contents
@@ -35,7 +37,7 @@ _TALLY_HEADINGS: Final = (
     *("leaked", "most pages"),
 )
 _ROW_HEADINGS: Final = (
-    *("policy", "flow", "when", "failure", "step", "noticed by", "migration", "waited"),
+    *("policy", "flow", "when", "failure", "steps", "noticed by", "migration", "waited"),
     *("lost", "strict", "bytes", "corrupted", "leaked"),
 )
 _LOST_COLUMN: Final = _ROW_HEADINGS.index("lost")
@@ -95,7 +97,7 @@ def _matrices(
     rows: Sequence[Row], only: Mapping[str, Sequence[str]], options: Sequence[str]
 ) -> Iterable[Chapter]:
     """The matrices, and behind each its cells."""
-    places = {id(row): f"run-{number}" for number, row in enumerate(rows)}
+    places = {steps: f"run-{number}" for number, steps in enumerate(_by_steps(rows))}
     for column, title, value in _MATRICES:
         groups: dict[tuple[str, str], list[Row]] = {}
         for row in rows:
@@ -123,7 +125,7 @@ def _matrices(
 
 
 def _tried(
-    rows: Sequence[Row], column: str, places: Mapping[int, str], words: Sequence[str]
+    rows: Sequence[Row], column: str, places: Mapping[Row, str], words: Sequence[str]
 ) -> Tried:
     """What became of the runs of one policy and failure (or flow); `words` select them."""
     one = tally(rows)
@@ -148,7 +150,7 @@ def _tried(
         detail=f"{plural(one.runs, 'run')}: {figures}",
         command=shlex.join(("guestemu", "ledger", *words, "--rows")),
         kind=_UNNOTICED if one.unnoticed else _HARMLESS if is_harmless else _NOTICED,
-        more=Paragraph(_run_words(worst), to=places[id(worst)]),
+        more=Paragraph(_run_words(worst), to=places[_any_step(worst)]),
     )
 
 
@@ -162,25 +164,38 @@ def _run_words(row: Row) -> str:
     )
 
 
+def _any_step(row: Row) -> Row:
+    """The run whatever its step is."""
+    return msgspec.structs.replace(row, step=0)
+
+
+def _by_steps(rows: Iterable[Row]) -> dict[Row, list[int]]:
+    """Runs that differ in their steps only, as one, and these steps."""
+    found: dict[Row, list[int]] = {}
+    for row in rows:
+        found.setdefault(_any_step(row), []).append(row.step)
+    return found
+
+
 def _runs(rows: Iterable[Row]) -> Grid:
     cells = tuple(
         tuple(
             TableCell(text, "bad") if place == _LOST_COLUMN and is_unnoticed(row) else text
-            for place, text in enumerate(_row_cells(row))
+            for place, text in enumerate(_row_cells(row, steps))
         )
-        for row in rows
+        for row, steps in _by_steps(rows).items()
     )
     return Grid(_ROW_HEADINGS, cells, "Every run", is_words=True, row_id="run")
 
 
-def _row_cells(row: Row) -> tuple[str, ...]:
-    """The texts of a run's line, under the headings of the page's last table."""
+def _row_cells(row: Row, steps: Sequence[int]) -> tuple[str, ...]:
+    """The texts of a line, under the headings of the page's last table: a run at these steps."""
     return (
         row.policy,
         row.flow,
         row.when,
         row.failure,
-        "-" if row.step < 0 else str(row.step),
+        "-" if row.failure == NOTHING else ", ".join(map(str, steps)),
         ", ".join(row.noticed_by) or "nobody",
         row.migration,
         row.waited or "-",
