@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.names import plural
-from guestemu.report.document import Chapter, Document, Grid, Paragraph
+from guestemu.report.document import Chapter, Content, Document, Grid, Paragraph
 from guestemu.report.matrix import Tried, matrix_contents
 from guestemu.report.page import TableCell
 from guestemu.study.ledger.cell import Row
@@ -96,8 +96,9 @@ def _tally_cells(line: PolicyTally) -> tuple[str | int, ...]:
 def _matrices(
     rows: Sequence[Row], only: Mapping[str, Sequence[str]], options: Sequence[str]
 ) -> Iterable[Chapter]:
-    """The matrices, and behind each its cells."""
+    """The matrices, and behind them their cells."""
     places = {steps: f"run-{number}" for number, steps in enumerate(_by_steps(rows))}
+    cells: list[Content] = []
     for column, title, value in _MATRICES:
         groups: dict[tuple[str, str], list[Row]] = {}
         for row in rows:
@@ -119,9 +120,10 @@ def _matrices(
             )
             for (_, name), group in groups.items()
         ]
-        matrix, cells = matrix_contents(title, tried, _VALUES, "policy", column)
+        matrix, found = matrix_contents(title, tried, _VALUES, "policy", column)
         yield Chapter(title, matrix, is_page_only=True)
-        yield Chapter(f"Every cell of {title[:1].lower()}{title[1:]}", cells, is_page_only=True)
+        cells += found
+    yield Chapter("Every cell", tuple(cells), is_page_only=True)
 
 
 def _tried(
