@@ -10,6 +10,7 @@ import pytest
 from bitarray import bitarray
 
 from guestemu.abi.regions import Region
+from guestemu.checks.base import PAGE_ENC_CONTRACTS
 from guestemu.checks.conversion import ConversionCheck, MappingCheck
 from guestemu.checks.record import RecordCheck
 from guestemu.checks.results import Reference, ResultCheck, answers_left, is_open
@@ -29,6 +30,14 @@ MSR = RdmsrExit(0x8B, (), 0, 0)
 def call(ret=0, gpa=0x1000, pages=1, attributes=0, nr=12, cpl=0, is_64bit=True, a3=0):
     value = None if ret is None else ret & (U64 if is_64bit else U32)
     return HypercallExit(nr, (gpa, pages, attributes, a3), value, 0, cpl, is_64bit)
+
+
+@pytest.mark.parametrize("kind", [RecordCheck, ResultCheck])
+def test_rules_of_the_merged_abi_hold_for_hosts_of_no_patch_set(kind) -> None:
+    hosts = [SimpleNamespace(contract=name) for name in ("map-gpa-range", "")]
+    assert all(map(kind.applies, hosts))
+    older = [SimpleNamespace(contract=name) for name in PAGE_ENC_CONTRACTS]
+    assert not any(map(kind.applies, older))
 
 
 # The record -------------------------------------------------------------------------------------
@@ -129,7 +138,7 @@ def converted(
     """The messages about a conversion of two pages from 1 on; `alias` is that mapping's map."""
     leaf_map = SimpleNamespace(
         private=bitarray(tables.ljust(FRAMES, "1")),
-        alias=bitarray(alias or ""),
+        alias=bitarray((alias or "").ljust(FRAMES, "1")),
         became=lambda *_: became,
     )
     host = SimpleNamespace(
