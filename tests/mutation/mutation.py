@@ -69,7 +69,7 @@ _OF_CHECKS = {
     "free": (_RULES,),
     "guest_memory": (_WORLD,),
     "host_ioctls": (_PAGE_ENC,),
-    "lost": ("tests/migration/test_migration_packets.py",),
+    "lost": ("tests/checks/test_lost_rules.py", "tests/migration/test_migration_packets.py"),
     "migration_control": (_RULES,),
     "mirror": (_WORLD, "tests/mirror_migration/test_threats.py"),
     "packets": (_STREAM,),
