@@ -247,7 +247,7 @@ def _migration_control(rng: random.Random, header: Header) -> list[Op]:
     return [*ops, Op(OpKind.WRMSR, (msr, 0))]
 
 
-def _attacked(rng: random.Random, header: Header) -> list[Op]:
+def attacked_conversion(rng: random.Random, header: Header) -> list[Op]:
     """A buffer that the hypervisor attacks at some instruction of one of its conversions."""
     region = rng.choice((Region.D, Region.L))
     page, pages = draw_page(rng, region), rng.choice((1, 1, 2, 3))
@@ -280,7 +280,7 @@ FLOWS: Final[tuple[Flow, ...]] = (
 )
 """The sequences a program is made of besides single ops."""
 
-HOSTILE_FLOWS: Final[tuple[Flow, ...]] = (*FLOWS, _attacked)
+HOSTILE_FLOWS: Final[tuple[Flow, ...]] = (*FLOWS, attacked_conversion)
 """Those of programs in which the hypervisor attacks pages."""
 
 

@@ -11,6 +11,7 @@ seed.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -25,7 +26,9 @@ from guestemu.program.binary import (
     OpDecoder,
     decoder_for,
     encode_op,
+    encode_ops,
 )
+from guestemu.program.generate import attacked_conversion
 from guestemu.program.ops import ARGUMENT_MASKS, REGIONS, SPECS, Instruction, Op, OpKind
 from guestemu.program.program import Header
 from guestemu.program.validity import takes_page
@@ -232,9 +235,12 @@ def mutate_bytes(
     """`data` after one to four mutations: whole records, at most `max_size` bytes.
 
     The signature of a libFuzzer custom mutator, once `header` and `kinds` are bound. Never empty
-    when `max_size` holds a record; with less room the result is empty.
+    when `max_size` holds a record; with less room the result is empty. Where a hypervisor attacks
+    pages, every second result is a new program of `generate.attacked_conversion`.
     """
     draws = Draws(seed)
+    if OpKind.HYPERVISOR_PAGE in kinds and kinds != ALL_KINDS and draws.below(2):
+        return _new_attack(draws, max_size, header, kinds)
     target = _Target(decoder_for(header, kinds), header.vcpus, tuple(sorted(kinds)))
     records = split_records(data)
     if not records:
@@ -242,6 +248,12 @@ def mutate_bytes(
     for _ in range(1 << draws.below(3)):
         _MUTATIONS[draws.below(len(_MUTATIONS))](records, draws, target)
     return _join(records, max_size)
+
+
+def _new_attack(draws: Draws, max_size: int, header: Header, kinds: frozenset[OpKind]) -> bytes:
+    """A program that no change of single ops comes to: an attack on a page that is converted."""
+    flow = attacked_conversion(random.Random(draws.next()), header)
+    return _join(split_records(encode_ops([op for op in flow if op.kind in kinds])), max_size)
 
 
 def crossover_bytes(first: bytes, second: bytes, max_size: int, seed: int) -> bytes:

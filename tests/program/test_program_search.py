@@ -98,6 +98,16 @@ def test_an_attack_is_on_a_page_that_is_converted() -> None:
     assert places == {0, 1, 2}  # before, between and after the conversions
 
 
+def test_a_hostile_hypervisors_programs_become_attacks_at_times() -> None:
+    kinds = frozenset({OpKind.HYPERVISOR_PAGE, OpKind.SET_MEMORY_DECRYPTED, OpKind.READ})
+    read = encode_ops([Op(OpKind.READ, (0,))])
+    results = [mutate_bytes(read, 8 * RECORD_SIZE, seed, Header(), kinds) for seed in range(60)]
+    shapes = [[op.kind for op in decode_ops(data, Header(), kinds)] for data in results]
+    attacks = [shape for shape in shapes if sorted(shape) == sorted(kinds)]
+    assert 20 < len(attacks) < 45
+    assert len(mutate_bytes(read, RECORD_SIZE, 1, Header(), kinds)) <= RECORD_SIZE
+
+
 @FAST
 @given(st.binary(max_size=5 * RECORD_SIZE), seeds, st.integers(0, 400), st.sampled_from(HEADERS))
 def test_mutated_bytes_are_whole_records_within_the_size(
