@@ -284,9 +284,14 @@ HOSTILE_FLOWS: Final[tuple[Flow, ...]] = (*FLOWS, attacked_conversion)
 """Those of programs in which the hypervisor attacks pages."""
 
 
+def has_attacks(kinds: frozenset[OpKind]) -> bool:
+    """Whether `kinds` are those of a target whose hypervisor attacks pages."""
+    return OpKind.HYPERVISOR_PAGE in kinds and kinds != ALL_KINDS
+
+
 def flows_of(kinds: frozenset[OpKind]) -> tuple[Flow, ...]:
     """The flows of programs of `kinds`; an op of another kind in one is left out."""
-    return HOSTILE_FLOWS if OpKind.HYPERVISOR_PAGE in kinds and kinds != ALL_KINDS else FLOWS
+    return HOSTILE_FLOWS if has_attacks(kinds) else FLOWS
 
 
 def generate_ops(

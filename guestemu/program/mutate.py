@@ -28,7 +28,7 @@ from guestemu.program.binary import (
     encode_op,
     encode_ops,
 )
-from guestemu.program.generate import attacked_conversion
+from guestemu.program.generate import attacked_conversion, has_attacks
 from guestemu.program.ops import ARGUMENT_MASKS, REGIONS, SPECS, Instruction, Op, OpKind
 from guestemu.program.program import Header
 from guestemu.program.validity import takes_page
@@ -239,7 +239,7 @@ def mutate_bytes(
     pages, every second result is a new program of `generate.attacked_conversion`.
     """
     draws = Draws(seed)
-    if OpKind.HYPERVISOR_PAGE in kinds and kinds != ALL_KINDS and draws.below(2):
+    if has_attacks(kinds) and draws.below(2):
         return _new_attack(draws, max_size, header, kinds)
     target = _Target(decoder_for(header, kinds), header.vcpus, tuple(sorted(kinds)))
     records = split_records(data)
