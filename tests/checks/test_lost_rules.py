@@ -119,6 +119,19 @@ def test_a_page_of_no_migration_is_known_from_its_first_store(world: World) -> N
     assert world.read(1) == []
 
 
+def test_a_store_makes_known_the_pages_that_it_touches_and_no_other(world: World) -> None:
+    world.write(1, NEW, 0xFF0, 0x10)
+    world.write(3, NEW, 0xFFF, 2)
+    world.write(5, NEW, 0xFFF, 2)
+    world.moved()
+    for gfn in world.pages:
+        world.pages[gfn][0x800] ^= 0xFF
+    assert [bool(world.read(page)) for page in range(7)] == [
+        *(False, True, False, True, True, True),
+        False,
+    ]
+
+
 def test_a_flip_leaves_only_what_is_stored_after_it_defined(world: World) -> None:
     world.do(OpKind.MIGRATE_START, 4)
     world.do(OpKind.SET_MEMORY_DECRYPTED, 2, 0, page=1, flips=[FLIP])
