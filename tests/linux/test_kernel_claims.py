@@ -18,6 +18,7 @@ from guestemu.study.claims import (
 from guestemu.study.claims.claim import Lab
 from guestemu.study.claims.debate import decide_claim, find_claims
 from guestemu.study.claims.kernels import CalledKernel
+from guestemu.study.claims.page import section
 from guestemu.study.claims.result import ClaimResult, ClaimVerdict
 
 Image = Callable[[str], Path]
@@ -88,6 +89,18 @@ def test_a_kernel_warns_of_a_failed_lookup_and_loses_the_rest(image_of: Image, s
     lost = [values[f"linux:{series}: lookup fails at page {page} of 3"] for page in range(3)]
     assert [evidence.value for evidence in lost] == [3, 2, 1]
     assert all(evidence.how.startswith("WARN in the log") for evidence in lost)
+
+
+@pytest.mark.parametrize("ident", ["C11", "C12"])
+def test_real_drivers_are_evidence_and_the_page_has_it(ident: str, image_of: Image) -> None:
+    decided = decide_claim(find_claims([ident])[0], lab_for(image_of, "6.12"))
+    assert decided.result.verdict is ClaimVerdict.CONDITIONAL
+    assert not decided.result.is_model_only
+    rows = [line for line in section(decided) if line.startswith("| linux:6.12: ")]
+    drivers = [row for row in rows if "I/O" in row]
+    assert len(drivers) > 2
+    page = (Path(__file__).parents[2] / "docs" / "claims.md").read_text().splitlines()
+    assert [row for row in rows if row not in page] == []
 
 
 def test_without_a_kernel_that_could_lose_the_page_c8_is_undecided() -> None:

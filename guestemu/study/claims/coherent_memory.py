@@ -2,8 +2,8 @@
 """What guests share for DMA: is it cleared, how long does it live, when is it set up: C9 to C12.
 
 Measured on the memory of guests (`guestemu.dma.clearing`), on traces recorded from a Linux 6.12
-guest with virtio, NVMe, AHCI, e1000 and xHCI, and on the exits of booting kernels. Facts A35, A36,
-A.9, B7, B8, B10, B11.
+guest with virtio, NVMe, AHCI, e1000 and xHCI, on the exits of booting kernels, and on drivers of
+kernels in user space (real_drivers.py). Facts A35, A36, A.9, B7, B8, B10, B11.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from guestemu.guest.linux.kernel import KERNEL_MAP
 from guestemu.study.claims.claim import Claim, Lab, Need
 from guestemu.study.claims.dma_plots import boot_plot, lifetime_plot, rewritten_plot, sharing_plots
 from guestemu.study.claims.kernels import CalledKernel
+from guestemu.study.claims.real_drivers import DriverRun, driver_run
 from guestemu.study.claims.result import ClaimResult, ClaimWitness, Evidence, decide
 
 SNIPPETS: Final = ("snippet:5.10", "snippet:6.1", "snippet:6.12")
@@ -71,6 +72,24 @@ def _evidence(guest: str, path: ClearingPath) -> Evidence:
     )
 
 
+def _driver_runs(lab: Lab) -> list[DriverRun]:
+    """The run of the newest kernel that has one; none where no kernel has."""
+    for kernel in reversed(lab.kernels):
+        run = driver_run(kernel)
+        if run is not None:
+            return [run]
+    return []
+
+
+def _cleared(run: DriverRun) -> Evidence:
+    return Evidence(
+        f"{run.kernel}: NVMe is bound again: pages of coherent buffers that read as zero",
+        run.cleared,
+        "pages",
+        f"of {run.made_pages}, through the shared view, when the driver gets them",
+    )
+
+
 def pool_clearing(lab: Lab) -> ClaimResult:
     """C9: the atomic pools of kernel/dma/pool.c, the only pool that calls set_memory_decrypted()
     itself. A dma_pool of mm/dmapool.c takes pages from dma_alloc_coherent()."""
@@ -86,7 +105,10 @@ def pool_clearing(lab: Lab) -> ClaimResult:
             confirmed=is_late and all(path.rewritten for _, path in handed),
             refuted=not is_late,
         ),
-        evidence=tuple(_evidence(*found) for found in (*backing, *expansion, *handed)),
+        evidence=(
+            *(_evidence(*found) for found in (*backing, *expansion, *handed)),
+            *map(_cleared, _driver_runs(lab)),
+        ),
         guests=tuple(paths),
         witnesses=(
             ClaimWitness(
@@ -114,7 +136,10 @@ def most_paths_clear(lab: Lab) -> ClaimResult:
     whole = [name for name in names if all(_is_written(path) for path in _only(converting, name))]
     allocating = _named(paths, "dma_alloc_coherent")
     freeing = _named(paths, "dma_free_coherent")
-    allocates_clear = all(path.rewritten >= 3 for _, path in allocating)
+    runs = _driver_runs(lab)
+    allocates_clear = all(path.rewritten >= 3 for _, path in allocating) and all(
+        run.cleared == run.made_pages for run in runs
+    )
     frees_clear = any(path.rewritten for _, path in freeing)
     return ClaimResult(
         verdict=decide(
@@ -134,6 +159,7 @@ def most_paths_clear(lab: Lab) -> ClaimResult:
                 f"of {len(names)}: {', '.join(names)}; these: {', '.join(whole) or 'none'}",
             ),
             *(_evidence(*found) for found in converting),
+            *map(_cleared, runs),
         ),
         guests=tuple(paths),
         remark=(
@@ -155,18 +181,47 @@ def recorded(name: str) -> DmaReport:
     return run.report()
 
 
-def lifetimes(_lab: Lab) -> ClaimResult:
+def _lifetimes_of(run: DriverRun) -> list[Evidence]:
+    grown = sum(run.io_pages.values()) - run.io_asked
+    io = "reads and writes of NVMe, virtio-blk and virtio-rng"
+    return [
+        Evidence(
+            f"{run.kernel}: alive when the drivers have bound",
+            run.bound,
+            "buffers",
+            "NVMe and virtio; coherent allocations by the kernel's dma:* events",
+        ),
+        Evidence(f"{run.kernel}: I/O maps", run.io_maps, "mappings", io),
+        Evidence(
+            f"{run.kernel}: I/O allocates", run.io_buffers, "buffers", "the driver's dma_pool grows"
+        ),
+        Evidence(f"{run.kernel}: drivers convert for I/O", run.io_asked, "pages", io),
+        Evidence(
+            f"{run.kernel}: the atomic pool grows meanwhile",
+            grown,
+            "pages",
+            "in the background, asked for by no driver",
+        ),
+        Evidence(f"{run.kernel}: NVMe is unbound: freed", run.freed, "buffers", f"of {run.bound}"),
+    ]
+
+
+def lifetimes(lab: Lab) -> ClaimResult:
     """C11: who frees buffers, when, and what I/O converts."""
+    runs = _driver_runs(lab)
     reports = {name: recorded(name) for name in TRACES}
     work = ModelRun(_MODEL, _MODEL_MEMORY)
     work.steps(pattern_events(parse_patterns(_WORK)))
     legacy = work.report()
     io_trace = reports["io"].analysis
     costs = {} if io_trace is None else io_trace.by_phase
-    io_conversions = sum(costs[phase].conversions for phase in _IO_PHASES & costs.keys())
+    of_trace = sum(costs[phase].conversions for phase in _IO_PHASES & costs.keys())
+    io_conversions = of_trace + sum(run.io_asked for run in runs)
     per_command = 0 if legacy.analysis is None else legacy.analysis.total.conversions - 1
     kept = sum(report.lifetimes.still_alive for report in reports.values())
+    kept += sum(run.bound for run in runs)
     made = sum(report.allocations for report in reports.values())
+    made += sum(run.bound + run.io_buffers for run in runs)
     evidence = [
         Evidence(
             f"trace {name}: never freed", report.live_at_end, "buffers", f"of {report.allocations}"
@@ -183,9 +238,7 @@ def lifetimes(_lab: Lab) -> ClaimResult:
         for low, count in reports["churn"].lifetime_buckets.items()
     ]
     evidence += [
-        Evidence(
-            "trace io: during file-system I/O", io_conversions, "conversions", "phases io, mkfs"
-        ),
+        Evidence("trace io: during file-system I/O", of_trace, "conversions", "phases io, mkfs"),
         Evidence(
             "a driver that allocates for each command",
             per_command,
@@ -193,6 +246,8 @@ def lifetimes(_lab: Lab) -> ClaimResult:
             f"of 100 commands; guestemu dma {_WORK}",
         ),
     ]
+    for run in runs:
+        evidence += _lifetimes_of(run)
     return ClaimResult(
         verdict=decide(
             confirmed=kept * 2 < made and io_conversions > 0,
@@ -204,7 +259,7 @@ def lifetimes(_lab: Lab) -> ClaimResult:
             "traced drivers live as long as the device is bound"
         ),
         evidence=tuple(evidence),
-        guests=(f"model:{_MODEL}",),
+        guests=(f"model:{_MODEL}", *(run.kernel for run in runs)),
         witnesses=(
             ClaimWitness(
                 "rings and queues of a probe, then rounds of I/O; the page has the histogram",
@@ -213,7 +268,8 @@ def lifetimes(_lab: Lab) -> ClaimResult:
         ),
         remark=(
             "The evidence is narrow: three traces of 13 seconds each, of one emulated machine "
-            "with virtio, NVMe, AHCI, e1000 and xHCI. There payload goes through swiotlb."
+            "with virtio, NVMe, AHCI, e1000 and xHCI, and seconds of a kernel's own drivers. There "
+            "payload goes through swiotlb."
         ),
         plots=(
             lifetime_plot("c11-lifetimes", "churn", reports["churn"]),
@@ -351,6 +407,16 @@ def boot_regions(lab: Lab) -> ClaimResult:
                 "pages",
                 "atomic_pool_work_fn() after the pool was used up by atomic allocations",
             ),
+        ]
+    for run in _driver_runs(lab):
+        evidence += [
+            Evidence(
+                f"{run.kernel}: converted with its drivers, {name}",
+                pages,
+                "pages",
+                "from rest_init() to the end of I/O through NVMe and virtio",
+            )
+            for name, pages in sorted(run.pages.items())
         ]
     return ClaimResult(
         verdict=decide(

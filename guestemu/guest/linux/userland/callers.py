@@ -31,6 +31,9 @@ PURPOSES: Final[dict[str, str]] = {
 }
 """Functions by what a conversion below them is for."""
 
+BY_DRIVERS: Final = ("coherent allocation", "coherent free")
+"""Purposes of conversions that a driver's own calls make."""
+
 _AT_BOOT: Final = ("dma_atomic_pool_init", "__dma_atomic_pool_init")
 _POOL_AT_BOOT: Final = "atomic pool, at boot"
 _POOL: Final = PURPOSES["atomic_pool_expand"]
