@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 
 
 class RaceRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Which kernel and scenarios (none: all that it has), the orders (none: `count` drawn ones from
-    number `first` on), the planted defect."""
+    """Which kernel and scenarios (none: all that it has), the orders (none: all of up to `turns`
+    turns; with 0 `count` drawn ones from number `first` on), the planted defect."""
 
     image: str
     scenarios: tuple[str, ...]
     orders: tuple[str, ...]
+    turns: int
     count: int
     first: int
     seed: int
@@ -30,11 +31,13 @@ class RaceRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RaceFinding(msgspec.Struct, frozen=True):
-    """Findings of one check: the first of them and how many there were."""
+    """Findings of one check: how many there were, the first of them, and one with a smaller order
+    that was looked for after it."""
 
     key: str
     count: int
     first: RaceExperiment
+    smallest: RaceExperiment
 
 
 class RacedScenario(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,12 +119,21 @@ def _race(request: RaceRequest, name: str, races: Races) -> tuple[RacedScenario,
                     findings.setdefault(experiment.key, []).append(experiment)
     except KeyboardInterrupt:
         interrupted = True
+    found = []
+    with console.busy("making orders smaller"):
+        for key, all_ in findings.items():
+            smallest = all_[0]
+            try:
+                smallest = smallest if interrupted else races.reduce(smallest)
+            except KeyboardInterrupt:
+                interrupted = True
+            found.append(RaceFinding(key, len(all_), all_[0], smallest))
     raced = RacedScenario(
         scenario=name,
         experiments=sum(returned.values()),
         returned=dict(sorted(returned.items())),
         seconds=round(time.process_time() - start, 3),
-        findings=tuple(RaceFinding(key, len(all_), all_[0]) for key, all_ in findings.items()),
+        findings=tuple(found),
     )
     return raced, interrupted
 
@@ -129,6 +141,8 @@ def _race(request: RaceRequest, name: str, races: Races) -> tuple[RacedScenario,
 def _experiments(request: RaceRequest, races: Races) -> Iterator[RaceExperiment]:
     if request.orders:
         return (races.one(order) for order in request.orders)
+    if request.turns:
+        return races.every(request.turns)
     return races.run(request.seed, range(request.first, request.first + request.count))
 
 
@@ -143,7 +157,7 @@ def tell(report: RaceReport) -> None:
             f"returned {pairs or 'nothing'}"
         )
         for finding in raced.findings:
-            console.emit(f"  {finding.key} ({finding.count}): {finding.first.text}")
-            console.emit(f"    --scenario {raced.scenario} --order {finding.first.order}")
+            console.emit(f"  {finding.key} ({finding.count}): {finding.smallest.text}")
+            console.emit(f"    --scenario {raced.scenario} --order {finding.smallest.order}")
     for name, why in report.absent.items():
         console.emit(f"{name}: absent: {why}")

@@ -689,6 +689,18 @@ def race(
             show_default=False,
         ),
     ] = None,
+    turns: Annotated[
+        int,
+        typer.Option(
+            "--turns",
+            metavar="N",
+            min=0,
+            max=5,
+            help="All orders of up to N turns that end at `hypercall`, `ipi` or `return`, in place "
+            "of drawn ones.",
+            show_default=False,
+        ),
+    ] = 0,
     execs: Annotated[
         int, typer.Option("--execs", metavar="N", min=1, help="Drawn orders for each scenario.")
     ] = 50,
@@ -715,7 +727,8 @@ def race(
     keeps its translations until it drops them itself. A finding is a page whose status differs
     between page tables, host and caller, a translation that is stale when a conversion returns, a
     conversion after conversions were stopped, a WARN, a panic, or a call that does not return. Seed
-    and number decide an order: `--first N --execs 1` repeats it, and so does `--order`.
+    and number decide an order: `--first N --execs 1` repeats it, and so does `--order`. A finding
+    is shown with the smallest order that was found to show it.
 
     Exit status 1 where there is a finding.
 
@@ -724,6 +737,8 @@ def race(
       guestemu kernel race 6.12 --execs 200
 
       guestemu kernel race 6.12 --scenario stop --order 0:hypercall,1:return
+
+      guestemu kernel race 6.12 --scenario stop --turns 3
 
       guestemu kernel race 6.12 --scenario neighbours --plant flush --json
     """
@@ -734,6 +749,7 @@ def race(
             image=image,
             scenarios=tuple(scenario or ()),
             orders=tuple(order or ()),
+            turns=turns,
             count=execs,
             first=first,
             seed=seed,

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Final
 
 import msgspec
@@ -222,6 +223,30 @@ class Races:
         for number in numbers:
             yield self.one(self.draw(seed, number), number)
 
+    def every(self, turns: int) -> Iterator[RaceExperiment]:
+        """All orders of one to `turns` turns that end at an event, numbered from 0."""
+        steps = [f"{cpu}:{event}" for cpu in (0, 1) for event in _EVENTS]
+        orders = (
+            ",".join(parts)
+            for count in range(1, turns + 1)
+            for parts in product(steps, repeat=count)
+        )
+        for number, order in enumerate(orders):
+            yield self.one(order, number)
+
+    def reduce(self, found: RaceExperiment) -> RaceExperiment:
+        """The same finding by an order with fewer turns, then with fewer basic blocks, as far as
+        leaving out one turn or halving one number goes; `found` where no other order shows it."""
+        best, is_smaller = found, True
+        while is_smaller:
+            is_smaller = False
+            for order in _smaller(best.order):
+                other = self.one(order)
+                if other.key == found.key:
+                    best, is_smaller = other, True
+                    break
+        return best
+
     def one(self, order: str, number: int = -1) -> RaceExperiment:
         """One experiment with the order in the text. Raises `InputError`."""
         turns = self.parse(order)
@@ -403,6 +428,17 @@ class Races:
 
         for function in ("down_read_trylock", "up_read"):
             self._intercept(function, skip)
+
+
+def _smaller(order: str) -> Iterator[str]:
+    parts = order.split(",")
+    for place in range(len(parts)):
+        if len(parts) > 1:
+            yield ",".join(parts[:place] + parts[place + 1 :])
+    for place, part in enumerate(parts):
+        cpu, _, where = part.partition(":")
+        if where.isdecimal() and int(where) > 1:
+            yield ",".join([*parts[:place], f"{cpu}:{int(where) // 2}", *parts[place + 1 :]])
 
 
 def _view(is_private: bool) -> str:

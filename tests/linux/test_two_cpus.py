@@ -96,6 +96,7 @@ def test_a_missing_remote_flush_leaves_a_stale_translation(race):
     (finding,) = report["scenarios"][0]["findings"]
     assert finding["count"] == 2
     assert "still translates page" in finding["first"]["text"]
+    assert "," not in finding["smallest"]["order"], "one CPU has made its call before the other"
 
 
 def test_a_call_may_return_long_before_the_other(race):
@@ -104,6 +105,17 @@ def test_a_call_may_return_long_before_the_other(race):
     report, status = race("6.12", "--scenario", "stop", "--order", order)
     assert (status, keys(report)) == (0, set())
     assert report["scenarios"][0]["returned"] == {"-16 1": 1}
+
+
+def test_all_orders_of_a_few_events_are_tried(race):
+    report, status = race("6.12", "--scenario", "stop", "--turns", "2", "--plant", "lock")
+    (raced,) = report["scenarios"]
+    assert raced["experiments"] == 6 + 36
+    assert status == 1
+    (finding,) = raced["findings"]
+    assert finding["key"] == "conversion-after-stop"
+    assert finding["smallest"]["order"].startswith("0:")
+    assert "," not in finding["smallest"]["order"]
 
 
 @pytest.mark.parametrize("scenario", ["stop", "stop-try"])
