@@ -29,7 +29,7 @@ from guestemu.guest.linux.kernel import KERNEL_MAP
 from guestemu.study.claims.claim import Claim, Lab, Need
 from guestemu.study.claims.dma_plots import boot_plot, lifetime_plot, rewritten_plot, sharing_plots
 from guestemu.study.claims.kernels import CalledKernel
-from guestemu.study.claims.real_drivers import DriverRun, driver_run
+from guestemu.study.claims.real_drivers import DriverCounts, driver_run
 from guestemu.study.claims.result import ClaimResult, ClaimWitness, Evidence, decide
 
 SNIPPETS: Final = ("snippet:5.10", "snippet:6.1", "snippet:6.12")
@@ -72,7 +72,7 @@ def _evidence(guest: str, path: ClearingPath) -> Evidence:
     )
 
 
-def _driver_runs(lab: Lab) -> list[DriverRun]:
+def _driver_runs(lab: Lab) -> list[DriverCounts]:
     """The run of the newest kernel that has one; none where no kernel has."""
     for kernel in reversed(lab.kernels):
         run = driver_run(kernel)
@@ -81,7 +81,7 @@ def _driver_runs(lab: Lab) -> list[DriverRun]:
     return []
 
 
-def _cleared(run: DriverRun) -> Evidence:
+def _cleared(run: DriverCounts) -> Evidence:
     return Evidence(
         f"{run.kernel}: NVMe is bound again: pages of coherent buffers that read as zero",
         run.cleared,
@@ -181,7 +181,7 @@ def recorded(name: str) -> DmaReport:
     return run.report()
 
 
-def _lifetimes_of(run: DriverRun) -> list[Evidence]:
+def _lifetimes_of(run: DriverCounts) -> list[Evidence]:
     grown = sum(run.io_pages.values()) - run.io_asked
     io = "reads and writes of NVMe, virtio-blk and virtio-rng"
     return [

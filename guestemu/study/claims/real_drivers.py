@@ -35,7 +35,7 @@ _IO: Final = (
 _ALLOC, _FREE, _MAP, _MAP_LIST = "dma_alloc_class", "dma_free_class", "dma_map", "dma_map_sg"
 
 
-class DriverRun(msgspec.Struct, frozen=True, kw_only=True):
+class DriverCounts(msgspec.Struct, frozen=True, kw_only=True):
     """Counts of one kernel. `bound`: coherent buffers that are alive when all drivers have bound.
     `io_maps`, `io_buffers`: DMA mappings and coherent buffers made while they read and write.
     `freed`, `made`: coherent buffers of the unbinding and of the binding; `made_pages` their pages,
@@ -86,7 +86,7 @@ class _Watch:
 
 
 @functools.cache
-def driver_run(kernel: str) -> DriverRun | None:
+def driver_run(kernel: str) -> DriverCounts | None:
     """The run of a kernel of `Lab.kernels`; None for one without dma:* events or without the
     drivers' modules."""
     if PREFIX + _ALLOC not in LOADER.kernel(image(kernel)).symbols:
@@ -101,7 +101,7 @@ def driver_run(kernel: str) -> DriverRun | None:
         running.machine.close()
 
 
-def _run(kernel: str, running: RunningKernel) -> DriverRun:
+def _run(kernel: str, running: RunningKernel) -> DriverCounts:
     bound = sum(span.event == _ALLOC for span in running.mappings.live)
     before, io = dict(running.callers.pages), _Watch(running)
     for command in _IO:
@@ -115,7 +115,7 @@ def _run(kernel: str, running: RunningKernel) -> DriverRun:
     running.command("sleep 100")
     running.command("read /dev/nvme0n1 512 0")
     again.end()
-    return DriverRun(
+    return DriverCounts(
         kernel=kernel,
         bound=bound,
         io_maps=io.mapped.get(_MAP, 0) + io.mapped.get(_MAP_LIST, 0),
