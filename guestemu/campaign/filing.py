@@ -107,9 +107,11 @@ class Filing:
         ops: tuple[Op, ...],
         violations: list[Violation],
         before: Sequence[tuple[Op, ...]] = (),
+        is_new: bool = False,
     ) -> None:
         """Counts the program `ops` with its violations, identifies and saves what is new. `before`
-        are the programs that ran just before it, the last one last."""
+        are the programs that ran just before it, the last one last; `is_new` says that it covered
+        something new."""
         if is_of_new_vm(violations[0]):
             shown = self._over_a_reset(ops, violations[0])
             if shown is None:
@@ -119,7 +121,7 @@ class Filing:
         is_noted = self._shelf is not None and sign not in self._done
         if self._shelf is not None and is_noted:
             self._shelf.met(sign, ops, self._elapsed())  # before anything that takes time
-        cases = self.book.meet(ops, violations)
+        cases = self.book.meet(ops, violations, is_new)
         if cases is None:
             shown = self._behind(before, ops, sign)
             cases = None if shown is None else self.book.meet(*shown)

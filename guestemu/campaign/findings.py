@@ -5,8 +5,8 @@ A campaign meets the same defect thousands of times. Each violating program is l
 host traced, which gives a *sign*: symptom, extent, suspicious host code, fault ops before. Where a
 sign is new, the finding behind it is identified (guestemu.campaign.triage), which takes some
 thousand runs. A sign met 2, 4, 8 and 16 times is identified again, because two defects may read
-alike, unless that took seconds. Of what is met often only a part is looked at, and a campaign that
-ends by the clock looks no longer than a part of its time.
+alike, unless that took seconds. Of what is met often only a part is looked at, and what covers
+something new; a campaign that ends by the clock looks no longer than a part of its time.
 """
 
 from __future__ import annotations
@@ -101,14 +101,18 @@ class FindingBook:
         self._by_symptom: dict[str, str] = {}
         self._known: Spots = frozenset()
 
-    def meet(self, ops: tuple[Op, ...], violations: list[Violation]) -> list[Case] | None:
+    def meet(
+        self, ops: tuple[Op, ...], violations: list[Violation], is_new: bool = False
+    ) -> list[Case] | None:
         """Counts a violating program; the cases in it that should be settled. None when the program
-        does not show anything again: the machine then remembered something that it should not."""
+        does not show anything again: the machine then remembered something that it should not. One
+        that covered something new, of the host's code for example, is looked at however often what
+        it shows was met, for a rare defect may read like a frequent one."""
         read = signature(violations[0], ops[violations[0].op])
         times = self._read[read] = self._read.get(read, 0) + 1
         last = self._last.get(read)
         is_named = violations[0].check == HOST_FAILED  # what fails is named by its message
-        if last is not None and (is_named or not self._is_worth_a_look(times)):
+        if last is not None and (is_named or not (is_new or self._is_worth_a_look(times))):
             self.findings[last].count += 1
             return []
         start = time.monotonic()

@@ -246,7 +246,7 @@ class Session:
         is_new = self.keep_if_new(data)
         if violations:
             with self._apart():
-                self._filing.file(ops, violations, self._ran(before))
+                self._filing.file(ops, violations, self._ran(before), is_new)
             self._count_findings()
         if before is None:
             self._before = (*self._before[1 - _BEFORE :], ops)

@@ -139,6 +139,24 @@ def test_a_number_that_is_cut_is_one_finding_also_where_the_status_is_wrong(tmp_
     assert len(file(book, programs)) == len(book.findings) == 2
 
 
+@pytest.mark.soak
+def test_what_covers_something_new_is_looked_at_however_often_it_was_met(tmp_path):
+    """Both defects read alike; the rare one runs code of the host that no program ran before."""
+    spec = defects.write(tmp_path, "word-full", "seventy-seven")
+    book = make_book(load_host(spec, plugin=spec.rpartition(":")[0]))
+    file(book, [[call(0, 64)]])
+    often, rare = (call(0, 64),), (call(0x2000, 77),)
+    seen = book._executor.run(often)
+    while book.meet(often, seen) or book._read[next(iter(book._read))] < 70:
+        pass
+    runs = book.probe.runs
+    assert book.meet(rare, book._executor.run(rare)) == []
+    assert book.probe.runs == runs
+    (case,) = book.meet(rare, book._executor.run(rare), is_new=True)
+    assert book.settle(case, 0.0)[0]
+    assert len(book.findings) == 2
+
+
 class EveryThird(MapGpaRangeHost):
     """Refuses every third conversion of the process, whatever object of the class is called."""
 
