@@ -111,6 +111,24 @@ def test_a_store_over_two_pages_and_over_the_end_of_ram(world: World) -> None:
     assert world.wrong(7, 0xFFF)
 
 
+def test_a_store_ends_where_it_ends(world: World) -> None:
+    stored(world, 2)
+    stored(world, 1, 0xFFC, 4)
+    assert world.wrong(2, 8), "a store that ends with its page says nothing of the next one"
+    stored(world, 3, 0x20)
+    stored(world, 3, 9, 1)
+    assert world.wrong(3, 0x20)
+    assert [world.wrong(3, place) for place in (8, 9, 10)] == [False, True, False]
+
+
+def test_the_vmm_reads_with_c_0_also_where_the_page_is_private(world: World) -> None:
+    world.ram.views[1, 0][8] = NEW
+    assert world.do(OpKind.HOST_WRITE, NEW, 8, 1, page=1) == []
+    world.ram.views[1, 0][8] = 0
+    (message,) = world.do(OpKind.READ, 0)
+    assert message.startswith("GPA 0x1000, read with C=0: byte 0x8 is 0x00, the VMM wrote 0x22")
+
+
 def test_a_host_s_store_ends_with_its_page(world: World) -> None:
     world.private.setall(0)
     world.put(1, 0xFF8, NEW, 8)
@@ -140,11 +158,14 @@ def test_the_guest_reads_by_its_entry_and_the_vmm_with_c_0(world: World) -> None
 
 def test_a_flip_forgets_its_pages(world: World) -> None:
     world.private.setall(0)
+    stored(world, 2, 0)
+    assert world.wrong(2, 0)
     for gfn in (1, 2, 3, 4):
         stored(world, gfn)
         stored(world, gfn, 0x20, kind=OpKind.HOST_WRITE)
     assert world.do(OpKind.SET_MEMORY_ENCRYPTED, 2, 0, flips=[(2, 2)]) == []
     assert [world.wrong(gfn, 8) for gfn in (1, 2, 3, 4)] == [True, False, False, True]
+    assert not world.wrong(2, 0)
     assert [world.wrong(gfn, 0x20) for gfn in (1, 2, 3, 4)] == [True, False, False, True]
 
 
