@@ -148,6 +148,8 @@ def _experiments(request: RaceRequest, races: Races) -> Iterator[RaceExperiment]
 
 def tell(report: RaceReport) -> None:
     """For people."""
+    from guestemu.report.race import race_lines
+
     planted = f", planted: {report.plant}" if report.plant else ""
     console.emit(f"{report.version}, two CPUs{planted}")
     for raced in report.scenarios:
@@ -159,5 +161,7 @@ def tell(report: RaceReport) -> None:
         for finding in raced.findings:
             console.emit(f"  {finding.key} ({finding.count}): {finding.smallest.text}")
             console.emit(f"    --scenario {raced.scenario} --order {finding.smallest.order}")
+            if finding.smallest.race is not None:
+                console.emit_lines(race_lines(finding.smallest.race, not console.has_unicode()))
     for name, why in report.absent.items():
         console.emit(f"{name}: absent: {why}")

@@ -20,10 +20,11 @@ from typing import Final
 
 import msgspec
 
-from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa, Gva
+from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa, Gva, gpas_text
 from guestemu.abi.errors import InputError
-from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
+from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
 from guestemu.abi.names import nearest
+from guestemu.events.base import Event
 from guestemu.events.exits import HypercallExit
 from guestemu.guest.linux.kernel import Kernel
 from guestemu.guest.linux.userland.complaints import printed_warnings
@@ -32,6 +33,7 @@ from guestemu.guest.linux.userland.invalidations import watch_invalidations
 from guestemu.guest.linux.userland.running import Ended, RunningKernel
 from guestemu.guest.linux.userland.two_calls import RETURN, KernelCall, TwoCalls
 from guestemu.machine.paging import Leaf, walk
+from guestemu.report.race import HOST, Race, RaceStep
 
 BUDGET: Final = 2_000_000
 """Basic blocks of an experiment; two conversions take 30,000, taking a CPU off 400,000."""
@@ -108,13 +110,15 @@ SCENARIOS: Final = {
 
 class RaceExperiment(msgspec.Struct, frozen=True, kw_only=True):
     """One experiment: its number (-1 for a named order), the order, what the calls returned (None:
-    not), and what is wrong: `key` names the check, "held" if all hold, `text` is one line."""
+    not), and what is wrong: `key` names the check, "held" if all hold, `text` is one line; `race`
+    draws a finding, a lane for each CPU."""
 
     number: int
     order: str
     returned: tuple[int | None, int | None]
     key: str
     text: str
+    race: Race | None = None
 
     @property
     def is_finding(self) -> bool:
@@ -144,12 +148,15 @@ class Races:
             raise InputError(f"scenario {scenario}: {why}")
         self._running = running
         self._wrong: list[tuple[str, str]] = []
+        self._steps: list[RaceStep] = []
         self._is_under_way = False
         if plant:
             (self._plant_flush if plant == FLUSH else self._plant_lock)()
         self._translations = watch_invalidations(kernel, running.machine)
         self._calls = TwoCalls(running)
+        self._calls.on_enter = self._on_enter
         self._calls.on_return = self._on_return
+        running.listeners.append(self._hear)
         allocate = next((name for name in _ALLOCATE if name in kernel.symbols), _ALLOCATE[0])
         self._base = self._calls.call(allocate, _GFP_ZEROED, _PAGES - 1)
         for name, argument in self.scenario.before:
@@ -253,6 +260,7 @@ class Races:
         running, calls = self._running, self._calls
         printed = len(running.console.text)
         self._wrong.clear()
+        self._steps.clear()
         self._stopped_at = None
         self._is_under_way = True
         try:
@@ -267,7 +275,25 @@ class Races:
             self._is_under_way = False
             calls.rollback()
         key, text = self._wrong[0] if self._wrong else (HELD, "")
-        return RaceExperiment(number=number, order=order, returned=returned, key=key, text=text)
+        return RaceExperiment(
+            number=number,
+            order=order,
+            returned=returned,
+            key=key,
+            text=text,
+            race=self._drawn() if self._wrong else None,
+        )
+
+    def _drawn(self) -> Race:
+        return Race(
+            steps=tuple(self._steps),
+            lost_at=None,
+            place="",
+            offset=0,
+            before="",
+            after="",
+            sentence="",
+        )
 
     def _returned(self) -> tuple[int | None, int | None]:
         first, second = self._calls.returned
@@ -297,8 +323,8 @@ class Races:
             if self._stopped_at is not None and self._told() > self._stopped_at:
                 self._note(
                     "conversion-after-stop",
-                    f"{self._told() - self._stopped_at} page-status calls after {_STOP}() had "
-                    "returned true",
+                    f"page-status calls after {_STOP} had returned true: "
+                    f"{self._told() - self._stopped_at}",
                 )
         for line in printed_warnings(running.console.text, printed):
             self._note("warning", line)
@@ -352,6 +378,29 @@ class Races:
                     f"{_view(not in_tables)}; the page tables say {_view(in_tables)}",
                 )
 
+    def _step(self, lane: str, text: str) -> None:
+        self._steps.append(RaceStep(len(self._steps), lane, text, 0, ()))
+
+    def _on_enter(self, which: int) -> None:
+        """A call begins."""
+        if self._is_under_way:
+            name, argument = (self.scenario.first, self.scenario.second)[which]
+            of = f"page {argument}" if name in {_DECRYPT, _ENCRYPT} else f"argument {argument}"
+            self._step(_lane(which), f"{name} begins, {of}")
+
+    def _hear(self, event: Event) -> None:
+        """The guest tells the host of a page."""
+        if (
+            self._is_under_way
+            and isinstance(event, HypercallExit)
+            and event.nr == KVM_HC_MAP_GPA_RANGE
+        ):
+            gpa, pages, attributes = event.args[:3]
+            told = gpas_text(gpa >> PAGE_SHIFT, (gpa >> PAGE_SHIFT) + pages)
+            view = _view(bool(attributes & MAP_GPA_RANGE_ENCRYPTED))
+            self._step(_lane(self._running.machine.current.index), f"tells: {told} is {view}")
+            self._step(HOST, f"records it, answers {event.ret}")
+
     def _on_return(self, which: int) -> None:
         """A call has returned: what it converted is in force on every CPU from now on."""
         if not self._is_under_way:
@@ -360,6 +409,8 @@ class Races:
         returned = self._calls.returned[which]
         if returned is None:
             return
+        value = self._number(returned.number) if which else returned.number
+        self._step(_lane(which), f"{name} returns {value}")
         if name == _STOP and returned.number & 0xFF:
             self._stopped_at = self._told()
         elif name in {_DECRYPT, _ENCRYPT} and not returned.number:
@@ -367,6 +418,9 @@ class Races:
 
     def _note(self, key: str, text: str) -> None:
         self._wrong.append((key, text))
+        if self._steps:
+            last = self._steps[-1]
+            self._steps[-1] = msgspec.structs.replace(last, effects=(*last.effects, text))
 
     def _told(self) -> int:
         """How many page-status calls the host has answered."""
@@ -428,6 +482,10 @@ class Races:
 
         for function in ("down_read_trylock", "up_read"):
             self._intercept(function, skip)
+
+
+def _lane(cpu: int) -> str:
+    return f"guest CPU {cpu}"
 
 
 def _smaller(order: str) -> Iterator[str]:

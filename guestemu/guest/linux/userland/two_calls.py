@@ -57,8 +57,8 @@ class Returned(msgspec.Struct, frozen=True):
 
 class TwoCalls:
     """See the module's docstring. `call` comes first, then `start_thread`, `checkpoint` and `run`.
-    `returned` has, for each CPU, how its call returned; `on_return` is called with the CPU's number
-    when it did."""
+    `returned` has, for each CPU, how its call returned; `on_enter` and `on_return` are called with
+    the CPU's number when it begins and when it did."""
 
     def __init__(self, running: RunningKernel) -> None:
         """Binds PID 1, which is idle, to CPU 0. Raises `InputError`."""
@@ -73,6 +73,7 @@ class TwoCalls:
         self.returned: list[Returned | None] = [None, None]
         self.entered: list[int] = [0, 0]
         """Basic blocks of the run where each call began."""
+        self.on_enter: Callable[[int], None] | None = None
         self.on_return: Callable[[int], None] | None = None
         kernel = running.kernel
         running.intercept(kernel.address(_IN_PID_1), self._enter_in_pid_1)
@@ -177,6 +178,8 @@ class TwoCalls:
         back = int.from_bytes(vcpu.read_memory(Gva(stack), 8) or b"", "little")
         self._awaited[which] = (back, stack + 8)
         self.entered[which] = running.blocks
+        if self.on_enter is not None:
+            self.on_enter(which)
         running.intercept(back, self._return)
         vcpu.write_register("rip", running.kernel.address(call.function))
         for register, value in zip(_ARGUMENTS, call.arguments, strict=False):
