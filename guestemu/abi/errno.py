@@ -23,3 +23,6 @@ EFBIG: Final = 27
 ENOSYS: Final = 38
 ETIME: Final = 62
 EOPNOTSUPP: Final = 95
+
+MAX_ERRNO: Final = 4095
+"""The largest errno that a result may carry as a negative number (include/linux/err.h)."""

@@ -14,6 +14,7 @@ from typing import ClassVar
 from bitarray import bitarray
 
 from guestemu.abi.addresses import U64_MASK
+from guestemu.abi.errno import MAX_ERRNO
 from guestemu.abi.msrs import KVM_MIGRATION_READY, MSR_KVM_MIGRATION_CONTROL
 from guestemu.host.base import VcpuAccess
 from guestemu.host.kvm.guest_memory import GuestMemory, MemoryFaultExit, Slot
@@ -21,8 +22,6 @@ from guestemu.host.kvm.memory_host import MemoryHost
 from guestemu.host.kvm.run import KvmRun
 from guestemu.host.userspace.base import UserSpace, VmStopped
 from guestemu.host.userspace.injection import Injection
-
-_LARGEST_ERRNO = 4095
 
 
 class VmmHandler(ABC):
@@ -100,7 +99,7 @@ class _HandledExits(UserSpace):
             return
         self.handler.vcpu = vcpu.index
         answer = self.handler.map_gpa_range(*request.args[:3])
-        if not isinstance(answer, int) or not -_LARGEST_ERRNO <= answer <= 0:
+        if not isinstance(answer, int) or not -MAX_ERRNO <= answer <= 0:
             raise TypeError(f"map_gpa_range returned {answer!r:.60}; return 0 or a negative errno")
         request.ret = answer & U64_MASK
 
@@ -155,7 +154,7 @@ class HandlerHost(MemoryHost):
         memory = self.user.memory
         memory.plug(slot)
         answer = self._handler.memory_plugged(len(memory.slots) - 1)
-        if not isinstance(answer, int) or not -_LARGEST_ERRNO <= answer <= 0:
+        if not isinstance(answer, int) or not -MAX_ERRNO <= answer <= 0:
             raise TypeError(f"memory_plugged returned {answer!r:.60}; return 0 or a negative errno")
         if answer:
             memory.unplug()

@@ -16,6 +16,7 @@ from typing import ClassVar, Final, TypeVar
 from bitarray import bitarray
 
 from guestemu.abi.addresses import U64_MASK
+from guestemu.abi.errno import MAX_ERRNO
 from guestemu.abi.errors import HostFailedError, TimeUp
 from guestemu.host.base import GuestFault, Host, Hypercall, MapGpaRange, VcpuAccess
 from guestemu.host.calls import Calls
@@ -28,7 +29,6 @@ from guestemu.program.ops import OpKind
 _T = TypeVar("_T")
 _MSR_ACCESSES: Final = frozenset({"rdmsr", "wrmsr"})
 _SHOWN: Final = 60
-_LARGEST_ERRNO: Final = 4095
 _ERRNO: Final = "0 or a negative errno"
 
 
@@ -121,7 +121,7 @@ class PluginHost(Host):
         if not callable(getattr(self._plugin, "take_slot", None)):
             return super().take_slot(slot)
         answer = self._checked("take_slot", self._call("take_slot", slot), int, _ERRNO)
-        if not -_LARGEST_ERRNO <= answer <= 0:
+        if not -MAX_ERRNO <= answer <= 0:
             raise self._wrong("take_slot", answer, _ERRNO)
         return answer
 

@@ -281,18 +281,7 @@ class Races:
             returned=returned,
             key=key,
             text=text,
-            race=self._drawn() if self._wrong else None,
-        )
-
-    def _drawn(self) -> Race:
-        return Race(
-            steps=tuple(self._steps),
-            lost_at=None,
-            place="",
-            offset=0,
-            before="",
-            after="",
-            sentence="",
+            race=Race(steps=tuple(self._steps)) if self._wrong else None,
         )
 
     def _returned(self) -> tuple[int | None, int | None]:

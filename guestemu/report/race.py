@@ -42,12 +42,12 @@ class Race(msgspec.Struct, frozen=True, kw_only=True):
     on as the guest had them and as it reads them at the destination."""
 
     steps: tuple[RaceStep, ...]
-    lost_at: int | None
-    place: str
-    offset: int
-    before: str
-    after: str
-    sentence: str
+    lost_at: int | None = None
+    place: str = ""
+    offset: int = 0
+    before: str = ""
+    after: str = ""
+    sentence: str = ""
 
     @property
     def lanes(self) -> tuple[str, ...]:

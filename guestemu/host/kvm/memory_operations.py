@@ -12,11 +12,9 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from guestemu.abi.addresses import PAGE_SHIFT, U64_MASK
-from guestemu.abi.errno import EINVAL
+from guestemu.abi.errno import EINVAL, MAX_ERRNO
 from guestemu.host.kvm.guest_memory import HasGuestMemory, MemoryFaultExit
 from guestemu.program.ops import OpKind
-
-_LARGEST_ERRNO = 4095
 
 
 class HandlesMemoryFaults(HasGuestMemory, Protocol):
@@ -30,7 +28,7 @@ def memory_operations(host: HandlesMemoryFaults) -> Mapping[OpKind, Callable[...
     """What `host` does for each of the operations."""
 
     def fail_call(after: int, errno: int) -> int:
-        if not 0 < errno <= _LARGEST_ERRNO:
+        if not 0 < errno <= MAX_ERRNO:
             return -EINVAL
         host.guest_memory.order_failure(after, errno)
         return 0

@@ -13,7 +13,7 @@ from typing import ClassVar, Final
 from bitarray import bitarray
 
 from guestemu.abi.addresses import to_signed
-from guestemu.abi.errno import ENOTTY
+from guestemu.abi.errno import ENOTTY, MAX_ERRNO
 from guestemu.abi.errors import HostFailedError, InputError
 from guestemu.abi.msrs import KVM_MIGRATION_READY, MSR_KVM_MIGRATION_CONTROL
 from guestemu.host.base import VcpuAccess
@@ -42,7 +42,6 @@ from guestemu.host.userspace.injection import Injection
 
 IN_PROCESS: Final = ":in-process"
 _BLOCKS_SHIFT: Final = 32
-_LARGEST_ERRNO: Final = 4095
 _NO_FAILURE: Final = (wire.NO_FAILURE, 0)
 
 
@@ -180,7 +179,7 @@ class NativeUserSpace(UserSpace):
             result = to_signed(answer)
         if result:
             memory.unplug()
-        if not -_LARGEST_ERRNO <= result <= 0:
+        if not -MAX_ERRNO <= result <= 0:
             raise HostFailedError(f"the native handler returned {result} from guestemu_layout()")
         return result
 

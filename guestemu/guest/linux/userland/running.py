@@ -568,20 +568,23 @@ class RunningKernel:
     def _execute_chunk(self, chunk: int) -> Exit:
         """Up to `chunk` basic blocks. Of several CPUs, one that turns interrupts on takes what
         waits for it within `_WINDOW` blocks: so a CPU that waits for its answer gets it."""
+        if not self._holds_interrupts_off():
+            return self._execute(chunk)
         last = self.blocks + chunk
-        while self.hardware.cpus is not None and self._holds_interrupts_off():
-            window = min(_WINDOW, last - self.blocks)
-            last_window = self.blocks + window
-            end = self._execute(window)
-            if not isinstance(end, BudgetExhausted) or self.blocks < last_window:
-                return end  # something else ended it
-            self._rip = end.rip
-            if self.blocks >= last or not self._holds_interrupts_off():
+        while True:
+            end_of_window = min(self.blocks + _WINDOW, last)
+            end = self._execute(end_of_window - self.blocks)
+            is_cut = self.blocks < end_of_window  # something else ended it
+            if not isinstance(end, BudgetExhausted) or is_cut or self.blocks >= last:
                 return end
-        return self._execute(last - self.blocks)
+            self._rip = end.rip
+            if not self._holds_interrupts_off():
+                return end
 
     def _holds_interrupts_off(self) -> bool:
-        """Whether an interrupt waits for the current CPU, which has interrupts off."""
+        """Whether an interrupt waits for the current CPU of several, which has interrupts off."""
+        if self.hardware.cpus is None:
+            return False
         vcpu = self.machine.current
         flags = vcpu.read_register("rflags")
         return not flags & RFLAGS_IF and self.hardware.has_interrupt(vcpu.index)

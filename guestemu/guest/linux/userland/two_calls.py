@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.addresses import Gva
+from guestemu.abi.errno import MAX_ERRNO
 from guestemu.abi.errors import InputError
 from guestemu.guest.linux.userland.cpus import Cpus, Turn
 from guestemu.guest.linux.userland.running import Ended, RunningKernel
@@ -32,7 +33,6 @@ _NAME: Final = "linux_banner"
 _ARGUMENTS: Final = ("rdi", "rsi", "rdx", "rcx", "r8", "r9")
 _WAITS: Final = 50
 _CALL_BUDGET: Final = 20_000_000
-_ERRORS: Final = 4095
 
 
 class KernelCall(msgspec.Struct, frozen=True):
@@ -141,7 +141,7 @@ class TwoCalls:
         kernel = self._running.kernel
         entry, name = kernel.address(_IN_THREAD), kernel.address(_NAME)
         thread = self.call("kthread_create_on_cpu", entry, 0, 1, name)
-        if thread >= (1 << 64) - _ERRORS:
+        if thread >= (1 << 64) - MAX_ERRNO:
             raise InputError(f"{kernel.name}: no kernel thread on CPU 1: error {thread:#x}")
         self.call("wake_up_process", thread)
         for _ in range(_WAITS):
