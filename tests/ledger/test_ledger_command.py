@@ -50,7 +50,7 @@ def test_a_table_of_counts(capsys: pytest.CaptureFixture[str]) -> None:
     assert rows[0] == ["The", "error", "ledger"]
     assert ["bug", "2", "0", "0", "0", "2", "0", "0", "0"] in rows
     heading = next(n for n, row in enumerate(rows) if row[:4] == "policy flow when failure".split())
-    assert rows[heading + 2][:5] == ["bug", "decrypt-1", "before", "lookup", "0"]
+    assert rows[heading + 2][:6] == ["bug", "decrypt-1", "before,", "during", "lookup", "0"]
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,25 @@ def test_the_page_has_every_run_and_escapes() -> None:
     assert ">1 of 1 dead</a>" in page
 
 
+def test_runs_with_one_outcome_share_a_line_and_no_run_is_left_out() -> None:
+    alike = [
+        row(failure=failure, step=step, when=when)
+        for when in ("before", "during")
+        for failure in ("host-einval", "host-ebusy")
+        for step in (0, 2)
+    ]
+    others = [row(failure="none", step=-1), row(failure="cpa", step=0), row(lost=1, step=2)]
+    page = document_page(ledger_document([*alike, *others], POLICIES))
+    start = page.index('<tr id="run-0">')
+    lines = page[start : page.index("</table>", start)].split("<tr")[1:]
+    assert [line.split("<td>")[3:6] for line in lines] == [
+        ["before, during", "host-einval, host-ebusy", "0, 2"],
+        ["before", "none", "-"],
+        ["before", "cpa", "0"],
+        ["before", "lookup", "2"],
+    ]
+
+
 def test_a_cell_leads_to_its_figures_its_run_and_its_command() -> None:
     rows = [row(), row(lost=2), row(flow="boot", failure="cpa", migration="guest dead")]
     document = ledger_document(rows, POLICIES, only={"flow": ["decrypt-3", "boot"]}, options=["-x"])

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from guestemu.abi.names import plural
 from guestemu.report.document import Chapter, Content, Document, Grid, Paragraph
@@ -97,7 +98,9 @@ def _matrices(
     rows: Sequence[Row], only: Mapping[str, Sequence[str]], options: Sequence[str]
 ) -> Iterable[Chapter]:
     """The matrices, and behind them their cells."""
-    places = {steps: f"run-{number}" for number, steps in enumerate(_by_steps(rows))}
+    places = {
+        row: f"run-{number}" for number, found in enumerate(_lines(rows).values()) for row in found
+    }
     cells: list[Content] = []
     for column, title, value in _MATRICES:
         groups: dict[tuple[str, str], list[Row]] = {}
@@ -152,7 +155,7 @@ def _tried(
         detail=f"{plural(one.runs, 'run')}: {figures}",
         command=shlex.join(("guestemu", "ledger", *words, "--rows")),
         kind=_UNNOTICED if one.unnoticed else _HARMLESS if is_harmless else _NOTICED,
-        more=Paragraph(_run_words(worst), to=places[_any_step(worst)]),
+        more=Paragraph(_run_words(worst), to=places[worst]),
     )
 
 
@@ -166,38 +169,56 @@ def _run_words(row: Row) -> str:
     )
 
 
-def _any_step(row: Row) -> Row:
-    """The run whatever its step is."""
-    return msgspec.structs.replace(row, step=0)
+class _Line(msgspec.Struct, frozen=True):
+    """Runs of one policy and flow with one outcome: each of `failures` at each of `steps`, with a
+    migration at each of `whens`. `outcome` is any of them without these three."""
+
+    outcome: Row
+    steps: tuple[int, ...]
+    failures: tuple[str, ...]
+    whens: tuple[str, ...]
 
 
-def _by_steps(rows: Iterable[Row]) -> dict[Row, list[int]]:
-    """Runs that differ in their steps only, as one, and these steps."""
-    found: dict[Row, list[int]] = {}
+def _lines(rows: Iterable[Row]) -> dict[_Line, list[Row]]:
+    """As few lines as have every run once, and each line's runs, in their order."""
+    found: dict[_Line, list[Row]] = {}
     for row in rows:
-        found.setdefault(_any_step(row), []).append(row.step)
+        outcome = replace(row, step=0, failure="", when="")
+        steps = () if row.failure == NOTHING else (row.step,)
+        found.setdefault(_Line(outcome, steps, (row.failure,), (row.when,)), []).append(row)
+    for field in ("steps", "failures", "whens"):
+        alike: dict[_Line, list[_Line]] = {}
+        for line in found:
+            alike.setdefault(replace(line, **{field: ()}), []).append(line)
+        found = {
+            replace(
+                rest, **{field: tuple(each for line in lines for each in getattr(line, field))}
+            ): [row for line in lines for row in found[line]]
+            for rest, lines in alike.items()
+        }
     return found
 
 
 def _runs(rows: Iterable[Row]) -> Grid:
     cells = tuple(
         tuple(
-            TableCell(text, "bad") if place == _LOST_COLUMN and is_unnoticed(row) else text
-            for place, text in enumerate(_row_cells(row, steps))
+            TableCell(text, "bad") if place == _LOST_COLUMN and is_unnoticed(line.outcome) else text
+            for place, text in enumerate(_line_cells(line))
         )
-        for row, steps in _by_steps(rows).items()
+        for line in _lines(rows)
     )
     return Grid(_ROW_HEADINGS, cells, "Every run", is_words=True, row_id="run")
 
 
-def _row_cells(row: Row, steps: Sequence[int]) -> tuple[str, ...]:
-    """The texts of a line, under the headings of the page's last table: a run at these steps."""
+def _line_cells(line: _Line) -> tuple[str, ...]:
+    """The texts of a line, under the headings of the page's last table."""
+    row = line.outcome
     return (
         row.policy,
         row.flow,
-        row.when,
-        row.failure,
-        "-" if row.failure == NOTHING else ", ".join(map(str, steps)),
+        ", ".join(line.whens),
+        ", ".join(line.failures),
+        ", ".join(map(str, line.steps)) or "-",
         ", ".join(row.noticed_by) or "nobody",
         row.migration,
         row.waited or "-",
