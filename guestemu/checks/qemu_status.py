@@ -14,8 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from bitarray import bitarray
+from bitarray.util import zeros
 
-from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, Gpa, RamAddr
+from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, RamAddr
 from guestemu.abi.errno import EIO
 from guestemu.checks.base import OpView, Oracle, Violation
 from guestemu.host.base import Host
@@ -25,6 +26,7 @@ from guestemu.program.ops import OpKind
 if TYPE_CHECKING:
     from guestemu.host.qemu.world import QemuWorld
 
+_RAM: Final = "pc.ram"
 _WORD: Final = 64
 _ONE: Final = bitarray("1")
 _BITMAP_RECORD: Final = 0
@@ -114,7 +116,8 @@ class QemuStatusCheck(Oracle):
                 wrong = (
                     page
                     for page in range(block.pages)
-                    if _gfn(world, name, page) is not None
+                    if world.machine.gpa_of(RamAddr(block.ram_addr + (page << PAGE_SHIFT)))
+                    is not None
                     and status.is_private(block, page, live=True) != expected[page]
                 )
             else:
@@ -127,28 +130,15 @@ class QemuStatusCheck(Oracle):
                 return
 
 
-def _gfn(world: QemuWorld, name: str, page: int) -> int | None:
-    address = RamAddr(world.machine.blocks[name].ram_addr + (page << PAGE_SHIFT))
-    for section in world.machine.sections:
-        if section.ram_addr <= address < section.ram_addr + section.size:
-            return Gpa(section.gpa + address - section.ram_addr) >> PAGE_SHIFT
-    return None
-
-
 def _truth(world: QemuWorld) -> dict[str, bitarray]:
     """Status by block and page from the record; memory without GPA is encrypted, device RAM not."""
-    found = {}
-    for name, block in world.machine.blocks.items():
-        bits = bitarray(block.pages, endian="little")
-        bits.setall(name == "pc.ram")
-        if name == "pc.ram":
-            for section in world.machine.sections:
-                if section.block.name == name:
-                    first = section.offset >> PAGE_SHIFT
-                    pages = section.size >> PAGE_SHIFT
-                    record = world.private_bits(section.gpa >> PAGE_SHIFT, pages)
-                    bits[first : first + pages] = record
-        found[name] = bits
+    found = {name: zeros(block.pages, "little") for name, block in world.machine.blocks.items()}
+    ram = found[_RAM]
+    ram.setall(True)
+    for section in world.machine.sections:
+        if section.block.name == _RAM:
+            first, pages = section.offset >> PAGE_SHIFT, section.size >> PAGE_SHIFT
+            ram[first : first + pages] = world.private_bits(section.gpa >> PAGE_SHIFT, pages)
     return found
 
 

@@ -22,7 +22,6 @@ BUFFER_LIMIT: Final = 0x8000
 REGION_OFFSETS: Final = 0xFFFF
 _BLOCK: Final = 16
 _BLOB_MAX: Final = 0x4000
-_SEND_MAX: Final = 0x5000
 _MEASUREMENT: Final = 48
 _MIRROR: Final = 2
 _ID = KvmSevCommand
@@ -145,7 +144,7 @@ def _receive_update_data(call: Call) -> Answer:
         return _refuse(-EBADF, call)
     if call.state != RUPDATE:
         return _refuse(Status.INVALID_GUEST_STATE, call)
-    if call.other > _SEND_MAX or call.length != call.other or call.length % _BLOCK:
+    if call.length != call.other or call.length % _BLOCK:
         return _refuse(Status.INVALID_LEN, call)
     if call.offset % _BLOCK:
         return _refuse(Status.INVALID_ADDRESS, call)

@@ -2,10 +2,12 @@
 """Runs the tests of the judging layers on changed code, and names the changes that no test saw.
 
     python tests/mutation/mutation.py [PART ...] [--every N] [--only FUNCTION] [--files N]
-        [--quick]
+        [--quick] [--outside] [--keep DIR]
 
 PART is a file below guestemu/ (default: all of JUDGES), `--every` takes each N-th mutant, `--only`
-those in a function (Class.function), `--files` runs only the first N files of tests. A survivor
+those in a function (Class.function), `--outside` those outside of functions, `--files` runs only
+the first N files of tests. `--keep` writes what is noticed to a file for each part, and passes over
+what an earlier run noticed, as long as the part and its files of tests are the same. A survivor
 that changes nothing that can be seen stands in survivors.toml with the reason. Exit status 1: a
 survivor that does not.
 
@@ -25,6 +27,7 @@ import ast
 import contextlib
 import functools
 import gc
+import hashlib
 import importlib
 import importlib.machinery
 import importlib.util
@@ -58,6 +61,7 @@ _RULES = "tests/checks/test_check_rules.py"
 _STREAM = "tests/checks/test_stream_rules.py"
 _PAGE_ENC = "tests/checks/test_page_enc_rules.py"
 _WORLD = "tests/checks/test_host_world_rules.py"
+_SEV = "tests/checks/test_sev_rules.py"
 _HISTORIC = "tests/checks/test_historic_checks.py"
 _OF_CHECKS = {
     "base": (_PAGE_ENC,),
@@ -74,13 +78,16 @@ _OF_CHECKS = {
     "mirror": (_WORLD, "tests/mirror_migration/test_threats.py"),
     "packets": (_STREAM,),
     "page_enc": (_PAGE_ENC,),
-    "page_states": ("tests/guest/test_snp_attacks.py",),
+    "page_states": ("tests/checks/test_page_state_rules.py", "tests/guest/test_snp_attacks.py"),
     "progress": (_STREAM,),
     "psc": (_STREAM,),
+    "qemu_status": ("tests/checks/test_qemu_rules.py",),
     "ready": (_RULES,),
     "record": _STATUS,
     "resources": (_PAGE_ENC,),
     "results": _STATUS,
+    "sev_firmware": (_SEV,),
+    "sev_reference": (_SEV,),
     "td": (_STREAM, "tests/guest/test_td_attacks.py"),
 }
 """Beside those of all checks."""
@@ -329,6 +336,33 @@ def _import_changed(part: str, mutant: Mutant, files: int | None) -> bool:
     return _test(part, [], files) == 0
 
 
+class _Kept:
+    """What was noticed of a part, in a file of `directory` that a later run goes on with; None
+    keeps nothing. The file begins with a digest of the part and of its files of tests."""
+
+    def __init__(self, part: str, directory: Path | None) -> None:
+        self.names: frozenset[str] = frozenset()
+        self._file: Path | None = None
+        if directory is None:
+            return
+        digest = hashlib.sha256()
+        for path in (PACKAGE / part, *(ROOT / test for test in JUDGES[part])):
+            digest.update(path.read_bytes())
+        directory.mkdir(parents=True, exist_ok=True)
+        self._file = directory / f"{part.replace('/', '.')}.txt"
+        lines = self._file.read_text(encoding="utf-8").splitlines() if self._file.exists() else []
+        if lines[:1] == [digest.hexdigest()]:
+            self.names = frozenset(lines[1:])
+        else:
+            self._file.write_text(digest.hexdigest() + "\n", encoding="utf-8")
+
+    def add(self, name: str) -> None:
+        """A mutant was noticed."""
+        if self._file is not None:
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(f"{name}\n")
+
+
 class _Session:
     """A plug-in of pytest: tries the mutants of `parts`, which have the same tests, in place of the
     tests. `wrong` counts survivors without a reason, and parts that were not tried as one each."""
@@ -384,13 +418,17 @@ class _Part:
         self._is_quick: bool = options.quick
         self._files: int | None = options.files
         self._reasons = explained().get(name, {})
+        self._kept = _Kept(name, options.keep)
         chosen = [
             one
             for one in mutants_of(name)
-            if options.only in ("", one.where) and (not self._is_quick or self._is_inside(one))
+            if options.only in ("", one.where)
+            and not (self._is_quick and not self._is_inside(one))
+            and not (options.outside and self._is_inside(one))
         ]
-        self.left = chosen[:: options.every]
-        self.count = len(self.left)
+        chosen = chosen[:: options.every]
+        self.count = len(chosen)
+        self.left = [one for one in chosen if one.name not in self._kept.names]
         self._reached: set[str] = set()
         """Names of those that some test has run."""
 
@@ -399,16 +437,21 @@ class _Part:
 
     @property
     def is_open(self) -> bool:
-        """Whether a mutant is left for which there is no reason."""
-        return any(mutant.name not in self._reasons for mutant in self.left)
+        """Whether a mutant of a function is left for which there is no reason."""
+        left = (one for one in self.left if one.name not in self._reasons)
+        return any(map(self._is_inside, left))
 
     def try_watched(self, tests: list[pytest.Item]) -> None:
         """Puts each mutant that is left in place, and runs those of `tests`, which were watched
         last, that can notice it."""
         for mutant in [*self.left]:
             if self._is_noticed(mutant, tests):
-                self.left.remove(mutant)
+                self._drop(mutant)
         self.loaded.reached.clear()
+
+    def _drop(self, mutant: Mutant) -> None:
+        self.left.remove(mutant)
+        self._kept.add(mutant.name)
 
     def _is_noticed(self, mutant: Mutant, tests: list[pytest.Item]) -> bool:
         if self._is_c:
@@ -438,7 +481,7 @@ class _Part:
             is_final = is_known or is_tried
             anew = functools.partial(_import_changed, self.name, mutant, self._files)
             if not is_final and not _in_fork(anew):
-                self.left.remove(mutant)
+                self._drop(mutant)
             elif not is_known:
                 new += 1
                 say(f"  {mutant.name}")
@@ -509,6 +552,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--only", default="", metavar="FUNCTION", help="mutants of one function")
     parser.add_argument("--files", type=int, metavar="N", help="the first N files of tests only")
     parser.add_argument("--quick", action="store_true", help="functions only, tried once")
+    parser.add_argument("--outside", action="store_true", help="only what is outside of functions")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="go on with what is kept there")
     options = parser.parse_args(arguments)
     unknown = set(options.parts) - JUDGES.keys()
     if unknown:
