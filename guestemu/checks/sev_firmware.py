@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from guestemu.abi.addresses import PAGE_SIZE, U64_MASK
+from guestemu.abi.addresses import PAGE_SIZE
 from guestemu.abi.errno import EINVAL, ENOMEM
 from guestemu.abi.sev_firmware import KvmSevCommand
 from guestemu.checks.base import OpView, Oracle, Violation
@@ -155,12 +155,12 @@ class SevFirmwareCheck(Oracle):
             yield f"user space triggered a WARN: {world.warnings[0]}", "M25"
 
     def _registered(self, vm: int, offset: int, size: int) -> int:
-        """The answer to a registration: empty, wrapping or more than INT_MAX pages -EINVAL, not all
-        mapped -ENOMEM (E28)."""
+        """The answer to a registration: empty or more than INT_MAX pages (as each that wraps)
+        -EINVAL, not all mapped -ENOMEM (E28)."""
         from guestemu.host.firmware.world import GUESTS
 
         start = GUESTS[vm] + offset
         pages = (start + size - 1 >> 12) - (start >> 12) + 1
-        if not size or start + size > U64_MASK or pages > 0x7FFF_FFFF:
+        if not size or pages > 0x7FFF_FFFF:
             return -EINVAL
         return 0 if offset + size <= GUEST_BYTES else -ENOMEM

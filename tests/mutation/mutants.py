@@ -45,6 +45,10 @@ _COMPUTED: dict[type[ast.operator], ast.operator] = {
 _TESTED = (ast.Name, ast.Attribute, ast.Call, ast.Subscript)
 
 
+def _is_for_types(test: ast.expr) -> bool:
+    return isinstance(test, ast.Name) and test.id == "TYPE_CHECKING"
+
+
 def _not(node: ast.expr) -> ast.expr:
     return ast.UnaryOp(ast.Not(), node)
 
@@ -65,7 +69,7 @@ def _changes(node: ast.AST) -> Iterator[ast.AST]:
             yield ast.BinOp(node.left, _COMPUTED[type(op)], node.right)
         case ast.IfExp(test=test) if isinstance(test, _TESTED):
             yield ast.IfExp(_not(test), node.body, node.orelse)
-        case ast.If(test=test) if isinstance(test, _TESTED):
+        case ast.If(test=test) if isinstance(test, _TESTED) and not _is_for_types(test):
             yield ast.If(_not(test), node.body, node.orelse)
         case ast.Constant(value=bool() as value):
             yield ast.Constant(not value)

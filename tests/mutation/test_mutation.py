@@ -13,6 +13,9 @@ import pytest
 from mutants import c_mutants, python_mutants
 
 PYTHON = '''
+if TYPE_CHECKING:
+    from guestemu.host.base import Host
+
 LIMITS = {1, 2}
 """A sentence with 3 words and an `or`."""
 
