@@ -171,8 +171,9 @@ _TARGETS: Final = (
     ),
     Target(
         name="psc",
-        summary="page-state requests of a hostile SNP guest: headers, entries, scratch, lengths",
-        kinds=frozenset({OpKind.PSC, OpKind.PSC_MIXED}),
+        summary="page-state requests of a hostile SNP guest: headers, entries, scratch, lengths; "
+        "its VMSA pages and AP creation",
+        kinds=frozenset({OpKind.PSC, OpKind.PSC_MIXED, OpKind.RMPADJUST, OpKind.AP_CREATION}),
         fault_kinds=frozenset({OpKind.ANSWER}),
         max_ops=3,
         header=Header(
@@ -192,6 +193,9 @@ _TARGETS: Final = (
                 OpKind.HYPERVISOR_LIE,
                 OpKind.HYPERVISOR_INJECT,
                 OpKind.HYPERVISOR_PAGE,
+                OpKind.HYPERVISOR_WAIT,
+                OpKind.RMPADJUST,
+                OpKind.AP_CREATION,
                 OpKind.SET_MEMORY_ENCRYPTED,
                 OpKind.SET_MEMORY_DECRYPTED,
                 OpKind.WRITE,
@@ -278,7 +282,8 @@ _THROUGH_HANDLERS: Final = msgspec.structs.replace(
 
 _OF_A_TD: Final = msgspec.structs.replace(
     TARGETS["hostile-host"],
-    kinds=TARGETS["hostile-host"].kinds | {OpKind.ANSWER, OpKind.PENDING_EVENT},
+    kinds=TARGETS["hostile-host"].kinds - {OpKind.RMPADJUST, OpKind.AP_CREATION}
+    | {OpKind.ANSWER, OpKind.PENDING_EVENT},
     limit=TARGETS["mapgpa"].limit,
     header=msgspec.structs.replace(
         TARGETS["mapgpa"].header, host=TARGETS["hostile-host"].header.host

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """KVM keeps to a hostile guest's page-state request: it stays within its own memory, user space is
 asked for no frame that is in no entry, and its EAGAIN is not an error for the guest (N10, N12,
-N13)."""
+N13). A vCPU is in the guest with a VMSA page only (N26, N58)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from guestemu.checks.base import OpView, Oracle, Violation
 from guestemu.events.exits import MapGpaRangeExit
 from guestemu.guest.base import Guest
 from guestemu.guest.linux.es import SevEs
+from guestemu.machine.rmp import OWN_ASID
 from guestemu.program.ops import OpKind
 
 OUT_OF_BOUNDS = "psc-bounds"
 UNASKED = "psc-unasked"
 NO_RETRY = "psc-retry"
+NO_VMSA = "vmsa-in-use"
 _REQUESTS: Final = frozenset({OpKind.PSC, OpKind.PSC_MIXED})
+_OF_VMSAS: Final = frozenset({OpKind.RMPADJUST, OpKind.AP_CREATION})
 
 
 def sev_of(guest: Guest) -> SevEs | None:
@@ -33,7 +36,7 @@ class PscCheck(Oracle):
     """KVM stays within the guest's request: in memory, and in the frames that it has changed."""
 
     name = "psc"
-    kinds: frozenset[OpKind] | None = _REQUESTS
+    kinds: frozenset[OpKind] | None = _REQUESTS | _OF_VMSAS
 
     demands: ClassVar[Mapping[str, str]] = {
         OUT_OF_BOUNDS: (
@@ -41,17 +44,27 @@ class PscCheck(Oracle):
         ),
         NO_RETRY: "KVM tells the guest to ask again where user space answered EAGAIN.",
         UNASKED: "A page-state change changes the frames of its entries and no other.",
+        NO_VMSA: "While a vCPU is in the guest, the frame that it runs from stays its VMSA.",
     }
     explanations: ClassVar[Mapping[str, str]] = {
         OUT_OF_BOUNDS: "A guest reads and writes the host kernel's heap.",
         NO_RETRY: "User space is to be asked again; a guest ends itself on the error.",
         UNASKED: "A frame changes its state, and the guest believes that another one did.",
+        NO_VMSA: "Whoever writes the frame has the registers of a running vCPU.",
     }
 
     def after(self, view: OpView) -> Iterable[Violation]:
         """See the class."""
         sev = sev_of(view.guest)
-        if sev is None or sev.snp is None or view.op.kind not in _REQUESTS:
+        if sev is None or sev.snp is None:
+            return
+        rmp = sev.snp.rmp
+        for sfn in rmp.frames_in_use():
+            entry = rmp.entry(sfn)
+            if not (entry.vmsa and entry.validated and entry.asid == OWN_ASID):
+                message = f"a vCPU runs from system frame {sfn:#x}, which is no VMSA"
+                yield Violation(NO_VMSA, view.index, message, "N58")
+        if view.op.kind not in _REQUESTS:
             return
         outside = sev.snp.psc.out_of_bounds
         if outside:

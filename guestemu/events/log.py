@@ -14,11 +14,13 @@ KEPT: Final = 4096
 
 
 class EventLog(deque[Event]):
-    """The last `KEPT` events; `listener` hears of each one when it happens."""
+    """The last `KEPT` events; `listener` hears of each one when it happens, and `counter` after it
+    that there was one."""
 
     def __init__(self) -> None:
         super().__init__(maxlen=KEPT)
         self.listener: Callable[[Event], None] | None = None
+        self.counter: Callable[[], None] | None = None
         self._keep = super().append
 
     def append(self, event: Event) -> None:
@@ -26,3 +28,5 @@ class EventLog(deque[Event]):
         self._keep(event)
         if self.listener is not None:
             self.listener(event)
+        if self.counter is not None:
+            self.counter()

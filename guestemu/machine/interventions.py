@@ -7,6 +7,9 @@ that begin are counted, from the first order on; at the number ordered the CPU s
 instruction, the order is carried out, and the guest is entered again. Repetitions of a string
 instruction count one by one, and the instruction before which the CPU stopped counts again.
 
+An order may also count from an event of the machine's log: what matters to a conversion happens
+between two of them, in a few of the tens of thousands of instructions that it has.
+
 A machine without orders pays nothing. The counter is a hook of every instruction: it is put in by
 the first order and stays.
 """
@@ -19,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from guestemu.events.log import EventLog
 from guestemu.machine.callbacks import CodeHook
 from guestemu.machine.engine import HOOK_CODE, Engine
 from guestemu.machine.exits import Exit
@@ -58,13 +62,24 @@ class Intervention(msgspec.Struct, frozen=True):
         return None
 
 
+class _Held(msgspec.Struct):
+    """An order that waits for so many events more."""
+
+    events: int
+    after: int
+    order: Order
+
+
 class Interventions:
     """The orders of one machine. A `Device`: a rollback forgets them."""
 
-    def __init__(self, engine: Engine, hooks: CpuHooks, code: HostCode) -> None:
+    def __init__(self, engine: Engine, hooks: CpuHooks, code: HostCode, log: EventLog) -> None:
         self._engine = engine
         self._hooks = hooks
+        self._log = log
         self._due: list[tuple[int, Order]] = []
+        self._held: list[_Held] = []
+        self._events = 0
         self._watch = _InstructionWatch()
         self._reached_hook = CodeHook(self._on_reached)
         self._watch.reached = ctypes.cast(self._reached_hook, ctypes.c_void_p)
@@ -79,10 +94,33 @@ class Interventions:
         """Instructions that began since the first order."""
         return int(self._watch.count)
 
+    def wait(self, events: int) -> None:
+        """The next order counts its instructions from the `events`th event of the log from then on,
+        0 for at once."""
+        self._events = events
+
     def after(self, instructions: int, order: Order) -> None:
         """Orders `order` for when the guest has begun `instructions` more."""
+        events, self._events = self._events, 0
+        if events:
+            self._held.append(_Held(events, instructions, order))
+            self._log.counter = self._on_event
+        else:
+            self._count(instructions, order)
+
+    def _count(self, instructions: int, order: Order) -> None:
         self._due.append((self._watch.count + instructions + 1, order))
         self._watch.at = min(at for at, _order in self._due)
+
+    def _on_event(self) -> None:
+        for held in self._held:
+            held.events -= 1
+        ready = [held for held in self._held if not held.events]
+        self._held = [held for held in self._held if held.events]
+        if not self._held:
+            self._log.counter = None
+        for held in ready:
+            self._count(held.after, held.order)
 
     def checkpoint(self) -> None:
         """See `Device`; orders do not outlive a rollback."""
@@ -90,6 +128,9 @@ class Interventions:
     def rollback(self) -> None:
         """See `Device`."""
         self._due.clear()
+        self._held.clear()
+        self._events = 0
+        self._log.counter = None
         self._watch.at = _NEVER
 
     def _on_instruction(self, uc: object, address: int, size: int, user: object) -> None:

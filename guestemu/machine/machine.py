@@ -190,10 +190,17 @@ class Machine:
     def intervene(self, after: int, order: Order) -> None:
         """Orders what happens when the guest has begun `after` more instructions, until the next
         rollback; see `Interventions`."""
+        self._orders().after(after, order)
+
+    def wait(self, events: int) -> None:
+        """The next order of `intervene` counts from the `events`th event of the log on."""
+        self._orders().wait(events)
+
+    def _orders(self) -> Interventions:
         if self.interventions is None:
-            self.interventions = Interventions(self.engine, self.hooks, self.code)
+            self.interventions = Interventions(self.engine, self.hooks, self.code, self.log)
             self.devices.append(self.interventions)
-        self.interventions.after(after, order)
+        return self.interventions
 
     def activate(self, index: int) -> Vcpu:
         """Makes vCPU `index` the one that the CPU executes; contexts switch, the TLB is flushed."""

@@ -479,6 +479,10 @@ class Rmp:
         """Whether a system frame is the VMSA of a vCPU that is in the guest."""
         return sfn in self._in_use
 
+    def frames_in_use(self) -> list[int]:
+        """The system frames that are VMSAs of vCPUs that are in the guest."""
+        return sorted(self._in_use)
+
     def is_in_use(self, gfn: int) -> bool:
         """Whether the frame behind a guest frame is the VMSA of a vCPU that is in the guest."""
         return self.system_frame(gfn) in self._in_use

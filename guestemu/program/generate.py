@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.addresses import PAGE_SIZE, PMD_SIZE
+from guestemu.abi.ghcb import AP_DESTROY
 from guestemu.abi.hypercalls import (
     KVM_EOPNOTSUPP,
     KVM_HC_MAP_GPA_RANGE,
@@ -39,7 +40,7 @@ from guestemu.program.ops import (
 )
 from guestemu.program.program import Header
 from guestemu.program.validity import regions_of
-from guestemu.program.values import BOUNDARIES, CALL_COUNTS, HOT_PAGES, palette_of
+from guestemu.program.values import BOUNDARIES, CALL_COUNTS, HOT_PAGES, USUAL, palette_of
 
 _PMD_PAGES: Final = PMD_SIZE // PAGE_SIZE
 _U64_BITS: Final = 64
@@ -247,23 +248,50 @@ def _migration_control(rng: random.Random, header: Header) -> list[Op]:
     return [*ops, Op(OpKind.WRMSR, (msr, 0))]
 
 
+def _attack(rng: random.Random, region: Region, page: int) -> list[Op]:
+    """An attack on a page, at an instant that is drawn by the events around it, mostly: few of the
+    instructions of a conversion lie between two of them."""
+    kind = OpKind.HYPERVISOR_PAGE
+    attack, after = (draw_argument(rng, kind, place) for place in (0, 1))
+    events = rng.choice(USUAL[Argument.SMALL])
+    wait = [canonical_op(Op(OpKind.HYPERVISOR_WAIT, (events,)))] if events else []
+    return [*wait, canonical_op(Op(kind, (attack, after), region, page))]
+
+
 def attacked_conversion(rng: random.Random, header: Header) -> list[Op]:
     """A buffer that the hypervisor attacks at some instruction of one of its conversions."""
     region = rng.choice((Region.D, Region.L))
     page, pages = draw_page(rng, region), rng.choice((1, 1, 2, 3))
     pages = min(pages, REGIONS[region].pages - page)
-    kind = OpKind.HYPERVISOR_PAGE
-    attack, after = (draw_argument(rng, kind, place) for place in (0, 1))
     ops = [
         _convert(region, page, pages, private=False),
         _convert(region, page, pages, private=True),
         _touch(OpKind.READ, region, page),
     ]
-    ops.insert(
-        rng.randrange(3),
-        canonical_op(Op(kind, (attack, after), region, page + rng.randrange(pages))),
-    )
+    place = rng.randrange(3)
+    ops[place:place] = _attack(rng, region, page + rng.randrange(pages))
     return ops
+
+
+def vmsa_page(rng: random.Random, header: Header) -> list[Op]:
+    """A page that a vCPU runs from, and that is then converted, asked for, attacked or freed."""
+    region = rng.choice((Region.D, Region.L))
+    page = draw_page(rng, region)
+    creation = (draw_argument(rng, OpKind.AP_CREATION, 0), rng.randrange(1, 4))
+    follow = [
+        [_touch(OpKind.PSC, region, page)],
+        [_convert(region, page, 1, private=False)],
+        [*_attack(rng, region, page), _touch(OpKind.READ, region, page)],
+        [
+            canonical_op(Op(OpKind.AP_CREATION, (AP_DESTROY, creation[1]), region, page)),
+            canonical_op(Op(OpKind.RMPADJUST, (1,), region, page)),
+        ],
+    ]
+    return [
+        _touch(OpKind.RMPADJUST, region, page),
+        canonical_op(Op(OpKind.AP_CREATION, creation, region, page)),
+        *rng.choice(follow),
+    ]
 
 
 FLOWS: Final[tuple[Flow, ...]] = (
@@ -280,8 +308,8 @@ FLOWS: Final[tuple[Flow, ...]] = (
 )
 """The sequences a program is made of besides single ops."""
 
-HOSTILE_FLOWS: Final[tuple[Flow, ...]] = (*FLOWS, attacked_conversion)
-"""Those of programs in which the hypervisor attacks pages."""
+ATTACK_FLOWS: Final[tuple[Flow, ...]] = (attacked_conversion, vmsa_page)
+"""Those of programs with a hostile side under SNP or TDX."""
 
 
 def has_attacks(kinds: frozenset[OpKind]) -> bool:
@@ -291,7 +319,12 @@ def has_attacks(kinds: frozenset[OpKind]) -> bool:
 
 def flows_of(kinds: frozenset[OpKind]) -> tuple[Flow, ...]:
     """The flows of programs of `kinds`; an op of another kind in one is left out."""
-    return HOSTILE_FLOWS if has_attacks(kinds) else FLOWS
+    if kinds == ALL_KINDS:
+        return FLOWS
+    needs = (OpKind.HYPERVISOR_PAGE, OpKind.AP_CREATION)
+    return FLOWS + tuple(
+        flow for flow, kind in zip(ATTACK_FLOWS, needs, strict=True) if kind in kinds
+    )
 
 
 def generate_ops(

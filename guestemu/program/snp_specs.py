@@ -86,6 +86,14 @@ SNP_SPECS: Final[Mapping[OpKind, OpSpec]] = {
         has_page=True,
         is_fault=True,
     ),
+    OpKind.HYPERVISOR_WAIT: OpSpec(
+        "hypervisor_wait",
+        (_a("events", Argument.SMALL, 1),),
+        "the next act of the two above counts its `after` from the `events`th event on that the "
+        "machine reports from now: PVALIDATE, a GHCB request, a page-state change; of a TD MapGPA, "
+        "ACCEPT, an access that a page state refused",
+        is_fault=True,
+    ),
 }
 """In a guest without SNP the requests are -ENOSYS, and a hypervisor's acts do nothing, except in a
 TD."""

@@ -206,6 +206,15 @@ def hypervisor_page(scene: OpContext, op: Op) -> CallOutcome:
     return CallOutcome(0)
 
 
+@operation(OpKind.HYPERVISOR_WAIT)
+def hypervisor_wait(scene: OpContext, op: Op) -> CallOutcome:
+    """The hypervisor's next act counts from an event."""
+    guest = scene.guest
+    if sev_of(guest) is not None or guest.td is not None:
+        guest.machine.wait(op.arguments[0])
+    return CallOutcome(0)
+
+
 @operation(OpKind.DMA_ALLOC)
 def dma_alloc(scene: OpContext, op: Op) -> CallOutcome:
     """dma_alloc_coherent() into a slot."""

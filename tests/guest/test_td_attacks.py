@@ -48,6 +48,10 @@ def attack(name: str, after: int = NOW) -> Op:
     return Op(OpKind.HYPERVISOR_PAGE, (ATTACKS[name], after), Region.D, PAGE)
 
 
+def wait(events: int) -> Op:
+    return Op(OpKind.HYPERVISOR_WAIT, (events,))
+
+
 def inject(vector: int, after: int = NOW) -> Op:
     return Op(OpKind.HYPERVISOR_INJECT, (vector, 0, after))
 
@@ -213,6 +217,32 @@ def test_a_lie_takes_no_judgement_from_the_program_before_it() -> None:
     testbed.close()
 
 
+def test_an_attack_may_count_from_an_event_of_the_conversion(testbed: Testbed) -> None:
+    """MapGPA and ACCEPT are two events: behind the second the page holds what the guest wrote, and
+    a replacement ends the guest; behind the first it is pending already."""
+    for events, states in ((1, {PENDING}), (2, {ACCEPTED})):
+        met = set()
+        for act in ("block", "replace"):
+            testbed.run([DECRYPT, wait(events), attack(act), ENCRYPT])
+            td = testbed.guest.td
+            assert td is not None
+            met |= {state for state in range(4) if td.met >> 4 * ATTACKS[act] & 1 << state}
+        assert met == states
+    outcome = testbed.run([wait(3), attack("replace"), DECRYPT])
+    assert testbed.guest.td is not None
+    assert not testbed.guest.td.attacked, "a decryption has one event"
+    assert outcome.results[-1].outcome.value == 0
+    testbed.run([DECRYPT, ENCRYPT])
+    assert not testbed.guest.td.attacked, "a program does not wait for the next one's events"
+
+
+def test_only_the_next_act_waits(testbed: Testbed) -> None:
+    testbed.run([wait(3), attack("block"), attack("replace"), DECRYPT])
+    td = testbed.guest.td
+    assert td is not None
+    assert td.met == 1 << 4 * ATTACKS["replace"] + ACCEPTED
+
+
 def test_every_lie_and_attack_has_a_program() -> None:
     programs = {path.stem for path in Path(__file__).parents[2].glob("corpora/tdx/*.prog")}
     assert {f"lie-{name.removeprefix('mapgpa-')}" for name in MAP_GPA_LIES} <= programs
@@ -227,5 +257,5 @@ def test_a_lie_that_is_not_there_is_refused() -> None:
 def test_the_target_of_a_td_has_all_acts_of_the_snp_guests() -> None:
     target, snp = find_target("hostile-host:tdx"), find_target("hostile-host")
     assert (target.header.sev, snp.header.sev) == (SevKind.TDX, SevKind.SEV_SNP)
-    assert snp.kinds < target.kinds
+    assert snp.kinds - {OpKind.RMPADJUST, OpKind.AP_CREATION} < target.kinds
     assert OpKind.HYPERVISOR_LIE in target.kinds

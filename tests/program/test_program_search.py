@@ -13,7 +13,7 @@ from program_strategies import FAST
 
 from guestemu.abi.addresses import U64_MASK
 from guestemu.program.binary import ALL_KINDS, RECORD_SIZE, decode_ops, encode_ops
-from guestemu.program.generate import HOSTILE_FLOWS, flows_of, generate_ops
+from guestemu.program.generate import ATTACK_FLOWS, FLOWS, flows_of, generate_ops
 from guestemu.program.mutate import (
     Draws,
     crossover_bytes,
@@ -70,7 +70,7 @@ def test_most_programs_set_the_platform_up_first() -> None:
     assert first.count(OpKind.INIT_PLATFORM) > 60
 
 
-@pytest.mark.parametrize("flow", HOSTILE_FLOWS, ids=lambda flow: flow.__name__.strip("_"))
+@pytest.mark.parametrize("flow", [*FLOWS, *ATTACK_FLOWS], ids=lambda flow: flow.__name__.strip("_"))
 def test_flows_are_valid_ops(flow: object) -> None:
     assert callable(flow)
     for seed in range(50):
@@ -94,8 +94,10 @@ def test_an_attack_is_on_a_page_that_is_converted() -> None:
             back.arguments[0],
         )
         assert there.page <= ops[at].page < there.page + there.arguments[0]
-        places.add(at)
-    assert places == {0, 1, 2}  # before, between and after the conversions
+        waits = bool(at) and ops[at - 1].kind is OpKind.HYPERVISOR_WAIT
+        places.add((at - waits, waits))
+    assert {at for at, _ in places} == {0, 1, 2}  # before, between and after the conversions
+    assert {waits for _, waits in places} == {False, True}
 
 
 def test_a_hostile_hypervisors_programs_become_attacks_at_times() -> None:

@@ -27,6 +27,14 @@ _GIANT_PAGES: Final = 1 << 20
 _SETS: Final = frozenset({OpKind.SET_MEMORY_ENCRYPTED, OpKind.SET_MEMORY_DECRYPTED})
 _EARLY: Final = frozenset({OpKind.EARLY_SET_MEMORY_ENCRYPTED, OpKind.EARLY_SET_MEMORY_DECRYPTED})
 _ACCESSES: Final = frozenset({OpKind.WRITE, OpKind.READ})
+_ACTS: Final = frozenset(
+    {
+        OpKind.HYPERVISOR_LIE,
+        OpKind.HYPERVISOR_INJECT,
+        OpKind.HYPERVISOR_PAGE,
+        OpKind.HYPERVISOR_WAIT,
+    }
+)
 
 
 _BY_GFN: Final = frozenset(
@@ -240,7 +248,15 @@ _TARGETS: Final = (
     Target(
         name="psc",
         summary="page-state requests of a hostile SNP guest, and user space's answers",
-        kinds=frozenset({OpKind.PSC, OpKind.PSC_MIXED, OpKind.ANSWER}),
+        kinds=frozenset(
+            {
+                OpKind.PSC,
+                OpKind.PSC_MIXED,
+                OpKind.RMPADJUST,
+                OpKind.AP_CREATION,
+                OpKind.ANSWER,
+            }
+        ),
         max_ops=3,
         limit=_psc_ops,
     ),
@@ -248,9 +264,7 @@ _TARGETS: Final = (
         name="hostile-host",
         summary="an SNP guest's conversions, stores and loads under a hypervisor that lies and "
         "attacks",
-        kinds=_SETS
-        | _ACCESSES
-        | {OpKind.HYPERVISOR_LIE, OpKind.HYPERVISOR_INJECT, OpKind.HYPERVISOR_PAGE},
+        kinds=_SETS | _ACCESSES | _ACTS | {OpKind.RMPADJUST, OpKind.AP_CREATION},
         max_ops=6,
         limit=limit_snp_ops,
     ),
@@ -258,15 +272,7 @@ _TARGETS: Final = (
         name="hostile-td",
         summary="a TD's conversions, stores and loads under a VMM that lies at MapGPA, attacks "
         "pages and injects events",
-        kinds=_SETS
-        | _ACCESSES
-        | {
-            OpKind.HYPERVISOR_LIE,
-            OpKind.HYPERVISOR_INJECT,
-            OpKind.HYPERVISOR_PAGE,
-            OpKind.ANSWER,
-            OpKind.PENDING_EVENT,
-        },
+        kinds=_SETS | _ACCESSES | _ACTS | {OpKind.ANSWER, OpKind.PENDING_EVENT},
         max_ops=6,
         limit=limit_td_ops,
     ),
