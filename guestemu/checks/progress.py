@@ -3,9 +3,10 @@
 
 An exception that the guest's own handler cannot fix is not judged: programs may unmap pages. Nor is
 a guest that asks for its end, or a KVM_RUN that fails, after the host refused it something: it must
-not go on (N20, T27). Nor is any end of a guest whose hypervisor lies to it or attacks it (a triple
-fault gives nothing away), and the loop in which it waits for progress (N40), or for a lock whose
-holder an injected event has killed.
+not go on (N20, T27). Nor is a vCPU that has itself created anew or destroyed: KVM enters it no more
+with the registers that it had (N57). Nor is any end of a guest whose hypervisor lies to it or
+attacks it (a triple fault gives nothing away), and the loop in which it waits for progress (N40),
+or for a lock whose holder an injected event has killed.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class ProgressCheck(Oracle):
                 f"basic blocks and {len(view.exits)} exits"
             )
             return (Violation(self.name, view.index, message, "A14, M8"),)
-        if isinstance(end, Shutdown | RunFailed) and is_attacked:
+        if isinstance(end, Shutdown) and (is_attacked or _stops_itself(view)):
             return ()
         if isinstance(end, Terminated | RunFailed) and any(record.ret for record in view.exits):
             return ()
@@ -63,6 +64,12 @@ class ProgressCheck(Oracle):
             )
             return (Violation(self.name, view.index, message),)
         return ()
+
+
+def _stops_itself(view: OpView) -> bool:
+    """Whether the vCPU asked KVM for another VMSA of its own, or for none."""
+    op, end = view.op, view.outcome.end
+    return op.kind is OpKind.AP_CREATION and not op.arguments[1] and isinstance(end, RunFailed)
 
 
 def _is_attacked(view: OpView) -> bool:

@@ -7,14 +7,19 @@ from __future__ import annotations
 import pytest
 
 from guestemu.campaign.planted.catalogue import BUGS
+from guestemu.campaign.seeds import seed_inputs
+from guestemu.campaign.targets import find_target
 from guestemu.checks import page_states
 from guestemu.checks.page_states import CONTENT, PLAINTEXT
+from guestemu.checks.psc import NO_VMSA
 from guestemu.guest.base import GuestOops
 from guestemu.guest.linux.snp import Snp
 from guestemu.machine.cipher import PageCipher
 from guestemu.machine.exits import RunFailed, Terminated
 from guestemu.machine.page_attacks import ATTACKS
 from guestemu.machine.rmp import PLAIN, VALIDATED, Rmp
+from guestemu.program.binary import OpDecoder
+from guestemu.program.ops import OpKind
 from guestemu.program.program import Header, SevKind
 from guestemu.program.text import parse_text
 from guestemu.runner.testbed import Outcome, Testbed, build_testbed
@@ -146,3 +151,25 @@ def test_states_after_an_interrupted_round_trip(testbed: Testbed) -> None:
 def test_a_caller_that_encrypts_a_private_page_is_not_the_guests_defect(testbed: Testbed) -> None:
     remap = f"hypervisor_page D[4] attack={list(ATTACKS).index('remap')}"
     assert run_on(testbed, remap, "set_memory_encrypted D[4] pages=1", "read D[4]").is_ok
+
+
+def test_a_frame_in_use_stays_a_vmsa(testbed: Testbed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor whose RMPADJUST untags a VMSA in use is found (N58)."""
+    untag = ("rmpadjust D[5]", "ap_creation D[5]", "rmpadjust D[5] attributes=1")
+    assert not run_on(testbed, *untag).violations
+    monkeypatch.setattr(Rmp, "is_in_use", lambda _rmp, _gfn: False)
+    assert names(run_on(testbed, *untag)) == {NO_VMSA}
+
+
+@pytest.mark.parametrize("name", ["psc", "hostile-host"])
+def test_snp_campaigns_begin_with_vmsa_pages(name: str) -> None:
+    target = find_target(name)
+    kinds = target.kinds
+    decoder = OpDecoder(1, False, kinds)
+    programs = [
+        decoder.decode(data) for data in seed_inputs(["flows"], target, target.header, kinds)
+    ]
+    firsts = [[op.kind for op in ops[:2]] for ops in programs]
+    assert firsts.count([OpKind.RMPADJUST, OpKind.AP_CREATION]) >= 8
+    followers = {op.kind for ops in programs for op in ops[2:] if ops[0].kind is OpKind.RMPADJUST}
+    assert {"psc": OpKind.PSC, "hostile-host": OpKind.HYPERVISOR_PAGE}[name] in followers

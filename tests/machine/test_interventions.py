@@ -8,7 +8,9 @@ import pytest
 from bare_machine import BUDGET, CODE, FRAMES, HLT, Bare
 
 from guestemu.abi.x86 import Mode
+from guestemu.events.tdx import Accept
 from guestemu.machine.exits import Halt, RunFailed
+from guestemu.machine.interventions import Order
 from guestemu.machine.machine import MachineConfig
 from guestemu.machine.vcpu import Vcpu
 
@@ -80,3 +82,29 @@ def test_an_error_of_an_order_is_raised(bare: Bare) -> None:
     bare.machine.intervene(1, order)
     with pytest.raises(ValueError, match="as ordered"):
         bare.machine.current.run(CODE, BUDGET)
+
+
+def test_an_order_that_waits_counts_from_its_event(bare: Bare) -> None:
+    """Here an earlier order makes the event; others do not wait with it. The instruction before
+    which the CPU stopped counts again."""
+    bare.enter(Mode.LONG64, 0)
+    bare.place(CODE, PROGRAM)
+    machine = bare.machine
+    seen: list[tuple[str, int]] = []
+
+    def note(name: str) -> Order:
+        return lambda cpu: seen.append((name, cpu.read_register("rax")))
+
+    machine.intervene(2, lambda _cpu: machine.log.append(Accept(0, 0, 0, 0, 0)))
+    machine.wait(1)
+    machine.intervene(3, note("held"))
+    machine.intervene(4, note("counted"))
+    machine.wait(2)
+    machine.intervene(0, note("never"))
+    machine.current.write_register("rax", 0)
+    assert isinstance(machine.current.run(CODE, BUDGET), Halt)
+    assert seen == [("counted", 4 - 1), ("held", 2 + 3 - 1)]
+    machine.rollback()
+    machine.log.append(Accept(0, 0, 0, 0, 0))
+    machine.current.run(CODE, BUDGET)
+    assert len(seen) == 2

@@ -189,7 +189,8 @@ the host's kernel (machine/snp_psc.py: 6.11, 6.12, 6.18, 7.2, 7.3); an access th
 from the guest is #VC 0x404 or KVM_EXIT_MEMORY_FAULT (machine/rmp.py). `--host \
 hostile-hypervisor:LIE` is a hypervisor that lies; corpora/snp has a program for each lie and \
 each attack. In a program, `hypervisor_lie`, `hypervisor_inject` and `hypervisor_page` have it \
-begin to lie, inject an event or attack a page, the last two before any instruction by its number; \
+begin to lie, inject an event or attack a page, the last two before any instruction by its \
+number, which counts from now or, after `hypervisor_wait`, from an event of the conversion; \
 the check `page-states` looks for a second validated frame, for plaintext that another \
 party reads, and for content that the guest did not write. `rmpadjust` makes a page a VMSA, and \
 `ap_creation` has KVM run a vCPU from it (machine/ap_creation.py): the vCPU executes nothing here, \
