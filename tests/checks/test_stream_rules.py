@@ -11,7 +11,7 @@ from bitarray import bitarray
 
 from guestemu.abi import tdx
 from guestemu.abi.errno import EAGAIN, EIO
-from guestemu.abi.ghcb import PSC_ERROR_GENERIC
+from guestemu.abi.ghcb import AP_DESTROY, PSC_ERROR_GENERIC
 from guestemu.abi.regions import Region
 from guestemu.checks import psc
 from guestemu.checks.first_state import first_state, is_of_new_vm
@@ -36,10 +36,21 @@ FAILED, ENDED = RunFailed("-EIO", 0x1000), Terminated("asked", 0x1000)
 # The end of an operation --------------------------------------------------------------------------
 
 
-def ended(end: object, *exits: object, td: object = None, lie: str = "", injected: int = 0):
+READ = Op(OpKind.READ, (0,))
+
+
+def ended(
+    end: object,
+    *exits: object,
+    td: object = None,
+    lie: str = "",
+    injected: int = 0,
+    op: Op = READ,
+):
     guest = SimpleNamespace(td=td, budget=500, location=lambda rip: f"place+{rip:#x}")
     view = SimpleNamespace(
         index=4,
+        op=op,
         exits=list(exits),
         guest=guest,
         host=SimpleNamespace(lie=lie),
@@ -77,6 +88,13 @@ def test_a_guest_may_end_itself_once_the_host_refused_it_something(end) -> None:
     assert ended(end, DONE, DONE)
     assert not ended(end, DONE, REFUSED)
     assert not ended(end, REFUSED, DONE)
+
+
+def test_a_vcpu_may_have_itself_destroyed() -> None:
+    itself, other = (Op(OpKind.AP_CREATION, (AP_DESTROY, apic, 1)) for apic in (0, 1))
+    assert not ended(FAILED, op=itself)
+    assert ended(FAILED, op=other)
+    assert ended(LOOP, op=itself)
 
 
 def test_a_refusal_excuses_no_triple_fault_and_no_loop() -> None:
