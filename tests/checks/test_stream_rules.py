@@ -167,7 +167,7 @@ def asked(monkeypatch, *ranges, entries=((4, 2), (9, 1)), kind=OpKind.PSC, ret=0
     was asked for `ranges` and answered `ret`."""
     request = SimpleNamespace(out_of_bounds=list(bad))
     sev = SimpleNamespace(
-        snp=SimpleNamespace(psc=request),
+        snp=SimpleNamespace(psc=request, rmp=SimpleNamespace(frames_in_use=list)),
         asked=[SimpleNamespace(gfn=gfn, pages=pages) for gfn, pages in entries],
     )
     monkeypatch.setattr(psc, "sev_of", lambda guest: sev if guest else None)
