@@ -15,7 +15,8 @@ from guestemu.checks.base import OpView, Oracle, Violation
 from guestemu.events.exits import MapGpaRangeExit
 from guestemu.guest.base import Guest
 from guestemu.guest.linux.es import SevEs
-from guestemu.machine.rmp import OWN_ASID
+from guestemu.guest.linux.snp import Snp
+from guestemu.machine.rmp import OWN_ASID, Rmp
 from guestemu.program.ops import OpKind
 
 OUT_OF_BOUNDS = "psc-bounds"
@@ -58,15 +59,19 @@ class PscCheck(Oracle):
         sev = sev_of(view.guest)
         if sev is None or sev.snp is None:
             return
-        rmp = sev.snp.rmp
+        yield from self._vmsas(view, sev.snp.rmp)
+        if view.op.kind in _REQUESTS:
+            yield from self._request(view, sev, sev.snp)
+
+    def _vmsas(self, view: OpView, rmp: Rmp) -> Iterable[Violation]:
         for sfn in rmp.frames_in_use():
             entry = rmp.entry(sfn)
             if not (entry.vmsa and entry.validated and entry.asid == OWN_ASID):
                 message = f"a vCPU runs from system frame {sfn:#x}, which is no VMSA"
                 yield Violation(NO_VMSA, view.index, message, "N58")
-        if view.op.kind not in _REQUESTS:
-            return
-        outside = sev.snp.psc.out_of_bounds
+
+    def _request(self, view: OpView, sev: SevEs, snp: Snp) -> Iterable[Violation]:
+        outside = snp.psc.out_of_bounds
         if outside:
             access = outside[0]
             what = "wrote" if access.is_write else "read"
