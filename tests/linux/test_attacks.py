@@ -7,8 +7,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
+from guestemu.abi.errors import InputError
 from guestemu.checks.base import OpView, Violation
 from guestemu.checks.page_states import PageStateCheck
 from guestemu.cli.main import main
@@ -17,6 +19,7 @@ from guestemu.machine.page_attacks import ATTACKS
 from guestemu.program.ops import OpKind
 from guestemu.program.text import parse_text
 from guestemu.study.outcomes import attacks
+from guestemu.study.outcomes.attack_runs import append_run, read_runs
 from guestemu.study.outcomes.attacks import (
     AttackedKernel,
     attacks_of,
@@ -96,8 +99,34 @@ def test_the_page_has_a_table_for_each_conversion(snp) -> None:
     row = snp.row("decrypt", "restore", [0])
     page = attacks_page([row], 50)
     assert "## 6.12 as snp: decrypt" in page
-    assert "| restore | goes on 1 | wherever tried |" in page
+    assert "| restore | 1 | goes on 1 | wherever tried |" in page
     assert "--image 6.12 --sev snp --every 50" in page
+
+
+def test_a_sweep_goes_on_from_its_file(snp, tmp_path) -> None:
+    path = tmp_path / "runs.jsonl"
+    for at in (3, 9):
+        append_run(path, snp.run("decrypt", "restore", at))
+    with path.open("ab") as file:
+        file.write(b'{"kernel":"6.12"')  # a crash cut it off
+    known = read_runs(path)
+    ((key, runs),) = known.items()
+    assert key == ("6.12", "snp", "decrypt", "restore")
+    new: list[int] = []
+    row = snp.row("decrypt", "restore", [3, 5], runs, lambda run: new.append(run.at))
+    assert new == [5]
+    assert row.outcomes == {"goes on": 3}
+    assert (row.stretches[0].first, row.stretches[0].last) == (3, 9)
+    path.write_bytes(b"nothing\n" + path.read_bytes())
+    with pytest.raises(InputError, match=r"runs\.jsonl:1: not the run of an attack"):
+        read_runs(path)
+
+
+def test_the_page_says_where_every_instruction_was_tried(snp) -> None:
+    row = msgspec.structs.replace(snp.row("decrypt", "restore", [0]), instructions=1)
+    page = attacks_page([row], 50)
+    assert "| restore | all | goes on 1 | wherever tried |" in page
+    assert "--image 6.12 --sev snp --attack restore --every 1`" in page
 
 
 def test_the_command_refuses_what_is_not_there(capsys) -> None:

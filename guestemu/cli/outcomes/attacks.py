@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -45,6 +47,14 @@ def command(
     first: Annotated[
         int, typer.Option("--first", metavar="N", min=0, help="Begin at this instruction.")
     ] = 0,
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            "--results",
+            metavar="FILE",
+            help="Append runs to FILE, leave out those that it has, and show them all.",
+        ),
+    ] = None,
     page: PageFile = None,
     as_json: AsJson = False,
 ) -> int:
@@ -62,10 +72,13 @@ def command(
 
       guestemu outcomes attacks --image 7.3 --sev tdx --every 1 --json
 
+      guestemu outcomes attacks --attack remap --every 1 --results attacks.jsonl
+
       guestemu outcomes attacks --image 6.12 --image 7.3 --sev snp --sev tdx --page attacks.md
     """
     from guestemu.cli._step_progress import StepProgress
     from guestemu.guest.linux.images import find_image
+    from guestemu.study.outcomes.attack_runs import append_run, read_runs
     from guestemu.study.outcomes.attacks import (
         OPERATIONS,
         AttackedKernel,
@@ -90,6 +103,8 @@ def command(
     rows: list[AttackRow] = []
     kernel: AttackedKernel | None = None
     interrupted = False
+    known = {} if results is None else read_runs(results)
+    note = None if results is None else partial(append_run, results)
     try:
         with StepProgress(len(todo)) as progress:
             for name, path, kind, operation, one in todo:
@@ -98,7 +113,8 @@ def command(
                 places = places_in(kernel.instructions(operation), every, first)
                 if not places:
                     raise InputError(f"--first {first}: the conversion has fewer instructions")
-                rows.append(kernel.row(operation, one, places))
+                runs = known.get((name, kind, operation, one), ())
+                rows.append(kernel.row(operation, one, places, runs, note))
                 progress.advance()
     except KeyboardInterrupt:
         interrupted = True  # the rows that are done are shown

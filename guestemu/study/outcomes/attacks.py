@@ -10,10 +10,10 @@ another party reads, content that the guest did not write.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -70,15 +70,27 @@ _EVENTS: Final = {
 """Vector and error code of what a hypervisor may inject: no exceptions into a TD."""
 
 
+RowKey: TypeAlias = tuple[str, str, str, str]
+"""Kernel, guest kind, conversion, attack."""
+
+
 class AttackRun(msgspec.Struct, frozen=True, kw_only=True):
     """One attack before instruction `at` of the conversion, which is in the kernel's `function`;
-    `outcome` says what the guest made of it."""
+    `outcome` says what the guest made of it, and `program` shows a violation ("" without one)."""
 
+    kernel: str
+    kind: str
     operation: str
     attack: str
     at: int
     function: str
     outcome: str
+    program: str = ""
+
+    @property
+    def key(self) -> RowKey:
+        """Which row it belongs to."""
+        return self.kernel, self.kind, self.operation, self.attack
 
 
 class Stretch(msgspec.Struct, frozen=True):
@@ -173,21 +185,25 @@ class AttackedKernel:
         testbed.step(len(_BEFORE[operation]), _CONVERT[operation], None, violations)
         return machine.interventions.begun - before
 
-    def row(self, operation: str, attack: str, places: Sequence[int]) -> AttackRow:
-        """`attack` before each of the instructions `places`."""
-        runs: list[AttackRun] = []
-        program = ""
+    def row(
+        self,
+        operation: str,
+        attack: str,
+        places: Sequence[int],
+        known: Iterable[AttackRun] = (),
+        note: Callable[[AttackRun], None] | None = None,
+    ) -> AttackRow:
+        """`attack` before each of the instructions `places`, beside the runs that are `known`;
+        `note` is told of each new one."""
+        runs = {run.at: run for run in known}
         for at in places:
-            self._is_quiet = True
-            try:
-                run, violations = self._run(operation, attack, at)
-            finally:
-                self._is_quiet = False
-            runs.append(run)
-            if violations and not program:
-                program = format_text(self._program(operation, attack, at))
+            if at not in runs:
+                runs[at] = run = self.run(operation, attack, at)
+                if note is not None:
+                    note(run)
+        ordered = [runs[at] for at in sorted(runs)]
         outcomes: dict[str, int] = {}
-        for run in runs:
+        for run in ordered:
             outcomes[run.outcome] = outcomes.get(run.outcome, 0) + 1
         return AttackRow(
             kernel=self.name,
@@ -196,11 +212,19 @@ class AttackedKernel:
             attack=attack,
             instructions=self.instructions(operation),
             outcomes=outcomes,
-            stretches=tuple(_stretches(runs)),
-            program=program,
+            stretches=tuple(_stretches(ordered)),
+            program=next((run.program for run in ordered if run.program), ""),
         )
 
-    def _run(self, operation: str, attack: str, at: int) -> tuple[AttackRun, list[Violation]]:
+    def run(self, operation: str, attack: str, at: int) -> AttackRun:
+        """`attack` before instruction `at`."""
+        self._is_quiet = True
+        try:
+            return self._run(operation, attack, at)
+        finally:
+            self._is_quiet = False
+
+    def _run(self, operation: str, attack: str, at: int) -> AttackRun:
         testbed = self._testbed
         testbed.reset()
         self._reached = 0
@@ -217,14 +241,16 @@ class AttackedKernel:
         if violations:
             outcome = f"violation: {violations[0].check}"
         where = self.guest.location(self._reached).partition("+")[0] if self._reached else ""
-        run = AttackRun(
+        return AttackRun(
+            kernel=self.name,
+            kind=self.kind,
             operation=operation,
             attack=attack,
             at=at,
             function=where,
             outcome=(outcome or "goes on") if self._reached else NOT_REACHED,
+            program=format_text(self._program(operation, attack, at)) if violations else "",
         )
-        return run, violations
 
     def _note(self, vcpu: Vcpu) -> Exit | None:
         self._reached = vcpu.read_register("rip")
@@ -296,7 +322,7 @@ _MAX_STRETCHES: Final = 6
 
 
 def attacks_page(rows: Sequence[AttackRow], every: int) -> str:
-    """docs/attacks.md, of a sweep over each `every`th instruction."""
+    """docs/attacks.md, of a sweep over each `every`th instruction; rows may hold more runs."""
     heads = dict.fromkeys((row.kernel, row.kind, row.operation) for row in rows)
     images = " ".join(f"--image {name}" for name in dict.fromkeys(head[0] for head in heads))
     kinds = " ".join(f"--sev {kind}" for kind in dict.fromkeys(head[1] for head in heads))
@@ -315,7 +341,7 @@ def attacks_page(rows: Sequence[AttackRow], every: int) -> str:
         "KVM_RUN fails, or the same #NPF comes again and again. Attacks are those of "
         "`hypervisor_page` and `hypervisor_inject` (program-format.md).",
         "",
-        f"This page is made by `{command}`.",
+        f"This page is made by `{command}`.{_sweeps(rows)}",
     ]
     for kernel, kind, operation in heads:
         part = [
@@ -324,11 +350,33 @@ def attacks_page(rows: Sequence[AttackRow], every: int) -> str:
             if (row.kernel, row.kind, row.operation) == (kernel, kind, operation)
         ]
         lines += ["", f"## {kernel} as {kind}: {operation}", ""]
-        tried = sum(part[0].outcomes.values())
-        lines += [f"{part[0].instructions} instructions, {tried} of them tried.", ""]
-        lines += [table_line(("attack", "outcomes", "where")), "| --- | --- | --- |"]
-        lines += [table_line((row.attack, outcome_words(row), stretch_words(row))) for row in part]
+        lines += [f"{part[0].instructions} instructions.", ""]
+        lines += [table_line(("attack", "tried", "outcomes", "where")), "| --- | --- | --- | --- |"]
+        lines += [
+            table_line((row.attack, _tried(row), outcome_words(row), stretch_words(row)))
+            for row in part
+        ]
     return "\n".join(lines) + "\n"
+
+
+def _tried(row: AttackRow) -> str:
+    tried = sum(row.outcomes.values())
+    return "all" if tried == row.instructions else str(tried)
+
+
+def _sweeps(rows: Sequence[AttackRow]) -> str:
+    """How the rows came about in which every instruction was tried."""
+    whole = {(row.kernel, row.kind, row.attack): "" for row in rows if _tried(row) == "all"}
+    commands = [
+        f"`guestemu outcomes attacks --image {kernel} --sev {kind} --attack {attack} --every 1`"
+        for kernel, kind, attack in whole
+    ]
+    if not commands:
+        return ""
+    return (
+        f" Every instruction was tried by {' and '.join(commands)}, with the same file of "
+        "`--results`, which may be interrupted and goes on."
+    )
 
 
 def outcome_words(row: AttackRow) -> str:
