@@ -117,7 +117,7 @@ class FindingBook:
             return []
         start = time.monotonic()
         try:
-            return self._look(ops, violations, last is None)
+            return self._look(ops, violations, last is None, is_new)
         finally:
             self._spent += time.monotonic() - start
 
@@ -130,7 +130,7 @@ class FindingBook:
         return self.deadline is None or self._spent < _SHARE * since
 
     def _look(
-        self, ops: tuple[Op, ...], violations: list[Violation], is_first: bool
+        self, ops: tuple[Op, ...], violations: list[Violation], is_first: bool, is_new: bool
     ) -> list[Case] | None:
         probe = self.probe
         read = signature(violations[0], ops[violations[0].op])
@@ -147,7 +147,10 @@ class FindingBook:
         if is_first and not self._is_stable(ops, look):
             return None
         new: list[Case] = []
-        for case in cases_of(probe, ops, look):
+        cases = cases_of(probe, ops, look)
+        if is_new and probe.is_wrong_throughout:
+            cases += self._behind(ops[look.first[0].violation.op + 1 :])
+        for case in cases:
             sign = self._sign(case)
             met = self._met[sign] = self._met.get(sign, 0) + 1
             key = self._keys.get(sign)
@@ -157,6 +160,16 @@ class FindingBook:
                 self.findings[key].count += 1
                 self._last[read] = key
         return new
+
+    def _behind(self, rest: tuple[Op, ...]) -> list[Case]:
+        """What the operations behind a program's first wrong one show each by itself, where code is
+        suspected: on a host that has every call wrong the first one says nothing of them."""
+        cases: list[Case] = []
+        for op in dict.fromkeys(rest):
+            look = self.probe.try_look((op,), traced=True)
+            if look is not None and any(map(self.probe.suspicious, look.first)):
+                cases += cases_of(self.probe, (op,), look)
+        return cases
 
     def _is_stable(self, ops: tuple[Op, ...], look: Look) -> bool:
         """Whether what `look` saw shows in some further runs."""

@@ -18,6 +18,7 @@ import defects
 import msgspec
 from found import call, file, make_book
 
+from guestemu.abi.x86 import Mode
 from guestemu.campaign.executor import Executor
 from guestemu.campaign.fastpath.fastpath import open_fast_path
 from guestemu.campaign.fastpath.library import load_library
@@ -281,3 +282,30 @@ def test_machine_code_remembers_what_ran_before(tmp_path):
     assert [found.check for found in report.findings] == ["record"]
     assert report.executions == 3
     assert not report.unstable
+
+
+def test_a_defect_behind_one_that_every_call_meets_is_told_by_its_code(tmp_path):
+    """No accepted call is right; 77 pages are wrong in another way, in code of their own."""
+    spec = defects.write(tmp_path, "end-inclusive", "seventy-seven")
+    book = make_book(load_host(spec, plugin=spec.rpartition(":")[0]))
+    first, other = file(book, [[call(0, 4)], [call(0, 77)]])
+    assert not first.places
+    assert [place.rpartition(": ")[2] for place in other.places] == ["first += 1"]
+
+
+def test_it_is_told_also_where_a_call_before_it_is_wrong(tmp_path):
+    spec = defects.write(tmp_path, "end-inclusive", "seventy-seven")
+    book = make_book(load_host(spec, plugin=spec.rpartition(":")[0]))
+    file(book, [[call(0, 4)]])
+    ops = (call(0, 4), call(0, 77))
+    *_, case = book.meet(ops, book._executor.run(ops), is_new=True)
+    assert case.ops == (call(0, 77),)
+
+
+def test_upper_halves_are_not_to_blame_where_the_lower_ones_do_the_same(tmp_path):
+    """All pages there are from 0 on, in code of 32 bits, look as if the count had been cut."""
+    spec = defects.write(tmp_path, "end-inclusive")
+    book = make_book(load_host(spec, plugin=spec.rpartition(":")[0]))
+    every = msgspec.structs.replace(call(0, (1 << 64) - 1), mode=Mode.COMPAT32)
+    file(book, [[call(0, 4)], [every]])
+    assert len(book.findings) == 1

@@ -58,6 +58,9 @@ _REMEMBERED: Final = 256
 """Runs; each keeps a bit for each frame of the guest."""
 
 _MANY_FAILURES: Final = 16
+_COMMON: Final = 8
+"""Of the battery's accepted calls that go wrong more than one in so many do it in a common way."""
+
 _LOWER: Final = 0xFFFF
 _LOWER_COUNT: Final = (_LOWER, 0xFFF, 0xFF)
 _LOWER_ADDRESS: Final = (_LOWER, U32_MASK, (1 << 40) - 1)
@@ -141,6 +144,7 @@ class Probe:
         self.is_slow = len(testbed.checks) == 1 or not testbed.guest.name.startswith("snippet:")
         self._cover: dict[str, Spots] = {}
         self._base: dict[str, Spots] = {}
+        self._background: dict[Symptom, Spots] = {}
         self._has_battery = False
         self._is_comparing = False
         self._runs_left: int | None = None
@@ -385,10 +389,12 @@ class Probe:
                 other = self.try_look(narrow, traced=bool(sighting.spots))
             finally:
                 self._is_comparing = False
+            # As it shows, also where a look at registers would say that one was cut.
+            seen = [] if other is None else [one.plain or one for one in other.sightings]
             if other is not None and not any(
-                (name, index) == (seen.symptom.name, seen.violation.op)
-                and self.suspicious(seen) <= sighting.spots
-                for seen in other.sightings
+                (name, index) == (one.symptom.name, one.violation.op)
+                and self.suspicious(one) <= sighting.spots
+                for one in (*other.sightings, *seen)
             ):
                 effect = sighting.symptom.effect
                 symptom = Symptom(f"hypercall: {words}", effect)
@@ -434,16 +440,24 @@ class Probe:
         """Whether its deadline has passed."""
         return self._deadline is not None and time.monotonic() >= self._deadline
 
+    @property
+    def is_wrong_throughout(self) -> bool:
+        """Whether every accepted call was wrong so far, most of them in a few common ways."""
+        return bool(self._background) and ACCEPTED not in self._cover
+
     def suspicious(self, sighting: Sighting) -> Spots:
         """The host code of `sighting` that no convincing run has executed so far.
 
         What concerns a range is cleared by accepted calls only. A call that was to be refused
         before may have come to the code of any other rule, so that whatever was right anywhere is
-        not to blame. Where no accepted call was right, no line can be told from the others.
+        not to blame. Where no accepted call was right, all go wrong in a few ways, and no line is
+        told from the others by those: one of another defect is by what it adds to them.
         """
         spots, own = sighting.spots, sighting.situation
         if own == ACCEPTED and ACCEPTED not in self._cover:
-            return _NOTHING
+            if not self.is_wrong_throughout or sighting.symptom in self._background:
+                return _NOTHING
+            spots = spots.difference(*self._background.values())
         for situation, cover in self._cover.items():
             if situation == ACCEPTED or own not in LATE_RULES:
                 spots -= cover
@@ -456,13 +470,23 @@ class Probe:
             return
         self._has_battery = True
         failures = 0
+        wrong: dict[Symptom, list[Spots]] = {}
         for ops in _battery(self.testbed.guest.machine.config.frames):
             look = self.try_look(ops, traced=True)
-            if look is not None and any(v.check == HOST_FAILED for v in look.violations):
+            if look is None:
+                continue
+            for sighting in look.first[:1]:
+                if sighting.situation == ACCEPTED:
+                    wrong.setdefault(sighting.symptom, []).append(sighting.spots)
+            if any(v.check == HOST_FAILED for v in look.violations):
                 failures += 1
                 if failures == _MANY_FAILURES:  # each may cost the time of a hang
                     break
         self._base = dict(self._cover)
+        least = sum(map(len, wrong.values())) // _COMMON
+        self._background = {
+            symptom: _NOTHING.union(*seen) for symptom, seen in wrong.items() if len(seen) > least
+        }
 
     def suspicious_beside(self, ops: tuple[Op, ...], sighting: Sighting) -> Spots:
         """What is suspicious of a sighting in `ops` after what differs from them in one field and
@@ -497,6 +521,7 @@ class Probe:
         other.code = self.code
         other._cover = dict(self._base)
         other._base = self._base
+        other._background = self._background
         other._has_battery = True
         other._seen = self._seen
         return other
