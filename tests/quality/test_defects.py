@@ -309,3 +309,22 @@ def test_upper_halves_are_not_to_blame_where_the_lower_ones_do_the_same(tmp_path
     every = msgspec.structs.replace(call(0, (1 << 64) - 1), mode=Mode.COMPAT32)
     file(book, [[call(0, 4)], [every]])
     assert len(book.findings) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "program"),
+    [
+        # the last page stays shared, as if the count had been cut behind the first
+        ("word-first", [call(4096, 1), call(0x200000, 1), call(4096, 1534, 16)]),
+        # the shortest program of this kind in other code is of one page less than all there are
+        ("word-first", [msgspec.structs.replace(call(4096, (1 << 64) - 1), mode=Mode.COMPAT32)]),
+        # neighbours of this address are refused, as their ranges wrap
+        ("gpa-32", [call(1 << 32, (1 << 64) - 1)]),
+    ],
+)
+def test_one_defect_is_one_finding_also_in_a_program_that_hides_it(name, program, tmp_path):
+    simple = {"word-first": call(0x3F000, 2), "gpa-32": call(1 << 32, 1)}[name]
+    spec = defects.write(tmp_path, name)
+    book = make_book(load_host(spec, plugin=spec.rpartition(":")[0]))
+    file(book, [[simple], program])
+    assert len(book.findings) == 1

@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from guestemu.abi.addresses import PAGE_MASK, PAGE_SIZE, U64_MASK, to_signed
+from guestemu.abi.addresses import PAGE_MASK, PAGE_SIZE, U32_MASK, U64_MASK, to_signed
 from guestemu.abi.hypercalls import MAP_GPA_RANGE_ENCRYPTED
 from guestemu.abi.regions import Instruction, Region
 from guestemu.abi.x86 import Mode
@@ -260,7 +260,7 @@ class Canonical:
 
     def _search(self, ops: tuple[Op, ...], index: int) -> tuple[Op, ...]:
         """`ops` with the simplest op in place of the one at `index`."""
-        for variants in (_kinds, _modes, _coupled, _values, _pages, _values):
+        for variants in (_kinds, _modes, _in_long_mode, _coupled, _values, _pages, _values):
             for op in variants(ops[index]):
                 if self._left <= 0:
                     return ops
@@ -375,6 +375,18 @@ def _modes(op: Op) -> Iterator[Op]:
         if mode is Mode.REAL16 and cpl:
             continue
         yield msgspec.structs.replace(op, mode=mode, cpl=cpl, instruction=instruction)
+
+
+def _in_long_mode(op: Op) -> Iterator[Op]:
+    """A hypercall of 64-bit code for as many pages as are worth trying: of all registers' upper
+    halves none counts in the modes below, so that a range there may be one that wraps here."""
+    if not _has_gpa(op) or op.mode is Mode.LONG64:
+        return
+    nr, gpa, _, *rest = (value & U32_MASK for value in op.arguments)
+    for pages in sorted({*_SMALL, *BOUNDARIES[Argument.COUNT]}):
+        if pages <= U32_MASK:
+            arguments = (nr, gpa, pages, *rest)
+            yield msgspec.structs.replace(op, mode=Mode.LONG64, arguments=arguments)
 
 
 def _pages(op: Op) -> Iterator[Op]:

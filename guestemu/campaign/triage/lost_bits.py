@@ -26,10 +26,13 @@ from guestemu.events.exits import HypercallExit
 _WRAP: Final = "wrap"
 _ERRORS: Final = {"privilege": KVM_EPERM, "number": KVM_ENOSYS}
 _COUNT: Final = "page count"
+COUNT_WIDTHS: Final = range(8, 53)
+"""Bits to which a page count may be cut."""
+
 _REGISTERS: Final = (
     ("number", (8,)),
     ("address", tuple(range(31, 52))),
-    (_COUNT, tuple(range(8, 53))),
+    (_COUNT, tuple(COUNT_WIDTHS)),
     ("attributes", (8,)),
 )
 """In the order of RAX, RBX, RCX and RDX, with the widths that are worth trying: numbers that KVM

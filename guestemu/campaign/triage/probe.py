@@ -25,6 +25,7 @@ from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTE
 from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
 from guestemu.abi.x86 import Mode
 from guestemu.campaign.triage.hostcode import ByteCodeTrace, Spots, traced_exits
+from guestemu.campaign.triage.lost_bits import COUNT_WIDTHS
 from guestemu.campaign.triage.rules import ACCEPTED, LATE_RULES
 from guestemu.campaign.triage.symptom import (
     Symptom,
@@ -72,9 +73,8 @@ _STEPS: Final = (("address", 1, PAGE_SIZE), ("page count", 2, 1))
 """Registers of a range, their places among a hypercall's arguments, and what takes one to a value
 nearby."""
 
-_CONTRASTS: Final = (512, 8)
-"""Pages from a range's start on that get the other status to see what a count converts; the second
-where user space does not take the first."""
+_MARKED: Final = 2
+"""Pages behind a range: what a host gets wrong at one place alone is then told from a cut."""
 
 _OF_RANGES: Final = frozenset({"hypercall: record", of_bits("page count").name})
 
@@ -288,28 +288,44 @@ class Probe:
         if plain is None or step is None:
             return sighting
         position, by = step
-        tries: list[tuple[Op, ...]] = [()]
-        if sighting.symptom == of_bits("page count"):
-            # Where few frames differ from what is asked for, any count may convert all that do.
-            opposite = with_attributes(
-                ops[index], ops[index].arguments[3] ^ MAP_GPA_RANGE_ENCRYPTED
-            )
-            tries[:0] = [(with_pages(opposite, pages),) for pages in _CONTRASTS]
-        for before in tries:
+        op, counts = ops[index], [ops[index].arguments[2]]
+        is_count = sighting.symptom == of_bits("page count")
+        if not is_count:
+            counts.append(1)  # of many pages a neighbour may wrap, which is refused
+        for is_marked in (True, False)[not is_count :]:
             is_taken = False
-            for change in (by, -by):
-                arguments = list(ops[index].arguments)
+            for pages, change in product(counts, (by, -by)):
+                arguments = list(with_pages(op, pages).arguments)
                 arguments[position] = arguments[position] + change & U64_MASK
-                other = msgspec.structs.replace(ops[index], arguments=tuple(arguments))
-                look = self._compare((*ops[:index], *before, other, *ops[index + 1 :]))
+                other = msgspec.structs.replace(op, arguments=tuple(arguments))
+                marks = self._marks(other) if is_marked else ()
+                look = self._compare((*ops[:index], *marks, other, *ops[index + 1 :]))
                 if look is None:
                     continue
                 if any(seen.symptom == sighting.symptom for seen in look.sightings):
                     return sighting
-                is_taken |= any(record.ret == 0 for record in look.exits[index])
+                taken = look.exits[index + len(marks) :][:1]
+                is_taken |= any(record.ret == 0 for records in taken for record in records)
             if is_taken:
                 break
         return plain
+
+    def _marks(self, op: Op) -> tuple[Op, ...]:
+        """Calls that give pages the other status, for each width to which the count of `op` may
+        have been cut: the first pages behind the range that is left. Without them any count that
+        converts all frames which differ may be the one."""
+        nr, gpa, pages, attributes, *rest = op.arguments
+        most = min(pages, self.testbed.guest.machine.config.frames)
+        cut = {pages & (1 << width) - 1 for width in COUNT_WIDTHS}
+        one = msgspec.structs.replace(op, mode=Mode.LONG64, cpl=0)
+        status = attributes & MAP_GPA_RANGE_ENCRYPTED ^ MAP_GPA_RANGE_ENCRYPTED
+        places = [few + more for few in sorted(cut) for more in range(_MARKED) if few < most]
+        return tuple(
+            msgspec.structs.replace(
+                one, arguments=(nr, gpa + place * PAGE_SIZE & U64_MASK, 1, status, *rest)
+            )
+            for place in dict.fromkeys(places)
+        )
 
     def _by_attributes(self, ops: tuple[Op, ...], sighting: Sighting) -> Sighting:
         """`sighting` without suspicious code where the host takes the status from other bits than
