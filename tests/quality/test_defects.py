@@ -320,6 +320,7 @@ def test_upper_halves_are_not_to_blame_where_the_lower_ones_do_the_same(tmp_path
         ("word-first", [msgspec.structs.replace(call(4096, (1 << 64) - 1), mode=Mode.COMPAT32)]),
         # neighbours of this address are refused, as their ranges wrap
         ("gpa-32", [call(1 << 32, (1 << 64) - 1)]),
+        ("gpa-32", [call(0, 1), call(1 << 32, (1 << 64) - 1, 16)]),
     ],
 )
 def test_one_defect_is_one_finding_also_in_a_program_that_hides_it(name, program, tmp_path):

@@ -29,9 +29,12 @@ _COUNT: Final = "page count"
 COUNT_WIDTHS: Final = range(8, 53)
 """Bits to which a page count may be cut."""
 
+ADDRESS_WIDTHS: Final = range(31, 52)
+"""The same of an address."""
+
 _REGISTERS: Final = (
     ("number", (8,)),
-    ("address", tuple(range(31, 52))),
+    ("address", tuple(ADDRESS_WIDTHS)),
     (_COUNT, tuple(COUNT_WIDTHS)),
     ("attributes", (8,)),
 )

@@ -25,7 +25,7 @@ from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTE
 from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
 from guestemu.abi.x86 import Mode
 from guestemu.campaign.triage.hostcode import ByteCodeTrace, Spots, traced_exits
-from guestemu.campaign.triage.lost_bits import COUNT_WIDTHS
+from guestemu.campaign.triage.lost_bits import ADDRESS_WIDTHS, COUNT_WIDTHS
 from guestemu.campaign.triage.rules import ACCEPTED, LATE_RULES
 from guestemu.campaign.triage.symptom import (
     Symptom,
@@ -292,13 +292,13 @@ class Probe:
         is_count = sighting.symptom == of_bits("page count")
         if not is_count:
             counts.append(1)  # of many pages a neighbour may wrap, which is refused
-        for is_marked in (True, False)[not is_count :]:
+        for is_marked in (True, False):
             is_taken = False
             for pages, change in product(counts, (by, -by)):
                 arguments = list(with_pages(op, pages).arguments)
                 arguments[position] = arguments[position] + change & U64_MASK
                 other = msgspec.structs.replace(op, arguments=tuple(arguments))
-                marks = self._marks(other) if is_marked else ()
+                marks = self._marks(other, is_count) if is_marked else ()
                 look = self._compare((*ops[:index], *marks, other, *ops[index + 1 :]))
                 if look is None:
                     continue
@@ -310,20 +310,23 @@ class Probe:
                 break
         return plain
 
-    def _marks(self, op: Op) -> tuple[Op, ...]:
-        """Calls that give pages the other status, for each width to which the count of `op` may
-        have been cut: the first pages behind the range that is left. Without them any count that
-        converts all frames which differ may be the one."""
+    def _marks(self, op: Op, is_count: bool) -> tuple[Op, ...]:
+        """Calls that give pages the other status, for each width to which the count or the address
+        of `op` may have been cut: the first pages behind the range that is left, or of it. Without
+        them many values that change all pages which differ may be the one."""
         nr, gpa, pages, attributes, *rest = op.arguments
-        most = min(pages, self.testbed.guest.machine.config.frames)
-        cut = {pages & (1 << width) - 1 for width in COUNT_WIDTHS}
+        frames = self.testbed.guest.machine.config.frames
+        if is_count:
+            cut = [pages & (1 << width) - 1 for width in COUNT_WIDTHS]
+            starts = [gpa + few * PAGE_SIZE & U64_MASK for few in cut if few < min(pages, frames)]
+        else:
+            cut = [gpa & (1 << width) - 1 for width in ADDRESS_WIDTHS]
+            starts = [few for few in cut if few != gpa and few < frames * PAGE_SIZE]
+        places = [start + more * PAGE_SIZE for start in sorted(starts) for more in range(_MARKED)]
         one = msgspec.structs.replace(op, mode=Mode.LONG64, cpl=0)
         status = attributes & MAP_GPA_RANGE_ENCRYPTED ^ MAP_GPA_RANGE_ENCRYPTED
-        places = [few + more for few in sorted(cut) for more in range(_MARKED) if few < most]
         return tuple(
-            msgspec.structs.replace(
-                one, arguments=(nr, gpa + place * PAGE_SIZE & U64_MASK, 1, status, *rest)
-            )
+            msgspec.structs.replace(one, arguments=(nr, place & U64_MASK, 1, status, *rest))
             for place in dict.fromkeys(places)
         )
 
