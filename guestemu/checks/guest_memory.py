@@ -74,9 +74,9 @@ class GuestMemoryCheck(Oracle):
             if record.ret:
                 return ()
         ranges = [
-            (call.arguments[0] >> PAGE_SHIFT, sum(call.arguments[:2]) >> PAGE_SHIFT)
+            (call.arguments[0] >> PAGE_SHIFT, call.arguments[0] + call.arguments[1] >> PAGE_SHIFT)
             for call in calls[seen:]
-            if call.name == _CONVERSION and not call.result
+            if not call.result and call.name == _CONVERSION
         ]
         violations: list[Violation] = []
         for first, end in ranges:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import json
 import os
 import random
@@ -19,7 +21,7 @@ from native_builds import HEADERS, ROOT, compile_c, example, example_program
 from guestemu.abi.errors import HostFailedError, InputError, PluginError
 from guestemu.cli.main import main
 from guestemu.host.kvm.guest_memory import MemoryFaultExit
-from guestemu.host.native import wire
+from guestemu.host.native import library, wire
 from guestemu.host.native.host import NativeHost, NativeUserSpace
 from guestemu.host.native.process import HandlerProcess
 from guestemu.host.registry import load_host
@@ -326,15 +328,57 @@ def test_the_header_and_the_wire_have_the_same_layouts(tmp_path: Path) -> None:
         "int guestemu_exit(void *v, struct guestemu_exit *e) { (void)v; (void)e; return 0; }\n"
         "int guestemu_reset(void *v) { (void)v; return 0; }\n"
         "void guestemu_close(void *v) { (void)v; }\n"
-        'int main(void) { (void)ignored; printf("%zu %zu %zu %zu %zu %zu %zu %zu\\n",'
+        'int main(void) { (void)ignored; printf("%zu %zu %zu %zu %zu %zu %zu %zu %zu\\n",'
         " sizeof(struct hello), sizeof(struct guestemu_slot), sizeof(struct ready),"
         " sizeof(struct head), sizeof(struct request), sizeof(struct reply),"
-        " sizeof(struct call), sizeof(struct guestemu_exit)); return 0; }\n"
+        " sizeof(struct call), sizeof(struct guestemu_exit), sizeof(struct half));"
+        " return 0; }\n"
     )
     program = compile_c(tmp_path / "sizes", source)
     sizes = subprocess.run([program], capture_output=True, text=True, check=True).stdout.split()
     layouts = (wire.HELLO, wire.SLOT, wire.READY, wire.HEAD, wire.REQUEST, wire.REPLY, wire.CALL)
-    assert list(map(int, sizes)) == [*(one.size for one in layouts), 80]
+    half = ctypes.sizeof(library.Half)
+    assert list(map(int, sizes)) == [*(one.size for one in layouts), 80, half]
+
+
+def test_a_hole_is_refused_by_the_same_rules_on_both_sides(tmp_path: Path) -> None:
+    """GM4: the kernel's half in C tells the handler what the model then comes to as well."""
+    source = tmp_path / "holes.c"
+    source.write_text(
+        textwrap.dedent("""
+        #include "guestemu_host.h"
+        static struct guestemu_kernel k;
+        uint32_t guestemu_abi(void) { return GUESTEMU_HOST_ABI; }
+        void *guestemu_open(const struct guestemu_layout *l, const struct guestemu_kernel *kernel)
+        { (void)l; k = *kernel; return &k; }
+        int guestemu_reset(void *vm) { (void)vm; return 0; }
+        void guestemu_close(void *vm) { (void)vm; }
+        int guestemu_exit(void *vm, struct guestemu_exit *e)
+        {
+            uint64_t *args = e->hypercall.args;
+            (void)vm;
+            e->hypercall.ret = (uint64_t)-k.fallocate(k.token, 0, (int)args[2], args[0],
+                                                      args[1] << 11);
+            return GUESTEMU_REENTER;
+        }
+        """)
+    )
+    built = compile_c(tmp_path / "holes.so", source)
+    cases = [
+        (0, 2, 3, 0),
+        (0, 1, 3, errno.EINVAL),
+        (0, 1 << 52, 3, errno.EINVAL),
+        (1 << 63, 2, 3, errno.EINVAL),
+        (1 << 62, 1 << 51, 3, errno.EFBIG),
+        (0, 1, 0, errno.EOPNOTSUPP),
+        (0, 2, 2, errno.EOPNOTSUPP),
+        (0, 2, 1, 0),
+        (FRAMES << 12, 2, 1, errno.EINVAL),
+    ]
+    for mode in ("", ":in-process"):
+        host = make(f"{built}{mode}")
+        assert [call(host, *case[:3]) for case in cases] == [case[3] for case in cases]
+        assert [made.name for made in host.guest_memory.calls] == ["fallocate"] * len(cases)
 
 
 def test_a_handler_with_a_record_of_its_own(tmp_path: Path) -> None:

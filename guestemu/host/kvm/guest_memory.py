@@ -200,7 +200,8 @@ class GuestMemory:
         """
         arguments = (gpa, size, attributes, flags)
         result = 0 if self._failure is None else self._ordered()
-        result = result or _attributes_error(gpa, size, attributes, flags)
+        if not result:
+            result = _attributes_error(gpa, size, attributes, flags)
         if not result:
             is_private = attributes != 0
             frames = self.frames
@@ -226,7 +227,8 @@ class GuestMemory:
         """
         arguments = (slot, mode, offset, length)
         result = 0 if self._failure is None else self._ordered()
-        result = result or self._fallocate(slot, mode, offset, length)
+        if not result:
+            result = self._fallocate(slot, mode, offset, length)
         return self._made("fallocate", arguments, result)
 
     def _fallocate(self, slot: int, mode: int, offset: int, length: int) -> int:
@@ -261,8 +263,8 @@ class GuestMemory:
         first, end = gpa >> PAGE_SHIFT, min((gpa + size) >> PAGE_SHIFT, self.frames)
         if first >= end:
             return
-        pages, _ = self._backings[is_private]
-        if is_free:
+        pages = self.private_pages if is_private else self.shared_pages
+        if is_free and self.attributes.find(is_private, first, end) >= 0:
             used = pages[first:end]
             used &= self.attributes[first:end] if is_private else ~self.attributes[first:end]
             if used.any():
@@ -283,14 +285,14 @@ class GuestMemory:
         MADV_DONTNEED frees the shared pages; a range outside the mapping is -EINVAL, as the models
         have nothing mapped behind a slot.
         """
-        result = self._ordered()
+        result = 0 if self._failure is None else self._ordered()
         if not result:
-            is_inside = 0 <= slot < len(self.slots) and offset + length <= self.slots[slot].size
-            if not is_inside or offset & PAGE_MASK:
+            place = self.slots[slot] if 0 <= slot < len(self.slots) else None
+            if place is None or offset + length > place.size or offset & PAGE_MASK:
                 result = -EINVAL
             elif advice == MADV_DONTNEED:
                 size = length + PAGE_MASK & ~PAGE_MASK
-                self._change(self.slots[slot].gpa + offset, size, False, True)
+                self._change(place.gpa + offset, size, False, True)
         return self._made("madvise", (slot, offset, length, advice), result)
 
     def pre_fault(self, gpa: int, size: int) -> int:

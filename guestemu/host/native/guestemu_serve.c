@@ -83,18 +83,23 @@ struct functions {
 	int (*layout)(void *, const struct guestemu_layout *);
 };
 
+/* The kernel's half: answers the handler's calls and notes them. library.py has the same layout. */
+struct half {
+	struct guestemu_slot slot[MAX_SLOTS];
+	struct guestemu_layout layout;
+	struct guestemu_kernel kernel;
+	int made, fail_at, fail_with;
+	uint32_t calls;
+	struct call call[MAX_CALLS];
+};
+
 struct server {
 	int in, out_fd;
 	const struct functions *call_into;
 	void *vm;
 	uint64_t frames;
-	struct guestemu_slot slot[MAX_SLOTS];
-	struct guestemu_layout layout;
 	uint32_t first_slots; /* of a VM that is opened */
-	struct guestemu_kernel kernel;
-	int made, fail_at, fail_with;
-	uint32_t calls;
-	struct call call[MAX_CALLS];
+	struct half half;
 	struct request request[MAX_RECORDS];
 	struct reply reply[MAX_RECORDS];
 	char out[sizeof(struct head) + MAX_RECORDS * sizeof(struct reply) +
@@ -184,13 +189,13 @@ static int transfer(int fd, void *data, size_t size, int is_write)
 
 /* The kernel's half --------------------------------------------------------------------------- */
 
-static int made(struct server *s, uint32_t kind, int result, uint64_t a, uint64_t b, uint64_t c,
+static int made(struct half *h, uint32_t kind, int result, uint64_t a, uint64_t b, uint64_t c,
 		uint64_t d)
 {
-	if (s->made++ == s->fail_at)
-		result = -s->fail_with;
-	if (s->calls < MAX_CALLS)
-		s->call[s->calls++] = (struct call){ kind, result, { a, b, c, d } };
+	if (h->made++ == h->fail_at)
+		result = -h->fail_with;
+	if (h->calls < MAX_CALLS)
+		h->call[h->calls++] = (struct call){ kind, result, { a, b, c, d } };
 	return result;
 }
 
@@ -209,29 +214,33 @@ static int set_memory_attributes(void *token, uint64_t gpa, uint64_t size, uint6
 
 static int fallocate_hole(void *token, uint32_t slot, int mode, uint64_t offset, uint64_t length)
 {
-	struct server *s = token;
+	struct half *h = token;
 	int result = 0;
 
-	if (slot >= s->layout.slots || !(s->slot[slot].flags & GUESTEMU_SLOT_GUEST_MEMFD))
+	if (slot >= h->layout.slots || !(h->slot[slot].flags & GUESTEMU_SLOT_GUEST_MEMFD))
 		result = -EINVAL;
-	else if (mode == 2 || mode & ~3)
+	else if ((int64_t)length <= 0 || (int64_t)offset < 0)
+		result = -EINVAL;
+	else if (!(mode & 1) || mode & ~3)
 		result = -EOPNOTSUPP;
-	else if (!length || (offset | length) & 0xfff)
+	else if ((offset + length) >> 63)
+		result = -EFBIG;
+	else if ((offset | length) & 0xfff)
 		result = -EINVAL;
 	else if (!(mode & 2) &&
 		 (offset + length < offset ||
-		  offset + length > s->slot[slot].memfd_offset + s->slot[slot].size))
+		  offset + length > h->slot[slot].memfd_offset + h->slot[slot].size))
 		result = -EINVAL;
-	return made(s, CALL_FALLOCATE, result, slot, (uint64_t)mode, offset, length);
+	return made(h, CALL_FALLOCATE, result, slot, (uint64_t)mode, offset, length);
 }
 
 static int advise(void *token, uint32_t slot, uint64_t offset, uint64_t length, int advice)
 {
-	struct server *s = token;
-	int bad = slot >= s->layout.slots || offset & 0xfff || offset + length < offset ||
-		  offset + length > s->slot[slot].size;
+	struct half *h = token;
+	int bad = slot >= h->layout.slots || offset & 0xfff || offset + length < offset ||
+		  offset + length > h->slot[slot].size;
 
-	return made(s, CALL_MADVISE, bad ? -EINVAL : 0, slot, offset, length, (uint64_t)advice);
+	return made(h, CALL_MADVISE, bad ? -EINVAL : 0, slot, offset, length, (uint64_t)advice);
 }
 
 static int pre_fault(void *token, uint64_t gpa, uint64_t size)
@@ -244,31 +253,42 @@ static int map_for_device(void *token, uint64_t gpa, uint64_t size, int is_mappe
 	return made(token, CALL_DEVICE, 0, gpa, size, (uint64_t)!!is_mapped, 0);
 }
 
+static void set_up(struct half *h)
+{
+	h->layout.abi = GUESTEMU_HOST_ABI;
+	h->layout.slot = h->slot;
+	h->kernel = (struct guestemu_kernel){ h,	      set_memory_attributes, fallocate_hole, advise,
+					      pre_fault, map_for_device };
+	h->fail_at = -1;
+}
+
 /* The handler --------------------------------------------------------------------------------- */
 
 static int reset(struct server *s)
 {
 	const struct functions *f = s->call_into;
+	struct half *h = &s->half;
 
-	s->made = 0;
-	s->fail_at = -1;
-	if (s->vm && s->layout.slots == s->first_slots && !f->reset(s->vm))
+	h->made = 0;
+	h->fail_at = -1;
+	if (s->vm && h->layout.slots == s->first_slots && !f->reset(s->vm))
 		return 0;
 	if (s->vm)
 		f->close(s->vm);
-	s->layout.slots = s->first_slots;
-	s->vm = f->open(&s->layout, &s->kernel);
+	h->layout.slots = s->first_slots;
+	s->vm = f->open(&h->layout, &h->kernel);
 	return s->vm ? 0 : -1;
 }
 
 static void run_exit(struct server *s, const struct request *q, struct reply *r)
 {
 	struct guestemu_exit e = { .exit_reason = q->reason, .vcpu = q->vcpu };
+	struct half *h = &s->half;
 
 	guestemu_blocks = 0;
-	s->made = 0;
-	s->fail_at = q->fail_at;
-	s->fail_with = q->fail_with;
+	h->made = 0;
+	h->fail_at = q->fail_at;
+	h->fail_with = q->fail_with;
 	if (q->reason == GUESTEMU_EXIT_HYPERCALL) {
 		e.hypercall.nr = q->word[0];
 		memcpy(e.hypercall.args, &q->word[1], 3 * sizeof(uint64_t));
@@ -295,38 +315,40 @@ static void run_exit(struct server *s, const struct request *q, struct reply *r)
 
 static void plug(struct server *s, const struct request *q, struct reply *r)
 {
-	uint32_t number = s->layout.slots;
+	struct half *h = &s->half;
+	uint32_t number = h->layout.slots;
 	int result = -ENOSPC;
 
-	s->made = 0;
-	s->fail_at = q->fail_at;
-	s->fail_with = q->fail_with;
+	h->made = 0;
+	h->fail_at = q->fail_at;
+	h->fail_with = q->fail_with;
 	if (number < MAX_SLOTS) {
-		s->slot[number] = (struct guestemu_slot){ q->word[0], q->word[1], q->word[2],
+		h->slot[number] = (struct guestemu_slot){ q->word[0], q->word[1], q->word[2],
 							  (uint32_t)q->word[3], 0 };
-		s->layout.slots++;
-		result = s->call_into->layout(s->vm, &s->layout);
+		h->layout.slots++;
+		result = s->call_into->layout(s->vm, &h->layout);
 		if (result)
-			s->layout.slots--;
+			h->layout.slots--;
 	}
 	r->answer = (uint64_t)(int64_t)result;
 }
 
 static int one_record(struct server *s, const struct request *q, struct reply *r)
 {
-	uint32_t before = s->calls;
+	struct half *h = &s->half;
+	uint32_t before = h->calls;
 
 	memset(r, 0, sizeof(*r));
 	if (q->op == OP_RESET) {
 		if (reset(s))
 			return -1;
-		s->calls = before; /* what a handler does while it opens is no answer to the guest */
+		h->calls = before; /* what a handler does while it opens is no answer to the guest */
 	} else if (q->op == OP_EXIT) {
 		run_exit(s, q, r);
 	} else if (q->op == OP_PLUG && s->call_into->layout) {
 		plug(s, q, r);
 	}
-	r->calls = s->calls - before;
+	r->calls = h->calls - before;
 	return 0;
 }
 
@@ -362,13 +384,14 @@ static int receive(struct server *s, struct head *head)
 /* Sends head, replies and calls in one piece. */
 static int reply(struct server *s, struct head *head)
 {
-	size_t replies = head->records * sizeof(s->reply[0]), calls = s->calls * sizeof(s->call[0]);
+	const struct half *h = &s->half;
+	size_t replies = head->records * sizeof(s->reply[0]), calls = h->calls * sizeof(h->call[0]);
 	char *at = s->out;
 
-	head->calls = s->calls;
+	head->calls = h->calls;
 	memcpy(at, head, sizeof(*head));
 	memcpy(at += sizeof(*head), s->reply, replies);
-	memcpy(at += replies, s->call, calls);
+	memcpy(at += replies, h->call, calls);
 	return transfer(s->out_fd, s->out, sizeof(*head) + replies + calls, 1) ? CLOSED : 0;
 }
 
@@ -390,7 +413,7 @@ static int answer(struct server *s)
 		}
 		if (s->request[0].op == OP_FRESH)
 			return FRESH;
-		s->calls = 0;
+		s->half.calls = 0;
 		told->done = 0;
 		for (uint32_t i = 0; i < head.records; i++) {
 			if (one_record(s, &s->request[i], &s->reply[i]))
@@ -425,14 +448,13 @@ static int serve(int in, int out, const struct functions *f)
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (transfer(in, &hello, sizeof(hello), 0) || hello.magic != MAGIC ||
 	    hello.slots > MAX_SLOTS ||
-	    transfer(in, s->slot, hello.slots * sizeof(s->slot[0]), 0))
+	    transfer(in, s->half.slot, hello.slots * sizeof(s->half.slot[0]), 0))
 		return 2;
 	s->frames = hello.frames;
 	s->first_slots = hello.slots;
-	s->layout = (struct guestemu_layout){ GUESTEMU_HOST_ABI, hello.vcpus, hello.slots, 0,
-					      s->slot };
-	s->kernel = (struct guestemu_kernel){ s,       set_memory_attributes, fallocate_hole, advise,
-					      pre_fault, map_for_device };
+	s->half.layout.vcpus = hello.vcpus;
+	s->half.layout.slots = hello.slots;
+	set_up(&s->half);
 	told = mmap(0, sizeof(*told), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (told == MAP_FAILED)
 		return 2;
@@ -478,6 +500,12 @@ int main(void)
 	return comma ? serve(atoi(pipes), atoi(comma + 1), &f) : 2;
 }
 #else
+/* Makes the kernel's half for a handler in the caller's process, who puts slots and layout there. */
+__attribute__((visibility("default"))) void guestemu_half(struct half *h)
+{
+	set_up(h);
+}
+
 /* Serves the shared object at `path`; returns a text that says why not, or NULL at the end. */
 __attribute__((visibility("default"))) const char *guestemu_serve(int in, int out,
 								     const char *path)

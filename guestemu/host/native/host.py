@@ -286,8 +286,8 @@ class NativeHost(MemoryHost):
     @property
     def state(self) -> int:
         """The path in KVM, and above 32 bits the blocks of the handler that ran."""
-        state = super().state
-        return state | self.user.blocks << _BLOCKS_SHIFT if self.counts_blocks else state
+        path = int(self.kvm.path)  # a native user space has no states of its own
+        return path | self.user.blocks << _BLOCKS_SHIFT if self.counts_blocks else path
 
     def numbers(self) -> tuple[int, ...]:
         """The numbers in the machine code of a shared object."""

@@ -11,30 +11,25 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from guestemu.abi.errors import PluginError
-from guestemu.host.kvm.guest_memory import GuestMemory, Slot
+from guestemu.abi.errors import HostFailedError, MissingError, PluginError
+from guestemu.host.kvm.guest_memory import GuestMemory
 from guestemu.host.kvm.uapi import KVM_EXIT_HYPERCALL
 from guestemu.host.native import wire
-from guestemu.native import load
+from guestemu.native import load, why_not
 from guestemu.native.build import SERVE
 
 _U64: Final = ctypes.c_uint64
 _POINTER: Final = ctypes.c_void_p
-_ATTRIBUTES: Final = ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _U64, _U64, _U64, _U64)
-_FALLOCATE: Final = ctypes.CFUNCTYPE(
-    ctypes.c_int, _POINTER, ctypes.c_uint32, ctypes.c_int, _U64, _U64
-)
-_MADVISE: Final = ctypes.CFUNCTYPE(
-    ctypes.c_int, _POINTER, ctypes.c_uint32, _U64, _U64, ctypes.c_int
-)
-_RANGE: Final = ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _U64, _U64)
-_DEVICE: Final = ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _U64, _U64, ctypes.c_int)
 _PUT_HYPERCALL: Final = struct.Struct("<2I4Q24x2Q").pack_into
 """Reason, vCPU, number, three arguments of six, `ret`, `flags`."""
 
 _PUT_OTHER: Final = struct.Struct("<2I3Q8x").pack_into
 _RET, _ERROR, _DATA = 8, 4, 3
 """Places in the exit, in words of eight bytes."""
+
+_KERNEL_WORDS: Final = 6
+_COUNTS: Final = struct.Struct("<4i")
+_NONE_MADE: Final = _COUNTS.pack(0, wire.NO_FAILURE, 0, 0)
 
 _NEEDED: Final = ("abi", "open", "exit", "reset", "close")
 
@@ -49,14 +44,16 @@ class _Layout(ctypes.Structure):
     )
 
 
-class _Kernel(ctypes.Structure):
+class Half(ctypes.Structure):
+    """The kernel's half (`struct half`): slots and layout, `struct guestemu_kernel`, the numbers of
+    the calls that were made and that fails with its errno, and the calls."""
+
     _fields_ = (
-        ("token", _POINTER),
-        ("set_memory_attributes", _ATTRIBUTES),
-        ("fallocate", _FALLOCATE),
-        ("madvise", _MADVISE),
-        ("pre_fault", _RANGE),
-        ("map_for_device", _DEVICE),
+        ("slot", ctypes.c_uint8 * (wire.SLOT.size * wire.MAX_SLOTS)),
+        ("layout", _Layout),
+        ("kernel", _POINTER * _KERNEL_WORDS),
+        ("counts", ctypes.c_int32 * 4),
+        ("call", ctypes.c_uint8 * (wire.CALL.size * wire.MAX_CALLS)),
     )
 
 
@@ -76,6 +73,7 @@ class LoadedHandler:
         self._vcpus = vcpus
         self._memory = memory
         self._blocks = ctypes.c_uint64()
+        self._is_plugged = False
         self._counts_blocks = False
         self.has_map = False
         self.takes_slots = False
@@ -84,10 +82,12 @@ class LoadedHandler:
         """Loads the file and opens a VM; returns the handler's features.
 
         Raises `PluginError` for a file that cannot be loaded or lacks a function, and where the
-        handler does not open.
+        handler does not open, `MissingError` without guestemu's C libraries.
         """
-        path, memory = self._path, self._memory
+        path = self._path
         serve = load(SERVE, is_global=True)  # has what -fsanitize-coverage calls
+        if serve is None:
+            raise MissingError(f"host {path}: needs guestemu's C libraries: {why_not()}")
         try:
             self._library = ctypes.CDLL(path)
         except OSError as error:
@@ -96,11 +96,10 @@ class LoadedHandler:
             if not hasattr(self._library, f"guestemu_{name}"):
                 raise PluginError(f"host {path}: guestemu_{name}() of guestemu_host.h is missing")
         library = self._library
-        if serve is not None:
-            self._blocks = ctypes.c_uint64.in_dll(serve, "guestemu_blocks")
-            origin = ctypes.c_uint64.in_dll(serve, "guestemu_origin")
-            origin.value = ctypes.cast(library.guestemu_abi, _POINTER).value or 0
-            self._blocks.value = 0
+        self._blocks = ctypes.c_uint64.in_dll(serve, "guestemu_blocks")
+        origin = ctypes.c_uint64.in_dll(serve, "guestemu_origin")
+        origin.value = ctypes.cast(library.guestemu_abi, _POINTER).value or 0
+        self._blocks.value = 0
         if library.guestemu_abi() != wire.ABI:
             raise PluginError(
                 f"host {path}: has ABI {library.guestemu_abi()}, this guestemu has {wire.ABI}"
@@ -109,16 +108,14 @@ class LoadedHandler:
         has_features = hasattr(library, "guestemu_features")
         self.has_map = hasattr(library, "guestemu_private")
         self.takes_slots = hasattr(library, "guestemu_layout")
-        self._slots, self._layout = self._describe(memory.slots)
-        self._plugged: ctypes.Array[ctypes.c_char] | None = None
-        self._kernel = _Kernel(
-            None,
-            _ATTRIBUTES(lambda _t, gpa, size, a, b: memory.set_memory_attributes(gpa, size, a, b)),
-            _FALLOCATE(lambda _t, slot, mode, at, size: memory.fallocate(slot, mode, at, size)),
-            _MADVISE(lambda _t, slot, at, size, advice: memory.madvise(slot, at, size, advice)),
-            _RANGE(lambda _t, gpa, size: memory.pre_fault(gpa, size)),
-            _DEVICE(lambda _t, gpa, size, mapped: memory.map_for_device(gpa, size, bool(mapped))),
-        )
+        self._half = Half()
+        serve.guestemu_half(ctypes.byref(self._half))
+        half = memoryview(self._half).cast("B")
+        at = Half.counts.offset
+        self._counts = half[at : at + _COUNTS.size]
+        self._calls = half[Half.call.offset :]
+        self._half.layout.vcpus = self._vcpus
+        self._describe()
         library.guestemu_open.restype = _POINTER
         library.guestemu_open.argtypes = (_POINTER, _POINTER)
         library.guestemu_exit.argtypes = (_POINTER, _POINTER)
@@ -140,22 +137,27 @@ class LoadedHandler:
         is_counting = wire.FEATURE_BLOCKS if self._counts_blocks else 0
         return features & wire.FEATURE_BLOCKS - 1 | is_counting
 
-    def _describe(self, slots: Sequence[Slot]) -> tuple[ctypes.Array[ctypes.c_char], _Layout]:
-        """The memory of a layout with `slots`, and the layout."""
-        few = slots[: wire.MAX_SLOTS]
-        data = ctypes.create_string_buffer(b"".join(map(wire.pack_slot, few)))
-        return data, _Layout(wire.ABI, self._vcpus, len(few), 0, ctypes.addressof(data))
+    def _describe(self) -> None:
+        """Puts the slots of the memory where the handler and the kernel's half find them."""
+        few = self._memory.slots[: wire.MAX_SLOTS]
+        for number, slot in enumerate(few):
+            wire.SLOT.pack_into(self._half.slot, number * wire.SLOT.size, *wire.slot_words(slot))
+        self._half.layout.slots = len(few)
 
     def plug(self) -> int:
         """Tells the handler the slots that the memory has now; 0 or a negative errno."""
-        self._plugged, layout = self._describe(self._memory.slots)
-        self._plugged_layout = layout  # valid until the VM is closed
-        result: int = self._library.guestemu_layout(self._vm, ctypes.addressof(layout))
+        self._is_plugged = True
+        self._describe()
+        self._begin()
+        result: int = self._library.guestemu_layout(self._vm, ctypes.addressof(self._half.layout))
+        self._end()
+        if result:
+            self._half.layout.slots -= 1
         return result
 
     def _open(self) -> int:
         vm: int | None = self._library.guestemu_open(
-            ctypes.addressof(self._layout), ctypes.addressof(self._kernel)
+            ctypes.addressof(self._half.layout), ctypes.addressof(self._half.kernel)
         )
         if not vm:
             raise PluginError(f"host {self._path}: guestemu_open() returned NULL")
@@ -163,10 +165,25 @@ class LoadedHandler:
 
     def reset(self) -> None:
         """A new VM, by the handler's reset or by closing and opening it."""
-        if self._plugged is not None or self._reset(self._vm):
+        if self._is_plugged or self._reset(self._vm):
             self._library.guestemu_close(self._vm)
-            self._plugged = None
+            self._is_plugged = False
+            self._describe()
             self._vm = self._open()
+
+    def _begin(self) -> None:
+        """Before the handler runs: it has made no call, and one fails if that was ordered."""
+        failure = self._memory.ordered_failure
+        self._counts[:] = _NONE_MADE if failure is None else _COUNTS.pack(0, *failure, 0)
+
+    def _end(self) -> None:
+        """Does the calls that the handler made on the VM's memory. What it did while it opened or
+        was reset is no answer to the guest."""
+        count = _COUNTS.unpack(self._counts)[3]
+        if count:
+            wrong = wire.replay(self._memory, self._calls[: count * wire.CALL.size])
+            if wrong:
+                raise HostFailedError(f"the native handler {wrong}")
 
     def exit(self, reason: int, words: Sequence[int], vcpu: int) -> tuple[int, int, int]:
         """Outcome, answer (`ret` or `error`) and data of an exit; `words` as in `wire`. The data of
@@ -176,11 +193,15 @@ class LoadedHandler:
             _PUT_HYPERCALL(octets, 0, reason, vcpu, *words)
             if self._counts_blocks:
                 self._blocks.value = 0
+            self._begin()
             outcome = self._run(self._vm, self._exit_at)
+            self._end()
             blocks = self._blocks.value if self._counts_blocks else 0
             return outcome, self._words[_RET], blocks
         _PUT_OTHER(octets, 0, reason, vcpu, *words)
+        self._begin()
         outcome = self._run(self._vm, self._exit_at)
+        self._end()
         return outcome, self._words[_ERROR], self._words[_DATA]
 
     def read_map(self) -> bytes:

@@ -74,13 +74,13 @@ def hello(memory: GuestMemory, vcpus: int) -> bytes:
     """The first message: the VM's layout."""
     slots = memory.slots[:MAX_SLOTS]
     return HELLO.pack(MAGIC, ABI, vcpus, len(slots), memory.frames) + b"".join(
-        map(pack_slot, slots)
+        SLOT.pack(*slot_words(slot)) for slot in slots
     )
 
 
-def pack_slot(slot: Slot) -> bytes:
-    """`struct guestemu_slot`."""
-    return SLOT.pack(slot.gpa, slot.size, slot.memfd_offset, slot_flags(slot), 0)
+def slot_words(slot: Slot) -> tuple[int, int, int, int, int]:
+    """The fields of `struct guestemu_slot`."""
+    return slot.gpa, slot.size, slot.memfd_offset, slot_flags(slot), 0
 
 
 def slot_flags(slot: Slot) -> int:
@@ -101,13 +101,21 @@ def plug_record(slot: Slot, failure: tuple[int, int]) -> bytes:
     return REQUEST.pack(OP_PLUG, 0, 0, *failure, 0, *words, *_ZEROES[len(words) :])
 
 
-def replay(memory: GuestMemory, calls: bytes) -> str:
+def replay(memory: GuestMemory, calls: bytes | memoryview) -> str:
     """Does the handler's calls on the VM's memory; what is wrong with one of them, if anything.
 
     The process has already told the handler each result; memory must come to the same one.
     """
+    made: int | None
     for kind, result, a, b, c, d in CALL.iter_unpack(calls):
-        made = _do(memory, kind, a, b, c, d)
+        if kind == CALL_ATTRIBUTES:  # the usual ones without a call more
+            made = memory.set_memory_attributes(a, b, c, d)
+        elif kind == CALL_FALLOCATE:
+            made = memory.fallocate(a, b, c, d)
+        elif kind == CALL_MADVISE:
+            made = memory.madvise(a, b, c, d)
+        else:
+            made = _do(memory, kind, a, b, c)
         if made is None:
             return f"made an unknown call {kind}"
         if made != result:
@@ -115,13 +123,7 @@ def replay(memory: GuestMemory, calls: bytes) -> str:
     return ""
 
 
-def _do(memory: GuestMemory, kind: int, a: int, b: int, c: int, d: int) -> int | None:
-    if kind == CALL_ATTRIBUTES:
-        return memory.set_memory_attributes(a, b, c, d)
-    if kind == CALL_FALLOCATE:
-        return memory.fallocate(a, b, c, d)
-    if kind == CALL_MADVISE:
-        return memory.madvise(a, b, c, d)
+def _do(memory: GuestMemory, kind: int, a: int, b: int, c: int) -> int | None:
     if kind == CALL_PRE_FAULT:
         return memory.pre_fault(a, b)
     if kind == CALL_DEVICE:
