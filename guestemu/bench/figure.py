@@ -27,7 +27,8 @@ Work: TypeAlias = Callable[[int], object]
 class Figure(msgspec.Struct, frozen=True):
     """One line of the suite's result.
 
-    `value` and `floor` are in `unit`: "us" for each execution, page or boot, or "/s" for rates.
+    `value` and `floor` are in `unit`: "us" for each execution, page or boot, "/s" for rates, "MiB",
+    or "exponent" (of CPU time against a size, which `against` names; it has no floor).
     `ratio` says how many times more time the value's side takes than the floor's (also for rates).
     `against` names the floor. None where this machine cannot measure it; `note` then says why.
     """

@@ -19,7 +19,13 @@ import msgspec
 
 from guestemu.bench.figure import Figure
 
-TARGETS: Final = ("hypercall", "conversion", "psc", "hostile-host", "mapgpa")
+TARGETS: Final = (
+    *("hypercall", "conversion", "msr", "sync", "firmware", "migration", "stream", "mirror"),
+    *("lockstep", "psc", "hostile-host", "mapgpa"),
+)
+PEERS: Final = {"atheris": 4, "hypothesis": 100}
+"""How many times fewer executions each peer is given."""
+_PEERS_TARGET: Final = "hypercall"
 ONE_OP_TARGETS: Final = ("hypercall", "conversion")
 _AGAINST: Final = "an empty atheris target"
 _AGAINST_C: Final = "the same from C under the same libFuzzer"
@@ -107,22 +113,38 @@ def measure_target(target: str, seconds: int, null: float | None) -> Figure:
 def measure_one_op(target: str, executions: int, rounds: int) -> Figure:
     """Programs of one op of `target`, per second of CPU time, beside the same op from C; each
     round is one process of either kind."""
-    name = f"fuzz-{target}-1"
+    floor = ["guestemu.bench.one_op", target, str(executions * _C_SPEED), "c"]
+    return _beside(f"fuzz-{target}-1", _one_op(target, executions), floor, rounds, _AGAINST_C)
+
+
+def measure_peer(tool: str, executions: int, rounds: int) -> Figure:
+    """Programs of one hypercall per second of CPU time, beside a harness that `tool`'s user writes
+    without guestemu (`guestemu.bench.peer`)."""
+    peer = ["guestemu.bench.peer", tool, str(executions // PEERS[tool])]
+    ours = _one_op(_PEERS_TARGET, executions)
+    return _beside(f"peer-{tool}", ours, peer, rounds, f"{tool} with Unicorn's own binding")
+
+
+def _one_op(target: str, executions: int) -> list[str]:
+    return ["guestemu.bench.one_op", target, str(executions)]
+
+
+def _beside(name: str, ours: list[str], floor: list[str], rounds: int, against: str) -> Figure:
+    """Two modules that print the CPU seconds of an execution, in turns."""
     pairs: list[tuple[float, float]] = []
     for _ in range(rounds):
-        spent = _one_op(target, executions)
-        floor = _one_op(target, executions * _C_SPEED, "c")
-        if spent is None or floor is None:
-            return missing(name, "python -m guestemu.bench.one_op failed: run it to see why")
-        pairs.append((spent, floor))
+        spent, floor_spent = _printed(ours), _printed(floor)
+        if spent is None or floor_spent is None:
+            failed = ours if spent is None else floor
+            return missing(name, f"python -m {' '.join(failed)} failed: run it to see why")
+        pairs.append((spent, floor_spent))
     rate, floor_rate = (round(1 / median(side), 1) for side in zip(*pairs, strict=True))
-    ratio = round(median(spent / floor for spent, floor in pairs), 3)
-    return Figure(name, rate, "/s", floor_rate, ratio, _AGAINST_C)
+    ratio = round(median(spent / beside for spent, beside in pairs), 3)
+    return Figure(name, rate, "/s", floor_rate, ratio, against)
 
 
-def _one_op(target: str, executions: int, *options: str) -> float | None:
-    """CPU seconds of an execution, None if the process failed."""
-    command = ["guestemu.bench.one_op", target, str(executions), *options]
+def _printed(command: list[str]) -> float | None:
+    """The number that a module prints, None if the process failed."""
     try:
         return float(run_module(command, _PATIENCE).stdout)
     except (ValueError, subprocess.TimeoutExpired):

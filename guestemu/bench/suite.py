@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -12,6 +13,7 @@ from guestemu.abi.errors import InputError
 from guestemu.bench import (
     dma,
     execution,
+    exponents,
     fuzzing,
     kernel,
     long_runs,
@@ -65,6 +67,7 @@ _PREPARED: Final[Mapping[str, Callable[[BenchScene], Pair]]] = {
 }
 _CAMPAIGNS: Final = {f"fuzz-{target}": target for target in fuzzing.TARGETS}
 _ONE_OP: Final = {f"fuzz-{target}-1": target for target in fuzzing.ONE_OP_TARGETS}
+_PEERS: Final = {f"peer-{tool}": tool for tool in fuzzing.PEERS}
 _LONG: Final = {
     long_runs.JOBS: long_runs.JOBS_HELP,
     long_runs.MEMORY: long_runs.MEMORY_HELP,
@@ -76,6 +79,7 @@ _LONG_EXECUTIONS: Final = 50_000
 """The same."""
 _HELP: Final = "executions per second of a campaign under atheris, with coverage feedback"
 _ONE_OP_HELP: Final = "one op, all checks, under atheris, beside C under libFuzzer: target"
+_PEER_HELP: Final = "one hypercall, all checks, under atheris, beside Unicorn's own binding under"
 
 
 class FigureEntry(msgspec.Struct, frozen=True):
@@ -92,7 +96,9 @@ def entries() -> tuple[FigureEntry, ...]:
         *timed,
         *(FigureEntry(name, f"target {_CAMPAIGNS[name]}: {_HELP}") for name in _CAMPAIGNS),
         *(FigureEntry(name, f"{_ONE_OP_HELP} {target}") for name, target in _ONE_OP.items()),
+        *(FigureEntry(name, f"{_PEER_HELP} {tool}") for name, tool in _PEERS.items()),
         *(FigureEntry(name, f"target {long_runs.TARGET}: {text}") for name, text in _LONG.items()),
+        *(FigureEntry(name, text) for name, text in exponents.FIGURES.items()),
         *(FigureEntry(name, text) for name, text in native_hosts.FIGURES.items()),
         FigureEntry(oracle.NAME, oracle.HELP),
     )
@@ -135,29 +141,10 @@ def run(
     campaigns = [name for name in chosen if name in _CAMPAIGNS]
     if campaigns:
         yield from _run_campaigns(campaigns, fuzz_seconds, progress)
-    note = fuzzing.why_not()
-    for name in chosen:
-        if name not in _ONE_OP:
-            continue
-        progress(f"{name}, {_ONE_OP_ROUNDS} rounds")
-        yield (
-            fuzzing.missing(name, note)
-            if note
-            else fuzzing.measure_one_op(
-                _ONE_OP[name], _ONE_OP_EXECUTIONS * fuzz_seconds, _ONE_OP_ROUNDS
-            )
-        )
-
-    for name in chosen:
-        if name not in _LONG:
-            continue
+    apart = _measured_apart(rounds, turn, fuzz_seconds)
+    for name in filter(apart.__contains__, chosen):
         progress(name)
-        if note:
-            yield fuzzing.missing(name, note)
-        elif name == long_runs.JOBS:
-            yield long_runs.measure_jobs(fuzz_seconds)
-        else:
-            yield long_runs.measure_memory(_LONG_EXECUTIONS * fuzz_seconds)
+        yield apart[name]()
     native_names = [name for name in chosen if name in native_hosts.FIGURES]
     if native_names:
         progress(f"native hosts, {rounds} rounds")
@@ -165,6 +152,29 @@ def run(
     if oracle.NAME in chosen:
         progress(oracle.NAME)
         yield oracle.measure()
+
+
+def _measured_apart(
+    rounds: int, turn: float, fuzz_seconds: int
+) -> Mapping[str, Callable[[], Figure]]:
+    """The figures that are measured one after the other."""
+    count = _ONE_OP_EXECUTIONS * fuzz_seconds
+    campaigns: dict[str, Callable[[], Figure]] = {
+        **{
+            name: partial(fuzzing.measure_one_op, target, count, _ONE_OP_ROUNDS)
+            for name, target in _ONE_OP.items()
+        },
+        **{
+            name: partial(fuzzing.measure_peer, tool, count, _ONE_OP_ROUNDS)
+            for name, tool in _PEERS.items()
+        },
+        long_runs.JOBS: partial(long_runs.measure_jobs, fuzz_seconds),
+        long_runs.MEMORY: partial(long_runs.measure_memory, _LONG_EXECUTIONS * fuzz_seconds),
+    }
+    if note := fuzzing.why_not():
+        campaigns = {name: partial(fuzzing.missing, name, note) for name in campaigns}
+    growth = {name: partial(exponents.measure, name, rounds, turn) for name in exponents.FIGURES}
+    return {**campaigns, **growth}
 
 
 def _run_campaigns(

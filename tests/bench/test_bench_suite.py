@@ -10,10 +10,16 @@ import pytest
 from held import DEADLINE_S
 
 from guestemu.abi.errors import InputError
-from guestemu.bench import fuzzing, suite
+from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
+from guestemu.bench import exponents, fuzzing, suite
+from guestemu.bench.peer import Harness
 from guestemu.cli.main import main
 
-TIMED = [entry.name for entry in suite.entries() if not entry.name.startswith("fuzz-")]
+TIMED = [
+    entry.name
+    for entry in suite.entries()
+    if not entry.name.startswith(("fuzz-", "peer-", "growth-"))
+]
 
 
 def test_every_figure_is_listed_with_what_it_measures() -> None:
@@ -142,6 +148,59 @@ def test_one_op_is_measured_beside_c(monkeypatch: pytest.MonkeyPatch) -> None:
     failed = subprocess.CompletedProcess([], 1, b"", b"no compiler")
     monkeypatch.setattr(fuzzing, "run_module", lambda arguments, seconds: failed)
     assert fuzzing.measure_one_op("hypercall", 10, 3).value is None
+
+
+def test_a_peer_is_given_fewer_executions_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+
+    def run(arguments: list[str], seconds: int) -> subprocess.CompletedProcess[bytes]:
+        commands.append(arguments)
+        out = b"2e-05\n" if arguments[0] == "guestemu.bench.peer" else b"5e-06\n"
+        return subprocess.CompletedProcess(arguments, 0, out, b"")
+
+    monkeypatch.setattr(fuzzing, "run_module", run)
+    figure = fuzzing.measure_peer("atheris", 400, 1)
+    assert commands == [
+        ["guestemu.bench.one_op", "hypercall", "400"],
+        ["guestemu.bench.peer", "atheris", "100"],
+    ]
+    assert (figure.value, figure.floor, figure.ratio) == (200_000, 50_000, 0.25)
+
+
+def test_the_peer_s_harness_judges_answer_and_record() -> None:
+    harness = Harness()
+    harness.call(KVM_HC_MAP_GPA_RANGE, 0x5000, 2, 0)
+    assert harness.shared == {5, 6}
+    harness.call(KVM_HC_MAP_GPA_RANGE, 0x5001, 2, 0)
+    harness.call(KVM_HC_MAP_GPA_RANGE, 0x5000, 2, MAP_GPA_RANGE_ENCRYPTED)
+    harness.call(3, 0, 0, 0)
+    assert harness.shared == set()
+    harness.handle = lambda number, gpa, pages, attributes: 0  # type: ignore[method-assign]
+    for arguments in ((3, 0, 0, 0), (KVM_HC_MAP_GPA_RANGE, 0, 1, 0)):
+        with pytest.raises(AssertionError):
+            harness.call(*arguments)
+
+
+@pytest.mark.atheris
+@pytest.mark.parametrize("tool", fuzzing.PEERS)
+def test_a_peer_runs(tool: str) -> None:
+    pytest.importorskip("atheris")
+    done = fuzzing.run_module(["guestemu.bench.peer", tool, "50"], DEADLINE_S)
+    assert float(done.stdout) > 0, done.stderr.decode()
+
+
+def test_growth_is_the_exponent_of_time_against_size() -> None:
+    assert exponents.exponent({2: 4.0, 4: 16.0, 16: 256.0}) == pytest.approx(2)
+    assert exponents.exponent({2: 3.0, 4: 3.0, 16: 3.0}) == pytest.approx(0)
+    (figure,) = suite.run(["growth-ranges"], rounds=1, turn=1e-4)
+    assert (figure.unit, figure.floor, figure.ratio) == ("exponent", None, None)
+    assert isinstance(figure.value, float)
+
+
+@pytest.mark.soak
+def test_every_growth_can_be_measured() -> None:
+    figures = list(suite.run(list(exponents.FIGURES), rounds=1, turn=1e-4))
+    assert [figure.name for figure in figures] == list(exponents.FIGURES)
 
 
 @pytest.mark.atheris
