@@ -8,8 +8,9 @@ from typing import Final
 
 _WARNING: Final = re.compile(
     r"\[[ \d.]+\] (?:-+\[ cut here|WARNING: |BUG: |Oops|general protection|UBSAN|"
-    r"refcount_t|kernel BUG at|INFO: task)[^\n]*(?:\n[^\n]*WARNING:[^\n]*)?"
+    r"refcount_t|kernel BUG at|INFO: task)[^\n]*(?:(?:\n[^\n]*){0,2}?\n[^\n]*WARNING:[^\n]*)?"
 )
+"""From 6.19 on a WARN with a text of its own prints that text between its first two lines."""
 
 
 def printed_warnings(text: str, start: int = 0) -> list[str]:
