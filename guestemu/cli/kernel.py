@@ -434,6 +434,101 @@ def hostile(
     return EXIT_FINDINGS if report.findings else EXIT_OK
 
 
+@app.command()
+def migrate(
+    image: ImageAsRun = "",
+    at: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--at",
+            metavar="POINT",
+            help="Stop the device there (repeatable): submitted, moved, completed or raised; "
+            "default: each of them.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--device",
+            metavar="NAME",
+            help="Give the guest this device and stop it (repeatable): as for `kernel run`; "
+            "default: nvme and virtio-blk.",
+            show_default=False,
+        ),
+    ] = None,
+    command: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--command",
+            metavar="TEXT",
+            help="Have PID 1 carry this out (repeatable), as for `kernel run`; the guest moves in "
+            "the first one in which the device gets to the point. Default: a read of 512 bytes.",
+            show_default=False,
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option("--host", metavar="HOST", help="See `guestemu hosts`.")
+    ] = "map-gpa-range",
+    lose: Annotated[
+        str,
+        typer.Option(
+            "--lose",
+            metavar="PAGE",
+            help="Have the host's record miss a page of the request: data or queue.",
+            show_default=False,
+        ),
+    ] = "",
+    sev: SevName = "sev",
+    memory: MemoryMib = 128,
+    cbit: CBitAt = 39,
+    as_json: AsJson = False,
+) -> int:
+    """Migrate a kernel in user space while one of its devices works for a driver.
+
+    PID 1 reads; the device is stopped behind the doorbell, behind its access to the data, behind
+    its completion or behind its interrupt. Every page moves to a machine with another memory key as
+    the source host's record says, then CPU, page states, device and what it had not done. A guest
+    that stayed says what has to follow: the same results, bytes and events. A page that holds
+    something else at the destination is named.
+
+    Exit status 1 where something was lost or the device does not get to the point.
+
+    For example:
+
+      guestemu kernel migrate 6.12
+
+      guestemu kernel migrate 6.12 --sev tdx --device nvme --at moved --json
+
+      guestemu kernel migrate 6.12 --device virtio-blk --at completed --lose data
+
+      guestemu kernel migrate 7.3 --device nvme --command 'fill /dev/nvme0n1 8192 0' \
+        --command 'read /dev/nvme0n1 8192 0'
+    """
+    from guestemu.cli._kernel_migrate import MigrateRequest, run_migrate, tell
+
+    report = run_migrate(
+        MigrateRequest(
+            image=image,
+            sev=sev,
+            memory=max(memory, 256) if sev == "tdx" else memory,
+            cbit=cbit,
+            devices=tuple(device or ("nvme", "virtio-blk")),
+            points=tuple(at or ()),
+            commands=tuple(command or ()),
+            host=host,
+            lose=lose,
+        )
+    )
+    if as_json:
+        console.emit_json(report)
+    else:
+        tell(report)
+    if report.interrupted:
+        raise KeyboardInterrupt
+    return EXIT_FINDINGS if report.is_wrong else EXIT_OK
+
+
 @app.command(context_settings={"ignore_unknown_options": True})
 def call(
     function: Annotated[str, typer.Argument(metavar="FUNCTION", help="A kernel function.")],

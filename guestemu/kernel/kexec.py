@@ -26,7 +26,6 @@ from guestemu.abi.errors import InputError
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
 from guestemu.abi.msrs import MSR_KVM_MIGRATION_CONTROL
 from guestemu.abi.regions import Region
-from guestemu.events.exits import HypercallExit
 from guestemu.guest.linux.boot import (
     LOADER_END,
     MemoryBefore,
@@ -38,11 +37,12 @@ from guestemu.guest.linux.guest import LinuxGuest
 from guestemu.guest.linux.kernel import Kernel
 from guestemu.guest.linux.prepare import prepare
 from guestemu.guest.linux.snp import Snp
-from guestemu.host.base import GuestFault, Host, Hypercall, MapGpaRange, VcpuAccess
+from guestemu.host.base import Host, Hypercall, MapGpaRange, VcpuAccess
 from guestemu.machine.exits import Trap
 from guestemu.machine.machine import Machine
 from guestemu.machine.rmp import VALIDATED
 from guestemu.machine.sept import ACCEPTED, SecureEpt
+from guestemu.runner.told import tell_exits
 
 LEFT_PAGES: Final = 256
 """Pages of region L that the old kernel's drivers leave shared."""
@@ -248,16 +248,7 @@ def _start(old: LinuxGuest, host: Host) -> None:
     """Guest and host as after the old kernel's boot."""
     old.reset()
     host.reset(old.machine.config.frames)
-    vcpu = old.machine.current
-    for told in old.boot_exits:
-        try:
-            if isinstance(told, HypercallExit):
-                a0, a1, a2, a3 = told.args
-                host.hypercall(Hypercall(told.nr, a0, a1, a2, a3, 0, True, vcpu))
-            else:
-                host.wrmsr(told.nr, told.args[0], vcpu)
-        except GuestFault:
-            continue  # a host without this MSR; the kernel's exception table goes on, too (A47)
+    tell_exits(host, old.boot_exits, old.machine.current)
 
 
 def _leave(old: LinuxGuest, crash: bool) -> None:

@@ -17,6 +17,7 @@ from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa
 from guestemu.guest.base import Guest
 from guestemu.host.base import Host
 from guestemu.host.firmware.memory import GuestDram, placed_cipher
+from guestemu.machine.memory import GuestRam
 from guestemu.migration.host_record import HostRecord, capture_host, restore_host
 from guestemu.migration.links import Packet, PlainReceiver, Receiver, Sender
 from guestemu.migration.steps import PassSteps
@@ -48,10 +49,9 @@ def bulk_packets(guest: Guest) -> Iterable[Packet]:
         yield Packet(gfn, is_private, content)
 
 
-def used_frames(guest: Guest) -> frozenset[int]:
-    """The frames of `guest` that hold anything: had content at the checkpoint or were written
-    since. All others read as zeros in the private view, at both ends."""
-    ram = guest.machine.ram
+def used_frames(ram: GuestRam) -> frozenset[int]:
+    """The frames of `ram` that hold anything: had content at the checkpoint or were written since.
+    All others read as zeros in the private view, at both ends."""
     if ram.has_crossing:
         ram.find_unseen_writes()
     return frozenset(gfn for gfn, _, _ in ram.base_pages()) | ram.dirty_frames()

@@ -88,7 +88,7 @@ def offer_guest(channel: MessageChannel, guest: Guest, host: Host) -> Source:
     """
     wish = channel.get()
     machine = guest.machine
-    frames = used_frames(guest)
+    frames = used_frames(guest.machine.ram)
     if isinstance(wish, PlainRequest):
         return Source(guest, host, PlainSender(machine.ram), frames, channel.put)
     if not isinstance(wish, Offer):

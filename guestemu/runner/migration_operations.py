@@ -127,7 +127,7 @@ class MigrationOperations:
         if pages:
             first = guest.gpa(op.region, op.page) >> PAGE_SHIFT
             return frozenset(range(first, min(first + pages, guest.machine.ram.frames)))
-        return used_frames(guest)
+        return used_frames(guest.machine.ram)
 
     def _start(self, op: Op) -> CallOutcome:
         target = self._ready_destination()

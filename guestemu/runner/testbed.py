@@ -24,11 +24,11 @@ from guestemu.checks.check_set import CheckSet
 from guestemu.checks.first_state import first_state
 from guestemu.checks.results import answers_left
 from guestemu.events.base import Event
-from guestemu.events.exits import AnsweredExit, HypercallExit, exits_of
+from guestemu.events.exits import AnsweredExit, exits_of
 from guestemu.events.memory import LeafChange
 from guestemu.guest.base import CallOutcome, Guest
 from guestemu.guest.registry import GuestSettings, load_guest
-from guestemu.host.base import GuestFault, Host, Hypercall
+from guestemu.host.base import Host
 from guestemu.host.kvm.guest_memory import Slot
 from guestemu.host.kvm.host import MergedHost
 from guestemu.host.permission import Permissions
@@ -42,6 +42,7 @@ from guestemu.runner.dma_slots import DmaSlots
 from guestemu.runner.exit_recorder import ExitRecorder, in_order
 from guestemu.runner.migration_operations import DESTINATION_KEY, MakePair, MigrationOperations
 from guestemu.runner.operations import operations_of
+from guestemu.runner.told import tell_exits
 
 if TYPE_CHECKING:
     from guestemu.runner.scout import Scout
@@ -199,23 +200,9 @@ class Testbed:
         self.host.take_back()
         try:
             restore(self._frames)
-            self._tell_boot_exits()
+            tell_exits(self.host, self.guest.boot_exits, self.guest.machine.current)
         except HostFailedError as error:
             self._failure = error
-
-    def _tell_boot_exits(self) -> None:
-        """The host hears what the guest said while it booted, so that both agree at the start."""
-        host = self.host
-        vcpu = self.guest.machine.current
-        for told in self.guest.boot_exits:
-            try:
-                if isinstance(told, HypercallExit):
-                    a0, a1, a2, a3 = told.args
-                    host.hypercall(Hypercall(told.nr, a0, a1, a2, a3, 0, True, vcpu))
-                else:
-                    host.wrmsr(told.nr, told.args[0], vcpu)
-            except GuestFault:
-                continue  # a host without this MSR: the kernel's exception table goes on, too (A47)
 
     def run(self, ops: Iterable[Op]) -> Outcome:
         """Resets and runs `ops`."""

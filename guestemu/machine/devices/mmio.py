@@ -55,7 +55,7 @@ class MmioSpace:
         function = self._find(gpa)
         if function is not None:
             self.accesses += 1
-            function.mmio_write(gpa - function.bar, size, value & (1 << 8 * size) - 1)
+            function.store(gpa - function.bar, size, value & (1 << 8 * size) - 1)
 
     def install(self, hooks: CpuHooks) -> None:
         """Lets the CPU's loads and stores in the hole end here. Errors go to `hooks.errors` and end

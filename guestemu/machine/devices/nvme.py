@@ -84,6 +84,7 @@ class NvmeController(PciFunction[NvmeState]):
 
     IDS = PciIds(0x1B36, 0x0010, 0x010802, 2, (0x1AF4, 0x1100))
     NODE = "/dev/nvme0n1"
+    DOORBELLS = range(_DOORBELLS, 0x2000, 8)  # of submission queues
 
     def first_state(self) -> NvmeState:
         """See `PciFunction`."""

@@ -79,6 +79,9 @@ class PciFunction(StatefulDevice[S]):
     OPTIONAL_MODULES: tuple[str, ...] = ()
     """The same of a driver that only some kernels have as modules: those that there are."""
 
+    DOORBELLS: range = range(0)
+    """Offsets in the window where a store tells the device of new work."""
+
     NODE: str = ""
     """The file in /dev, or the network interface, that reads from the device; empty for none."""
 
@@ -91,6 +94,10 @@ class PciFunction(StatefulDevice[S]):
         self.distort: Callable[[bool, int, int, int], int] | None = None
         """What a hostile device makes of a load: whether it is from configuration space, offset,
         size, value."""
+
+        self.detain: Callable[[int, int, int], bool] | None = None
+        """Whether a store of the driver's (offset, size, value) is kept back from a device that
+        was stopped (quiesce.py)."""
 
         self._next_link, self._next_body = _CAPABILITIES, _FIRST_CAPABILITY
         super().__init__(self.first_state())
@@ -152,6 +159,11 @@ class PciFunction(StatefulDevice[S]):
         """What the CPU reads from the window."""
         value = self.mmio_read(offset, size)
         return value if self.distort is None else self.distort(False, offset, size, value)
+
+    def store(self, offset: int, size: int, value: int) -> None:
+        """What the CPU writes into the window."""
+        if self.detain is None or not self.detain(offset, size, value):
+            self.mmio_write(offset, size, value)
 
     def mmio_read(self, offset: int, size: int) -> int:
         """A load of 1, 2, 4 or 8 bytes from the window."""

@@ -75,6 +75,7 @@ class VirtioFunction(PciFunction[VirtioState]):
     are the bytes of its configuration.
     """
 
+    DOORBELLS = range(_NOTIFY, _ISR)
     FEATURES: int = 0
     QUEUES: int = 1
 

@@ -20,7 +20,12 @@ from guestemu.abi.errors import InputError
 from guestemu.events.devices import DeviceViolation
 from guestemu.guest.base import CallOutcome
 from guestemu.guest.linux.userland.complaints import printed_warnings
-from guestemu.guest.linux.userland.running import CommandFailed, CommandResult, RunningKernel
+from guestemu.guest.linux.userland.running import (
+    CommandFailed,
+    CommandResult,
+    Patience,
+    RunningKernel,
+)
 from guestemu.guest.linux.userland.session import read_device
 from guestemu.machine.devices.disk import SECTOR
 from guestemu.machine.devices.hostile import CONFIG, REGISTER, STORE
@@ -31,9 +36,6 @@ LEAK: Final = "device-leak"
 
 _PAGE: Final = 4096
 _WORD: Final = 8
-_PATIENCE: Final = 100
-"""Interrupts without an access of the device: then the driver is taken to wait for something that
-was lost. An idle CPU goes from one timer interrupt to the next, 250 in a second of guest time."""
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -194,16 +196,8 @@ class HostileDevice:
         if not self._is_back:
             return CallOutcome(-EBUSY), None
         printed = len(running.console.text)
-        last, since = running.accesses, running.interrupts
-
-        def is_waiting() -> bool:
-            nonlocal last, since
-            if running.accesses != last:
-                last, since = running.accesses, running.interrupts
-            return running.interrupts - since > _PATIENCE
-
         try:
-            result = running.command(text, self.budget, is_waiting)
+            result = running.command(text, self.budget, Patience(running).is_over)
         except CommandFailed as failed:
             self._is_back = False
             return self._failed(failed, printed), None

@@ -43,6 +43,7 @@ from guestemu.machine.devices.apic import MSRS as APIC_MSRS
 from guestemu.machine.devices.apic import LocalApics
 from guestemu.machine.devices.hostile import Hostility
 from guestemu.machine.devices.mmio import HOLE_END, HOLE_START
+from guestemu.machine.devices.quiesce import HeldWork
 from guestemu.machine.engine import HOOK_CODE
 from guestemu.machine.exits import (
     BudgetExhausted,
@@ -90,6 +91,9 @@ _NB_CFG: Final = 0xC001001F
 _INTERCEPTED: Final = "intercepted"
 _SYSCALL: Final = b"\x0f\x05"
 _HLT: Final = b"\xf4"
+_PAUSE: Final = b"\xf3\x90"
+_POLL: Final = "cpu_idle_poll"
+_POLL_SIZE: Final = 0x100
 _CHUNK: Final = 200_000
 _WINDOW: Final = 64
 """Basic blocks after which a CPU with interrupts off that has one waiting is looked at again."""
@@ -143,7 +147,8 @@ class Ended(msgspec.Struct, frozen=True):
 
 
 class RunState(msgspec.Struct, frozen=True, kw_only=True):
-    """What a snapshot keeps of a run that is idle."""
+    """What a snapshot keeps of a run. `asked` is the command that PID 1 carries out, None where it
+    is idle."""
 
     rip: int
     tsc: int
@@ -159,6 +164,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     live: list[Span]
     purposes: dict[str, int]
     event_hash: str
+    asked: str | None
 
 
 class _Kept(msgspec.Struct, frozen=True):
@@ -168,7 +174,6 @@ class _Kept(msgspec.Struct, frozen=True):
     rules: tuple[frozenset[int], int]
     exits: int
     results: int
-    is_idle: bool
     contexts: list[bytes]
 
 
@@ -207,6 +212,25 @@ class RunRecorder(BootRecorder):
         self._notify(self.exits[-1])
 
 
+class Patience:
+    """Tells a driver that waits for an answer that was lost: `TICKS` interrupts have come since a
+    device last touched memory. An idle CPU goes from one timer interrupt to the next, 250 in a
+    second of guest time."""
+
+    TICKS: Final = 100
+
+    def __init__(self, running: RunningKernel) -> None:
+        self._running = running
+        self._accesses, self._since = running.accesses, running.interrupts
+
+    def is_over(self) -> bool:
+        """For `RunningKernel.run`."""
+        running = self._running
+        if running.accesses != self._accesses:
+            self._accesses, self._since = running.accesses, running.interrupts
+        return running.interrupts - self._since > self.TICKS
+
+
 class RunningKernel:
     """A kernel with its initramfs and devices, from the entry point on.
 
@@ -243,6 +267,7 @@ class RunningKernel:
         self._actions: dict[int, Callable[[], Ended | None]] = {}
         self._wanted: set[str] = set()
         self._passed = 0
+        self._has_polled = False
         self._kept: _Kept | None = None
         self.mapped: list[memoryview] = []
         """Parts of guest memory that a snapshot file is mapped over."""
@@ -281,8 +306,8 @@ class RunningKernel:
         return self._hash.hexdigest()
 
     def save_state(self) -> RunState:
-        """The state of an idle run. From here on the hash starts anew from its present value, as
-        it does in a run that is restored from a snapshot."""
+        """The state between two basic blocks. From here on the hash starts anew from its present
+        value, as it does in a run that is restored from a snapshot."""
         state = RunState(
             rip=self._rip,
             tsc=self.platform.tsc,
@@ -298,12 +323,13 @@ class RunningKernel:
             live=list(self.mappings.live),
             purposes=dict(self.callers.pages),
             event_hash=self.event_hash,
+            asked=None if self._is_idle else self._asked or "",
         )
         self._hash = hashlib.sha256(state.event_hash.encode())
         return state
 
     def load_state(self, state: RunState) -> None:
-        """What `save_state` returned: PID 1 is idle."""
+        """What `save_state` returned."""
         self._rip = state.rip
         self.platform.tsc = state.tsc
         self._random.count = state.randoms
@@ -320,7 +346,7 @@ class RunningKernel:
         self.callers.pages.update(state.purposes)
         self._passed = 0
         self._hash = hashlib.sha256(state.event_hash.encode())
-        self._is_idle = True
+        self._asked, self._is_idle = state.asked, state.asked is None
 
     # Experiments ------------------------------------------------------------------------------
 
@@ -345,7 +371,6 @@ class RunningKernel:
             rules=self.rules.keep(),
             exits=len(self.recorder.exits),
             results=len(self.results),
-            is_idle=self._is_idle,
             contexts=contexts,
         )
 
@@ -362,7 +387,6 @@ class RunningKernel:
         self._commands.clear()
         self.load_state(kept.state)
         self.rules.restore(kept.rules)
-        self._is_idle = kept.is_idle
 
     def make_hostile(self, name: str) -> Hostility:
         """What makes the device `name` hostile. Raises `InputError` for an unknown one."""
@@ -371,6 +395,11 @@ class RunningKernel:
             raise InputError(f"device {name}: this kernel has {', '.join(self.hardware.devices)}")
         pulse = self.hardware.pic.pulse
         return Hostility(device, self.machine.ram, self.note, pulse)
+
+    def release(self, name: str, work: HeldWork) -> None:
+        """Has the device `name` do what it had not done where it was stopped (`Quiescence`)."""
+        work.carry_out(self.hardware.devices[name])
+        self.hardware.take_unspent()  # no run is cut short here
 
     def attach_segments(self, state: tuple[int, bytes]) -> None:
         """The kernel's segments from a snapshot."""
@@ -423,6 +452,28 @@ class RunningKernel:
         for name in (START, *GIVES_UP):
             if name in self.kernel.symbols:
                 self._add_stop(self.kernel.address(name), name)
+        if self.platform.td is not None:
+            self._hook_polling()
+
+    def _hook_polling(self) -> None:
+        """The PAUSE of a TD's cpu_idle_poll() is what HLT is elsewhere: the CPU is idle (U5)."""
+        start = next(
+            (at for name, at in self.kernel.symbols.items() if name.partition(".")[0] == _POLL), 0
+        )
+        if not start:
+            return
+        hooks = self.machine.hooks
+
+        def on_code(_uc: object, rip: int, _size: int, _user: object) -> None:
+            if self.machine.current.read_code(len(_PAUSE)) == _PAUSE and self._polls_at(rip):
+                self._has_polled = True
+                self.hardware.look_soon()
+
+        end = start + _POLL_SIZE
+        hooks.engine.add_hook(HOOK_CODE, CodeHook(on_code), begin=start, end=end)
+
+    def _polls_at(self, address: int) -> bool:
+        return self.kernel.symbol_at(address).startswith(_POLL)
 
     def _read_tsc(self) -> int:
         self.platform.tsc += _TSC_STEP
@@ -603,7 +654,10 @@ class RunningKernel:
         vcpu = self.machine.current
         if isinstance(end, BudgetExhausted):
             self._rip = end.rip
-            self._take_interrupt()
+            has_polled, self._has_polled = self._has_polled, False
+            if not self._take_interrupt() and has_polled and self._polls_at(self._rip):
+                self._advance()
+                self._take_interrupt()
         elif isinstance(end, Syscall):
             return self._syscall()
         elif isinstance(end, Halt):

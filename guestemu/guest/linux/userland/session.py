@@ -88,14 +88,24 @@ class Userland:
             self._keep(file, running, made_from)
         return running
 
+    def empty(self, image: Path, setting: Setting, key: bytes) -> RunningKernel:
+        """A machine for the kernel in `image` that holds nothing yet, with `key` as its memory key:
+        the destination of a migration."""
+        return self._make(self._loader.kernel(image), setting, b"", load=False, key=key)
+
     def _make(
-        self, kernel: Kernel, setting: Setting, initramfs: bytes, load: bool
+        self,
+        kernel: Kernel,
+        setting: Setting,
+        initramfs: bytes,
+        load: bool,
+        key: bytes | None = None,
     ) -> RunningKernel:
+        config = linux_config(setting.memory, setting.cbit, setting.sev)
+        config = with_cpus(config, setting.cpus, setting.sev)
         return RunningKernel(
             kernel,
-            with_cpus(
-                linux_config(setting.memory, setting.cbit, setting.sev), setting.cpus, setting.sev
-            ),
+            config if key is None else msgspec.structs.replace(config, key=key),
             initramfs,
             devices=setting.devices,
             command_line=command_line(kernel, setting.sev, setting.append, setting.cpus),

@@ -29,18 +29,16 @@ from guestemu.guest.linux.userland.running import RunningKernel, RunState
 from guestemu.machine.engine import Context
 from guestemu.machine.resident import resident_pages
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 _LENGTH: Final = 8
 _MAX_RECORD: Final = 64 << 20
 
 
-class _Record(msgspec.Struct, frozen=True, kw_only=True):
-    """All but memory. `made_from` names kernel, machine, initramfs and devices; `contexts` are the
-    registers of each CPU, empty for one that has not executed yet."""
+class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A run between two basic blocks, all but its memory: what a snapshot keeps and what a
+    migration hands over. `contexts` are the registers of each CPU, empty for one that has not
+    executed yet; they fit the same build of the emulator only."""
 
-    format: int
-    unicorn: str
-    made_from: str
     contexts: list[bytes]
     segments: tuple[int, bytes]
     msrs: dict[int, int]
@@ -52,16 +50,23 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True):
     sept: bytes
 
 
-def save_running(path: Path, running: RunningKernel, made_from: str) -> None:
-    """Writes `running`, whose PID 1 is idle, to `path` through a temporary file. Raises OSError."""
+class _Head(msgspec.Struct, frozen=True, kw_only=True):
+    """What a snapshot file holds in front of memory. `made_from` names kernel, machine, initramfs
+    and devices."""
+
+    format: int
+    unicorn: str
+    made_from: str
+    run: RunRecord
+
+
+def capture_run(running: RunningKernel) -> RunRecord:
+    """The run as it is; see `RunningKernel.save_state` for its hash."""
     machine, platform = running.machine, running.platform
     segments = machine.current.kernel_segments
     if segments is None:
         raise ValueError("the kernel has not reached user space")
-    record = _Record(
-        format=FORMAT,
-        unicorn=unicorn.__version__,
-        made_from=made_from,
+    return RunRecord(
         contexts=running.save_contexts(),
         segments=segments.state,
         msrs=dict(machine.msrs.platform),
@@ -72,11 +77,43 @@ def save_running(path: Path, running: RunningKernel, made_from: str) -> None:
         sev=platform.sev.save() if platform.sev is not None else None,
         sept=platform.td.sept.dump() if platform.td is not None else b"",
     )
-    body = msgspec.msgpack.encode(record)
+
+
+def take_over(running: RunningKernel, record: RunRecord) -> None:
+    """Makes `running`, which has executed nothing and has the memory already, what `record` is of.
+    Devices and machine must be of the same kind."""
+    machine, platform = running.machine, running.platform
+    running.attach_segments(record.segments)
+    machine.hooks.forget_code()
+    machine.msrs.platform.update(record.msrs)
+    for part, data in zip(running.hardware.parts, record.parts, strict=True):
+        part.restore(data)
+    running.load_contexts(record.contexts)
+    if platform.sev is not None and record.sev is not None:
+        platform.sev.load(record.sev)
+    if platform.td is not None:
+        platform.td.sept.load(record.sept)
+    running.console.resume(record.console)
+    running.recorder.exits[:] = record.exits
+    running.load_state(record.state)
+    for exit_ in record.exits:
+        running.rules.hear(exit_)
+
+
+def save_running(path: Path, running: RunningKernel, made_from: str) -> None:
+    """Writes `running`, whose PID 1 is idle, to `path` through a temporary file. Raises OSError."""
+    ram = running.machine.ram
+    head = _Head(
+        format=FORMAT,
+        unicorn=unicorn.__version__,
+        made_from=made_from,
+        run=capture_run(running),
+    )
+    body = msgspec.msgpack.encode(head)
     with cache_file(path) as file:
         file.write(len(body).to_bytes(_LENGTH, "little") + seal(path, body) + body)
         start = _memory_at(len(body))
-        for view in (machine.ram.private, machine.ram.shared):
+        for view in (ram.private, ram.shared):
             _write_view(file.fileno(), start, view)
             start += len(view)
         file.truncate(start)
@@ -112,41 +149,26 @@ def load_running(path: Path, running: RunningKernel, made_from: str) -> None:
                 start += len(view)
     except OSError as error:
         raise SnapshotMismatch(f"{path}: {error.strerror}") from None
-    machine, platform = running.machine, running.platform
-    running.attach_segments(record.segments)
-    machine.hooks.forget_code()
-    machine.msrs.platform.update(record.msrs)
-    for part, data in zip(running.hardware.parts, record.parts, strict=True):
-        part.restore(data)
-    running.load_contexts(record.contexts)
-    if platform.sev is not None and record.sev is not None:
-        platform.sev.load(record.sev)
-    if platform.td is not None:
-        platform.td.sept.load(record.sept)
-    running.console.resume(record.console)
-    running.recorder.exits[:] = record.exits
-    running.load_state(record.state)
-    for exit_ in record.exits:
-        running.rules.hear(exit_)
+    take_over(running, record)
 
 
-def _read_record(path: Path, file: int, made_from: str) -> tuple[_Record, int]:
+def _read_record(path: Path, file: int, made_from: str) -> tuple[RunRecord, int]:
     head = os.pread(file, _LENGTH + SEAL_SIZE, 0)
     size = int.from_bytes(head[:_LENGTH], "little")
     body = os.pread(file, size, _LENGTH + SEAL_SIZE) if size <= _MAX_RECORD else b""
     if not hmac.compare_digest(head[_LENGTH:], seal(path, body)):
         raise SnapshotMismatch(f"{path}: its checksum is wrong")
     try:
-        record = msgspec.msgpack.decode(body, type=_Record)
+        found = msgspec.msgpack.decode(body, type=_Head)
     except (msgspec.MsgspecError, MemoryError) as error:
         raise SnapshotMismatch(f"{path}: {error}") from None
     expected = (FORMAT, unicorn.__version__, made_from)
-    if (record.format, record.unicorn, record.made_from) != expected:
+    if (found.format, found.unicorn, found.made_from) != expected:
         raise SnapshotMismatch(f"{path}: made from something else")
-    return record, _memory_at(size)
+    return found.run, _memory_at(size)
 
 
-def _check(path: Path, running: RunningKernel, record: _Record, memory: int) -> None:
+def _check(path: Path, running: RunningKernel, record: RunRecord, memory: int) -> None:
     """Raises `SnapshotMismatch` for a record that does not fit the machine."""
     ram = running.machine.ram
     size = len(Context(running.machine.engine).bytes)
