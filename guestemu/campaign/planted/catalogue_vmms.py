@@ -2,7 +2,7 @@
 """Bugs of the exit handlers of five VMMs of 2026, as their sources have them (V1 to V10).
 
 One switch of a handler is left as released and all others are repaired; the repaired twin has all
-of them repaired.
+of them repaired. V2k is a change of our own.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import msgspec
 
 from guestemu.campaign.planted.bug import Configuration, ZooBug, with_header
 from guestemu.campaign.planted.checks import refusals, without_answers
+from guestemu.campaign.planted.hosts_vmms import DiscardAllHost
 from guestemu.checks import standard_checks
 from guestemu.checks.base import Check
 from guestemu.host.base import Host
@@ -146,4 +147,18 @@ def _bug(switch: _Switch) -> ZooBug:
     )
 
 
-VMM_BUGS: Final = tuple(map(_bug, _SWITCHES))
+def _discard_all() -> ZooBug:
+    header = with_header(host=LibkrunHost.name, switches=LibkrunHost.switches)
+    return ZooBug(
+        id="V2k",
+        title="madvise() of the whole slot: frames that stay shared lose their content",
+        facts="V2, GM3",
+        where="mutation of libkrun",
+        target=_HYPERCALL,
+        check=_MEMORY,
+        planted=Configuration("libkrun that discards slots", header, host=DiscardAllHost),
+        repaired=Configuration("libkrun repaired", header),
+    )
+
+
+VMM_BUGS: Final = (*map(_bug, _SWITCHES), _discard_all())
