@@ -19,7 +19,7 @@ from guestemu.program.generate import has_attacks
 from guestemu.program.mutate import Draws, mutate_bytes, split_records
 from guestemu.program.ops import SPECS, OpKind
 from guestemu.program.program import Header
-from guestemu.program.values import BOUNDARIES, Extra, palette_of, with_extra
+from guestemu.program.values import BOUNDARIES, LATER_EDGES, Extra, palette_of, with_extra
 
 _FIELDS: Final = (0, 1, 1, 2, 4, 4, 5, 8, 8, 16, 16, 24, 24, 32, 40)
 """Offsets in a record of the bytes that decide: kind, posture, region, page, five choices."""
@@ -106,8 +106,9 @@ def _edges_of(kind: OpKind, extra: Extra) -> tuple[tuple[tuple[int, ...], tuple[
     found = []
     for position, argument in enumerate(SPECS[kind].arguments):
         more = extra.get(argument.sort, ())
+        later = LATER_EDGES.get((kind, position), ())
         palette = with_extra(palette_of(kind, position), more)
-        found.append((palette, (*BOUNDARIES[argument.sort], *more)))
+        found.append((palette, (*BOUNDARIES[argument.sort], *later, *more)))
     return tuple(found)
 
 

@@ -18,7 +18,7 @@ from guestemu.abi.errors import InputError
 from guestemu.abi.names import nearest
 from guestemu.campaign.migration_ops import LAWFUL_ORDER, MAX_OPS, migration_limiter
 from guestemu.campaign.ranges import Limit, limit_ops
-from guestemu.campaign.snp_ranges import limit_snp_ops
+from guestemu.campaign.snp_ranges import limit_psc_ops, limit_snp_ops
 from guestemu.campaign.td_ranges import limit_td_ops
 from guestemu.program.device_specs import (
     DEVICE_CHANGE_SPECS,
@@ -176,6 +176,7 @@ _TARGETS: Final = (
         kinds=frozenset({OpKind.PSC, OpKind.PSC_MIXED, OpKind.RMPADJUST, OpKind.AP_CREATION}),
         fault_kinds=frozenset({OpKind.ANSWER}),
         max_ops=3,
+        limit=limit_psc_ops,
         header=Header(
             guest="snippet:6.12",
             sev=SevKind.SEV_SNP,

@@ -32,7 +32,7 @@ from guestemu.program.generate import attacked_conversion, has_attacks
 from guestemu.program.ops import ARGUMENT_MASKS, REGIONS, SPECS, Instruction, Op, OpKind
 from guestemu.program.program import Header
 from guestemu.program.validity import takes_page
-from guestemu.program.values import BOUNDARIES, HOT_PAGES
+from guestemu.program.values import BOUNDARIES, HOT_PAGES, LATER_EDGES
 
 _DEFAULT_HEADER: Final = Header()
 _INVERSES: Final = {
@@ -166,7 +166,7 @@ def _change_argument(op: Op, draws: Draws) -> Op:
     value = op.arguments[position]
     choice = draws.below(4)
     if choice < 2:
-        edges = BOUNDARIES[sort]
+        edges = BOUNDARIES[sort] + LATER_EDGES.get((op.kind, position), ())
         value = edges[draws.below(len(edges))]
     elif choice == 2:
         value += 1 if draws.below(2) else -1

@@ -218,6 +218,29 @@ BOUNDARIES: Final[Mapping[Argument, tuple[int, ...]]] = {
 }
 """Every edge of each sort, the usual values first."""
 
+_BUFFER: Final = 2032
+"""GHCB_SHARED_BUF_SIZE: bytes of a GHCB's shared buffer."""
+
+_COPIED: Final = 16 * PAGE_SIZE
+"""GHCB_SCRATCH_AREA_LIMIT of KVM: the most that is copied from a buffer outside of the GHCB."""
+
+LATER_EDGES: Final[Mapping[tuple[OpKind, int], tuple[int, ...]]] = {
+    (OpKind.PSC, 2): (
+        *_around(1 << 16),
+        *_around(ghcb.PSC_MAX_COUNT << 16),
+        *_around(ghcb.PSC_MAX_COUNT),
+    ),
+    (OpKind.PSC, 3): (
+        *_around(_BUFFER),
+        *_around(ghcb.GHCB_SHARED_BUFFER),
+        *_around(-ghcb.GHCB_SHARED_BUFFER),
+        PAGE_SIZE,
+    ),
+    (OpKind.PSC, 4): (*_around(8), *_around(_BUFFER), PAGE_SIZE, *_around(_COPIED)),
+}
+"""Further edges by kind and position, of what came after the palettes, whose bytes have their
+meaning for good: an SNP guest's header counts 253 entries, its buffer has 2032 bytes."""
+
 USUAL: Final[Mapping[Argument, tuple[int, ...]]] = {
     Argument.HYPERCALL_NUMBER: (hypercalls.KVM_HC_MAP_GPA_RANGE,),
     Argument.ADDRESS: (0, *(page * PAGE_SIZE for page in range(24))),

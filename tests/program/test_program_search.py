@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from program_strategies import FAST
 
 from guestemu.abi.addresses import U64_MASK
+from guestemu.campaign.mutator import Mutator
+from guestemu.campaign.snp_ranges import limit_psc_ops, limit_snp_ops
 from guestemu.program.binary import ALL_KINDS, RECORD_SIZE, decode_ops, encode_ops
 from guestemu.program.generate import ATTACK_FLOWS, FLOWS, flows_of, generate_ops
 from guestemu.program.mutate import (
@@ -191,3 +193,38 @@ def test_draws_spread_over_their_range() -> None:
     draws = Draws(0)
     assert {draws.below(16) for _ in range(400)} == set(range(16))
     assert Draws(1).next() != Draws(2).next()
+
+
+@pytest.mark.parametrize("change", ["mutate_bytes", "uncommon"])
+def test_edges_of_a_page_state_request_are_tried(change) -> None:
+    """KVM takes 253 entries and copies 2032 bytes, of which the header has 8."""
+    kinds = frozenset({OpKind.PSC})
+    start = encode_ops([Op(OpKind.PSC, (1, 0, 0, 0, 2032))])
+    ours = Mutator(Header(), kinds)
+    headers, scratches, lengths = set(), set(), set()
+    for seed in range(1, 4000):
+        if change == "uncommon":
+            data = ours.uncommon(start, RECORD_SIZE, seed * 2 + 1)
+        else:
+            data = mutate_bytes(start, RECORD_SIZE, seed, Header(), kinds)
+        for op in decode_ops(data, Header(), kinds):
+            headers.add(op.arguments[2])
+            scratches.add(op.arguments[3])
+            lengths.add(op.arguments[4])
+    assert {253, 253 << 16} <= headers
+    assert {2031, 2033} <= scratches
+    assert {7, 2033, 0x10001} <= lengths
+
+
+def test_requests_about_vmsas_are_few_of_a_kind() -> None:
+    adjust = Op(OpKind.RMPADJUST, (1 << 40 | 0x1_0301,))
+    create = Op(OpKind.AP_CREATION, (1000, 200, 1 << 50))
+    known = Op(OpKind.AP_CREATION, (2, 3, 1))
+    limited = limit_psc_ops((adjust, create, known), True)
+    assert limited[0].arguments == (0x1_0301,)
+    request, apic, features = limited[1].arguments
+    assert request <= 3
+    assert apic <= 4
+    assert features == 1 << 50
+    assert limited[2] is known
+    assert limit_snp_ops(limited, True) == limited

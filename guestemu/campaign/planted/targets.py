@@ -18,7 +18,7 @@ from guestemu.abi.addresses import PAGE_SIZE
 from guestemu.abi.errno import EAGAIN, EINVAL
 from guestemu.abi.errors import InputError
 from guestemu.campaign.ranges import limit_ops
-from guestemu.campaign.snp_ranges import limit_snp_ops
+from guestemu.campaign.snp_ranges import limit_psc_ops, limit_snp_ops
 from guestemu.campaign.targets import Target
 from guestemu.campaign.td_ranges import limit_td_ops
 from guestemu.program.ops import MIRROR_SPECS, REGIONS, Op, OpKind, Region
@@ -56,7 +56,7 @@ def _moved(op: Op, region: Region, arguments: tuple[int, ...]) -> Op:
     return msgspec.structs.replace(op, region=region, arguments=arguments, page=page)
 
 
-def _psc_ops(ops: tuple[Op, ...], _lawful: bool) -> tuple[Op, ...]:
+def _psc_ops(ops: tuple[Op, ...], lawful: bool) -> tuple[Op, ...]:
     """User space answers with one of the errors that KVM documents."""
     return tuple(
         msgspec.structs.replace(
@@ -64,7 +64,7 @@ def _psc_ops(ops: tuple[Op, ...], _lawful: bool) -> tuple[Op, ...]:
         )
         if op.kind is OpKind.ANSWER
         else op
-        for op in ops
+        for op in limit_psc_ops(ops, lawful)
     )
 
 
