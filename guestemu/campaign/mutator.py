@@ -15,7 +15,7 @@ import struct
 from typing import Final
 
 from guestemu.program.binary import RECORD_SIZE
-from guestemu.program.generate import has_attacks
+from guestemu.program.generate import hostile_flows
 from guestemu.program.mutate import Draws, mutate_bytes, split_records
 from guestemu.program.ops import SPECS, OpKind
 from guestemu.program.program import Header
@@ -43,12 +43,12 @@ _NO_EXTRA: Final[Extra] = {}
 class Mutator:
     """`mutate` has the signature of a libFuzzer custom mutator; equal arguments, equal result."""
 
-    __slots__ = ("_edges", "_has_attacks", "_header", "_kinds")
+    __slots__ = ("_edges", "_header", "_is_hostile", "_kinds")
 
     def __init__(self, header: Header, kinds: frozenset[OpKind], extra: Extra = _NO_EXTRA) -> None:
         self._header = header
         self._kinds = kinds
-        self._has_attacks = has_attacks(kinds)
+        self._is_hostile = bool(hostile_flows(kinds))
         allowed = sorted(kinds)
         self._edges = tuple(
             _edges_of(OpKind(byte) if byte in kinds else allowed[byte % len(allowed)], extra)
@@ -65,9 +65,9 @@ class Mutator:
 
     def uncommon(self, data: bytes, max_size: int, seed: int) -> bytes:
         """As `mutate`, without the mere pokes: an edge, or for a multiple of 32 as `seed` a change
-        of structure; where a hypervisor attacks pages, every second edge is one too. `data` and
+        of structure; where one side is hostile, every second edge is one too. `data` and
         `max_size` hold a record."""
-        structure = not seed & _STRUCTURE_MASK or (self._has_attacks and not seed & _ATTACK_BIT)
+        structure = not seed & _STRUCTURE_MASK or (self._is_hostile and not seed & _ATTACK_BIT)
         return self._change(data, max_size, stir(seed), structure, True)
 
     def _change(self, data: bytes, max_size: int, state: int, structure: bool, edge: bool) -> bytes:

@@ -13,7 +13,7 @@ from guestemu.abi.errors import InputError
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
 from guestemu.campaign.targets import Target
 from guestemu.program.binary import encode_ops
-from guestemu.program.generate import ATTACK_FLOWS, flows_of
+from guestemu.program.generate import HOSTILE_FLOWS, flows_of
 from guestemu.program.ops import Op, OpKind
 from guestemu.program.program import Header
 from guestemu.program.text import load_program
@@ -33,7 +33,7 @@ def _flow_seeds(header: Header, kinds: frozenset[OpKind]) -> list[tuple[Op, ...]
     flows = [
         flow(rng, header)
         for flow in flows_of(kinds)
-        for _ in range(_ATTACKS if flow in ATTACK_FLOWS else _EACH)
+        for _ in range(_ATTACKS if flow in HOSTILE_FLOWS else _EACH)
     ]
     return [tuple(op for op in flow if op.kind in kinds) for flow in flows]
 

@@ -10,7 +10,7 @@ ops whose arguments come from `values`.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Final
 
@@ -294,6 +294,15 @@ def vmsa_page(rng: random.Random, header: Header) -> list[Op]:
     ]
 
 
+def page_states(rng: random.Random, header: Header) -> list[Op]:
+    """A request whose first entry is not like the others: of a 2 MiB page, or done in part."""
+    region = rng.choice((Region.D, Region.L))
+    page = rng.choice((0, _PMD_PAGES, 0, draw_page(rng, region)))
+    first = rng.choice(BOUNDARIES[Argument.PSC_ENTRY])
+    rest = rng.choice(USUAL[Argument.PSC_ENTRY])
+    return [canonical_op(Op(OpKind.PSC_MIXED, (rng.randint(2, 5), first, rest), region, page))]
+
+
 FLOWS: Final[tuple[Flow, ...]] = (
     _shared_buffer,
     _flip_flop,
@@ -308,23 +317,25 @@ FLOWS: Final[tuple[Flow, ...]] = (
 )
 """The sequences a program is made of besides single ops."""
 
-ATTACK_FLOWS: Final[tuple[Flow, ...]] = (attacked_conversion, vmsa_page)
+_HOSTILE: Final[Mapping[OpKind, Flow]] = {
+    OpKind.HYPERVISOR_PAGE: attacked_conversion,
+    OpKind.AP_CREATION: vmsa_page,
+    OpKind.PSC_MIXED: page_states,
+}
+HOSTILE_FLOWS: Final = tuple(_HOSTILE.values())
 """Those of programs with a hostile side under SNP or TDX."""
 
 
-def has_attacks(kinds: frozenset[OpKind]) -> bool:
-    """Whether `kinds` are those of a target whose hypervisor attacks pages."""
-    return OpKind.HYPERVISOR_PAGE in kinds and kinds != ALL_KINDS
+def hostile_flows(kinds: frozenset[OpKind]) -> tuple[Flow, ...]:
+    """Those of them that `kinds` have the ops for; none for all kinds, which are no target."""
+    if kinds == ALL_KINDS:
+        return ()
+    return tuple(flow for kind, flow in _HOSTILE.items() if kind in kinds)
 
 
 def flows_of(kinds: frozenset[OpKind]) -> tuple[Flow, ...]:
     """The flows of programs of `kinds`; an op of another kind in one is left out."""
-    if kinds == ALL_KINDS:
-        return FLOWS
-    needs = (OpKind.HYPERVISOR_PAGE, OpKind.AP_CREATION)
-    return FLOWS + tuple(
-        flow for flow, kind in zip(ATTACK_FLOWS, needs, strict=True) if kind in kinds
-    )
+    return FLOWS + hostile_flows(kinds)
 
 
 def generate_ops(

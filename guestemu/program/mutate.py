@@ -28,7 +28,7 @@ from guestemu.program.binary import (
     encode_op,
     encode_ops,
 )
-from guestemu.program.generate import attacked_conversion, has_attacks
+from guestemu.program.generate import hostile_flows
 from guestemu.program.ops import ARGUMENT_MASKS, REGIONS, SPECS, Instruction, Op, OpKind
 from guestemu.program.program import Header
 from guestemu.program.validity import takes_page
@@ -235,12 +235,15 @@ def mutate_bytes(
     """`data` after one to four mutations: whole records, at most `max_size` bytes.
 
     The signature of a libFuzzer custom mutator, once `header` and `kinds` are bound. Never empty
-    when `max_size` holds a record; with less room the result is empty. Where a hypervisor attacks
-    pages, every second result is a new program of `generate.attacked_conversion`.
+    when `max_size` holds a record; with less room the result is empty. Where one
+    side is hostile, every second result is a new program of `generate.hostile_flows`.
     """
     draws = Draws(seed)
-    if has_attacks(kinds) and draws.below(2):
-        return _new_attack(draws, max_size, header, kinds)
+    flows = hostile_flows(kinds)
+    if flows and draws.below(2):
+        flow = flows[draws.below(len(flows))]
+        ops = [op for op in flow(random.Random(draws.next()), header) if op.kind in kinds]
+        return _join(split_records(encode_ops(ops)), max_size)
     target = _Target(decoder_for(header, kinds), header.vcpus, tuple(sorted(kinds)))
     records = split_records(data)
     if not records:
@@ -248,12 +251,6 @@ def mutate_bytes(
     for _ in range(1 << draws.below(3)):
         _MUTATIONS[draws.below(len(_MUTATIONS))](records, draws, target)
     return _join(records, max_size)
-
-
-def _new_attack(draws: Draws, max_size: int, header: Header, kinds: frozenset[OpKind]) -> bytes:
-    """A program that no change of single ops comes to: an attack on a page that is converted."""
-    flow = attacked_conversion(random.Random(draws.next()), header)
-    return _join(split_records(encode_ops([op for op in flow if op.kind in kinds])), max_size)
 
 
 def crossover_bytes(first: bytes, second: bytes, max_size: int, seed: int) -> bytes:

@@ -15,7 +15,7 @@ from guestemu.abi.addresses import U64_MASK
 from guestemu.campaign.mutator import Mutator
 from guestemu.campaign.snp_ranges import limit_psc_ops, limit_snp_ops
 from guestemu.program.binary import ALL_KINDS, RECORD_SIZE, decode_ops, encode_ops
-from guestemu.program.generate import ATTACK_FLOWS, FLOWS, flows_of, generate_ops
+from guestemu.program.generate import FLOWS, HOSTILE_FLOWS, flows_of, generate_ops
 from guestemu.program.mutate import (
     Draws,
     crossover_bytes,
@@ -72,7 +72,9 @@ def test_most_programs_set_the_platform_up_first() -> None:
     assert first.count(OpKind.INIT_PLATFORM) > 60
 
 
-@pytest.mark.parametrize("flow", [*FLOWS, *ATTACK_FLOWS], ids=lambda flow: flow.__name__.strip("_"))
+@pytest.mark.parametrize(
+    "flow", [*FLOWS, *HOSTILE_FLOWS], ids=lambda flow: flow.__name__.strip("_")
+)
 def test_flows_are_valid_ops(flow: object) -> None:
     assert callable(flow)
     for seed in range(50):
