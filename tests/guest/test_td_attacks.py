@@ -232,8 +232,10 @@ def test_an_attack_may_count_from_an_event_of_the_conversion(testbed: Testbed) -
     assert testbed.guest.td is not None
     assert not testbed.guest.td.attacked, "a decryption has one event"
     assert outcome.results[-1].outcome.value == 0
-    testbed.run([DECRYPT, ENCRYPT])
-    assert not testbed.guest.td.attacked, "a program does not wait for the next one's events"
+    testbed.run([wait(3), attack("block"), DECRYPT, ENCRYPT])
+    assert not testbed.guest.td.met & 0xF << 4 * ATTACKS["replace"], (
+        "a program does not wait for the next one's events"
+    )
 
 
 def test_only_the_next_act_waits(testbed: Testbed) -> None:
