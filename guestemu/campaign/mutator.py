@@ -28,7 +28,7 @@ _POSTURE: Final = 1
 _NO_VMCALL: Final = 0xEF
 _STRUCTURE_SHARE: Final = 10
 _STRUCTURE_MASK: Final = 31
-_ATTACK_BIT: Final = 1 << 6
+_HOSTILE_BITS: Final = 3 << 6
 _ORDERS: Final = 5
 _LONGEST_RUN: Final = 4
 _EDGE: Final = 7
@@ -65,9 +65,9 @@ class Mutator:
 
     def uncommon(self, data: bytes, max_size: int, seed: int) -> bytes:
         """As `mutate`, without the mere pokes: an edge, or for a multiple of 32 as `seed` a change
-        of structure; where one side is hostile, every second edge is one too. `data` and
+        of structure; where one side is hostile, three edges in four are one too. `data` and
         `max_size` hold a record."""
-        structure = not seed & _STRUCTURE_MASK or (self._is_hostile and not seed & _ATTACK_BIT)
+        structure = not seed & _STRUCTURE_MASK or bool(self._is_hostile and seed & _HOSTILE_BITS)
         return self._change(data, max_size, stir(seed), structure, True)
 
     def _change(self, data: bytes, max_size: int, state: int, structure: bool, edge: bool) -> bytes:

@@ -17,7 +17,6 @@ import msgspec
 from guestemu.abi.addresses import PAGE_SHIFT, PMD_SIZE
 from guestemu.abi.ghcb import AP_DESTROY, RMPADJUST_VMSA
 from guestemu.campaign.ranges import limit_ops
-from guestemu.machine.ap_creation import KVM_VCPUS
 from guestemu.program.ops import Op, OpKind, Region
 
 _SMALL: Final = 12
@@ -29,7 +28,8 @@ _SETS: Final = frozenset({OpKind.SET_MEMORY_ENCRYPTED, OpKind.SET_MEMORY_DECRYPT
 
 _ATTRIBUTES: Final = RMPADJUST_VMSA << 1
 _REQUESTS: Final = AP_DESTROY + 2
-"""The known requests and one more."""
+_VCPUS: Final = 5
+"""The known requests, the vCPUs of KVM's VM (machine/ap_creation.py), and one more of each."""
 
 
 def limit_vmsa_op(op: Op) -> Op:
@@ -40,7 +40,7 @@ def limit_vmsa_op(op: Op) -> Op:
         arguments = (arguments[0] % _ATTRIBUTES,)
     elif op.kind is OpKind.AP_CREATION:
         request, apic, features = arguments
-        arguments = (request % _REQUESTS, apic % (KVM_VCPUS + 1), features)
+        arguments = (request % _REQUESTS, apic % _VCPUS, features)
     return op if arguments == op.arguments else msgspec.structs.replace(op, arguments=arguments)
 
 

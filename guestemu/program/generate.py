@@ -40,7 +40,14 @@ from guestemu.program.ops import (
 )
 from guestemu.program.program import Header
 from guestemu.program.validity import regions_of
-from guestemu.program.values import BOUNDARIES, CALL_COUNTS, HOT_PAGES, USUAL, palette_of
+from guestemu.program.values import (
+    BOUNDARIES,
+    CALL_COUNTS,
+    HOT_PAGES,
+    LATER_EDGES,
+    USUAL,
+    palette_of,
+)
 
 _PMD_PAGES: Final = PMD_SIZE // PAGE_SIZE
 _U64_BITS: Final = 64
@@ -295,12 +302,17 @@ def vmsa_page(rng: random.Random, header: Header) -> list[Op]:
 
 
 def page_states(rng: random.Random, header: Header) -> list[Op]:
-    """A request whose first entry is not like the others: of a 2 MiB page, or done in part."""
+    """A request whose first entry is not like the others, of a 2 MiB page or done in part; or one
+    whose buffer lies, or ends by its length, at an edge."""
     region = rng.choice((Region.D, Region.L))
     page = rng.choice((0, _PMD_PAGES, 0, draw_page(rng, region)))
-    first = rng.choice(BOUNDARIES[Argument.PSC_ENTRY])
     rest = rng.choice(USUAL[Argument.PSC_ENTRY])
-    return [canonical_op(Op(OpKind.PSC_MIXED, (rng.randint(2, 5), first, rest), region, page))]
+    entries = rng.randint(1, 5)
+    if rng.random() < 0.5:
+        first = rng.choice(BOUNDARIES[Argument.PSC_ENTRY])
+        return [canonical_op(Op(OpKind.PSC_MIXED, (entries + 1, first, rest), region, page))]
+    scratch, length = (rng.choice((0, *LATER_EDGES[OpKind.PSC, place])) for place in (3, 4))
+    return [canonical_op(Op(OpKind.PSC, (entries, rest, 0, scratch, length), region, page))]
 
 
 FLOWS: Final[tuple[Flow, ...]] = (
@@ -319,15 +331,16 @@ FLOWS: Final[tuple[Flow, ...]] = (
 
 _HOSTILE: Final[Mapping[OpKind, Flow]] = {
     OpKind.HYPERVISOR_PAGE: attacked_conversion,
-    OpKind.AP_CREATION: vmsa_page,
     OpKind.PSC_MIXED: page_states,
+    OpKind.AP_CREATION: vmsa_page,
 }
 HOSTILE_FLOWS: Final = tuple(_HOSTILE.values())
 """Those of programs with a hostile side under SNP or TDX."""
 
 
 def hostile_flows(kinds: frozenset[OpKind]) -> tuple[Flow, ...]:
-    """Those of them that `kinds` have the ops for; none for all kinds, which are no target."""
+    """Those of them that `kinds` have the ops for; none for all kinds, which are no target.
+    The first is what mutators draw most."""
     if kinds == ALL_KINDS:
         return ()
     return tuple(flow for kind, flow in _HOSTILE.items() if kind in kinds)

@@ -236,12 +236,12 @@ def mutate_bytes(
 
     The signature of a libFuzzer custom mutator, once `header` and `kinds` are bound. Never empty
     when `max_size` holds a record; with less room the result is empty. Where one
-    side is hostile, every second result is a new program of `generate.hostile_flows`.
+    side is hostile, three results in four are new programs of `generate.hostile_flows`.
     """
     draws = Draws(seed)
     flows = hostile_flows(kinds)
-    if flows and draws.below(2):
-        flow = flows[draws.below(len(flows))]
+    if flows and draws.below(4):
+        flow = flows[draws.below(len(flows)) if draws.below(2) else 0]
         ops = [op for op in flow(random.Random(draws.next()), header) if op.kind in kinds]
         return _join(split_records(encode_ops(ops)), max_size)
     target = _Target(decoder_for(header, kinds), header.vcpus, tuple(sorted(kinds)))
