@@ -258,7 +258,7 @@ def run(
             "--device",
             metavar="NAME",
             help="Give the guest this device (repeatable): nvme, virtio-blk, virtio-console, "
-            "virtio-net, virtio-rng; default: nvme.",
+            "virtio-net, virtio-rng, vmxnet3; default: nvme.",
             show_default=False,
         ),
     ] = None,
@@ -392,7 +392,7 @@ def hostile(
         typer.Option(
             "--device",
             metavar="NAME",
-            help="nvme, virtio-blk, virtio-console, virtio-net or virtio-rng.",
+            help="nvme, virtio-blk, virtio-console, virtio-net, virtio-rng or vmxnet3.",
         ),
     ] = "nvme",
     execs: Annotated[

@@ -163,6 +163,28 @@ def test_a_network_device_lives_and_goes(running):
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("running", [("vmxnet3",)], indirect=True)
+def test_a_driver_with_much_coherent_memory_sends_and_receives(running, accesses):
+    slot = "0000:00:01.0"
+    device = running.hardware.devices["vmxnet3"]
+    answers = [running.command(f"frame eth0 {size}") for size in (100, 600, 1514)]
+    assert [answer.value for answer in answers] == [100, 600, 1514]
+    assert all(device.holds(answer.data) for answer in answers)
+    sent = [(one.part, one.size) for one in accesses if not one.is_write and "ring" in one.part]
+    assert [size for part, size in sent if part == "data ring" and size >= 100] == [100, 128, 128]
+    payload = [(one.is_write, one.size) for one in accesses if one.is_payload]
+    assert payload == [(True, 100), (False, 472), (True, 600), (False, 1386), (True, 1514)]
+    assert running.mappings.counts["dma_alloc_class"] == 10
+    commands = (
+        f"write /sys/bus/pci/devices/{slot}/driver/unbind {slot}",
+        f"write /sys/bus/pci/drivers_probe {slot}",
+        "frame eth0 600",
+    )
+    assert [running.command(command).value for command in commands] == [12, 12, 600]
+    assert broken(running) == set()
+
+
+@pytest.mark.soak
 @pytest.mark.parametrize("running", [("virtio-console",)], indirect=True)
 def test_a_console_sends_and_takes_lines(running, accesses):
     assert read_device(running, "virtio-console").is_right

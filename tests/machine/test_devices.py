@@ -262,3 +262,84 @@ def test_the_other_end_answers_a_frame_as_soon_as_there_is_a_buffer():
     assert slot.get(rings[0] + 0x2000 + 4, 8) == struct.pack("<II", 0, len(sent))
     assert device.state.pending == []
     assert {access.is_payload for access in slot.accesses if access.part == "frame"} == {True}
+
+
+SHARED, QUEUES = 0x10000, 0x11000
+SENT, COPIED, SENT_DONE, BUFFERS, BUFFERS_DONE = (0x12000 + 0x1000 * at for at in range(5))
+OWN = b"\x52\x54\0gem"
+
+
+@pytest.fixture
+def vmxnet3():
+    """A device with rings of four descriptors, unmasked, and two buffers of 0x800 bytes."""
+    slot = Slot("vmxnet3")
+    slot.put(SHARED, struct.pack("<I", 3133079265))
+    slot.put(SHARED + 40, struct.pack("<Q", QUEUES))
+    slot.put(SHARED + 80, b"\1")  # the device masks its interrupt
+    slot.put(QUEUES + 16, struct.pack("<3Q16x3I", SENT, COPIED, SENT_DONE, 4, 4, 4))
+    slot.put(QUEUES + 272, struct.pack("<3Q16x3I", BUFFERS, 0, BUFFERS_DONE, 4, 0, 4))
+    for index in range(2):
+        entry = struct.pack("<QII", 0x20000 + 0x800 * index, 0x800 | 1 << 31, 0)
+        slot.put(BUFFERS + 16 * index, entry)
+    slot.device.mmio_write(0x1010, 4, SHARED)
+    slot.device.mmio_write(0x1020, 4, 0xCAFE0000)
+    assert slot.device.mmio_read(0x1020, 4) == 0
+    slot.device.mmio_write(0, 4, 0)
+    return slot
+
+
+def test_vmxnet3_sends_what_two_descriptors_hold_and_stores_the_answer(vmxnet3):
+    frame = b"\xff" * 6 + OWN + b"\x88\xb5" + bytes(range(200))
+    vmxnet3.put(COPIED, frame[:128])
+    vmxnet3.put(0x30000, frame[128:])
+    vmxnet3.put(SENT, struct.pack("<QII", COPIED, 128 | 1 << 14, 0))
+    rest = len(frame) - 128
+    vmxnet3.put(SENT + 16, struct.pack("<QII", 0x30000, rest | 1 << 14, 3 << 12))
+    vmxnet3.device.mmio_write(0x600, 4, 2)
+    answer = vmxnet3.get(0x20000, len(frame))
+    assert (answer[:6], answer[12:14]) == (OWN, b"\x88\xb5")
+    assert answer[14:] == bytes(byte ^ 0xFF for byte in range(200))
+    assert vmxnet3.get(SENT_DONE, 16) == struct.pack("<4I", 1, 0, 0, 1 << 31)
+    words = (3 << 14, 0, len(frame), 1 << 31 | 3 << 24)
+    assert vmxnet3.get(BUFFERS_DONE, 16) == struct.pack("<4I", *words)
+    payload = [(one.gpa, one.is_write) for one in vmxnet3.accesses if one.is_payload]
+    assert payload == [(0x30000, False), (0x20000, True)]
+
+
+def test_vmxnet3_masks_its_interrupt_when_the_driver_sees_it(vmxnet3):
+    pic, device = vmxnet3.pic, vmxnet3.device
+    for port, value in ((0x20, 0x11), (0x21, 0x30), (0x21, 4), (0x21, 1), (0x21, 0)):
+        pic.write(port, value)
+    vmxnet3.put(0x30000, bytes(60))
+    for index in range(2):
+        entry = struct.pack("<QII", 0x30000, 60 | 1 << 14, 3 << 12)
+        vmxnet3.put(SENT + 16 * index, entry)
+        device.mmio_write(0x600, 4, index + 1)
+        if not index:
+            assert pic.pending() == 5
+            assert [device.mmio_read(0x1038, 4) for _ in range(2)] == [1, 0]
+            assert pic.pending() is None
+    assert pic.pending() is None  # masked
+    device.mmio_write(0, 4, 0)
+    assert pic.pending() == 5
+    device.mmio_write(0x1020, 4, 0xCAFE0002)
+    assert pic.pending() is None
+
+
+def test_vmxnet3_takes_no_area_without_its_mark():
+    slot = Slot("vmxnet3")
+    slot.device.mmio_write(0x1010, 4, SHARED)
+    slot.device.mmio_write(0x1020, 4, 0xCAFE0000)
+    assert slot.device.mmio_read(0x1020, 4) == 1
+    slot.device.mmio_write(0x600, 4, 1)
+    assert [access.part for access in slot.accesses] == ["shared area"]
+
+
+def test_each_bar_of_a_function_is_sized():
+    slot = Slot("vmxnet3")
+    bus = PciBus({1: slot.device})
+    for at, base in ((0x10, HOLE_START), (0x14, HOLE_START + 0x1000), (0x18, 0)):
+        bus.write(0xCF8, 4, 1 << 31 | 1 << 11 | at)
+        assert bus.read(0xCFC, 4) == base
+        bus.write(0xCFC, 4, 0xFFFFFFFF)
+        assert bus.read(0xCFC, 4) == (0xFFFFF000 if base else 0)

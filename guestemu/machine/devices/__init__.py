@@ -20,6 +20,7 @@ from guestemu.machine.devices.virtio_blk import VirtioBlk
 from guestemu.machine.devices.virtio_console import VirtioConsole
 from guestemu.machine.devices.virtio_net import VirtioNet
 from guestemu.machine.devices.virtio_rng import VirtioRng
+from guestemu.machine.devices.vmxnet3 import Vmxnet3
 
 AnyFunction: TypeAlias = PciFunction[msgspec.Struct]
 """Whatever its state is."""
@@ -30,6 +31,7 @@ _DEVICES: Final[dict[str, type[AnyFunction]]] = {
     "virtio-blk": VirtioBlk,
     "virtio-net": VirtioNet,
     "virtio-console": VirtioConsole,
+    "vmxnet3": Vmxnet3,
 }
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """PCI bus 0 by configuration mechanism 1 (ports 0xCF8 and 0xCFC), and what functions share.
 
-Each function has one 32-bit memory BAR, placed before the kernel runs, and INTA on a line of the
-8259s. There is no MSI: a kernel without a local APIC has no domain for it (fact U15).
+Each function has 32-bit memory BARs, one behind the other, placed before the kernel runs, and INTA
+on a line of the 8259s. There is no MSI: a kernel without a local APIC has no domain for it (fact
+U15).
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ def configuration(ids: PciIds, bar: int = 0, irq: int = 0) -> bytearray:
 
 
 class PciFunction(StatefulDevice[S]):
-    """One function: configuration space and a window of `size` bytes at GPA `bar`.
+    """One function: configuration space and a window of `SIZE` bytes at GPA `bar`, which is one BAR
+    or, with `BARS`, those of these sizes in bytes.
 
     A device derives from it and answers `first_state`, `mmio_read` and `mmio_write`. `dma` is its
     way to memory, `line` its interrupt. `state` is all that may change, except the configuration
@@ -73,6 +75,7 @@ class PciFunction(StatefulDevice[S]):
 
     IDS: PciIds
     SIZE: int = 0x4000
+    BARS: tuple[int, ...] = ()
     MODULES: tuple[str, ...] = ()
     """Kernel modules that are its driver, in the order of loading; none for a built-in one."""
 
@@ -87,6 +90,8 @@ class PciFunction(StatefulDevice[S]):
 
     def __init__(self, bar: int, line: Line, dma: DmaPort) -> None:
         self.config = configuration(self.IDS, bar, line.irq)
+        for index in range(1, len(self.BARS)):
+            struct.pack_into("<I", self.config, _BAR + 4 * index, bar + sum(self.BARS[:index]))
         self.bar = bar
         self.line = line
         self.dma = dma
@@ -147,8 +152,10 @@ class PciFunction(StatefulDevice[S]):
     def config_write(self, offset: int, size: int, value: int) -> None:
         """A store to configuration space; a BAR keeps the bits above its size."""
         if _BAR <= offset < _BARS_END or offset == _ROM:
-            if offset == _BAR:
-                struct.pack_into("<I", self.config, _BAR, value & ~(self.SIZE - 1) & 0xFFFFFFFF)
+            sizes = dict(enumerate(self.BARS or (self.SIZE,)))
+            size = sizes.get((offset - _BAR) // 4, 0)
+            if size:
+                struct.pack_into("<I", self.config, offset & ~3, value & ~(size - 1) & 0xFFFFFFFF)
             return
         if offset in _WRITABLE:
             data = (value & (1 << 8 * size) - 1).to_bytes(size, "little")
