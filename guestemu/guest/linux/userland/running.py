@@ -94,6 +94,8 @@ _HLT: Final = b"\xf4"
 _PAUSE: Final = b"\xf3\x90"
 _POLL: Final = "cpu_idle_poll"
 _POLL_SIZE: Final = 0x100
+_MODULES: Final = 0xFFFF_FFFF_C000_0000
+"""MODULES_VADDR (arch/x86/include/asm/pgtable_64_types.h) with CONFIG_RANDOMIZE_BASE."""
 _CHUNK: Final = 200_000
 _WINDOW: Final = 64
 """Basic blocks after which a CPU with interrupts off that has one waiting is looked at again."""
@@ -614,6 +616,8 @@ class RunningKernel:
     @property
     def where(self) -> str:
         """The kernel function where the CPU stands, or the address."""
+        if self._rip >= _MODULES:
+            return f"a module at {self._rip:#x}"
         return self.kernel.symbol_at(self._rip)
 
     def _execute_chunk(self, chunk: int) -> Exit:
