@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from guestemu.abi.errors import InputError
-from guestemu.abi.names import nearest
+from guestemu.abi.names import nearest, plural
 from guestemu.cli import console
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def tell(report: MigrateReport) -> None:
     missed = f", its record misses a page of {report.lose}" if report.lose else ""
     console.emit(
         f"{report.version}, {report.sev}, from {report.host}{missed}: "
-        f"{len(report.migrations)} migrations in {report.seconds} s of CPU time"
+        f"{plural(len(report.migrations), 'migration')} in {report.seconds} s of CPU time"
     )
     console.emit_table(
         ("device", "at", "stopped in", "private", "shared", "not done yet", "outcome"),

@@ -502,8 +502,7 @@ def migrate(
 
       guestemu kernel migrate 6.12 --device virtio-blk --at completed --lose data
 
-      guestemu kernel migrate 7.3 --device nvme --command 'fill /dev/nvme0n1 8192 0' \
-        --command 'read /dev/nvme0n1 8192 0'
+      guestemu kernel migrate 7.3 --device nvme --command 'fill /dev/nvme0n1 8192 0'
     """
     from guestemu.cli._kernel_migrate import MigrateRequest, run_migrate, tell
 
