@@ -18,6 +18,7 @@ import defects
 import msgspec
 from found import call, file, make_book
 
+from guestemu.abi.addresses import U32_MASK
 from guestemu.abi.regions import Region
 from guestemu.abi.x86 import Mode
 from guestemu.campaign.executor import Executor
@@ -329,14 +330,38 @@ REAL = Op(
         ("word-first", [call(4096, 1), call(0x200000, 1), call(4096, 1534, 16)]),
         # of 64-bit code that range is none of RAM, and there a count of -1 is a simple one
         ("word-first", [REAL]),
+        # 506 pages to a border are one more than 1,529 in nine bits
+        ("crosses-2m", [call(0x80D000, 1), call(0x406000, 1529, 16)]),
+        # three words are converted, and no other page was shared but one far behind
+        ("word-fourth", [call(0x1FF000, 1), call(0, 1), call(0, (1 << 64) - 1, 16)]),
+        # the end of a range of 32-bit code
+        ("end-32", [msgspec.structs.replace(call(4096, (1 << 64) - 1), mode=Mode.COMPAT32)]),
+        # the third call shares what the sixth makes private
+        (
+            "sixth-call",
+            [
+                *[call(0, 1)] * 2,
+                call(0, (1 << 64) - 1),
+                *[call(0, 1)] * 2,
+                call(0x2000000, 1, 16),
+            ],
+        ),
         # neighbours of this address are refused, as their ranges wrap
         ("gpa-32", [call(1 << 32, (1 << 64) - 1)]),
         ("gpa-32", [call(0, 1), call(1 << 32, (1 << 64) - 1, 16)]),
     ],
 )
 def test_one_defect_is_one_finding_also_in_a_program_that_hides_it(name, program, tmp_path):
-    simple = {"word-first": call(0x3F000, 2), "gpa-32": call(1 << 32, 1)}[name]
+    simple = {
+        "sixth-call": call(0x2000000, 1),
+        "word-first": call(0x3F000, 2),
+        "gpa-32": call(1 << 32, 1),
+        "crosses-2m": call(0x1FF000, 2),
+        "word-fourth": call(0, 193),
+        "end-32": call(4096, U32_MASK),
+    }[name]
     spec = defects.write(tmp_path, name)
     book = make_book(load_host(spec, plugin=spec.rpartition(":")[0]))
-    file(book, [[simple], program])
+    before = [call(0, 1)] * 5 if name == "sixth-call" else []
+    file(book, [[*before, simple], program])
     assert len(book.findings) == 1

@@ -36,6 +36,7 @@ SLOW_SEARCH_LIMIT: Final = 400
 fewer where a run takes milliseconds: several hosts in lock-step, a real kernel."""
 
 _ROUNDS: Final = 4
+_FEW: Final = 2
 _SMALL: Final = tuple(range(9))
 _FRAMES: Final = 65
 _GPA: Final = 1
@@ -203,7 +204,7 @@ class Canonical:
             before = ops
             for index in range(len(ops)):
                 ops = self._search(ops, index)
-            ops = self.drop(self._moved(self._mirrored(ops)))
+            ops = self.drop(self._moved(self._mirrored(self._alike(ops))))
             if ops == before or self._left <= 0:
                 break
         return ops
@@ -217,6 +218,14 @@ class Canonical:
             for op in ops
         )
         return raw if raw != ops and self.holds(raw) else ops
+
+    def _alike(self, ops: tuple[Op, ...]) -> tuple[Op, ...]:
+        """`ops` with all calls before the last one as the first and the last one sharing, if they
+        show the same: what goes wrong at the n-th call does so whatever came before."""
+        if len(ops) <= _FEW or not all(map(_has_gpa, ops)):
+            return ops
+        alike = (*ops[:1] * (len(ops) - 1), _sharing(ops[-1]))
+        return alike if alike != ops and self.holds(alike) else ops
 
     def _mirrored(self, ops: tuple[Op, ...]) -> tuple[Op, ...]:
         """`ops` with every status the other way, if they then begin with sharing: what goes wrong

@@ -73,8 +73,8 @@ _STEPS: Final = (("address", 1, PAGE_SIZE), ("page count", 2, 1))
 """Registers of a range, their places among a hypercall's arguments, and what takes one to a value
 nearby."""
 
-_MARKED: Final = 2
-"""Pages behind a range: what a host gets wrong at one place alone is then told from a cut."""
+_MARKED: Final = 3
+"""Pages at the end of a range: what a host gets wrong at one place alone is told from a cut."""
 
 _OF_RANGES: Final = frozenset({"hypercall: record", of_bits("page count").name})
 
@@ -293,7 +293,7 @@ class Probe:
         if not is_count:
             counts.append(1)  # of many pages a neighbour may wrap, which is refused
         for is_marked in (True, False):
-            is_taken = False
+            is_taken = is_shown = False
             for pages, change in product(counts, (by, -by)):
                 arguments = list(with_pages(op, pages).arguments)
                 arguments[position] = arguments[position] + change & U64_MASK
@@ -302,23 +302,31 @@ class Probe:
                 look = self._compare((*ops[:index], *marks, other, *ops[index + 1 :]))
                 if look is None:
                     continue
-                if any(seen.symptom == sighting.symptom for seen in look.sightings):
-                    return sighting
-                taken = look.exits[index + len(marks) :][:1]
+                place = index + len(marks)
+                found = [one.symptom for one in look.sightings if one.violation.op == place]
+                if sighting.symptom in found:
+                    is_shown = True
+                elif any(not symptom.register for symptom in found):
+                    return plain  # it is wrong in another way
+                taken = look.exits[place:][:1]
                 is_taken |= any(record.ret == 0 for records in taken for record in records)
+            if is_shown:
+                return sighting
             if is_taken:
                 break
         return plain
 
     def _marks(self, op: Op, is_count: bool) -> tuple[Op, ...]:
         """Calls that give pages the other status, for each width to which the count or the address
-        of `op` may have been cut: the first pages behind the range that is left, or of it. Without
-        them many values that change all pages which differ may be the one."""
+        of `op` may have been cut: the last page of the range that is left and the first behind it,
+        or its first ones. Without them many values that change all pages which differ may be the
+        one."""
         nr, gpa, pages, attributes, *rest = op.arguments
         frames = self.testbed.guest.machine.config.frames
         if is_count:
             cut = [pages & (1 << width) - 1 for width in COUNT_WIDTHS]
-            starts = [gpa + few * PAGE_SIZE & U64_MASK for few in cut if few < min(pages, frames)]
+            lasts = [max(few, 1) - 1 for few in cut if few < min(pages, frames)]
+            starts = [gpa + last * PAGE_SIZE & U64_MASK for last in lasts]
         else:
             cut = [gpa & (1 << width) - 1 for width in ADDRESS_WIDTHS]
             starts = [few for few in cut if few != gpa and few < frames * PAGE_SIZE]
@@ -359,7 +367,8 @@ class Probe:
         op = ops[sighting.violation.op]
         if op.kind is not OpKind.HYPERCALL or sighting.symptom.name not in _OF_RANGES:
             return sighting
-        gpa, pages = op.arguments[1:3]
+        mask = U64_MASK if op.mode is Mode.LONG64 else U32_MASK
+        gpa, pages = (value & mask for value in op.arguments[1:3])
         for width in _END_WIDTHS:
             most = (1 << width) - 1
             if not op.has_page and most < gpa // PAGE_SIZE + pages <= U64_MASK:
