@@ -334,6 +334,7 @@ REAL = Op(
         ("crosses-2m", [call(0x80D000, 1), call(0x406000, 1529, 16)]),
         # three words are converted, and no other page was shared but one far behind
         ("word-fourth", [call(0x1FF000, 1), call(0, 1), call(0, (1 << 64) - 1, 16)]),
+        ("word-fourth", [call(0x1FF000, 1), call(0, 1), call(4096, (1 << 64) - 2, 16)]),
         # the end of a range of 32-bit code
         ("end-32", [msgspec.structs.replace(call(4096, (1 << 64) - 1), mode=Mode.COMPAT32)]),
         # the third call shares what the sixth makes private

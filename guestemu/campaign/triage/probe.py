@@ -275,7 +275,7 @@ class Probe:
             for place in places:
                 arguments = (nr, *place, status, *rest)
                 other = msgspec.structs.replace(ops[index], arguments=arguments)
-                if self._shows((*ops[:index], other, *ops[index + 1 :]), named):
+                if self._shows_cut((*ops[:index], other, *ops[index + 1 :]), named):
                     return msgspec.structs.replace(sighting, symptom=named, spots=_NOTHING)
         plain = msgspec.structs.replace(sighting.symptom, register="")
         return msgspec.structs.replace(sighting, symptom=plain)
@@ -391,6 +391,14 @@ class Probe:
         """Whether a run of `ops` has exactly this symptom, without a look at registers."""
         look = self._compare(ops)
         return look is not None and any(seen.symptom == symptom for seen in look.sightings)
+
+    def _shows_cut(self, ops: tuple[Op, ...], named: Symptom) -> bool:
+        """Whether a run of `ops` shows a register that was cut, and its neighbours as well."""
+        look = self._compare(ops)
+        return look is not None and any(
+            seen.symptom == named and self._by_neighbour(ops, seen).symptom == named
+            for seen in look.sightings
+        )
 
     def _compare(self, ops: tuple[Op, ...]) -> Look | None:
         """A run of `ops`, without a look at registers; None where they cannot run."""
