@@ -11,8 +11,6 @@ import msgspec
 
 from guestemu.abi.errors import InputError, TimeUp
 from guestemu.campaign.feedback import Feedback
-from guestemu.campaign.lockstep.check import LockstepCheck
-from guestemu.campaign.lockstep.run import HostChoice
 from guestemu.campaign.targets import Target
 from guestemu.checks.base import Violation
 from guestemu.host.base import Host
@@ -22,7 +20,8 @@ from guestemu.program.binary import RECORD_SIZE, OpDecoder
 from guestemu.program.ops import Op, OpKind, Region
 from guestemu.program.program import Header
 from guestemu.program.values import extra_values
-from guestemu.runner.testbed import TIME_UP, Testbed, build_testbed
+from guestemu.replay.lockstep.check import in_step, judged_testbed
+from guestemu.runner.testbed import TIME_UP, Testbed
 
 _MSR_KINDS: Final = frozenset({OpKind.RDMSR, OpKind.WRMSR})
 _PLAIN_KEPT: Final = 1 << 15
@@ -49,17 +48,14 @@ class Executor:
         testbed: Testbed | None = None,
     ) -> None:
         self.target = target
-        self.header = header
+        self.header = header = in_step(header)
         self.kinds = kinds
         self.heartbeat: Callable[[], None] | None = None
         self.bound: Watchdog | None = None
         self._is_lawful = kinds.isdisjoint(target.fault_kinds)
         self._ignored = target.ignored
         self.max_size = target.max_ops * RECORD_SIZE
-        self.testbed: Testbed = testbed or build_testbed(header, host)
-        if target.hosts:
-            followers = LockstepCheck(header, [HostChoice(name) for name in target.hosts])
-            self.testbed.checks = (followers,)
+        self.testbed: Testbed = testbed or judged_testbed(header, host)
         self._feedback = feedback
         has_giant = Region.G in self.testbed.guest.regions
         numbers, frames = self.testbed.host.numbers(), self.testbed.host.borders()

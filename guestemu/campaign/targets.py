@@ -53,8 +53,7 @@ class Target(msgspec.Struct, frozen=True):
 
     `kinds` are the ops of its programs, `fault_kinds` those that `--faults` adds (empty: the target
     has none); `max_ops` bounds a program; `header` is what its programs start from; `limit`
-    makes any ops a program of it; `hosts` run in lock-step with the header's host and are compared
-    with it, instead of every other check. `order`: the host steps that its programs are migrations
+    makes any ops a program of it. `order`: the host steps that its programs are migrations
     by (migration_ops.py). Violations named in `ignored` are no findings.
     """
 
@@ -64,7 +63,6 @@ class Target(msgspec.Struct, frozen=True):
     max_ops: int
     fault_kinds: frozenset[OpKind] = frozenset()
     limit: Limit | None = None
-    hosts: tuple[str, ...] = ()
     order: str = ""
     ignored: frozenset[str] = frozenset()
     header: Header = Header(budget=_BUDGET)
@@ -239,7 +237,7 @@ _TARGETS: Final = (
         fault_kinds=frozenset({OpKind.FAIL_SPLIT, OpKind.UNMAP, OpKind.CLEAR_PRESENT}),
         max_ops=6,
         limit=limit_ops,
-        hosts=LOCKSTEP_HOSTS,
+        header=Header(budget=_BUDGET, beside=LOCKSTEP_HOSTS),
     ),
     Target(
         name="migration",

@@ -11,27 +11,28 @@ from guestemu.cli import console
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
 
 if TYPE_CHECKING:
-    from guestemu.campaign.lockstep.compare import Divergence
-    from guestemu.campaign.lockstep.run import LockstepRun
     from guestemu.program.program import Program
+    from guestemu.replay.lockstep.compare import Divergence
+    from guestemu.replay.lockstep.run import LockstepRun
     from guestemu.report.trace.run import Run
 
 
 def command(
-    program: Program, hosts: str, trace: Path | None, limit: float | None, as_json: bool
+    program: Program, hosts: str | None, trace: Path | None, limit: float | None, as_json: bool
 ) -> int:
-    """Runs `program` on every host of `hosts` (comma-separated), each for `limit` seconds, and
-    prints what differs.
+    """Runs `program` on every host of `hosts` (comma-separated; None: its own and those that its
+    header has beside it), each for `limit` seconds, and prints what differs.
 
     Raises `InputError` for a bad list, and for a trace, which is of one run.
     """
     from guestemu.abi.errors import InputError
-    from guestemu.campaign.lockstep.run import choices_of, run_lockstep
+    from guestemu.replay.lockstep.run import choices_beside, choices_of, run_lockstep
     from guestemu.report.trace.words import is_finding, run_word
 
     if trace is not None:
         raise InputError(f"--trace {trace}: a trace is of one run; name one host")
-    found = run_lockstep(program, choices_of(hosts, program.header), limit)
+    choices = choices_beside(program.header) if hosts is None else choices_of(hosts, program.header)
+    found = run_lockstep(program, choices, limit)
     if as_json:
         console.emit_json(_object(found), "lockstep")
     else:

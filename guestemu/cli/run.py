@@ -60,7 +60,8 @@ def command(
     """Run one program and print what each operation did.
 
     Exit status 0: nothing wrong; 1: a check failed or the run did not get to its end. With several
-    hosts in --host the program runs on each; 1 also means that a host differs from the first.
+    hosts in --host, or in the header's `beside`, the program runs on each; 1 also means that a host
+    differs from the first.
 
     For example:
 
@@ -91,13 +92,12 @@ def command(
         vcpus=vcpus,
         layout=layout,
     )
-    if host is not None and "," in host:
+    first, comma, _ = (host or "").partition(",")
+    loaded = load(program, msgspec.structs.replace(chosen, host=first) if comma else chosen)
+    if comma or loaded.header.beside:
         from guestemu.cli import _lockstep
 
-        first = host.partition(",")[0]
-        loaded = load(program, msgspec.structs.replace(chosen, host=first))
-        return _lockstep.command(loaded, host, trace, limit, as_json)
-    loaded = load(program, chosen)
+        return _lockstep.command(loaded, host if comma else None, trace, limit, as_json)
     run = run_program(loaded, limit)
     events = list(events_of(run))
     if as_json:

@@ -56,7 +56,7 @@ class HeaderReader:
         header = Header(
             guest=self._text("guest", default.guest),
             host=self._text("host", default.host),
-            switches=self._switches(),
+            switches=self._names("switches", "switch"),
             sev=self._sev(default.sev),
             cbit=self._number("cbit", default.cbit),
             memory=self._number("memory", default.memory),
@@ -66,6 +66,7 @@ class HeaderReader:
             coherent=self._flag("coherent", default.coherent),
             cache=self._cache(default.cache),
             layout=self._text("layout", default.layout),
+            beside=self._names("beside", "host"),
         )
         problem = header_problem(header)
         if problem is not None:
@@ -119,27 +120,30 @@ class HeaderReader:
             raise found[1].error(f"{name} {shown(found[0].text)}; use yes or no")
         return _YES_NO[found[0].text]
 
-    def _switches(self) -> tuple[str, ...]:
-        if "switches" not in self._lines:
+    def _names(self, field: str, what: str) -> tuple[str, ...]:
+        if field not in self._lines:
             return ()
-        words, place = self._lines["switches"]
+        words, place = self._lines[field]
         if words == [Word(_NONE)]:
             return ()
         if not words:
-            raise place.error("switches takes names separated by blanks, or none")
+            raise place.error(f"{field} takes names separated by blanks, or none")
         names = tuple(word.text for word in words)
         if len(set(names)) < len(names):
-            raise place.error("a switch is named twice; keep one")
+            raise place.error(f"a {what} is named twice; keep one")
         return names
+
+
+def _names_text(names: tuple[str, ...]) -> str:
+    return " ".join(quote(name, (_NONE,)) for name in names) or _NONE
 
 
 def format_header(header: Header) -> list[str]:
     """Every field of `header` as a line, without newlines."""
-    switches = " ".join(quote(name, (_NONE,)) for name in header.switches) or _NONE
     values = {
         "guest": quote(header.guest),
         "host": quote(header.host),
-        "switches": switches,
+        "switches": _names_text(header.switches),
         "sev": header.sev.value,
         "cbit": str(header.cbit),
         "memory": str(header.memory),
@@ -152,4 +156,6 @@ def format_header(header: Header) -> list[str]:
         values["cache"] = header.cache.value
     if header.layout:
         values["layout"] = quote(header.layout)
+    if header.beside:
+        values["beside"] = _names_text(header.beside)
     return [f"{name} {values[name]}" for name in FIELDS if name in values]

@@ -30,7 +30,9 @@ class Header(msgspec.Struct, frozen=True):
     defects that are repaired in this run; `budget` bounds each op, in guest basic blocks;
     `coherent` is CPUID 0x8000001F EAX bit 10 (no cache flushes needed at a conversion); `cache`
     says whether there are caches that need them, `seed` decides which lines those evict; `layout`
-    says where memory slots lie (layout.py), empty for one over all of RAM.
+    says where memory slots lie (layout.py), empty for one over all of RAM. With `beside` the run is
+    judged by lock-step alone: these hosts run the same operations, and differences from `host` that
+    no known one explains are violations.
 
     `plugin` is not part of a file: the path of the code that `host` names (FILE.py:CLASS), once the
     user has allowed it (`host.permission`); without it such a host is not loaded.
@@ -48,6 +50,7 @@ class Header(msgspec.Struct, frozen=True):
     coherent: bool = True
     cache: CacheModel = CacheModel.NONE
     layout: str = ""
+    beside: tuple[str, ...] = ()
     plugin: str = ""
 
 

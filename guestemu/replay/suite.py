@@ -23,6 +23,7 @@ from guestemu.host.permission import Permissions
 from guestemu.program.program import Header, Program
 from guestemu.program.text import load_program, parse_bytes
 from guestemu.replay.expectations import Mismatch, judge
+from guestemu.replay.lockstep.check import judged_testbed
 from guestemu.replay.pool import run_batches
 from guestemu.replay.record import record
 from guestemu.report.trace.run import (
@@ -33,7 +34,7 @@ from guestemu.report.trace.run import (
     run_in,
     run_program,
 )
-from guestemu.runner.testbed import HOST_FAILED, TIME_UP, Testbed, build_testbed, with_plugin
+from guestemu.runner.testbed import HOST_FAILED, TIME_UP, Testbed, with_plugin
 
 _NOTHING: Final = Permissions()
 _SPOILS: Final = frozenset({HOST_FAILED, TIME_UP})
@@ -81,7 +82,7 @@ class Bench:
         try:
             if self._testbed is None or program.header != self._header:
                 self.close()
-                self._testbed, self._header = build_testbed(program.header), program.header
+                self._testbed, self._header = judged_testbed(program.header), program.header
             run = run_in(self._testbed, program, self._seconds)
             if any(found.check in _SPOILS for found in run.outcome.violations):
                 self.close()

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 from bitarray import bitarray
 
-from guestemu.campaign.lockstep.side import Side, traits_of
 from guestemu.events.exits import AnsweredExit, HypercallExit, RdmsrExit, WrmsrExit
 from guestemu.guest.base import CallOutcome
 from guestemu.host.registry import load_host
 from guestemu.program.ops import Op, OpKind
+from guestemu.replay.lockstep.side import Side, traits_of
 
 FRAMES = 256
 CPL0 = 0

@@ -6,10 +6,10 @@ from __future__ import annotations
 import msgspec
 from sides import FRAMES, call, side
 
-from guestemu.campaign.lockstep.compare import Divergence, compare
-from guestemu.campaign.lockstep.known import ANSWER, END, READY, STATUS, VALUE
-from guestemu.campaign.lockstep.side import Side
 from guestemu.program.ops import Op, OpKind
+from guestemu.replay.lockstep.compare import Divergence, compare
+from guestemu.replay.lockstep.known import ANSWER, END, READY, STATUS, VALUE
+from guestemu.replay.lockstep.side import Side
 
 HOST = "map-gpa-range"
 SET = Op(OpKind.SET_MEMORY_DECRYPTED, (1, 0))

@@ -7,9 +7,10 @@ import msgspec
 import pytest
 from sides import FRAMES, call, rdmsr, side, wrmsr
 
-from guestemu.campaign.lockstep.known import ANSWER, END, KNOWN, READY, STATUS, VALUE, explain
-from guestemu.campaign.lockstep.side import PLUGIN, Side
+from guestemu.events.exits import HypercallExit
 from guestemu.program.ops import Op, OpKind
+from guestemu.replay.lockstep.known import ANSWER, END, KNOWN, READY, STATUS, VALUE, explain
+from guestemu.replay.lockstep.side import PLUGIN, Side
 
 MERGED = side("map-gpa-range", call())
 CONTROL = 0x4B56_4D08
@@ -460,14 +461,48 @@ def test_the_first_row_that_applies_explains() -> None:
         assert found.key == "gate"
 
 
-def test_nothing_explains_a_users_host() -> None:
+def users(side: Side) -> Side:
+    """The same by a host of a user's own."""
+    traits = msgspec.structs.replace(side.traits, name=PLUGIN, kernel=None)
+    return msgspec.structs.replace(side, traits=traits)
+
+
+def test_no_row_of_the_patch_sets_explains_a_users_host() -> None:
     own = side("bitmap-v8", call(gpa=0x5001))
     assert explain(ANSWER, own, MERGED) is not None
-    traits = msgspec.structs.replace(own.traits, name=PLUGIN)
-    theirs = msgspec.structs.replace(own, traits=traits)
+    theirs = users(own)
     assert explain(ANSWER, theirs, MERGED) is None
     assert explain(ANSWER, own, theirs) is None
     assert explain(ANSWER, theirs, own) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "aspect", "own", "other", "neighbour"),
+    [
+        ("own-hypercall", ANSWER, (call(nr=11, ret=-1000),), (call(nr=11),), (call(nr=12),)),
+        ("own-vmcall", END, (call(cpl=1, ret=-1),), (call(cpl=1, ret=None),), (call(cpl=1),)),
+    ],
+)
+def test_a_users_host_leaves_kvm_s_own_calls_to_kvm(
+    key: str,
+    aspect: str,
+    own: tuple[HypercallExit, ...],
+    other: tuple[HypercallExit, ...],
+    neighbour: tuple[HypercallExit, ...],
+) -> None:
+    found = explain(aspect, users(side("map-gpa-range", *own)), side("map-gpa-range", *other))
+    assert found is not None
+    assert found.key == key
+    assert explain(READY, users(side("map-gpa-range", *own)), MERGED) is None
+    same = side("map-gpa-range", *neighbour)
+    assert explain(aspect, users(same), same) is None
+
+
+def test_a_users_host_needs_no_msr_but_migration_control() -> None:
+    for index, key in ((0x4B564D00, "own-msr"), (0x4B564D08, None)):
+        one = side("map-gpa-range", op=Op(OpKind.WRMSR, (index, 0)))
+        found = explain(END, users(one), one)
+        assert (found and found.key) == key
 
 
 def test_hosts_that_agree_need_no_explanation() -> None:

@@ -11,14 +11,18 @@ import msgspec
 import pytest
 
 from guestemu.abi.errors import InputError
-from guestemu.campaign.lockstep.check import LockstepCheck
-from guestemu.campaign.lockstep.known import KNOWN
-from guestemu.campaign.lockstep.run import HostChoice, choices_of, run_lockstep
+from guestemu.campaign.executor import Executor
+from guestemu.campaign.feedback import Feedback
+from guestemu.campaign.targets import find_target
 from guestemu.cli.main import main
 from guestemu.host.permission import named_by_user
 from guestemu.host.registry import hosts
-from guestemu.program.program import Header
-from guestemu.program.text import load_program, parse_text
+from guestemu.program.ops import Op, OpKind
+from guestemu.program.program import Expectation, Header, Program
+from guestemu.program.text import format_text, load_program, parse_text
+from guestemu.replay.lockstep.check import LockstepCheck
+from guestemu.replay.lockstep.known import KNOWN
+from guestemu.replay.lockstep.run import HostChoice, choices_of, run_lockstep
 from guestemu.runner.testbed import build_testbed
 
 MERGED = "map-gpa-range"
@@ -267,3 +271,55 @@ def test_command_refuses_a_trace_of_several_runs(tmp_path, capsys):
     status, _, err = run_cli(capsys, path, "--host", "map-gpa-range,qemu-v4", "--trace", trace)
     assert status == 2
     assert "a trace is of one run" in err
+
+
+WRONG = """
+from guestemu.host.base import GuestFault, Host
+from bitarray import bitarray
+
+
+class Wrong(Host):
+    summary = "answers 7"
+
+    def reset(self, frames):
+        self.bits = bitarray(frames, endian="little")
+        self.bits.setall(True)
+
+    def hypercall(self, call):
+        return ANSWER
+
+    def rdmsr(self, index, vcpu):
+        raise GuestFault(13, 0)
+
+    def wrmsr(self, index, value, vcpu):
+        raise GuestFault(13, 0)
+
+    def private_map(self):
+        return self.bits
+
+    @property
+    def migration_ready(self):
+        return False
+"""
+
+
+@pytest.mark.parametrize(("answer", "status"), [(7, 1), (-1000 & (1 << 64) - 1, 0)])
+def test_a_finding_names_the_hosts_beside_its_own_and_replays(
+    answer: int, status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host = tmp_path / "wrong.py"
+    host.write_text(WRONG.replace("ANSWER", str(answer)))
+    target = find_target("lockstep")
+    header = msgspec.structs.replace(target.header, host="wrong.py:Wrong", plugin=str(host))
+    executor = Executor(target, header, target.kinds, Feedback())
+    assert executor.header.beside == ("map-gpa-range",)
+    op = Op(OpKind.HYPERCALL, (13, 0, 0, 0, 0))
+    found = tuple(
+        Expectation("violation", violation.check, violation.op) for violation in executor.run((op,))
+    )
+    assert [one.value for one in found] == ["lockstep-answer"] * status
+    program = tmp_path / "finding.prog"
+    program.write_text(format_text(Program(executor.header, (op,), found)))
+    assert main(["replay", "--plugins", str(tmp_path), str(program)]) == 0
+    assert main(["run", "--plugins", str(tmp_path), str(program)]) == status
+    assert f"{status} of them unexplained" in capsys.readouterr().out

@@ -119,8 +119,8 @@ JUDGES = {
     "campaign/triage/identify.py": ("tests/findings/test_identify_steps.py", *_TRIAGE),
     "campaign/triage/probe.py": ("tests/findings/test_probe_rules.py", *_TRIAGE),
     "campaign/triage/single.py": _TRIAGE,
-    "campaign/lockstep/known.py": ("tests/lockstep/test_known.py",),
-    "campaign/lockstep/compare.py": (
+    "replay/lockstep/known.py": ("tests/lockstep/test_known.py",),
+    "replay/lockstep/compare.py": (
         "tests/lockstep/test_compare_sides.py",
         "tests/lockstep/test_lockstep.py",
     ),

@@ -14,9 +14,10 @@ from guestemu.campaign.triage.probe import Probe
 from guestemu.machine.watchdog import Watchdog
 from guestemu.program.ops import Op
 from guestemu.program.program import Program
+from guestemu.replay.lockstep.check import judged_testbed
 from guestemu.report.trace.run import check_program, seconds_for
 from guestemu.runner.scout import Scout, may_end_process
-from guestemu.runner.testbed import Testbed, build_testbed
+from guestemu.runner.testbed import Testbed
 
 _SLOW_S: Final = 0.05
 """A run that takes this long is a slow one, in seconds of CPU time."""
@@ -45,7 +46,7 @@ def findings_of(program: Program, seconds: float | None = None) -> list[Finding]
     takes more.
     """
     check_program(program)
-    testbed = build_testbed(program.header)
+    testbed = judged_testbed(program.header)
     limit = seconds_for(program.header) if seconds is None else seconds
     try:
         with Watchdog(lambda: testbed.guest.machine, limit) as bound:

@@ -8,14 +8,14 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from guestemu.abi.errors import InputError
-from guestemu.campaign.lockstep.compare import Divergence, compare
-from guestemu.campaign.lockstep.side import Side, Traits, traits_of
 from guestemu.checks.base import OpView
 from guestemu.guest.base import CallOutcome
 from guestemu.host.permission import named_by_user
 from guestemu.machine.watchdog import Watchdog
 from guestemu.program.ops import Op, OpKind
 from guestemu.program.program import Header, Program
+from guestemu.replay.lockstep.compare import Divergence, compare
+from guestemu.replay.lockstep.side import Side, Traits, traits_of
 from guestemu.report.trace.run import Run, check_program, run_in, seconds_for
 from guestemu.runner.testbed import Testbed, belief_of, build_testbed, host_of
 
@@ -59,6 +59,12 @@ def choices_of(specs: str, header: Header) -> tuple[HostChoice, ...]:
         if names.count(name) > 1:
             raise InputError(f"--host {specs}: {name} is named twice; name each host once")
     return tuple(_choice(name, header) for name in names)
+
+
+def choices_beside(header: Header) -> tuple[HostChoice, ...]:
+    """The header's host, and those beside it."""
+    own = HostChoice(header.host, header.switches, header.plugin)
+    return own, *(HostChoice(name) for name in header.beside)
 
 
 def _choice(name: str, header: Header) -> HostChoice:

@@ -9,9 +9,9 @@ import msgspec
 from bitarray import bitarray
 
 from guestemu.abi.addresses import gpa_text
-from guestemu.campaign.lockstep.known import ANSWER, END, READY, STATUS, VALUE, explain
-from guestemu.campaign.lockstep.side import Side
 from guestemu.program.ops import OpKind
+from guestemu.replay.lockstep.known import ANSWER, END, READY, STATUS, VALUE, explain
+from guestemu.replay.lockstep.side import Side
 
 
 class Divergence(msgspec.Struct, frozen=True):

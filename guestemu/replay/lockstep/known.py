@@ -20,10 +20,11 @@ from guestemu.abi.msrs import (
     MSR_KVM_MIGRATION_CONTROL,
     MSR_KVM_SEV_LIVE_MIG_EN_2020,
 )
-from guestemu.campaign.lockstep.side import PLUGIN, Side, StatusCall
+from guestemu.checks.results import OWN_HYPERCALLS
 from guestemu.host.kvm.findings import HOST_MEMORY
 from guestemu.host.kvm.page_enc_bitmap import bitmap_bytes
-from guestemu.program.ops import HOST_SPECS
+from guestemu.program.ops import HOST_SPECS, OpKind
+from guestemu.replay.lockstep.side import PLUGIN, Side, StatusCall
 
 ANSWER: Final = "answer"
 END: Final = "end"
@@ -296,6 +297,22 @@ def _both(*aspects: str) -> frozenset[str]:
     return frozenset(aspects)
 
 
+def _own_hypercall(own: Side, _other: Side) -> bool:
+    return own.traits.name == PLUGIN and any(call.nr in OWN_HYPERCALLS for call in own.calls())
+
+
+def _own_msr(own: Side, _other: Side) -> bool:
+    return (
+        own.traits.name == PLUGIN
+        and own.op.kind in {OpKind.RDMSR, OpKind.WRMSR}
+        and own.op.arguments[0] != MSR_KVM_MIGRATION_CONTROL
+    )
+
+
+def _own_vmcall(own: Side, other: Side) -> bool:
+    return own.traits.name == PLUGIN and None in other.answers
+
+
 KNOWN: Final = (
     Known("number", _both(ANSWER, STATUS), "K1-a, M61",
           f"the 2019 patch sets use number {KVM_HC_PAGE_ENC_STATUS_2019}, which is SCHED_YIELD "
@@ -377,11 +394,22 @@ KNOWN: Final = (
 )  # fmt: skip
 
 
+KNOWN_OF_PLUGINS: Final = (
+    Known("own-hypercall", _both(ANSWER, VALUE), "K3-c",
+          "KVM answers hypercalls of its own, which a user's host need not have", _own_hypercall),
+    Known("own-msr", _both(END, VALUE), "C.5",
+          "KVM has MSRs beside MIGRATION_CONTROL, which a user's host need not have", _own_msr),
+    Known("own-vmcall", _both(END, ANSWER, STATUS, VALUE), "K3-c",
+          "KVM writes VMMCALL over the guest's VMCALL first, and that can fault",
+          _own_vmcall),
+)  # fmt: skip
+"""What a user's own host, which has only the contract to go by, leaves out of KVM's half."""
+
+
 def explain(aspect: str, one: Side, other: Side) -> Known | None:
-    """The known difference behind a divergence in `aspect`, or None. A user's own host has none."""
-    if PLUGIN in {one.traits.name, other.traits.name}:
-        return None
-    for known in KNOWN:
+    """The known difference behind a divergence in `aspect`, or None."""
+    is_plugin = PLUGIN in {one.traits.name, other.traits.name}
+    for known in KNOWN_OF_PLUGINS if is_plugin else KNOWN:
         if aspect in known.aspects and (known.applies(one, other) or known.applies(other, one)):
             return known
     return None

@@ -8,15 +8,21 @@ known ways, which are rows of `known.KNOWN` and not findings.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Final
 
-from guestemu.campaign.lockstep.compare import compare
-from guestemu.campaign.lockstep.run import HostChoice, Watcher
-from guestemu.campaign.lockstep.side import Side, Traits, traits_of
+import msgspec
+
 from guestemu.checks.base import OpView, Violation
+from guestemu.host.base import Host
 from guestemu.host.userspace.base import VmStopped
 from guestemu.program.ops import OpKind
 from guestemu.program.program import Header
+from guestemu.replay.lockstep.compare import compare
+from guestemu.replay.lockstep.run import HostChoice, Watcher, choices_beside
+from guestemu.replay.lockstep.side import Side, Traits, traits_of
 from guestemu.runner.testbed import OpResult, Testbed, build_testbed
+
+_MERGED: Final = Header().host
 
 
 class _Follower:
@@ -49,6 +55,25 @@ class _Follower:
             self._watcher.stopped(view.op)
             self._is_stopped = True
         return self._watcher.sides[-1]
+
+
+def in_step(header: Header) -> Header:
+    """`header` with hosts beside it that the user's own host, if it names one, can be compared
+    with: the built-in host of the merged ABI. How it differs from those of the patch sets no table
+    says."""
+    if not header.beside or not header.plugin:
+        return header
+    return msgspec.structs.replace(header, beside=(_MERGED,))
+
+
+def judged_testbed(header: Header, host: Host | None = None) -> Testbed:
+    """The testbed of `header` (with `host` in place of the one that it names), judged by lock-step
+    where it asks for that. Raises `InputError` for a configuration that cannot be."""
+    testbed = build_testbed(header, host)
+    if header.beside:
+        alone = msgspec.structs.replace(header, beside=())
+        testbed.checks = (LockstepCheck(alone, choices_beside(header)[1:]),)
+    return testbed
 
 
 class LockstepCheck:
