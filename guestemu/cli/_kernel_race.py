@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 class RaceRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Which kernel and scenarios (none: all that it has), the orders (none: all of up to `turns`
-    turns; with 0 `count` drawn ones from number `first` on), the planted defect."""
+    turns; with 0 `count` drawn ones from number `first` on), the planted defect, the guest kind."""
 
     image: str
+    sev: str
     scenarios: tuple[str, ...]
     orders: tuple[str, ...]
     turns: int
@@ -55,6 +56,7 @@ class RaceReport(msgspec.Struct, frozen=True, kw_only=True):
     """All scenarios on one kernel; `absent` are those that it cannot run, each with why."""
 
     version: str
+    sev: str
     plant: str
     scenarios: tuple[RacedScenario, ...]
     absent: dict[str, str]
@@ -74,7 +76,7 @@ def run_races(request: RaceRequest) -> RaceReport:
     from guestemu.kernel.race import SCENARIOS, Races, missing
 
     image = find_image(request.image)
-    userland, setting = Userland(LOADER), Setting(cpus=2)
+    userland, setting = Userland(LOADER), Setting(cpus=2, sev=request.sev)
     done: list[RacedScenario] = []
     absent: dict[str, str] = {}
     version = ""
@@ -84,7 +86,7 @@ def run_races(request: RaceRequest) -> RaceReport:
             running = userland.start(image, setting)
         version = running.kernel.version
         try:
-            why = "" if request.scenarios else missing(running.kernel, name)
+            why = "" if request.scenarios else missing(running.kernel, name, request.sev)
             if why:
                 absent[name] = why
                 continue
@@ -97,6 +99,7 @@ def run_races(request: RaceRequest) -> RaceReport:
             break
     return RaceReport(
         version=version,
+        sev=request.sev,
         plant=request.plant,
         scenarios=tuple(done),
         absent=absent,
@@ -151,7 +154,7 @@ def tell(report: RaceReport) -> None:
     from guestemu.report.race import race_lines
 
     planted = f", planted: {report.plant}" if report.plant else ""
-    console.emit(f"{report.version}, two CPUs{planted}")
+    console.emit(f"{report.version}, {report.sev}, two CPUs{planted}")
     for raced in report.scenarios:
         pairs = ", ".join(f"{pair} ({count})" for pair, count in raced.returned.items())
         console.emit(

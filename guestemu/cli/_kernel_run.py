@@ -196,9 +196,7 @@ def _run_own(request: RunRequest, image: Path, on_line: Callable[[str], None] | 
     kernel = LOADER.kernel(image)
     running = RunningKernel(
         kernel,
-        with_cpus(
-            linux_config(request.memory, request.cbit, request.sev), request.cpus, request.sev
-        ),
+        with_cpus(linux_config(request.memory, request.cbit, request.sev), request.cpus),
         initramfs,
         devices=request.devices,
         command_line=command_line(kernel, request.sev, request.append, request.cpus),

@@ -250,7 +250,7 @@ def run(
     sev: SevName = "sev",
     cpus: Annotated[
         int,
-        typer.Option("--cpus", metavar="N", min=1, help="Number of CPUs; more than 1 as sev only."),
+        typer.Option("--cpus", metavar="N", min=1, help="Number of CPUs, 8 at most."),
     ] = 1,
     device: Annotated[
         list[str] | None,
@@ -763,6 +763,7 @@ Update: TypeAlias = Annotated[
 @app.command()
 def race(
     image: ImageAsRun = "",
+    sev: SevName = "sev",
     scenario: Annotated[
         list[str] | None,
         typer.Option(
@@ -819,8 +820,9 @@ def race(
     From a snapshot in user space with two CPUs, each CPU calls one of the kernel's functions; an
     order of turns says who executes when, then both take turns until both have returned. Each CPU
     keeps its translations until it drops them itself. A finding is a page whose status differs
-    between page tables, host and caller, a translation that is stale when a conversion returns, a
-    conversion after conversions were stopped, a WARN, a panic, or a call that does not return. Seed
+    between page tables, host, page states (SNP, TDX) and caller, a translation that is stale when a
+    conversion returns, a conversion after conversions were stopped, a WARN, a panic, or a call that
+    does not return. Seed
     and number decide an order: `--first N --execs 1` repeats it, and so does `--order`. A finding
     is shown with the smallest order that was found to show it.
 
@@ -834,6 +836,8 @@ def race(
 
       guestemu kernel race 6.12 --scenario stop --turns 3
 
+      guestemu kernel race 6.12 --sev snp --scenario neighbours --scenario back
+
       guestemu kernel race 6.12 --scenario neighbours --plant flush --json
     """
     from guestemu.cli._kernel_race import RaceRequest, run_races, tell
@@ -841,6 +845,7 @@ def race(
     report = run_races(
         RaceRequest(
             image=image,
+            sev=sev,
             scenarios=tuple(scenario or ()),
             orders=tuple(order or ()),
             turns=turns,

@@ -172,13 +172,15 @@ class Td:
         self.reflects = True
         self.reflected: dict[int, int] = {}
         self.ports_in_place = range(0)
-        self._has_gate = False
+        self._gates: set[int] = set()
         self.leaves: dict[int, int] = {}
         self.calls: dict[int, int] = {}
         self.fields: dict[tuple[TdcallLeaf, int], int] = {}
         self._machine = machine
         self._cpuid = cpuid
-        self._ve: VirtualException | None = None
+        self.exceptions: dict[int, VirtualException] = {}
+        """By vCPU a #VE whose information the guest has not read yet."""
+        self._kept_exceptions: dict[int, VirtualException] = {}
         self._in = RegisterBatch(machine.engine, _INPUTS)
         self._map_gpa_out = RegisterBatch(machine.engine, ("r10", "r11"))
         self._accept_out = RegisterBatch(machine.engine, ("rcx", "rdx"))
@@ -208,6 +210,7 @@ class Td:
 
     def checkpoint(self) -> None:
         """See `Device`."""
+        self._kept_exceptions = dict(self.exceptions)
 
     def rollback(self) -> None:
         """See `Device`; the log of events starts anew, and nothing is ordered."""
@@ -218,7 +221,7 @@ class Td:
         self.met = 0
         self.has_injected = False
         self.lie = ""
-        self._ve = None
+        self.exceptions = dict(self._kept_exceptions)
 
     # The VMM's acts at any time ---------------------------------------------------------------
 
@@ -407,9 +410,10 @@ class Td:
 
     def raise_ve(self, information: VirtualException) -> GuestFault:
         """#VE for the guest, or #DF where it has not read the information of the last one."""
-        if self._ve is not None:
+        vcpu = self._machine.current.index
+        if vcpu in self.exceptions:
             return GuestFault(VECTOR_DF, 0)
-        self._ve = information
+        self.exceptions[vcpu] = information
         return GuestFault(tdx.VECTOR_VE, None)
 
     def _vmcall(self) -> GuestFault:
@@ -438,9 +442,11 @@ class Td:
         vcpu = self._machine.current
         if not vcpu.deliver:
             return False
-        if not self._has_gate:
-            self._has_gate = has_gate(vcpu, tdx.VECTOR_VE)
-        return self._has_gate
+        if vcpu.index not in self._gates:
+            if not has_gate(vcpu, tdx.VECTOR_VE):
+                return False
+            self._gates.add(vcpu.index)
+        return True
 
     def _reflected(self, information: VirtualException) -> GuestFault:
         reason = information.reason
@@ -454,7 +460,7 @@ class Td:
         return self._reflected(VirtualException(reason=reason, length=_MSR_LENGTH))
 
     def _veinfo_get(self, vcpu: Vcpu) -> int:
-        found, self._ve = self._ve, None
+        found = self.exceptions.pop(vcpu.index, None)
         if found is None:
             return tdx.NO_VE_INFO
         for name, value in (

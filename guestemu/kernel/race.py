@@ -26,10 +26,12 @@ from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTE
 from guestemu.abi.names import nearest
 from guestemu.events.base import Event
 from guestemu.events.exits import HypercallExit
+from guestemu.guest.linux.boot import kind_of
 from guestemu.guest.linux.kernel import Kernel
 from guestemu.guest.linux.userland.complaints import printed_warnings
 from guestemu.guest.linux.userland.cpus import HYPERCALL, IPI, Turn
 from guestemu.guest.linux.userland.invalidations import watch_invalidations
+from guestemu.guest.linux.userland.rules import SHARED
 from guestemu.guest.linux.userland.running import Ended, RunningKernel
 from guestemu.guest.linux.userland.two_calls import RETURN, KernelCall, TwoCalls
 from guestemu.machine.paging import Leaf, walk
@@ -48,6 +50,7 @@ PLANTS: Final = {
 _DECRYPT: Final = "set_memory_decrypted"
 _ENCRYPT: Final = "set_memory_encrypted"
 _STOP: Final = "set_memory_enc_stop_conversion"
+_REMOVE: Final = "remove_cpu"
 _LOCK: Final = "mem_enc_lock"
 _OOPS: Final = "oops_in_progress"
 _ALLOCATE: Final = ("__get_free_pages", "get_free_pages_noprof")
@@ -55,6 +58,9 @@ _GFP_ZEROED: Final = 0xDC0
 """GFP_KERNEL | __GFP_ZERO."""
 
 _PAGES: Final = 2
+_PRIVATE_STATES: Final = ("validated", "accepted")
+"""Of an SNP guest's page, and of a TD's."""
+
 _EBUSY: Final = -16
 _FLUSHES: Final = ("__cpa_flush_tlb", "__cpa_flush_all", "do_flush_tlb_all")
 _EVENTS: Final = (HYPERCALL, IPI, RETURN)
@@ -101,7 +107,7 @@ SCENARIOS: Final = {
     ),
     "offline": RaceScenario(
         text="CPU 1 is taken off and comes back while it makes a page shared",
-        first=("remove_cpu", 1),
+        first=(_REMOVE, 1),
         second=(_DECRYPT, 0),
         after=(("add_cpu", 1),),
     ),
@@ -126,8 +132,11 @@ class RaceExperiment(msgspec.Struct, frozen=True, kw_only=True):
         return self.key != HELD
 
 
-def missing(kernel: Kernel, scenario: str) -> str:
-    """Why `kernel` cannot run a scenario of `SCENARIOS`; empty if it can."""
+def missing(kernel: Kernel, scenario: str, sev: str = "sev") -> str:
+    """Why `kernel`, as a guest of the kind `sev`, cannot run a scenario of `SCENARIOS`; empty if it
+    can."""
+    if sev == "tdx" and SCENARIOS[scenario].first[0] == _REMOVE:
+        return "a TD's mailbox starts a CPU once: the kernel takes none off"
     calls = (SCENARIOS[scenario].first, SCENARIOS[scenario].second)
     absent = [name for name, _ in calls if name not in kernel.symbols]
     return f"{kernel.version} has no {', '.join(absent)}" if absent else ""
@@ -144,7 +153,8 @@ class Races:
                 raise InputError(f"{what} {name}: {nearest(name, known)}")
         self.scenario = SCENARIOS[scenario]
         kernel = running.kernel
-        if why := missing(kernel, scenario):
+        sev = kind_of(running.machine.config)
+        if why := missing(kernel, scenario, sev):
             raise InputError(f"scenario {scenario}: {why}")
         self._running = running
         self._wrong: list[tuple[str, str]] = []
@@ -350,6 +360,12 @@ class Races:
                 "page-status",
                 f"page {page} (GPA {gpa:#x}) should be {_view(is_private)}: page tables say "
                 f"{_view(in_tables)}, the host {_view(host)}",
+            )
+        state = self._running.rules.page_state(gpa >> PAGE_SHIFT)
+        if state is not None and state not in (_PRIVATE_STATES if is_private else (SHARED,)):
+            self._note(
+                "page-state",
+                f"page {page} (GPA {gpa:#x}) should be {_view(is_private)}: its state is {state}",
             )
         self._judge_translations(page)
 

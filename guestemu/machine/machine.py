@@ -206,6 +206,7 @@ class Machine:
         """Makes vCPU `index` the one that the CPU executes; contexts switch, the TLB is flushed."""
         if self.current.index != index:
             self.current.save()
+            self.msrs.change(self.current.index, index)
             self.current = self.vcpus[index]
             self.current.load()
         return self.current

@@ -38,13 +38,23 @@ class MsrFile:
     """MSRs that the machine answers without asking the host.
 
     `values` are read-only (a write faults); `platform` can be written, and `on_write` is told of
-    the new value (a paravirtual clock, say).
+    the new value (a paravirtual clock, say). Each vCPU has its own values of the platform MSRs in
+    `own`, in `platform` those of the vCPU that executes.
     """
 
     def __init__(self, sev_status: int) -> None:
         self.values: dict[int, int] = {MSR_AMD64_SEV: sev_status}
         self.platform: dict[int, int] = {}
         self.on_write: Callable[[int, int], None] | None = None
+        self.own: set[int] = set()
+        self.others: dict[int, dict[int, int]] = {}
+        """By vCPU the values of `own`, of those that do not execute and did before."""
+
+    def change(self, old: int, new: int) -> None:
+        """VCPU `new` executes from now on in place of `old`; its own MSRs are 0 at first."""
+        if self.own:
+            self.others[old] = {index: self.platform[index] for index in self.own}
+            self.platform.update(self.others.pop(new, dict.fromkeys(self.own, 0)))
 
     def holds(self, index: int) -> bool:
         """Whether accesses to MSR `index` end here."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import struct
 
-from guestemu.guest.linux.acpi import AT, acpi_tables
+from guestemu.guest.linux.acpi import AT, MAILBOX, acpi_tables
 
 
 def table(page, address):
@@ -30,3 +30,14 @@ def test_the_root_leads_to_every_cpu():
     assert all(sum(part) % 256 == 0 for part in tables)
     cpus = list(struct.iter_unpack("<BBBBI", found[b"APIC"][44:]))
     assert cpus == [(0, 8, index, index, 1) for index in range(3)]
+
+
+def test_a_td_finds_the_mailbox_that_starts_its_cpus():
+    """Multiprocessor wakeup structure: type 16, 16 bytes, version 0, the mailbox's address (ACPI
+    6.5, 5.2.12.19)."""
+    page = acpi_tables(2, has_mailbox=True)
+    at = page.index(b"APIC")
+    (length,) = struct.unpack_from("<I", page, at + 4)
+    assert sum(page[at : at + length]) % 256 == 0
+    wakeup = struct.unpack("<BBHIQ", page[at + length - 16 : at + length])
+    assert wakeup == (16, 16, 0, 0, MAILBOX)

@@ -11,6 +11,7 @@ from guestemu.abi.addresses import Gva
 from guestemu.cli.main import main
 from guestemu.guest.linux.load import LOADER
 from guestemu.guest.linux.userland.cpus import IPI, Turn
+from guestemu.guest.linux.userland.rules import DeviceRules
 from guestemu.guest.linux.userland.session import Setting, Userland
 from guestemu.guest.linux.userland.two_calls import KernelCall, TwoCalls
 
@@ -39,6 +40,17 @@ def test_a_conversion_is_in_force_on_both_cpus(race):
     assert (status, keys(report)) == (0, set())
     (raced,) = report["scenarios"]
     assert raced["returned"] == {"0 0": 2}
+
+
+def test_an_snp_guest_s_second_cpu_converts_too(race, monkeypatch):
+    """It starts from the VMSA that the kernel made; page states agree with what was told."""
+    words = ("--sev", "snp", "--scenario", "neighbours", "--order", AFTER_THE_FIRST_IPI)
+    report, status = race("6.12", *words)
+    assert (report["sev"], status, keys(report)) == ("snp", 0, set())
+    assert report["scenarios"][0]["returned"] == {"0 0": 1}
+    monkeypatch.setattr(DeviceRules, "page_state", lambda rules, gfn: "validated")
+    report, status = race("6.12", *words)
+    assert (status, keys(report)) == (1, {"page-state"})
 
 
 ORDER = "1:300,0:5000,1:20"

@@ -8,9 +8,9 @@ import struct
 import pytest
 
 from guestemu.abi.errors import EngineError
+from guestemu.machine.vmsa import load_vmsa, save_vmsa
 from guestemu.migration.sweep.instants import FetchOrder, migrate
 from guestemu.migration.sweep.run import SweepRequest, SweepWatcher, run
-from guestemu.migration.sweep.vmsa import load_vmsa, save_vmsa
 from guestemu.migration.sweep.vmsa_link import VmsaPacket
 
 RIP_AT, RSP_AT, RAX_AT, CR3_AT, EFER_AT = 0x178, 0x1D8, 0x1F8, 0x150, 0xD0

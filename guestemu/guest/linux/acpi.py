@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """ACPI tables that name a PC's CPUs, and nothing else (ACPI 6.5, chapter 5).
 
+Behind them lies a page for starting CPUs: the mailbox of a TD's multiprocessor wakeup structure, or
+the AP jump table of a SEV-ES guest. e820 says ACPI NVS of it: a kernel maps that as private, as
+firmware wrote it, while a mapping of a reserved range is shared (__ioremap_check_encrypted()).
+
 A kernel without CONFIG_X86_MPPARSE finds its CPUs in the MADT only (fact U30). RSDP, XSDT, FADT,
 FACS, MADT and a DSDT without code are enough for 6.1 to 7.3; there is no I/O APIC.
 """
@@ -14,6 +18,9 @@ AT: Final = 0xE0000
 """The tables' page. An encrypted guest maps memory that e820 calls ACPI's as private."""
 
 SIZE: Final = 0x1000
+MAILBOX: Final = AT + SIZE
+"""The page for starting CPUs."""
+
 PM_CONTROL: Final = 0x604
 PM_PORTS: Final = range(0x600, 0x606)
 """Event (4 bytes) and control (2 bytes) registers of power management."""
@@ -28,6 +35,9 @@ _HAS_8259S: Final = 1
 _LEGACY_DEVICES: Final = 3
 _FIXED_FLAGS: Final = 1 << 0 | 1 << 4 | 1 << 5 | 1 << 8
 """WBINVD works; no power and no sleep button; a 32-bit timer, which is absent."""
+
+_WAKEUP: Final = 0x10
+"""Type of the multiprocessor wakeup structure (5.2.12.19)."""
 
 _HEADER: Final = struct.Struct("<4sIBB6s8sI4sI")
 _OEM: Final = b"GSTEMU"
@@ -66,10 +76,13 @@ def _fadt() -> bytes:
     return _table(b"FACP", 3, bytes(body))
 
 
-def acpi_tables(cpus: int) -> bytes:
-    """The page at `AT` for CPUs with the APIC IDs 0 to `cpus` - 1."""
+def acpi_tables(cpus: int, has_mailbox: bool = False) -> bytes:
+    """The page at `AT` for CPUs with the APIC IDs 0 to `cpus` - 1; with `has_mailbox` they are
+    started by the mailbox at `MAILBOX`, version 0: once each."""
     page = bytearray(SIZE)
     apics = b"".join(struct.pack("<BBBBI", 0, 8, index, index, 1) for index in range(cpus))
+    if has_mailbox:
+        apics += struct.pack("<BBHIQ", _WAKEUP, 16, 0, 0, MAILBOX)
     for at, table in (
         (_XSDT, _table(b"XSDT", 1, struct.pack("<QQ", AT + _FADT, AT + _MADT))),
         (_DSDT, _table(b"DSDT", 2, b"")),

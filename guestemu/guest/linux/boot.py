@@ -30,6 +30,7 @@ from guestemu.abi.x86 import PTE_RW, PTE_USER, RFLAGS_FIXED, Mode
 from guestemu.guest.linux import acpi
 from guestemu.guest.linux.bootparams import (
     E820_ACPI,
+    E820_NVS,
     MemoryRange,
     make_boot_params,
     pc_memory_map,
@@ -180,10 +181,14 @@ def build_machine(
     rsdp = 0
     if config.vcpus > 1:
         rsdp = acpi.AT
-        ram.private[rsdp : rsdp + acpi.SIZE] = acpi.acpi_tables(config.vcpus)
-        ranges = tuple(
-            sorted([*ranges, MemoryRange(rsdp, acpi.SIZE, E820_ACPI)], key=lambda part: part.start)
+        ram.private[rsdp : rsdp + acpi.SIZE] = acpi.acpi_tables(config.vcpus, config.tdx)
+        if platform.sev is not None:
+            platform.sev.jump_table = acpi.MAILBOX
+        of_acpi = (
+            MemoryRange(rsdp, acpi.SIZE, E820_ACPI),
+            MemoryRange(acpi.MAILBOX, PAGE_SIZE, E820_NVS),
         )
+        ranges = tuple(sorted([*ranges, *of_acpi], key=lambda part: part.start))
     ram.private[BOOT_PARAMS : BOOT_PARAMS + PAGE_SIZE] = make_boot_params(
         ranges, COMMAND_LINE, setup_data, rsdp
     )

@@ -13,6 +13,7 @@ from guestemu.abi.addresses import PAGE_SIZE
 E820_RAM: Final = 1
 E820_RESERVED: Final = 2
 E820_ACPI: Final = 3
+E820_NVS: Final = 4
 
 _ACPI_RSDP: Final = 0x70
 _E820_COUNT: Final = 0x1E8

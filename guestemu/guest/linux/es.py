@@ -37,11 +37,12 @@ from guestemu.guest.base import CallOutcome
 from guestemu.guest.linux.ghcb_vcpu import GhcbVcpu
 from guestemu.guest.linux.snp import Snp
 from guestemu.machine import ghcb
-from guestemu.machine.ap_creation import ApCreation, VcpuStops
+from guestemu.machine.ap_creation import KVM_VCPUS, ApCreation, ApRecord, VcpuStops
 from guestemu.machine.cpuid import CpuidLeaf
 from guestemu.machine.exits import (
     ExitHandler,
     GuestFault,
+    Halt,
     Hypercall,
     RunFailed,
     Shutdown,
@@ -91,11 +92,27 @@ _STATUSES: Final = frozenset(
 )
 
 
-class EsState(msgspec.Struct, frozen=True):
-    """What a snapshot keeps: the registered GHCB's GPA (-1: none) and the RMP's states."""
+class GhcbState(msgspec.Struct, frozen=True):
+    """GHCBs of all vCPUs: the registered one of each (GPA, -1: none), the GHCB MSR of the one that
+    executes, the MSRs of the others; the vCPUs in the AP reset hold; the AP jump table's GPA."""
 
-    registered: int
+    registered: tuple[int, ...]
+    current: int
+    others: dict[int, dict[int, int]]
+    holding: frozenset[int]
+    jump_table: int
+
+
+class EsState(msgspec.Struct, frozen=True):
+    """What a snapshot keeps: the GHCBs, the RMP's states, the vCPUs' VMSAs."""
+
+    ghcbs: GhcbState
     rmp: bytes
+    aps: ApRecord
+
+
+class _VcpuHolds(Exception):
+    """The vCPU is not entered again before a start-up IPI comes."""
 
 
 class SevEs:
@@ -113,20 +130,24 @@ class SevEs:
         self._machine = machine
         self._cpuid = cpuid
         self._msrs = machine.msrs
-        self._registered = _NOWHERE
+        self._registrations = [_NOWHERE] * machine.config.vcpus
+        self._has_own = False
+        self._holding: set[int] = set()
         self.kernel = psc_kernel(OLDEST_FIXED)
         self.lie: Lie | None = None
         self._honest: tuple[Lie | None] | tuple[()] = ()
         self.asked: tuple[PscEntry, ...] = ()
         self._requests = 0
-        self.aps = ApCreation(snp.rmp) if snp is not None else None
+        vcpus = max(KVM_VCPUS, machine.config.vcpus)
+        self.aps = ApCreation(snp.rmp, vcpus=vcpus) if snp is not None else None
         if self.aps is not None:
             machine.devices.append(self.aps)
         has_code = machine.code.available and type(machine.ram) is GuestRam
         self._range = PscRange(machine.ram, machine.code) if has_code and snp else None
-        self._jump_table = 0
-        self._base = (_NOWHERE, 0)
+        self.jump_table = 0
+        """GPA of the AP jump table, which firmware says first; 0: there is none."""
         self._msrs.platform[MSR_AMD64_SEV_ES_GHCB] = 0
+        self._base = self._ghcbs()
         machine.devices.append(self)
         machine.hooks.reflects_vmmcall = True
         machine.hooks.instructions[abi.VMGEXIT] = self._vmgexit
@@ -164,13 +185,51 @@ class SevEs:
 
     def save(self) -> EsState:
         """For a snapshot."""
-        return EsState(self._registered, self.snp.rmp.dump() if self.snp else b"")
+        rmp = self.snp.rmp.dump() if self.snp else b""
+        return EsState(self._ghcbs(), rmp, self.aps.save() if self.aps else ApRecord())
 
     def load(self, state: EsState) -> None:
         """As `save` returned it, for a machine of the same configuration."""
-        self._registered = state.registered
-        if self.snp is not None:
+        self._set_ghcbs(state.ghcbs)
+        if self.snp is not None and self.aps is not None:
             self.snp.load(state.rmp)
+            self.aps.load(state.aps)
+
+    def _ghcbs(self) -> GhcbState:
+        return GhcbState(
+            registered=tuple(self._registrations),
+            current=self._msrs.platform[MSR_AMD64_SEV_ES_GHCB],
+            others={index: dict(own) for index, own in self._msrs.others.items()},
+            holding=frozenset(self._holding),
+            jump_table=self.jump_table,
+        )
+
+    def _set_ghcbs(self, state: GhcbState) -> None:
+        self._registrations[:] = state.registered
+        self._msrs.platform[MSR_AMD64_SEV_ES_GHCB] = state.current
+        self._msrs.others = {index: dict(own) for index, own in state.others.items()}
+        self._holding = set(state.holding)
+        self.jump_table = state.jump_table
+
+    def separate_vcpus(self) -> None:
+        """From now on each vCPU has a GHCB of its own and may wait in the AP reset hold. Before
+        guest code runs."""
+        self._has_own = True
+        self._msrs.own.add(MSR_AMD64_SEV_ES_GHCB)
+        self._exits[abi.EXIT_AP_HLT_LOOP] = self._reset_hold
+
+    @property
+    def _vcpu(self) -> int:
+        return self._machine.current.index if self._has_own else 0
+
+    @property
+    def _registered(self) -> int:
+        """The GHCB that the executing vCPU has registered."""
+        return self._registrations[self._vcpu]
+
+    @_registered.setter
+    def _registered(self, gpa: int) -> None:
+        self._registrations[self._vcpu] = gpa
 
     def register_ghcb(self, gpa: Gpa) -> None:
         """What a guest does by the MSR protocol: registers its GHCB and points the MSR to it."""
@@ -268,7 +327,7 @@ class SevEs:
 
     def checkpoint(self) -> None:
         """See `Device`."""
-        self._base = (self._registered, self._msrs.platform[MSR_AMD64_SEV_ES_GHCB])
+        self._base = self._ghcbs()
 
     def rollback(self) -> None:
         """See `Device`; the log of events starts anew."""
@@ -277,18 +336,20 @@ class SevEs:
         if self._honest:
             (self.lie,) = self._honest
             self._honest = ()
-        self._registered, self._msrs.platform[MSR_AMD64_SEV_ES_GHCB] = self._base
+        self._set_ghcbs(self._base)
         self.events.clear()
 
     # VMGEXIT ----------------------------------------------------------------------------------
 
-    def _vmgexit(self, vcpu: Vcpu) -> Vmgexit | Shutdown | int:
+    def _vmgexit(self, vcpu: Vcpu) -> Vmgexit | Shutdown | Halt | int:
         try:
             ended = self._exit(self._msrs.platform[MSR_AMD64_SEV_ES_GHCB], vcpu)
         except RunFails as failed:
             return RunFailed(f"KVM_RUN fails: {failed}", vcpu.read_register("rip"))
         except VcpuStops as stops:
             return RunFailed(str(stops), vcpu.read_register("rip"))
+        except _VcpuHolds:
+            return Halt(vcpu.read_register("rip") + len(abi.VMGEXIT))
         return self._machine.hooks.rax if ended is None else ended
 
     def _exit(self, request: int, vcpu: Vcpu) -> Vmgexit | Shutdown | None:
@@ -327,7 +388,7 @@ class SevEs:
             return False
         ram = self._machine.ram
         self._requests += 1
-        vcpu = GhcbVcpu(lambda: GhcbPage(ram, gpa))
+        vcpu = GhcbVcpu(lambda: GhcbPage(ram, gpa), self._vcpu)
         answer = snp.change_range(asked, vcpu)
         info_1, info_2 = asked[-2:]
         if not answer and not requests.done():
@@ -346,7 +407,7 @@ class SevEs:
     def _page_request(self, page: GhcbPage, handler: ExitHandler) -> None:
         code = page.value(ghcb.EXIT_CODE)
         info_1, info_2 = page.value(ghcb.EXIT_INFO_1), page.value(ghcb.EXIT_INFO_2)
-        vcpu = GhcbVcpu(lambda: page)
+        vcpu = GhcbVcpu(lambda: page, self._vcpu)
         try:
             self._validate(page, code)
             answer = self._exits[code](page, vcpu, handler)
@@ -448,7 +509,7 @@ class SevEs:
         )
         if refused is not None:
             raise Malformed(refused)
-        if not apic_id and request != abi.AP_CREATE_ON_INIT:
+        if apic_id == self._vcpu and request != abi.AP_CREATE_ON_INIT:
             raise VcpuStops(f"the vCPU asked for itself, and now it {state}")
         return abi.RESP_NO_ACTION, 0
 
@@ -457,16 +518,36 @@ class SevEs:
     ) -> tuple[int, int]:
         return abi.RESP_NO_ACTION, self._features
 
+    def _reset_hold(
+        self, page: GhcbPage, _vcpu: GhcbVcpu, _handler: ExitHandler
+    ) -> tuple[int, int]:
+        """The vCPU waits for a start-up IPI, which answers (kvm_emulate_ap_reset_hold())."""
+        self._holding.add(self._vcpu)
+        info_1, info_2 = page.value(ghcb.EXIT_INFO_1), page.value(ghcb.EXIT_INFO_2)
+        event = GhcbRequest(abi.EXIT_AP_HLT_LOOP, info_1, info_2, 0, 0, self._table_writes)
+        self.events.append(event)
+        raise _VcpuHolds
+
+    def release(self) -> bool:
+        """A start-up IPI came to the current vCPU: SW_EXITINFO2 of its AP reset hold becomes 1
+        (sev_vcpu_deliver_sipi_vector()). Whether it was in one."""
+        if self._vcpu not in self._holding:
+            return False
+        self._holding.remove(self._vcpu)
+        at = self._msrs.platform[MSR_AMD64_SEV_ES_GHCB] + ghcb.EXIT_INFO_2
+        self._machine.ram.write(Gpa(at), struct.pack("<Q", 1), private=False)
+        return True
+
     def _ap_jump_table(
         self, page: GhcbPage, _vcpu: GhcbVcpu, _handler: ExitHandler
     ) -> tuple[int, int]:
         """KVM keeps the address that firmware set; 0 says that there is no second CPU (U27)."""
         action, value = page.value(ghcb.EXIT_INFO_1), page.value(ghcb.EXIT_INFO_2)
         if action == abi.AP_JUMP_TABLE_SET:
-            self._jump_table = value
+            self.jump_table = value
             return abi.RESP_NO_ACTION, 0
         if action == abi.AP_JUMP_TABLE_GET:
-            return abi.RESP_NO_ACTION, self._jump_table
+            return abi.RESP_NO_ACTION, self.jump_table
         raise Malformed(abi.GhcbError.INVALID_INPUT)
 
     def _mmio_place(self, page: GhcbPage) -> tuple[int, int, Gpa]:

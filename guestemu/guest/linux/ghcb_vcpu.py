@@ -15,10 +15,10 @@ class GhcbVcpu:
     Others read 0. Writes reach the guest for RAX to RDX only; RIP is in the encrypted save area.
     """
 
-    def __init__(self, load: Callable[[], GhcbPage] | None = None) -> None:
+    def __init__(self, load: Callable[[], GhcbPage] | None = None, index: int = 0) -> None:
         """`load` reads the page, when a register is asked for first; None for the MSR protocol,
-        which shows no register. `written` is what was written."""
-        self.index = 0
+        which shows no register. `written` is what was written, `index` the vCPU's number."""
+        self.index = index
         self._load = load
         self._loaded: GhcbPage | None = None
         self.written: dict[str, int] = {}

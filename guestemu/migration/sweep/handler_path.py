@@ -15,10 +15,10 @@ from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa
 from guestemu.host.firmware.memory import PlacedCipher
 from guestemu.host.mirror.mailbox import PageForm
 from guestemu.machine.machine import Machine
+from guestemu.machine.vmsa import load_vmsa, save_vmsa
 from guestemu.migration.handler_link import HandlerLink, handler_link
 from guestemu.migration.links import Packet
 from guestemu.migration.sweep.connection import GUEST_AT, Connection, is_es
-from guestemu.migration.sweep.vmsa import load_vmsa, save_vmsa
 from guestemu.migration.sweep.vmsa_link import VmsaPacket
 
 VMSA_FRAME: Final = 0xFF

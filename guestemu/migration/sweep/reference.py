@@ -19,9 +19,9 @@ from guestemu.guest.base import BootExit
 from guestemu.machine.callbacks import MemoryHook
 from guestemu.machine.engine import HOOK_MEM, MEM_WRITE
 from guestemu.machine.exits import Exit, Trap
+from guestemu.machine.vmsa import save_vmsa
 from guestemu.migration.sweep.connection import is_es
 from guestemu.migration.sweep.station import Station
-from guestemu.migration.sweep.vmsa import save_vmsa
 from guestemu.migration.transfer import MachineState
 
 

@@ -21,8 +21,8 @@ from guestemu.host.firmware.dispatch import execute
 from guestemu.host.firmware.kvm import memory_encrypt_op
 from guestemu.host.firmware.kvm_params import SevCmd
 from guestemu.machine.machine import Machine
+from guestemu.machine.vmsa import load_vmsa, save_vmsa
 from guestemu.migration.sev_host import COMMAND, PARAMETERS, SevHost
-from guestemu.migration.sweep.vmsa import load_vmsa, save_vmsa
 
 VMSA_COMMANDS: Final = (KvmSevCommand.SEND_UPDATE_VMSA, KvmSevCommand.RECEIVE_UPDATE_VMSA)
 LEGACY_COMMANDS: Final = (

@@ -5,25 +5,22 @@ CPUs take turns of `SLICE` basic blocks; a turn also ends where the CPU halts, s
 sent one. A CPU with interrupts off takes what waits soon after it turns them on (running.py). An
 order of turns (`Turn`) comes before that. Each change empties the emulator's TLB, so a guest that
 forgets a remote flush is caught only where CPUs keep their translations (machine/translations.py).
-A CPU begins in real mode at the page that a start-up IPI names (Linux: trampoline_64.S).
+How CPUs begin is in starts.py.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
 from guestemu.abi.errors import InputError
-from guestemu.abi.x86 import RFLAGS_FIXED, Mode
+from guestemu.guest.linux.userland.starts import CpuStarts
 from guestemu.machine.cpuid import CpuidLeaf
 from guestemu.machine.devices.apic import LocalApics
 from guestemu.machine.devices.state import StatefulDevice
-from guestemu.machine.engine import Context
 from guestemu.machine.machine import Machine, MachineConfig
-from guestemu.machine.segments import segment_layout
 
 SLICE: Final = 20_000
 MAX_CPUS: Final = 8
@@ -33,26 +30,18 @@ IPI: Final = "ipi"
 _LOW: Final = 1 << 20 >> 12
 """Frames that code without paging reaches: real-mode trampolines lie below 1 MiB."""
 
-_BASE: Final = 8
-"""Offset of the base in a cached segment."""
-
 _X2APIC: Final = 1 << 21
 _DEADLINE_TIMER: Final = 1 << 24
 _APIC: Final = 1 << 9
 _ALWAYS_RUNNING_TIMER: Final = 1 << 2
 
 
-def with_cpus(config: MachineConfig, cpus: int, sev: str) -> MachineConfig:
-    """`config` for a kernel with `cpus` CPUs. Raises `InputError` where that is not modelled."""
+def with_cpus(config: MachineConfig, cpus: int) -> MachineConfig:
+    """`config` for a kernel with `cpus` CPUs. Raises `InputError` for a number out of range."""
     if cpus not in range(1, MAX_CPUS + 1):
         raise InputError(f"cpus {cpus}: 1 to {MAX_CPUS}")
     if cpus == 1:
         return config
-    if sev != "sev":
-        raise InputError(
-            f"cpus {cpus}: only a plain SEV guest starts more CPUs here (--sev sev); {sev} needs "
-            "vCPU state that is created encrypted"
-        )
     return msgspec.structs.replace(config, vcpus=cpus, mirrored=_LOW)
 
 
@@ -111,10 +100,11 @@ class CpusState(msgspec.Struct):
 class Cpus(StatefulDevice[CpusState]):
     """The CPUs of `machine`; their registers are the contexts of its vCPUs."""
 
-    def __init__(self, machine: Machine, apics: LocalApics) -> None:
+    def __init__(self, machine: Machine, apics: LocalApics, starts: CpuStarts) -> None:
         super().__init__(CpusState([CpuState() for _ in machine.vcpus]))
         self._machine = machine
         self._apics = apics
+        self._starts = starts
         self.turns: list[Turn] = []
         """Who executes next; the order in which CPUs take turns by themselves comes after it."""
 
@@ -152,7 +142,9 @@ class Cpus(StatefulDevice[CpusState]):
 
     def is_on(self, index: int) -> bool:
         """Whether CPU `index` was started and has not halted for good."""
-        return not self.states[index].is_dead and not self._apics.state.apics[index].is_waiting
+        if self.states[index].is_dead or self._apics.state.apics[index].is_waiting:
+            return False
+        return not self._starts.is_stopped(index)
 
     def may_execute(self, index: int) -> bool:
         """Whether CPU `index` is on and not held."""
@@ -170,20 +162,15 @@ class Cpus(StatefulDevice[CpusState]):
             self.state.current = index
             self.state.switches += 1
 
-    def start(self, index: int, vector: int) -> None:
-        """The current CPU, `index`, takes a start-up IPI: real mode, CS:IP = vector << 8:0."""
+    def begin(self, index: int) -> bool:
+        """CPU `index` begins if it was started and has not begun yet; whether it did. It executes
+        then."""
+        start = self._starts.take(index)
+        if start is None:
+            return False
         machine = self._machine
-        vcpu = machine.current
-        vcpu.enter(Mode.REAL16, 0)
-        context = Context(machine.engine)
-        at = segment_layout(machine.modes).code
-        struct.pack_into("<I", context.bytes, at, vector << 8)
-        struct.pack_into("<Q", context.bytes, at + _BASE, vector << 12)
-        context.restore()
-        machine.engine.flush_tlb()
-        if machine.translations is not None:
-            machine.translations.drop_all()  # paging was off
-        vcpu.write_register("rflags", RFLAGS_FIXED)
-        vcpu.write_register("rip", 0)
-        vcpu.kernel_segments = machine.vcpus[0].kernel_segments
+        self.change(index)
+        start()
+        machine.current.kernel_segments = machine.vcpus[0].kernel_segments
         self.states[index] = CpuState()
+        return True

@@ -18,6 +18,7 @@ from guestemu.events.devices import DeviceAccess
 from guestemu.guest.linux import acpi
 from guestemu.guest.linux.platform import GuestPlatform
 from guestemu.guest.linux.userland.cpus import IPI, Cpus, apic_cpuid
+from guestemu.guest.linux.userland.starts import starts_of
 from guestemu.machine.devices import find_device, pci, pic, pit, rtc
 from guestemu.machine.devices.apic import LocalApics
 from guestemu.machine.devices.mmio import HOLE_START, SPACING, MmioSpace
@@ -66,8 +67,11 @@ class PcHardware:
         if len(machine.vcpus) > 1:
             count = len(machine.vcpus)
             self.apics = LocalApics(count, lambda: platform.tsc, self._on_ipi)
-            self.cpus = Cpus(machine, self.apics)
-            machine.hooks.cpuid_function = apic_cpuid(platform.cpuid, machine)
+            self.cpus = Cpus(machine, self.apics, starts_of(machine, self.apics, platform.sev))
+            if platform.sev is not None:
+                platform.sev.separate_vcpus()
+            base = machine.hooks.cpuid_function or platform.cpuid
+            machine.hooks.cpuid_function = apic_cpuid(base, machine)
         self.parts: tuple[StatefulDevice[msgspec.Struct], ...] = (
             *(self.pic, self.pit, self.rtc, self.bus),
             *(part for part in (self.apics, self.cpus) if part is not None),

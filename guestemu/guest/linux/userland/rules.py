@@ -21,7 +21,6 @@ from guestemu.events.exits import HypercallExit
 from guestemu.guest.linux.kernel import Kernel
 from guestemu.guest.linux.platform import GuestPlatform
 from guestemu.guest.linux.userland.mappings import DmaMappings
-from guestemu.machine import rmp, sept
 from guestemu.machine.machine import Machine
 from guestemu.machine.paging import walk
 
@@ -40,6 +39,9 @@ RULES: Final[dict[str, str]] = {
     MAPPING: "the access lies in a DMA mapping that is alive",
 }
 """Names and sentences."""
+
+SHARED: Final = "shared"
+"""Of `page_state`."""
 
 _MAX_KEPT: Final = 1000
 
@@ -144,10 +146,10 @@ class DeviceRules:
         self.checked[HOST_STATUS] += 1
         if gfn not in self.shared:
             yield HOST_STATUS, f"{gpa_text(gfn)} is private for the host"
-        state = self._page_state(gfn)
+        state = self.page_state(gfn)
         if state is not None:
             self.checked[PAGE_STATE] += 1
-            if state:
+            if state != SHARED:
                 yield PAGE_STATE, f"{gpa_text(gfn)} is {state}"
 
     def _is_private_in_tables(self, gfn: int) -> bool | None:
@@ -158,14 +160,14 @@ class DeviceRules:
         leaf = walk(machine.ram, machine.bit.mask, root, Gva(base + (gfn << PAGE_SHIFT)))
         return machine.bit.is_private(leaf.entry) if base and leaf.is_present else None
 
-    def _page_state(self, gfn: int) -> str | None:
-        """The state of a page that is not shared, "" for one that is; None without page states."""
+    def page_state(self, gfn: int) -> str | None:
+        """The state of a page in the RMP or in the Secure EPT, in words; None without page states.
+        "shared" is the hypervisor's, "validated" and "accepted" are the guest's to use."""
         sev, td = self._platform.sev, self._platform.td
         if td is not None:
-            return "" if td.sept.state(gfn) == sept.SHARED else td.sept.describe(gfn)
+            return td.sept.describe(gfn)
         if sev is not None and sev.snp is not None:
-            table = sev.snp.rmp
-            return "" if table.state(gfn) == rmp.SHARED else table.describe(gfn)
+            return sev.snp.rmp.describe(gfn)
         return None
 
     def _bounce_pool(self) -> tuple[int, int]:

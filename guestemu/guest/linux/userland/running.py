@@ -160,6 +160,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     interrupts: int
     traps: int
     reflected: dict[int, int]
+    exceptions: dict[int, VirtualException]
     accesses: int
     checked: dict[str, int]
     mappings: dict[str, int]
@@ -319,6 +320,7 @@ class RunningKernel:
             interrupts=self.interrupts,
             traps=self.traps,
             reflected={} if self.platform.td is None else dict(self.platform.td.reflected),
+            exceptions={} if self.platform.td is None else dict(self.platform.td.exceptions),
             accesses=self.accesses,
             checked=dict(self.rules.checked),
             mappings=dict(self.mappings.counts),
@@ -339,6 +341,7 @@ class RunningKernel:
         self.interrupts, self.traps = state.interrupts, state.traps
         if self.platform.td is not None:
             self.platform.td.reflected = dict(state.reflected)
+            self.platform.td.exceptions = dict(state.exceptions)
         self.accesses = state.accesses
         self.rules.checked.update(state.checked)
         self.mappings.counts.clear()
@@ -585,13 +588,9 @@ class RunningKernel:
 
     def _choose(self, cpus: Cpus, index: int) -> bool:
         """CPU `index` becomes the current one if it has something to do; whether it has."""
-        apics = self.hardware.apics
-        start = None if apics is None else apics.take_start(index)
         state = cpus.states[index]
-        if start is not None:
-            cpus.change(index)
-            cpus.start(index, start)
-            self._rip = self._passed = 0
+        if cpus.begin(index):
+            self._rip, self._passed = self.machine.current.read_register("rip"), 0
             return True
         if not cpus.may_execute(index):
             return False
@@ -665,7 +664,8 @@ class RunningKernel:
         elif isinstance(end, Syscall):
             return self._syscall()
         elif isinstance(end, Halt):
-            self._rip = vcpu.read_register("rip")
+            self._rip = end.rip
+            vcpu.write_register("rip", end.rip)
             return self._wait()
         elif isinstance(end, Unbacked):
             return self._reflect(end)

@@ -102,7 +102,7 @@ class Userland:
         key: bytes | None = None,
     ) -> RunningKernel:
         config = linux_config(setting.memory, setting.cbit, setting.sev)
-        config = with_cpus(config, setting.cpus, setting.sev)
+        config = with_cpus(config, setting.cpus)
         return RunningKernel(
             kernel,
             config if key is None else msgspec.structs.replace(config, key=key),

@@ -100,7 +100,7 @@ def save_vmsa(machine: Machine) -> bytes:
 
 
 def load_vmsa(machine: Machine, page: bytes) -> None:
-    """What VMRUN does with a save area: the current vCPU, which is in 64-bit mode, becomes it."""
+    """What VMRUN does with a save area: the current vCPU, which is in its mode, becomes it."""
     engine = machine.engine
     vcpu = machine.current
     context = _checked(machine, vcpu.save())
