@@ -99,3 +99,16 @@ def test_the_8259s_reach_the_boot_cpu_only(apics):
         False,
         False,
     ]
+
+
+def test_a_pending_interrupt_outlives_a_rollback(apics):
+    apics.request(1, 0xEC)
+    apics.request(1, 0x31)
+    apics.acknowledge(1, 0xEC)
+    apics.request(1, 0xFB)
+    apics.checkpoint()
+    apics.acknowledge(1, 0xFB)
+    apics.rollback()
+    assert apics.pending(1) == 0xFB
+    assert apics.read(1, 0x817) == 1 << 0xEC % 32, "ISR"
+    assert (apics.read(1, 0x821), apics.read(1, 0x827)) == (1 << 0x31 % 32, 1 << 0xFB % 32)

@@ -40,15 +40,20 @@ _EVERYONE: Final = 0xFFFFFFFF
 
 
 class ApicState(msgspec.Struct, kw_only=True):
-    """One local APIC. `requested` and `in_service` are IRR and ISR; `deadline` is in TSC ticks, 0
+    """One local APIC. `requested` and `in_service` are the vectors in IRR and ISR; `deadline` is in TSC ticks, 0
     for none; `is_waiting` after INIT, `start` the vector of a start-up IPI that came then."""
 
     registers: dict[int, int]
-    requested: int = 0
-    in_service: int = 0
+    requested: set[int] = set()
+    in_service: set[int] = set()
     deadline: int = 0
     is_waiting: bool = False
     start: int | None = None
+
+
+def _word(vectors: set[int], word: int) -> int:
+    """A 32-bit register of IRR or ISR."""
+    return sum(1 << (vector & 31) for vector in vectors if vector >> 5 == word)
 
 
 class ApicsState(msgspec.Struct):
@@ -82,9 +87,9 @@ class LocalApics(StatefulDevice[ApicsState]):
         if msr == MSR_TSC_DEADLINE:
             return apic.deadline
         if msr in _ISR:
-            return apic.in_service >> 32 * (msr - _ISR.start) & 0xFFFFFFFF
+            return _word(apic.in_service, msr - _ISR.start)
         if msr in _IRR:
-            return apic.requested >> 32 * (msr - _IRR.start) & 0xFFFFFFFF
+            return _word(apic.requested, msr - _IRR.start)
         fixed = {_ID: index, _VERSION: _SIX_LVTS, _LDR: (index >> 4) << 16 | 1 << (index & 15)}
         if msr == _PPR:
             return self._priority(apic) << 4
@@ -97,7 +102,7 @@ class LocalApics(StatefulDevice[ApicsState]):
             is_armed = apic.registers[_LVT_TIMER] & _TIMER_MODE == _DEADLINE
             apic.deadline = value if is_armed else 0
         elif msr == _EOI:
-            apic.in_service &= ~(1 << apic.in_service.bit_length() >> 1)
+            apic.in_service.discard(max(apic.in_service, default=0))
         elif msr == _SELF_IPI:
             self.request(index, value & 0xFF)
         elif msr == _ICR:
@@ -111,7 +116,7 @@ class LocalApics(StatefulDevice[ApicsState]):
 
     def request(self, index: int, vector: int) -> None:
         """An interrupt for CPU `index`."""
-        self.state.apics[index].requested |= 1 << vector
+        self.state.apics[index].requested.add(vector)
         self._on_request()
 
     def _send(self, sender: int, command: int) -> None:
@@ -123,7 +128,9 @@ class LocalApics(StatefulDevice[ApicsState]):
                 self.request(index, vector)
             elif kind == _INIT and command & 1 << 14:
                 apic.is_waiting, apic.start = True, None
-                apic.requested = apic.in_service = apic.deadline = 0
+                apic.requested.clear()
+                apic.in_service.clear()
+                apic.deadline = 0
             elif kind == _STARTUP and apic.is_waiting:
                 apic.start = vector
                 self._on_request()
@@ -145,7 +152,7 @@ class LocalApics(StatefulDevice[ApicsState]):
     def _priority(apic: ApicState) -> int:
         """The class that interrupts must exceed."""
         task = apic.registers.get(_TPR, 0) >> 4 & 0xF
-        return max(task, max(apic.in_service.bit_length() - 1, 0) >> 4)
+        return max(task, max(apic.in_service, default=0) >> 4)
 
     def deadline(self, index: int) -> int | None:
         """When the timer of CPU `index` fires, None for never."""
@@ -158,15 +165,15 @@ class LocalApics(StatefulDevice[ApicsState]):
             apic.deadline = 0
             timer = apic.registers[_LVT_TIMER]
             if not timer & _MASKED:
-                apic.requested |= 1 << (timer & 0xFF)
-        vector = apic.requested.bit_length() - 1
+                apic.requested.add(timer & 0xFF)
+        vector = max(apic.requested, default=0)
         return vector if vector >> 4 > self._priority(apic) else None
 
     def acknowledge(self, index: int, vector: int) -> None:
         """CPU `index` takes `vector`."""
         apic = self.state.apics[index]
-        apic.requested &= ~(1 << vector)
-        apic.in_service |= 1 << vector
+        apic.requested.discard(vector)
+        apic.in_service.add(vector)
 
     def takes_extint(self, index: int) -> bool:
         """Whether CPU `index` takes the interrupts of the 8259s, through LINT0."""
