@@ -40,8 +40,9 @@ _EVERYONE: Final = 0xFFFFFFFF
 
 
 class ApicState(msgspec.Struct, kw_only=True):
-    """One local APIC. `requested` and `in_service` are the vectors in IRR and ISR; `deadline` is in TSC ticks, 0
-    for none; `is_waiting` after INIT, `start` the vector of a start-up IPI that came then."""
+    """One local APIC. `requested` and `in_service` are the vectors in IRR and ISR; `deadline` is in
+    TSC ticks, 0 for none; `is_waiting` after INIT, `start` the vector of a start-up IPI that came
+    then."""
 
     registers: dict[int, int]
     requested: set[int] = set()
