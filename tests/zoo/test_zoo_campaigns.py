@@ -43,7 +43,7 @@ def cell(bug: str, planted: bool = True, execs: int = 3000, seed: int = 1) -> Hu
         ("M35", 200),
         ("M47", 100),
         ("M74", 500),
-        ("N10", 500),
+        ("N10", 3000),
         ("N12", 4000),
         pytest.param("N19", 20_000, marks=pytest.mark.soak),
     ],
