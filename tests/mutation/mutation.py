@@ -118,7 +118,7 @@ JUDGES = {
     "campaign/triage/explain.py": _TRIAGE,
     "campaign/triage/identify.py": ("tests/findings/test_identify_steps.py", *_TRIAGE),
     "campaign/triage/probe.py": ("tests/findings/test_probe_rules.py", *_TRIAGE),
-    "campaign/triage/single.py": _TRIAGE,
+    "campaign/triage/single.py": ("tests/findings/test_single.py", *_TRIAGE),
     "replay/lockstep/known.py": ("tests/lockstep/test_known.py",),
     "replay/lockstep/compare.py": (
         "tests/lockstep/test_compare_sides.py",
