@@ -116,7 +116,11 @@ JUDGES = {
     "campaign/triage/lost_bits.py": ("tests/findings/test_lost_bits.py",),
     "campaign/triage/canonical.py": _TRIAGE,
     "campaign/triage/explain.py": _TRIAGE,
-    "campaign/triage/identify.py": ("tests/findings/test_identify_steps.py", *_TRIAGE),
+    "campaign/triage/identify.py": (
+        "tests/findings/test_identify_neighbours.py",
+        "tests/findings/test_identify_steps.py",
+        *_TRIAGE,
+    ),
     "campaign/triage/probe.py": ("tests/findings/test_probe_rules.py", *_TRIAGE),
     "campaign/triage/single.py": ("tests/findings/test_single.py", *_TRIAGE),
     "replay/lockstep/known.py": ("tests/lockstep/test_known.py",),
