@@ -54,7 +54,7 @@ def test_replay_ends_at_once_with_its_workers(number, tmp_path):
     status, _, errors = end_of(process)  # also the end of whatever holds its stdout
     assert status == 130
     assert errors == "guestemu: interrupted\n"
-    assert not any(map(is_alive, workers))
+    wait_for(lambda: not any(map(is_alive, workers)), "the end of what it started")
 
 
 def test_workers_of_a_killed_replay_die_with_it(tmp_path):
@@ -144,7 +144,7 @@ def test_a_long_verb_ends_with_130(arguments, number, tmp_path):
     status, _, errors = end_of(process)
     assert status == 130, errors
     assert "Traceback" not in errors
-    assert not any(map(is_alive, below))
+    wait_for(lambda: not any(map(is_alive, below)), "the end of what it started")
 
 
 @pytest.mark.parametrize("number", ENDS)
@@ -157,7 +157,7 @@ def test_campaigns_of_the_zoo_end_with_it(number, tmp_path):
     process.send_signal(number)
     status, _, errors = end_of(process)
     assert status == 130, errors
-    assert not any(map(is_alive, below))
+    wait_for(lambda: not any(map(is_alive, below)), "the end of what it started")
 
 
 def test_an_interrupt_at_an_import_that_builds_a_class_is_130_as_well(tmp_path):
