@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from guestemu.abi.errors import EngineError
 from guestemu.campaign.planted.bug import ZooBug
 from guestemu.campaign.planted.catalogue import repaired_configurations
 from guestemu.campaign.planted.cell import CellResult, HuntCell
+from guestemu.processes import END_SIGNALS
 
 _POLL_S: Final = 0.05
 _SHOWN: Final = 2000
@@ -124,7 +126,12 @@ def run_cells(
             while waiting and len(running) < jobs:
                 cell = waiting.pop()
                 if not is_needless(cell):
-                    running.append(_start(cell, scratch / f"{len(waiting)}.log"))
+                    # A signal that came before the process is listed would leave it behind.
+                    before = signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
+                    try:
+                        running.append(_start(cell, scratch / f"{len(waiting)}.log"))
+                    finally:
+                        signal.pthread_sigmask(signal.SIG_SETMASK, before)
             ended = [one for one in running if one.process.poll() is not None]
             for one in ended:
                 running.remove(one)
