@@ -200,7 +200,7 @@ def _gather(
 ) -> tuple[list[CellResult], bool]:
     """Runs what `known` does not answer and adds it to the file `path`; all results of `cells`,
     and whether the user stopped it."""
-    from guestemu.campaign.planted.results import append_result
+    from guestemu.abi.json_lines import append_json_line
     from guestemu.campaign.planted.runner import is_covered, is_settled, run_cells
     from guestemu.cli._step_progress import StepProgress
 
@@ -218,7 +218,7 @@ def _gather(
         def done(result: CellResult) -> None:
             gathered.append(result)
             if path is not None:
-                append_result(path, result)
+                append_json_line(path, result)
             progress.advance()
 
         def is_needless(cell: HuntCell) -> bool:

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from guestemu.abi.errors import InputError
+from guestemu.abi.json_lines import append_json_line
 from guestemu.checks.base import OpView, Violation
 from guestemu.checks.page_states import PageStateCheck
 from guestemu.cli.main import main
@@ -19,7 +20,7 @@ from guestemu.machine.page_attacks import ATTACKS
 from guestemu.program.ops import OpKind
 from guestemu.program.text import parse_text
 from guestemu.study.outcomes import attacks
-from guestemu.study.outcomes.attack_runs import append_run, read_runs
+from guestemu.study.outcomes.attack_runs import read_runs
 from guestemu.study.outcomes.attacks import (
     AttackedKernel,
     attacks_of,
@@ -106,7 +107,7 @@ def test_the_page_has_a_table_for_each_conversion(snp) -> None:
 def test_a_sweep_goes_on_from_its_file(snp, tmp_path) -> None:
     path = tmp_path / "runs.jsonl"
     for at in (3, 9):
-        append_run(path, snp.run("decrypt", "restore", at))
+        append_json_line(path, snp.run("decrypt", "restore", at))
     with path.open("ab") as file:
         file.write(b'{"kernel":"6.12"')  # a crash cut it off
     known = read_runs(path)

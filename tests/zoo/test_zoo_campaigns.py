@@ -12,6 +12,7 @@ import pytest
 from hunt import hunt_here
 
 from guestemu.abi.errors import InputError
+from guestemu.abi.json_lines import append_json_line
 from guestemu.campaign.engines import atheris as engines
 from guestemu.campaign.engines.atheris import AtherisEngine
 from guestemu.campaign.engines.random import RandomEngine
@@ -20,7 +21,7 @@ from guestemu.campaign.planted.bug import Configuration
 from guestemu.campaign.planted.catalogue import BUGS, find_bugs, repaired_configurations
 from guestemu.campaign.planted.cell import OURS, PLAIN, CellResult, HuntCell, make_session
 from guestemu.campaign.planted.plain import PlainEngine
-from guestemu.campaign.planted.results import append_result, median_of, read_results
+from guestemu.campaign.planted.results import median_of, read_results
 from guestemu.campaign.planted.runner import is_covered, is_settled, plan_cells, run_cells
 from guestemu.campaign.planted.session import ZooSession
 from guestemu.campaign.planted.table import zoo_page
@@ -191,11 +192,11 @@ def test_results_survive_a_cut_off_line(tmp_path: Path):
     path = tmp_path / "sub" / "results.jsonl"
     assert read_results(path) == []
     one = CellResult(cell("M1"), True, 7, 0.5, "status")
-    append_result(path, one)
+    append_json_line(path, one)
     with path.open("ab") as file:
         file.write(b'{"cell":')
     assert read_results(path) == [one]
-    append_result(path, CellResult(cell("M2"), False, 9, 0.5))
+    append_json_line(path, CellResult(cell("M2"), False, 9, 0.5))
     with pytest.raises(InputError, match=r"results\.jsonl:2: not a zoo result"):
         read_results(path)
 

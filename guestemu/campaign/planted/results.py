@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from guestemu.abi.errors import InputError
+from guestemu.abi.json_lines import read_json_lines
 from guestemu.campaign.planted.cell import CellResult
 
 
@@ -29,35 +29,8 @@ def read_results(path: Path) -> list[CellResult]:
 
     Raises `InputError` for a malformed line; a last line cut off by a crash is dropped.
     """
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return []
-    kept: dict[tuple[str, bool, str, str, int], CellResult] = {}
-    for number, line in enumerate(lines, 1):
-        if not line:
-            continue
-        try:
-            result = msgspec.json.decode(line, type=CellResult)
-        except msgspec.DecodeError as error:
-            if number == len(lines):
-                break
-            raise InputError(
-                f"{path}:{number}: not a zoo result: {error}; delete the line"
-            ) from None
-        kept[result.cell.key] = result
-    return list(kept.values())
-
-
-def append_result(path: Path, result: CellResult) -> None:
-    """Adds one line; a half line before it is ended first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
-        if file.tell():
-            file.seek(-1, 2)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-        file.write(msgspec.json.encode(result) + b"\n")
+    results = read_json_lines(path, CellResult, "a zoo result")
+    return list({result.cell.key: result for result in results}.values())
 
 
 def median_of(results: Iterable[CellResult]) -> Median | None:

@@ -76,9 +76,10 @@ def command(
 
       guestemu outcomes attacks --image 6.12 --image 7.3 --sev snp --sev tdx --page attacks.md
     """
+    from guestemu.abi.json_lines import append_json_line
     from guestemu.cli._step_progress import StepProgress
     from guestemu.guest.linux.images import find_image
-    from guestemu.study.outcomes.attack_runs import append_run, read_runs
+    from guestemu.study.outcomes.attack_runs import read_runs
     from guestemu.study.outcomes.attacks import (
         OPERATIONS,
         AttackedKernel,
@@ -104,7 +105,7 @@ def command(
     kernel: AttackedKernel | None = None
     interrupted = False
     known = {} if results is None else read_runs(results)
-    note = None if results is None else partial(append_run, results)
+    note = None if results is None else partial(append_json_line, results)
     try:
         with StepProgress(len(todo)) as progress:
             for name, path, kind, operation, one in todo:
