@@ -12,6 +12,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Final, Self
 
@@ -105,11 +107,24 @@ class EndSignals:
         exec("")
 
 
+@contextmanager
+def end_signals_held() -> Iterator[None]:
+    """Around the start of a process and what notes it: one of `END_SIGNALS` that comes meanwhile is
+    handled behind it, so that no process is started that nobody knows of. A process started inside
+    inherits that until it calls `follow_parent`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def follow_parent() -> None:
     """Makes this process a worker: it dies with the thread that started it, whatever ends that,
     and leaves Ctrl-C to it."""
     parent = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:

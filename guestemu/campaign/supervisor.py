@@ -38,7 +38,7 @@ from guestemu.campaign.worker import (
 )
 from guestemu.host.calls import how_it_ended
 from guestemu.host.native.host import IN_PROCESS, is_native
-from guestemu.processes import EndSignals
+from guestemu.processes import EndSignals, end_signals_held
 from guestemu.program.program import Header
 
 _TICK: Final = 0.25
@@ -144,15 +144,15 @@ class Worker:
         self.report = None
         self.is_killed_for_hanging = False
         self._rest = b""
-        self.process = self._start(
-            msgspec.structs.replace(
-                config,
-                execs=execs,
-                seconds=seconds,
-                seed=config.seed + 7919 * len(self.lives) + 1,
-                death=death,
-            )
+        config = msgspec.structs.replace(
+            config,
+            execs=execs,
+            seconds=seconds,
+            seed=config.seed + 7919 * len(self.lives) + 1,
+            death=death,
         )
+        with end_signals_held():
+            self.process = self._start(config)
 
     def reports(self) -> Iterator[Report]:
         """The last report of each life."""
@@ -188,8 +188,9 @@ class Supervisor:
         self._workers: list[Worker] = []
         try:
             for config in configs:
-                worker = Worker(config, store)
-                self._workers.append(worker)
+                with end_signals_held():
+                    worker = Worker(config, store)
+                    self._workers.append(worker)
                 self._selector.register(worker.pipe, selectors.EVENT_READ, worker)
         except BaseException:
             self._kill()

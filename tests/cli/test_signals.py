@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from held import HOSTS, Hold, children, end_of, is_alive, start, wait_for
 
+from guestemu.processes import EndSignals, end_signals_held
+
 ENDS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 HELD = f"{HOSTS}:Held"
 
@@ -196,3 +198,13 @@ def test_too_little_memory_is_one_line_and_status_3(tmp_path):
     assert done.returncode == 3, done.stderr
     assert done.stderr.startswith("guestemu: not enough memory")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_signal_while_a_process_is_started_comes_when_it_is_listed():
+    listed = []
+    with EndSignals(), pytest.raises(KeyboardInterrupt):
+        with end_signals_held():
+            signal.raise_signal(signal.SIGTERM)
+            listed.append("process")
+        listed.append("more")
+    assert listed == ["process"]

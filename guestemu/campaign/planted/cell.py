@@ -11,7 +11,6 @@ the process, and the imports inside functions.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 import traceback
@@ -137,10 +136,9 @@ def _instrument() -> None:
 
 def work(cell: HuntCell) -> NoReturn:
     """Runs `cell`, writes its result, ends the process."""
-    from guestemu.processes import END_SIGNALS, follow_parent
+    from guestemu.processes import follow_parent
 
     follow_parent()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)
     output = os.dup(_STDOUT)
     os.dup2(_STDERR, _STDOUT)
     sessions: list[ZooSession] = []

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from guestemu.abi.errors import EngineError
 from guestemu.campaign.planted.bug import ZooBug
 from guestemu.campaign.planted.catalogue import repaired_configurations
 from guestemu.campaign.planted.cell import CellResult, HuntCell
-from guestemu.processes import END_SIGNALS
+from guestemu.processes import end_signals_held
 
 _POLL_S: Final = 0.05
 _SHOWN: Final = 2000
@@ -126,12 +125,8 @@ def run_cells(
             while waiting and len(running) < jobs:
                 cell = waiting.pop()
                 if not is_needless(cell):
-                    # A signal that came before the process is listed would leave it behind.
-                    before = signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
-                    try:
+                    with end_signals_held():
                         running.append(_start(cell, scratch / f"{len(waiting)}.log"))
-                    finally:
-                        signal.pthread_sigmask(signal.SIG_SETMASK, before)
             ended = [one for one in running if one.process.poll() is not None]
             for one in ended:
                 running.remove(one)
