@@ -202,9 +202,13 @@ def test_too_little_memory_is_one_line_and_status_3(tmp_path):
 
 def test_a_signal_while_a_process_is_started_comes_when_it_is_listed():
     listed = []
-    with EndSignals(), pytest.raises(KeyboardInterrupt):
+
+    def begin():
         with end_signals_held():
             signal.raise_signal(signal.SIGTERM)
             listed.append("process")
         listed.append("more")
+
+    with EndSignals(), pytest.raises(KeyboardInterrupt):
+        begin()
     assert listed == ["process"]
