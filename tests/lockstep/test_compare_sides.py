@@ -80,6 +80,17 @@ def test_frames_that_part_in_the_operation() -> None:
     ]
 
 
+def test_what_a_users_host_records_of_a_hole_is_its_own_business() -> None:
+    one, other = side(HOST, call()), side(HOST, call())
+    traits = msgspec.structs.replace(one.traits, is_users=True, open_frames=((7, 9),))
+    users = changed(one, traits=traits)
+    for frame, aspects in ((6, [STATUS]), (7, []), (8, []), (9, [STATUS])):
+        assert [aspect for aspect, _ in found(shared(users, frame), other)] == aspects
+        assert [aspect for aspect, _ in found(other, shared(users, frame))] == aspects
+    built_in = changed(one, traits=msgspec.structs.replace(traits, is_users=False))
+    assert [aspect for aspect, _ in found(shared(built_in, 7), other)] == [STATUS]
+
+
 def test_readiness_that_parts_in_the_operation() -> None:
     off = side(HOST, call())
     on = changed(off, ready=True)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 import pytest
 from sides import FRAMES, call, rdmsr, side, wrmsr
@@ -29,7 +31,7 @@ ROWS_BY_ASPECTS = {
     (VALUE,): "parted-before",
     (ANSWER, STATUS): "number lost-exit gate low-bits wrap no-memory growth-repaired "
     "silent-range-repaired poisoned enc-argument kvm-list vmm-bits",
-    (END, ANSWER, STATUS): "vm-stopped size-wrap vmm-size vmm-top vmm-place",
+    (END, ANSWER, STATUS): "vm-stopped size-wrap vmm-size vmm-top vmm-place open-range",
     (END, VALUE, READY): "no-msr blocked moved-msr young-msr any-value blocker set-only write-only "
     "kept-value",
     (VALUE, STATUS, READY): "ioctl",
@@ -41,6 +43,13 @@ Pair = tuple[Side, Side]
 
 def beside(*own: Side, other: Side = MERGED) -> list[Pair]:
     return [(one, other) for one in own]
+
+
+def handlers(side: Side, hole: tuple[int, int] | None = None) -> Side:
+    """The same by merged KVM under an exit handler of a user's own, with a hole in its RAM."""
+    holes = () if hole is None else (hole,)
+    traits = msgspec.structs.replace(side.traits, is_users=True, open_frames=holes)
+    return msgspec.structs.replace(side, traits=traits)
 
 
 CASES: dict[str, tuple[list[Pair], list[Pair]]] = {
@@ -335,6 +344,27 @@ CASES: dict[str, tuple[list[Pair], list[Pair]]] = {
             side("map-gpa-range", wrmsr(CONTROL)),
         ),
     ),
+    "open-range": (
+        [
+            *beside(
+                handlers(side("map-gpa-range", call(pages=FRAMES, ret=-22))),
+                handlers(side("map-gpa-range", call(gpa=LAST + 0x1000, ret=-22))),
+                handlers(side("map-gpa-range", call(gpa=LAST, ret=-22)), hole=(255, 256)),
+            ),
+            (
+                handlers(side("map-gpa-range", stopped=True)),
+                side("map-gpa-range", call(pages=FRAMES)),
+            ),
+        ],
+        beside(
+            handlers(side("map-gpa-range", call(gpa=LAST, ret=-22))),
+            handlers(side("map-gpa-range", call(pages=FRAMES))),
+            handlers(side("map-gpa-range", call(pages=FRAMES, gpa=1, ret=-22))),
+            handlers(side("map-gpa-range", call(nr=13, pages=FRAMES, ret=-22))),
+            handlers(side("map-gpa-range", call(gpa=LAST - 0x1000, ret=-22)), hole=(255, 256)),
+            side("map-gpa-range", call(pages=FRAMES, ret=-22)),
+        ),
+    ),
     "moved-msr": (
         [
             *beside(side("bitmap-v6", wrmsr(OLD)), side("bitmap-v8", rdmsr(OLD))),
@@ -463,7 +493,7 @@ def test_the_first_row_that_applies_explains() -> None:
 
 def users(side: Side) -> Side:
     """The same by a host of a user's own."""
-    traits = msgspec.structs.replace(side.traits, name=PLUGIN, kernel=None)
+    traits = msgspec.structs.replace(side.traits, name=PLUGIN, kernel=None, is_users=True)
     return msgspec.structs.replace(side, traits=traits)
 
 
@@ -503,6 +533,25 @@ def test_a_users_host_needs_no_msr_but_migration_control() -> None:
         one = side("map-gpa-range", op=Op(OpKind.WRMSR, (index, 0)))
         found = explain(END, users(one), one)
         assert (found and found.key) == key
+
+
+@pytest.mark.parametrize("own", [handlers, users])
+def test_a_users_host_may_refuse_a_range_that_leaves_ram(own: Callable[[Side], Side]) -> None:
+    theirs = own(side("map-gpa-range", call(pages=FRAMES, ret=-22)))
+    whole = side("map-gpa-range", call(pages=FRAMES))
+    for aspect in (ANSWER, STATUS, END):
+        found = explain(aspect, theirs, whole)
+        assert (found and found.key) == "open-range"
+        assert explain(aspect, own(side("map-gpa-range", call(ret=-22))), MERGED) is None
+
+
+def test_a_users_host_may_have_no_migration_control() -> None:
+    one = side("map-gpa-range", wrmsr(CONTROL), op=Op(OpKind.WRMSR, (CONTROL, 1)))
+    assert explain(END, users(one), one) is None
+    traits = msgspec.structs.replace(users(one).traits, serves_msr=False)
+    for aspect in (END, VALUE, READY):
+        found = explain(aspect, msgspec.structs.replace(one, traits=traits), one)
+        assert (found and found.key) == "blocked"
 
 
 def test_hosts_that_agree_need_no_explanation() -> None:

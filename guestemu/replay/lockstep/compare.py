@@ -76,10 +76,16 @@ def _answer_words(one: Side, other: Side) -> tuple[str, str]:
 
 
 def _parted(one: Side, other: Side) -> bitarray:
-    """The frames on which the hosts agreed before the operation and do not any more."""
+    """The frames on which the hosts agreed before the operation and do not any more. What a user's
+    host records of a hole or of ROM is its own business, as for the check `record`."""
     if one.after == other.after:
         return bitarray()
-    return (one.after ^ other.after) & ~(one.before ^ other.before)
+    parted = (one.after ^ other.after) & ~(one.before ^ other.before)
+    for side in (one, other):
+        if side.traits.is_users:
+            for first, end in side.traits.open_frames:
+                parted[first:end] = False
+    return parted
 
 
 def _status_words(one: Side, other: Side) -> tuple[str, str]:

@@ -236,8 +236,8 @@ def _no_msr(own: Side, _other: Side) -> bool:
     )
 
 
-def _qemu_msr(own: Side, _other: Side) -> bool:
-    return own.traits.name in _VMMS | {"qemu-10.2"} and MSR_KVM_MIGRATION_CONTROL in own.msrs()
+def _unserved_msr(own: Side, _other: Side) -> bool:
+    return not own.traits.serves_msr and MSR_KVM_MIGRATION_CONTROL in own.msrs()
 
 
 def _blocker(own: Side, _other: Side) -> bool:
@@ -313,6 +313,29 @@ def _own_vmcall(own: Side, other: Side) -> bool:
     return own.traits.name == PLUGIN and None in other.answers
 
 
+def _is_open(side: Side, call: StatusCall) -> bool:
+    """Whether a range that reaches user space leaves the RAM that has guest_memfd."""
+    if call.nr != side.traits.number or not _reaches_user_space(call):
+        return False
+    holes = (*side.traits.open_frames, (len(side.before), U64_MASK))
+    return any(call.first < end and first < call.end for first, end in holes)
+
+
+def _open_range(own: Side, other: Side) -> bool:
+    return own.traits.is_users and any(
+        _is_open(own, call) and (call.ret != 0 or own.is_stopped) for call in _asked(own, other)
+    )
+
+
+_BLOCKED: Final = Known(
+    "blocked", _MSR, "D26, V1", "the VMM has no handler for MIGRATION_CONTROL", _unserved_msr
+)
+_OPEN_RANGE: Final = Known(
+    "open-range", _both(END, ANSWER, STATUS), "K3-f",
+    "user space decides about a range that leaves RAM, and this one refuses", _open_range,
+)  # fmt: skip
+
+
 KNOWN: Final = (
     Known("number", _both(ANSWER, STATUS), "K1-a, M61",
           f"the 2019 patch sets use number {KVM_HC_PAGE_ENC_STATUS_2019}, which is SCHED_YIELD "
@@ -372,7 +395,7 @@ KNOWN: Final = (
           "QEMU v4's list keeps overlapping elements and removes only one of them", _qemu_list),
     Known("no-msr", _MSR, "K1-m", "the opt-in MSR came with v5; before it the MSR is unknown",
           _no_msr),
-    Known("blocked", _MSR, "D26, V1", "the VMM has no handler for MIGRATION_CONTROL", _qemu_msr),
+    _BLOCKED,
     Known("moved-msr", _MSR, "K1-m",
           "v5 to v8 were posted with the opt-in MSR at 0x4b564d06", _moved_msr),
     Known("young-msr", _MSR, "constant table",
@@ -389,12 +412,15 @@ KNOWN: Final = (
     Known("parted-before", _both(VALUE), "K1-m",
           "one host took the guest's consent in an earlier operation, the other did not",
           _parted_before),
+    _OPEN_RANGE,
     Known("ioctl", _both(VALUE, STATUS, READY), "K1-d, K1-g, K1-i to K1-k, K2-e",
           "the ioctls and hooks of the patch sets differ from one posting to the next", _ioctl),
 )  # fmt: skip
 
 
 KNOWN_OF_PLUGINS: Final = (
+    _BLOCKED,
+    _OPEN_RANGE,
     Known("own-hypercall", _both(ANSWER, VALUE), "K3-c",
           "KVM answers hypercalls of its own, which a user's host need not have", _own_hypercall),
     Known("own-msr", _both(END, VALUE), "C.5",

@@ -18,9 +18,11 @@ from guestemu.events.exits import AnsweredExit, HypercallExit, WrmsrExit
 from guestemu.events.lines import answer_of
 from guestemu.guest.base import CallOutcome, GuestOops
 from guestemu.host.base import Host
+from guestemu.host.handler import HandlerHost
 from guestemu.host.kvm.historic import HistoricHost
 from guestemu.host.kvm.host import MergedHost
 from guestemu.host.kvm.kernels import KvmKernel
+from guestemu.host.native.host import NativeHost
 from guestemu.machine.exits import ExceptionExit
 from guestemu.program.ops import Op
 from guestemu.report.trace.words import op_word, value_of
@@ -33,7 +35,9 @@ class Traits(msgspec.Struct, frozen=True):
 
     `label` is what the user called it, `name` its registered name (`PLUGIN` for a user's own);
     `repaired` its switches; `number` its status hypercall, `kernel` the KVM below a merged one,
-    `opt_in_msrs` the numbers of a historic one's opt-in MSR.
+    `opt_in_msrs` the numbers of a historic one's opt-in MSR. `is_users`: its user space is the
+    user's own code; `serves_msr`: MSR_KVM_MIGRATION_CONTROL is served. `open_frames` has start and
+    end in gfns of what its slots leave open (`Host.open_frames`).
     """
 
     label: str
@@ -42,6 +46,9 @@ class Traits(msgspec.Struct, frozen=True):
     number: int
     kernel: KvmKernel | None
     opt_in_msrs: frozenset[int]
+    is_users: bool = False
+    serves_msr: bool = True
+    open_frames: tuple[tuple[int, int], ...] = ()
 
     @property
     def is_historic(self) -> bool:
@@ -57,9 +64,18 @@ def traits_of(label: str, host: Host) -> Traits:
     """The traits of `host`, which the user called `label`."""
     if isinstance(host, HistoricHost):
         return Traits(label, host.name, host.repaired, host.number, None, host.opt_in_msrs)
-    if isinstance(host, MergedHost):
-        return Traits(label, host.name, host.repaired, 12, host.kernel, frozenset())
-    return Traits(label, PLUGIN, frozenset(), 12, None, frozenset())
+    is_merged = isinstance(host, MergedHost)
+    return Traits(
+        label,
+        host.name if is_merged else PLUGIN,
+        host.repaired if is_merged else frozenset(),
+        12,
+        host.kernel if isinstance(host, MergedHost) else None,
+        frozenset(),
+        not is_merged or isinstance(host, HandlerHost | NativeHost),
+        host.serves_migration_control,
+        host.open_frames,
+    )
 
 
 class StatusCall(msgspec.Struct, frozen=True):
