@@ -61,7 +61,8 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     snapshot in user space; `conversions` are pages whose status the host was told; `accesses` are
     those of devices to memory; `traps` MMIO accesses by #VC or #VE, `virtualization_exceptions`
     the other #VEs of a TD by what raised them; `cpus` are on at the end and
-    have sent `ipis` interprocessor interrupts. `mappings` counts the kernel's own dma:* events by
+    have sent `ipis` interprocessor interrupts, `messages` are those of each device to each CPU by
+    MSI-X. `mappings` counts the kernel's own dma:* events by
     name; `rules` the accesses that each rule was applied to (userland/rules.py) and `violations`
     are those that broke one."""
 
@@ -80,6 +81,7 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     hypercalls: int
     conversions: int
     accesses: int
+    messages: dict[str, list[int]]
     mappings: dict[str, int]
     rules: dict[str, int]
     violations: tuple[DeviceViolation, ...]
@@ -249,6 +251,7 @@ def _report(
         hypercalls=len(calls),
         conversions=_conversions(calls),
         accesses=running.accesses,
+        messages=running.messages,
         mappings=running.mappings.counts,
         rules=running.rules.checked,
         violations=tuple(running.rules.violations),
@@ -301,6 +304,9 @@ def tell(report: RunReport) -> None:
         f"{report.hypercalls} hypercalls, {report.conversions} pages converted, "
         f"{report.accesses} accesses of devices"
     )
+    for device, messages in report.messages.items():
+        each = ", ".join(f"CPU {index}: {count}" for index, count in enumerate(messages))
+        console.emit(f"interrupts of {device} by MSI-X: {each}")
     applied = ", ".join(f"{rule} {count}" for rule, count in report.rules.items() if count)
     console.emit(f"checked accesses: {applied or 'none'}")
     for violation in report.violations[:_MAX_LINES]:

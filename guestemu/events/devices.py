@@ -24,6 +24,17 @@ class DeviceAccess(Event, frozen=True, kw_only=True, tag="device-access"):
     is_payload: bool
 
 
+class DeviceMessage(Event, frozen=True, kw_only=True, tag="device-message"):
+    """An MSI-X message of `device`: it stores `data`, 32 bits, at `address`, as `entry` of its
+    table says. `cpus` have the interrupt now, by APIC ID."""
+
+    device: str
+    entry: int
+    address: int
+    data: int
+    cpus: tuple[int, ...]
+
+
 class DmaMapping(Event, frozen=True, kw_only=True, tag="dma-mapping"):
     """One dma:* trace event of the kernel: `name` as in include/trace/events/dma.h, the DMA address
     without the C-bit, `size` in bytes."""

@@ -16,7 +16,7 @@ from guestemu.cli.main import main
 from guestemu.dma.events import Alloc
 from guestemu.dma.source import open_trace
 from guestemu.dma.workload import record_workload
-from guestemu.events.devices import DeviceAccess
+from guestemu.events.devices import DeviceAccess, DeviceMessage
 from guestemu.guest.linux.load import LOADER, linux_config
 from guestemu.guest.linux.userland import rules
 from guestemu.guest.linux.userland.initramfs import make_initramfs
@@ -344,6 +344,37 @@ def test_a_second_cpu_comes_goes_and_comes_back(run):
     assert found["violations"] == []
     assert found["rules"]["device-page-table"] > 36
     assert "smpboot: CPU 1 is now offline" in found["console"]
+
+
+def message_interrupts(text):
+    """Of /proc/interrupts: the counts of each online CPU by the name of an MSI-X interrupt."""
+    lines = [line.partition("PCI-MSIX")[::2] for line in text.splitlines() if "PCI-MSIX" in line]
+    return {rest.split()[-1]: [int(n) for n in head.split()[1:]] for head, rest in lines}
+
+
+def test_the_queues_of_a_device_interrupt_different_cpus(image_of):
+    running = Userland(LOADER).start(image_of("6.12"), Setting(cpus=2))
+    sent = []
+
+    def keep(event):
+        if isinstance(event, DeviceMessage):
+            sent.append((event.entry, event.cpus))
+
+    def counts():
+        return message_interrupts(running.command("read /proc/interrupts 8192 0").data.decode())
+
+    before = counts()
+    assert set(before) == {"nvme0q0", "nvme0q1", "nvme0q2"}
+    running.listeners.append(keep)
+    assert read_device(running, "nvme").is_right
+    assert running.command(f"write {ONLINE} 0").value == 1
+    assert running.command("read /dev/nvme0n1 512 512").value == 512
+    assert sent == [(2, (1,)), (1, (0,))]
+    after = counts()
+    assert running.command(f"write {ONLINE} 1").value == 1
+    assert [after[f"nvme0q{queue}"][0] - before[f"nvme0q{queue}"][0] for queue in (0, 1)] == [0, 1]
+    assert broken(running) == set()
+    running.machine.close()
 
 
 def test_two_cpus_are_rolled_back(image_of):

@@ -3,8 +3,9 @@
 chapter 11; AMD64 APM volume 2, chapter 16).
 
 Modelled: IRR and ISR with priorities, EOI, ICR with physical and logical destinations and
-shorthands, INIT and start-up IPIs, self IPI, LVT entries for the timer and LINT0 (ExtINT from the
-8259s). Not modelled: xAPIC's MMIO page, one-shot and periodic timer modes, LINT1, errors, NMIs.
+shorthands, INIT and start-up IPIs, self IPI, messages of devices, LVT entries for the timer and
+LINT0 (ExtINT from the 8259s). Not modelled: xAPIC's MMIO page, one-shot and periodic timer modes,
+LINT1, errors, NMIs.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ _LOGICAL: Final = 1 << 11
 _FIXED, _LOWEST, _INIT, _STARTUP = 0, 1, 5, 6
 _SELF, _ALL, _OTHERS = 1, 2, 3
 _EVERYONE: Final = 0xFFFFFFFF
+_FIRST_VECTOR: Final = 16
+"""A lower one is an error of the sender's (Intel SDM volume 3, 11.5.3)."""
 
 
 class ApicState(msgspec.Struct, kw_only=True):
@@ -135,6 +138,22 @@ class LocalApics(StatefulDevice[ApicsState]):
             elif kind == _STARTUP and apic.is_waiting:
                 apic.start = vector
                 self._on_request()
+
+    def message(self, address: int, data: int) -> tuple[int, ...]:
+        """A device's message (Intel SDM volume 3, 11.11): destination in bits 19 to 12 of the
+        address, redirection hint in bit 3, logical destination in bit 2; vector and delivery mode
+        in the data. The CPUs that have the interrupt now; none for modes other than fixed and
+        lowest priority."""
+        kind, vector = data >> 8 & 7, data & 0xFF
+        if kind not in {_FIXED, _LOWEST} or vector < _FIRST_VECTOR:
+            return ()
+        is_logical = bool(address & 1 << 2)
+        targets = self._targets(0, 0, address >> 12 & 0xFF, is_logical)
+        if kind == _LOWEST or address & 1 << 3:
+            targets = targets[:1]
+        for index in targets:
+            self.state.apics[index].requested.add(vector)
+        return tuple(targets)
 
     def _targets(self, sender: int, shorthand: int, destination: int, is_logical: int) -> list[int]:
         everyone = range(len(self.state.apics))

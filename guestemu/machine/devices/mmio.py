@@ -38,7 +38,7 @@ class MmioSpace:
         if index < 0:
             return None
         function = self._functions[index]
-        is_inside = gpa < function.bar + function.SIZE
+        is_inside = gpa < function.bar + function.window
         return function if is_inside and function.is_plugged else None
 
     def read(self, gpa: int, size: int) -> int:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""An NVMe 1.4 controller with one namespace of 512-byte blocks and INTx (fact U17).
+"""An NVMe 1.4 controller with one namespace of 512-byte blocks and INTx or MSI-X (fact U17).
 
 Commands complete inside of the doorbell write that submits them. Data pointers are PRPs (NVM
-Express base specification 1.4, section 4.3). Offered: one I/O queue pair, no volatile write cache,
-no firmware, no namespace management.
+Express base specification 1.4, section 4.3). Offered: one I/O queue pair, eight with MSI-X, no
+volatile write cache, no firmware, no namespace management.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ _INVALID_OPCODE: Final = 0x001
 _INVALID_FIELD: Final = 0x002
 _LBA_RANGE: Final = 0x080
 _INVALID_QUEUE: Final = 0x101
+_INVALID_VECTOR: Final = 0x108
+_MANY_QUEUES: Final = 8
 
 _DELETE_SQ, _CREATE_SQ, _GET_LOG, _DELETE_CQ, _CREATE_CQ, _IDENTIFY = 0, 1, 2, 4, 5, 6
 _ABORT, _SET_FEATURES, _GET_FEATURES, _ASYNC_EVENT = 8, 9, 10, 12
@@ -56,11 +58,12 @@ class SubmissionQueue(msgspec.Struct):
 
 
 class CompletionQueue(msgspec.Struct, kw_only=True):
-    """`entries` of 16 bytes at `base`."""
+    """`entries` of 16 bytes at `base`; `vector` is that of MSI-X."""
 
     base: int
     entries: int
     interrupts: bool
+    vector: int = 0
     head: int = 0
     tail: int = 0
     phase: int = 1
@@ -89,6 +92,11 @@ class NvmeController(PciFunction[NvmeState]):
     def first_state(self) -> NvmeState:
         """See `PciFunction`."""
         return NvmeState(disk=Disk("nvme block"))
+
+    @property
+    def vectors(self) -> int:
+        """See `PciFunction`: one for the admin queue, one for each I/O queue."""
+        return 1 + _MANY_QUEUES
 
     @property
     def disk(self) -> Disk:
@@ -164,7 +172,7 @@ class NvmeController(PciFunction[NvmeState]):
             queue.interrupts and queue.head != queue.tail
             for queue in self.state.completion.values()
         )
-        self.line.set(is_waiting and not self.state.masked & 1)
+        self.line.set(is_waiting and not self.state.masked & 1 and not self.uses_messages)
 
     def _advance(self, number: int, head: int) -> None:
         queue = self.state.completion.get(number)
@@ -178,6 +186,7 @@ class NvmeController(PciFunction[NvmeState]):
         queue = self.state.submission.get(number)
         if queue is None or tail >= queue.entries:
             return
+        has_completed = False
         while queue.head != tail:
             at = queue.base + _COMMAND * queue.head
             command = self.dma.read(at, _COMMAND, f"submission queue {number}")
@@ -185,7 +194,11 @@ class NvmeController(PciFunction[NvmeState]):
             answer = self._admin(command) if number == 0 else self._io(command)
             if answer is not None:
                 self._complete(queue, number, command, *answer)
+                has_completed = True
         self._drive_line()
+        target = self.state.completion.get(queue.completion)
+        if has_completed and self.uses_messages and target is not None and target.interrupts:
+            self.signal(target.vector)
 
     def _complete(
         self, queue: SubmissionQueue, number: int, command: bytes, value: int, status: int
@@ -256,7 +269,9 @@ class NvmeController(PciFunction[NvmeState]):
             )
             return 0, _INVALID_QUEUE if is_there is None else _SUCCESS
         elif opcode in {_SET_FEATURES, _GET_FEATURES}:
-            return 0, _SUCCESS if first & 0xFF == _NUMBER_OF_QUEUES else _INVALID_FIELD
+            is_known = first & 0xFF == _NUMBER_OF_QUEUES
+            last = _MANY_QUEUES - 1 if self.msix is not None else 0
+            return last << 16 | last, _SUCCESS if is_known else _INVALID_FIELD
         elif opcode != _ABORT:
             return 0, _INVALID_OPCODE
         return 0, _SUCCESS
@@ -267,8 +282,11 @@ class NvmeController(PciFunction[NvmeState]):
         if number == 0:
             return _INVALID_QUEUE
         if opcode == _CREATE_CQ:
+            vector = flags >> 16
+            if self.uses_messages and vector >= self.vectors:
+                return _INVALID_VECTOR
             self.state.completion[number] = CompletionQueue(
-                base=base, entries=entries, interrupts=bool(flags & 2)
+                base=base, entries=entries, interrupts=bool(flags & 2), vector=vector
             )
         else:
             self.state.submission[number] = SubmissionQueue(base, entries, flags >> 16)

@@ -2,8 +2,9 @@
 """PCI bus 0 by configuration mechanism 1 (ports 0xCF8 and 0xCFC), and what functions share.
 
 Each function has 32-bit memory BARs, one behind the other, placed before the kernel runs, and INTA
-on a line of the 8259s. There is no MSI: a kernel without a local APIC has no domain for it (fact
-U15).
+on a line of the 8259s. Where CPUs have local APICs it also has MSI-X (msix.py); a kernel without
+one has no domain for messages and takes INTx (fact U15). There is no MSI: the drivers of these
+devices ask for MSI-X first.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from guestemu.machine.devices import msix
+from guestemu.machine.devices.msix import Messages, MsixTable
 from guestemu.machine.devices.pic import Line
 from guestemu.machine.devices.port import DmaPort
 from guestemu.machine.devices.state import StatefulDevice
@@ -33,6 +36,7 @@ _ROM: Final = 0x30
 _CAPABILITIES: Final = 0x34
 _INTERRUPT: Final = 0x3C
 _FIRST_CAPABILITY: Final = 0x40
+_MESSAGE_CONTROL: Final = 2  # in the MSI-X capability
 _HAS_CAPABILITIES: Final = 0x10
 _COMMAND_MEMORY: Final = 0x2
 _WRITABLE: Final = frozenset({_COMMAND, _COMMAND + 1, _CACHE_LINE, _CACHE_LINE + 1, _INTERRUPT})
@@ -104,12 +108,47 @@ class PciFunction(StatefulDevice[S]):
         """Whether a store of the driver's (offset, size, value) is kept back from a device that
         was stopped (quiesce.py)."""
 
+        self.msix: MsixTable | None = None
+        """None without local APICs."""
+
+        self._msix_at = 0
         self._next_link, self._next_body = _CAPABILITIES, _FIRST_CAPABILITY
         super().__init__(self.first_state())
 
     def first_state(self) -> S:
         """The state at power-on."""
         raise NotImplementedError
+
+    @property
+    def vectors(self) -> int:
+        """Entries of the MSI-X table that the device wants; 0 for none."""
+        return 0
+
+    @property
+    def window(self) -> int:
+        """Bytes of all BARs together."""
+        return self.SIZE + (0 if self.msix is None else msix.SIZE)
+
+    @property
+    def uses_messages(self) -> bool:
+        """Whether the driver has enabled MSI-X."""
+        return self.msix is not None and self.msix.is_enabled
+
+    def offer_messages(self, port: Messages) -> None:
+        """Before the kernel runs: the device has MSI-X and sends by `port`, if it wants to."""
+        if not self.vectors:
+            return
+        self.msix = MsixTable(self.vectors, port)
+        self._msix_at = self._next_body
+        self.add_capability(msix.CAPABILITY, self.msix.capability)
+        struct.pack_into("<I", self.config, _BAR + 4 * msix.BAR, self.bar + self.SIZE)
+        self.state = self.first_state()
+        self.checkpoint()
+
+    def signal(self, entry: int) -> None:
+        """An interrupt by MSI-X, which the driver has enabled; see `MsixTable`."""
+        if self.msix is not None:
+            self.msix.signal(entry)
 
     def add_capability(self, kind: int, body: bytes) -> None:
         """Appends a capability with its `body` behind kind and link."""
@@ -121,15 +160,18 @@ class PciFunction(StatefulDevice[S]):
 
     def dump(self) -> bytes:
         """See `StatefulDevice`; with the configuration space."""
-        return msgspec.msgpack.encode((bytes(self.config), self.is_plugged, super().dump()))
+        table = b"" if self.msix is None else self.msix.dump()
+        return msgspec.msgpack.encode((bytes(self.config), self.is_plugged, super().dump(), table))
 
     def restore(self, data: bytes) -> None:
         """See `StatefulDevice`."""
-        config, self.is_plugged, state = msgspec.msgpack.decode(
-            data, type=tuple[bytes, bool, bytes]
+        config, self.is_plugged, state, table = msgspec.msgpack.decode(
+            data, type=tuple[bytes, bool, bytes, bytes]
         )
         self.config[:] = config
         super().restore(state)
+        if self.msix is not None:
+            self.msix.restore(table)
 
     def unplug(self) -> None:
         """Surprise removal: the slot is empty from now on."""
@@ -153,6 +195,8 @@ class PciFunction(StatefulDevice[S]):
         """A store to configuration space; a BAR keeps the bits above its size."""
         if _BAR <= offset < _BARS_END or offset == _ROM:
             sizes = dict(enumerate(self.BARS or (self.SIZE,)))
+            if self.msix is not None:
+                sizes[msix.BAR] = msix.SIZE
             size = sizes.get((offset - _BAR) // 4, 0)
             if size:
                 struct.pack_into("<I", self.config, offset & ~3, value & ~(size - 1) & 0xFFFFFFFF)
@@ -161,15 +205,24 @@ class PciFunction(StatefulDevice[S]):
             data = (value & (1 << 8 * size) - 1).to_bytes(size, "little")
             self.config[offset : offset + size] = data
             self.config[_STATUS : _STATUS + 2] = bytes((_HAS_CAPABILITIES, 0))
+        control = self._msix_at + _MESSAGE_CONTROL
+        if self.msix is not None and offset <= control + 1 < offset + size:
+            self.msix.configure(value >> 8 * (control + 1 - offset) << 8)
+            struct.pack_into("<H", self.config, control, self.msix.control)
 
     def load(self, offset: int, size: int) -> int:
         """What the CPU reads from the window."""
-        value = self.mmio_read(offset, size)
+        if self.msix is not None and offset >= self.SIZE:
+            value = self.msix.read(offset - self.SIZE, size)
+        else:
+            value = self.mmio_read(offset, size)
         return value if self.distort is None else self.distort(False, offset, size, value)
 
     def store(self, offset: int, size: int, value: int) -> None:
         """What the CPU writes into the window."""
-        if self.detain is None or not self.detain(offset, size, value):
+        if self.msix is not None and offset >= self.SIZE:
+            self.msix.write(offset - self.SIZE, size, value)
+        elif self.detain is None or not self.detain(offset, size, value):
             self.mmio_write(offset, size, value)
 
     def mmio_read(self, offset: int, size: int) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Virtio 1.1 over PCI with INTx and split virtqueues (fact U16).
+"""Virtio 1.1 over PCI with INTx or MSI-X and split virtqueues (fact U16).
 
 One BAR: common configuration at 0, notifications at 0x1000, ISR at 0x2000, the device's own
 configuration at 0x3000. Offers VIRTIO_F_VERSION_1 and VIRTIO_F_ACCESS_PLATFORM; without the second
@@ -50,11 +50,13 @@ class SplitQueue(msgspec.Struct, kw_only=True):
     device: int = 0
     seen: int = 0
     used: int = 0
+    vector: int = _NO_VECTOR
 
 
 class VirtioState(msgspec.Struct, kw_only=True):
-    """The transport's registers, the queues, the medium of a block device, what waits for a buffer
-    of the driver's, and how many lines a console has sent."""
+    """The transport's registers (`vector` is that of changes of configuration), the queues, the
+    medium of a block device, what waits for a buffer of the driver's, and how many lines a console
+    has sent."""
 
     queues: list[SplitQueue]
     disk: Disk | None = None
@@ -62,6 +64,7 @@ class VirtioState(msgspec.Struct, kw_only=True):
     lines: int = 0
     status: int = 0
     isr: int = 0
+    vector: int = _NO_VECTOR
     select: int = 0
     feature_select: int = 0
     driver_select: int = 0
@@ -71,13 +74,15 @@ class VirtioState(msgspec.Struct, kw_only=True):
 class VirtioFunction(PciFunction[VirtioState]):
     """The transport; a device derives from it and answers `serve`.
 
-    `FEATURES` are the device's own feature bits, `QUEUES` the number of its queues; `own_config`
-    are the bytes of its configuration.
+    `FEATURES` are the device's own feature bits, `QUEUES` the number of its queues, `MORE_QUEUES`
+    and `MORE_FEATURES` what is added with MSI-X; `own_config` are the bytes of its configuration.
     """
 
     DOORBELLS = range(_NOTIFY, _ISR)
     FEATURES: int = 0
     QUEUES: int = 1
+    MORE_FEATURES: int = 0
+    MORE_QUEUES: int = 0
 
     def __init__(self, bar: int, line: Line, dma: DmaPort) -> None:
         super().__init__(bar, line, dma)
@@ -93,7 +98,17 @@ class VirtioFunction(PciFunction[VirtioState]):
         return self._state(self.medium())
 
     def _state(self, disk: Disk | None) -> VirtioState:
-        return VirtioState(queues=[SplitQueue() for _ in range(self.QUEUES)], disk=disk)
+        return VirtioState(queues=[SplitQueue() for _ in range(self.queues)], disk=disk)
+
+    @property
+    def queues(self) -> int:
+        """How many there are."""
+        return self.QUEUES + (0 if self.msix is None else self.MORE_QUEUES)
+
+    @property
+    def vectors(self) -> int:
+        """See `PciFunction`: one for each queue and one for changes of configuration."""
+        return 1 + self.QUEUES + self.MORE_QUEUES
 
     def medium(self) -> Disk | None:
         """What a block device holds at power-on."""
@@ -149,20 +164,22 @@ class VirtioFunction(PciFunction[VirtioState]):
         """The fields of struct virtio_pci_common_cfg, by offset."""
         state = self.state
         offered = VERSION_1 | ACCESS_PLATFORM | self.FEATURES
+        offered |= 0 if self.msix is None else self.MORE_FEATURES
         fields = {
             0x00: state.feature_select,
             0x04: offered >> 32 * state.feature_select if state.feature_select < 2 else 0,
             0x08: state.driver_select,
             0x0C: state.accepted >> 32 * min(state.driver_select, 2),
-            0x10: _NO_VECTOR,
-            0x12: self.QUEUES,
+            0x10: state.vector,
+            0x12: len(state.queues),
             0x14: state.status,
             0x16: state.select,
             0x1A: _NO_VECTOR,
         }
         if state.select < len(state.queues):
             queue = state.queues[state.select]
-            fields |= {0x18: queue.size, 0x1C: queue.is_enabled, 0x1E: state.select}
+            fields |= {0x18: queue.size, 0x1A: queue.vector}
+            fields |= {0x1C: queue.is_enabled, 0x1E: state.select}
             for at, address in (
                 (0x20, queue.descriptors),
                 (0x28, queue.driver),
@@ -185,6 +202,8 @@ class VirtioFunction(PciFunction[VirtioState]):
         elif offset == 0x0C:
             shift = 32 * min(state.driver_select, 2)
             state.accepted = state.accepted & ~(_MASK32 << shift) | (value & _MASK32) << shift
+        elif offset == 0x10:
+            state.vector = self._vector(value)
         elif offset == 0x14:
             if value == 0:
                 self._reset()
@@ -195,10 +214,15 @@ class VirtioFunction(PciFunction[VirtioState]):
         elif state.select < len(state.queues):
             self._write_queue(state.queues[state.select], offset, size, value)
 
-    @staticmethod
-    def _write_queue(queue: SplitQueue, offset: int, size: int, value: int) -> None:
+    def _vector(self, value: int) -> int:
+        """The vector that a driver wrote, as it reads back (virtio 1.1, 4.1.5.1.2.1)."""
+        return value if self.msix is not None and value < self.vectors else _NO_VECTOR
+
+    def _write_queue(self, queue: SplitQueue, offset: int, size: int, value: int) -> None:
         if offset == 0x18:
             queue.size = min(max(value, 1), QUEUE_SIZE)
+        elif offset == 0x1A:
+            queue.vector = self._vector(value)
         elif offset == 0x1C:
             queue.is_enabled = value
         elif 0x20 <= offset < 0x38:
@@ -222,6 +246,13 @@ class VirtioFunction(PciFunction[VirtioState]):
             self._push(number, queue, head, written)
             has_served = True
         if has_served and not self._word(queue.driver, f"queue {number} flags") & _NO_INTERRUPT:
+            self._interrupt(queue)
+
+    def _interrupt(self, queue: SplitQueue) -> None:
+        """Buffers were used (virtio 1.1, 4.1.5.3: with MSI-X the ISR does not change)."""
+        if self.uses_messages:
+            self.signal(queue.vector)
+        else:
             self.state.isr |= 1
             self.line.set(True)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""virtio-blk (virtio 1.1, section 5.2): read, write, flush, get ID."""
+"""virtio-blk (virtio 1.1, section 5.2): read, write, flush, get ID; several queues with MSI-X."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ class VirtioBlk(VirtioFunction):
     IDS = PciIds(VENDOR, 0x1042, 0x010000, 1, (VENDOR, 0x42))
     MODULES = ("virtio_blk",)
     NODE = "/dev/vda"
+    MORE_FEATURES = 1 << 12  # VIRTIO_BLK_F_MQ
+    MORE_QUEUES = 7
 
     def medium(self) -> Disk:
         """See `VirtioFunction`."""
@@ -33,8 +35,8 @@ class VirtioBlk(VirtioFunction):
 
     @property
     def own_config(self) -> bytes:
-        """The start of struct virtio_blk_config: the capacity in sectors."""
-        return struct.pack("<Q", self.disk.sectors)
+        """The start of struct virtio_blk_config: the capacity in sectors, the number of queues."""
+        return struct.pack("<Q26xH", self.disk.sectors, self.queues)
 
     def holds(self, data: bytes, offset: int = 0) -> bool:
         """See `PciFunction`."""

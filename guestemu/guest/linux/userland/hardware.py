@@ -3,7 +3,8 @@
 
 Installs itself into a machine that `build_machine` made, before the first instruction: ports of the
 platform (UART, delay port) stay where they were. Guest time is the platform's TSC, which kvmclock
-says runs at 1 GHz. Several CPUs have local APICs; the 8259s reach CPU 0 through its LINT0.
+says runs at 1 GHz. Several CPUs have local APICs: devices interrupt them by MSI-X, and the 8259s
+reach CPU 0 through its LINT0.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Final
 import msgspec
 
 from guestemu.abi.errors import InputError
-from guestemu.events.devices import DeviceAccess
+from guestemu.events.base import Event
 from guestemu.guest.linux import acpi
 from guestemu.guest.linux.platform import GuestPlatform
 from guestemu.guest.linux.userland.cpus import IPI, Cpus, apic_cpuid
@@ -22,6 +23,7 @@ from guestemu.guest.linux.userland.starts import starts_of
 from guestemu.machine.devices import find_device, pci, pic, pit, rtc
 from guestemu.machine.devices.apic import LocalApics
 from guestemu.machine.devices.mmio import HOLE_START, SPACING, MmioSpace
+from guestemu.machine.devices.msix import MessagePort
 from guestemu.machine.devices.pci import PciBus, PciFunction
 from guestemu.machine.devices.pic import InterruptControllers
 from guestemu.machine.devices.pit import IntervalTimer
@@ -46,7 +48,7 @@ class PcHardware:
         machine: Machine,
         platform: GuestPlatform,
         names: Sequence[str],
-        on_access: Callable[[DeviceAccess], None],
+        notify: Callable[[Event], None],
     ) -> None:
         if len(names) > _MAX_DEVICES or len(set(names)) != len(names):
             raise InputError(f"devices {', '.join(names)}: each once, {_MAX_DEVICES} at most")
@@ -58,7 +60,7 @@ class PcHardware:
         self.devices: dict[str, PciFunction[msgspec.Struct]] = {}
         for index, name in enumerate(names):
             make = find_device(name)
-            dma = DmaPort(machine.ram, name, on_access)
+            dma = DmaPort(machine.ram, name, notify)
             line = self.pic.line(_LINES[index % len(_LINES)])
             self.devices[name] = make(HOLE_START + index * SPACING, line, dma)
         self.bus = PciBus(dict(enumerate(self.devices.values(), 1)))
@@ -72,6 +74,8 @@ class PcHardware:
                 platform.sev.separate_vcpus()
             base = machine.hooks.cpuid_function or platform.cpuid
             machine.hooks.cpuid_function = apic_cpuid(base, machine)
+            for device in self.devices.values():
+                device.offer_messages(MessagePort(device.dma, notify, self._on_message))
         self.parts: tuple[StatefulDevice[msgspec.Struct], ...] = (
             *(self.pic, self.pit, self.rtc, self.bus),
             *(part for part in (self.apics, self.cpus) if part is not None),
@@ -97,6 +101,11 @@ class PcHardware:
         if self.cpus is not None:
             self.cpus.end_turn(lambda turn: turn.event == IPI)
         self.look_soon()
+
+    def _on_message(self, address: int, data: int) -> tuple[int, ...]:
+        """A device's message to the local APICs: the CPUs that take it."""
+        self.look_soon()
+        return () if self.apics is None else self.apics.message(address, data)
 
     def take_unspent(self) -> int:
         """Blocks of the last run's budget that `look_soon` took away."""

@@ -24,7 +24,7 @@ from guestemu.abi.errors import GuestemuError, InputError
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
 from guestemu.abi.x86 import RFLAGS_FIXED, RFLAGS_IF, VECTOR_VC, Mode
 from guestemu.events.base import Event
-from guestemu.events.devices import DeviceAccess
+from guestemu.events.devices import DeviceAccess, DeviceMessage
 from guestemu.events.exits import HypercallExit
 from guestemu.guest.linux import boot
 from guestemu.guest.linux.kernel import Kernel
@@ -162,6 +162,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     reflected: dict[int, int]
     exceptions: dict[int, VirtualException]
     accesses: int
+    messages: dict[str, list[int]]
     checked: dict[str, int]
     mappings: dict[str, int]
     live: list[Span]
@@ -239,9 +240,9 @@ class RunningKernel:
 
     `listeners` hear of every event when it happens. `blocks` counts basic blocks, `syscalls` those
     of user mode, `interrupts` those delivered, `traps` MMIO by #VC or #VE, `accesses` those of
-    devices to memory. `results` are PID 1's answers to commands; `mappings` the DMA mappings that
-    the kernel reports; `rules` judge every access of a device,
-    `callers` say what pages were converted for.
+    devices to memory, `messages` those of each device to each CPU by MSI-X. `results` are PID 1's
+    answers to commands; `mappings` the DMA mappings that the kernel reports; `rules` judge every
+    access of a device, `callers` say what pages were converted for.
     """
 
     def __init__(
@@ -261,6 +262,7 @@ class RunningKernel:
         self.listeners: list[Callable[[Event], None]] = []
         self.results: list[CommandResult] = []
         self.blocks = self.syscalls = self.interrupts = self.traps = self.accesses = 0
+        self.messages: dict[str, list[int]] = {}
         self._hash = hashlib.sha256()
         self._on_line = on_line
         self._commands: list[str] = []
@@ -322,6 +324,7 @@ class RunningKernel:
             reflected={} if self.platform.td is None else dict(self.platform.td.reflected),
             exceptions={} if self.platform.td is None else dict(self.platform.td.exceptions),
             accesses=self.accesses,
+            messages={name: list(counts) for name, counts in self.messages.items()},
             checked=dict(self.rules.checked),
             mappings=dict(self.mappings.counts),
             live=list(self.mappings.live),
@@ -343,6 +346,7 @@ class RunningKernel:
             self.platform.td.reflected = dict(state.reflected)
             self.platform.td.exceptions = dict(state.exceptions)
         self.accesses = state.accesses
+        self.messages = {name: list(counts) for name, counts in state.messages.items()}
         self.rules.checked.update(state.checked)
         self.mappings.counts.clear()
         self.mappings.counts.update(state.mappings)
@@ -526,6 +530,10 @@ class RunningKernel:
     def hear(self, event: Event) -> None:
         """An event of this machine: counts, the hash, the rules."""
         self.accesses += isinstance(event, DeviceAccess)
+        if isinstance(event, DeviceMessage):
+            counts = self.messages.setdefault(event.device, [0] * len(self.machine.vcpus))
+            for index in event.cpus:
+                counts[index] += 1
         cpus = self.hardware.cpus
         if (
             cpus is not None
