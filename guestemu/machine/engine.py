@@ -18,7 +18,7 @@ import ctypes
 import functools
 import mmap
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from unicorn import unicorn_const as uc_const
@@ -210,6 +210,9 @@ class Engine:
         self._reg_write = self.library.uc_reg_write
         self._flush_tlb = (self.library.uc_ctl, _control(uc_const.UC_CTL_TLB_FLUSH, True, 0))
         self._keep: list[object] = []
+        self._sites: dict[int, list[tuple[ctypes.c_size_t, Callable[..., object]]]] = {}
+        self.stops = 0
+        """How often `stop` was called."""
 
     def close(self) -> None:
         """Frees the CPU, as happens without a call when no reference to it is left. The memory
@@ -359,6 +362,7 @@ class Engine:
 
     def stop(self) -> None:
         """Ends the run, from inside a hook."""
+        self.stops += 1
         self.library.uc_emu_stop(self.handle)
 
     def function(self, name: str) -> int:
@@ -370,14 +374,29 @@ class Engine:
     def add_hook(
         self,
         kind: int,
-        callback: object,
+        callback: Callable[..., object],
         begin: int = 1,
         end: int = 0,
         instruction: int | None = None,
     ) -> None:
         """Adds a hook whose body is a ctypes callback that must not raise."""
         self._keep.append(callback)
-        self._add(kind, callback, None, begin, end, instruction)
+        handle = self._add(kind, callback, None, begin, end, instruction)
+        if kind == HOOK_CODE and begin == end:
+            self._sites.setdefault(begin, []).append((handle, callback))
+
+    def take_sites(self) -> dict[int, tuple[Callable[..., object], ...]]:
+        """Takes the hooks of single instructions out, and returns their bodies by linear address.
+
+        The library asks every hook of its list before each instruction that has one, so that a hook
+        of all instructions costs more with each site. Its body has to call these instead. Flush
+        the translated blocks afterwards.
+        """
+        sites, self._sites = self._sites, {}
+        for hooks in sites.values():
+            for handle, _callback in hooks:
+                self.check(self.library.uc_hook_del(self.handle, handle), "remove a hook")
+        return {rip: tuple(callback for _, callback in hooks) for rip, hooks in sites.items()}
 
     def add_native_hook(self, kind: int, address: int, user: ctypes.Structure) -> None:
         """Adds a hook whose body is host machine code at `address` working on the record `user`."""
@@ -392,7 +411,7 @@ class Engine:
         begin: int,
         end: int,
         instruction: int | None,
-    ) -> None:
+    ) -> ctypes.c_size_t:
         handle = ctypes.c_size_t()
         extra = () if instruction is None else (ctypes.c_int(instruction),)
         self.check(
@@ -408,3 +427,4 @@ class Engine:
             ),
             "add a hook",
         )
+        return handle

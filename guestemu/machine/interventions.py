@@ -11,7 +11,8 @@ An order may also count from an event of the machine's log: what matters to a co
 between two of them, in a few of the tens of thousands of instructions that it has.
 
 A machine without orders pays nothing. The counter is a hook of every instruction: it is put in by
-the first order and stays.
+the first order and stays. It takes the hooks of single instructions in, which a kernel has hundreds
+of (`Engine.take_sites`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from guestemu.events.log import EventLog
-from guestemu.machine.callbacks import CodeHook
+from guestemu.machine.callbacks import CodeHook, SiteHook
 from guestemu.machine.engine import HOOK_CODE, Engine
 from guestemu.machine.exits import Exit
 from guestemu.machine.native import HostCode
@@ -36,6 +37,7 @@ Order = Callable[["Vcpu"], Exit | None]
 """What is done while the CPU stands: an exit to end the run with, or None to enter the guest."""
 
 _NEVER: Final = 0
+_HASHES: Final = 1 << 16
 
 
 class _InstructionWatch(ctypes.Structure):
@@ -45,7 +47,14 @@ class _InstructionWatch(ctypes.Structure):
         ("count", ctypes.c_uint64),
         ("at", ctypes.c_uint64),
         ("reached", ctypes.c_void_p),
+        ("sites", ctypes.c_void_p),
+        ("at_site", ctypes.c_void_p),
     )
+
+
+def _hash(address: int) -> int:
+    """Place of an instruction in the table of sites; as in native/hooks.c."""
+    return (address ^ address >> 16) & _HASHES - 1
 
 
 class Intervention(msgspec.Struct, frozen=True):
@@ -83,7 +92,16 @@ class Interventions:
         self._watch = _InstructionWatch()
         self._reached_hook = CodeHook(self._on_reached)
         self._watch.reached = ctypes.cast(self._reached_hook, ctypes.c_void_p)
+        self._sites: dict[int, tuple[Callable[..., object], ...]] = {}
+        self._site_hook = SiteHook(self._on_site)
+        self._watch.at_site = ctypes.cast(self._site_hook, ctypes.c_void_p)
+        self._site_bits = (ctypes.c_uint64 * (_HASHES // 64))()
+        self._watch.sites = ctypes.addressof(self._site_bits)
         if code.available:
+            self._sites = engine.take_sites()
+            for rip in self._sites:
+                place = _hash(rip)
+                self._site_bits[place // 64] |= 1 << place % 64
             engine.add_native_hook(HOOK_CODE, code.instruction_hook, self._watch)
         else:
             engine.add_hook(HOOK_CODE, CodeHook(self._on_instruction))
@@ -137,6 +155,15 @@ class Interventions:
         self._watch.count += 1
         if self._watch.count == self._watch.at:
             self._on_reached(uc, address, size, user)
+
+    def _on_site(self, uc: object, address: int, size: int, user: object) -> bool:
+        """The hooks of one instruction; whether one of them stops the CPU before it begins."""
+        stops = self._engine.stops
+        for body in self._sites.get(address, ()):
+            body(uc, address, size, user)
+            if self._engine.stops != stops:
+                return True
+        return False
 
     def _on_reached(self, _uc: object, _address: int, _size: int, _user: object) -> None:
         try:

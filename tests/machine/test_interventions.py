@@ -9,7 +9,9 @@ from bare_machine import BUDGET, CODE, FRAMES, HLT, Bare
 
 from guestemu.abi.x86 import Mode
 from guestemu.events.tdx import Accept
-from guestemu.machine.exits import Halt, RunFailed
+from guestemu.machine.callbacks import CodeHook
+from guestemu.machine.engine import HOOK_CODE
+from guestemu.machine.exits import Halt, RunFailed, Trap
 from guestemu.machine.interventions import Order
 from guestemu.machine.machine import MachineConfig
 from guestemu.machine.vcpu import Vcpu
@@ -108,3 +110,26 @@ def test_an_order_that_waits_counts_from_its_event(bare: Bare) -> None:
     machine.log.append(Accept(0, 0, 0, 0, 0))
     machine.current.run(CODE, BUDGET)
     assert len(seen) == 2
+
+
+def test_hooks_of_single_instructions_come_before_the_count(bare: Bare) -> None:
+    """An instruction before which one of them stops the CPU has not begun."""
+    bare.enter(Mode.LONG64, 0)
+    bare.place(CODE, PROGRAM)
+    machine, vcpu = bare.machine, bare.machine.current
+    seen: list[str] = []
+
+    def on_site(_uc: object, _rip: int, _size: int, _user: object) -> None:
+        seen.append("site")
+
+    def on_end(_uc: object, rip: int, _size: int, _user: object) -> None:
+        machine.hooks.pending = Trap(rip)
+        machine.engine.stop()
+
+    for rip, body in ((CODE + 3, on_site), (CODE + 9, on_end)):
+        machine.engine.add_hook(HOOK_CODE, CodeHook(body), begin=rip, end=rip)
+    machine.intervene(1, lambda _cpu: seen.append("order"))
+    assert vcpu.run(CODE, BUDGET) == Trap(CODE + 9)
+    assert seen == ["site", "order", "site"]
+    assert machine.interventions is not None
+    assert machine.interventions.begun == 3 + 1  # the second counts again

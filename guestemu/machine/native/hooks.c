@@ -100,10 +100,16 @@ struct instruction_watch {
 	u64 count; /* instructions that have begun */
 	u64 at;	   /* where there is something to do; 0: nowhere */
 	void (*reached)(void *uc, u64 address, u32 size, void *watch);
+	const u64 *sites; /* a bit for each hash of an address that has hooks of its own */
+	bool (*at_site)(void *uc, u64 address, u32 size, void *watch); /* true: the CPU stops */
 };
 
 EXPORT void instruction_hook(void *uc, u64 address, u32 size, struct instruction_watch *watch)
 {
+	u64 hash = (address ^ address >> 16) & 0xffff;
+
+	if (watch->sites[hash >> 6] >> (hash & 63) & 1 && watch->at_site(uc, address, size, watch))
+		return;
 	if (++watch->count == watch->at)
 		watch->reached(uc, address, size, watch);
 }

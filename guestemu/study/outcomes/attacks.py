@@ -278,7 +278,7 @@ class AttackedKernel:
         return Program(header, tuple(_ops(self.kind, operation, attack, at)))
 
 
-_PRINTERS: Final = frozenset({"_printk", "__warn", "__warn_printk"})
+_PRINTERS: Final = frozenset({"_printk", "__warn", "__warn_printk", "show_regs"})
 _WORDS: Final = {
     "run-failed": "stands still",
     "shutdown": "triple fault",
