@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from guestemu.abi.errors import InputError
 from guestemu.abi.hypercalls import answer_text, hypercall_text
 from guestemu.cli import console
 
 if TYPE_CHECKING:
-    from guestemu.kernel.kexec import KexecMoment, KexecReport
+    from pathlib import Path
+
+    from guestemu.kernel.kexec import KexecMoment, KexecReport, OldKernel
 
 _BUDGET: Final = 20_000_000
 _MAX_LINES: Final = 16
@@ -28,6 +31,8 @@ class KexecRequest(msgspec.Struct, frozen=True):
     host: str
     hole: str
     crash: bool
+    cpus: int
+    crashed_cpu: int
 
 
 def run_kexec(request: KexecRequest) -> KexecReport:
@@ -37,19 +42,38 @@ def run_kexec(request: KexecRequest) -> KexecReport:
     from guestemu.host.permission import named_by_user
     from guestemu.host.registry import load_host
     from guestemu.kernel.arguments import parse_number
-    from guestemu.kernel.kexec import kexec
+    from guestemu.kernel.kexec import OneCpu, kexec_from
 
+    if request.crashed_cpu and not (request.crash and request.cpus > request.crashed_cpu == 1):
+        raise InputError(f"--crashed-cpu {request.crashed_cpu}: take 0 or 1, with --crash --cpus 2")
     hole = parse_number(request.hole, "--hole") if request.hole else 0
     host = load_host(request.host, plugin=named_by_user(request.host)[1])
     image = find_image(request.image)
     new = LOADER.kernel(find_image(request.to) if request.to else image)
     config = linux_config(request.memory, request.cbit, request.sev)
-    return kexec(LOADER.guest(image, config, _BUDGET), new, host, hole, request.crash)
+    old: OldKernel
+    if request.cpus > 1:
+        old = _several(image, request)
+    else:
+        old = OneCpu(LOADER.guest(image, config, _BUDGET))
+    return kexec_from(old, new, config, host, hole, request.crash)
+
+
+def _several(image: Path, request: KexecRequest) -> OldKernel:
+    from guestemu.guest.linux.load import LOADER
+    from guestemu.guest.linux.userland.session import Setting, Userland
+    from guestemu.kernel.kexec_several import SeveralCpus
+
+    setting = Setting(
+        sev=request.sev, memory=request.memory, cbit=request.cbit, devices=(), cpus=request.cpus
+    )
+    return SeveralCpus(Userland(LOADER).start(image, setting), request.crashed_cpu)
 
 
 def tell(report: KexecReport) -> None:
     """For people."""
-    console.emit(f"{report.old} -> {report.new} on {report.host}")
+    cpus = f" with {report.cpus} CPUs" if report.cpus > 1 else ""
+    console.emit(f"{report.old}{cpus} -> {report.new} on {report.host}")
     for name, moment in (
         ("the old kernel runs", report.running),
         ("jump", report.at_jump),
@@ -70,6 +94,9 @@ def tell(report: KexecReport) -> None:
         console.emit(f"  unusable: {pages} pages from GPA {first << 12:#x} on, {_NOT_THE_GUESTS}")
     if report.unshared:
         console.emit("  the old kernel made its memory private before the jump")
+    for left in report.vmsas:
+        use = "in use: no access to it returns" if left.is_in_use else "in use by no vCPU"
+        console.emit(f"  a VMSA is left at GPA {left.gfn << 12:#x}, {use}")
     console.emit(f"  the new kernel: {report.end}")
     if report.has_booted and not report.stale and not report.missing:
         console.emit("  the host's record agrees with the new kernel's page tables")

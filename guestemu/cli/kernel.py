@@ -704,6 +704,16 @@ def kexec(
     crash: Annotated[
         bool, typer.Option("--crash", help="Leave by the crash path instead of the reboot path.")
     ] = False,
+    cpus: Annotated[
+        int,
+        typer.Option("--cpus", metavar="N", min=1, help="CPUs of the first kernel, 8 at most."),
+    ] = 1,
+    crashed_cpu: Annotated[
+        int,
+        typer.Option(
+            "--crashed-cpu", metavar="N", min=0, help="With --crash, the CPU that does: 0 or 1."
+        ),
+    ] = 0,
     host: Annotated[
         str, typer.Option("--host", metavar="HOST", help="See `guestemu hosts`.")
     ] = "map-gpa-range",
@@ -716,9 +726,10 @@ def kexec(
 
     The first kernel leaves shared pages behind and disables migration by its own shutdown code;
     the next one resets the host's record by its own boot. An SNP guest or a TD leaves page states
-    behind, unless the old kernel makes its memory private before the jump. Exit status 1 where the
-    host's record or a page state differs from the page tables in the end, or the next kernel does
-    not boot.
+    behind, unless the old kernel makes its memory private before the jump. With several CPUs the
+    first kernel runs in user space and leaves by its whole shutdown, which stops the other ones;
+    VMSAs of an SNP guest that are left are told. Exit status 1 where the host's record or a page
+    state differs from the page tables in the end, or the next kernel does not boot.
 
     For example:
 
@@ -727,10 +738,14 @@ def kexec(
       guestemu kernel kexec --hole 0x4000800 --json
 
       guestemu kernel kexec --image 6.18 --sev snp
+
+      guestemu kernel kexec --image 6.18 --sev snp --cpus 2 --crash --crashed-cpu 1
     """
     from guestemu.cli._kernel_kexec import KexecRequest, run_kexec, tell
 
-    report = run_kexec(KexecRequest(image, to, memory, cbit, sev, host, hole, crash))
+    report = run_kexec(
+        KexecRequest(image, to, memory, cbit, sev, host, hole, crash, cpus, crashed_cpu)
+    )
     if as_json:
         console.emit_json(report)
     else:

@@ -10,13 +10,18 @@ an entry that does not start at a page boundary is refused by KVM and skipped (A
 An SNP guest or a TD also leaves page states behind: RMP and Secure EPT outlive the jump. Kernels
 that know of it make every shared page private before (enc_kexec_begin() and enc_kexec_finish(),
 6.16 on for SNP; N25, T24). The new kernel then finds pages that are validated, or it ends itself.
+
+A kernel with one CPU stands at the end of its boot, and the last functions of its shutdown are
+called one by one (`OneCpu`); one with several leaves by itself (kexec_several.py). The new kernel
+has one CPU. The other CPUs of an SNP guest began from VMSAs, pages of the old kernel's memory
+(N26): what of them is left is a page state, too.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 from bitarray import bitarray
@@ -39,7 +44,7 @@ from guestemu.guest.linux.prepare import prepare
 from guestemu.guest.linux.snp import Snp
 from guestemu.host.base import Host, Hypercall, MapGpaRange, VcpuAccess
 from guestemu.machine.exits import Trap
-from guestemu.machine.machine import Machine
+from guestemu.machine.machine import Machine, MachineConfig
 from guestemu.machine.rmp import VALIDATED
 from guestemu.machine.sept import ACCEPTED, SecureEpt
 from guestemu.runner.told import tell_exits
@@ -69,6 +74,14 @@ class KexecMoment(msgspec.Struct, frozen=True):
     migration_ready: bool
 
 
+class VmsaLeft(msgspec.Struct, frozen=True):
+    """Frame `gfn` has the VMSA bit when the old kernel is gone; `is_in_use`: a vCPU is in the guest
+    with it, so that each access to it is an #NPF that nothing resolves (N58)."""
+
+    gfn: int
+    is_in_use: bool
+
+
 class KexecReport(msgspec.Struct, frozen=True):
     """What the host knew and when. `at_jump` is when the old kernel is gone, `before_reset` when
     the new kernel's first hypercall arrives, `after` when it reached `rest_init`.
@@ -80,7 +93,8 @@ class KexecReport(msgspec.Struct, frozen=True):
     `unshared`: the old kernel made its memory private before the jump. `unusable` are pages that
     the new kernel maps private and that are not validated (a TD: not accepted): the first access
     ends it. `end` says how far the new kernel got; where it ended itself, `stale`, `missing` and
-    `unusable` are empty.
+    `unusable` are empty. `cpus` are those of the old kernel, `vmsas` what is left of an SNP guest's
+    at the jump.
     """
 
     old: str
@@ -98,6 +112,8 @@ class KexecReport(msgspec.Struct, frozen=True):
     unshared: bool = False
     unusable: tuple[tuple[int, int], ...] = ()
     end: str = ""
+    cpus: int = 1
+    vmsas: tuple[VmsaLeft, ...] = ()
 
     @property
     def has_booted(self) -> bool:
@@ -110,7 +126,7 @@ class KexecReport(msgspec.Struct, frozen=True):
         return sum(pages for _first, pages in self.stale)
 
 
-class _Watch:
+class KexecWatch:
     """An `ExitHandler` over the host that notes what matters here."""
 
     def __init__(self, host: Host) -> None:
@@ -121,6 +137,7 @@ class _Watch:
         self.first: KexecMoment | None = None
 
     def moment(self) -> KexecMoment:
+        """What the host believes now."""
         return KexecMoment(self.host.private_map().count(0), self.host.migration_ready)
 
     def begin(self) -> None:
@@ -162,6 +179,30 @@ class _Watch:
         self.host.wrmsr(index, value, vcpu)
 
 
+class OldKernel(Protocol):
+    """The kernel that runs first, and how it leaves."""
+
+    @property
+    def kernel(self) -> Kernel:
+        """What it is."""
+
+    @property
+    def machine(self) -> Machine:
+        """What it runs on."""
+
+    def begin(self, watch: KexecWatch) -> None:
+        """Guest and host as after its boot; then its exits go to `watch`."""
+
+    def share(self) -> None:
+        """Its drivers leave `LEFT_PAGES` pages shared. Raises `InputError`."""
+
+    def leave(self, crash: bool) -> None:
+        """Its shutdown up to the jump. Raises `InputError` where it does not get there."""
+
+    def reset(self) -> None:
+        """Back to the state after its boot."""
+
+
 def memory_with_hole(size: int, hole: int) -> tuple[MemoryRange, ...]:
     """The PC's e820 map of `size` bytes with RAM that ends and starts again at `hole`, an address
     that may lie inside a page: the rest of a page, or a whole one, is reserved in front of it.
@@ -183,34 +224,41 @@ def memory_with_hole(size: int, hole: int) -> tuple[MemoryRange, ...]:
 def kexec(
     old: LinuxGuest, new: Kernel, host: Host, hole: int = 0, crash: bool = False
 ) -> KexecReport:
-    """From `old`, a booted guest, to `new` over the same memory and the same `host`.
+    """`kexec_from` a booted guest of one CPU."""
+    return kexec_from(OneCpu(old), new, old.machine.config, host, hole, crash)
+
+
+def kexec_from(
+    old: OldKernel,
+    new: Kernel,
+    config: MachineConfig,
+    host: Host,
+    hole: int = 0,
+    crash: bool = False,
+) -> KexecReport:
+    """From `old` to `new` on a machine of `config`, over the same memory and the same `host`.
 
     `hole` is an address where the e820 map that the new kernel gets is cut (0: nowhere); `crash`
-    leaves by machine_crash_shutdown() instead of the reboot notifier. The old guest is reset.
+    leaves by machine_crash_shutdown() instead of the reboot notifier. The old kernel is reset.
     Raises `InputError` where a kernel does not get there.
     """
-    config = old.machine.config
     size = config.frames << PAGE_SHIFT
     memory_map = memory_with_hole(size, hole) if hole else None
-    watch = _Watch(host)
-    _start(old, host)
-    old.machine.hooks.handler = watch
-    if old.rmp is not None and _FREES_UNUSED in old.kernel.symbols:
-        old.call(_FREES_UNUSED)
-    outcome = old.set_memory_decrypted(old.gva(Region.L, 0), LEFT_PAGES)
-    if outcome.value != 0:
-        raise InputError(f"{old.kernel.name}: set_memory_decrypted failed: {outcome}")
+    watch = KexecWatch(host)
+    old.begin(watch)
+    old.share()
     running = watch.moment()
-    _leave(old, crash)
+    old.leave(crash)
     at_jump = watch.moment()
-    pages, states = _contents(old), _states(old.machine)
+    pages, states = _contents(old.machine), _states(old.machine)
+    vmsas = _vmsas(old.machine)
     watch.begin()
     booted = boot_kernel(
         new,
         config,
         watch,
         memory=MemoryBefore(memory_map, pages),
-        watch=functools.partial(_load_states, states=states),
+        watch=functools.partial(_load_states, states=states, vmsas=vmsas),
     )
     old.reset()
     after, hypercalls = watch.moment(), watch.hypercalls
@@ -241,34 +289,67 @@ def kexec(
         unshared=at_jump.shared < running.shared,
         unusable=_runs(~is_usable & ~is_shared) if has_booted else (),
         end=end,
+        cpus=old.machine.config.vcpus,
+        vmsas=vmsas,
     )
 
 
-def _start(old: LinuxGuest, host: Host) -> None:
-    """Guest and host as after the old kernel's boot."""
-    old.reset()
-    host.reset(old.machine.config.frames)
-    tell_exits(host, old.boot_exits, old.machine.current)
+class OneCpu:
+    """An `OldKernel` of one CPU, booted to `rest_init`."""
 
+    def __init__(self, guest: LinuxGuest) -> None:
+        self._guest = guest
 
-def _leave(old: LinuxGuest, crash: bool) -> None:
-    """The old kernel's last calls. The crash path makes memory private by itself, where the kernel
-    can: native_machine_crash_shutdown() has the calls between the stop of the interrupt controllers
-    and crash_save_cpu(). It ends in an oops there, as an initcall behind rest_init allocates the
-    notes, or before, as there is no local APIC; the MSR is written first."""
-    if crash:
-        registers = old.calls.must(("__get_free_pages", "get_free_pages_noprof"), 0xDC0, 0)
-        old.call("machine_crash_shutdown", registers)
-        return
-    block = old.kernel.address("kvm_pv_reboot_nb")
-    old.call("kvm_pv_reboot_notify", block, _SYS_RESTART, 0)
-    vendor = "snp" if old.rmp is not None else "tdx" if old.td is not None else ""
-    if f"{vendor}_kexec_finish" not in old.kernel.symbols:
-        return
-    for name in (f"{vendor}_kexec_begin", f"{vendor}_kexec_finish"):
-        outcome = old.call(name)
-        if outcome.value is None:
-            raise InputError(f"{old.kernel.name}: {name}() did not return: {outcome.end}")
+    @property
+    def kernel(self) -> Kernel:
+        """See `OldKernel`."""
+        return self._guest.kernel
+
+    @property
+    def machine(self) -> Machine:
+        """See `OldKernel`."""
+        return self._guest.machine
+
+    def begin(self, watch: KexecWatch) -> None:
+        """See `OldKernel`."""
+        guest = self._guest
+        guest.reset()
+        watch.host.reset(guest.machine.config.frames)
+        tell_exits(watch.host, guest.boot_exits, guest.machine.current)
+        guest.machine.hooks.handler = watch
+
+    def share(self) -> None:
+        """See `OldKernel`."""
+        guest = self._guest
+        if guest.rmp is not None and _FREES_UNUSED in guest.kernel.symbols:
+            guest.call(_FREES_UNUSED)
+        outcome = guest.set_memory_decrypted(guest.gva(Region.L, 0), LEFT_PAGES)
+        if outcome.value != 0:
+            raise InputError(f"{guest.kernel.name}: set_memory_decrypted failed: {outcome}")
+
+    def leave(self, crash: bool) -> None:
+        """The old kernel's last calls. The crash path makes memory private by itself, where the
+        kernel can: native_machine_crash_shutdown() has the calls between the stop of the interrupt
+        controllers and crash_save_cpu(). It ends in an oops there, as an initcall behind rest_init
+        allocates the notes, or before, as there is no local APIC; the MSR is written first."""
+        guest = self._guest
+        if crash:
+            registers = guest.calls.must(("__get_free_pages", "get_free_pages_noprof"), 0xDC0, 0)
+            guest.call("machine_crash_shutdown", registers)
+            return
+        block = guest.kernel.address("kvm_pv_reboot_nb")
+        guest.call("kvm_pv_reboot_notify", block, _SYS_RESTART, 0)
+        vendor = "snp" if guest.rmp is not None else "tdx" if guest.td is not None else ""
+        if f"{vendor}_kexec_finish" not in guest.kernel.symbols:
+            return
+        for name in (f"{vendor}_kexec_begin", f"{vendor}_kexec_finish"):
+            outcome = guest.call(name)
+            if outcome.value is None:
+                raise InputError(f"{guest.kernel.name}: {name}() did not return: {outcome.end}")
+
+    def reset(self) -> None:
+        """See `OldKernel`."""
+        self._guest.reset()
 
 
 def _devices(machine: Machine) -> Iterator[Snp | SecureEpt]:
@@ -283,9 +364,24 @@ def _states(machine: Machine) -> bytes:
     return b""
 
 
-def _load_states(machine: Machine, states: bytes) -> None:
+def _load_states(machine: Machine, states: bytes, vmsas: tuple[VmsaLeft, ...]) -> None:
     for device in _devices(machine):
         device.load(states)
+        if isinstance(device, Snp):
+            for left in vmsas:
+                if left.is_in_use:
+                    device.rmp.enter(left.gfn)
+            device.enforce()
+
+
+def _vmsas(machine: Machine) -> tuple[VmsaLeft, ...]:
+    """Pages that are VMSAs now."""
+    return tuple(
+        VmsaLeft(gfn, device.rmp.is_in_use(gfn))
+        for device in _devices(machine)
+        if isinstance(device, Snp)
+        for gfn in device.rmp.vmsa_frames()
+    )
 
 
 def _usable(machine: Machine) -> bitarray:
@@ -301,9 +397,9 @@ def _usable(machine: Machine) -> bitarray:
     return usable
 
 
-def _contents(old: LinuxGuest) -> dict[int, bytes]:
+def _contents(machine: Machine) -> dict[int, bytes]:
     """What an access with C=1 reads in every page that is not zero."""
-    ram = old.machine.ram
+    ram = machine.ram
     zero = bytes(PAGE_SIZE)
     pages = {}
     for gfn in range(LOADER_END >> PAGE_SHIFT, ram.frames):

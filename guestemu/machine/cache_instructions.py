@@ -11,6 +11,7 @@ emulated CPU.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Final
 
 import capstone
@@ -62,7 +63,7 @@ class CacheInstructions:
                 self._operands[site] = operand
                 self._hook(site, CodeHook(self._on_flush))
 
-    def _hook(self, site: int, hook: object) -> None:
+    def _hook(self, site: int, hook: Callable[..., object]) -> None:
         self._engine.add_hook(HOOK_CODE, hook, begin=site, end=site)
 
     def _operand(self, code: bytes) -> _Operand | None:

@@ -391,7 +391,8 @@ class Rmp:
         """PVALIDATE at a guest frame that the guest's own tables map with the C-bit.
 
         Above VMPL 0 #GP (a guess); ownership before size (a guess), as for accesses. A VMSA in use
-        is an #NPF, as for accesses (a guess); the VMSA bit stays (a guess).
+        is an #NPF, as for accesses (a guess: fact N58 has both readings); the VMSA bit stays (a
+        guess).
         """
         if self.vmpl:
             return RmpOutcome(What.GP)
@@ -418,8 +419,9 @@ class Rmp:
     def rmpadjust(self, gfn: int, is_2m: bool, attributes: int) -> RmpOutcome:
         """RMPADJUST: `attributes` as in RDX, target VMPL in [7:0], rights in [15:8], VMSA in [16].
 
-        A write right without the read right is bad input. The VMSA bit changes at VMPL 0 only, and
-        not while the page is in use: a guest has its vCPU destroyed first (N26).
+        A write right without the read right is bad input. The VMSA bit changes at VMPL 0 only. An
+        entry in use is not changed: FAIL_INUSE (APM volume 2, 15.36.12; AMD's answer on the list,
+        fact N58), so that a guest has the vCPU destroyed first (N26).
         """
         target, rights = attributes & 0xFF, attributes >> 8 & 0xFF
         vmsa = bool(attributes & abi.RMPADJUST_VMSA)
@@ -482,6 +484,10 @@ class Rmp:
     def frames_in_use(self) -> list[int]:
         """The system frames that are VMSAs of vCPUs that are in the guest."""
         return sorted(self._in_use)
+
+    def vmsa_frames(self) -> list[int]:
+        """The guest frames behind which there is a page with the VMSA bit."""
+        return [gfn for gfn in range(self._frames) if self.entry(self.system_frame(gfn)).vmsa]
 
     def is_in_use(self, gfn: int) -> bool:
         """Whether the frame behind a guest frame is the VMSA of a vCPU that is in the guest."""

@@ -105,6 +105,61 @@ def test_a_kernel_that_unshares_leaves_nothing(kexec, release, kind, words):
     assert (found["unusable"], found["stale"], status) == ([], [], 0)
 
 
+SNP_CPUS = ("--sev", "snp", "--cpus", "2")
+CRASH_OF_1 = ("--crash", "--crashed-cpu", "1")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("words", [(), ("--crash",), CRASH_OF_1], ids=" ".join)
+@pytest.mark.parametrize("release", ["6.1", "6.12"])
+def test_an_old_kernel_leaves_the_vmsa_of_its_second_cpu_in_use(kexec, release, words):
+    """It only halts the CPU (no shutdown_all_aps() before 6.15); pages stay shared, too."""
+    found, status = kexec(release, release, *SNP_CPUS, *words)
+    assert (found["cpus"], status) == (2, 1)
+    assert [left["is_in_use"] for left in found["vmsas"]] == [True]
+    assert not found["unshared"]
+    assert not found["end"].startswith("reached")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("words", [(), ("--crash",)], ids=" ".join)
+@pytest.mark.parametrize("release", ["6.18", "7.3"])
+def test_a_kernel_that_destroys_its_other_cpus_leaves_no_vmsa(kexec, release, words):
+    found, status = kexec(release, release, *SNP_CPUS, *words)
+    assert (found["cpus"], found["vmsas"], found["unusable"], status) == (2, [], [], 0)
+    assert found["unshared"]
+    assert found["at_jump"]["shared"] == 0
+    assert found["end"] == "reached rest_init"
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("release", ["6.18", "7.3"])
+def test_a_cpu_that_crashes_cannot_untag_its_own_vmsa(kexec, release):
+    """The kernel marks it offline for makedumpfile; the next kernel's memory has it (N25)."""
+    found, status = kexec(release, release, *SNP_CPUS, *CRASH_OF_1)
+    assert status == 1
+    ((gfn, is_in_use),) = ((left["gfn"], left["is_in_use"]) for left in found["vmsas"])
+    assert is_in_use
+    assert found["unusable"] == [[gfn, 1]]
+    assert found["end"] == "reached rest_init"
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("words", [(), ("--crash",)], ids=" ".join)
+@pytest.mark.parametrize("kind", ["sev", "es", "tdx"])
+def test_two_cpus_of_another_kind_leave_as_one_does(kexec, kind, words):
+    found, status = kexec("7.3", "7.3", "--sev", kind, "--cpus", "2", *words)
+    assert (found["cpus"], found["vmsas"], found["stale"], status) == (2, [], [], 0)
+    assert found["unshared"] == (kind == "tdx")
+    assert found["end"] == "reached rest_init"
+
+
+@pytest.mark.parametrize("words", [("--cpus", "2"), ("--crash",), ("--crash", "--cpus", "9")])
+def test_only_one_of_two_cpus_crashes(kexec, words):
+    found, status = kexec("6.1", "6.1", *words, "--crashed-cpu", "2")
+    assert (status, found["message"]) == (2, "--crashed-cpu 2: take 0 or 1, with --crash --cpus 2")
+
+
 def test_bad_places_are_one_line(kexec):
     found, status = kexec("6.1", "6.1", "--hole", "0x1000")
     assert (found["schema"], status) == ("guestemu.error/1", 2)

@@ -112,3 +112,13 @@ def test_a_pending_interrupt_outlives_a_rollback(apics):
     assert apics.pending(1) == 0xFB
     assert apics.read(1, 0x817) == 1 << 0xEC % 32, "ISR"
     assert (apics.read(1, 0x821), apics.read(1, 0x827)) == (1 << 0x31 % 32, 1 << 0xFB % 32)
+
+
+def test_an_nmi_waits_whatever_the_priority_and_init_takes_it_back(apics):
+    nmi = 4 << 8
+    start(apics, 1)
+    apics.write(0, ICR, 3 << 18 | nmi)  # the others; CPU 2 has not been started
+    assert [apic.has_nmi for apic in apics.state.apics] == [False, True, False]
+    assert apics.pending(1) is None
+    apics.write(0, ICR, 1 << 32 | INIT_ASSERT)
+    assert not apics.state.apics[1].has_nmi

@@ -159,6 +159,7 @@ class SevEs:
             abi.EXIT_AP_CREATION: self._ap_creation,
             abi.EXIT_HV_FEATURES: self._hv_features,
             abi.EXIT_AP_JUMP_TABLE: self._ap_jump_table,
+            abi.EXIT_NMI_COMPLETE: self._nmi_complete,
             abi.EXIT_MMIO_READ: self._mmio_read,
             abi.EXIT_MMIO_WRITE: self._mmio_write,
         }
@@ -517,6 +518,12 @@ class SevEs:
         self, _page: GhcbPage, _vcpu: GhcbVcpu, _handler: ExitHandler
     ) -> tuple[int, int]:
         return abi.RESP_NO_ACTION, self._features
+
+    def _nmi_complete(
+        self, _page: GhcbPage, _vcpu: GhcbVcpu, _handler: ExitHandler
+    ) -> tuple[int, int]:
+        """The guest takes NMIs again; here they were never held back."""
+        return abi.RESP_NO_ACTION, 0
 
     def _reset_hold(
         self, page: GhcbPage, _vcpu: GhcbVcpu, _handler: ExitHandler

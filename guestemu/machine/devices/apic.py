@@ -3,9 +3,9 @@
 chapter 11; AMD64 APM volume 2, chapter 16).
 
 Modelled: IRR and ISR with priorities, EOI, ICR with physical and logical destinations and
-shorthands, INIT and start-up IPIs, self IPI, messages of devices, LVT entries for the timer and
-LINT0 (ExtINT from the 8259s). Not modelled: xAPIC's MMIO page, one-shot and periodic timer modes,
-LINT1, errors, NMIs.
+shorthands, INIT and start-up IPIs, NMIs, self IPI, messages of devices, LVT entries for the timer
+and LINT0 (ExtINT from the 8259s). Not modelled: xAPIC's MMIO page, one-shot and periodic timer
+modes, LINT1, errors, the blocking of NMIs until IRET.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _EXTINT: Final = 7 << 8
 _DEADLINE: Final = 2 << 17
 _TIMER_MODE: Final = 3 << 17
 _LOGICAL: Final = 1 << 11
-_FIXED, _LOWEST, _INIT, _STARTUP = 0, 1, 5, 6
+_FIXED, _LOWEST, _NMI, _INIT, _STARTUP = 0, 1, 4, 5, 6
 _SELF, _ALL, _OTHERS = 1, 2, 3
 _EVERYONE: Final = 0xFFFFFFFF
 _FIRST_VECTOR: Final = 16
@@ -45,7 +45,7 @@ _FIRST_VECTOR: Final = 16
 class ApicState(msgspec.Struct, kw_only=True):
     """One local APIC. `requested` and `in_service` are the vectors in IRR and ISR; `deadline` is in
     TSC ticks, 0 for none; `is_waiting` after INIT, `start` the vector of a start-up IPI that came
-    then."""
+    then; `has_nmi` while an NMI waits."""
 
     registers: dict[int, int]
     requested: set[int] = set()
@@ -53,6 +53,7 @@ class ApicState(msgspec.Struct, kw_only=True):
     deadline: int = 0
     is_waiting: bool = False
     start: int | None = None
+    has_nmi: bool = False
 
 
 def _word(vectors: set[int], word: int) -> int:
@@ -130,8 +131,12 @@ class LocalApics(StatefulDevice[ApicsState]):
             apic = self.state.apics[index]
             if kind in {_FIXED, _LOWEST}:
                 self.request(index, vector)
+            elif kind == _NMI and not apic.is_waiting:
+                apic.has_nmi = True
+                self._on_request()
             elif kind == _INIT and command & 1 << 14:
                 apic.is_waiting, apic.start = True, None
+                apic.has_nmi = False
                 apic.requested.clear()
                 apic.in_service.clear()
                 apic.deadline = 0

@@ -127,6 +127,15 @@ class PcHardware:
             return True
         return apics.takes_extint(index) and self.pending_irq() is not None
 
+    def has_nmi(self, index: int) -> bool:
+        """Whether an NMI stands at CPU `index`."""
+        return self.apics is not None and self.apics.state.apics[index].has_nmi
+
+    def acknowledge_nmi(self, index: int) -> None:
+        """CPU `index` takes its NMI."""
+        if self.apics is not None:
+            self.apics.state.apics[index].has_nmi = False
+
     def acknowledge(self, index: int) -> int:
         """CPU `index` takes the interrupt that stands at it: its vector."""
         if self.apics is not None:

@@ -22,7 +22,7 @@ from guestemu.abi import ghcb, tdx
 from guestemu.abi.addresses import PAGE_SIZE, PMD_SIZE, Gva
 from guestemu.abi.errors import GuestemuError, InputError
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE
-from guestemu.abi.x86 import RFLAGS_FIXED, RFLAGS_IF, VECTOR_VC, Mode
+from guestemu.abi.x86 import RFLAGS_FIXED, RFLAGS_IF, VECTOR_NMI, VECTOR_VC, Mode
 from guestemu.events.base import Event
 from guestemu.events.devices import DeviceAccess, DeviceMessage
 from guestemu.events.exits import HypercallExit
@@ -603,12 +603,15 @@ class RunningKernel:
         if not cpus.may_execute(index):
             return False
         has_interrupt = self.hardware.has_interrupt(index)
-        if state.is_halted and not has_interrupt:
+        has_nmi = self.hardware.has_nmi(index)
+        if state.is_halted and not has_interrupt and not has_nmi:
             return False
         cpus.change(index)
         self._rip, self._passed = state.rip, state.passed
         state.is_halted = False
-        if has_interrupt:
+        if has_nmi:
+            self._take_nmi(index)
+        elif has_interrupt:
             self._take_interrupt()
         return True
 
@@ -753,11 +756,20 @@ class RunningKernel:
             self._rip = vcpu.read_register("rip")
         return True
 
+    def _take_nmi(self, index: int) -> None:
+        """Delivers the NMI that stands at CPU `index`, whatever its interrupt flag."""
+        vcpu = self.machine.current
+        vcpu.write_register("rip", self._rip)
+        self.interrupts += 1
+        self.hardware.acknowledge_nmi(index)
+        deliver(vcpu, VECTOR_NMI, None)
+        self._rip = vcpu.read_register("rip")
+
     def _wait(self) -> Ended | None:
         """HLT: guest time goes on to the next interrupt, or another CPU runs."""
         cpus, index = self.hardware.cpus, self.machine.current.index
         if not self.machine.current.read_register("rflags") & RFLAGS_IF:
-            if cpus is None or not index:
+            if cpus is None or cpus.online == 1:
                 return Ended("halted", f"halted with interrupts off in {self.where}")
             cpus.states[index].is_dead = True
             return None

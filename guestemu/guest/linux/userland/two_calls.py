@@ -83,15 +83,20 @@ class TwoCalls:
     def call(self, function: str, *arguments: int) -> int:
         """PID 1 calls `function` while all CPUs take turns; what it returns, as 64 bits. Raises
         `InputError` where the kernel lacks the function or does not come back."""
-        self._calls[0] = KernelCall(function, arguments)
-        self.returned[0] = None
-        self._running.kernel.address(function)
-        ended = self._running.begin(_COMMAND, _CALL_BUDGET)
+        ended = self.begin(KernelCall(function, arguments))
         returned = self.returned[0]
         self._calls[0] = None
         if ended.reason != "idle" or returned is None:
             raise InputError(f"{function}: did not return: {ended.text}")
         return returned.value
+
+    def begin(self, call: KernelCall) -> Ended:
+        """PID 1 begins `call` while all CPUs take turns; how the run ends, "idle" where the call
+        returned. Raises `InputError` where the kernel lacks the function."""
+        self._running.kernel.address(call.function)
+        self._calls[0] = call
+        self.returned[0] = None
+        return self._running.begin(_COMMAND, _CALL_BUDGET)
 
     def run(
         self, calls: tuple[KernelCall, KernelCall], turns: Sequence[Turn], budget: int
