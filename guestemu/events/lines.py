@@ -17,7 +17,7 @@ import msgspec
 from guestemu.abi.addresses import U64_MASK, to_signed
 from guestemu.abi.errors import InputError
 from guestemu.events.base import Event, event_kinds, kind_of
-from guestemu.events.exits import AnsweredExit, HypercallExit
+from guestemu.events.exits import AnsweredExit
 
 Line: TypeAlias = dict[str, object]
 Where: TypeAlias = Callable[[Event], str]
@@ -27,15 +27,18 @@ PLACE: Final = frozenset({"gfn", "gva", "is_alias"})
 """Fields beside which a line has `where`: they differ between guests that place regions
 differently."""
 
+_SIGN: Final = 63
+
 EXIT: Final = "exit"
 ANSWER: Final = "answer"
 
 
 def answer_of(record: AnsweredExit) -> int | None:
     """RAX of a hypercall as the signed 64-bit value it is; an MSR's value as it is."""
-    if record.ret is None or not isinstance(record, HypercallExit):
-        return record.ret
-    return to_signed(record.ret, 64)
+    ret = record.ret
+    if ret is None or not ret >> _SIGN or not record.is_hypercall:
+        return ret
+    return to_signed(ret, 64)
 
 
 def lines_of(op: int, event: Event, where: Where) -> Iterator[Line]:

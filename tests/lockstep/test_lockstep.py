@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import random
 import textwrap
 from pathlib import Path
 
@@ -13,10 +14,11 @@ import pytest
 from guestemu.abi.errors import InputError
 from guestemu.campaign.executor import Executor
 from guestemu.campaign.feedback import Feedback
-from guestemu.campaign.targets import find_target
+from guestemu.campaign.targets import LOCKSTEP_HOSTS, find_target
 from guestemu.cli.main import main
 from guestemu.host.permission import named_by_user
 from guestemu.host.registry import hosts
+from guestemu.program.generate import generate_ops
 from guestemu.program.ops import Op, OpKind
 from guestemu.program.program import Expectation, Header, Program
 from guestemu.program.text import format_text, load_program, parse_text
@@ -227,6 +229,36 @@ def test_check_reports_only_what_is_unexplained():
     answer = testbed.host.hypercall
     testbed.recorder._answer = lambda call: answer(call) and 7
     assert {v.check for v in testbed.run(ops).violations} == {"lockstep-answer"}
+
+
+def test_hosts_hear_the_exits_that_guests_of_their_own_would_make():
+    target = find_target("lockstep")
+    others = {OpKind.DMA_ALLOC, OpKind.WRITE, OpKind.VM_RESET}
+    kinds = target.kinds | target.fault_kinds | others
+    header = msgspec.structs.replace(target.header, beside=(), memory=64)
+    choices = [HostChoice(name) for name in (*LOCKSTEP_HOSTS, "qemu-10.2")]
+    checks = [LockstepCheck(header, choices) for _ in range(2)]
+    repeating, running = ([*check._followers] for check in checks)
+    for follower in running:
+        follower.may_repeat = False
+    testbed = build_testbed(header)
+    testbed.checks = tuple(checks)
+    rng = random.Random(1)
+    left_out = caught_up = 0
+    for _ in range(60):
+        ops = target.limit(generate_ops(rng, header, kinds, 4), False)
+        testbed.run(ops)
+        for one, other in zip(repeating, running, strict=True):
+            assert one._watcher.sides == other._watcher.sides
+            left_out += one._left_out is not None
+            caught_up += one._left_out is None
+    assert left_out
+    assert caught_up
+    for follower in repeating:
+        follower._testbed.close()
+    for follower in running:
+        follower._testbed.close()
+    testbed.close()
 
 
 def run_cli(capsys, *arguments):

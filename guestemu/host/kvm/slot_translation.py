@@ -31,9 +31,8 @@ class SlotTranslation:
 
         As posted both ends are translated before either is looked at.
         """
-        other = end - 1 if self._is_repaired else end
-        results = [self._translate(gfn) for gfn in (start, other)]
-        return all(results)
+        is_start_good = self._translate(start)
+        return self._translate(end - 1 if self._is_repaired else end) and is_start_good
 
     def _translate(self, gfn: int) -> bool:
         if gfn in self.error_frames:

@@ -56,7 +56,7 @@ def _differences(one: Side, other: Side) -> Iterator[tuple[str, tuple[str, str]]
         yield END, (one.end, other.end)
     if one.is_stopped or other.is_stopped:
         return
-    if one.answers != other.answers:
+    if one.exits is not other.exits and one.rax != other.rax:
         yield ANSWER, _answer_words(one, other)
     if one.op.kind is not OpKind.HYPERCALL and one.value != other.value and one.end == other.end:
         yield VALUE, (str(one.value), str(other.value))

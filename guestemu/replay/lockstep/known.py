@@ -53,12 +53,8 @@ class Known(msgspec.Struct, frozen=True):
     applies: Callable[[Side, Side], bool]
 
 
-def _own_calls(own: Side) -> list[StatusCall]:
-    return [call for call in own.calls() if call.nr == own.traits.number]
-
-
 def _any(own: Side, test: Callable[[StatusCall], bool]) -> bool:
-    return any(test(call) for call in _own_calls(own))
+    return any(map(test, own.own_calls))
 
 
 def _is(own: Side, name: str, switch: str) -> bool:
@@ -133,7 +129,7 @@ def _loud_range(own: Side, _other: Side) -> bool:
 
 
 def _gate(own: Side, _other: Side) -> bool:
-    return _is(own, "bitmap-v6", "gate") and not own.ready_before and bool(_own_calls(own))
+    return _is(own, "bitmap-v6", "gate") and not own.ready_before and bool(own.own_calls)
 
 
 def _poisoned(own: Side, _other: Side) -> bool:
@@ -148,7 +144,7 @@ def _list_result(own: Side, _other: Side) -> bool:
 
 def _meets_shared(own: Side) -> bool:
     """Whether a range of the operation touches or overlaps what was shared, before it or by it."""
-    calls = _own_calls(own)
+    calls = own.own_calls
     if len(calls) > 1:
         return True
     return _any(own, lambda call: not own.before[max(0, call.first - 1) : call.end + 1].all())
@@ -432,10 +428,21 @@ KNOWN_OF_PLUGINS: Final = (
 """What a user's own host, which has only the contract to go by, leaves out of KVM's half."""
 
 
+def _by_aspect(rows: tuple[Known, ...]) -> dict[str, tuple[Known, ...]]:
+    aspects = {aspect for known in rows for aspect in known.aspects}
+    return {
+        aspect: tuple([known for known in rows if aspect in known.aspects]) for aspect in aspects
+    }
+
+
+_KNOWN: Final = _by_aspect(KNOWN)
+_KNOWN_OF_PLUGINS: Final = _by_aspect(KNOWN_OF_PLUGINS)
+
+
 def explain(aspect: str, one: Side, other: Side) -> Known | None:
     """The known difference behind a divergence in `aspect`, or None."""
     is_plugin = PLUGIN in {one.traits.name, other.traits.name}
-    for known in KNOWN_OF_PLUGINS if is_plugin else KNOWN:
-        if aspect in known.aspects and (known.applies(one, other) or known.applies(other, one)):
+    for known in (_KNOWN_OF_PLUGINS if is_plugin else _KNOWN).get(aspect, ()):
+        if known.applies(one, other) or known.applies(other, one):
             return known
     return None

@@ -9,6 +9,7 @@ import msgspec
 
 from guestemu.abi.errors import InputError
 from guestemu.checks.base import OpView
+from guestemu.events.exits import AnsweredExit
 from guestemu.guest.base import CallOutcome
 from guestemu.host.permission import named_by_user
 from guestemu.machine.watchdog import Watchdog
@@ -133,27 +134,27 @@ class Watcher:
         self._poisoned: frozenset[int] = frozenset()
 
     def _observe(self, view: OpView) -> None:
-        self._add(view.op, view, False)
+        self.add(view.op, tuple(view.exits), view.outcome)
 
     def stopped(self, op: Op) -> None:
         """The VM stopped during `op`."""
-        self._add(op, None, True)
+        self.add(op, tuple(self._testbed.recorder.records), None)
 
-    def _add(self, op: Op, view: OpView | None, is_stopped: bool) -> None:
+    def add(self, op: Op, exits: tuple[AnsweredExit, ...], outcome: CallOutcome | None) -> None:
+        """`op` ended with `outcome` (None: the VM stopped), and the host answered `exits`."""
         if op.kind is OpKind.HOST_POISON_PAGE:
             self._poisoned |= {op.arguments[0]}
         after, ready = belief_of(self._testbed.host)
-        exits = self._testbed.recorder.records if view is None else view.exits
         side = Side(
             traits=self._traits,
             op=op,
-            exits=tuple(exits),
-            outcome=CallOutcome(None) if view is None else view.outcome,
+            exits=exits,
+            outcome=CallOutcome(None) if outcome is None else outcome,
             before=self._map,
             after=after,
             ready_before=self._ready,
             ready=ready,
-            is_stopped=is_stopped,
+            is_stopped=outcome is None,
             poisoned=self._poisoned,
         )
         self.sides.append(side)

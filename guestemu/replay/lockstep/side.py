@@ -13,8 +13,8 @@ from functools import cached_property
 import msgspec
 from bitarray import bitarray
 
-from guestemu.abi.addresses import PAGE_SHIFT, U32_MASK, U64_MASK
-from guestemu.events.exits import AnsweredExit, HypercallExit, WrmsrExit
+from guestemu.abi.addresses import PAGE_SHIFT, U32_MASK
+from guestemu.events.exits import AnsweredExit, WrmsrExit
 from guestemu.events.lines import answer_of
 from guestemu.guest.base import CallOutcome, GuestOops
 from guestemu.host.base import Host
@@ -119,11 +119,14 @@ class Side(msgspec.Struct, frozen=True, dict=True):
     poisoned: frozenset[int]
 
     @cached_property
+    def rax(self) -> list[int | None]:
+        """RAX of every hypercall, unsigned; None where the guest got an exception."""
+        return [record.ret for record in self.exits if record.is_hypercall]
+
+    @cached_property
     def answers(self) -> tuple[int | None, ...]:
         """RAX of every hypercall, signed; None where the guest got an exception."""
-        return tuple(
-            answer_of(record) for record in self.exits if isinstance(record, HypercallExit)
-        )
+        return tuple([answer_of(record) for record in self.exits if record.is_hypercall])
 
     @property
     def end(self) -> str:
@@ -146,10 +149,14 @@ class Side(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def _calls(self) -> tuple[StatusCall, ...]:
         return tuple(
-            _call_of(record)
-            for record in self.exits
-            if isinstance(record, HypercallExit) and record.cpl == 0
+            [_call_of(record) for record in self.exits if record.is_hypercall and not record.cpl]
         )
+
+    @cached_property
+    def own_calls(self) -> list[StatusCall]:
+        """Those that notify this host of a status."""
+        number = self.traits.number
+        return [call for call in self._calls if call.nr == number]
 
     def msr_writes(self) -> list[tuple[int, int]]:
         """(index, value) of its WRMSR exits."""
@@ -159,14 +166,16 @@ class Side(msgspec.Struct, frozen=True, dict=True):
 
     def msrs(self) -> list[int]:
         """The indices of its MSR exits."""
-        return [record.nr for record in self.exits if not isinstance(record, HypercallExit)]
+        return [record.nr for record in self.exits if not record.is_hypercall]
 
 
 def _call_of(record: AnsweredExit) -> StatusCall:
-    mask = U64_MASK if record.is_64bit else U32_MASK
-    gpa, pages, status = (argument & mask for argument in record.args[:3])
-    nr = record.nr & mask
     ret = answer_of(record)
-    if ret is not None and not record.is_64bit and ret >> 31 & 1:
+    gpa, pages, status = record.args[:3]
+    nr = record.nr
+    if record.is_64bit:
+        return StatusCall(nr, gpa, pages, status, ret, False)
+    if ret is not None and ret >> 31 & 1:
         ret -= 1 << 32
-    return StatusCall(nr, gpa, pages, status, ret, nr != record.nr)
+    mask = U32_MASK
+    return StatusCall(nr & mask, gpa & mask, pages & mask, status & mask, ret, nr > mask)
