@@ -6,22 +6,26 @@ frame that it was told is shared has no private page left, which would come back
 conversion (GM3). What is freed on the way lies in the converted range: elsewhere a page that the
 guest uses keeps its content. The attributes themselves are compared by the check `record`. Looks at
 the frames that the VMM's calls of the operation name. Source: GM1, GM3, V2, V4.
+
+Where memory converts in place, a conversion can fail half-way: the range leaves the device map
+first, and the file may be converted up to the page that is in use. Whatever the guest was told, the
+device map then follows the attributes: a shared frame is mapped for the device, if the VMM has
+mapped any, and a private one is not (GM10).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import ClassVar, Final
+from typing import ClassVar
 
 from bitarray import bitarray
 
-from guestemu.abi.addresses import PAGE_SHIFT, gpa_text
+from guestemu.abi.addresses import gpa_text
 from guestemu.checks.base import OpView, Oracle, Violation
 from guestemu.host.base import Host
-from guestemu.host.kvm.guest_memory import GuestMemory, HasGuestMemory
+from guestemu.host.kvm.guest_memory import GuestMemory, HasGuestMemory, VmmCall
+from guestemu.host.kvm.in_place_memory import InPlaceMemory
 from guestemu.program.ops import OpKind
-
-_CONVERSION: Final = "KVM_SET_MEMORY_ATTRIBUTES"
 
 
 class GuestMemoryCheck(Oracle):
@@ -34,7 +38,8 @@ class GuestMemoryCheck(Oracle):
         "guest-memory": (
             "After a conversion, a private frame has no shared copy and no mapping for a "
             "device, and a shared frame no private page; the pages of frames outside of the "
-            "converted range stay."
+            "converted range stay. Memory that converts in place is mapped for a device exactly "
+            "where it is shared, also after a refusal."
         ),
     }
     explanations: ClassVar[Mapping[str, str]] = {
@@ -70,15 +75,17 @@ class GuestMemoryCheck(Oracle):
         if len(calls) == seen:
             return ()
         lost = memory.take_lost()
+        violations: list[Violation] = []
+        if isinstance(memory, InPlaceMemory) and memory.has_device:
+            violations.extend(self._judge_device(view.index, memory, calls[seen:]))
         for record in view.exits:
             if record.ret:
-                return ()
+                return violations
         ranges = [
-            (call.arguments[0] >> PAGE_SHIFT, call.arguments[0] + call.arguments[1] >> PAGE_SHIFT)
+            span
             for call in calls[seen:]
-            if not call.result and call.name == _CONVERSION
+            if not call.result and (span := memory.range_of(call)) is not None
         ]
-        violations: list[Violation] = []
         for first, end in ranges:
             if _is_suspect(memory, first, min(end, memory.frames)):
                 violations.extend(self._judge(view.index, memory, first, end))
@@ -91,6 +98,9 @@ class GuestMemoryCheck(Oracle):
         convertible = memory.private_backing[first:end]
         private = memory.attributes[first:end] & convertible
         shared = convertible & ~private
+        mapped = private & memory.device_map[first:end]
+        if isinstance(memory, InPlaceMemory):
+            mapped.setall(False)  # _judge_device() looks at it
         for wrong, what, fact in (
             (
                 private & memory.shared_pages[first:end],
@@ -102,10 +112,24 @@ class GuestMemoryCheck(Oracle):
                 "is shared and keeps its private page",
                 "GM3",
             ),
-            (private & memory.device_map[first:end], "is private and mapped for a device", "V2"),
+            (mapped, "is private and mapped for a device", "V2"),
         ):
             if wrong.any():
                 yield Violation(self.name, op, _text(first, wrong, what), fact)
+
+    def _judge_device(
+        self, op: int, memory: InPlaceMemory, calls: Iterable[VmmCall]
+    ) -> Iterator[Violation]:
+        """One violation for the first range, converted or not, that is not mapped as it should."""
+        for first, end in filter(None, map(memory.range_of, calls)):
+            wrong = memory.attributes[first:end] ^ ~memory.device_map[first:end]
+            wrong &= memory.private_backing[first:end]
+            if wrong.any():
+                is_private = memory.attributes[first + wrong.index(1)]
+                what = "private and mapped" if is_private else "shared and not mapped"
+                text = _text(first, wrong, f"is {what} for a device")
+                yield Violation(self.name, op, text, "GM10")
+                return
 
     def _judge_lost(
         self, op: int, memory: GuestMemory, lost: bitarray, converted: list[tuple[int, int]]

@@ -18,6 +18,7 @@ from guestemu.abi.errno import MAX_ERRNO
 from guestemu.abi.msrs import KVM_MIGRATION_READY, MSR_KVM_MIGRATION_CONTROL
 from guestemu.host.base import VcpuAccess
 from guestemu.host.kvm.guest_memory import GuestMemory, MemoryFaultExit, Slot
+from guestemu.host.kvm.in_place_memory import InPlaceMemory
 from guestemu.host.kvm.memory_host import MemoryHost
 from guestemu.host.kvm.run import KvmRun
 from guestemu.host.userspace.base import UserSpace, VmStopped
@@ -33,6 +34,9 @@ class VmmHandler(ABC):
 
     serves_migration_control: ClassVar[bool] = False
     """Whether the VMM serves MSR_KVM_MIGRATION_CONTROL; otherwise an access is #GP."""
+
+    converts_in_place: ClassVar[bool] = False
+    """Whether the VM's guest_memfd holds shared pages, too: `memory` is `InPlaceMemory` then."""
 
     memory: GuestMemory
 
@@ -146,7 +150,8 @@ class HandlerHost(MemoryHost):
 
     def make_user_space(self, frames: int) -> tuple[UserSpace, Injection]:
         """The handler over fresh memory, all private."""
-        self.user = _HandledExits(self._handler, GuestMemory(frames, self.memory_slots))
+        make = InPlaceMemory if self._handler.converts_in_place else GuestMemory
+        self.user = _HandledExits(self._handler, make(frames, self.memory_slots))
         return self.user, self.user.injection
 
     def take_slot(self, slot: Slot) -> int:

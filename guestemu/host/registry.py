@@ -43,6 +43,7 @@ from guestemu.host.qemu.host import (
 )
 from guestemu.host.userspace.cloud_hypervisor import CloudHypervisorHost
 from guestemu.host.userspace.dragonball import DragonballHost
+from guestemu.host.userspace.in_place import InPlaceHost
 from guestemu.host.userspace.libkrun import LibkrunHost
 from guestemu.host.userspace.openvmm import OpenVmmHost
 from guestemu.host.userspace.qemu_10_2 import Qemu102Host
@@ -64,6 +65,7 @@ _CLASSES: Final[list[type[MergedHost] | type[HistoricHost]]] = [
     OpenVmmHost,
     LibkrunHost,
     DragonballHost,
+    InPlaceHost,
     SevFirmwareHost,
     MirrorHost,
     MirrorPrototypeHost,

@@ -66,6 +66,13 @@ VMM_SPECS: Final[Mapping[OpKind, OpSpec]] = {
         "the guest touches a page with the C-bit `private`; 1: it exited with "
         "KVM_EXIT_MEMORY_FAULT and the VMM went on",
     ),
+    OpKind.PIN_PAGE: OpSpec(
+        "pin_page",
+        (_GFN, _a("conversions", Argument.SMALL, 1)),
+        "a page of a guest_memfd that converts in place has an extra reference until this many "
+        "conversions to private were refused for it; 0: it has none any more",
+        is_fault=True,
+    ),
 }
 """What a VMM with guest_memfd meets; on a host without it the result is -ENOTTY."""
 

@@ -98,6 +98,7 @@ class OpKind(enum.IntEnum):
     VM_RESET = 120
     FAIL_CALL = 121
     GUEST_ACCESS = 122
+    PIN_PAGE = 123
     DEVICE_STORE = 130
     DEVICE_REGISTER = 131
     DEVICE_CONFIG = 132

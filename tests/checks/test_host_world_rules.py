@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,8 @@ from bitarray import bitarray
 from guestemu.checks import mirror
 from guestemu.checks.guest_memory import GuestMemoryCheck
 from guestemu.events.exits import HypercallExit
+from guestemu.host.kvm.guest_memory import GuestMemory
+from guestemu.host.kvm.in_place_memory import InPlaceMemory
 from guestemu.host.mirror.world import Seen
 from guestemu.program.ops import Op, OpKind
 
@@ -37,6 +40,7 @@ class Memfd:
             device_map=given.get("device", bitarray("0" * FRAMES)),
             take_lost=lambda: given.pop("lost", None),
         )
+        self.guest_memory.range_of = partial(GuestMemory.range_of, self.guest_memory)
 
     def call(self, first=0, pages=FRAMES, result=0, name="KVM_SET_MEMORY_ATTRIBUTES"):
         arguments = (first * PAGE, pages * PAGE, 8)
@@ -105,6 +109,47 @@ def test_what_is_freed_in_use_was_converted(maps, found) -> None:
     assert judged(Memfd(**maps).call(2, 4)) == found
     assert judged(Memfd(**maps).call(0, 99)) == []
     assert judged(Memfd(**maps).call(2, 4), REFUSED) == []
+
+
+def in_place(mapped: str, private: str, result: int = 0) -> SimpleNamespace:
+    """A host whose memory converts in place, after one conversion of frames 2 to 5."""
+    memory = InPlaceMemory(FRAMES)
+    memory.map_for_device(0, PAGE, True)
+    memory.device_map[:] = bitarray(mapped)
+    memory.attributes[:] = bitarray(private)
+    memory.private_pages[:] = memory.attributes
+    memory.shared_pages[:] = ~memory.attributes
+    memory.pin(2, 1)
+    memory.order_failure(0, result)
+    memory.convert(0, 2 * PAGE, 4 * PAGE, 8 * memory.is_private(2))
+    return SimpleNamespace(guest_memory=memory)
+
+
+@pytest.mark.parametrize("exit_", [DONE, REFUSED])
+@pytest.mark.parametrize(
+    ("mapped", "private", "found"),
+    [
+        ("11111111", "00000000", []),
+        ("00000000", "11111111", []),
+        ("11001111", "00110000", []),
+        ("01111110", "01000001", []),
+        ("11110011", "00000000", ["0x4000 is shared and not mapped for a device (2 frames)"]),
+        ("00001000", "11111111", ["0x4000 is private and mapped for a device"]),
+        ("00100000", "11110111", ["0x2000 is private and mapped for a device (2 frames)"]),
+    ],
+)
+@pytest.mark.parametrize("result", [0, 11])
+def test_the_device_map_follows_what_converts_in_place(
+    mapped: str, private: str, found: list[str], exit_: HypercallExit, result: int
+) -> None:
+    assert judged(in_place(mapped, private, result), exit_) == found
+
+
+def test_a_vmm_without_a_device_maps_nothing() -> None:
+    host = in_place("00000000", "00000000")
+    calls = host.guest_memory.calls
+    calls[:] = [one for one in calls if "VFIO" not in one.name]
+    assert judged(host, DONE) == []
 
 
 def test_a_range_in_which_nothing_can_be_wrong_is_not_compared(monkeypatch) -> None:

@@ -29,6 +29,7 @@ AS_POSTED = {
     "cloud-hypervisor": {"any-input", "beyond-ram"},  # V7
     "openvmm": set(),
     "libkrun": {"size-hints", "any-input", "beyond-ram", "host-survives"},  # V2, V7
+    "in-place": set(),
     "dragonball": {"any-input", "beyond-ram"},  # V7
     "tdx-cut": set(),
     "stop-at-fault": set(),

@@ -99,3 +99,29 @@ def test_an_answer_that_is_no_errno_is_the_handlers_failure(tmp_path):
         run(path, "hypercall nr=12 a0=0x5000 a1=0x100000 a2=0 a3=0\n")
     assert "return 0 or a negative errno" in str(caught.value)
     assert isinstance(caught.value.__cause__, HostFailedError)
+
+
+IN_PLACE = """from guestemu.host.handler import VmmHandler
+
+
+class MyHandler(VmmHandler):
+    converts_in_place = True
+
+    def map_gpa_range(self, gpa, pages, attributes):
+        word = 8 if attributes & 16 else 0
+        for number, slot, start, length in self.memory.parts(gpa, pages << 12):
+            offset = start - slot.gpa + slot.memfd_offset
+            error = self.memory.convert(number, offset, length, word)
+            if error:
+                return ERROR
+        return 0
+"""
+
+
+@pytest.mark.parametrize(("error", "found"), [("error", []), ("0", ["record"])])
+def test_a_handler_may_convert_in_place(tmp_path, error, found):
+    path = tmp_path / "in_place.py"
+    path.write_text(IN_PLACE.replace("ERROR", error))
+    pinned = "pin_page gfn=6 conversions=1\n"
+    outcome = run(path, SHARE.format(pages=3) + pinned + BACK.format(pages=3))
+    assert [violation.check for violation in outcome.violations] == found

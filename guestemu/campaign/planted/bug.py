@@ -20,7 +20,7 @@ from guestemu.guest.base import Guest
 from guestemu.guest.registry import GuestSettings, load_guest
 from guestemu.host.base import Host
 from guestemu.program.program import Header
-from guestemu.runner.testbed import Testbed, host_of, settings_of
+from guestemu.runner.testbed import Testbed, host_of, settings_of, slots_of
 
 _LAST: Final = 1000
 
@@ -49,6 +49,7 @@ class Configuration(msgspec.Struct, frozen=True):
         settings = settings_of(header)
         guest = load_guest(settings) if self.guest is None else self.guest(settings)
         host = host_of(header) if self.host is None else self.host()
+        host.describe_vm(slots_of(header), header.vcpus)
         testbed = Testbed(guest, host, self.checks(host))
         if self.prepare is not None:
             self.prepare(testbed)
@@ -58,7 +59,7 @@ class Configuration(msgspec.Struct, frozen=True):
 class ZooBug(msgspec.Struct, frozen=True):
     """One animal.
 
-    `id` is the item of the facts (M31, V2), with a letter where one item has several bugs;
+    `id` is the item of the facts (M31, V2, GM10), with a letter where one item has several bugs;
     `title` what is wrong in one line; `facts` the items that describe it; `where` the part (a patch
     set, a kernel, "mutation" for a change of our own); `target` a name in `targets.TARGETS`;
     `check` the name of the check that must catch it.
@@ -81,13 +82,14 @@ def with_header(
     memory: int = 64,
     vcpus: int = 1,
     budget: int = BUDGET,
+    layout: str = "",
 ) -> Header:
     """The header of a configuration of the zoo; `memory` in MiB, `budget` in basic blocks."""
-    return Header(guest, host, switches, memory=memory, vcpus=vcpus, budget=budget)
+    return Header(guest, host, switches, memory=memory, vcpus=vcpus, budget=budget, layout=layout)
 
 
 @functools.cache
 def sort_key(bug_id: str) -> tuple[int, str]:
-    """M9 before M10, M39a before M39b, the VMMs' own (V2a) behind all others."""
+    """M9 before M10, M39a before M39b, the VMMs' own (V2a, GM10a) behind all others."""
     digits = "".join(letter for letter in bug_id if letter.isdigit())
-    return int(digits or 0) + _LAST * bug_id.startswith("V"), bug_id
+    return int(digits or 0) + _LAST * bug_id.startswith(("V", "GM")), bug_id

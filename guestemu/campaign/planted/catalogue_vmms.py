@@ -2,18 +2,27 @@
 """Bugs of the exit handlers of five VMMs of 2026, as their sources have them (V1 to V10).
 
 One switch of a handler is left as released and all others are repaired; the repaired twin has all
-of them repaired. V2k is a change of our own.
+of them repaired. V2k is a change of our own, and so are GM10a to GM10f: no released VMM converts in
+place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import msgspec
 
 from guestemu.campaign.planted.bug import Configuration, ZooBug, with_header
 from guestemu.campaign.planted.checks import refusals, without_answers
+from guestemu.campaign.planted.hosts_in_place import (
+    AgainHost,
+    EagainDoneHost,
+    LateUnmapHost,
+    OffsetAsGpaHost,
+    RestForgottenHost,
+    StaysUnmappedHost,
+)
 from guestemu.campaign.planted.hosts_vmms import DiscardAllHost
 from guestemu.checks import standard_checks
 from guestemu.checks.base import Check
@@ -22,6 +31,7 @@ from guestemu.host.userspace import converting
 from guestemu.host.userspace.cloud_hypervisor import CloudHypervisorHost
 from guestemu.host.userspace.converting import VmmHost
 from guestemu.host.userspace.dragonball import DragonballHost
+from guestemu.host.userspace.in_place import InPlaceHost
 from guestemu.host.userspace.libkrun import LibkrunHost
 from guestemu.host.userspace.openvmm import OpenVmmHost
 from guestemu.host.userspace.qemu_11 import Qemu11Host
@@ -161,4 +171,31 @@ def _discard_all() -> ZooBug:
     )
 
 
-VMM_BUGS: Final = (*map(_bug, _SWITCHES), _discard_all())
+_IN_PLACE: Final = (
+    (RestForgottenHost, _RECORD, "after EAGAIN what lies behind the error offset is forgotten"),
+    (AgainHost, _RECORD, "tries again from the start and takes a half converted range for the "
+     "state before"),
+    (EagainDoneHost, _RECORD, "EAGAIN is reported as success"),
+    (StaysUnmappedHost, _MEMORY, "what left the device map for a conversion that failed stays out"),
+    (LateUnmapHost, "results", "leaves the device map after the conversion, which therefore fails"),
+    (OffsetAsGpaHost, _RECORD, "takes the error offset for a GPA"),
+)  # fmt: skip
+
+
+def _in_place() -> Iterator[ZooBug]:
+    for letter, (host, check, title) in zip("abcdef", _IN_PLACE, strict=True):
+        layout = "hole@16K+16K" if host is OffsetAsGpaHost else ""
+        header = with_header(host=InPlaceHost.name, layout=layout)
+        yield ZooBug(
+            id=f"GM10{letter}",
+            title=title,
+            facts="GM10",
+            where="mutation of in-place",
+            target="in-place",
+            check=check,
+            planted=Configuration(f"in-place, {host.__name__}", header, host=host),
+            repaired=Configuration("in-place, a hole" if layout else "in-place", header),
+        )
+
+
+VMM_BUGS: Final = (*map(_bug, _SWITCHES), _discard_all(), *_in_place())

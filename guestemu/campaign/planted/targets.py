@@ -177,6 +177,12 @@ _TARGETS: Final = (
         max_ops=4,
     ),
     Target(
+        name="in-place",
+        summary="hypercalls, while pages of a guest_memfd that converts in place are in use",
+        kinds=frozenset({OpKind.HYPERCALL, OpKind.PIN_PAGE}),
+        max_ops=4,
+    ),
+    Target(
         name="host-2019",
         summary="hypercalls and the ioctls of the bitmap generations of 2019",
         kinds=frozenset(

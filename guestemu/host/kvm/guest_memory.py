@@ -32,6 +32,8 @@ MADV_DONTNEED: Final = 4
 
 _SIGN: Final = 1 << 63
 
+SET_ATTRIBUTES: Final = "KVM_SET_MEMORY_ATTRIBUTES"
+
 MAX_CALLS: Final = 4096
 """Calls that are kept; a VMM that makes more of them in one program keeps the first."""
 
@@ -218,7 +220,7 @@ class GuestMemory:
                     pages[first:end] = True
                 else:
                     pages[first:end] |= backing[first:end]
-        return self._made("KVM_SET_MEMORY_ATTRIBUTES", arguments, result)
+        return self._made(SET_ATTRIBUTES, arguments, result)
 
     def fallocate(self, slot: int, mode: int, offset: int, length: int) -> int:
         """Changes the guest_memfd of `slots[slot]`, offset within the file in bytes (GM4).
@@ -270,6 +272,13 @@ class GuestMemory:
             if used.any():
                 self.lost[first:end] |= used
         pages[first:end] = not is_free
+
+    def range_of(self, call: VmmCall) -> tuple[int, int] | None:
+        """The frames, first and end, that a conversion names; None for another call."""
+        if call.name != SET_ATTRIBUTES:
+            return None
+        gpa, size = call.arguments[:2]
+        return gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT
 
     def take_lost(self) -> bitarray | None:
         """`lost` with no frame left in it afterwards; None where there is none."""

@@ -3,7 +3,7 @@
 
 `fail_call` orders the failure of a call that the VMM makes into its kernel; `guest_access` is the
 guest's load or store of a page, which exits where the kind of the access is not the page's
-attribute (GM6).
+attribute (GM6); `pin_page` gives a page of a guest_memfd that converts in place a reference (GM10).
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from guestemu.abi.addresses import PAGE_SHIFT, U64_MASK
-from guestemu.abi.errno import EINVAL, MAX_ERRNO
+from guestemu.abi.errno import EINVAL, ENOTTY, MAX_ERRNO
 from guestemu.host.kvm.guest_memory import HasGuestMemory, MemoryFaultExit
+from guestemu.host.kvm.in_place_memory import InPlaceMemory
 from guestemu.program.ops import OpKind
 
 
@@ -39,4 +40,15 @@ def memory_operations(host: HandlesMemoryFaults) -> Mapping[OpKind, Callable[...
         fault = host.guest_memory.access(gfn << PAGE_SHIFT, bool(private))
         return 0 if fault is None else int(host.memory_fault(fault))
 
-    return {OpKind.FAIL_CALL: fail_call, OpKind.GUEST_ACCESS: guest_access}
+    def pin_page(gfn: int, conversions: int) -> int:
+        memory = host.guest_memory
+        if not isinstance(memory, InPlaceMemory):
+            return -ENOTTY
+        memory.pin(gfn, conversions)
+        return 0
+
+    return {
+        OpKind.FAIL_CALL: fail_call,
+        OpKind.GUEST_ACCESS: guest_access,
+        OpKind.PIN_PAGE: pin_page,
+    }

@@ -214,7 +214,7 @@ def _vmm_place(own: Side, other: Side) -> bool:
     calls = _asked(own, other)
     if own.traits.name == "libkrun":
         return any(call.first >= frames or call.end >= 1 << 52 for call in calls)
-    is_strict = own.traits.name in {"openvmm", "qemu-11"}
+    is_strict = own.traits.name in {"openvmm", "qemu-11", "in-place"}
     return is_strict and any(call.end > frames for call in calls)
 
 
