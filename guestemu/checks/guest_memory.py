@@ -75,17 +75,10 @@ class GuestMemoryCheck(Oracle):
         if len(calls) == seen:
             return ()
         lost = memory.take_lost()
-        violations: list[Violation] = []
-        if isinstance(memory, InPlaceMemory) and memory.has_device:
-            violations.extend(self._judge_device(view.index, memory, calls[seen:]))
-        for record in view.exits:
-            if record.ret:
-                return violations
-        ranges = [
-            span
-            for call in calls[seen:]
-            if not call.result and (span := memory.range_of(call)) is not None
-        ]
+        violations = list(self._judge_device(view.index, memory, calls[seen:]))
+        if any(record.ret for record in view.exits):
+            return violations
+        ranges = list(_ranges(memory, calls[seen:], is_done=True))
         for first, end in ranges:
             if _is_suspect(memory, first, min(end, memory.frames)):
                 violations.extend(self._judge(view.index, memory, first, end))
@@ -118,10 +111,12 @@ class GuestMemoryCheck(Oracle):
                 yield Violation(self.name, op, _text(first, wrong, what), fact)
 
     def _judge_device(
-        self, op: int, memory: InPlaceMemory, calls: Iterable[VmmCall]
+        self, op: int, memory: GuestMemory, calls: Iterable[VmmCall]
     ) -> Iterator[Violation]:
         """One violation for the first range, converted or not, that is not mapped as it should."""
-        for first, end in filter(None, map(memory.range_of, calls)):
+        if not isinstance(memory, InPlaceMemory) or not memory.has_device:
+            return
+        for first, end in _ranges(memory, calls, is_done=False):
             wrong = memory.attributes[first:end] ^ ~memory.device_map[first:end]
             wrong &= memory.private_backing[first:end]
             if wrong.any():
@@ -142,6 +137,16 @@ class GuestMemoryCheck(Oracle):
         ):
             if wrong.any():
                 yield Violation(self.name, op, _text(0, wrong, what), "GM3")
+
+
+def _ranges(
+    memory: GuestMemory, calls: Iterable[VmmCall], is_done: bool
+) -> Iterator[tuple[int, int]]:
+    """The frames, first and end, of the conversions among `calls`; `is_done`: of those done."""
+    for call in calls:
+        span = memory.range_of(call)
+        if span is not None and not (is_done and call.result):
+            yield span
 
 
 def _is_suspect(memory: GuestMemory, first: int, end: int) -> bool:
