@@ -125,7 +125,7 @@ def run(
         ),
     ] = None,
     engine: Annotated[
-        str, typer.Option("--engine", metavar="NAME", help="atheris or random.")
+        str, typer.Option("--engine", metavar="NAME", help="atheris, random or blind.")
     ] = "atheris",
     no_feedback: Annotated[
         bool,
@@ -171,8 +171,8 @@ def run(
 
     bugs = find_bugs(ids or ())
     choose_engine(engine)
-    if engine not in {"atheris", "random"} or (no_feedback and engine != "atheris"):
-        wanted = "atheris" if no_feedback else "atheris or random"
+    if engine not in {"atheris", "random", "blind"} or (no_feedback and engine != "atheris"):
+        wanted = "atheris" if no_feedback else "atheris, random or blind"
         raise typer.BadParameter(f"--engine {engine}: the zoo runs with {wanted}")
     cells = plan_cells(
         bugs,

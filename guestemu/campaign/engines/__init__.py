@@ -10,11 +10,18 @@ from guestemu.abi.errors import InputError, MissingError
 from guestemu.abi.names import nearest
 from guestemu.campaign.engines.atheris import AtherisEngine
 from guestemu.campaign.engines.base import FuzzingEngine
+from guestemu.campaign.engines.blind import BlindEngine
 from guestemu.campaign.engines.exhaustive import ExhaustiveEngine
 from guestemu.campaign.engines.hypothesis import HypothesisEngine
 from guestemu.campaign.engines.random import RandomEngine
 
-_ENGINES: Final = (AtherisEngine(), RandomEngine(), HypothesisEngine(), ExhaustiveEngine())
+_ENGINES: Final = (
+    AtherisEngine(),
+    RandomEngine(),
+    HypothesisEngine(),
+    ExhaustiveEngine(),
+    BlindEngine(),
+)
 
 ENGINES: Final[Mapping[str, FuzzingEngine]] = {engine.name: engine for engine in _ENGINES}
 """Every engine by name, the preferred one first."""

@@ -32,8 +32,9 @@ _STDERR: Final = 2
 
 
 class HuntCell(msgspec.Struct, frozen=True):
-    """One campaign: `bug` by id, planted or repaired; `engine` "atheris" or "random"; `arm` `OURS`
-    or, for atheris without our feedback and mutator, `PLAIN`. `execs` and `seconds` bound it."""
+    """One campaign: `bug` by id, planted or repaired; `engine` "atheris", "random" or "blind";
+    `arm` `OURS` or, for atheris without our feedback and mutator, `PLAIN`. `execs` and `seconds`
+    bound it."""
 
     bug: str
     planted: bool
