@@ -100,6 +100,14 @@ def test_a_guest_that_breaks_its_handler_is_left_where_it_is() -> None:
     assert results(outcome)[-1] == -EIO
 
 
+@pytest.mark.parametrize("value", range(0xD8, 0xE0))
+def test_a_handler_that_became_x87_code_does_not_end_the_emulator(value: int) -> None:
+    """Unicorn pull request 2372: some 240 of them in a row overrun a table."""
+    migrate = "mirror_migrate place=0 page=1\n"
+    outcome = run(f"{migrate}mirror_poke page=0 value={value:#x}\n{migrate}")
+    assert results(outcome) == [0, 0, -EIO]
+
+
 def test_a_page_of_the_handler_is_written_by_poke_only() -> None:
     assert results(run("mirror_write place=5\nmirror_poke page=0")) == [-EINVAL, 0]
 

@@ -4,6 +4,10 @@
 The literal C-bit of the processor is read from CR3 and the entries, wherever it is; GPAs may be as
 high as a proposal wants them (2^42, say), since only RAM addresses reach the emulator. What is left
 out: accessed and dirty bits, USER, reserved bits.
+
+A page full of x87 code and its like is not executable: Unicorn 2.1.4 writes past a table of its
+own where about 240 such instructions stand in a row (unicorn pull requests 2307 and 2372), and the
+guest can fill a handler's pages with any byte. No handler is made of them.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from typing import Final
 import msgspec
 from unicorn import unicorn_const as uc_const
 
-from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, U64_MASK, Gpa
+from guestemu.abi.addresses import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, U64_MASK, Gpa
 from guestemu.abi.x86 import PTE_ADDRESS_MASK, PTE_NX, PTE_PRESENT, PTE_PSE, PTE_RW
 from guestemu.host.mirror.vm import SharedRamMirror
 from guestemu.machine.callbacks import TlbEntry, TlbHook
@@ -24,6 +28,12 @@ _WRITE: Final = uc_const.UC_PROT_WRITE
 _EXEC: Final = uc_const.UC_PROT_EXEC
 _LOWER_HALF: Final = 1 << 47
 _TOP_LEVEL: Final = 4
+_X87: Final = bytes(range(0xD8, 0xE0))
+_LIKE_X87: Final = (b"\x0f\x78",)
+_HALF: Final = tuple(bytes((0x0F, second)) for second in (0x20, 0x38, 0x3A, 0x70, 0xC6))
+_MAX_KEPT: Final = 400
+"""Temporaries that Unicorn may keep for the code of one page. It has room for some 470, and keeps two
+for an x87 instruction and EXTRQ, one for some of SSE and for a read of a control register."""
 
 
 class NotMapped(msgspec.Struct, frozen=True):
@@ -102,13 +112,20 @@ class MirrorMmu:
         if not isinstance(found, Translation):
             self.fault = found
             return False
+        is_fetch = access == uc_const.UC_MEM_FETCH
         if (access == uc_const.UC_MEM_WRITE and not found.writable) or (
-            access == uc_const.UC_MEM_FETCH and not found.executable
+            is_fetch and not (found.executable and self._can_run(found))
         ):
             self.fault = NotMapped(gva)
             return False
         view = self._vm.ram.cbit_mask if found.is_private else 0
         entry.paddr = found.ram_addr & ~PAGE_MASK | view
-        entry.perms = _READ | (_WRITE if found.writable else 0) | (_EXEC if found.executable else 0)
+        entry.perms = _READ | (_WRITE if found.writable else 0) | (_EXEC if is_fetch else 0)
         self.fault = None
         return True
+
+    def _can_run(self, found: Translation) -> bool:
+        page = Gpa(found.ram_addr & ~PAGE_MASK)
+        code = self._vm.ram.read(page, PAGE_SIZE, private=found.is_private)
+        two = len(code) - len(code.translate(None, _X87)) + sum(map(code.count, _LIKE_X87))
+        return 2 * two + sum(map(code.count, _HALF)) <= _MAX_KEPT

@@ -209,6 +209,7 @@ class MirrorVcpu:
 
     def _forget_blocks(self) -> None:
         self.engine.flush_blocks()
+        self.engine.flush_tlb()  # whether a page can run depends on its code
         self._has_strayed = False
 
     def close(self) -> None:
