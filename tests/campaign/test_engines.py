@@ -181,3 +181,25 @@ def test_seeds_that_are_not_there_are_named(what, tmp_path):
     assert done.returncode == 2
     assert f"--inputs {what}" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+# Blind ------------------------------------------------------------------------------------------
+
+
+def test_blind_programs_do_not_depend_on_what_they_cover(tmp_path, monkeypatch):
+    def programs(seed: int, is_new: bool) -> list[bytes]:
+        session = session_of("hypercall", tmp_path, {"seed": seed})
+        tried: list[bytes] = []
+
+        def execute(data: bytes) -> bool:
+            if len(tried) == 50:
+                raise SessionOver
+            tried.append(data)
+            return is_new
+
+        monkeypatch.setattr(session, "execute", execute)
+        ENGINES["blind"].run(session, leave)
+        return tried
+
+    assert programs(1, True) == programs(1, False)
+    assert programs(1, False) != programs(2, False)

@@ -21,7 +21,7 @@ from guestemu.campaign.planted.bug import Configuration
 from guestemu.campaign.planted.catalogue import BUGS, find_bugs, repaired_configurations
 from guestemu.campaign.planted.cell import OURS, PLAIN, CellResult, HuntCell, make_session
 from guestemu.campaign.planted.plain import PlainEngine
-from guestemu.campaign.planted.results import median_of, read_results
+from guestemu.campaign.planted.results import CampaignComparison, compare, median_of, read_results
 from guestemu.campaign.planted.runner import is_covered, is_settled, plan_cells, run_cells
 from guestemu.campaign.planted.session import ZooSession
 from guestemu.campaign.planted.table import zoo_page
@@ -223,11 +223,45 @@ def test_the_page_has_every_bug_and_figure():
     page = zoo_page(tuple(BUGS.values()), results)
     for bug in BUGS.values():
         assert f"| {bug.id} | {bug.title} |" in page
-    assert "| M1 | agreement | 1/1 | 123 | 0.25 | – | – | – |" in page
+    assert "| M1 | agreement | 1/1 | 123 | 0.25 | – | – | – | – | – | – | – | – |" in page
     assert "| hypercall | map-gpa-range:6.18 | M21 | 60000 | 12 | 5 | 0 |" in page
     assert "Ours: 1 of 1 bugs found, the median bug after 123 executions" in page
     assert "Plain: 0 of 1 bugs found; not: M2." in page
-    assert "| M2 | free-pages | – | – | – | 0/1 | >900 | >1.50 |" in page
+    assert "| M2 | free-pages | – | – | – | 0/1 | >900 | >1.50 | – | – | – | – | – |" in page
+
+
+def blind(bug: str, seed: int, found: bool, executions: int) -> CellResult:
+    chosen = HuntCell(bug, True, "blind", OURS, seed, 900)
+    return CellResult(chosen, found, executions, 1.0)
+
+
+def test_mann_and_whitneys_test():
+    """U and p as scipy.stats.mannwhitneyu(method="asymptotic") has them."""
+    own = [CellResult(cell("M1", seed=one), True, one, 1.0) for one in (1, 2, 3, 4, 5)]
+    others = [blind("M1", one, one < 9, one) for one in (4, 6, 7, 8, 9)]
+    compared = compare(own, others)
+    assert compared is not None
+    assert compared.ahead == (22 + 1 / 2 + 1) / 25
+    assert round(compared.p, 4) == 0.0278
+    assert compare(own, own) == CampaignComparison(0.5, 1.0)
+    assert compare(own, []) is None
+
+
+def test_the_page_says_where_blind_campaigns_are_ahead():
+    bugs = tuple(BUGS.values())
+    results = []
+    for seed in range(9):
+        results += [CellResult(cell("M1", seed=seed), True, 10 + seed, 1.0)]
+        results += [CellResult(cell("M6", seed=seed), True, 300 + seed, 1.0)]
+        results += [blind("M1", seed, True, 200), blind("M6", seed, seed > 1, 90)]
+    page = zoo_page(bugs, results)
+    assert (
+        "| M1 | agreement | 9/9 | 14 | 1.00 | – | – | – | 9/9 | 200 | 1.00 | 1.00 | <0.001 |"
+        in page
+    )
+    assert "| 7/9 | 90 | 1.00 | 0.22 | 0.045 |" in page
+    assert "fewer executions for 1 and more for 1 (M6)" in page
+    assert zoo_page(bugs, [], page) == page
 
 
 def test_figures_of_an_earlier_page_stay_where_the_results_have_none():
@@ -242,8 +276,8 @@ def test_figures_of_an_earlier_page_stay_where_the_results_have_none():
         ],
     )
     page = zoo_page(bugs, [CellResult(cell("M1"), True, 77, 0.75)], first)
-    assert "| M1 | agreement | 1/1 | 77 | 0.75 | 0/1 | >900 | >3.00 |" in page
-    assert "| M2 | free-pages | 1/1 | 500 | 0.50 | – | – | – |" in page
+    assert "| M1 | agreement | 1/1 | 77 | 0.75 | 0/1 | >900 | >3.00 | – | – | – | – | – |" in page
+    assert "| M2 | free-pages | 1/1 | 500 | 0.50 | – | – | – | – | – | – | – | – |" in page
     assert "| hypercall | map-gpa-range:6.18 | M21 | 60000 | 12 | 5 | 0 |" in page
     assert "Ours: 2 of 2 bugs found, the median bug after 77 executions" in page
     assert zoo_page(bugs, [], page) == page

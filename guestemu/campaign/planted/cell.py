@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 OURS: Final = "ours"
 PLAIN: Final = "plain"
+BLIND: Final = "blind"
 STATUS_FAILED: Final = 70
 INSTRUMENTED: Final = ("guestemu",)
 """What the plain arm sees the coverage of: atheris instruments whole top-level packages."""
@@ -43,6 +44,11 @@ class HuntCell(msgspec.Struct, frozen=True):
     seed: int
     execs: int | None
     seconds: float | None = None
+
+    @property
+    def kind(self) -> str:
+        """What its figures are compared as: `OURS`, `PLAIN` or `BLIND`."""
+        return BLIND if self.engine == BLIND else self.arm
 
     @property
     def key(self) -> tuple[str, bool, str, str, int]:

@@ -12,8 +12,8 @@ import msgspec
 
 from guestemu.campaign.planted.bug import ZooBug
 from guestemu.campaign.planted.catalogue import repaired_configurations
-from guestemu.campaign.planted.cell import OURS, PLAIN, CellResult
-from guestemu.campaign.planted.results import Median, median_of
+from guestemu.campaign.planted.cell import BLIND, OURS, PLAIN, CellResult
+from guestemu.campaign.planted.results import SIGNIFICANT, Median, compare, median_of
 
 _INTRODUCTION: Final = """\
 # The zoo
@@ -27,22 +27,28 @@ find them. This page is written by `guestemu zoo table`; do not edit it.
     guestemu zoo run --repaired --time 600
     guestemu zoo table RESULTS -o docs/zoo.md
     guestemu zoo run M6 M31 --results zoo.jsonl --html zoo.html
+    guestemu zoo run M6 M31 --results zoo.jsonl --engine blind
 
-The last writes a page whose coloured cells lead to what a campaign found and to its command.
+With --html a page is written whose coloured cells lead to what a campaign found and to its
+command.
 
 A bug has the number of its fact in docs/facts; a letter distinguishes several bugs of one fact. A
 bug is planted by a switch of a host model, by a class that changes one behaviour of the reference
 host or of the firmware, or by a few changed lines of the guest's assembly
 (`guestemu/campaign/planted/variants.py` has them). Its *repaired twin* differs in nothing else.
 
-Campaigns of two kinds search for a bug. *Ours* are atheris with guestemu's feedback (guest blocks,
-model states) and its mutator; *plain* are atheris with its own mutator and the coverage of Python
-bytecode in all of guestemu. Both start from an empty corpus without a dictionary, and have the same
-targets, decoding, checks, seeds and budgets. *Executions* and *seconds* (CPU time of the campaign's
-process, without booting) are those of the median campaign over the seeds, until the check named in
-the table failed; `>` marks a median campaign that ended before that. Once more than half of the
-seeds found nothing, the median is known, and the other seeds were not run. A dash: no campaign was
-run.
+Campaigns of three kinds search for a bug. *Ours* are atheris with guestemu's feedback (guest
+blocks, model states) and its mutator; *plain* are atheris with its own mutator and the coverage of
+Python bytecode in all of guestemu; *blind* are new programs alone, from the generator that ours
+draw theirs from. All start from an empty corpus without a dictionary, and have the same targets,
+decoding, checks and seeds. *Executions* and *seconds* (CPU time of the campaign's process, without
+booting) are those of the median campaign over the seeds, until the check named in the table failed;
+`>` marks a median campaign that ended before that. Once more than half of the seeds found nothing,
+the median is known, and the other seeds were not run. A dash: no campaign was run.
+
+*Ahead* is the share of all pairs of one of our campaigns and a blind one in which ours needed fewer
+executions (0.50: no difference); *p* says how likely as large a difference is by chance (Mann and
+Whitney's test, two-sided).
 """
 
 _REPAIRED: Final = """\
@@ -52,10 +58,15 @@ campaigns may have shared a processor.
 
 _FIGURES: Final = ("found", "executions", "seconds")
 _DASH: Final = "–"
+_LEAST_P: Final = 0.001
+_KINDS: Final = (OURS, PLAIN, BLIND)
 _MEDIAN: Final = re.compile(r"(\d+)/(\d+) \| (>?)(\d+) \| >?([\d.]+)")
 
 Medians: TypeAlias = Mapping[tuple[str, str], Median]
-"""By bug and arm."""
+"""By bug and kind of campaign."""
+
+Comparisons: TypeAlias = Mapping[str, tuple[str, str]]
+"""By bug: how often ours are ahead of blind ones, and p, as the page has them."""
 
 
 def _cell(median: Median | None) -> tuple[str, str, str]:
@@ -72,21 +83,22 @@ def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _found_rows(bugs: Sequence[ZooBug], medians: Medians) -> list[list[str]]:
-    return [
-        [
-            *(bug.id, bug.check),
-            *_cell(medians.get((bug.id, OURS))),
-            *_cell(medians.get((bug.id, PLAIN))),
-        ]
-        for bug in bugs
-    ]
+def _found_rows(
+    bugs: Sequence[ZooBug], medians: Medians, comparisons: Comparisons
+) -> list[list[str]]:
+    rows = []
+    for bug in bugs:
+        row = [bug.id, bug.check]
+        for kind in _KINDS:
+            row += _cell(medians.get((bug.id, kind)))
+        rows.append([*row, *comparisons.get(bug.id, (_DASH, _DASH))])
+    return rows
 
 
-def _summary(bugs: Sequence[ZooBug], medians: Medians) -> str:
-    """A sentence for each arm: how many bugs its median campaign found, and the slowest."""
+def _summary(bugs: Sequence[ZooBug], medians: Medians, comparisons: Comparisons) -> str:
+    """A sentence for each kind: how many bugs its median campaign found, and the slowest."""
     sentences = []
-    for arm in (OURS, PLAIN):
+    for arm in _KINDS:
         own = {bug.id: medians[bug.id, arm] for bug in bugs if (bug.id, arm) in medians}
         found = {name: one.execs for name, one in own.items() if not one.is_bound}
         if not own:
@@ -113,6 +125,19 @@ def _summary(bugs: Sequence[ZooBug], medians: Medians) -> str:
             f"Of {len(both)} bugs that both arms ran on, ours needed fewer executions for "
             f"{by_executions} and less time for {by_seconds}.\n"
         )
+    if comparisons:
+        told = [
+            (float(ahead), name)
+            for name, (ahead, p) in comparisons.items()
+            if float(p.removeprefix("<")) < SIGNIFICANT
+        ]
+        behind = [name for ahead, name in told if ahead < 1 / 2]
+        sentences.append(
+            f"Of {len(comparisons)} bugs that ours and blind campaigns ran on, ours needed fewer "
+            f"executions for {len(told) - len(behind)} and more for {len(behind)}"
+            f"{' (' + ', '.join(behind) + ')' if behind else ''}; for the others there is no "
+            f"difference at p < {SIGNIFICANT}.\n"
+        )
     return "\n".join(sentences)
 
 
@@ -120,24 +145,47 @@ def _is_ahead(ours: Median, plain: Median, own: float, other: float) -> bool:
     return not ours.is_bound and (plain.is_bound or own < other)
 
 
+def _kept_cells(bug: ZooBug, earlier: str) -> list[str]:
+    """The figures of `bug` on the page `earlier`."""
+    kept = re.search(rf"^\| {bug.id} \| {re.escape(bug.check)} \| (.*) \|$", earlier, re.MULTILINE)
+    return kept[1].split(" | ") if kept else []
+
+
+def _of(bug: ZooBug, kind: str, results: Sequence[CellResult]) -> list[CellResult]:
+    return [
+        one
+        for one in results
+        if (one.cell.bug, one.cell.kind) == (bug.id, kind) and one.cell.planted
+    ]
+
+
 def _medians(bugs: Sequence[ZooBug], results: Sequence[CellResult], earlier: str) -> Medians:
-    """The medians of `results`; of a bug and arm without any, those of the page `earlier`."""
+    """The medians of `results`; of a bug and kind without any, those of the page `earlier`."""
     found: dict[tuple[str, str], Median] = {}
     for bug in bugs:
-        kept = re.search(
-            rf"^\| {bug.id} \| {re.escape(bug.check)} \| (.*) \|$", earlier, re.MULTILINE
-        )
-        cells = kept[1].split(" | ") if kept else []
-        for arm, own in ((OURS, cells[:3]), (PLAIN, cells[3:])):
-            median = median_of(
-                one
-                for one in results
-                if (one.cell.bug, one.cell.arm) == (bug.id, arm) and one.cell.planted
-            )
-            median = median or _read_median(" | ".join(own))
+        cells = _kept_cells(bug, earlier)
+        for place, kind in enumerate(_KINDS):
+            own = cells[3 * place : 3 * place + 3]
+            median = median_of(_of(bug, kind, results)) or _read_median(" | ".join(own))
             if median is not None:
                 seconds = round(median.seconds, 2)  # as the page has them
-                found[bug.id, arm] = msgspec.structs.replace(median, seconds=seconds)
+                found[bug.id, kind] = msgspec.structs.replace(median, seconds=seconds)
+    return found
+
+
+def _comparisons(
+    bugs: Sequence[ZooBug], results: Sequence[CellResult], earlier: str
+) -> Comparisons:
+    """Those of `results`, else of the page `earlier`."""
+    found: dict[str, tuple[str, str]] = {}
+    for bug in bugs:
+        compared = compare(_of(bug, OURS, results), _of(bug, BLIND, results))
+        kept = tuple(_kept_cells(bug, earlier)[3 * len(_KINDS) :])
+        if compared is not None:
+            p = "<0.001" if compared.p < _LEAST_P else f"{compared.p:.3f}"
+            found[bug.id] = (f"{compared.ahead:.2f}", p)
+        elif len(kept) == 2 and _DASH not in kept:
+            found[bug.id] = (kept[0], kept[1])
     return found
 
 
@@ -184,6 +232,7 @@ def zoo_page(bugs: Sequence[ZooBug], results: Sequence[CellResult], earlier: str
     """The page for `bugs` with what `results` have on them. Figures of the page `earlier` stay
     where `results` have none for the same bug, check and arm, or for the same configuration."""
     medians = _medians(bugs, results, earlier)
+    comparisons = _comparisons(bugs, results, earlier)
     bug_rows = [[bug.id, bug.title, bug.where, bug.target, bug.check, bug.facts] for bug in bugs]
     return "\n".join(
         (
@@ -191,10 +240,13 @@ def zoo_page(bugs: Sequence[ZooBug], results: Sequence[CellResult], earlier: str
             f"## The {len(bugs)} bugs\n",
             _table(("bug", "what is wrong", "where", "target", "check", "facts"), bug_rows),
             "## Campaigns\n",
-            _summary(bugs, medians),
+            _summary(bugs, medians, comparisons),
             _table(
-                ("bug", "check", *_FIGURES, "plain: found", *_FIGURES[1:]),
-                _found_rows(bugs, medians),
+                (
+                    *("bug", "check", *_FIGURES, "plain: found", *_FIGURES[1:]),
+                    *("blind: found", *_FIGURES[1:], "ahead", "p"),
+                ),
+                _found_rows(bugs, medians, comparisons),
             ),
             "## Repaired configurations\n",
             _REPAIRED,

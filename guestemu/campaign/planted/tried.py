@@ -8,7 +8,7 @@ from typing import Final
 
 from guestemu.abi.names import command_line, plural
 from guestemu.campaign.planted.bug import ZooBug
-from guestemu.campaign.planted.cell import OURS, PLAIN, CellResult
+from guestemu.campaign.planted.cell import BLIND, OURS, PLAIN, CellResult
 from guestemu.campaign.planted.results import median_of
 from guestemu.report.document import Document
 from guestemu.report.matrix import Tried, matrix_document
@@ -18,6 +18,11 @@ _MOSTLY: Final = "most campaigns found it"
 _MISSED: Final = "most campaigns missed it"
 _CLEAN: Final = "repaired: no violation"
 _FALSE: Final = "repaired: a false positive"
+_KINDS: Final = {
+    OURS: ("guestemu", ()),
+    PLAIN: ("plain atheris", ("--no-feedback",)),
+    BLIND: ("blind", ("--engine", "blind")),
+}
 _VALUES: Final = {_ALWAYS: "good", _MOSTLY: "warn", _MISSED: "bad", _CLEAN: "good", _FALSE: "bad"}
 
 
@@ -27,7 +32,8 @@ def zoo_document(bugs: Sequence[ZooBug], results: Sequence[CellResult]) -> Docum
     words = (
         "Known bugs, planted one at a time. A cell is the number of executions after which the "
         "median campaign found the bug (> if it ended before that), with guestemu's feedback and "
-        'mutator or with those of atheris; below "repaired", the executions without the bug.'
+        'mutator, with those of atheris, or by new programs alone; below "repaired", the '
+        "executions without the bug."
     )
     tried = [one for bug in bugs for one in _of_bug(bug, results)]
     return matrix_document("The zoo of planted bugs", words, tried, _VALUES, "bug")
@@ -36,11 +42,11 @@ def zoo_document(bugs: Sequence[ZooBug], results: Sequence[CellResult]) -> Docum
 def _of_bug(bug: ZooBug, results: Sequence[CellResult]) -> Iterator[Tried]:
     row = f"{bug.id}: {bug.title}"
     about = f"{bug.where}; target {bug.target}; check {bug.check}; facts {bug.facts or 'none'}."
-    for arm in (OURS, PLAIN):
+    for kind_of_campaign, (column, switch) in _KINDS.items():
         own = [
             one
             for one in results
-            if one.cell.bug == bug.id and one.cell.planted and one.cell.arm == arm
+            if one.cell.bug == bug.id and one.cell.planted and one.cell.kind == kind_of_campaign
         ]
         median = median_of(own)
         if median is None:
@@ -48,10 +54,9 @@ def _of_bug(bug: ZooBug, results: Sequence[CellResult]) -> Iterator[Tried]:
         kind = _MISSED if median.is_bound else _MOSTLY if median.found < median.seeds else _ALWAYS
         program = next((" / ".join(one.program) for one in own if one.found), "")
         found = f" First program: {program}." if program else ""
-        switch = ["--no-feedback"] if arm == PLAIN else []
         yield Tried(
             row=row,
-            column="guestemu" if arm == OURS else "plain atheris",
+            column=column,
             word=f"{'>' if median.is_bound else ''}{median.execs:,}",
             kind=kind,
             detail=f"{about} Found by {median.found} of {plural(median.seeds, 'campaign')}, the "

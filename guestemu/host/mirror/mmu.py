@@ -32,8 +32,8 @@ _X87: Final = bytes(range(0xD8, 0xE0))
 _LIKE_X87: Final = (b"\x0f\x78",)
 _HALF: Final = tuple(bytes((0x0F, second)) for second in (0x20, 0x38, 0x3A, 0x70, 0xC6))
 _MAX_KEPT: Final = 400
-"""Temporaries that Unicorn may keep for the code of one page. It has room for some 470, and keeps two
-for an x87 instruction and EXTRQ, one for some of SSE and for a read of a control register."""
+"""Temporaries that Unicorn may keep for the code of one page. It has room for some 470, and keeps
+two for an x87 instruction and EXTRQ, one for some of SSE and for a read of a control register."""
 
 
 class NotMapped(msgspec.Struct, frozen=True):
