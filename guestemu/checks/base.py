@@ -23,6 +23,7 @@ from guestemu.events.operations import Violation
 from guestemu.guest.base import CallOutcome, Guest
 from guestemu.host.base import Host
 from guestemu.host.kvm.map_gpa_lies import MAP_GPA_LIES
+from guestemu.host.marked_bits import MarkedBits
 from guestemu.program.ops import Op, OpKind
 
 __all__ = [
@@ -95,7 +96,7 @@ def vmm_lies(view: OpView) -> bool:
 def not_as_told(
     after: bitarray,
     before: bitarray,
-    told: Sequence[tuple[int, int, bool]],
+    told: list[tuple[int, int, bool]],
     free: Sequence[tuple[int, int]] = (),
 ) -> bitarray | None:
     """The map that `after` should be, or None if it is that: `before` with each range of `told`
@@ -103,8 +104,11 @@ def not_as_told(
     ranges `free` (first frame, frame after the last) it may be anything.
 
     A map has a bit for every frame of the guest: only the ranges are copied, `before` is changed
-    for the comparison and changed back.
+    for the comparison and changed back. A record that knows where it was written since
+    `before` is asked first.
     """
+    if isinstance(after, MarkedBits) and after.is_as_told(before, told):
+        return None
     total = len(before)
     kept: list[tuple[int, bitarray]] = []
     for first, end, value in told:

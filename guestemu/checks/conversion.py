@@ -58,7 +58,7 @@ class ConversionCheck(Oracle):
         end = min(first + count, len(view.private_before))
         private = view.wants_private
         leaf_map = view.guest.leaf_map
-        told = ((first, end, private),)
+        told = [(first, end, private)]
         if not leaf_map.became(first, end, private):
             after = leaf_map.private
             expected = not_as_told(after, view.private_before, told)

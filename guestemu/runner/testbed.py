@@ -31,6 +31,7 @@ from guestemu.guest.registry import GuestSettings, load_guest
 from guestemu.host.base import Host
 from guestemu.host.kvm.guest_memory import Slot
 from guestemu.host.kvm.host import MergedHost
+from guestemu.host.marked_bits import MarkedBits
 from guestemu.host.permission import Permissions
 from guestemu.host.registry import load_host
 from guestemu.host.userspace.base import VmStopped
@@ -227,7 +228,7 @@ class Testbed:
             if self._failure is not None:
                 raise self._failure
             if not index and self._is_judged_new:
-                violations += first_state(index, view.host_before, view.ready_before)
+                violations += first_state(index, self.host.private_map(), view.ready_before)
             self._carry_out(view, results, violations)
         except HostFailedError as error:
             self._machine.hooks.clear()
@@ -312,7 +313,9 @@ class Testbed:
         recorder.records = []
         recorder.emitted = []
         host_before, now = self._host_before, host.private_map()
-        if len(host_before) == len(now):
+        if isinstance(now, MarkedBits):
+            host_before = now.begin()
+        elif len(host_before) == len(now):
             host_before[:] = now  # in the memory that it has: new memory costs more than the copy
         else:
             host_before = self._host_before = now.copy()

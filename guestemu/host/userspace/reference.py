@@ -9,7 +9,7 @@ Source: Documentation/virt/kvm/x86/hypercalls.rst and msr.rst (Linux 7.1); K5-c,
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from bitarray import bitarray
 
@@ -18,8 +18,12 @@ from guestemu.abi.hypercalls import MAP_GPA_RANGE_ENCRYPTED
 from guestemu.abi.msrs import KVM_MIGRATION_READY, MSR_KVM_MIGRATION_CONTROL
 from guestemu.host.base import VcpuAccess
 from guestemu.host.kvm.run import KvmRun
+from guestemu.host.marked_bits import MarkedBits
 from guestemu.host.userspace.base import UserSpace
 from guestemu.host.userspace.injection import Injection
+
+_LARGE: Final = 1 << 17
+"""Frames above which it pays to note where the record was written: 512 MiB."""
 
 
 class ReferenceUserSpace(UserSpace):
@@ -36,7 +40,8 @@ class ReferenceUserSpace(UserSpace):
     def __init__(self, frames: int) -> None:
         self._frames = frames
         self._state = 0
-        self.private = bitarray(frames, endian="little")
+        kind = MarkedBits if frames > _LARGE else bitarray
+        self.private: bitarray = kind(frames, endian="little")
         self.private.setall(True)
         self.migration_control = 0
         self.injection = Injection()
@@ -61,7 +66,9 @@ class ReferenceUserSpace(UserSpace):
         """All frames private, the latch 0."""
         if self._state:
             self._state = 0
-            self.private.setall(True)
+            private = self.private
+            fill = private.refill if isinstance(private, MarkedBits) else private.setall
+            fill(True)
         self.migration_control = 0
         return True
 
