@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The report of a campaign: its findings as cards, its figures, its plots."""
+"""Campaigns as documents: what one came to at its end, how some stand, and the report of one: its
+findings as cards, its figures, its plots."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from guestemu.abi.names import plural
 from guestemu.campaign.readings import Reading, StatsLine, ops_in_corpus, read_stats
-from guestemu.campaign.screen import duration
+from guestemu.campaign.screen import duration, space_line, status_line
 from guestemu.report.card import Card
 from guestemu.report.charts import bar_chart, step_chart
 from guestemu.report.document import (
@@ -22,6 +23,10 @@ from guestemu.report.document import (
     cited_facts,
 )
 from guestemu.report.page import TableCell
+
+if TYPE_CHECKING:
+    from guestemu.campaign.campaign import Campaign
+    from guestemu.campaign.figures import Figures
 
 MAX_POINTS: Final = 600
 """Points of a plot; of more lines, evenly spaced ones are drawn."""
@@ -62,6 +67,66 @@ def campaign_document(reading: Reading, cards: Sequence[Card] = ()) -> Document:
         chapters.append(Chapter("Facts cited", facts))
     title = f"{reading.record.target} on {Path(reading.record.host).name}, {root.name}"
     return Document(title, tuple(chapters))
+
+
+def ended_document(campaign: Campaign, figures: Figures) -> Document:
+    """What `guestemu fuzz` says at the end."""
+    lead: list[Content] = []
+    if figures.executions:
+        text = (
+            f"{figures.median_ops} ops per program (median); last new coverage after "
+            f"{duration(figures.last_new_s)}; work directory {campaign.store.root}"
+        )
+        lead.append(Paragraph(text))
+    if figures.space is not None:
+        lead.append(Paragraph(space_line(figures)))
+    lead += (Paragraph(f"infrastructure: {line}", "yellow") for line in figures.infrastructure)
+    lead += (Paragraph(f"not reproducible: {line}", "yellow") for line in figures.unstable)
+    if not figures.findings:
+        lead.append(Paragraph("nothing found", "green"))
+        return Document(status_line(figures), lead=tuple(lead))
+    rows = tuple(
+        (
+            f"{found.key} (accepted)" if campaign.is_accepted(found.key) else found.key,
+            f"{found.count:,}",
+            duration(found.first_seen_s),
+            campaign.store.finding_path(found.key),
+        )
+        for found in figures.findings
+    )
+    findings = Grid(("finding", "count", "first after", "program"), rows)
+    return Document(status_line(figures), (Chapter("", (findings,)),), tuple(lead))
+
+
+def status_document(readings: Sequence[Reading]) -> Document:
+    """What `guestemu status` says: a row for each campaign, and a line for each finding."""
+    rows = tuple(map(_status_row, readings))
+    head = (
+        *("campaign", "target", "state", "time", "executions", "per s", "corpus"),
+        *("blocks+states", "nothing new for", "findings"),
+    )
+    found = (
+        Paragraph(f"{reading.root}: {found.key} ×{found.count:,}", "red")
+        for reading in readings
+        for found in reading.findings
+    )
+    return Document("", lead=(Grid(head, rows), *found))
+
+
+def _status_row(reading: Reading) -> tuple[object, ...]:
+    latest = reading.latest
+    return (
+        reading.root,
+        reading.record.target,
+        "running" if reading.is_running else "ended",
+        duration(reading.seconds),
+        f"{reading.executions:,}",
+        f"{reading.execs_per_second:,.0f}",
+        f"{reading.corpus_size:,}",
+        f"{latest.guest_blocks if latest else 0}+{latest.model_states if latest else 0}",
+        duration(max(reading.seconds - reading.last_new_s, 0.0)),
+        len(reading.findings),
+    )
 
 
 def _in_short(reading: Reading) -> str:

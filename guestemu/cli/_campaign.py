@@ -186,37 +186,9 @@ def campaign_object(campaign: Campaign, figures: Figures) -> dict[str, object]:
 
 def tell(campaign: Campaign, figures: Figures) -> None:
     """The end of a campaign, for people."""
-    from guestemu.campaign.screen import duration, space_line, status_line
+    from guestemu.campaign.document import ended_document
 
-    console.emit(status_line(figures))
-    if figures.executions:
-        console.emit(
-            f"{figures.median_ops} ops per program (median); last new coverage after "
-            f"{duration(figures.last_new_s)}; work directory {campaign.store.root}"
-        )
-    if figures.space is not None:
-        console.emit(space_line(figures))
-    for line in figures.infrastructure:
-        console.emit(console.paint(f"infrastructure: {line}", "yellow"))
-    for line in figures.unstable:
-        console.emit(console.paint(f"not reproducible: {line}", "yellow"))
-    if not figures.findings:
-        console.emit(console.paint("nothing found", "green"))
-        _tell_next(campaign, figures)
-        return
-    console.emit()
-    console.emit_table(
-        ("finding", "count", "first after", "program"),
-        (
-            (
-                f"{found.key} (accepted)" if campaign.is_accepted(found.key) else found.key,
-                f"{found.count:,}",
-                duration(found.first_seen_s),
-                campaign.store.finding_path(found.key),
-            )
-            for found in figures.findings
-        ),
-    )
+    console.emit_document(ended_document(campaign, figures))
     _tell_next(campaign, figures)
 
 

@@ -27,8 +27,17 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from guestemu.report.document import Content, Document
-    from guestemu.report.strip import Strip, StripLine
+    from guestemu.report.card import Card
+    from guestemu.report.document import (
+        Bullets,
+        Code,
+        Content,
+        Document,
+        Heading,
+        Item,
+        Paragraph,
+    )
+    from guestemu.report.strip import StripLine
 
 _PROGRAM: Final = "guestemu"
 _SHAPES_VERSION: Final = 1
@@ -40,6 +49,7 @@ _CONTROLS: Final = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 """Characters that JSON leaves as they are and terminals may obey."""
 
 _COLUMN_GAP: Final = 2
+_PICTURE_INDENT: Final = 2
 _VALUES: Final = {"good": "green", "bad": "red", "warn": "yellow"}
 """Styles of what a table's cell is worth."""
 
@@ -148,9 +158,12 @@ def emit_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None
     _emit_cells(columns, ([(visible(str(cell)), "") for cell in row] for row in rows))
 
 
-def _emit_cells(columns: Sequence[str], rows: Iterable[Sequence[tuple[str, str]]]) -> None:
-    """Rows of texts with their styles."""
-    cells = [[(text, "bold") for text in columns], *rows]
+def _emit_cells(
+    columns: Sequence[str], rows: Iterable[Sequence[tuple[str, str]]], indent: str = ""
+) -> None:
+    """Rows of texts with their styles, under headings if there are any."""
+    head = [[(text, "bold") for text in columns]] if columns else []
+    cells = [*head, *rows]
     widths = [max(len(text) for text, _ in column) for column in zip(*cells, strict=True)]
     gap = " " * _COLUMN_GAP
     for row in cells:
@@ -160,7 +173,7 @@ def _emit_cells(columns: Sequence[str], rows: Iterable[Sequence[tuple[str, str]]
             shown = text.ljust(width) if place < used else text.rstrip()
             if place <= used:
                 parts.append(paint(shown, style) if style else shown)
-        emit(gap.join(parts))
+        emit(indent + gap.join(parts))
 
 
 def paint(text: str, style: str) -> str:
@@ -184,15 +197,6 @@ def has_unicode() -> bool:
     return not _is_dumb()
 
 
-def emit_strip(strip: Strip | None, indent: str = "", said: str = "") -> None:
-    """A strip on stdout, each line behind `indent`, without the sentence that was `said` already;
-    nothing for None."""
-    from guestemu.report.strip import strip_lines
-
-    if strip is not None:
-        emit_lines(strip_lines(strip, not has_unicode(), said), indent)
-
-
 def emit_lines(lines: Iterable[StripLine], indent: str = "") -> None:
     """The lines of a picture on stdout, each behind `indent`."""
     for line in lines:
@@ -200,8 +204,12 @@ def emit_lines(lines: Iterable[StripLine], indent: str = "") -> None:
 
 
 def emit_document(document: Document) -> None:
-    """A document on stdout: its title, then what is not for pages only, a blank line between."""
-    emit(document.title)
+    """A document on stdout: its title with what belongs to it, then the chapters that are not for
+    pages only, a blank line before each."""
+    if document.title:
+        emit(document.title)
+    for content in document.lead:
+        _emit_content(content)
     for chapter in document.chapters:
         if chapter.is_page_only:
             continue
@@ -212,38 +220,60 @@ def emit_document(document: Document) -> None:
             _emit_content(content)
 
 
-def _emit_content(content: Content) -> None:
-    """A picture of a page alone (`Svg`) prints nothing."""
-    from guestemu.report.card import Card
-    from guestemu.report.document import (
-        Bullets,
-        Code,
-        Grid,
-        Heading,
-        Legend,
-        Paragraph,
-        Picture,
-        picture_lines,
-    )
+def _emit_content(content: Content, indent: str = "") -> None:
+    """A picture of a page alone (`Svg`) prints nothing; the others are nearly as wide as a
+    terminal, and indented a little at most."""
+    from guestemu.report.document import Grid, Item, Legend, Picture, Svg, picture_lines
+
+    match content:
+        case Item():
+            _emit_item(content, indent)
+        case Grid(headings, rows):
+            _emit_cells(headings, ([_worded(cell) for cell in row] for row in rows), indent)
+        case Picture(_, drawn, said):
+            emit_lines(picture_lines(drawn, not has_unicode(), said), indent[:_PICTURE_INDENT])
+        case Legend(entries):
+            emit(indent + "  ".join(paint(word, _VALUES[value]) for word, value in entries))
+        case Svg():
+            pass
+        case _:
+            for text, style in _text_lines(content):
+                _emit_styled(text, style, indent)
+
+
+def _text_lines(
+    content: Paragraph | Bullets | Heading | Code | Card,
+) -> Iterator[tuple[str, str]]:
+    """Lines with their styles."""
+    from guestemu.report.document import Bullets, Code, Heading, Paragraph
 
     match content:
         case Paragraph(text, style):
-            emit(paint(text, style) if style else text)
+            yield text, style
         case Bullets(lines, style):
-            for line in lines:
-                emit(paint(f"  {line}", style) if style else f"  {line}")
-        case Card():
-            emit(f"{content.key}: {content.headline}")
-        case Grid(headings, rows):
-            _emit_cells(headings, ([_worded(cell) for cell in row] for row in rows))
-        case Picture(_, drawn):
-            emit_lines(picture_lines(drawn, not has_unicode()))
-        case Legend(entries):
-            emit("  ".join(paint(word, _VALUES[value]) for word, value in entries))
+            yield from ((f"  {line}" if line else "", style) for line in lines)
         case Heading(text):
-            emit(paint(text, "bold"))
+            yield text, "bold"
         case Code(text, is_command):
-            emit_text(f"$ {text}" if is_command else text)
+            yield from ((line, "") for line in (f"$ {text}" if is_command else text).split("\n"))
+        case _:
+            yield f"{content.key}: {content.headline}", ""
+
+
+def _emit_item(item: Item, indent: str) -> None:
+    if item.label:
+        label = paint(item.label, item.style) if item.style else item.label
+        emit(f"{indent}{label}{item.text}")
+    else:
+        _emit_styled(item.text, item.style, indent)
+    for content in item.contents:
+        _emit_content(content, indent + " " * item.indent)
+
+
+def _emit_styled(text: str, style: str, indent: str) -> None:
+    """One line; of an empty one not even the indentation."""
+    line = f"{indent}{text}" if text else ""
+    emit(paint(line, style) if style and line else line)
 
 
 def _worded(cell: object) -> tuple[str, str]:

@@ -10,7 +10,6 @@ import msgspec
 import typer
 
 from guestemu.abi.files import check_place
-from guestemu.abi.names import plural
 from guestemu.cli import console
 from guestemu.cli._options import (
     AsJson,
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
 
 GROUP: Final = "Start"
 ORDER: Final = 40
-
-_STYLES = {"ok": "green", "oops": "yellow"}
 
 
 def command(
@@ -75,6 +72,7 @@ def command(
     """
     from guestemu.cli._program import Overrides, load
     from guestemu.report.trace.derive import events_of
+    from guestemu.report.trace.document import run_document
     from guestemu.report.trace.jsonl import write_jsonl
     from guestemu.report.trace.run import run_program
     from guestemu.report.trace.words import is_finding, run_word
@@ -103,7 +101,7 @@ def command(
     if as_json:
         console.emit_json(run_object(run, events))
     else:
-        _tell(run, events)
+        console.emit_document(run_document(run, events))
     if trace is not None:
         write_jsonl(trace, loaded.header, events)
     return EXIT_FINDINGS if is_finding(run_word(run)) else EXIT_OK
@@ -145,41 +143,3 @@ def run_object(run: Run, events: Sequence[Line]) -> dict[str, object]:
         "stopped": run.stop,
         "strip": run.strip,
     }
-
-
-def _tell(run: Run, events: Sequence[Line]) -> None:
-    from guestemu.events.exits import HypercallExit
-    from guestemu.program.op_text import format_op
-    from guestemu.report.trace.digest import trace_hash
-    from guestemu.report.trace.summary import tell_op
-    from guestemu.report.trace.words import run_word
-
-    header = run.program.header
-    repaired = f" with {', '.join(header.switches)} repaired" if header.switches else ""
-    console.emit(
-        f"{header.guest} on {header.host}{repaired}, "
-        f"C-bit {header.cbit}, {header.memory} MiB, {header.vcpus} vCPU"
-    )
-    for index, op in enumerate(run.program.ops):
-        told = tell_op(run, index)
-        console.emit(console.paint(f"{index:>3}  {format_op(op)}", "bold"))
-        for line in told.lines:
-            console.emit(f"       {line}")
-        for first, *rest in told.violations:
-            console.emit(console.paint(f"     ! {first}", "red"))
-            for line in rest:
-                console.emit(f"       {line}")
-    if run.strip is not None:
-        console.emit(console.paint(f"after {run.strip.op}  {run.strip.after}", "bold"))
-        console.emit_strip(run.strip)
-    word = run_word(run)
-    hypercalls = sum(
-        isinstance(record, HypercallExit)
-        for result in run.outcome.results
-        for record in result.exits
-    )
-    count = len(run.outcome.violations)
-    console.emit(
-        f"{console.paint(word, _STYLES.get(word, 'red'))}: {plural(count, 'violation')}, "
-        f"{plural(hypercalls, 'hypercall')}, trace {trace_hash(events)[:16]}"
-    )

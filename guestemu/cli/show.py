@@ -24,7 +24,6 @@ from guestemu.cli._options import (
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
 
 if TYPE_CHECKING:
-    from guestemu.report.trace.calltree import TreeLine
     from guestemu.report.trace.run import Run
     from guestemu.report.trace.shown import ShownOp
 
@@ -67,6 +66,7 @@ def command(
       guestemu show -n 40 --depth 2 my.prog
     """
     from guestemu.cli._program import Overrides, load
+    from guestemu.report.trace.document import show_document
     from guestemu.report.trace.shown import show_program
     from guestemu.report.trace.words import is_finding, run_word
 
@@ -89,8 +89,7 @@ def command(
     if as_json:
         console.emit_json({"ops": [_object(run, index, op) for index, op in enumerate(shown)]})
     else:
-        for index, op in enumerate(shown):
-            _tell(run, index, op)
+        console.emit_document(show_document(str(program), run, shown))
     return EXIT_FINDINGS if is_finding(run_word(run)) else EXIT_OK
 
 
@@ -116,39 +115,3 @@ def _object(run: Run, index: int, shown: ShownOp) -> dict[str, object]:
         "code": shown.code,
         "strip": shown.strip,
     }
-
-
-def _tell(run: Run, index: int, shown: ShownOp) -> None:
-    from guestemu.program.op_text import format_op
-    from guestemu.program.ops import SPECS
-    from guestemu.report.trace.summary import tell_op
-
-    op = run.program.ops[index]
-    told = tell_op(run, index)
-    console.emit(console.paint(f"{index:>3}  {format_op(op)}", "bold"))
-    console.emit(console.paint(f"       {SPECS[op.kind].help}", "dim"))
-    for line in told.lines:
-        console.emit(f"       {line}")
-    for first, *rest in told.violations:
-        console.emit(console.paint(f"     ! {first}", "red"))
-        for line in rest:
-            console.emit(f"       {line}")
-    console.emit_strip(shown.strip, "  ")
-    if shown.instructions:
-        console.emit(f"       {shown.instructions} instructions:")
-    for call in shown.calls:
-        console.emit(f"         {_call(call)}")
-    if shown.code:
-        console.emit("       first instructions:")
-    for code in shown.code:
-        site = f"  * {code.site}" if code.site else ""
-        console.emit(f"         {code.where:<34} {code.text}{site}")
-    console.emit()
-
-
-def _call(line: TreeLine) -> str:
-    indent = "  " * line.depth
-    if not line.name:
-        return f"{indent}{line.times} times:"
-    times = f" ({line.times} times)" if line.times > 1 else ""
-    return f"{indent}{'* ' if line.is_site else ''}{line.name}{times}"

@@ -36,13 +36,14 @@ def command(
 
       guestemu status guestemu-work/* --json
     """
+    from guestemu.campaign.document import status_document
     from guestemu.campaign.readings import read_campaign
 
     readings = [read_campaign(workdir) for workdir in workdirs]
     if as_json:
         console.emit_json(_object(readings))
     else:
-        _tell(readings)
+        console.emit_document(status_document(readings))
 
 
 def _object(readings: list[Reading]) -> dict[str, object]:
@@ -98,35 +99,3 @@ def campaign_object(reading: Reading) -> dict[str, object]:
         },
         "findings": findings_object(reading),
     }
-
-
-def _tell(readings: list[Reading]) -> None:
-    from guestemu.campaign.screen import duration
-
-    rows = []
-    for reading in readings:
-        latest = reading.latest
-        rows.append(
-            (
-                reading.root,
-                reading.record.target,
-                "running" if reading.is_running else "ended",
-                duration(reading.seconds),
-                f"{reading.executions:,}",
-                f"{reading.execs_per_second:,.0f}",
-                f"{reading.corpus_size:,}",
-                f"{latest.guest_blocks if latest else 0}+{latest.model_states if latest else 0}",
-                duration(max(reading.seconds - reading.last_new_s, 0.0)),
-                str(len(reading.findings)),
-            )
-        )
-    console.emit_table(
-        (
-            *("campaign", "target", "state", "time", "executions", "per s", "corpus"),
-            *("blocks+states", "nothing new for", "findings"),
-        ),
-        rows,
-    )
-    for reading in readings:
-        for found in reading.findings:
-            console.emit(console.paint(f"{reading.root}: {found.key} ×{found.count:,}", "red"))

@@ -4,16 +4,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import Annotated, Final
 
 import typer
 
 from guestemu.cli import console
 from guestemu.cli._options import AsJson, Plugins
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_INPUT, EXIT_OK
-
-if TYPE_CHECKING:
-    from guestemu.campaign.triage.triage import Triaged
 
 GROUP: Final = "Search"
 ORDER: Final = 30
@@ -45,6 +42,7 @@ def command(
 
       guestemu triage day1 day2 --no-write --json
     """
+    from guestemu.campaign.triage.document import triage_document
     from guestemu.campaign.triage.triage import programs_in, triage
     from guestemu.cli._step_progress import StepProgress
     from guestemu.host.permission import permissions
@@ -54,41 +52,7 @@ def command(
     if as_json:
         console.emit_json({"findings": found})
     else:
-        _tell(found)
+        console.emit_document(triage_document(found))
     if any(entry.state.startswith("error") for entry in found):
         return EXIT_INPUT
     return EXIT_FINDINGS if any(entry.state != "gone" for entry in found) else EXIT_OK
-
-
-def _tell(found: list[Triaged]) -> None:
-    from guestemu.abi.facts import cite
-    from guestemu.abi.names import plural
-    from guestemu.campaign.screen import duration
-    from guestemu.campaign.triage.cards import shown_places
-    from guestemu.report.strip import unsaid
-    from guestemu.report.trace.explain import demand
-
-    if not found:
-        console.emit(console.paint("nothing found", "green"))
-    for entry in found:
-        state = "" if entry.state == "shown" else f" ({entry.state})"
-        style = "green" if entry.state == "gone" else "red"
-        console.emit(console.paint(f"{entry.key}{state}", style))
-        console.emit(
-            f"  met {plural(entry.count, 'time')}, first after {duration(entry.first_seen_s)}"
-        )
-        if entry.headline:
-            console.emit(console.paint(f"  {entry.headline}", "bold"))
-            console.emit(f"  {entry.owner[:1].upper()}{entry.owner[1:]}")
-        expected = demand(entry.check)
-        if entry.message and expected:
-            console.emit(f"  Expected: {expected}")
-        if entry.strip is not None and unsaid(entry.strip, entry.headline) != entry.strip.sentences:
-            console.emit(f"  Seen: {entry.message}")  # else the headline is that
-        if entry.fact:
-            console.emit(f"  Rule: {cite(entry.fact)}")
-        console.emit_strip(entry.strip, "  ", entry.headline)
-        for place in () if entry.owner.startswith("the guest") else shown_places(entry.places):
-            console.emit(f"  {place}")
-        for command in entry.commands:
-            console.emit(f"  {command}")

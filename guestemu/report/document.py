@@ -27,6 +27,8 @@ from guestemu.report.strip import (
     strip_words,
 )
 
+Drawn: TypeAlias = Race | Strip | tuple[Heat, ...]
+
 
 class Paragraph(msgspec.Struct, frozen=True):
     """A text. `style` is that of a line in a terminal; on a page "red", "green", "dim" count, and
@@ -39,6 +41,7 @@ class Paragraph(msgspec.Struct, frozen=True):
 
 class Grid(msgspec.Struct, frozen=True):
     """A table: rows of texts, numbers and `TableCell`s, which lead to other places of the page.
+    Names and their values need no headings.
 
     `is_words`: cells stand on the left. With `row_id` cells lead to row N as "`row_id`-N".
     """
@@ -51,10 +54,12 @@ class Grid(msgspec.Struct, frozen=True):
 
 
 class Picture(msgspec.Struct, frozen=True):
-    """A picture, drawn with signs in a terminal and as SVG on a page."""
+    """A picture, drawn with signs in a terminal and as SVG on a page. `said`: the sentence of a
+    strip that stands elsewhere already."""
 
     title: str
-    drawn: Race | Strip | tuple[Heat, ...]
+    drawn: Drawn
+    said: str = ""
 
 
 class Svg(msgspec.Struct, frozen=True):
@@ -71,6 +76,17 @@ class Bullets(msgspec.Struct, frozen=True):
 
     lines: tuple[str, ...]
     style: str = ""
+
+
+class Item(msgspec.Struct, frozen=True):
+    """A line in `style`, and what belongs to it below, `indent` columns further right in a
+    terminal. With a `label` that alone has the style, and the text stands behind it."""
+
+    text: str
+    contents: tuple[Content, ...] = ()
+    style: str = ""
+    label: str = ""
+    indent: int = 2
 
 
 class Legend(msgspec.Struct, frozen=True):
@@ -93,7 +109,9 @@ class Code(msgspec.Struct, frozen=True):
     is_command: bool = False
 
 
-Content: TypeAlias = Paragraph | Grid | Picture | Svg | Bullets | Legend | Heading | Code | Card
+Content: TypeAlias = (
+    Paragraph | Grid | Picture | Svg | Bullets | Item | Legend | Heading | Code | Card
+)
 
 
 class Chapter(msgspec.Struct, frozen=True):
@@ -107,10 +125,12 @@ class Chapter(msgspec.Struct, frozen=True):
 
 
 class Document(msgspec.Struct, frozen=True):
-    """Chapters under a title."""
+    """What stands directly under a title (`lead`), then chapters. Lines of a terminal may do
+    without the title."""
 
     title: str
-    chapters: tuple[Chapter, ...]
+    chapters: tuple[Chapter, ...] = ()
+    lead: tuple[Content, ...] = ()
 
 
 def cited_facts(cards: Iterable[Card]) -> Iterator[Content]:
@@ -124,14 +144,15 @@ def cited_facts(cards: Iterable[Card]) -> Iterator[Content]:
 
 def document_page(document: Document) -> str:
     """The HTML page."""
-    parts = [f"<h1>{escape(document.title)}</h1>"]
+    parts = [f"<h1>{escape(document.title)}</h1>", _body(document.lead, "lead")]
     for number, chapter in enumerate(document.chapters):
-        body = "".join(
-            _html(content, f"picture-{number}-{place}")
-            for place, content in enumerate(chapter.contents)
-        )
+        body = _body(chapter.contents, f"picture-{number}")
         parts.append(section(chapter.title, body, chapter.identity) if chapter.title else body)
     return html_page(document.title, parts)
+
+
+def _body(contents: Iterable[Content], identity: str) -> str:
+    return "".join(_html(content, f"{identity}-{place}") for place, content in enumerate(contents))
 
 
 _CLASSES: Final = {"red": ' class="bad"', "green": ' class="good"', "dim": ' class="dim"'}
@@ -139,25 +160,21 @@ _CLASSES: Final = {"red": ' class="bad"', "green": ' class="good"', "dim": ' cla
 
 def _html(content: Content, identity: str) -> str:
     match content:
-        case Paragraph(text, style, to):
-            words = f'<a href="#{escape(to)}">{escape(text)}</a>' if to else escape(text)
-            return f"<p{_CLASSES.get(style, '')}>{words}</p>"
-        case Bullets(lines, style):
-            items = "".join(f"<li>{escape(line)}</li>" for line in lines)
-            return f"<ul{_CLASSES.get(style, '')}>{items}</ul>"
+        case Item():
+            return _item(content, identity)
         case Grid(headings, rows, title):
             return table(
                 headings,
                 rows,
                 title,
-                is_sortable=len(rows) > 1,
+                is_sortable=len(rows) > 1 and bool(headings),
                 is_words=content.is_words,
                 row_id=content.row_id,
             )
         case Card():
             return card_html(content)
-        case Picture(title, drawn):
-            return _picture(title, drawn, identity)
+        case Picture():
+            return _picture(content, identity)
         case Svg(title, text, has_caption):
             caption = f"<p class=legend>{escape(title)}</p>" if has_caption else ""
             return figure(title, text) + caption
@@ -168,20 +185,41 @@ def _html(content: Content, identity: str) -> str:
             return (
                 f'<table class="legend" aria-label="Legend"><tbody><tr>{cells}</tr></tbody></table>'
             )
+        case _:
+            return _text(content)
+
+
+def _text(content: Paragraph | Bullets | Heading | Code) -> str:
+    match content:
+        case Paragraph(text, style, to):
+            words = f'<a href="#{escape(to)}">{escape(text)}</a>' if to else escape(text)
+            return f"<p{_CLASSES.get(style, '')}>{words}</p>"
+        case Bullets(lines, style):
+            items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+            return f"<ul{_CLASSES.get(style, '')}>{items}</ul>"
         case Heading(text, place):
             return f'<h3 id="{escape(place)}">{escape(text)}</h3>'
         case Code(text, is_command):
             return command_line(text) if is_command else f"<pre>{escape(text)}</pre>"
 
 
-def _picture(title: str, drawn: Race | Strip | tuple[Heat, ...], identity: str) -> str:
-    picture = figure(title, picture_svg(drawn, identity))
-    if isinstance(drawn, Strip):
-        return strip_legend(drawn) + picture + strip_words(drawn)
+def _item(item: Item, identity: str) -> str:
+    style = _CLASSES.get(item.style, "")
+    head = f"<p{style}>{escape(item.text)}</p>"
+    if item.label:
+        head = f"<p><b{style}>{escape(item.label)}</b>{escape(item.text)}</p>"
+    below = f"<div>{_body(item.contents, identity)}</div>" if item.contents else ""
+    return f"<div class=item>{head}{below}</div>"
+
+
+def _picture(content: Picture, identity: str) -> str:
+    picture = figure(content.title, picture_svg(content.drawn, identity))
+    if isinstance(content.drawn, Strip):
+        return strip_legend(content.drawn) + picture + strip_words(content.drawn, content.said)
     return picture
 
 
-def picture_svg(drawn: Race | Strip | tuple[Heat, ...], identity: str) -> str:
+def picture_svg(drawn: Drawn, identity: str) -> str:
     """A picture as inline SVG with the page's colours."""
     match drawn:
         case Race():
@@ -192,14 +230,12 @@ def picture_svg(drawn: Race | Strip | tuple[Heat, ...], identity: str) -> str:
             return heat_svg(drawn, identity)
 
 
-def picture_lines(
-    drawn: Race | Strip | tuple[Heat, ...], is_ascii: bool = False
-) -> tuple[StripLine, ...]:
+def picture_lines(drawn: Drawn, is_ascii: bool = False, said: str = "") -> tuple[StripLine, ...]:
     """A picture for a terminal of 80 columns."""
     match drawn:
         case Race():
             return race_lines(drawn, is_ascii)
         case Strip():
-            return strip_lines(drawn, is_ascii)
+            return strip_lines(drawn, is_ascii, said)
         case _:
             return heat_lines(drawn, is_ascii)

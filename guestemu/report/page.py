@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from typing import Final
 
@@ -64,6 +64,7 @@ svg text{font:12px system-ui,sans-serif;fill:var(--ink)}
 .bad{color:var(--bad)}.good{color:var(--good)}.dim{color:var(--dim)}
 pre{background:var(--panel);padding:.8em;overflow-x:auto;font-size:13px;margin:.4em 0}
 .new{fill:var(--bad)}
+.item>p{margin:.3em 0}.item>div{margin-left:1.5em}
 .card{border:1px solid var(--line);border-left:5px solid var(--bad);border-radius:6px;
 padding:1em;margin:1.2em 0;background:var(--page)}
 .card.gone{border-left-color:var(--good)}
@@ -155,14 +156,15 @@ def figure(title: str, picture: str) -> str:
 
 def table(
     headings: Sequence[str],
-    rows: Iterable[Sequence[object]],
+    rows: Sequence[Sequence[object]],
     caption: str = "",
     *,
     is_sortable: bool = False,
     row_id: str = "",
     is_words: bool = False,
 ) -> str:
-    """A table of texts and `TableCell`s; `caption` names it for screen readers.
+    """A table of texts and `TableCell`s, with or without headings; `caption` names it for screen
+    readers.
 
     A sortable one has its headings as buttons; one of words has its cells on the left. With
     `row_id` row N has the id "`row_id`-N", so that cells can lead to it.
@@ -172,7 +174,9 @@ def table(
         f"<button>{escape(text)}</button>" if is_sortable else escape(text) for text in headings
     )
     head = "".join(f'<th scope="col">{text}</th>' for text in heads)
-    classes = ["words"] * is_words + ["pairs"] * (len(headings) == 2)
+    above = f"<thead><tr>{head}</tr></thead>" if headings else ""
+    widths = {len(headings)} if headings else {len(row) for row in rows}
+    classes = ["words"] * is_words + ["pairs"] * (widths == {2})
     kind = f' class="{" ".join(classes)}"' if classes else ""
     body = "".join(
         f"<tr{f' id={chr(34)}{escape(row_id)}-{number}{chr(34)}' if row_id else ''}>"
@@ -181,7 +185,7 @@ def table(
     )
     return (
         f'<div class="scroll" role="region" aria-label="{escape(name)}" tabindex="0">'
-        f"<table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"<table{kind}>{above}<tbody>{body}</tbody></table></div>"
     )
 
 

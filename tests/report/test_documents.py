@@ -16,10 +16,12 @@ from guestemu.migration.model.programs import witness_program
 from guestemu.migration.model.witness import unrank
 from guestemu.migration.sweep.heat import KEPT, LOST, Heat
 from guestemu.report.document import (
+    Bullets,
     Chapter,
     Code,
     Document,
     Grid,
+    Item,
     Paragraph,
     Picture,
     document_page,
@@ -68,6 +70,46 @@ def test_a_page_has_everything_and_is_inert() -> None:
     assert "only a page has this" in page
     assert '<a href="#place">3</a>' in page
     assert 'id="place"' in page
+
+
+NESTED = Document(
+    "A title",
+    lead=(
+        Paragraph("directly below"),
+        Item(
+            f"an operation {HOSTILE}",
+            (Bullets(("a step", "")), Item(": seen", (Paragraph("behind it"),), "red", "wrong")),
+            "bold",
+            indent=4,
+        ),
+        Grid((), (("name", "1"), ("longer name", "2"))),
+    ),
+    chapters=(Chapter("", (Paragraph("after a blank line"),)),),
+)
+
+
+def test_what_belongs_to_a_line_is_indented_below_it(capsys: pytest.CaptureFixture[str]) -> None:
+    console.emit_document(NESTED)
+    title, below, operation, *rest = capsys.readouterr().out.splitlines()
+    assert (title, below) == ("A title", "directly below")
+    assert operation.startswith("an operation")
+    assert rest == [
+        "      a step",
+        "",
+        "    wrong: seen",
+        "      behind it",
+        "name         1",
+        "longer name  2",
+        "",
+        "after a blank line",
+    ]
+
+
+def test_a_page_has_entries_with_what_belongs_to_them() -> None:
+    page = document_page(NESTED)
+    assert "<script>alert" not in page
+    assert '<b class="bad">wrong</b>: seen</p><div><p>behind it</p></div>' in page
+    assert '<table class="pairs"><tbody><tr><td>name' in page
 
 
 @pytest.mark.parametrize(
