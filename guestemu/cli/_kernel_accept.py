@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from guestemu.cli import console
-
 if TYPE_CHECKING:
     from guestemu.kernel.unaccepted import AcceptStep
 
@@ -21,13 +19,3 @@ def accept_steps(image: str, memory: int, cbit: int, sev: str) -> tuple[AcceptSt
 
     guest = LOADER.guest(find_image(image), linux_config(memory, cbit, sev), _BUDGET)
     return unaccepted_memory(guest)
-
-
-def tell(steps: tuple[AcceptStep, ...]) -> None:
-    """For people."""
-    for step in steps:
-        console.emit(f"{step.what}: {step.call}: {step.result}")
-        heard = ", ".join(f"{pages} pages from {first:#x} on" for first, pages in step.told)
-        console.emit(f"  host: {heard or 'hears nothing'}")
-        done = ", ".join(f"{count} x {what}" for what, count in step.accepted.items())
-        console.emit(f"  guest: {done or 'accepts nothing'}; bitmap {step.bitmap}")

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -15,8 +15,8 @@ from guestemu.cli.errors import one_line
 
 if TYPE_CHECKING:
     from guestemu.guest.td import Td
+    from guestemu.report.document import Document
 
-_MAX_LINES = 16
 _ACTIVE = re.compile(r"Memory Encryption Features active: (.*)")
 
 
@@ -127,17 +127,24 @@ def exceptions_of(td: Td | None) -> dict[str, int]:
     return {} if td is None else {Vmcall(kind).name: td.reflected[kind] for kind in td.reflected}
 
 
-def tell(report: BootReport) -> None:
+def document(report: BootReport) -> Document:
     """For people."""
-    console.emit(f"{report.version}: reached {report.reached} in {report.seconds} s")
-    console.emit(f"memory encryption: {report.active or 'not announced yet'}")
-    for call in report.hypercalls[:_MAX_LINES]:
-        console.emit(hypercall_text(call.nr, call.args))
-    if len(report.hypercalls) > _MAX_LINES:
-        more = len(report.hypercalls) - _MAX_LINES
-        console.emit(f"and {more} more hypercalls; --json lists them")
+    from guestemu.kernel.document import shown
+    from guestemu.report.document import Document, Paragraph
+
+    calls = [hypercall_text(call.nr, call.args) for call in report.hypercalls]
     written = ", ".join(f"{value:#x}" for value in report.migration_control) or "not written"
-    console.emit(f"MIGRATION_CONTROL: {written}")
+    lines = [
+        f"memory encryption: {report.active or 'not announced yet'}",
+        *shown(calls, " hypercalls"),
+        f"MIGRATION_CONTROL: {written}",
+    ]
     if report.virtualization_exceptions:
-        counts = report.virtualization_exceptions.items()
-        console.emit(f"#VE: {', '.join(f'{name} {count}' for name, count in counts)}")
+        lines.append(exceptions_text(report.virtualization_exceptions))
+    title = f"{report.version}: reached {report.reached} in {report.seconds} s"
+    return Document(title, lead=tuple(map(Paragraph, lines)))
+
+
+def exceptions_text(counts: Mapping[str, int]) -> str:
+    """#VEs in one line."""
+    return f"#VE: {', '.join(f'{name} {count}' for name, count in counts.items())}"

@@ -9,15 +9,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from guestemu.abi.errors import InputError
-from guestemu.abi.hypercalls import answer_text, hypercall_text
-from guestemu.abi.names import plural
-from guestemu.cli import console
 
 if TYPE_CHECKING:
     from guestemu.kernel.call import CallReport
-    from guestemu.kernel.calltree import FunctionLine
-
-_MAX_LINES = 16
 
 
 class CallRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,45 +56,3 @@ def split_call(text: str) -> tuple[str, ...]:
     if not words:
         raise InputError("--then: give a function and its arguments")
     return words
-
-
-def tell(report: CallReport) -> None:
-    """For people."""
-    given = ", ".join(map(str, report.arguments))
-    value = "void" if report.returned is None else _number(report.returned)
-    console.emit(f"{report.function}({given}): {report.oops or value}")
-    for leaf in report.ptes[:_MAX_LINES]:
-        what = "private" if leaf.private else "shared"
-        pages = plural(leaf.pages, "page")
-        console.emit(f"  {leaf.gva:#x} (GPA {leaf.gpa:#x}), {pages}: {what}")
-    _more(len(report.ptes), "changed leaves")
-    for call in report.hypercalls[:_MAX_LINES]:
-        console.emit(f"  {hypercall_text(call.nr, call.args)} -> {answer_text(call.ret)}")
-    _more(len(report.hypercalls), "hypercalls")
-    for write in report.msrs:
-        console.emit(f"  WRMSR {write.msr:#x} = {write.value:#x}")
-    for warning in report.warnings:
-        console.emit(f"  WARN {warning}")
-    for line in report.console:
-        console.emit(f"  | {line}")
-    console.emit(f"  {report.instructions} instructions")
-    for node in report.tree:
-        console.emit(_node(node))
-
-
-def _node(node: FunctionLine) -> str:
-    """Instructions of the function with all that it called, then its own."""
-    indent = "  " * node.depth
-    times = f" ({node.times} times)" if node.times > 1 else ""
-    if node.is_exit:
-        return f"  {'':>9} {'':>8}  {indent}* {node.name}{times}"
-    return f"  {node.total:>9} {node.own:>8}  {indent}{node.name}{times}"
-
-
-def _more(count: int, what: str) -> None:
-    if count > _MAX_LINES:
-        console.emit(f"  and {count - _MAX_LINES} more {what}; --json lists them")
-
-
-def _number(value: int) -> str:
-    return str(value) if -4096 < value < 4096 else f"{value & 0xFFFF_FFFF_FFFF_FFFF:#x}"

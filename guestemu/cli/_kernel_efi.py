@@ -6,8 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from guestemu.cli import console
-
 if TYPE_CHECKING:
     from guestemu.kernel.efi import OptIn
 
@@ -29,13 +27,3 @@ def opt_in(
             raise InputError(f"variable {name!r}: take one of {', '.join(known)}")
     guest = LOADER.guest(find_image(image), linux_config(memory, cbit, sev), _BUDGET)
     return tuple(efi_opt_in(guest, known[name]) for name in variables or known)
-
-
-def tell(rows: Sequence[OptIn]) -> None:
-    """For people."""
-    for row in rows:
-        asked = ", ".join(row.asked) or "nothing"
-        written = ", ".join(f"{value:#x}" for value in row.migration_control) or "not written"
-        console.emit(f"{row.variable}: asked for {asked}; MIGRATION_CONTROL {written}")
-        for line in row.console:
-            console.emit(f"  | {line}")

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import shlex
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from guestemu.cli import console
+if TYPE_CHECKING:
+    from guestemu.report.document import Document
 
 
 class Described(msgspec.Struct, frozen=True):
@@ -45,20 +47,25 @@ def describe(image: str) -> Described:
     )
 
 
-def tell(found: Described) -> None:
+def document(found: Described) -> Document:
     """For people."""
-    console.emit(f"{found.version}, upstream {found.upstream}")
-    console.emit(f"{found.path}")
-    console.emit(f"sha256 of the ELF file {found.digest}")
-    console.emit()
-    for name, value in found.config.items():
-        console.emit(f"{name}={value}" if value is not None else f"# {name} is not set")
-    if not found.config:
-        console.emit("no configuration in the image; give the .deb")
-    console.emit()
-    for name, address in found.symbols.items():
-        where = "-" if address is None else f"{address:#x}"
-        console.emit(f"{where:<18}  {name}")
-    console.emit()
+    from guestemu.report.document import Chapter, Code, Document, Grid, Paragraph
+
+    lines = "\n".join(
+        f"{name}={value}" if value is not None else f"# {name} is not set"
+        for name, value in found.config.items()
+    )
+    symbols = tuple(
+        ("-" if address is None else f"{address:#x}", name)
+        for name, address in found.symbols.items()
+    )
     command = shlex.join(["guestemu", "kernel", "defects", found.path])
-    console.emit(f"how it behaves is measured by running it: {command}")
+    return Document(
+        f"{found.version}, upstream {found.upstream}",
+        (
+            Chapter("", (Code(lines or "no configuration in the image; give the .deb"),)),
+            Chapter("", (Grid((), symbols),)),
+            Chapter("", (Paragraph(f"how it behaves is measured by running it: {command}"),)),
+        ),
+        (Paragraph(found.path), Paragraph(f"sha256 of the ELF file {found.digest}")),
+    )

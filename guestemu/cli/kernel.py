@@ -164,13 +164,13 @@ def info(image: Image = "", as_json: AsJson = False) -> None:
 
       guestemu kernel info --image ./vmlinuz-6.12.94-amd64 --json
     """
-    from guestemu.cli._kernel_info import describe, tell
+    from guestemu.cli._kernel_info import describe, document
 
     described = describe(image)
     if as_json:
         console.emit_json(described)
     else:
-        tell(described)
+        console.emit_document(document(described))
 
 
 @app.command()
@@ -216,7 +216,7 @@ def boot(
 
       guestemu kernel boot --image 7.3 --sev tdx --console-ve
     """
-    from guestemu.cli._kernel_boot import BootRequest, boot_image, tell
+    from guestemu.cli._kernel_boot import BootRequest, boot_image, document
 
     request = BootRequest(
         image=image,
@@ -232,7 +232,7 @@ def boot(
     if as_json:
         console.emit_json(report)
     else:
-        tell(report)
+        console.emit_document(document(report))
 
 
 @app.command()
@@ -597,7 +597,8 @@ def call(
 
       guestemu kernel call __get_free_pages 0xcc0 0 --then 'set_memory_decrypted result:1 1'
     """
-    from guestemu.cli._kernel_call import CallRequest, call_image, split_call, tell
+    from guestemu.cli._kernel_call import CallRequest, call_image, split_call
+    from guestemu.kernel.document import calls_document
 
     first = (function, *(arguments or ()))
     request = CallRequest(
@@ -613,8 +614,7 @@ def call(
     )
     reports = call_image(request)
     if not as_json:
-        for report in reports:
-            tell(report)
+        console.emit_document(calls_document(reports))
     elif then:
         console.emit_json({"calls": reports}, "sequence")
     else:
@@ -648,13 +648,14 @@ def efi(
 
       guestemu kernel efi one zero --image 6.1 --json
     """
-    from guestemu.cli._kernel_efi import opt_in, tell
+    from guestemu.cli._kernel_efi import opt_in
+    from guestemu.kernel.document import opt_ins_document
 
     rows = opt_in(image, variable or [], memory, cbit, sev)
     if as_json:
         console.emit_json({"cases": rows})
     else:
-        tell(rows)
+        console.emit_document(opt_ins_document(rows))
 
 
 @app.command()
@@ -677,13 +678,14 @@ def accept(
 
       guestemu kernel accept --image 7.3 --sev tdx --json
     """
-    from guestemu.cli._kernel_accept import accept_steps, tell
+    from guestemu.cli._kernel_accept import accept_steps
+    from guestemu.kernel.document import accept_document
 
     steps = accept_steps(image, memory, cbit, sev)
     if as_json:
         console.emit_json({"steps": steps})
     else:
-        tell(steps)
+        console.emit_document(accept_document(steps))
 
 
 @app.command()
