@@ -44,6 +44,8 @@ LOCKSTEP_HOSTS: Final = ("qemu-v4", "shared-list-v10", "bitmap-v8", "bitmap-v6")
 _LOST_STRICT: Final = "lost_strict"
 """`checks.lost.LOST_STRICT`; a list of targets needs no checks."""
 
+_HOT_PLUG: Final = frozenset({OpKind.HOST_COMMIT_SLOT, OpKind.UNPLUG_SLOT})
+
 _BUDGET: Final = 200_000
 """Basic blocks an op may take: several times what the longest conversion needs."""
 
@@ -74,7 +76,7 @@ class Target(msgspec.Struct, frozen=True):
             raise InputError(f"--faults: target {self.name} has no fault ops; leave it out")
         kinds = self.kinds | self.fault_kinds if faults else self.kinds
         is_raw = OpKind.HYPERCALL in kinds and self.limit is None
-        return kinds | {OpKind.HOST_COMMIT_SLOT} if is_raw and f"{PLUG}@" in layout else kinds
+        return kinds | _HOT_PLUG if is_raw and f"{PLUG}@" in layout else kinds
 
 
 _TARGETS: Final = (
@@ -82,7 +84,7 @@ _TARGETS: Final = (
         name="hypercall",
         summary="raw VMMCALL and VMCALL with any registers, mode and CPL",
         kinds=frozenset({OpKind.HYPERCALL}),
-        fault_kinds=frozenset({OpKind.ANSWER, *VMM_SPECS}),
+        fault_kinds=frozenset({OpKind.ANSWER, *VMM_SPECS}) - {OpKind.UNPLUG_SLOT},
         max_ops=2,
     ),
     Target(

@@ -39,7 +39,8 @@ class GuestMemoryCheck(Oracle):
             "After a conversion, a private frame has no shared copy and no mapping for a "
             "device, and a shared frame no private page; the pages of frames outside of the "
             "converted range stay. Memory that converts in place is mapped for a device exactly "
-            "where it is shared, also after a refusal."
+            "where it is shared, also after a refusal. Memory that was unplugged is mapped for no "
+            "device."
         ),
     }
     explanations: ClassVar[Mapping[str, str]] = {
@@ -68,6 +69,8 @@ class GuestMemoryCheck(Oracle):
         if self._owner is None:
             return ()
         memory = self._owner.guest_memory
+        if view.op.kind is OpKind.UNPLUG_SLOT:
+            return self._judge_unplugged(view, memory)
         calls, seen = memory.calls, self._seen
         if view.index == 0 or len(calls) < seen:
             seen = 0
@@ -125,6 +128,13 @@ class GuestMemoryCheck(Oracle):
                 text = _text(first, wrong, f"is {what} for a device")
                 yield Violation(self.name, op, text, "GM10")
                 return
+
+    def _judge_unplugged(self, view: OpView, memory: GuestMemory) -> Iterator[Violation]:
+        """No device reaches what is gone; the VMM's calls are judged with those to come."""
+        gone = memory.device_map & ~(memory.private_backing | memory.shared_backing)
+        if view.outcome.value == 0 and gone.any():
+            text = _text(0, gone, "is gone and mapped for a device")
+            yield Violation(self.name, view.index, text, "V2")
 
     def _judge_lost(
         self, op: int, memory: GuestMemory, lost: bitarray, converted: list[tuple[int, int]]

@@ -36,7 +36,7 @@ class RecordCheck(Oracle):
     """Applies every notification of the operation to the host's map from before it, and compares.
 
     Ordered answers (`OpView.injected`) record nothing. Frames beyond RAM have no bit, and what the
-    host records of `Host.open_frames` is its own business.
+    host records of `Host.open_frames` is its own business. Memory that is plugged is private.
     """
 
     name = "record"
@@ -44,7 +44,7 @@ class RecordCheck(Oracle):
     demands: ClassVar[Mapping[str, str]] = {
         "record": (
             "The host's record says of each page what the last hypercall about it said, and "
-            "changes for nothing else."
+            "changes for nothing else; of memory that is plugged it says private."
         ),
     }
     explanations: ClassVar[Mapping[str, str]] = {
@@ -61,12 +61,27 @@ class RecordCheck(Oracle):
 
     def after(self, view: OpView) -> Iterable[Violation]:
         """See the class."""
-        if view.frames is not None or not view.exits or not view.host.contract_state:
+        if view.frames is not None or not view.host.contract_state:
             return ()
+        if not view.exits:
+            return self._plugged(view)
         status = view.host.private_map()
         told = self._told(view)
         expected = not_as_told(status, view.host_before, told, view.host.open_frames)
         return () if expected is None else (self._explain(view, status, expected),)
+
+    def _plugged(self, view: OpView) -> Iterable[Violation]:
+        """Memory that was plugged is all private (K2-a)."""
+        if view.op.kind is not OpKind.HOST_COMMIT_SLOT or view.outcome.value != 0:
+            return
+        gpa, size = (argument << PAGE_SHIFT for argument in view.op.arguments)
+        status = view.host.private_map()
+        for slot in view.host.plugged:
+            first, end = slot.gpa >> PAGE_SHIFT, slot.end >> PAGE_SHIFT
+            if slot.cut(gpa, size)[1] and not status[first:end].all():
+                frame = status.find(0, first, end)
+                message = f"host: {gpa_text(frame)} was plugged and is recorded as shared"
+                yield Violation(self.name, view.index, message, "K2-a")
 
     def _told(self, view: OpView) -> list[tuple[int, int, bool]]:
         """What the answered notifications say: first frame, frame after the last, private."""

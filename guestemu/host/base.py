@@ -110,6 +110,22 @@ class Host(ABC):
         that comes next takes it back. Here: -ENOTTY, without hot-plug."""
         return -ENOTTY
 
+    def unplug(self, gfn: int, pages: int) -> int:
+        """Unplugs the plugged slot that a range meets: 0, -EINVAL where it meets none, otherwise
+        what `give_slot` says."""
+        for slot in self.plugged:
+            if slot.cut(gfn << PAGE_SHIFT, pages << PAGE_SHIFT)[1]:
+                result = self.give_slot(slot)
+                if not result:
+                    self._have(tuple(one for one in self.plugged if one is not slot))
+                return result
+        return -EINVAL
+
+    def give_slot(self, slot: Slot) -> int:
+        """User space hot-unplugs memory that was plugged: 0, and there is none, or a negative
+        errno. Here: -ENOTTY, without hot-unplug."""
+        return -ENOTTY
+
     def take_back(self) -> None:
         """No slot is plugged any more; called before `reset` and `restore`."""
         if self.plugged:

@@ -63,6 +63,11 @@ class VmmHandler(ABC):
         that looks at `memory` for each exit."""
         return 0
 
+    def memory_unplugged(self, slot: Slot) -> int:
+        """Memory is hot-unplugged: `slot` is gone when this returns 0, its pages with it. A
+        negative errno where the VMM refuses. Here: 0."""
+        return 0
+
     def write_migration_control(self, value: int) -> bool:
         """KVM_EXIT_X86_WRMSR of MSR_KVM_MIGRATION_CONTROL; False is #GP in the guest. Here: no bit
         but READY is taken (K5-f). Called only where the VMM serves it."""
@@ -162,7 +167,18 @@ class HandlerHost(MemoryHost):
         if not isinstance(answer, int) or not -MAX_ERRNO <= answer <= 0:
             raise TypeError(f"memory_plugged returned {answer!r:.60}; return 0 or a negative errno")
         if answer:
-            memory.unplug()
+            memory.unplug(slot)
+        return answer
+
+    def give_slot(self, slot: Slot) -> int:
+        """Asks the handler; then the slot is gone."""
+        answer = self._handler.memory_unplugged(slot)
+        if not isinstance(answer, int) or not -MAX_ERRNO <= answer <= 0:
+            raise TypeError(
+                f"memory_unplugged returned {answer!r:.60}; return 0 or a negative errno"
+            )
+        if not answer:
+            self.user.memory.unplug(slot)
         return answer
 
     def private_map(self) -> bitarray:

@@ -125,6 +125,15 @@ class PluginHost(Host):
             raise self._wrong("take_slot", answer, _ERRNO)
         return answer
 
+    def give_slot(self, slot: Slot) -> int:
+        """As `take_slot`."""
+        if not callable(getattr(self._plugin, "give_slot", None)):
+            return super().give_slot(slot)
+        answer = self._checked("give_slot", self._call("give_slot", slot), int, _ERRNO)
+        if not -MAX_ERRNO <= answer <= 0:
+            raise self._wrong("give_slot", answer, _ERRNO)
+        return answer
+
     def _described(self, plugin: object) -> object:
         if isinstance(plugin, Host):
             plugin.describe_vm(self.memory_slots, self.vcpu_count)

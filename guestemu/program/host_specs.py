@@ -73,6 +73,9 @@ VMM_SPECS: Final[Mapping[OpKind, OpSpec]] = {
         "conversions to private were refused for it; 0: it has none any more",
         is_fault=True,
     ),
+    OpKind.UNPLUG_SLOT: OpSpec(
+        "unplug_slot", (_GFN, _PAGES), "user space: hot-unplugs the slot that the range meets"
+    ),
 }
 """What a VMM with guest_memfd meets; on a host without it the result is -ENOTTY."""
 

@@ -99,6 +99,7 @@ class OpKind(enum.IntEnum):
     FAIL_CALL = 121
     GUEST_ACCESS = 122
     PIN_PAGE = 123
+    UNPLUG_SLOT = 124
     DEVICE_STORE = 130
     DEVICE_REGISTER = 131
     DEVICE_CONFIG = 132

@@ -68,6 +68,7 @@ def host_operations(host: Host) -> Mapping[OpKind, Callable[..., int]]:
     own = {**ioctls_of(host), **host.operations()}
     if host.pluggable:
         own[OpKind.HOST_COMMIT_SLOT] = host.plug
+        own[OpKind.UNPLUG_SLOT] = host.unplug
     return {kind: own.get(kind, _lacking) for kind, spec in SPECS.items() if spec.by_host}
 
 

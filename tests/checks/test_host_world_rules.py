@@ -50,7 +50,7 @@ class Memfd:
 
 
 def judged(host: object, *exits: object, index: int = 0, check: GuestMemoryCheck | None = None):
-    view = SimpleNamespace(host=host, index=index, exits=list(exits))
+    view = SimpleNamespace(host=host, index=index, exits=list(exits), op=Op(OpKind.HYPERCALL))
     found = (check or GuestMemoryCheck()).after(view)
     return [one.message.removeprefix("host: GPA ") for one in found]
 

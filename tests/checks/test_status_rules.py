@@ -53,6 +53,7 @@ def recorded(after, *exits, before=ALL, frames=None, keeps=True, injected=(0, 0)
         index=3,
         exits=list(exits),
         frames=frames,
+        op=Op(OpKind.HYPERCALL),
         host=host,
         host_before=bitarray(before),
         injected=injected,

@@ -5,15 +5,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from native_builds import EXAMPLE, compile_c, example, example_program
 
-from guestemu.abi.errno import EEXIST, EINVAL, ENOMEM, ENOTTY
+from guestemu.abi.errno import EBUSY, EEXIST, EINVAL, ENOMEM, ENOTTY
 from guestemu.campaign.campaign import Options, header_of, target_of
 from guestemu.host.kvm.guest_memory import Slot
 from guestemu.host.native.host import NativeHost
 from guestemu.host.permission import named_by_user
 from guestemu.host.standin import StandInVcpu
+from guestemu.host.userspace.qemu_11 import Qemu11UserSpace
 from guestemu.program.layout import parts_of
 from guestemu.program.ops import Op, OpKind
 from guestemu.program.program import Header, Program
@@ -103,6 +105,79 @@ def test_a_handler_may_refuse_memory(tmp_path):
     assert (values[0], found) == (-ENOMEM, [])
 
 
+UNPLUG = Op(OpKind.UNPLUG_SLOT, (63 << 8, 1))
+ACCESS = Op(OpKind.GUEST_ACCESS, (63 << 8, 1))
+
+
+def test_what_a_handler_refuses_leaves_nothing_behind(tmp_path):
+    path = tmp_path / "refuses.py"
+    text = CORRECT.read_text()
+    path.write_text(f"{text}\n    def memory_plugged(self, number):\n        return -{ENOMEM}\n")
+    elsewhere = Op(OpKind.HYPERCALL, (12, 0, 4, 0, 0))
+    assert wrong(path, "Handler", PLUG, elsewhere) == ([-ENOMEM, 0], [])
+
+
+def test_a_handler_is_told_before_memory_goes(tmp_path):
+    text = CORRECT.read_text()
+    path = tmp_path / "gives.py"
+    for answer, values in ((0, [0, 0, 0, 0]), (-EBUSY, [0, 0, -EBUSY, -EEXIST])):
+        own = f"\n    def memory_unplugged(self, slot):\n        return {answer}\n"
+        path.write_text(text + own)
+        assert wrong(path, "Handler", PLUG, call(1), UNPLUG, PLUG) == (values, [])
+
+
+def test_memory_that_is_plugged_again_is_recorded_as_private(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(
+        "from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost\n"
+        "class Own(MapGpaRangeHost):\n"
+        "    def take_slot(self, slot):\n"
+        "        return 0\n"
+        "    give_slot = take_slot\n"
+    )
+    assert wrong(path, "Own", PLUG, UNPLUG, PLUG)[1] == []
+    assert wrong(path, "Own", PLUG, call(2), UNPLUG, PLUG)[1] == [("record", 3)]
+    assert wrong(path, "Own", UNPLUG) == ([-EINVAL], [])
+
+
+def vmm(name: str, *ops: Op) -> list[int | None]:
+    """Results of the operations on a modelled VMM; None where it ended the VM."""
+    outcome = run_program(Program(Header(host=name, layout=LAYOUT), ops)).outcome
+    results = [result.outcome.value for result in outcome.results]
+    return results + [None] * (len(ops) - len(results))
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("qemu-11", [0, 0, 0, 0, None]),
+        ("cloud-hypervisor", [0, 0, 0, -ENOTTY, 0]),
+        ("openvmm", [-ENOTTY, 1, None, None, None]),
+        ("libkrun", [-ENOTTY, None, None, None, None]),
+        ("dragonball", [0, 0, None, None, None]),
+    ],
+)
+def test_the_vmms_plug_as_their_sources_do(name: str, values: list[int | None]) -> None:
+    other = msgspec.structs.replace(ACCESS, arguments=((63 << 8) + 9, 1))
+    found = vmm(name, PLUG, call(1), other, UNPLUG, other)
+    assert found == values
+
+
+def test_no_device_reaches_what_was_unplugged(monkeypatch) -> None:
+    header = Header(host="qemu-11", layout=LAYOUT)
+    program = Program(header, (PLUG, call(2), UNPLUG))
+    assert run_program(program).outcome.violations == ()
+
+    def keep(self: Qemu11UserSpace, slot: Slot) -> int:
+        self.memory.unplug(slot)
+        return 0
+
+    monkeypatch.setattr(Qemu11UserSpace, "give_slot", keep)
+    (found,) = run_program(program).outcome.violations
+    assert (found.check, found.op) == ("guest-memory", 2)
+    assert "is gone and mapped for a device (2 frames)" in found.message
+
+
 def test_a_host_with_kvms_half_of_its_own_is_told_by_take_slot(tmp_path):
     path = tmp_path / "own.py"
     path.write_text(
@@ -122,4 +197,5 @@ def test_a_layout_with_hot_plug_brings_the_operation_into_campaigns():
     target = target_of(options)
     layout = header_of(target, options).layout
     assert OpKind.HOST_COMMIT_SLOT in target.kinds_with(False, layout)
+    assert OpKind.UNPLUG_SLOT in target.kinds_with(False, layout)
     assert OpKind.HOST_COMMIT_SLOT not in target.kinds_with(False, "hole@63M+1M")

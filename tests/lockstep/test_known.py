@@ -32,6 +32,7 @@ ROWS_BY_ASPECTS = {
     (ANSWER, STATUS): "number lost-exit gate low-bits wrap no-memory growth-repaired "
     "silent-range-repaired poisoned enc-argument kvm-list vmm-bits",
     (END, ANSWER, STATUS): "vm-stopped size-wrap vmm-size vmm-top vmm-place open-range",
+    (END, ANSWER, VALUE, STATUS): "vmm-hot-plug",
     (END, VALUE, READY): "no-msr blocked moved-msr young-msr any-value blocker set-only write-only "
     "kept-value",
     (VALUE, STATUS, READY): "ioctl",
@@ -49,6 +50,18 @@ def handlers(side: Side, hole: tuple[int, int] | None = None) -> Side:
     """The same by merged KVM under an exit handler of a user's own, with a hole in its RAM."""
     holes = () if hole is None else (hole,)
     traits = msgspec.structs.replace(side.traits, is_users=True, open_frames=holes)
+    return msgspec.structs.replace(side, traits=traits)
+
+
+PLUG, UNPLUG, ACCESS = (
+    Op(kind, (200, 1))
+    for kind in (OpKind.HOST_COMMIT_SLOT, OpKind.UNPLUG_SLOT, OpKind.GUEST_ACCESS)
+)
+
+
+def plugs(side: Side) -> Side:
+    """The same where frames 200 to 207 can be plugged."""
+    traits = msgspec.structs.replace(side.traits, hot_plug=((200, 208),))
     return msgspec.structs.replace(side, traits=traits)
 
 
@@ -342,6 +355,21 @@ CASES: dict[str, tuple[list[Pair], list[Pair]]] = {
             side("qemu-10.2", wrmsr(OLD)),
             side("qemu-v4", wrmsr(CONTROL)),
             side("map-gpa-range", wrmsr(CONTROL)),
+        ),
+    ),
+    "vmm-hot-plug": (
+        beside(
+            *(plugs(side("openvmm", op=op)) for op in (PLUG, UNPLUG, ACCESS)),
+            plugs(side("dragonball", call(gpa=207 << 12))),
+            plugs(side("libkrun", call(gpa=199 << 12, pages=2))),
+        ),
+        beside(
+            side("openvmm", op=PLUG),
+            plugs(side("openvmm", op=Op(OpKind.GUEST_ACCESS, (199, 1)))),
+            plugs(side("openvmm", op=Op(OpKind.GUEST_ACCESS, (208, 1)))),
+            plugs(side("libkrun", call(gpa=199 << 12))),
+            plugs(side("libkrun", call(gpa=208 << 12))),
+            plugs(side("map-gpa-range", op=PLUG)),
         ),
     ),
     "open-range": (

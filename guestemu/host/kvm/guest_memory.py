@@ -135,19 +135,22 @@ class GuestMemory:
         )
 
     def plug(self, slot: Slot) -> None:
-        """Has `slot` behind the others, with all its pages private, as QEMU makes them (GM1)."""
+        """Has `slot` behind the others, with all its pages private, as QEMU makes them (GM1); one
+        without guest_memfd has none."""
         self.set_slots((*self.slots, slot))
         first, end = slot.gpa >> PAGE_SHIFT, min(slot.end >> PAGE_SHIFT, self.frames)
         self.attributes[first:end] = True
-        self.private_pages[first:end] = True
+        self.private_pages[first:end] = slot.has_guest_memfd
         self.shared_pages[first:end] = False
         self._is_used = True
 
-    def unplug(self) -> None:
-        """The last slot is gone, with its pages."""
-        slot = self.slots[-1]
-        self.set_slots(self.slots[:-1])
-        self._change(slot.gpa, slot.size, True, True)
+    def unplug(self, slot: Slot) -> None:
+        """`slot` is gone, with its pages in both backings; its attributes stay (GM1), and so does
+        the device map, which is the VMM's to change."""
+        self.set_slots(tuple(one for one in self.slots if one is not slot))
+        self._set(self.private_pages, slot.gpa, slot.size, False)
+        self._set(self.shared_pages, slot.gpa, slot.size, False)
+        self._is_used = True
 
     def restore(self) -> None:
         """As a new VM; cheap where no call was made."""

@@ -24,6 +24,9 @@ class HandlesMemoryFaults(HasGuestMemory, Protocol):
     def memory_fault(self, fault: MemoryFaultExit) -> bool:
         """Whether the vCPU runs again."""
 
+    def unplug(self, gfn: int, pages: int) -> int:
+        """Unplugs the plugged slot that a range meets."""
+
 
 def memory_operations(host: HandlesMemoryFaults) -> Mapping[OpKind, Callable[..., int]]:
     """What `host` does for each of the operations."""
@@ -51,4 +54,5 @@ def memory_operations(host: HandlesMemoryFaults) -> Mapping[OpKind, Callable[...
         OpKind.FAIL_CALL: fail_call,
         OpKind.GUEST_ACCESS: guest_access,
         OpKind.PIN_PAGE: pin_page,
+        OpKind.UNPLUG_SLOT: host.unplug,
     }

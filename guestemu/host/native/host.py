@@ -178,7 +178,7 @@ class NativeUserSpace(UserSpace):
             _, answer, _ = self._ask(handler, wire.plug_record(slot, failure))
             result = to_signed(answer)
         if result:
-            memory.unplug()
+            memory.unplug(slot)
         if not -MAX_ERRNO <= result <= 0:
             raise HostFailedError(f"the native handler returned {result} from guestemu_layout()")
         return result

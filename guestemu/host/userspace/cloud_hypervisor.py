@@ -1,5 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""cloud-hypervisor's exit handler of August 2026 (ae44c2971c83): V2, V4, V10. SNP guests."""
+"""cloud-hypervisor's exit handler of August 2026 (ae44c2971c83): V2, V4, V10. SNP guests.
+
+Memory is plugged as an ACPI DIMM, a slot with a guest_memfd of its own, all private
+(MemoryManager::hotplug_ram_region(), KvmVm::create_user_memory_region()). A smaller size does
+nothing there (MemoryManager::resize()). With virtio-mem the slot is there from the start, and what
+is unplugged is discarded in the shared mapping only (discard_memory_range(),
+virtio-devices/src/mem.rs): its private pages stay. That is not modelled.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +15,7 @@ from typing import ClassVar
 from guestemu.abi.addresses import PAGE_MASK
 from guestemu.abi.errno import EINVAL
 from guestemu.abi.hypercalls import MAP_GPA_RANGE_ENCRYPTED
-from guestemu.host.kvm.guest_memory import MemoryFaultExit
+from guestemu.host.kvm.guest_memory import MemoryFaultExit, Slot
 from guestemu.host.userspace.converting import (
     FAULT_NO_PUNCH,
     NO_DISCARD,
@@ -44,6 +51,11 @@ class CloudHypervisorUserSpace(ConvertingUserSpace):
         if error and PUNCH_LOGGED in self._repaired:
             self._undo(gpa, before)
             return error
+        return 0
+
+    def take_slot(self, slot: Slot) -> int:
+        """A DIMM is plugged."""
+        self.memory.plug(slot)
         return 0
 
     def other_number(self) -> int:

@@ -17,7 +17,7 @@ from typing import ClassVar, Final
 from bitarray import bitarray
 
 from guestemu.abi.addresses import PAGE_SHIFT, U64_MASK
-from guestemu.abi.errno import EINVAL
+from guestemu.abi.errno import EINVAL, ENOTTY
 from guestemu.abi.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
 from guestemu.host.base import VcpuAccess
 from guestemu.host.kvm.guest_memory import (
@@ -26,6 +26,7 @@ from guestemu.host.kvm.guest_memory import (
     PUNCH,
     GuestMemory,
     MemoryFaultExit,
+    Slot,
 )
 from guestemu.host.kvm.memory_host import MemoryHost
 from guestemu.host.kvm.run import KvmRun
@@ -43,6 +44,7 @@ FAULT_NO_PUNCH: Final = "fault-no-punch"
 NO_DISCARD: Final = "no-discard"
 LISTENER_FAILS: Final = "listener-fails"
 OTHER_NUMBER_OK: Final = "other-number-ok"
+PLUG_PLAIN: Final = "plug-plain"
 
 ORDERED, STOPPED, REFUSED, DONE, OTHER_NUMBER = 1, 2, 3, 4, 5
 
@@ -101,6 +103,14 @@ class ConvertingUserSpace(UserSpace):
         if result:
             raise self._stop(f"memory fault at {fault.gpa:#x}: error {result}")
         return True
+
+    def take_slot(self, slot: Slot) -> int:
+        """Hot-plugs memory: 0 or a negative errno. Here: -ENOTTY, there is none."""
+        return -ENOTTY
+
+    def give_slot(self, slot: Slot) -> int:
+        """Hot-unplugs memory: 0 or a negative errno. Here: -ENOTTY, there is none."""
+        return -ENOTTY
 
     def _stop(self, why: str) -> VmStopped:
         self._state = STOPPED
@@ -205,6 +215,14 @@ class VmmHost(MemoryHost):
         """The handler over fresh memory: one slot with guest_memfd, all private."""
         self.user = self.handler(GuestMemory(frames, self.memory_slots), self.repaired)
         return self.user, self.user.injection
+
+    def take_slot(self, slot: Slot) -> int:
+        """To the handler."""
+        return self.user.take_slot(slot)
+
+    def give_slot(self, slot: Slot) -> int:
+        """To the handler."""
+        return self.user.give_slot(slot)
 
     def private_map(self) -> bitarray:
         """KVM's memory attributes for RAM; valid until the next reset."""

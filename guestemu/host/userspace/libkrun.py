@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""libkrun's exit handler of June 2026 (6ed74facc26d): V2, V5, V10. SNP and TDX guests."""
+"""libkrun's exit handler of June 2026 (6ed74facc26d): V2, V5, V10. SNP and TDX guests.
+
+Its memory is what it starts with: the source has neither virtio-mem nor another hot-plug.
+"""
 
 from __future__ import annotations
 

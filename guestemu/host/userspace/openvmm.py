@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""OpenVMM's exit handler of August 2026 (1488a37b7cfe): V2, V6, V10. SNP guests."""
+"""OpenVMM's exit handler of August 2026 (1488a37b7cfe): V2, V6, V10. SNP guests.
+
+Its memory is what it starts with: the source has neither virtio-mem nor another hot-plug.
+"""
 
 from __future__ import annotations
 

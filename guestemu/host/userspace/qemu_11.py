@@ -3,6 +3,11 @@
 
 As QEMU 10.2, with RamBlockAttributes: a map of its own whose listeners (VFIO) follow each
 conversion, and KVM_PRE_FAULT_MEMORY at the end, whose errors are ignored. SNP and TDX guests.
+
+A pc-dimm whose memory backend has a guest_memfd can be plugged and unplugged: all of it is private
+(kvm_set_phys_mem()), and RamBlockAttributes tells its listeners when it goes. virtio-mem refuses
+such a backend, whose RamDiscardManager RamBlockAttributes is (virtio_mem_device_realize(); "Make
+RamDiscardManager work with multiple sources", February 2026, would change that).
 """
 
 from __future__ import annotations
@@ -58,6 +63,18 @@ class Qemu11UserSpace(ConvertingUserSpace):
             self._undo(gpa, before)
         if not error:
             self.memory.pre_fault(gpa, size)
+        return error
+
+    def take_slot(self, slot: Slot) -> int:
+        """A pc-dimm is plugged."""
+        self.memory.plug(slot)
+        return 0
+
+    def give_slot(self, slot: Slot) -> int:
+        """A pc-dimm is unplugged, and unmapped for devices first."""
+        error = self.memory.map_for_device(slot.gpa, slot.size, False)
+        if not error:
+            self.memory.unplug(slot)
         return error
 
     def _tell_listeners(self, place: Slot, gpa: int, size: int, is_private: bool) -> int:

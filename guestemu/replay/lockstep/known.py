@@ -39,6 +39,7 @@ _VMMS: Final = _UNCHECKED | {"qemu-11", "openvmm", "libkrun"}
 _SILENT: Final = frozenset({"qemu-v4", "qemu-10.2"}) | _VMMS - {"openvmm"}
 _BY_WORD: Final = frozenset({"qemu-v4", "libkrun"})
 _OPENVMM_BITS: Final = 0xF3
+_PLUG_OPS: Final = frozenset({OpKind.HOST_COMMIT_SLOT, OpKind.UNPLUG_SLOT, OpKind.GUEST_ACCESS})
 _MSR: Final = frozenset({END, VALUE, READY})
 _ASYNC_PF: Final = frozenset({MSR_KVM_SEV_LIVE_MIG_EN_2020, MSR_KVM_SEV_LIVE_MIG_EN_2020 + 1})
 
@@ -323,6 +324,18 @@ def _open_range(own: Side, other: Side) -> bool:
     )
 
 
+def _hot_plug(own: Side, other: Side) -> bool:
+    """Whether an operation of one of the VMMs is about memory that can be plugged."""
+    if own.traits.name not in _VMMS or not own.traits.hot_plug:
+        return False
+    spans = [(call.first, call.end) for call in _asked(own, other)]
+    if own.op.kind in _PLUG_OPS:
+        spans.append((own.op.arguments[0], own.op.arguments[0] + 1))
+    return any(
+        first < high and low < end for low, high in own.traits.hot_plug for first, end in spans
+    )
+
+
 _BLOCKED: Final = Known(
     "blocked", _MSR, "D26, V1", "the VMM has no handler for MIGRATION_CONTROL", _unserved_msr
 )
@@ -409,6 +422,8 @@ KNOWN: Final = (
           "one host took the guest's consent in an earlier operation, the other did not",
           _parted_before),
     _OPEN_RANGE,
+    Known("vmm-hot-plug", _both(END, ANSWER, VALUE, STATUS), "V2",
+          "the VMMs differ in whether and how memory is plugged", _hot_plug),
     Known("ioctl", _both(VALUE, STATUS, READY), "K1-d, K1-g, K1-i to K1-k, K2-e",
           "the ioctls and hooks of the patch sets differ from one posting to the next", _ioctl),
 )  # fmt: skip

@@ -37,7 +37,8 @@ class Traits(msgspec.Struct, frozen=True):
     `repaired` its switches; `number` its status hypercall, `kernel` the KVM below a merged one,
     `opt_in_msrs` the numbers of a historic one's opt-in MSR. `is_users`: its user space is the
     user's own code; `serves_msr`: MSR_KVM_MIGRATION_CONTROL is served. `open_frames` has start and
-    end in gfns of what its slots leave open (`Host.open_frames`).
+    end in gfns of what its slots leave open (`Host.open_frames`), `hot_plug` of what can be
+    plugged.
     """
 
     label: str
@@ -49,6 +50,7 @@ class Traits(msgspec.Struct, frozen=True):
     is_users: bool = False
     serves_msr: bool = True
     open_frames: tuple[tuple[int, int], ...] = ()
+    hot_plug: tuple[tuple[int, int], ...] = ()
 
     @property
     def is_historic(self) -> bool:
@@ -75,6 +77,7 @@ def traits_of(label: str, host: Host) -> Traits:
         not is_merged or isinstance(host, HandlerHost | NativeHost),
         host.serves_migration_control,
         host.open_frames,
+        tuple((slot.gpa >> PAGE_SHIFT, slot.end >> PAGE_SHIFT) for slot in host.pluggable),
     )
 
 
