@@ -84,8 +84,9 @@ def test_every_kernel_with_every_defect_repaired(spec):
 def test_each_repair_matters(entry):
     """Leaving out one repair shows, in the suite or in the host's own tests (those of QEMU's
     migration code in tests/qemu and tests/zoo, of the handlers' prototype in
-    tests/mirror_migration, of failing calls and of backings in tests/host/test_vmm_handlers.py, of hot-plug in the corpora, of
-    page-state changes and MapGPA in tests/machine and tests/outcomes)."""
+    tests/mirror_migration, of failing calls and of backings in tests/host/test_vmm_handlers.py, of
+    hot-plug in the corpora, of page-state changes and MapGPA in tests/machine and
+    tests/outcomes)."""
     if entry.name.startswith(("qemu-migration", "mirror")):
         pytest.skip("the suite does not migrate")
     elsewhere = {
