@@ -244,6 +244,8 @@ class Loaded:
             if not name.endswith(">") and (outer := name.partition(_INSIDE)[0]) not in classes
         }
         self.reached: dict[int, list[pytest.Item]] = {}
+        self._functions: dict[CodeType, list[FunctionType]] = {}
+        self._caches: list[object] = []
 
     def has_function(self, name: str) -> bool:
         """Whether `name` is a function of the part, Class.function."""
@@ -269,13 +271,28 @@ class Loaded:
             return {}
         return dict(pairs)
 
-    def exchange(self, changes: dict[CodeType, CodeType]) -> None:
-        """Puts changed code into the loaded functions, and drops what their caches hold."""
+    def look_up(self) -> None:
+        """Finds the functions and caches of the part among all objects: once, as a fork that looks
+        at all objects has to copy them."""
+        self._functions.clear()
+        path = str(self.path)
         for one in gc.get_objects():
-            if isinstance(one, FunctionType) and one.__code__ in changes:
-                one.__code__ = changes[one.__code__]
-            elif isinstance(one, _CACHED) and one.__module__ == self._module:
-                one.cache_clear()
+            if isinstance(one, FunctionType) and one.__code__.co_filename == path:
+                self._functions.setdefault(one.__code__, []).append(one)
+        self._caches = [
+            one
+            for one in gc.get_objects()
+            if isinstance(one, _CACHED) and one.__module__ == self._module
+        ]
+
+    def exchange(self, changes: dict[CodeType, CodeType]) -> None:
+        """Puts changed code into the functions that `look_up` found, and drops what their caches
+        hold."""
+        for old, new in changes.items():
+            for function in self._functions.get(old, ()):
+                function.__code__ = new
+        for cache in self._caches:
+            cache.cache_clear()
 
 
 def watch(items: list[pytest.Item], parts: Iterable[Loaded]) -> bool:
@@ -433,8 +450,6 @@ class _Part:
         chosen = chosen[:: options.every]
         self.count = len(chosen)
         self.left = [one for one in chosen if one.name not in self._kept.names]
-        self._reached: set[str] = set()
-        """Names of those that some test has run."""
 
     def _is_inside(self, mutant: Mutant) -> bool:
         return self._is_c or self.loaded.has_function(mutant.where)
@@ -448,9 +463,12 @@ class _Part:
     def try_watched(self, tests: list[pytest.Item]) -> None:
         """Puts each mutant that is left in place, and runs those of `tests`, which were watched
         last, that can notice it."""
+        self.loaded.look_up()
+        gc.freeze()  # or collecting garbage in a fork copies everything
         for mutant in [*self.left]:
             if self._is_noticed(mutant, tests):
                 self._drop(mutant)
+        gc.unfreeze()
         self.loaded.reached.clear()
 
     def _drop(self, mutant: Mutant) -> None:
@@ -459,14 +477,12 @@ class _Part:
 
     def _is_noticed(self, mutant: Mutant, tests: list[pytest.Item]) -> bool:
         if self._is_c:
-            self._reached.add(mutant.name)
             with tempfile.TemporaryDirectory(prefix="mutant-") as place:
                 return not _in_fork(lambda: _compiled(self.name, mutant, tests, Path(place)))
         tests = self.loaded.tests_of(mutant)
         changes = self.loaded.changes(mutant) if tests else {}
         if not changes:
             return False
-        self._reached.add(mutant.name)
         return not _in_fork(lambda: _exchanged(self.loaded, changes, tests))
 
     def say_left(self, say: Callable[[str], None]) -> None:
@@ -481,8 +497,7 @@ class _Part:
         new = 0
         for mutant in [*self.left]:
             is_known = mutant.name in self._reasons
-            is_tried = mutant.name in self._reached and (self._is_quick or self._is_c)
-            is_final = is_known or is_tried
+            is_final = is_known or self._is_quick or self._is_c
             anew = functools.partial(_import_changed, self.name, mutant, self._files)
             if not is_final and not _in_fork(anew):
                 self._drop(mutant)

@@ -106,6 +106,7 @@ def test_a_changed_function_takes_the_place_of_the_loaded_one(tmp_path: Path) ->
     assert [outer(3)(1), inner(1), names["LIMIT"]] == [True, True, 3]
     found = {mutant.name: mutant for mutant in python_mutants(NESTED)}
     changes = part.changes(found["judge.inner: value < limit => value <= limit"])
+    part.look_up()
     part.exchange(changes)
     assert [outer(1)(1), inner(3), inner(4)] == [True, True, False], "also what was made before"
     assert part.changes(found["module: 3 => 4"]) == {}, "no function has it"
