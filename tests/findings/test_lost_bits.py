@@ -55,7 +55,8 @@ FOUR = range(4, 8)
         (call(gpa=0x4000 | 1 << 52), record(), record(FOUR), ("address", True)),
         (call(gpa=0x4000 | 1 << 30), record(), record(FOUR), ("", False)),
         (call(gpa=0x4000 | 1 << 40), record(), record(range(5, 8)), ("", False)),
-        # a page count
+        # a page count, also one of which eight bits are left
+        (call(pages=4 | 1 << 8), record(), record(FOUR), ("page count", True)),
         (call(pages=4 | 1 << 16), record(), record(FOUR), ("page count", True)),
         (call(pages=4 | 1 << 33), record(), record(FOUR), ("page count", True)),
         (call(pages=4 | 1 << 52), record(), record(FOUR), ("page count", True)),
@@ -120,6 +121,14 @@ def test_page_counts_of_large_guests(pages: int, end: int) -> None:
     frames = 1 << 25
     after = record(range(4, end), frames)
     assert lost_bits(call(pages=pages), record(frames=frames), after) == ("page count", True)
+
+
+def test_an_address_of_a_large_guest() -> None:
+    """Cut to 32 bits it is still another one than cut to 31."""
+    frames, first = 1 << 20, 0x80004
+    after = record(range(first, first + 4), frames)
+    done = call(gpa=first << 12 | 1 << 32)
+    assert lost_bits(done, record(frames=frames), after) == ("address", True)
 
 
 def test_a_range_that_wraps_and_was_cut_before_the_end_of_ram() -> None:

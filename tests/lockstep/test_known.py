@@ -390,6 +390,7 @@ CASES: dict[str, tuple[list[Pair], list[Pair]]] = {
             handlers(side("map-gpa-range", call(pages=FRAMES, gpa=1, ret=-22))),
             handlers(side("map-gpa-range", call(nr=13, pages=FRAMES, ret=-22))),
             handlers(side("map-gpa-range", call(gpa=LAST - 0x1000, ret=-22)), hole=(255, 256)),
+            handlers(side("map-gpa-range", call(gpa=LAST, ret=-22)), hole=(254, 255)),
             side("map-gpa-range", call(pages=FRAMES, ret=-22)),
         ),
     ),
@@ -557,10 +558,20 @@ def test_a_users_host_leaves_kvm_s_own_calls_to_kvm(
 
 
 def test_a_users_host_needs_no_msr_but_migration_control() -> None:
-    for index, key in ((0x4B564D00, "own-msr"), (0x4B564D08, None)):
-        one = side("map-gpa-range", op=Op(OpKind.WRMSR, (index, 0)))
+    for op, key in (
+        (Op(OpKind.WRMSR, (0x4B564D00, 0)), "own-msr"),
+        (Op(OpKind.RDMSR, (0x4B564D00,)), "own-msr"),
+        (Op(OpKind.WRMSR, (CONTROL, 0)), None),
+        (Op(OpKind.RDMSR, (CONTROL,)), None),
+    ):
+        one = side("map-gpa-range", op=op)
         found = explain(END, users(one), one)
         assert (found and found.key) == key
+
+
+def test_a_call_that_the_users_host_never_saw_explains_nothing() -> None:
+    theirs = users(side("map-gpa-range", call(nr=12)))
+    assert explain(ANSWER, theirs, side("map-gpa-range", call(nr=11))) is None
 
 
 @pytest.mark.parametrize("own", [handlers, users])

@@ -300,8 +300,7 @@ def _own_hypercall(own: Side, _other: Side) -> bool:
 
 def _own_msr(own: Side, _other: Side) -> bool:
     return (
-        own.traits.name == PLUGIN
-        and own.op.kind in {OpKind.RDMSR, OpKind.WRMSR}
+        own.op.kind in {OpKind.RDMSR, OpKind.WRMSR}
         and own.op.arguments[0] != MSR_KVM_MIGRATION_CONTROL
     )
 
