@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 from bitarray import bitarray
 
@@ -24,6 +25,7 @@ from guestemu.events.memory import PacketArrived
 from guestemu.events.tdx import Accept, MapGpaCall
 from guestemu.host.kvm.map_gpa_lies import MAP_GPA_LIES
 from guestemu.machine.exits import BudgetExhausted, RunFailed, Shutdown, Terminated, Unbacked
+from guestemu.machine.rmp import OWN_ASID, RmpEntry
 from guestemu.machine.sept import ACCEPTED, SHARED
 from guestemu.program.ops import Op, OpKind
 
@@ -162,12 +164,23 @@ def test_packets_come_once_in_order_to_their_own_frames() -> None:
 # Page-state changes of an SNP guest ---------------------------------------------------------------
 
 
-def asked(monkeypatch, *ranges, entries=((4, 2), (9, 1)), kind=OpKind.PSC, ret=0, value=0, bad=()):
+def asked(
+    monkeypatch,
+    *ranges,
+    entries=((4, 2), (9, 1)),
+    kind=OpKind.PSC,
+    ret=0,
+    value=0,
+    bad=(),
+    in_use=None,
+):
     """What the check says of a request with `entries` (first frame, frames) for which user space
-    was asked for `ranges` and answered `ret`."""
+    was asked for `ranges` and answered `ret`; vCPUs run from the system frames `in_use`."""
     request = SimpleNamespace(out_of_bounds=list(bad))
+    frames = in_use or {}
+    rmp = SimpleNamespace(frames_in_use=lambda: list(frames), entry=frames.get)
     sev = SimpleNamespace(
-        snp=SimpleNamespace(psc=request, rmp=SimpleNamespace(frames_in_use=list)),
+        snp=SimpleNamespace(psc=request, rmp=rmp),
         asked=[SimpleNamespace(gfn=gfn, pages=pages) for gfn, pages in entries],
     )
     monkeypatch.setattr(psc, "sev_of", lambda guest: sev if guest else None)
@@ -206,6 +219,20 @@ def test_kvm_stays_in_its_copy_of_the_buffer(monkeypatch) -> None:
         access = SimpleNamespace(is_write=is_write, offset=0x800)
         message = f"KVM {word} at 0x800, behind its copy of the buffer"
         assert asked(monkeypatch, bad=[access]) == [message]
+
+
+def test_a_vcpu_runs_from_a_vmsa_of_its_guest(monkeypatch) -> None:
+    vmsa = RmpEntry(assigned=True, asid=OWN_ASID, validated=True, vmsa=True)
+    for kind in (OpKind.RMPADJUST, OpKind.PSC):
+        assert asked(monkeypatch, kind=kind, in_use={3: vmsa, 4: vmsa}) == []
+        for field in ({"vmsa": False}, {"validated": False}, {"asid": 0}, {"asid": 2}):
+            wrong = msgspec.structs.replace(vmsa, **field)
+            assert asked(monkeypatch, kind=kind, in_use={3: vmsa, 4: wrong}) == [psc.NO_VMSA]
+
+
+def test_a_guest_of_sev_es_has_no_page_states(monkeypatch) -> None:
+    monkeypatch.setattr(psc, "sev_of", lambda _guest: SimpleNamespace(snp=None))
+    assert list(psc.PscCheck().after(SimpleNamespace(guest=True, op=Op(OpKind.PSC)))) == []
 
 
 def test_only_a_guest_under_snp_has_requests() -> None:

@@ -95,6 +95,8 @@ def _places(tree: ast.AST, where: str = "") -> Iterator[tuple[str, ast.AST, str,
             if isinstance(child, ast.keyword) and child.arg == "strict":
                 continue  # of zip(): unequal lengths are a defect elsewhere
             name = where
+            if field == "args" and isinstance(tree, ast.FunctionDef):
+                name = where.rpartition(".")[0]  # defaults belong to who defines the function
             if isinstance(child, ast.FunctionDef | ast.ClassDef):
                 name = f"{where}.{child.name}".strip(".")
             if not isinstance(child, ast.JoinedStr):

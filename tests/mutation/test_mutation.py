@@ -70,6 +70,15 @@ def test_mutants_of_python() -> None:
     ]
 
 
+def test_a_default_belongs_to_who_defines_the_function() -> None:
+    source = "class Judge:\n    def judge(self, limit=3):\n        return limit < 4\n"
+    assert [(mutant.name, mutant.where) for mutant in python_mutants(source)] == [
+        ("Judge: 3 => 4", "Judge"),
+        ("Judge.judge: limit < 4 => limit <= 4", "Judge.judge"),
+        ("Judge.judge: 4 => 5", "Judge.judge"),
+    ]
+
+
 def test_every_mutant_of_python_is_another_module() -> None:
     mutants = list(python_mutants(PYTHON))
     assert len({mutant.source for mutant in mutants}) == len(mutants)
