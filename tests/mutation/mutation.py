@@ -114,7 +114,7 @@ JUDGES = {
     "campaign/triage/rules.py": _SYMPTOM,
     "campaign/triage/lower.py": ("tests/findings/test_lower.py",),
     "campaign/triage/lost_bits.py": ("tests/findings/test_lost_bits.py",),
-    "campaign/triage/canonical.py": _TRIAGE,
+    "campaign/triage/canonical.py": ("tests/findings/test_canonical.py", *_TRIAGE),
     "campaign/triage/explain.py": _TRIAGE,
     "campaign/triage/identify.py": (
         "tests/findings/test_identify_neighbours.py",
@@ -230,7 +230,7 @@ def _by_name(source: str, path: Path) -> dict[str, list[CodeType]]:
 
 class Loaded:
     """The functions of a part that this process has loaded. `reached`: which tests reach which
-    lines."""
+    lines; `seconds`: how long each takes."""
 
     def __init__(self, path: Path, root: Path = ROOT) -> None:
         self.path = path
@@ -244,6 +244,7 @@ class Loaded:
             if not name.endswith(">") and (outer := name.partition(_INSIDE)[0]) not in classes
         }
         self.reached: dict[int, list[pytest.Item]] = {}
+        self.seconds: dict[pytest.Item, float] = {}
         self._functions: dict[CodeType, list[FunctionType]] = {}
         self._caches: list[object] = []
 
@@ -252,10 +253,10 @@ class Loaded:
         return name in self._outermost
 
     def tests_of(self, mutant: Mutant) -> list[pytest.Item]:
-        """The tests that reach a line of the changed code, in their order."""
+        """The tests that reach a line of the changed code, the quickest first."""
         lines = range(mutant.first, mutant.last + 1)
-        found = [item for line in lines for item in self.reached.get(line, ())]
-        return list(dict.fromkeys(found))
+        found = {item for line in lines for item in self.reached.get(line, ())}
+        return sorted(found, key=lambda item: (self.seconds[item], item.nodeid))
 
     def changes(self, mutant: Mutant) -> dict[CodeType, CodeType]:
         """What takes the place of which loaded code; empty where that cannot be exchanged."""
@@ -311,13 +312,16 @@ def watch(items: list[pytest.Item], parts: Iterable[Loaded]) -> bool:
     try:
         for item, following in zip(items, [*items[1:], None], strict=True):
             lines.clear()
+            start = time.perf_counter()
             sys.settrace(on_call)
             passed = _passes(item, following)
             sys.settrace(None)
+            seconds = time.perf_counter() - start
             if not passed:
                 print(f"{item.nodeid} fails without any change")
                 return False
             for name, line in lines:
+                watched[name].seconds[item] = seconds
                 watched[name].reached.setdefault(line, []).append(item)
     finally:
         sys.settrace(None)

@@ -50,6 +50,9 @@ _CONVERSIONS: Final = (
     OpKind.EARLY_SET_MEMORY_DECRYPTED,
     OpKind.EARLY_SET_MEMORY_ENCRYPTED,
 )
+_BY_SIZE: Final = _CONVERSIONS[2:]
+"""Those that take bytes, the others pages."""
+
 _DEFAULTS: Final = {
     OpKind.SET_MEMORY_DECRYPTED: (1, 0),
     OpKind.SET_MEMORY_ENCRYPTED: (1, 0),
@@ -212,9 +215,7 @@ class Canonical:
     def _raw(self, ops: tuple[Op, ...]) -> tuple[Op, ...]:
         """`ops` with addresses in place of pages in all raw hypercalls at once."""
         raw = tuple(
-            canonical_op(msgspec.structs.replace(op, has_page=False))
-            if op.kind is OpKind.HYPERCALL and op.has_page
-            else op
+            canonical_op(msgspec.structs.replace(op, has_page=False)) if op.has_page else op
             for op in ops
         )
         return raw if raw != ops and self.holds(raw) else ops
@@ -367,11 +368,9 @@ def _kinds(op: Op) -> Iterator[Op]:
             return
         yield msgspec.structs.replace(op, kind=kind, arguments=_DEFAULTS[kind])
         pages, offset = op.arguments
-        is_size, was_size = kind in _CONVERSIONS[2:], op.kind in _CONVERSIONS[2:]
-        scale = pages * PAGE_SIZE if is_size and not was_size else pages
-        if was_size and not is_size:
-            scale = -(-pages // PAGE_SIZE)
-        yield msgspec.structs.replace(op, kind=kind, arguments=(scale, offset))
+        if op.kind in _BY_SIZE and kind not in _BY_SIZE:
+            pages = -(-pages // PAGE_SIZE)
+        yield msgspec.structs.replace(op, kind=kind, arguments=(pages, offset))
 
 
 def _modes(op: Op) -> Iterator[Op]:
