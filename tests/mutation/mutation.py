@@ -52,8 +52,11 @@ from mutants import Mutant, c_mutants, python_mutants
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "guestemu"
 SURVIVORS = Path(__file__).with_name("survivors.toml")
-SECONDS = 60
-"""After which a mutant counts as noticed: it does not end."""
+SECONDS = 5
+"""Of CPU time beside ten times what the tests take, after which a mutant counts as noticed: it does
+not end."""
+WAIT_SECONDS = 600
+"""The same of real time, for one that waits."""
 
 _NATIVE = ("tests/native/test_native_judge.py",)
 _STATUS = ("tests/checks/test_status_rules.py", *_NATIVE)
@@ -320,8 +323,9 @@ def watch(items: list[pytest.Item], parts: Iterable[Loaded]) -> bool:
             if not passed:
                 print(f"{item.nodeid} fails without any change")
                 return False
+            for part in watched.values():
+                part.seconds[item] = seconds
             for name, line in lines:
-                watched[name].seconds[item] = seconds
                 watched[name].reached.setdefault(line, []).append(item)
     finally:
         sys.settrace(None)
@@ -335,8 +339,9 @@ def _passes(item: pytest.Item, following: pytest.Item | None) -> bool:
     return not any(report.failed for report in reports)
 
 
-def _in_fork(work: Callable[[], bool]) -> bool:
-    """What `work` returns in a process of its own; False where that dies or takes too long."""
+def _in_fork(work: Callable[[], bool], seconds: float) -> bool:
+    """What `work`, which takes `seconds` without a change, returns in a process of its own; False
+    where that dies or takes too long."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -344,7 +349,8 @@ def _in_fork(work: Callable[[], bool]) -> bool:
             silent = os.open(os.devnull, os.O_WRONLY)
             os.dup2(silent, 1)
             os.dup2(silent, 2)
-            signal.alarm(SECONDS)
+            signal.setitimer(signal.ITIMER_PROF, SECONDS + 10 * seconds)
+            signal.alarm(WAIT_SECONDS)
             status = 0 if work() else 1
         finally:
             os._exit(status)
@@ -482,12 +488,17 @@ class _Part:
     def _is_noticed(self, mutant: Mutant, tests: list[pytest.Item]) -> bool:
         if self._is_c:
             with tempfile.TemporaryDirectory(prefix="mutant-") as place:
-                return not _in_fork(lambda: _compiled(self.name, mutant, tests, Path(place)))
+                compiled = functools.partial(_compiled, self.name, mutant, tests, Path(place))
+                return not _in_fork(compiled, self._seconds_of(tests))
         tests = self.loaded.tests_of(mutant)
         changes = self.loaded.changes(mutant) if tests else {}
         if not changes:
             return False
-        return not _in_fork(lambda: _exchanged(self.loaded, changes, tests))
+        exchanged = functools.partial(_exchanged, self.loaded, changes, tests)
+        return not _in_fork(exchanged, self._seconds_of(tests))
+
+    def _seconds_of(self, tests: Iterable[pytest.Item]) -> float:
+        return sum(self.loaded.seconds[test] for test in tests)
 
     def say_left(self, say: Callable[[str], None]) -> None:
         """Names the mutants without a reason that were not noticed so far."""
@@ -503,7 +514,7 @@ class _Part:
             is_known = mutant.name in self._reasons
             is_final = is_known or self._is_quick or self._is_c
             anew = functools.partial(_import_changed, self.name, mutant, self._files)
-            if not is_final and not _in_fork(anew):
+            if not is_final and not _in_fork(anew, self._seconds_of(self.loaded.seconds)):
                 self._drop(mutant)
             elif not is_known:
                 new += 1
