@@ -49,6 +49,8 @@ class Scene:
         self.has_contract = True
         self.keeps_record: bool | None = None
         self.ready_before = self.ready = False
+        self.stale_ret = 0
+        """What an exit was answered that an operation before has left behind."""
 
     @property
     def range(self) -> tuple[int, int] | None:
@@ -156,7 +158,7 @@ class NativeJudge:
             words = (ctypes.c_uint64 * 4)(gpa, pages, attributes, 0)
             record.exits[number] = NativeExit(nr, words, ret & U64, cpl, is_64bit)
         stale = (ctypes.c_uint64 * 4)(0, FRAMES, 0, 0)  # of an operation before
-        record.exits[len(scene.exits)] = NativeExit(12, stale, 0, 0, True)
+        record.exits[len(scene.exits)] = NativeExit(12, stale, scene.stale_ret, 0, True)
         op = self._op(scene)
         value = ctypes.c_int64(scene.value)
         before = ctypes.c_uint64(scene.ready_before)

@@ -114,6 +114,13 @@ def test_a_rule_passes_its_case_and_stops_its_neighbour(judge: NativeJudge, rule
     assert verdicts(judge, wrong) == (False, False)
 
 
+def test_exits_of_an_operation_before_are_not_judged(judge: NativeJudge) -> None:
+    for stale in (0, 7):
+        scene = notified(0, recorded=[(5, 0)])
+        scene.stale_ret = stale
+        assert verdicts(judge, scene) == (True, True)
+
+
 @pytest.mark.parametrize("value", [0, 1, -1, -5, -12, -16, -2, -4, -6, -11, -13, -15, -17, 2])
 @pytest.mark.parametrize("kind", [DECRYPT, ENCRYPT, EARLY])
 def test_results_of_conversions(judge: NativeJudge, kind: OpKind, value: int) -> None:
