@@ -101,6 +101,7 @@ _CHECKS = (
     "tests/zoo/test_zoo_witnesses.py",
 )
 _SYMPTOM = ("tests/findings/test_symptom.py",)
+_DEFECTS = "tests/quality/test_defects.py"
 _TRIAGE = (
     "tests/findings/test_finding_keys.py",
     "tests/findings/test_identify.py",
@@ -123,8 +124,14 @@ JUDGES = {
         "tests/findings/test_identify_neighbours.py",
         "tests/findings/test_identify_steps.py",
         *_TRIAGE,
+        _DEFECTS,
     ),
-    "campaign/triage/probe.py": ("tests/findings/test_probe_rules.py", *_TRIAGE),
+    "campaign/triage/probe.py": (
+        "tests/findings/test_probe_rules.py",
+        "tests/findings/test_probe_naming.py",
+        *_TRIAGE,
+        _DEFECTS,
+    ),
     "campaign/triage/single.py": ("tests/findings/test_single.py", *_TRIAGE),
     "replay/lockstep/known.py": ("tests/lockstep/test_known.py",),
     "replay/lockstep/compare.py": (
