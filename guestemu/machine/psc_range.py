@@ -38,7 +38,9 @@ class PscRange:
         self._at = ctypes.c_void_p(ctypes.addressof(self._record))
         one = ctypes.PYFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p)
         self._begin = one(code.psc_begin)
-        self._done = one(code.psc_done)
+        self._done = ctypes.PYFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p, ctypes.c_uint64)(
+            code.psc_done
+        )
         two = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64)
         self._answer = two(code.psc_answer)
 
@@ -51,10 +53,11 @@ class PscRange:
         words[_HEADER_ONCE] = header_once
         return words[_ASKED:].tolist() if self._begin(self._at) else None
 
-    def done(self) -> bool:
-        """User space has done it; False where KVM now finds more to do in the buffer."""
+    def done(self, answers: bool) -> bool:
+        """User space has done it; False where KVM now finds more to do in the buffer. Else, if it
+        `answers`, the request is answered with success, too."""
         self._ram.shared_page(Gpa(self._words[_GPA]))  # user space may have used its other view
-        return bool(self._done(self._at))
+        return bool(self._done(self._at, answers))
 
     def answer(self, info_2: int) -> None:
         """Writes the GHCB's answer."""

@@ -102,18 +102,28 @@ class ViewGates:
         count = pages if gfn + pages <= frames else frames - gfn
         if count <= 0:
             return
+        if count == 1:
+            self.set_page(gfn, private, shared)
+            return
         rights, other = self.rights, frames + gfn
         self._kept.note(gfn, count)
         self._kept.note(other, count)
-        if count == 1:
-            lost = (rights[gfn] & ~shared) | (rights[other] & ~private)
-            rights[gfn], rights[other] = shared, private
-        else:
-            lost = 0
-            for start, right in ((gfn, shared), (other, private)):
-                for old in set(rights[start : start + count]):
-                    lost |= old & ~right
-                rights[start : start + count] = bytes([right]) * count
+        lost = 0
+        for start, right in ((gfn, shared), (other, private)):
+            for old in set(rights[start : start + count]):
+                lost |= old & ~right
+            rights[start : start + count] = bytes([right]) * count
+        if lost & _TRANSLATED:
+            self._engine.flush_tlb()
+
+    def set_page(self, gfn: int, private: int, shared: int) -> None:
+        """`set` of one frame within RAM."""
+        rights, other = self.rights, self.frames + gfn
+        note = self._kept.note
+        note(gfn, 1)
+        note(other, 1)
+        lost = (rights[gfn] & ~shared) | (rights[other] & ~private)
+        rights[gfn], rights[other] = shared, private
         if lost & _TRANSLATED:
             self._engine.flush_tlb()
 

@@ -208,8 +208,9 @@ class SevEs:
     def _set_ghcbs(self, state: GhcbState) -> None:
         self._registrations[:] = state.registered
         self._msrs.platform[MSR_AMD64_SEV_ES_GHCB] = state.current
-        self._msrs.others = {index: dict(own) for index, own in state.others.items()}
-        self._holding = set(state.holding)
+        if self._has_own:
+            self._msrs.others = {index: dict(own) for index, own in state.others.items()}
+            self._holding = set(state.holding)
         self.jump_table = state.jump_table
 
     def separate_vcpus(self) -> None:
@@ -392,12 +393,16 @@ class SevEs:
         vcpu = GhcbVcpu(lambda: GhcbPage(ram, gpa), self._vcpu)
         answer = snp.change_range(asked, vcpu)
         info_1, info_2 = asked[-2:]
-        if not answer and not requests.done():
-            page = GhcbPage(ram, gpa)
-            answer = snp.change_by_buffer(gpa, page.value(ghcb.SCRATCH), info_2, vcpu)
+        is_answered = False
+        if not answer:
+            is_done = requests.done(answers=not vcpu.written)
+            is_answered = is_done and not vcpu.written
+            if not is_done:
+                page = GhcbPage(ram, gpa)
+                answer = snp.change_by_buffer(gpa, page.value(ghcb.SCRATCH), info_2, vcpu)
         if vcpu.written:
             GhcbPage(ram, gpa).answer(vcpu.written, abi.RESP_NO_ACTION, answer)
-        else:
+        elif not is_answered:
             requests.answer(answer)
         writes = ram.table_write_count
         self.events.append(

@@ -195,8 +195,7 @@ class Snp:
     def _became(self, gfn: int, state: int) -> None:
         gates = self._gates
         if gates is not None:
-            private, shared = _RIGHTS[state]
-            gates.set(gfn, 1, private=private, shared=shared)
+            gates.set_page(gfn, *_RIGHTS[state])
 
     def _update_gates(self, gfn: int, pages: int) -> None:
         gates = self._gates

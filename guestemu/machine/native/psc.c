@@ -99,18 +99,6 @@ EXPORT u64 psc_begin(struct psc *psc)
 	return 1;
 }
 
-/* User space has done it: the entries are, and the header goes on; then what comes next. */
-EXPORT u64 psc_done(struct psc *psc)
-{
-	u64 *entries = word(psc->page, psc->buffer + HEADER);
-	u16 *header = (u16 *)(psc->page + psc->buffer);
-
-	for (u64 i = psc->index; i <= psc->end; i++)
-		entries[i] = (entries[i] & ~0xfffull) | size_of(entries[i]);
-	header[0] = (u16)(psc->end + 1);
-	return psc->header_once || header[1] == psc->end ? ANSWERED : MORE;
-}
-
 /* SW_EXITINFO1 = 0, SW_EXITINFO2, and the registers that the guest gave. */
 EXPORT void psc_answer(struct psc *psc, u64 info_2)
 {
@@ -130,4 +118,23 @@ EXPORT void psc_answer(struct psc *psc, u64 info_2)
 	valid[EXIT_INFO_2 >> 9] |= 1ull << (EXIT_INFO_2 >> 3 & 63);
 	word(psc->page, VALID_BITMAP)[0] = valid[0];
 	word(psc->page, VALID_BITMAP)[1] = valid[1];
+}
+
+/*
+ * User space has done it: the entries are, and the header goes on; then what comes next:
+ * more of the buffer, or, where that is wanted, the answer.
+ */
+EXPORT u64 psc_done(struct psc *psc, u64 answers)
+{
+	u64 *entries = word(psc->page, psc->buffer + HEADER);
+	u16 *header = (u16 *)(psc->page + psc->buffer);
+
+	for (u64 i = psc->index; i <= psc->end; i++)
+		entries[i] = (entries[i] & ~0xfffull) | size_of(entries[i]);
+	header[0] = (u16)(psc->end + 1);
+	if (!psc->header_once && header[1] != psc->end)
+		return MORE;
+	if (answers)
+		psc_answer(psc, 0);
+	return ANSWERED;
 }
