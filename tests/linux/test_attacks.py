@@ -128,6 +128,9 @@ def test_the_page_says_where_every_instruction_was_tried(snp) -> None:
     page = attacks_page([row], 50)
     assert "| restore | all | goes on 1 | wherever tried |" in page
     assert "--image 6.12 --sev snp --attack restore --every 1`" in page
+    whole = attacks_page([row], 1)
+    assert "--image 6.12 --sev snp --every 1 --page" in whole
+    assert "--attack" not in whole
 
 
 def test_the_command_refuses_what_is_not_there(capsys) -> None:

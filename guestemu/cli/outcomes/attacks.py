@@ -62,7 +62,7 @@ def command(
 
     The kernel makes two pages shared, or private again. Before an instruction the hypervisor
     injects an event, or takes back, remaps, swaps or aliases the first page; then the guest writes
-    to the page and reads it. Each instruction is a run of its own, some milliseconds long.
+    to the page and reads it. Each instruction is a run of its own, about a millisecond long.
 
     Exit status 1: a check found what a guest must not do; the program that shows it is printed.
 

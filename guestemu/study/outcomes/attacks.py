@@ -341,7 +341,7 @@ def attacks_page(rows: Sequence[AttackRow], every: int) -> str:
         "KVM_RUN fails, or the same #NPF comes again and again. Attacks are those of "
         "`hypervisor_page` and `hypervisor_inject` (program-format.md).",
         "",
-        f"This page is made by `{command}`.{_sweeps(rows)}",
+        f"This page is made by `{command}`.{_sweeps(rows) if every > 1 else _SWEEP}",
     ]
     for kernel, kind, operation in heads:
         part = [
@@ -357,6 +357,9 @@ def attacks_page(rows: Sequence[AttackRow], every: int) -> str:
             for row in part
         ]
     return "\n".join(lines) + "\n"
+
+
+_SWEEP: Final = " With `--results FILE` the sweep may be interrupted, and goes on."
 
 
 def _tried(row: AttackRow) -> str:
