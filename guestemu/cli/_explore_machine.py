@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from guestemu.migration.model.order_model import Scenario
     from guestemu.migration.model.programs import LinkKind
-    from guestemu.study.explore_confirm import Confirmation, Judge
+    from guestemu.study.explore_confirm import Judge
 
 MAX_CONFIRMED: Final = 100_000
 
@@ -38,7 +38,7 @@ def confirm(
     from guestemu.migration.model.count import Space
     from guestemu.migration.model.programs import check_rules
     from guestemu.study.explore_confirm import confirm as run
-    from guestemu.study.explore_confirm import planned
+    from guestemu.study.explore_confirm import confirmation_document, planned
 
     if wanted != "all" and not (wanted.isdecimal() and int(wanted)):
         raise InputError(f"--confirm {wanted!r}: give a number of interleavings from 1 on, or all")
@@ -54,7 +54,9 @@ def confirm(
     if as_json:
         console.emit_json(found, "confirm")
     else:
-        _tell(found)
+        console.emit_document(confirmation_document(found))
+        rate = found.runs / found.seconds if found.seconds else 0.0
+        console.note(f"{found.seconds:.1f} s ({rate:.0f} migrations/s)")
     if found.is_interrupted:
         return EXIT_INTERRUPTED
     return EXIT_FINDINGS if found.disagreements else EXIT_OK
@@ -66,31 +68,6 @@ def _judge(cluster: str | None) -> AbstractContextManager[Judge | None]:
     from guestemu.cli._cluster import judge
 
     return judge(cluster)
-
-
-def _tell(found: Confirmation) -> None:
-    console.emit(f"migrations     {found.runs} by the {found.link} link")
-    console.emit(
-        f"losing         {found.losing} by lost_strict, {found.lost_defined} by lost_defined"
-    )
-    console.emit(f"others         {found.others}")
-    console.emit(f"confirmed      {found.confirmed}")
-    console.emit(f"disagreements  {found.disagreements}")
-    for one in found.first:
-        console.emit()
-        console.emit(f"order {one.order}, script {one.script}: {one.interleaving}")
-        console.emit(f"model {_words(*one.model)}, machine {_words(*one.machine)}")
-    rate = found.runs / found.seconds if found.seconds else 0.0
-    console.note(f"{found.seconds:.1f} s ({rate:.0f} migrations/s)")
-
-
-def _words(lost_strict: bool, lost_defined: bool) -> str:
-    names = [
-        name
-        for name, is_lost in (("lost_strict", lost_strict), ("lost_defined", lost_defined))
-        if is_lost
-    ]
-    return " and ".join(names) or "not lost"
 
 
 def write(scenario: Scenario, rank: int, by_defined: bool, link: LinkKind, path: Path) -> None:

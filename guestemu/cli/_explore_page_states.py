@@ -48,6 +48,7 @@ def page_states(
       guestemu explore page-states --guest no-rescind --acts 1 --json
     """
     from guestemu.migration.model.page_states import GUESTS, PageStatesResult, explore_page_states
+    from guestemu.report.explore import page_states_document
 
     known = {code.name: code for code in GUESTS}
     for name in guest or ():
@@ -62,18 +63,7 @@ def page_states(
     if as_json:
         console.emit_json({"guests": results, "interrupted": interrupted})
     else:
-        rows = [
-            (
-                one.guest,
-                str(one.sequences),
-                ", ".join(f"{outcome} {count}" for outcome, count in one.outcomes.items()),
-            )
-            for one in results
-        ]
-        console.emit_table(("guest", "sequences", "outcomes"), rows)
-        for one in results:
-            if one.is_broken:
-                console.emit(f"{one.guest}: {known[one.guest].text}: {one.first}")
+        console.emit_document(page_states_document(results))
     if interrupted:
         raise KeyboardInterrupt
     return EXIT_FINDINGS if any(one.is_broken for one in results) else EXIT_OK

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -14,10 +14,10 @@ import msgspec
 
 from guestemu.abi.errors import GuestemuError, InputError
 from guestemu.abi.names import plural
-from guestemu.cli import console
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK, one_line
 
 if TYPE_CHECKING:
+    from guestemu.report.document import Content, Document, Grid
     from guestemu.study.outcomes.cells import Cell, Key
 
 EXIT_SKIP: Final = 125
@@ -213,37 +213,37 @@ def as_object(report: Examined) -> dict[str, object]:
     return {**msgspec.structs.asdict(report), "cells": cells}
 
 
-def tell(report: Examined, show_all: bool) -> None:
-    """For people: a line for each kind and each known defect, then what is wrong."""
+def document(report: Examined, show_all: bool) -> Document:
+    """Verdicts by kind, each known defect with its rows, what is wrong, what is different on the
+    other image. Every row stands on a page, with `show_all` also in a terminal."""
+    from guestemu.report.document import Bullets, Chapter, Document, Paragraph
     from guestemu.study.outcomes.experiments import KNOWN_DEFECT, WRONG, verdict_of
 
-    console.emit(f"{report.version}, {report.seconds} s")
-    _tell_kinds(report.cells)
-    if show_all:
-        console.emit()
-        columns = ("row", "kind", "verdict", "detail")
-        rows = [
-            (str(cell.key), cell.kind, _word(cell), _short(cell.detail)) for cell in report.cells
-        ]
-        console.emit_table(columns, rows)
     known: dict[str, list[Cell]] = defaultdict(list)
     for cell in report.cells:
         if verdict_of(cell) == KNOWN_DEFECT:
             known[cell.defect].append(cell)
-    _tell_known(known)
-    wrong = [cell for cell in report.cells if verdict_of(cell) == WRONG]
+    wrong = [
+        f"{cell.key} as {cell.kind}: {_short(cell.detail)}"
+        for cell in report.cells
+        if verdict_of(cell) == WRONG
+    ]
+    chapters = [Chapter("Every row", (_rows(report.cells),), is_page_only=not show_all)]
+    if known:
+        chapters.append(Chapter("Known defects", tuple(_known(known))))
     if wrong:
-        console.emit()
-        console.emit("wrong:")
-        for cell in wrong:
-            console.emit(f"  {cell.key} as {cell.kind}: {_short(cell.detail)}")
-    _tell_differences(report)
-    console.emit()
+        chapters.append(Chapter("Wrong", (Bullets(tuple(wrong)),)))
+    if report.against:
+        title = f"Against {report.against_version} ({report.against})"
+        chapters.append(Chapter(title, (_different(report),)))
     total = f"{plural(len(known), 'known defect')}, {len(wrong)} wrong"
-    console.emit(f"{total}; exit status {report.status}")
+    chapters.append(Chapter("", (Paragraph(f"{total}; exit status {report.status}"),)))
+    title = f"{report.version}, {report.seconds} s"
+    return Document(title, tuple(chapters), tuple(_kinds(report.cells)))
 
 
-def _tell_kinds(cells: Sequence[Cell]) -> None:
+def _kinds(cells: Sequence[Cell]) -> Iterator[Content]:
+    from guestemu.report.document import Grid, Paragraph
     from guestemu.study.outcomes.cells import ABSENT
     from guestemu.study.outcomes.experiments import KNOWN_DEFECT, RIGHT, WRONG, verdict_of
 
@@ -251,43 +251,55 @@ def _tell_kinds(cells: Sequence[Cell]) -> None:
     by_kind: dict[str, list[Cell]] = defaultdict(list)
     for cell in cells:
         by_kind[cell.kind].append(cell)
-    table = []
+    rows: list[tuple[object, ...]] = []
     for kind, of_kind in by_kind.items():
         counted = [verdict_of(cell) for cell in of_kind]
-        table.append((kind, *(counted.count(verdict) for verdict in verdicts)))
-    console.emit_table(("kind", *verdicts), table)
+        rows.append((kind, *(counted.count(verdict) for verdict in verdicts)))
+    yield Grid(("kind", *verdicts), tuple(rows), "Verdicts")
     for kind, of_kind in by_kind.items():
         if all(cell.outcome == ABSENT for cell in of_kind):
-            console.emit(f"{kind}: {of_kind[0].detail}")
+            yield Paragraph(f"{kind}: {of_kind[0].detail}")
 
 
-def _tell_known(known: dict[str, list[Cell]]) -> None:
+def _rows(cells: Iterable[Cell]) -> Grid:
+    from guestemu.report.document import Grid
+    from guestemu.report.page import TableCell
+    from guestemu.study.outcomes.experiments import KNOWN_DEFECT, RIGHT, WRONG, verdict_of
+
+    values = {RIGHT: "good", KNOWN_DEFECT: "warn", WRONG: "bad"}
+    rows = tuple(
+        (
+            str(cell.key),
+            cell.kind,
+            TableCell(_word(cell), values.get(verdict_of(cell), "")),
+            _short(cell.detail),
+        )
+        for cell in cells
+    )
+    return Grid(("row", "kind", "verdict", "detail"), rows, "Every row", is_words=True)
+
+
+def _known(known: Mapping[str, Sequence[Cell]]) -> Iterator[Content]:
+    from guestemu.report.document import Bullets, Item
     from guestemu.study.outcomes.known import BY_NAME
 
-    if known:
-        console.emit()
-        console.emit("known defects:")
     for name, cells in known.items():
         defect = BY_NAME[name]
-        console.emit(f"  {name}: {defect.sentence}")
-        console.emit(f"    since {defect.since}, {defect.source}; rows {_places(cells)}")
+        places = f"since {defect.since}, {defect.source}; rows {_places(cells)}"
+        yield Item(f"  {name}: {defect.sentence}", (Bullets((places,)),))
 
 
-def _tell_differences(report: Examined) -> None:
+def _different(report: Examined) -> Content:
+    from guestemu.report.document import Bullets, Grid
     from guestemu.study.outcomes.cells import Key
 
-    if not report.against:
-        return
-    console.emit()
-    console.emit(f"against {report.against_version} ({report.against}):")
     if not report.differences:
-        console.emit("  no difference")
-        return
-    rows = [
+        return Bullets(("no difference",))
+    rows = tuple(
         (str(Key(one.kind, one.row, one.answer)), one.kind, one.what, one.here, one.there)
         for one in report.differences
-    ]
-    console.emit_table(("row", "kind", "what", "tested", "against"), rows)
+    )
+    return Grid(("row", "kind", "what", "tested", "against"), rows, "Differences", is_words=True)
 
 
 def _places(cells: Iterable[Cell]) -> str:

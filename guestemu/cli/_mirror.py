@@ -15,7 +15,7 @@ from guestemu.cli._options import AsJson
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from guestemu.study.mirror.noticed import ThreatCell
     from guestemu.study.mirror.table import NamingCell
@@ -70,6 +70,7 @@ def mirror(
             )
         return _threats(programs, why, as_json)
     from guestemu.study.mirror.cases import DEFECTIVE, NAMINGS
+    from guestemu.study.mirror.document import namings_document
     from guestemu.study.mirror.table import Fate, cells
 
     found: list[NamingCell] = []
@@ -83,27 +84,15 @@ def mirror(
     if as_json:
         console.emit_json({"cells": found, "interrupted": interrupted})
     else:
-        _tell(found, why)
+        console.emit_document(namings_document(found, why))
     if interrupted:
         raise KeyboardInterrupt
     return EXIT_FINDINGS if any(cell.fate == Fate.CORRUPTED for cell in found) else EXIT_OK
 
 
-def _tell(found: Sequence[NamingCell], why: bool) -> None:
-    pages = list(dict.fromkeys(cell.page for cell in found))
-    fates = {(cell.naming, cell.page): cell.fate for cell in found}
-    rows = [
-        (naming, *(fates.get((naming, page), "") for page in pages))
-        for naming in dict.fromkeys(cell.naming for cell in found)
-    ]
-    console.emit_table(("named by", *pages), rows)
-    if why:
-        for cell in found:
-            console.emit(f"{cell.naming}, {cell.page}: {cell.fate}: {cell.reason}")
-
-
 def _threats(programs: Path | None, why: bool, as_json: bool) -> int:
     """`--threats`."""
+    from guestemu.study.mirror.document import threats_document
     from guestemu.study.mirror.noticed import threat_cells
     from guestemu.study.mirror.threats import HANDLERS, THREATS
 
@@ -118,27 +107,10 @@ def _threats(programs: Path | None, why: bool, as_json: bool) -> int:
     if as_json:
         console.emit_json({"threats": found, "interrupted": interrupted}, "threats")
     else:
-        _tell_threats(found, why)
+        console.emit_document(threats_document(found, why))
     if interrupted:
         raise KeyboardInterrupt
     return EXIT_FINDINGS if any(cell.lost for cell in found) else EXIT_OK
-
-
-def _tell_threats(found: Sequence[ThreatCell], why: bool) -> None:
-    columns = list(dict.fromkeys(cell.handlers for cell in found))
-    words = {
-        (cell.threat, cell.handlers): cell.noticed_by + ("*" if cell.lost else "") for cell in found
-    }
-    actors = {cell.threat: cell.actor for cell in found}
-    rows = [
-        (threat, actor, *(words.get((threat, column), "") for column in columns))
-        for threat, actor in actors.items()
-    ]
-    console.emit_table(("attack", "by", *columns), rows)
-    if why:
-        for cell in found:
-            what = cell.lost or "nothing is lost"
-            console.emit(f"{cell.handlers}, {cell.threat}: noticed by {cell.noticed_by}: {what}")
 
 
 def _write(directory: Path, found: Mapping[str, str]) -> None:

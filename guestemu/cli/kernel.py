@@ -1109,6 +1109,7 @@ def examine(
             show_default=False,
         ),
     ] = None,
+    html: Html = None,
     as_json: AsJson = False,
 ) -> int:
     """Say whether a kernel converts pages right, in every way and as every guest kind.
@@ -1130,6 +1131,8 @@ def examine(
       guestemu kernel test bzImage --against 6.1
 
       guestemu kernel test 6.12 --kind snp --all --junit results.xml
+
+      guestemu kernel test bzImage --html bzImage.html
 
       guestemu kernel test 6.12-rt --update docs/kernel-test.md
     """
@@ -1159,10 +1162,13 @@ def examine(
     if junit is not None:
         xml = cells_xml(report.cells, report.seconds, request.counts_known)
         write_atomically(junit, xml, "--junit")
+    document = _kernel_test.document(report, show_all)
+    if html is not None:
+        console.write_document(html, document)
     if as_json:
         console.emit_json(_kernel_test.as_object(report))
     else:
-        _kernel_test.tell(report, show_all)
+        console.emit_document(document)
     return report.status
 
 

@@ -22,6 +22,7 @@ from guestemu.migration.model.order_model import PageVerdict, Scenario
 from guestemu.migration.model.programs import LinkKind, check_rules, interleaving_ops
 from guestemu.migration.model.witness import Witness, format_witness, replay, unrank
 from guestemu.program.program import Header
+from guestemu.report.document import Chapter, Document, Grid, Paragraph
 from guestemu.runner.testbed import Testbed, build_testbed
 
 MAX_DISAGREEMENTS: Final = 20
@@ -65,6 +66,34 @@ class Confirmation(msgspec.Struct, frozen=True):
     def runs(self) -> int:
         """Migrations that were made."""
         return self.confirmed + self.disagreements
+
+
+def confirmation_document(found: Confirmation) -> Document:
+    """What was confirmed, and each disagreement that was kept."""
+    losing = f"{found.losing} by lost_strict, {found.lost_defined} by lost_defined"
+    figures = (
+        ("migrations", f"{found.runs} by the {found.link} link"),
+        ("losing", losing),
+        ("others", found.others),
+        ("confirmed", found.confirmed),
+        ("disagreements", found.disagreements),
+    )
+    chapters = tuple(
+        Chapter(
+            "",
+            (
+                Paragraph(f"order {one.order}, script {one.script}: {one.interleaving}"),
+                Paragraph(f"model {_words(one.model)}, machine {_words(one.machine)}"),
+            ),
+        )
+        for one in found.first
+    )
+    return Document("", chapters, (Grid((), figures),))
+
+
+def _words(verdict: PageVerdict) -> str:
+    lost = {LOST_STRICT: verdict.lost_strict, LOST_DEFINED: verdict.lost_defined}
+    return " and ".join(name for name, is_lost in lost.items() if is_lost) or "not lost"
 
 
 def machine_verdict(testbed: Testbed, witness: Witness, link: LinkKind) -> PageVerdict:

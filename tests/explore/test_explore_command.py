@@ -33,7 +33,7 @@ def test_the_table_as_json(capsys: Captured) -> None:
 
 def test_the_table_as_text(capsys: Captured) -> None:
     assert main(["explore"]) == 1
-    lines = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.splitlines()[3:]
     assert lines[0].split() == ["order", "S1", "S1b", "S1c", "S2", "S3", "S0"]
     assert lines[1].split()[-7:] == [
         *("0/120", "0/120", "51/120", "0/1716", "328/792", "(0)", "127/330")
@@ -96,7 +96,7 @@ def test_random_exploration(capsys: Captured) -> None:
     assert result["total"] == 120
     assert 0 < result["miss_bound"] < 1
     assert main(["explore", *cell]) == 1
-    assert f"lost_strict             {result['lost_strict']}" in capsys.readouterr().out
+    assert f"lost_strict               {result['lost_strict']}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

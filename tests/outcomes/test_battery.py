@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from guestemu.abi.errors import InputError
-from guestemu.cli import _kernel_cells, _kernel_test
+from guestemu.cli import _kernel_cells, _kernel_test, console
 from guestemu.cli._kernel_test import Examination
 from guestemu.program.ops import OpKind
 from guestemu.study.outcomes import battery, experiments
@@ -249,3 +249,29 @@ def test_a_buffer_is_judged_by_its_own_frames_where_another_page_was_refused() -
     assert battery._judged(rows["dma"], "EINVAL", -12) == slice(None)
     assert battery._judged(rows["dma"], "", 0x421C000) == slice(None)
     assert battery._judged(rows["dma-free"], "EINVAL", 0) == slice(None)
+
+
+def test_a_report_names_defects_with_their_rows_and_what_is_wrong(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    report = _kernel_test.Examined(
+        image="6.1",
+        version="6.1.0",
+        status=1,
+        seconds=0.5,
+        cells=(
+            cell("cpu-offline", KNOWN_DEFECT, "cpu-offline"),
+            cell("decrypt", WRONG, answer="EINVAL"),
+            cell("encrypt", RIGHT),
+        ),
+    )
+    console.emit_document(_kernel_test.document(report, show_all=False))
+    text = capsys.readouterr().out
+    assert "sev   1      1             1      0\n" in text
+    assert "\nKnown defects\n  cpu-offline: A CPU that goes off line" in text
+    assert "rows cpu-offline (sev)\n" in text
+    assert "\nWrong\n  decrypt/EINVAL as sev: returns 0\n" in text
+    assert text.endswith("\n1 known defect, 1 wrong; exit status 1\n")
+    assert "encrypt" not in text
+    console.emit_document(_kernel_test.document(report, show_all=True))
+    assert "encrypt" in capsys.readouterr().out

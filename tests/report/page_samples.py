@@ -16,7 +16,7 @@ from typing import Final
 from guestemu.campaign.planted.catalogue import BUGS
 from guestemu.campaign.planted.cell import CellResult, HuntCell
 from guestemu.campaign.planted.tried import zoo_document
-from guestemu.cli import _kernel_cells
+from guestemu.cli import _kernel_cells, _kernel_test
 from guestemu.migration.model.count import Space
 from guestemu.migration.model.notation import parse_order, parse_script
 from guestemu.migration.model.order_model import Scenario
@@ -33,6 +33,7 @@ from guestemu.study.claims.debate import Decided
 from guestemu.study.claims.document import claims_document
 from guestemu.study.claims.result import ClaimResult, ClaimVerdict, ClaimWitness, Evidence, Plot
 from guestemu.study.outcomes.cells import Cell
+from guestemu.study.outcomes.experiments import KNOWN_DEFECT, RIGHT, WRONG
 from guestemu.study.outcomes.matrix import MatrixCell
 from guestemu.study.outcomes.snp_answers import SnpAnswer
 from guestemu.study.outcomes.td_table import RowResult
@@ -50,7 +51,7 @@ WRITERS: Final[Mapping[str, tuple[str, ...]]] = {
     "cli/race.py": ("race",),
     "cli/_explore.py": ("explore", "witness"),
     "cli/_kernel_migration.py": ("sweep",),
-    "cli/kernel.py": ("kernels",),
+    "cli/kernel.py": ("kernels", "tested"),
     "cli/outcomes/matrix.py": ("kinds",),
     "cli/outcomes/snp.py": ("answers",),
     "cli/outcomes/table.py": ("conversions",),
@@ -82,6 +83,7 @@ def documents() -> dict[str, Document]:
         "witness": _witness(),
         "sweep": sweep_document(_sweep(), f"guestemu explore {HOSTILE}"),
         "kernels": _kernel_cells.document("defects", _cells()),
+        "tested": _kernel_test.document(_tested(), False),
         "kinds": kinds_document(_kinds()),
         "answers": answers_document(
             [SnpAnswer(HOSTILE, way, "EINVAL", "7.2", did) for way, did in _DID.items()], {}
@@ -133,6 +135,33 @@ def _cells() -> list[Cell]:
         for kernel in ("6.1", HOSTILE)
         for row, outcome in (("hole", "seen"), ("kexec", "not seen"), ("x", "absent"))
     ]
+
+
+def _tested() -> _kernel_test.Examined:
+    def cell(outcome: str, defect: str = "") -> Cell:
+        return Cell(
+            kernel=HOSTILE,
+            version=HOSTILE,
+            kind="sev",
+            row="cpu-offline",
+            outcome=outcome,
+            detail=HOSTILE,
+            defect=defect,
+        )
+
+    difference = _kernel_test.Difference(
+        kind="sev", row="decrypt", answer="", what="verdict", here=HOSTILE, there="right"
+    )
+    return _kernel_test.Examined(
+        image=HOSTILE,
+        version=HOSTILE,
+        status=1,
+        seconds=1.5,
+        cells=(cell(WRONG), cell(RIGHT), cell(KNOWN_DEFECT, "cpu-offline")),
+        against=HOSTILE,
+        against_version=HOSTILE,
+        differences=(difference,),
+    )
 
 
 def _kinds() -> list[MatrixCell]:

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 OWN = ("campaign", "dma", "ledger", "race", "explore")
 """Pages of real runs, looked at in both widths and both schemes."""
 
-MADE = ("witness", "sweep", "kernels", "kinds", "answers", "conversions", "zoo", "claims")
+MADE = ("witness", "sweep", "kernels", "tested", "kinds", "answers", "conversions", "zoo", "claims")
 """Pages of made-up figures: all of them come from one renderer."""
 
 LOOKS = [(name, width, is_dark) for name in OWN for width in (1200, 400) for is_dark in (0, 1)] + [
