@@ -53,18 +53,18 @@ def first_act(workdir: Path) -> bool:
     from guestemu.program.text import load_program
 
     _title(1, "a host forgets an error, and a migration loses a page")
-    console.emit("The guest makes a page shared and tells the host, which answers -EINVAL and")
-    console.emit("records nothing. Linux throws the answer away and fills the page with 'A'.")
-    console.emit("Then the guest is migrated: the host sends the page by its record, as private.")
+    _say("The guest makes a page shared and tells the host, which answers -EINVAL and")
+    _say("records nothing. Linux throws the answer away and fills the page with 'A'.")
+    _say("Then the guest is migrated: the host sends the page by its record, as private.")
     program = load_program(workdir / FORGOTTEN)
     refused = migrated_bytes(program)
     answered = migrated_bytes(msgspec.structs.replace(program, ops=program.ops[1:]))
-    console.emit()
+    _say()
     _dump("the guest wrote", refused.written)
     _dump("arrived, if the host recorded it", answered.arrived)
     _dump("arrived, as the host forgot it", refused.arrived)
-    console.emit()
-    console.emit("Nothing warned: not the guest, not the host. guestemu's checks do:")
+    _say()
+    _say("Nothing warned: not the guest, not the host. guestemu's checks do:")
     status = _run(("run", FORGOTTEN), workdir, shown=_first_violation)
     return (
         status == EXIT_FINDINGS
@@ -92,8 +92,8 @@ def migrated_bytes(program: Program) -> Bytes:
 def second_act(workdir: Path, limit: tuple[str, ...]) -> bool:
     """A host with a bug, found by a campaign of `limit`, explained."""
     _title(2, "a host of your own, with a bug")
-    console.emit(f"{HOST} is a host in ten lines. A range that ends at a multiple of 64 frames")
-    console.emit("loses its last page. The campaign has to find that by itself.")
+    _say(f"{HOST} is a host in ten lines. A range that ends at a multiple of 64 frames")
+    _say("loses its last page. The campaign has to find that by itself.")
     work = "found"
     campaign = (
         *("fuzz", "hypercall", "--host", f"{HOST}:MyHost"),
@@ -101,7 +101,7 @@ def second_act(workdir: Path, limit: tuple[str, ...]) -> bool:
     )
     status = _run(campaign, workdir)
     told = _run(("triage", work, "--plugins", "."), workdir)
-    console.emit(f"The line of {HOST} is named, and a program of one operation shows the bug.")
+    _say(f"The line of {HOST} is named, and a program of one operation shows the bug.")
     return status == told == EXIT_FINDINGS
 
 
@@ -113,16 +113,21 @@ def third_act(workdir: Path, may_fetch: bool) -> bool:
     here = {image.series for image in fetched_images()}
     series = SERIES if SERIES in here else max(here, key=_numbers, default=None)
     if series is None and may_fetch:
-        console.emit("No kernel is here yet; Debian's package is fetched (about 30 MB).")
+        _say("No kernel is here yet; Debian's package is fetched (about 30 MB).")
         if _run(("kernel", "fetch", SERIES), workdir) == EXIT_OK:
             series = SERIES
     if series is None:
-        console.emit("Left out: there is no kernel image here. `guestemu kernel fetch` gets one")
-        console.emit("where this machine's apt can; --image takes any .deb, vmlinuz or bzImage.")
+        _say("Left out: there is no kernel image here. `guestemu kernel fetch` gets one")
+        _say("where this machine's apt can; --image takes any .deb, vmlinuz or bzImage.")
         return True
-    console.emit("Debian's kernel boots as a SEV guest; then its own set_memory_decrypted() runs.")
+    _say("Debian's kernel boots as a SEV guest; then its own set_memory_decrypted() runs.")
     call = ("kernel", "call", "set_memory_decrypted", "page:0", "1", "--image", series)
     return _run(call, workdir) == EXIT_OK
+
+
+def _say(text: str = "") -> None:
+    """A line that stands between the outputs of commands, as they come."""
+    console.emit(text)
 
 
 def _numbers(series: str) -> tuple[int, ...]:
@@ -130,8 +135,8 @@ def _numbers(series: str) -> tuple[int, ...]:
 
 
 def _say_next() -> None:
-    console.emit()
-    console.emit(console.paint("Where to go", "bold"))
+    _say()
+    _say(console.paint("Where to go", "bold"))
     for command, what in (
         (("init", "my-host"), "a project of your own: a host, programs, a CI workflow"),
         (("explain", "A17"), "the fact behind act 1"),
@@ -139,17 +144,17 @@ def _say_next() -> None:
         (("kernel", "boot", "--console"), "watch a kernel boot as a SEV guest"),
         (("--help",), "everything else"),
     ):
-        console.emit(f"  {command_line(*command):<38}  {what}")
+        _say(f"  {command_line(*command):<38}  {what}")
 
 
 def _title(number: int, text: str) -> None:
-    console.emit()
-    console.emit(console.paint(f"Act {number}: {text}", "bold"))
+    _say()
+    _say(console.paint(f"Act {number}: {text}", "bold"))
 
 
 def _dump(what: str, data: bytes) -> None:
     text = "".join(chr(byte) if 0x20 <= byte < 0x7F else "." for byte in data)
-    console.emit(f"  {what:<34} {data.hex(' ')}  {text}")
+    _say(f"  {what:<34} {data.hex(' ')}  {text}")
 
 
 def _first_violation(lines: Sequence[str]) -> list[str]:
@@ -168,7 +173,7 @@ def _run(
     Of its output the lines that `shown` chooses are printed, all of them without it. Raises
     KeyboardInterrupt after Ctrl-C, when the command has ended.
     """
-    console.emit(console.paint(f"$ {command_line(*words)}", "dim"))
+    _say(console.paint(f"$ {command_line(*words)}", "dim"))
     sys.stdout.flush()
     path = os.pathsep.join(filter(None, (str(_PACKAGE.parent), os.environ.get("PYTHONPATH"))))
     with subprocess.Popen(
@@ -186,5 +191,5 @@ def _run(
     if process.returncode == EXIT_INTERRUPTED:
         raise KeyboardInterrupt
     for line in shown(output.splitlines()) if shown else ():
-        console.emit(line)
+        _say(line)
     return process.returncode

@@ -14,10 +14,13 @@ import msgspec
 
 from guestemu.abi.errors import InputError
 from guestemu.abi.facts import CITATION, canonical_id, facts, find_fact, members, sentences
+from guestemu.abi.names import plural
+from guestemu.report.document import Bullets, Content, Document, Item, Paragraph
 
 _ROOT: Final = Path(__file__).parents[2]
 _SEARCHED: Final = ("guestemu", "docs", "corpora", "examples", "README.md")
 _SUFFIXES: Final = frozenset({".py", ".md", ".prog", ".c", ".h", ".s", ".S"})
+_MOST_PLACES: Final = 12
 _KEY: Final = re.compile(r"([a-z][a-z0-9_-]*)-[0-9a-f]{6,}$")
 """Of a finding: check-digest or check-operation-digest."""
 
@@ -31,6 +34,20 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     source: str
     used: tuple[str, ...] = ()
+
+
+def document(found: Explanation) -> Document:
+    """For people."""
+    lead: list[Content] = [Bullets(tuple(found.text.splitlines()))]
+    if found.source:
+        lead.append(Paragraph(f"source: {found.source}"))
+    if found.used:
+        lines = list(found.used[:_MOST_PLACES])
+        if len(found.used) > _MOST_PLACES:
+            lines.append(f"... and {len(found.used) - _MOST_PLACES} more; --json lists them all")
+        lead.append(Paragraph(f"used in {plural(len(found.used), 'place')}:"))
+        lead.append(Bullets(tuple(lines)))
+    return Document("", lead=(Item(f" ({found.kind})", (), "bold", found.id), *lead))
 
 
 def explanation(text: str) -> Explanation:

@@ -12,6 +12,7 @@ from guestemu.cli import console
 
 if TYPE_CHECKING:
     from guestemu.kernel.hostile import HostileExperiment
+    from guestemu.report.document import Document
 
 
 class HostileRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,15 +86,22 @@ def run_hostile(request: HostileRequest) -> HostileReport:
     )
 
 
-def tell(report: HostileReport) -> None:
+def document(report: HostileReport) -> Document:
     """For people."""
-    shown = ", ".join(f"{outcome} {count}" for outcome, count in report.outcomes.items())
-    console.emit(
-        f"{report.version}, hostile {report.device}: {report.experiments} experiments in "
-        f"{report.seconds} s of CPU time: {shown}"
+    from guestemu.report.document import Bullets, Document, Item, Paragraph
+
+    counts = ", ".join(f"{outcome} {count}" for outcome, count in report.outcomes.items())
+    findings = (
+        Item(
+            f"{finding.key} ({finding.count}, first --first {finding.first.number})",
+            (Bullets(tuple(finding.first.changes)),),
+            indent=0,
+        )
+        for finding in report.findings
     )
-    console.emit(f"bytes of the kernel's that buffers showed to the device: {report.stale_bytes}")
-    for finding in report.findings:
-        console.emit(f"{finding.key} ({finding.count}, first --first {finding.first.number})")
-        for change in finding.first.changes:
-            console.emit(f"  {change}")
+    stale = f"bytes of the kernel's that buffers showed to the device: {report.stale_bytes}"
+    return Document(
+        f"{report.version}, hostile {report.device}: {report.experiments} experiments in "
+        f"{report.seconds} s of CPU time: {counts}",
+        lead=(Paragraph(stale), *findings),
+    )

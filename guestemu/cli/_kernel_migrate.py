@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -14,8 +14,7 @@ from guestemu.cli import console
 
 if TYPE_CHECKING:
     from guestemu.kernel.device_migration import DeviceMigration
-
-_MAX_LINES: Final = 8
+    from guestemu.report.document import Document
 
 
 class MigrateRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,29 +95,31 @@ def run_migrate(request: MigrateRequest) -> MigrateReport:
     )
 
 
-def tell(report: MigrateReport) -> None:
+def document(report: MigrateReport) -> Document:
     """For people."""
+    from guestemu.kernel.document import shown
+    from guestemu.report.document import Bullets, Document, Grid, Item
+
+    head = ("device", "at", "stopped in", "private", "shared", "not done yet", "outcome")
+    rows = tuple(
+        (
+            *(one.device, one.point, one.function, one.private, one.shared),
+            *(one.held or "-", one.outcome),
+        )
+        for one in report.migrations
+    )
+    wrong = (
+        Item(
+            f"{one.device}, {one.point}: {one.outcome}: {one.text}",
+            (Bullets(tuple(shown([*(page.text for page in one.lost), *one.violations], ""))),),
+            indent=0,
+        )
+        for one in report.migrations
+        if one.is_wrong
+    )
     missed = f", its record misses a page of {report.lose}" if report.lose else ""
-    console.emit(
+    return Document(
         f"{report.version}, {report.sev}, from {report.host}{missed}: "
-        f"{plural(len(report.migrations), 'migration')} in {report.seconds} s of CPU time"
+        f"{plural(len(report.migrations), 'migration')} in {report.seconds} s of CPU time",
+        lead=(Grid(head, rows), *wrong),
     )
-    console.emit_table(
-        ("device", "at", "stopped in", "private", "shared", "not done yet", "outcome"),
-        [
-            (
-                *(one.device, one.point, one.function, str(one.private), str(one.shared)),
-                *(one.held or "-", one.outcome),
-            )
-            for one in report.migrations
-        ],
-    )
-    for one in report.migrations:
-        if not one.is_wrong:
-            continue
-        console.emit(f"{one.device}, {one.point}: {one.outcome}: {one.text}")
-        lines = [*(page.text for page in one.lost), *one.violations]
-        for line in lines[:_MAX_LINES]:
-            console.emit(f"  {line}")
-        if len(lines) > _MAX_LINES:
-            console.emit(f"  and {len(lines) - _MAX_LINES} more; --json lists them")

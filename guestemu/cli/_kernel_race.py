@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from guestemu.kernel.race import RaceExperiment, Races
+    from guestemu.report.document import Document
 
 
 class RaceRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,22 +150,25 @@ def _experiments(request: RaceRequest, races: Races) -> Iterator[RaceExperiment]
     return races.run(request.seed, range(request.first, request.first + request.count))
 
 
-def tell(report: RaceReport) -> None:
+def document(report: RaceReport) -> Document:
     """For people."""
-    from guestemu.report.race import race_lines
+    from guestemu.report.document import Content, Document, Item, Paragraph, Picture
 
-    planted = f", planted: {report.plant}" if report.plant else ""
-    console.emit(f"{report.version}, {report.sev}, two CPUs{planted}")
+    lead: list[Content] = []
     for raced in report.scenarios:
         pairs = ", ".join(f"{pair} ({count})" for pair, count in raced.returned.items())
-        console.emit(
+        text = (
             f"{raced.scenario}: {raced.experiments} orders in {raced.seconds} s of CPU time; "
             f"returned {pairs or 'nothing'}"
         )
+        lead.append(Paragraph(text))
         for finding in raced.findings:
-            console.emit(f"  {finding.key} ({finding.count}): {finding.smallest.text}")
-            console.emit(f"    --scenario {raced.scenario} --order {finding.smallest.order}")
-            if finding.smallest.race is not None:
-                console.emit_lines(race_lines(finding.smallest.race, not console.has_unicode()))
-    for name, why in report.absent.items():
-        console.emit(f"{name}: absent: {why}")
+            smallest = finding.smallest
+            again = f"  --scenario {raced.scenario} --order {smallest.order}"
+            text = f"  {finding.key} ({finding.count}): {smallest.text}"
+            lead.append(Item(text, (Paragraph(again),)))
+            if smallest.race is not None:
+                lead.append(Picture(f"The race of {finding.key}", smallest.race))
+    lead += (Paragraph(f"{name}: absent: {why}") for name, why in report.absent.items())
+    planted = f", planted: {report.plant}" if report.plant else ""
+    return Document(f"{report.version}, {report.sev}, two CPUs{planted}", lead=tuple(lead))

@@ -10,19 +10,18 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from guestemu.abi.errors import InputError
-from guestemu.cli import console
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from guestemu.events.devices import DeviceViolation
     from guestemu.events.exits import HypercallExit
     from guestemu.guest.linux.userland.running import Ended, RunningKernel
     from guestemu.guest.linux.userland.session import DeviceRead
+    from guestemu.report.document import Document
 
 _TEXT: Final = "text:"
 _SHOWN: Final = 32
-_MAX_LINES: Final = 16
 _MAX_FILE: Final = 1 << 26
 
 
@@ -285,41 +284,52 @@ def _conversions(calls: Sequence[HypercallExit]) -> int:
     return changes
 
 
-def tell(report: RunReport) -> None:
+def document(report: RunReport) -> Document:
     """For people."""
+    from guestemu.report.document import Document, Paragraph
+
     how = "from a snapshot" if report.restored else "booted"
-    console.emit(
-        f"{report.version}, {report.sev}: {report.reached} in {report.seconds} s of CPU time, {how}"
+    return Document(
+        f"{report.version}, {report.sev}: {report.reached} in {report.seconds} s of CPU time, "
+        f"{how}",
+        lead=tuple(map(Paragraph, (*_counts(report), *_results(report)))),
     )
-    console.emit(
+
+
+def _counts(report: RunReport) -> Iterator[str]:
+    from guestemu.cli._kernel_boot import exceptions_text
+
+    yield (
         f"{report.blocks} basic blocks, {report.syscalls} system calls, "
         f"{report.interrupts} interrupts, {report.traps} trapped MMIO accesses"
     )
     if report.virtualization_exceptions:
-        counts = report.virtualization_exceptions.items()
-        console.emit(f"#VE: {', '.join(f'{name} {count}' for name, count in counts)}")
+        yield exceptions_text(report.virtualization_exceptions)
     if report.cpus > 1 or report.ipis:
-        console.emit(f"{report.cpus} CPUs on, {report.ipis} interprocessor interrupts")
-    console.emit(
+        yield f"{report.cpus} CPUs on, {report.ipis} interprocessor interrupts"
+    yield (
         f"{report.hypercalls} hypercalls, {report.conversions} pages converted, "
         f"{report.accesses} accesses of devices"
     )
     for device, messages in report.messages.items():
         each = ", ".join(f"CPU {index}: {count}" for index, count in enumerate(messages))
-        console.emit(f"interrupts of {device} by MSI-X: {each}")
+        yield f"interrupts of {device} by MSI-X: {each}"
     applied = ", ".join(f"{rule} {count}" for rule, count in report.rules.items() if count)
-    console.emit(f"checked accesses: {applied or 'none'}")
-    for violation in report.violations[:_MAX_LINES]:
-        console.emit(f"{violation.rule}: {violation.text}")
-    if len(report.violations) > _MAX_LINES:
-        console.emit(f"and {len(report.violations) - _MAX_LINES} more; --json lists them")
+    yield f"checked accesses: {applied or 'none'}"
+
+
+def _results(report: RunReport) -> Iterator[str]:
+    from guestemu.kernel.document import shown
+
+    broken = [f"{violation.rule}: {violation.text}" for violation in report.violations]
+    yield from shown(broken, "")
     for read in report.reads:
         if read.error:
             what = f"errno {read.error}"
         else:
             what = "what the device holds" if read.is_right else "NOT what the device holds"
-        console.emit(f"read {read.size} bytes from {read.node} ({read.device}): {what}")
+        yield f"read {read.size} bytes from {read.node} ({read.device}): {what}"
     for command in report.commands:
-        shown = f": {command.data}" if command.data else ""
-        console.emit(f"{command.command} = {command.value}{shown}")
-    console.emit(f"event hash {report.event_hash}")
+        data = f": {command.data}" if command.data else ""
+        yield f"{command.command} = {command.value}{data}"
+    yield f"event hash {report.event_hash}"

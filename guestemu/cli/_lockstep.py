@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from guestemu.program.program import Program
     from guestemu.replay.lockstep.compare import Divergence
     from guestemu.replay.lockstep.run import LockstepRun
+    from guestemu.report.document import Document, Item
     from guestemu.report.trace.run import Run
 
 
@@ -36,7 +37,7 @@ def command(
     if as_json:
         console.emit_json(_object(found), "lockstep")
     else:
-        _tell(found)
+        console.emit_document(_document(found))
     findings = any(is_finding(run_word(run)) for run in found.runs)
     return EXIT_FINDINGS if found.divergences or findings else EXIT_OK
 
@@ -68,23 +69,29 @@ def _object(found: LockstepRun) -> dict[str, object]:
     }
 
 
-def _tell(found: LockstepRun) -> None:
+def _document(found: LockstepRun) -> Document:
+    """For people: the hosts, then each operation with what they mean differently."""
     from guestemu.program.op_text import format_op
+    from guestemu.report.document import Document, Item, Paragraph
 
     program = found.runs[0].program
-    console.emit(f"{program.header.guest}, {len(found.runs)} hosts")
-    for run in found.runs:
-        console.emit(f"    {_run_line(run)}")
-    for index, op in enumerate(program.ops):
-        here = [divergence for divergence in found.divergences if divergence.op == index]
-        console.emit(console.paint(f"{index:>3}  {format_op(op)}", "bold"))
-        for divergence in here:
-            _tell_divergence(divergence)
+    hosts = (Paragraph(f"    {_run_line(run)}") for run in found.runs)
+    steps = (
+        Item(
+            f"{index:>3}  {format_op(op)}",
+            tuple(_divergence(one) for one in found.divergences if one.op == index),
+            "bold",
+            indent=5,
+        )
+        for index, op in enumerate(program.ops)
+    )
     total = len(found.divergences)
     unexplained = sum(not divergence.is_explained for divergence in found.divergences)
     style = "red" if unexplained else "yellow" if total else "green"
-    word = console.paint("diverged" if total else "ok", style)
-    console.emit(f"{word}: {plural(total, 'divergence')}, {unexplained} of them unexplained")
+    text = f": {plural(total, 'divergence')}, {unexplained} of them unexplained"
+    result = Item(text, (), style, "diverged" if total else "ok")
+    title = f"{program.header.guest}, {len(found.runs)} hosts"
+    return Document(title, lead=(*hosts, *steps, result))
 
 
 def _run_line(run: Run) -> str:
@@ -97,10 +104,11 @@ def _run_line(run: Run) -> str:
     return f"{header.host}{repaired}: {run_word(run)}{violated}"
 
 
-def _tell_divergence(divergence: Divergence) -> None:
+def _divergence(divergence: Divergence) -> Item:
+    from guestemu.report.document import Item, Paragraph
+
     (one, other), (left, right) = divergence.hosts, divergence.values
-    console.emit(f"     {divergence.aspect}: {one}: {left}; {other}: {right}")
+    why = Paragraph("unexplained", "red")
     if divergence.is_explained:
-        console.emit(f"       {divergence.reason} ({divergence.fact})")
-    else:
-        console.emit(console.paint("       unexplained", "red"))
+        why = Paragraph(f"{divergence.reason} ({divergence.fact})")
+    return Item(f"{divergence.aspect}: {one}: {left}; {other}: {right}", (why,))

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -26,9 +26,12 @@ from guestemu.oracle.qemu import NATIVE, TCG, Accelerator, MachineEnded, find_qe
 from guestemu.oracle.recorder import CaseResult, run_cases, write_recording
 from guestemu.oracle.speed import OracleSpeed, measure
 from guestemu.oracle.wire import MachineFacts
+from guestemu.report.document import Bullets, Content, Document, Grid, Item, Paragraph
+from guestemu.report.page import TableCell
 
-_STYLES: Final = {"ok": "green", "optional": "yellow", "missing": "red"}
+_VALUES: Final = {"ok": "good", "optional": "warn", "missing": "bad"}
 _SHOWN: Final = 30
+_SHOWN_WRONG: Final = 20
 _DEVICE: Final = Path("/dev/kvm")
 
 
@@ -76,10 +79,12 @@ def accelerator(native: bool, emulated: Accelerator = TCG) -> Accelerator:
         ) from None
 
 
-def styled(check: OracleCheck) -> str:
-    """A line of the doctor."""
-    state = console.paint(f"{check.state:<8}", _STYLES[check.state])
-    return f"{state}  {check.name:<10} {check.detail}"
+def checks_document(checks: Sequence[OracleCheck]) -> Document:
+    """A line for each thing that was looked at."""
+    rows = tuple(
+        (TableCell(check.state, _VALUES[check.state]), check.name, check.detail) for check in checks
+    )
+    return Document("", lead=(Grid((), rows, is_words=True),))
 
 
 def examine(kernel: str, modules: Path | None, native: bool) -> list[OracleCheck]:
@@ -153,6 +158,14 @@ def record_matrix(
     )
 
 
+def recording_document(made: MadeRecording) -> Document:
+    """What was recorded, and what went wrong."""
+    failed = f", {len(made.failed)} cases failed" if made.failed else ""
+    title = f"{made.file}: {made.steps} steps of {made.cases} cases from {made.kernel}{failed}"
+    wrong = (*made.failed[:_SHOWN_WRONG], *made.complaints[:_SHOWN_WRONG])
+    return Document(title, lead=(Bullets(wrong),))
+
+
 def cases_of(recording: Recording) -> list[tuple[OracleCase, tuple[RecordedStep, ...]]]:
     """The cases of a recording with their steps, in the order of their first step."""
     found: dict[int, list[RecordedStep]] = {}
@@ -210,22 +223,24 @@ def check_case(case: OracleCase, place: str) -> None:
         raise InputError(f"{place}: {len(case.acts)} steps; 4000 at most in one case")
 
 
-def tell_replay(replayed: Replayed) -> None:
+def replay_document(replayed: Replayed) -> Document:
     """For people."""
-    console.emit(f"recorded from {replayed.recorded}, done again on {replayed.kernel}")
-    rows = [
+    lead: list[Content] = []
+    rows = tuple(
         (item.id, item.step, item.field, _text(item.expected), _text(item.found))
         for item in replayed.differences[:_SHOWN]
-    ]
+    )
     if rows:
-        console.emit_table(("case", "step", "field", "recorded", "now"), rows)
+        lead.append(Grid(("case", "step", "field", "recorded", "now"), rows))
     if len(replayed.differences) > _SHOWN:
-        console.emit(f"and {len(replayed.differences) - _SHOWN} more fields; --json lists them all")
-    for line in replayed.failed[:_SHOWN]:
-        console.emit(line)
+        text = f"and {len(replayed.differences) - _SHOWN} more fields; --json lists them all"
+        lead.append(Paragraph(text))
+    lead += map(Paragraph, replayed.failed[:_SHOWN])
     word = "equal" if replayed.equal == replayed.steps else "different"
-    style = "green" if word == "equal" else "red"
-    console.emit(f"{console.paint(word, style)}: {replayed.steps} steps, {replayed.equal} equal")
+    text = f": {replayed.steps} steps, {replayed.equal} equal"
+    lead.append(Item(text, (), "green" if word == "equal" else "red", word))
+    title = f"recorded from {replayed.recorded}, done again on {replayed.kernel}"
+    return Document(title, lead=tuple(lead))
 
 
 def _text(value: int | str | None) -> str:
@@ -239,13 +254,12 @@ def measure_speed(kernel: str, modules: Path | None, batches: int, native: bool)
         return measure(kvm, choice.kernel, batches)
 
 
-def tell_speed(measured: OracleSpeed) -> None:
+def speed_document(measured: OracleSpeed) -> Document:
     """For people."""
-    rows = [
+    rows = (
         ("start-up", f"{measured.start_up:.1f} s"),
         ("client in C", f"{measured.channel:.0f} steps/s"),
         ("model alone", f"{measured.model:.0f} steps/s"),
         ("campaign", f"{measured.campaign:.0f} steps/s, {measured.ratio:.2f} of the client"),
-    ]
-    for name, value in rows:
-        console.emit(f"{name:<14} {value}")
+    )
+    return Document("", lead=(Grid((), rows),))

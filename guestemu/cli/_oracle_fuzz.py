@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from guestemu.abi.errors import InputError
+from guestemu.abi.names import plural
 from guestemu.cli import console
 from guestemu.cli._late_progress import LateProgress
 from guestemu.cli._oracle import accelerator, check_protected
@@ -21,6 +22,7 @@ from guestemu.oracle.image import find_kernel
 from guestemu.oracle.live import LiveKvm
 from guestemu.oracle.qemu import PACED, TCG, MachineEnded
 from guestemu.oracle.reduce import OracleFinding
+from guestemu.report.document import Document, Item, Paragraph
 
 if TYPE_CHECKING:
     from rich.progress import ProgressColumn
@@ -123,23 +125,23 @@ def fuzz_kernel(
         ), is_interrupted
 
 
-def tell_sums(sums: OracleSums) -> None:
+def sums_document(sums: OracleSums) -> Document:
     """For people."""
+    findings = []
     for number, finding in enumerate(sums.findings, start=1):
-        console.emit(console.paint(f"finding {number}", "red") + f": {finding.summary}")
-        console.emit(f"    {finding.explanation}")
+        lines = [finding.explanation]
         if finding.file:
-            console.emit(
-                f"    {finding.steps} step{'s' if finding.steps != 1 else ''} in {finding.file}"
-            )
-    for note in sums.notes:
-        console.emit(note)
+            lines.append(f"{plural(finding.steps, 'step')} in {finding.file}")
+        below = tuple(map(Paragraph, lines))
+        findings.append(Item(f": {finding.summary}", below, "red", f"finding {number}", 4))
+    lines = list(sums.notes)
     if sums.covered:
-        console.emit(f"{sums.covered} places of the kernel's code were reached")
+        lines.append(f"{sums.covered} places of the kernel's code were reached")
     rate = sums.steps / max(sums.seconds, 1e-9)
-    console.emit(
+    lines.append(
         f"{sums.kernel} against the model of {sums.model}: {sums.steps} steps ({sums.exits} exits, "
         f"{sums.vms} VMs, {sums.features} features of the model) in {sums.seconds:.1f} s "
         f"({rate:.0f}/s): {sums.differing} differ, {len(sums.findings)} findings, "
         f"{sums.restarts} restarts"
     )
+    return Document("", lead=(*findings, *map(Paragraph, lines)))

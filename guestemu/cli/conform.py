@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from guestemu.conformance.recordings.kernel_choice import KernelChoice
     from guestemu.conformance.recordings.recording import Recording
     from guestemu.conformance.recordings.run import StepTally
+    from guestemu.report.document import Document
 
 GROUP: Final = "Regression"
 ORDER: Final = 20
@@ -88,7 +89,7 @@ def command(
     if as_json:
         _emit_object(source, choice, tally)
     else:
-        _tell(source, choice, tally)
+        console.emit_document(_document(source, choice, tally))
     if interrupted:
         return EXIT_INTERRUPTED
     return EXIT_FINDINGS if tally.disagree else EXIT_OK
@@ -135,24 +136,32 @@ def _emit_object(source: Recording, choice: KernelChoice, tally: StepTally) -> N
     )
 
 
-def _tell(source: Recording, choice: KernelChoice, tally: StepTally) -> None:
-    console.emit(f"recorded from {source.meta.kernel}, compared with the model of {choice.name}")
+def _document(source: Recording, choice: KernelChoice, tally: StepTally) -> Document:
+    """For people."""
+    from guestemu.report.document import Content, Document, Grid, Item, Paragraph
+
+    lead: list[Content] = []
     if tally.disagree:
-        rows = [
+        rows = tuple(
             (item.id, item.step, item.field, _shown(item.expected), _shown(item.found))
             for item in tally.disagree[:SHOWN]
-        ]
-        console.emit_table(("case", "step", "field", "recorded", "model"), rows)
-        if len(tally.disagree) > SHOWN:
-            console.emit(f"and {len(tally.disagree) - SHOWN} more fields; --json lists them all")
-    for item in tally.unsupported[:SHOWN]:
-        console.emit(f"case {item.id} step {item.step} not compared: {item.reason}")
+        )
+        lead.append(Grid(("case", "step", "field", "recorded", "model"), rows))
+    if len(tally.disagree) > SHOWN:
+        text = f"and {len(tally.disagree) - SHOWN} more fields; --json lists them all"
+        lead.append(Paragraph(text))
+    lead += (
+        Paragraph(f"case {item.id} step {item.step} not compared: {item.reason}")
+        for item in tally.unsupported[:SHOWN]
+    )
     disagree = tally.steps - tally.agree - len(tally.unsupported)
-    word = console.paint("disagree", "red") if disagree else console.paint("agree", "green")
-    console.emit(
-        f"{word}: {tally.steps} steps, {tally.agree} agree, {disagree} disagree, "
+    word, style = ("disagree", "red") if disagree else ("agree", "green")
+    text = (
+        f": {tally.steps} steps, {tally.agree} agree, {disagree} disagree, "
         f"{len(tally.unsupported)} not compared"
     )
+    title = f"recorded from {source.meta.kernel}, compared with the model of {choice.name}"
+    return Document(title, lead=(*lead, Item(text, (), style, word)))
 
 
 def _shown(value: int | str | None) -> str:

@@ -14,8 +14,6 @@ from guestemu.cli._options import AsJson
 GROUP: Final = "Start"
 ORDER: Final = 60
 
-_MOST_PLACES = 12
-
 
 def command(
     words: Annotated[
@@ -45,20 +43,10 @@ def command(
 
       guestemu explain free-pages --json
     """
-    from guestemu.cli._explain import explanation
+    from guestemu.cli._explain import document, explanation
 
     found = explanation(" ".join(words))
     if as_json:
         console.emit_json(found)
         return
-    console.emit(console.paint(found.id, "bold") + f" ({found.kind})")
-    for line in found.text.splitlines():
-        console.emit(f"  {line}" if line else "")
-    if found.source:
-        console.emit(f"source: {found.source}")
-    if found.used:
-        console.emit(f"used in {len(found.used)} {'place' if len(found.used) == 1 else 'places'}:")
-        for place in found.used[:_MOST_PLACES]:
-            console.emit(f"  {place}")
-        if len(found.used) > _MOST_PLACES:
-            console.emit(f"  ... and {len(found.used) - _MOST_PLACES} more; --json lists them all")
+    console.emit_document(document(found))

@@ -3,13 +3,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from guestemu.cli import console
 from guestemu.cli._options import AsJson
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from guestemu.host.registry import HostEntry
+    from guestemu.report.document import Document
 
 GROUP: Final = "Regression"
 ORDER: Final = 30
@@ -53,13 +59,22 @@ def _list(as_json: bool) -> int:
     if as_json:
         console.emit_json({"hosts": found})
         return EXIT_OK
-    for entry in found:
-        console.emit(f"{console.paint(entry.name, 'bold')}: {entry.summary}")
-        if entry.kernels:
-            console.emit(f"    kernels: {', '.join(entry.kernels)}")
-        if entry.switches:
-            console.emit(f"    repairs: {', '.join(entry.switches)}")
+    console.emit_document(_document(found))
     return EXIT_OK
+
+
+def _document(found: Iterable[HostEntry]) -> Document:
+    from guestemu.report.document import Document, Item, Paragraph
+
+    items = []
+    for entry in found:
+        more = []
+        if entry.kernels:
+            more.append(Paragraph(f"kernels: {', '.join(entry.kernels)}"))
+        if entry.switches:
+            more.append(Paragraph(f"repairs: {', '.join(entry.switches)}"))
+        items.append(Item(f": {entry.summary}", tuple(more), "bold", entry.name, 4))
+    return Document("", lead=tuple(items))
 
 
 def _include(as_json: bool) -> int:
@@ -77,13 +92,17 @@ def _check(spec: str, as_json: bool) -> int:
     from guestemu.conformance.hosts import CHECKS, check_host
     from guestemu.host.permission import named_by_user
     from guestemu.host.registry import load_host
+    from guestemu.report.document import Document, Item, Paragraph
 
     failures = check_host(load_host(spec, plugin=named_by_user(spec)[1]))
     if as_json:
         console.emit_json({"host": spec, "checks": sorted(CHECKS), "failures": failures}, "check")
     else:
-        for failure in failures:
-            console.emit(console.paint(f"FAILED {failure.check}", "red") + f": {failure.message}")
         failed = {failure.check for failure in failures}
-        console.emit(f"{spec}: {len(CHECKS)} checks, {len(CHECKS) - len(failed)} passed")
+        count = f"{spec}: {len(CHECKS)} checks, {len(CHECKS) - len(failed)} passed"
+        wrong = (
+            Item(f": {failure.message}", (), "red", f"FAILED {failure.check}")
+            for failure in failures
+        )
+        console.emit_document(Document("", lead=(*wrong, Paragraph(count))))
     return EXIT_FINDINGS if failures else EXIT_OK

@@ -356,7 +356,7 @@ def run(
 
       guestemu kernel run 6.12 --initrd ./initramfs.cpio --until text:login
     """
-    from guestemu.cli._kernel_run import RunRequest, run_kernel, tell
+    from guestemu.cli._kernel_run import RunRequest, document, run_kernel
 
     request = RunRequest(
         image=image,
@@ -380,7 +380,7 @@ def run(
     if as_json:
         console.emit_json(report)
     else:
-        tell(report)
+        console.emit_document(document(report))
     return EXIT_FINDINGS if report.is_wrong else EXIT_OK
 
 
@@ -420,7 +420,7 @@ def hostile(
 
       guestemu kernel hostile 6.12 --first 17 --execs 1 --json
     """
-    from guestemu.cli._kernel_hostile import HostileRequest, run_hostile, tell
+    from guestemu.cli._kernel_hostile import HostileRequest, document, run_hostile
 
     report = run_hostile(
         HostileRequest(image=image, sev=sev, device=device, count=execs, first=first, seed=seed)
@@ -428,7 +428,7 @@ def hostile(
     if as_json:
         console.emit_json(report)
     else:
-        tell(report)
+        console.emit_document(document(report))
     if report.interrupted:
         raise KeyboardInterrupt
     return EXIT_FINDINGS if report.findings else EXIT_OK
@@ -504,7 +504,7 @@ def migrate(
 
       guestemu kernel migrate 7.3 --device nvme --command 'fill /dev/nvme0n1 8192 0'
     """
-    from guestemu.cli._kernel_migrate import MigrateRequest, run_migrate, tell
+    from guestemu.cli._kernel_migrate import MigrateRequest, document, run_migrate
 
     report = run_migrate(
         MigrateRequest(
@@ -522,7 +522,7 @@ def migrate(
     if as_json:
         console.emit_json(report)
     else:
-        tell(report)
+        console.emit_document(document(report))
     if report.interrupted:
         raise KeyboardInterrupt
     return EXIT_FINDINGS if report.is_wrong else EXIT_OK
@@ -743,7 +743,8 @@ def kexec(
 
       guestemu kernel kexec --image 6.18 --sev snp --cpus 2 --crash --crashed-cpu 1
     """
-    from guestemu.cli._kernel_kexec import KexecRequest, run_kexec, tell
+    from guestemu.cli._kernel_kexec import KexecRequest, run_kexec
+    from guestemu.kernel.document import kexec_document
 
     report = run_kexec(
         KexecRequest(image, to, memory, cbit, sev, host, hole, crash, cpus, crashed_cpu)
@@ -751,7 +752,7 @@ def kexec(
     if as_json:
         console.emit_json(report)
     else:
-        tell(report)
+        console.emit_document(kexec_document(report))
     is_wrong = report.stale or report.missing or report.unusable or not report.has_booted
     return EXIT_FINDINGS if is_wrong else EXIT_OK
 
@@ -857,7 +858,7 @@ def race(
 
       guestemu kernel race 6.12 --scenario neighbours --plant flush --json
     """
-    from guestemu.cli._kernel_race import RaceRequest, run_races, tell
+    from guestemu.cli._kernel_race import RaceRequest, document, run_races
 
     report = run_races(
         RaceRequest(
@@ -875,7 +876,7 @@ def race(
     if as_json:
         console.emit_json(report)
     else:
-        tell(report)
+        console.emit_document(document(report))
     if report.interrupted:
         raise KeyboardInterrupt
     return EXIT_FINDINGS if report.is_wrong else EXIT_OK

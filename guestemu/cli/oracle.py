@@ -78,14 +78,13 @@ def doctor(
 
       guestemu oracle doctor 6.12 --json
     """
-    from guestemu.cli._oracle import examine, styled
+    from guestemu.cli._oracle import checks_document, examine
 
     checks = examine(kernel, modules, native)
     if as_json:
         console.emit_json({"checks": checks})
     else:
-        for check in checks:
-            console.emit(styled(check))
+        console.emit_document(checks_document(checks))
     return EXIT_MISSING if any(check.state == "missing" for check in checks) else EXIT_OK
 
 
@@ -128,18 +127,13 @@ def record(
 
       guestemu oracle record 7.3 --modules protected --memory -o protected.jsonl.gz
     """
-    from guestemu.cli._oracle import record_matrix
+    from guestemu.cli._oracle import record_matrix, recording_document
 
     made = record_matrix(kernel, modules, output, native=native, memory=memory)
     if as_json:
         console.emit_json(made)
     else:
-        console.emit(
-            f"{made.file}: {made.steps} steps of {made.cases} cases from {made.kernel}"
-            + (f", {len(made.failed)} cases failed" if made.failed else "")
-        )
-        for line in (*made.failed[:20], *made.complaints[:20]):
-            console.emit(f"  {line}")
+        console.emit_document(recording_document(made))
     return EXIT_FINDINGS if made.failed or made.complaints else EXIT_OK
 
 
@@ -167,13 +161,13 @@ def run(
 
       guestemu oracle run newest finding-1.jsonl --json
     """
-    from guestemu.cli._oracle import replay_recording, tell_replay
+    from guestemu.cli._oracle import replay_document, replay_recording
 
     replayed = replay_recording(kernel, modules, recording, native)
     if as_json:
         console.emit_json(replayed)
     else:
-        tell_replay(replayed)
+        console.emit_document(replay_document(replayed))
     return EXIT_FINDINGS if replayed.differences or replayed.failed else EXIT_OK
 
 
@@ -244,7 +238,7 @@ def fuzz(
 
       guestemu oracle fuzz 7.3 --modules protected --memory
     """
-    from guestemu.cli._oracle_fuzz import fuzz_kernel, tell_sums
+    from guestemu.cli._oracle_fuzz import fuzz_kernel, sums_document
 
     sums, is_interrupted = fuzz_kernel(
         kernel,
@@ -260,7 +254,7 @@ def fuzz(
     if as_json:
         console.emit_json(sums)
     else:
-        tell_sums(sums)
+        console.emit_document(sums_document(sums))
     if is_interrupted:
         return EXIT_INTERRUPTED
     return EXIT_FINDINGS if sums.findings else EXIT_OK
@@ -354,11 +348,11 @@ def speed(
 
       guestemu oracle speed 7.3 --batches 20 --json
     """
-    from guestemu.cli._oracle import measure_speed, tell_speed
+    from guestemu.cli._oracle import measure_speed, speed_document
 
     measured = measure_speed(kernel, modules, batches, native)
     if as_json:
         console.emit_json(measured)
     else:
-        tell_speed(measured)
+        console.emit_document(speed_document(measured))
     return EXIT_OK

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from guestemu.replay.suite import Result
+    from guestemu.report.document import Document
 
 GROUP: Final = "Regression"
 ORDER: Final = 10
@@ -88,7 +89,10 @@ def command(
     if as_json:
         console.emit_json(_object(results, seconds))
     else:
-        _tell(results, seconds, record)
+        for result in results:
+            if result.bad is not None:
+                console.note(f"guestemu: {result.bad}")
+        console.emit_document(_document(results, seconds, record))
     try:
         if junit is not None:
             write_atomically(junit, junit_xml(results, seconds), "--junit")
@@ -144,20 +148,32 @@ def _object(results: Sequence[Result], seconds: float) -> dict[str, object]:
     }
 
 
-def _tell(results: Sequence[Result], seconds: float, recording: bool) -> None:
+def _document(results: Sequence[Result], seconds: float, recording: bool) -> Document:
+    """For people: what failed, and the counts."""
+    from guestemu.report.document import Document, Item, Paragraph
+
     failed = [result for result in results if result.mismatches]
-    bad = [result for result in results if result.bad is not None]
-    for result in failed:
-        console.emit(console.paint(f"FAILED {result.program}", "red"))
-        for mismatch in result.mismatches:
-            console.emit(f"    expected: {mismatch.expectation}")
-            console.emit(f"    found:    {mismatch.found}")
-    for result in bad:
-        console.note(f"guestemu: {result.bad}")
     passed = sum(result.passed for result in results)
-    verb = "recorded" if recording else "as expected"
-    counts = [plural(len(results), "program"), f"{passed} {verb}"]
+    bad = sum(result.bad is not None for result in results)
+    counts = [plural(len(results), "program")]
+    counts += [f"{passed} {'recorded' if recording else 'as expected'}"]
     counts += [f"{len(failed)} failed"] if failed else []
-    counts += [f"{len(bad)} cannot be run"] if bad else []
+    counts += [f"{bad} cannot be run"] if bad else []
     counts += [f"{plural(sum(r.is_new for r in results), 'file')} changed"] if recording else []
-    console.emit(f"{', '.join(counts)}, {seconds:.1f} s")
+    items = (
+        Item(
+            f"FAILED {result.program}",
+            tuple(
+                Paragraph(line)
+                for mismatch in result.mismatches
+                for line in (
+                    f"expected: {mismatch.expectation}",
+                    f"found:    {mismatch.found}",
+                )
+            ),
+            "red",
+            indent=4,
+        )
+        for result in failed
+    )
+    return Document("", lead=(*items, Paragraph(f"{', '.join(counts)}, {seconds:.1f} s")))

@@ -17,8 +17,11 @@ from guestemu.cli._options import AsJson, Html
 from guestemu.cli.errors import EXIT_FINDINGS, EXIT_OK
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from guestemu.campaign.planted.bug import ZooBug
     from guestemu.campaign.planted.cell import CellResult, HuntCell
+    from guestemu.report.document import Document
 
 GROUP: Final = "Study"
 ORDER: Final = 30
@@ -259,12 +262,7 @@ def _tell(
         console.emit_json({"bugs": figures, "false_positives": len(wrong)})
     elif repaired:
         twins = [one for one in gathered if not one.cell.planted]
-        executions = sum(one.executions for one in twins)
-        console.emit(f"{len(wrong)} false positives in {executions} executions")
-        for one in wrong:
-            console.emit(f"{one.cell.bug} repaired: {one.check}: {one.message}")
-            for line in one.program:
-                console.emit(f"    {line}")
+        console.emit_document(_false_positives(wrong, sum(one.executions for one in twins)))
     else:
         console.emit_table(
             ("BUG", "CHECK", "FOUND", "EXECUTIONS", "SECONDS"),
@@ -275,6 +273,22 @@ def _tell(
         )
     is_fine = not wrong and all(one.found for one in figures)
     return EXIT_OK if is_fine else EXIT_FINDINGS
+
+
+def _false_positives(wrong: Sequence[CellResult], executions: int) -> Document:
+    """What repaired hosts were found guilty of, with the programs."""
+    from guestemu.report.document import Code, Document, Item
+
+    items = (
+        Item(
+            f"{one.cell.bug} repaired: {one.check}: {one.message}",
+            (Code("\n".join(one.program)),),
+            indent=4,
+        )
+        for one in wrong
+    )
+    title = f"{len(wrong)} false positives in {executions} executions"
+    return Document(title, lead=tuple(items))
 
 
 @app.command()

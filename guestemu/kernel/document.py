@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What real kernels did, as documents: calls, opt-ins through EFI variables, accepted memory."""
+"""What real kernels did, as documents: calls, opt-ins through EFI variables, accepted memory,
+kexec."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from guestemu.abi.names import plural
 from guestemu.kernel.call import CallReport
 from guestemu.kernel.calltree import FunctionLine
 from guestemu.kernel.efi import OptIn
+from guestemu.kernel.kexec import KexecMoment, KexecReport
 from guestemu.kernel.unaccepted import AcceptStep
 from guestemu.report.document import Bullets, Document, Item
 
@@ -31,6 +33,48 @@ def opt_ins_document(rows: Sequence[OptIn]) -> Document:
 def accept_document(steps: Sequence[AcceptStep]) -> Document:
     """Each call with what host and guest did."""
     return Document("", lead=tuple(map(_accepted, steps)))
+
+
+def kexec_document(report: KexecReport) -> Document:
+    """What the host had on record at each moment, and what does not fit."""
+    cpus = f" with {report.cpus} CPUs" if report.cpus > 1 else ""
+    title = f"{report.old}{cpus} -> {report.new} on {report.host}"
+    return Document(title, lead=(Bullets(tuple(_kexec_lines(report))),))
+
+
+def _kexec_lines(report: KexecReport) -> Iterator[str]:
+    yield f"the old kernel runs: {_moment(report.running)}"
+    yield f"jump: {_moment(report.at_jump)}"
+    yield f"first hypercall of the new kernel: {_moment(report.before_reset)}"
+    yield f"the new kernel runs: {_moment(report.after)}"
+    written = ", ".join(f"{value:#x}" for value in report.msr) or "not written"
+    yield f"MIGRATION_CONTROL: {written}"
+    for call in report.refused[:MAX_LINES]:
+        yield f"{hypercall_text(call.nr, call.args)} -> {answer_text(call.ret)}"
+    yield from _runs("stale", report.stale, "shared for the host, private in the guest")
+    yield from _runs("missing", report.missing, "private for the host, shared in the guest")
+    foreign = "mapped private and not validated or accepted"
+    yield from _runs("unusable", report.unusable, foreign)
+    if report.unshared:
+        yield "the old kernel made its memory private before the jump"
+    for left in report.vmsas:
+        use = "in use: no access to it returns" if left.is_in_use else "in use by no vCPU"
+        yield f"a VMSA is left at GPA {left.gfn << 12:#x}, {use}"
+    yield f"the new kernel: {report.end}"
+    if report.has_booted and not report.stale and not report.missing:
+        yield "the host's record agrees with the new kernel's page tables"
+
+
+def _moment(moment: KexecMoment) -> str:
+    ready = "may migrate" if moment.migration_ready else "may not migrate"
+    return f"the host has {moment.shared} pages as shared and {ready}"
+
+
+def _runs(name: str, runs: Sequence[tuple[int, int]], meaning: str) -> Iterator[str]:
+    lines = [
+        f"{name}: {pages} pages from GPA {first << 12:#x} on, {meaning}" for first, pages in runs
+    ]
+    yield from shown(lines, "")
 
 
 def shown(lines: Sequence[str], what: str) -> Iterator[str]:

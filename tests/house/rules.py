@@ -26,6 +26,7 @@ LICENSE = "# SPDX-License-Identifier: GPL-2.0-or-later"
 MAX_FIELDS = 5
 MAX_POSITIONAL = 6
 MAX_COMPLEXITY = 10
+MAX_EMITS = 3
 
 FLOORS = {
     "abi": 0,
@@ -336,6 +337,22 @@ def committed_code(house: House) -> list[str]:
     return [str(path.relative_to(ROOT)) for path in sorted(files)]
 
 
+def printed_reports(house: House) -> list[str]:
+    """A verb prints lines by `console.emit` only where they are few: a report is a document."""
+    found = []
+    for source in house:
+        if source.room != "cli" or source.path.name == "console.py":
+            continue
+        calls = [
+            node
+            for node in source.nodes
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "console.emit"
+        ]
+        if len(calls) > MAX_EMITS:
+            found.append(source.at(calls[0], f"{len(calls)} calls of console.emit"))
+    return found
+
+
 Rule = Callable[[House], list[str]]
 
 STRICT: tuple[Rule, ...] = (
@@ -344,6 +361,7 @@ STRICT: tuple[Rule, ...] = (
     bare_methods,
     unlicensed,
     leftovers,
+    printed_reports,
 )
 """Rules without offenders."""
 

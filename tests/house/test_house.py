@@ -130,6 +130,12 @@ def test_a_class_name_of_two_files_is_found() -> None:
     assert found(rules.repeated_classes, one, two, ("three/a.py", "class _B: ...")) == 1
 
 
+def test_a_report_that_a_verb_prints_line_by_line_is_found() -> None:
+    lines = ("cli/one.py", "console.emit(1)\n" * 4), ("cli/two.py", "console.emit(1)\n" * 3)
+    assert found(rules.printed_reports, *lines) == 1
+    assert found(rules.printed_reports, ("cli/console.py", lines[0][1])) == 0
+
+
 def test_a_function_with_many_ways_is_found(tmp_path: Path) -> None:
     lines = ["def f(x):", *(f"    if x == {n}:\n        return {n}" for n in range(11))]
     (tmp_path / "one.py").write_text("\n".join(lines))
