@@ -200,7 +200,9 @@ def _run_own(request: RunRequest, image: Path, on_line: Callable[[str], None] | 
         with_cpus(linux_config(request.memory, request.cbit, request.sev), request.cpus),
         initramfs,
         devices=request.devices,
-        command_line=command_line(kernel, request.sev, request.append, request.cpus),
+        command_line=command_line(
+            kernel, request.sev, request.append, request.cpus, request.devices
+        ),
         on_line=on_line,
     )
     text = request.until.removeprefix(_TEXT)

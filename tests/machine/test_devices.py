@@ -275,6 +275,7 @@ def vmxnet3():
     slot = Slot("vmxnet3")
     slot.put(SHARED, struct.pack("<I", 3133079265))
     slot.put(SHARED + 40, struct.pack("<Q", QUEUES))
+    slot.put(SHARED + 62, b"\1\1")  # queues
     slot.put(SHARED + 80, b"\1")  # the device masks its interrupt
     slot.put(QUEUES + 16, struct.pack("<3Q16x3I", SENT, COPIED, SENT_DONE, 4, 4, 4))
     slot.put(QUEUES + 272, struct.pack("<3Q16x3I", BUFFERS, 0, BUFFERS_DONE, 4, 0, 4))

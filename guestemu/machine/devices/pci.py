@@ -86,6 +86,10 @@ class PciFunction(StatefulDevice[S]):
     OPTIONAL_MODULES: tuple[str, ...] = ()
     """The same of a driver that only some kernels have as modules: those that there are."""
 
+    BOUNCE_SLOTS: int = 0
+    """Slots of swiotlb's pool (2 KiB each) that the driver keeps for each CPU while the device is
+    open, where that is a large part of a small pool."""
+
     DOORBELLS: range = range(0)
     """Offsets in the window where a store tells the device of new work."""
 

@@ -39,6 +39,7 @@ from guestemu.guest.linux.userland.rules import DeviceRules
 from guestemu.guest.td import VirtualException
 from guestemu.machine import layout
 from guestemu.machine.callbacks import CodeHook
+from guestemu.machine.devices import find_device
 from guestemu.machine.devices.apic import MSRS as APIC_MSRS
 from guestemu.machine.devices.apic import LocalApics
 from guestemu.machine.devices.hostile import Hostility
@@ -75,6 +76,9 @@ SEVERAL_CPUS: Final = "noapic pci=lastbus=1"
 
 TDX_COMMAND_LINE: Final = "idle=poll"
 """A TD waits by TDVMCALL with interrupts enabled for one block only (fact U5)."""
+
+_POOL_SLOTS: Final = 2048
+"""What `COMMAND_LINE` gives swiotlb."""
 
 START: Final = "rest_init"
 GIVES_UP: Final = ("panic", "machine_halt", "native_machine_halt", "machine_power_off")
@@ -128,11 +132,16 @@ class CommandResult(msgspec.Struct, frozen=True):
     data: bytes
 
 
-def command_line(kernel: Kernel, sev: str, append: str = "", cpus: int = 1) -> str:
-    """The whole command line for `kernel` as a guest of this kind."""
+def command_line(
+    kernel: Kernel, sev: str, append: str = "", cpus: int = 1, devices: Sequence[str] = ()
+) -> str:
+    """The whole command line for `kernel` as a guest of this kind with these devices."""
     parts = [COMMAND_LINE]
     if cpus > 1:
         parts = [COMMAND_LINE.replace(ONE_CPU, f"{SEVERAL_CPUS} nr_cpus={cpus}")]
+        slots = sum(find_device(name).BOUNCE_SLOTS for name in devices)
+        if slots:
+            parts.append(f"swiotlb={_POOL_SLOTS + cpus * slots}")
     if f"{PREFIX}dma_map" in kernel.symbols:
         parts.append(BOOT_OPTIONS)
     if sev == "tdx":

@@ -108,7 +108,9 @@ class Userland:
             config if key is None else msgspec.structs.replace(config, key=key),
             initramfs,
             devices=setting.devices,
-            command_line=command_line(kernel, setting.sev, setting.append, setting.cpus),
+            command_line=command_line(
+                kernel, setting.sev, setting.append, setting.cpus, setting.devices
+            ),
             on_line=self._on_line,
             load=load,
         )
