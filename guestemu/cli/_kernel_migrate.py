@@ -23,6 +23,7 @@ class MigrateRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     image: str
     sev: str
+    cpus: int
     memory: int
     cbit: int
     devices: tuple[str, ...]
@@ -65,7 +66,11 @@ def run_migrate(request: MigrateRequest) -> MigrateReport:
     if request.lose and request.lose not in LOSABLE:
         raise InputError(f"--lose {request.lose}: {nearest(request.lose, LOSABLE)}")
     setting = Setting(
-        sev=request.sev, memory=request.memory, cbit=request.cbit, devices=request.devices
+        sev=request.sev,
+        cpus=request.cpus,
+        memory=request.memory,
+        cbit=request.cbit,
+        devices=request.devices,
     )
     host = load_host(request.host, plugin=named_by_user(request.host)[1])
     with console.busy("booting"):

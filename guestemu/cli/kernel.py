@@ -55,6 +55,9 @@ CBitAt: TypeAlias = Annotated[
     int, typer.Option("--cbit", metavar="BIT", help="Position of the C-bit, 32 to 51.")
 ]
 SevName: TypeAlias = Annotated[str, typer.Option("--sev", metavar="SEV", help="SEV feature.")]
+Cpus: TypeAlias = Annotated[
+    int, typer.Option("--cpus", metavar="N", min=1, help="Number of CPUs, 8 at most.")
+]
 Budget: TypeAlias = Annotated[
     int, typer.Option("--budget", metavar="BLOCKS", min=1, help="Basic blocks until giving up.")
 ]
@@ -248,10 +251,7 @@ def run(
         ),
     ] = "",
     sev: SevName = "sev",
-    cpus: Annotated[
-        int,
-        typer.Option("--cpus", metavar="N", min=1, help="Number of CPUs, 8 at most."),
-    ] = 1,
+    cpus: Cpus = 1,
     device: Annotated[
         list[str] | None,
         typer.Option(
@@ -480,6 +480,7 @@ def migrate(
         ),
     ] = "",
     sev: SevName = "sev",
+    cpus: Cpus = 1,
     memory: MemoryMib = 128,
     cbit: CBitAt = 39,
     as_json: AsJson = False,
@@ -510,6 +511,7 @@ def migrate(
         MigrateRequest(
             image=image,
             sev=sev,
+            cpus=cpus,
             memory=max(memory, 256) if sev == "tdx" else memory,
             cbit=cbit,
             devices=tuple(device or ("nvme", "virtio-blk")),

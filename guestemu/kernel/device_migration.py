@@ -358,5 +358,6 @@ def _held(work: HeldWork) -> str:
     parts = [f"{part} ({size} bytes)" for part, size in sizes.items()]
     if work.level is not None:
         parts.append("interrupt")
+    parts += [f"message {entry}" for entry, _, _ in work.messages]
     parts += [f"doorbell {offset:#x} = {value}" for offset, _, value in work.doorbells]
     return ", ".join(parts)

@@ -15,6 +15,7 @@ import msgspec
 
 from guestemu.abi.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa
 from guestemu.events.devices import DeviceAccess
+from guestemu.machine.devices.msix import Messages
 from guestemu.machine.devices.pci import PciFunction
 from guestemu.machine.devices.port import DmaPort
 from guestemu.machine.memory import GuestRam
@@ -132,9 +133,23 @@ class _HostileLine:
             hostility.honest_line.set(is_high)
 
 
+class _HostileMessages:
+    """Messages that may be lost."""
+
+    def __init__(self, hostility: Hostility, port: Messages) -> None:
+        self._hostility = hostility
+        self.honest = port
+
+    def send(self, entry: int, address: int, data: int) -> None:
+        """See `Messages`."""
+        if not self._hostility.tamper.loses_interrupt():
+            self.honest.send(entry, address, data)
+
+
 class Hostility:
     """Makes `device` hostile from `begin` to `end`. `spurious` raises an interrupt without a
-    cause."""
+    cause; with MSI-X it is a message of its table, masked or not: at the device's first store that
+    of entry 0, at the next one of entry 1, and so on, around the table."""
 
     def __init__(
         self,
@@ -150,6 +165,8 @@ class Hostility:
         self._spurious = spurious
         self.port = HostilePort(ram, device.dma.device, notify, self)
         self._line = _HostileLine(self)
+        self._messages = None if device.msix is None else _HostileMessages(self, device.msix.port)
+        self._stores = 0
 
     def begin(self, tamper: Tamper) -> None:
         """From now on `tamper` decides."""
@@ -158,16 +175,27 @@ class Hostility:
         device = self._device
         device.dma, device.line = self.port, self._line
         device.distort = self._distort
+        self._stores = 0
+        if device.msix is not None and self._messages is not None:
+            device.msix.port = self._messages
 
     def end(self) -> None:
         """The device is honest again."""
         device = self._device
         device.dma, device.line = self._honest_dma, self.honest_line
         device.distort = None
+        if device.msix is not None and self._messages is not None:
+            device.msix.port = self._messages.honest
 
     def stored(self) -> None:
         """The device has stored something."""
-        if self.tamper.after_store():
+        number, self._stores = self._stores, self._stores + 1
+        if not self.tamper.after_store():
+            return
+        device = self._device
+        if device.msix is not None and device.uses_messages and self._messages is not None:
+            device.msix.forge(number % device.vectors, self._messages.honest)
+        else:
             self._spurious(self.honest_line.irq)
 
     def _distort(self, is_config: bool, offset: int, size: int, value: int) -> int:

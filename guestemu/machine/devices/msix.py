@@ -120,6 +120,13 @@ class MsixTable(StatefulDevice[MsixState]):
             self.state.pending.add(entry)
             self._send_pending()
 
+    def forge(self, entry: int, port: Messages) -> None:
+        """Sends the message of `entry` by `port` without a cause, whether it is masked or not; none
+        that does not go to the local APICs, as one that no driver has set up."""
+        found = self.state.entries[entry]
+        if found.address >> 20 == _LOCAL_APICS:
+            port.send(entry, found.address, found.data)
+
     def _send_pending(self) -> None:
         state = self.state
         if not self.is_enabled or state.control & FUNCTION_MASK:

@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 
 from guestemu.events.devices import DeviceAccess
+from guestemu.machine.devices.msix import Messages
 from guestemu.machine.devices.pci import PciFunction
 from guestemu.machine.devices.pic import Line
 from guestemu.machine.devices.port import DmaPort
@@ -46,11 +47,13 @@ class HeldStore(msgspec.Struct, frozen=True):
 
 class HeldWork(msgspec.Struct):
     """What the device has not done yet: `doorbells` are stores of the driver (offset, size, value),
-    `stores` its own, `level` is where its interrupt line goes, None for where it is."""
+    `stores` its own, `level` is where its interrupt line goes, None for where it is, `messages` are
+    those of MSI-X (entry, address, data)."""
 
     doorbells: list[tuple[int, int, int]] = msgspec.field(default_factory=list)
     stores: list[HeldStore] = msgspec.field(default_factory=list)
     level: bool | None = None
+    messages: list[tuple[int, int, int]] = msgspec.field(default_factory=list)
 
     def carry_out(self, device: PciFunction[msgspec.Struct]) -> None:
         """Has `device` go on from the point; its state is that of the device that was stopped."""
@@ -58,6 +61,9 @@ class HeldWork(msgspec.Struct):
             device.dma.write(store.gpa, store.data, store.part, store.is_payload)
         if self.level is not None:
             device.line.set(self.level)
+        for message in self.messages:
+            if device.msix is not None:
+                device.msix.port.send(*message)
         for offset, size, value in self.doorbells:
             device.mmio_write(offset, size, value)
 
@@ -104,6 +110,21 @@ class _HeldLine:
             self._line.set(is_high)
 
 
+class _HeldMessages:
+    """Messages that may be kept back."""
+
+    def __init__(self, owner: Quiescence, port: Messages) -> None:
+        self._owner = owner
+        self._port = port
+
+    def send(self, entry: int, address: int, data: int) -> None:
+        """See `Messages`."""
+        if self._owner.holds_line(True):
+            self._owner.work.messages.append((entry, address, data))
+        else:
+            self._port.send(entry, address, data)
+
+
 class Quiescence:
     """Stops `device` where it next gets to `point`, and calls `on_stop` there once. From then on
     nothing of the device happens until `end`; `work` is what it has not done, `is_stopped` tells
@@ -128,6 +149,9 @@ class Quiescence:
         self._dma, self._line = device.dma, device.line
         device.dma = _HeldPort(ram, device.dma.device, notify, self)
         device.line = _HeldLine(self, device.line)
+        self._messages = None if device.msix is None else device.msix.port
+        if device.msix is not None:
+            device.msix.port = _HeldMessages(self, device.msix.port)
         device.detain = self._holds_register
 
     def end(self) -> None:
@@ -135,6 +159,8 @@ class Quiescence:
         `HeldWork.carry_out`."""
         self._device.dma, self._device.line = self._dma, self._line
         self._device.detain = None
+        if self._device.msix is not None and self._messages is not None:
+            self._device.msix.port = self._messages
 
     def _stop(self) -> None:
         if not self.is_stopped:
@@ -158,7 +184,7 @@ class Quiescence:
         return self.is_stopped
 
     def holds_line(self, is_high: bool) -> bool:
-        """Whether a change of the interrupt line is kept back."""
+        """Whether a change of the interrupt line, or a message, is kept back."""
         if not self.is_stopped and is_high and self.has_moved:
             if self._point == COMPLETED:
                 self._stop()

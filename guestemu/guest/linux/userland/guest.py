@@ -222,18 +222,25 @@ class UserlandGuests:
         self._guests: dict[tuple[str, Setting], UserlandGuest] = {}
 
     def guest(self, spec: str, setting: Setting, budget: int) -> UserlandGuest:
-        """The guest `spec` (DEVICE@IMAGE); `setting` is the machine's, `budget` that of a program.
+        """The guest `spec` (DEVICE@IMAGE, or DEVICE/CPUS@IMAGE: with several CPUs the device has
+        MSI-X); `setting` is the machine's, `budget` that of a program.
 
         Raises `InputError` for an unknown device, an image that cannot be found or does not
         arrive.
         """
-        name, _, image = spec.partition("@")
+        device_text, _, image = spec.partition("@")
+        name, _, cpus = device_text.partition("/")
+        how = f"guest {KIND}:{spec}: write {KIND}:DEVICE@IMAGE or {KIND}:DEVICE/CPUS@IMAGE"
         if name not in device_names():
-            raise InputError(
-                f"guest {KIND}:{spec}: write {KIND}:DEVICE@IMAGE; {nearest(name, device_names())}"
-            )
+            raise InputError(f"{how}; {nearest(name, device_names())}")
+        if not (cpus or "1").isdecimal():
+            raise InputError(f"{how}; cpus {cpus}: a number")
         setting = msgspec.structs.replace(
-            setting, devices=(name,), append=_OPTIONS, memory=max(setting.memory, MIN_MEMORY)
+            setting,
+            devices=(name,),
+            append=_OPTIONS,
+            memory=max(setting.memory, MIN_MEMORY),
+            cpus=int(cpus or "1"),
         )
         path = find_image(image or DEFAULT_IMAGE)
         key = (str(path.resolve()), setting)
