@@ -366,12 +366,18 @@ class Vcpu:
         return self.privilege(self.read_register("cs"))[1]
 
     def privilege(self, selector: int) -> tuple[int, bool]:
-        """CPL and CS.L for a code selector, from the guest's GDT."""
+        """CPL and CS.L for a code selector, from the guest's GDT.
+
+        A CPU may execute by a descriptor whose GDT is not mapped any more, as one that has just
+        left a kernel's trampoline. It is 64-bit code then if the CPU is in long mode.
+        """
         known = self._selectors.get(selector)
         if known is None:
             base, _ = self.table("gdtr")
             data = self.read_memory(Gva(base + (selector & ~7)), 8)
-            is_64bit = data is not None and bool(data[6] & 0x20)
+            if data is None:
+                return selector & 3, self.is_long_mode
+            is_64bit = bool(data[6] & 0x20)
             known = self._selectors[selector] = (selector & 3, is_64bit)
         return known
 

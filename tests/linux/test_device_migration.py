@@ -149,6 +149,8 @@ def test_a_warn_with_a_text_is_named_by_its_place():
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("cpus", [1, 2])
+@pytest.mark.parametrize("devices", [(*DEVICES, "virtio-console"), ("vmxnet3",)])
 @pytest.mark.parametrize(
     ("series", "kind"),
     [
@@ -156,9 +158,10 @@ def test_a_warn_with_a_text_is_named_by_its_place():
         *((series, "tdx") for series in ("6.12", "7.3")),
     ],
 )
-def test_every_kernel_and_kind_of_guest_moves(command, series, kind):
-    found, status = command(series, "--sev", kind)
+def test_every_kernel_and_kind_of_guest_moves(command, series, kind, devices, cpus):
+    words = [word for name in devices for word in ("--device", name)]
+    found, status = command(series, "--sev", kind, "--cpus", str(cpus), *words)
     assert status == 0, found
-    assert [(one["point"], one["outcome"]) for one in found["migrations"]] == 2 * [
-        (point, "right") for point in POINTS
+    assert [(one["device"], one["point"], one["outcome"]) for one in found["migrations"]] == [
+        (name, point, "right") for name in devices for point in POINTS
     ]

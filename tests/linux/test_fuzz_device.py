@@ -57,6 +57,30 @@ def test_an_honest_device_is_read_written_and_bound_again(run):
     assert violations == []
 
 
+@pytest.mark.soak
+def test_a_device_with_messages_loses_one_and_forges_one(image_of):
+    testbed = build_testbed(header_of(image_of, "nvme/2"))
+
+    def run(*ops):
+        outcome = testbed.run([canonical_op(op) for op in ops])
+        assert outcome.violations == ()
+        return [result.outcome.value for result in outcome.results]
+
+    assert run(Op(OpKind.DEVICE_REBIND), Op(READ)) == [12, 512]
+    for at in range(2):
+        assert run(Op(INTERRUPT, (at, 0)), Op(READ)) == [0, 512]
+    assert run(Op(INTERRUPT, (0, 1)), Op(READ)) == [0, -ETIME]
+
+
+@pytest.mark.soak
+def test_a_network_device_is_used_after_it_was_bound_again(image_of):
+    testbed = build_testbed(header_of(image_of, "vmxnet3"))
+    ops = (Op(READ), Op(WRITE, (1, 0)), Op(OpKind.DEVICE_REBIND), Op(READ))
+    outcome = testbed.run([canonical_op(op) for op in ops])
+    assert [result.outcome.value for result in outcome.results] == [512, 1514, 12, 512]
+    assert outcome.violations == ()
+
+
 def test_changes_are_counted_from_where_they_are_ordered(run):
     assert run(Op(STORE, (2, 0, 0, 0)), Op(READ)) == ([0, -ETIME], [])
     assert run(Op(READ), Op(INTERRUPT, (0, 1)), Op(READ))[0] == [512, 0, -ETIME]
@@ -106,6 +130,8 @@ def test_an_oops_is_a_finding(run, monkeypatch):
     [
         ("userland:nvm@6.12", 2, "did you mean nvme"),
         ("userland:6.12", 2, "userland:DEVICE@IMAGE"),
+        ("userland:nvme/two@6.12", 2, "cpus two: a number"),
+        ("userland:nvme/9@6.12", 2, "1 to 8"),
         ("userland:nvme@9.9", 3, "no 9.9 kernel"),
     ],
 )

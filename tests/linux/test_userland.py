@@ -407,10 +407,16 @@ def test_two_cpus_run_twice_alike(run, series):
         assert first[key] == second[key]
 
 
+READS = (
+    "read /dev/nvme0n1 512 0",
+    "read /dev/hwrng 512 0",
+    "read /dev/vda 512 0",
+    "frame eth0 512",
+)
 KINDS_WITH_CPUS = [
     (series, sev)
     for series in ("6.1", "6.12", "7.3")
-    for sev in ("es", "snp", "tdx")
+    for sev in ("sev", "es", "snp", "tdx")
     if (series, sev) != ("6.1", "tdx")
 ]
 
@@ -418,16 +424,35 @@ KINDS_WITH_CPUS = [
 @pytest.mark.soak
 @pytest.mark.parametrize(("series", "sev"), KINDS_WITH_CPUS)
 def test_a_second_cpu_of_each_guest_kind_starts_twice_alike(run, series, sev):
-    """By the AP jump table, by AP creation, by the wakeup mailbox."""
-    words = ("--cpus", "2", "--sev", sev, "--command", f"read {BOTH} 8 0")
-    words += ("--command", "read /dev/nvme0n1 512 0")
+    """By the AP jump table, by AP creation, by the wakeup mailbox; all devices by MSI-X."""
+    words = ["--cpus", "2", "--sev", sev, *ALL]
+    for command in (f"read {BOTH} 8 0", *READS):
+        words += ("--command", command)
     first, status = run(series, *words, "--cold")
     assert (status, first["cpus"], first["violations"]) == (0, 2, [])
     assert bytes.fromhex(first["commands"][0]["data"]) == b"0-1\n"
+    assert [command["value"] for command in first["commands"][1:]] == [512] * len(READS)
+    assert set(first["messages"]) == set(DEVICES)
+    assert all(map(sum, zip(*first["messages"].values(), strict=True)))
     second, _ = run(series, *words)
     assert second["restored"]
-    for key in ("event_hash", "blocks", "interrupts", "ipis"):
+    for key in ("event_hash", "blocks", "interrupts", "ipis", "messages"):
         assert first[key] == second[key]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("series", "sev"), KINDS_WITH_CPUS)
+def test_vmxnet3_interrupts_by_its_queues_vector(run, series, sev):
+    words = ["--cpus", "2", "--sev", sev, "--device", "vmxnet3"]
+    for size in (100, 600, 1514):
+        words += ("--command", f"frame eth0 {size}")
+    first, status = run(series, *words, "--cold")
+    assert (status, first["violations"]) == (0, [])
+    assert [command["value"] for command in first["commands"]] == [100, 600, 1514]
+    assert sum(first["messages"]["vmxnet3"]) >= 3
+    second, _ = run(series, *words)
+    assert second["restored"]
+    assert second["event_hash"] == first["event_hash"]
 
 
 @pytest.fixture

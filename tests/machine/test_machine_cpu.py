@@ -133,3 +133,16 @@ def test_mov_to_registers_is_not_disturbed() -> None:
     bare = Bare()
     assert isinstance(bare.run(mov(6, 2**63 + 5) + HLT), Halt)
     assert bare.register("rsi") == 2**63 + 5
+
+
+def test_code_whose_gdt_is_not_mapped_is_64_bit_in_long_mode(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A CPU that left a kernel's trampoline executes by a descriptor that it keeps."""
+    bare = Bare()
+    bare.enter(Mode.LONG64, 0)
+    vcpu = bare.machine.current
+    with monkeypatch.context() as patch:
+        patch.setattr(type(vcpu), "read_memory", lambda *_: None)
+        assert vcpu.privilege(0x110) == (0, True)
+    assert vcpu.privilege(0x110) == (0, False)  # once it can be read

@@ -11,11 +11,13 @@ from guestemu.abi.addresses import Gpa
 from guestemu.events.devices import DeviceAccess, DeviceMessage
 from guestemu.machine.devices import find_device
 from guestemu.machine.devices.apic import LocalApics
+from guestemu.machine.devices.hostile import Hostility
 from guestemu.machine.devices.mmio import HOLE_START, MmioSpace
 from guestemu.machine.devices.msix import MessagePort
 from guestemu.machine.devices.pci import PciBus
 from guestemu.machine.devices.pic import InterruptControllers
 from guestemu.machine.devices.port import DmaPort
+from guestemu.machine.devices.quiesce import COMPLETED, Quiescence
 from guestemu.machine.machine import Machine, MachineConfig
 
 ENABLE, FUNCTION_MASK = 0x8000, 0x4000
@@ -230,3 +232,57 @@ def test_nvme_completes_by_the_vector_of_the_completion_queue():
     submit(1, 0x22000, 1, 0)
     assert computer.sent() == [0] * 4 + [3]
     assert not computer.line
+
+
+class Tampering:
+    """A `Tamper` that loses the interrupts `lost` and forges one behind the stores `forged`."""
+
+    def __init__(self, lost=(), forged=()):
+        self.lost, self.forged = lost, forged
+        self.rises = self.stores = 0
+
+    def change(self, kind, data, what):
+        return data
+
+    def after_store(self):
+        self.stores += 1
+        return self.stores - 1 in self.forged
+
+    def loses_interrupt(self):
+        self.rises += 1
+        return self.rises - 1 in self.lost
+
+
+def test_a_hostile_device_loses_messages_and_forges_masked_ones(blk):
+    blk.control(ENABLE)
+    for number in range(3):
+        blk.set_entry(number, TO_CPU_1, is_masked=number == 2)
+    lines = []
+    hostility = Hostility(blk.device, blk.machine.ram, blk.events.append, lines.append)
+    hostility.begin(Tampering(lost=(0,)))
+    blk.device.signal(0)
+    blk.device.signal(1)
+    assert blk.sent() == [1]
+    hostility.begin(Tampering(forged=range(4)))
+    for _ in range(4):
+        blk.device.dma.write(0x1000, b"x", "part")
+    hostility.end()
+    assert blk.sent() == [1, 0, 1, 2]  # entry 3 was never set up
+    blk.device.signal(0)
+    assert blk.sent()[4:] == [0]
+    assert lines == []
+
+
+def test_a_stopped_device_keeps_its_message_back(blk):
+    blk.control(ENABLE)
+    blk.set_entry(1, TO_CPU_1)
+    stops = []
+    quiescence = Quiescence(
+        blk.device, COMPLETED, blk.machine.ram, blk.events.append, lambda: stops.append(1)
+    )
+    blk.device.dma.write(0x1000, b"x", "data", is_payload=True)
+    serve_flush(blk)
+    assert (stops, blk.sent()) == ([1], [])
+    quiescence.end()
+    quiescence.work.carry_out(blk.device)
+    assert blk.sent() == [1]

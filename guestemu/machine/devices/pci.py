@@ -90,6 +90,9 @@ class PciFunction(StatefulDevice[S]):
     """Slots of swiotlb's pool (2 KiB each) that the driver keeps for each CPU while the device is
     open, where that is a large part of a small pool."""
 
+    OPENING: int = 0
+    """Basic blocks that the driver takes to open a network interface that was not open yet."""
+
     DOORBELLS: range = range(0)
     """Offsets in the window where a store tells the device of new work."""
 
@@ -185,6 +188,10 @@ class PciFunction(StatefulDevice[S]):
     def read_command(self, size: int, offset: int) -> str:
         """The command of PID 1 (init.c) that reads `size` bytes at byte `offset` of `NODE`."""
         return f"read {self.NODE} {size} {offset}"
+
+    def write_command(self, size: int, offset: int) -> str:
+        """The command of PID 1 that writes a pattern of `size` bytes at byte `offset`."""
+        return f"fill {self.NODE} {size} {offset}"
 
     def holds(self, data: bytes, offset: int = 0) -> bool:
         """Whether `data`, read from byte `offset` of `NODE` on, is what the device holds."""

@@ -37,6 +37,10 @@ class VirtioNet(VirtioFunction):
         """See `PciFunction`: a frame of `size` bytes, and its answer."""
         return far_end.frame_command(self.NODE, size)
 
+    def write_command(self, size: int, offset: int) -> str:
+        """See `PciFunction`: a frame, as to read."""
+        return self.read_command(size, offset)
+
     def holds(self, data: bytes, offset: int = 0) -> bool:
         """See `PciFunction`: `data` is the answer to a frame of PID 1."""
         return far_end.is_answer(data)

@@ -129,6 +129,7 @@ class Vmxnet3(PciFunction[Vmxnet3State]):
     SIZE = 2 * _PAGE
     MODULES = ("vmxnet3",)
     NODE = "eth0"
+    OPENING = 8_000_000
     BOUNCE_SLOTS = 2048  # 1,023 buffers of 1,522 bytes and 511 pages in each receive queue
     DOORBELLS = range(_TRANSMIT, _TRANSMIT_END, 8)
 
@@ -144,6 +145,10 @@ class Vmxnet3(PciFunction[Vmxnet3State]):
     def read_command(self, size: int, offset: int) -> str:
         """See `PciFunction`: a frame of `size` bytes, and its answer."""
         return far_end.frame_command(self.NODE, size)
+
+    def write_command(self, size: int, offset: int) -> str:
+        """See `PciFunction`: a frame, as to read."""
+        return self.read_command(size, offset)
 
     def holds(self, data: bytes, offset: int = 0) -> bool:
         """See `PciFunction`: `data` is the answer to a frame of PID 1."""

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A kernel in user space behind the `Guest` interface: `userland:DEVICE@IMAGE`.
+"""A kernel in user space behind the `Guest` interface: `userland:DEVICE@IMAGE`, with several
+CPUs `userland:DEVICE/CPUS@IMAGE`.
 
 Its operations are the uses of a device through the kernel's own driver (hostile_device.py), each
 from the checkpoint at which PID 1 waits for a command. The machine is in the middle of a process
@@ -29,6 +30,8 @@ from guestemu.guest.linux.recorder import joined
 from guestemu.guest.linux.userland.hostile_device import HostileDevice
 from guestemu.guest.linux.userland.session import Setting, Userland
 from guestemu.machine.devices import device_names
+from guestemu.machine.devices.apic import MSRS as APIC_MSRS
+from guestemu.machine.devices.apic import LocalApics
 from guestemu.machine.exits import ExitHandler, Hypercall, MapGpaRange, VcpuAccess
 from guestemu.machine.leafmap import LeafMap, Window
 
@@ -41,11 +44,15 @@ _NOT_HERE: Final = CallOutcome(-ENOSYS)
 
 
 class _Heard(ExitHandler):
-    """Passes a kernel's exits on to the testbed's handler, and reports conversions to the rules."""
+    """Passes a kernel's exits on to the testbed's handler, and reports conversions to the rules.
+    `apics` answer their own MSRs, which are no exits to the host."""
 
-    def __init__(self, handler: ExitHandler, hear: Callable[[Event], None]) -> None:
+    def __init__(
+        self, handler: ExitHandler, hear: Callable[[Event], None], apics: LocalApics | None
+    ) -> None:
         self._handler = handler
         self._hear = hear
+        self._apics = apics
 
     def hypercall(self, call: Hypercall) -> int:
         """See `ExitHandler`."""
@@ -63,11 +70,16 @@ class _Heard(ExitHandler):
 
     def rdmsr(self, index: int, vcpu: VcpuAccess) -> int:
         """See `ExitHandler`."""
+        if self._apics is not None and index in APIC_MSRS:
+            return self._apics.read(vcpu.index, index)
         return self._handler.rdmsr(index, vcpu)
 
     def wrmsr(self, index: int, value: int, vcpu: VcpuAccess) -> None:
         """See `ExitHandler`."""
-        self._handler.wrmsr(index, value, vcpu)
+        if self._apics is not None and index in APIC_MSRS:
+            self._apics.write(vcpu.index, index, value)
+        else:
+            self._handler.wrmsr(index, value, vcpu)
 
 
 class UserlandGuest(Guest):
@@ -118,6 +130,9 @@ class UserlandGuest(Guest):
     def use_device(self, call: Callable[[HostileDevice], CallOutcome]) -> CallOutcome:
         """See `Guest`."""
         machine, running = self.machine, self.running
+        cpus = running.hardware.cpus
+        if cpus is not None:
+            machine.activate(cpus.state.current)  # a testbed looks from vCPU 0
         handler, listener = machine.hooks.handler, machine.log.listener
         assert handler is not None
 
@@ -126,7 +141,7 @@ class UserlandGuest(Guest):
             if listener is not None:
                 listener(event)
 
-        machine.hooks.handler = _Heard(handler, running.hear)
+        machine.hooks.handler = _Heard(handler, running.hear, running.hardware.apics)
         machine.log.listener = hear
         try:
             return call(self._device)

@@ -110,7 +110,7 @@ class DeviceOrders:
 
 class HostileDevice:
     """The device `name` of `running`, and what the kernel's driver is asked for. `budget` bounds a
-    use of the driver in basic blocks."""
+    use of the driver in basic blocks, beside what it takes to open the device."""
 
     def __init__(self, running: RunningKernel, name: str, budget: int) -> None:
         """Raises `InputError` for a device without a file."""
@@ -178,7 +178,7 @@ class HostileDevice:
     def write(self, pages: int, sector: int) -> CallOutcome:
         """A pattern into the device's file."""
         size = pages * _PAGE or SECTOR
-        return self._command(f"fill {self._device.NODE} {size} {sector * SECTOR}")[0]
+        return self._command(self._device.write_command(size, sector * SECTOR))[0]
 
     def rebind(self) -> CallOutcome:
         """Unbinds the driver and has it probe again: the results of both writes, or the first
@@ -197,7 +197,8 @@ class HostileDevice:
             return CallOutcome(-EBUSY), None
         printed = len(running.console.text)
         try:
-            result = running.command(text, self.budget, Patience(running).is_over)
+            budget = self.budget + self._device.OPENING
+            result = running.command(text, budget, Patience(running).is_over)
         except CommandFailed as failed:
             self._is_back = False
             return self._failed(failed, printed), None

@@ -97,7 +97,6 @@ _SYSCALL: Final = b"\x0f\x05"
 _HLT: Final = b"\xf4"
 _PAUSE: Final = b"\xf3\x90"
 _POLL: Final = "cpu_idle_poll"
-_POLL_SIZE: Final = 0x100
 _MODULES: Final = 0xFFFF_FFFF_C000_0000
 """MODULES_VADDR (arch/x86/include/asm/pgtable_64_types.h) with CONFIG_RANDOMIZE_BASE."""
 _CHUNK: Final = 200_000
@@ -282,6 +281,9 @@ class RunningKernel:
         self._wanted: set[str] = set()
         self._passed = 0
         self._has_polled = False
+        self._polling = range(0)
+        """A TD's cpu_idle_poll()."""
+
         self._kept: _Kept | None = None
         self.mapped: list[memoryview] = []
         """Parts of guest memory that a snapshot file is mapped over."""
@@ -483,15 +485,13 @@ class RunningKernel:
         hooks = self.machine.hooks
 
         def on_code(_uc: object, rip: int, _size: int, _user: object) -> None:
-            if self.machine.current.read_code(len(_PAUSE)) == _PAUSE and self._polls_at(rip):
+            if self.machine.current.read_code(len(_PAUSE)) == _PAUSE:
                 self._has_polled = True
                 self.hardware.look_soon()
 
-        end = start + _POLL_SIZE
-        hooks.engine.add_hook(HOOK_CODE, CodeHook(on_code), begin=start, end=end)
-
-    def _polls_at(self, address: int) -> bool:
-        return self.kernel.symbol_at(address).startswith(_POLL)
+        end = min((at for at in self.kernel.symbols.values() if at > start), default=start + 1)
+        self._polling = range(start, end)
+        hooks.engine.add_hook(HOOK_CODE, CodeHook(on_code), begin=start, end=end - 1)
 
     def _read_tsc(self) -> int:
         self.platform.tsc += _TSC_STEP
@@ -678,7 +678,7 @@ class RunningKernel:
         if isinstance(end, BudgetExhausted):
             self._rip = end.rip
             has_polled, self._has_polled = self._has_polled, False
-            if not self._take_interrupt() and has_polled and self._polls_at(self._rip):
+            if not self._take_interrupt() and has_polled and self._rip in self._polling:
                 self._advance()
                 self._take_interrupt()
         elif isinstance(end, Syscall):
