@@ -111,7 +111,7 @@ def test_a_missing_remote_flush_leaves_a_stale_translation(race):
     assert "," not in finding["smallest"]["order"], "one CPU has made its call before the other"
     steps = finding["smallest"]["race"]["steps"]
     assert {step["lane"] for step in steps} == {"guest CPU 0", "guest CPU 1", "host"}
-    (wrong,) = [step for step in steps if step["effects"]]
+    wrong = next(step for step in steps if step["effects"])
     assert wrong["text"] == "set_memory_decrypted returns 0"
     assert wrong["effects"] == [finding["smallest"]["text"]]
 
