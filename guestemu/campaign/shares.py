@@ -4,8 +4,9 @@
 Both find what the other does not: an argument that stands in a palette is drawn sooner than it is
 mutated towards, a sequence of ops grows by mutation. So the kind whose inputs cover something new
 more often gets the larger share, weighed every `WEIGH_EVERY` inputs over the last few thousand. The
-first `WEIGH_EVERY` are all new programs, and neither kind ever stops. Where neither covers anything
-new any more, both get a half. `native/mutator.c` has the same.
+first `OPENING` are all new programs: a bug that one argument shows is among them as soon as without
+any feedback, and one that takes a sequence waits for little. Neither kind ever stops. Where neither
+covers anything new any more, both get a half. `native/mutator.c` has the same.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from typing import Final
 
 ALL: Final = 1 << 16
+OPENING: Final = 2048
 WEIGH_EVERY: Final = 256
 ASSUMED: Final = 64
 """Inputs beside those that were made, one of which covered something new."""
@@ -48,7 +50,7 @@ class Shares:
         words[_LAST] = is_new
         words[_MADE + is_new] += 1
         total = words[_MADE] + words[_MADE + 1]
-        if total % WEIGH_EVERY:
+        if total < OPENING or total % WEIGH_EVERY:
             return
         old, new = (
             (words[_GAINED + kind] + 1 << 32) // (words[_MADE + kind] + ASSUMED) for kind in (0, 1)

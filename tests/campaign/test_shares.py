@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from guestemu.campaign.shares import ALL, LEAST, MOST, WEIGH_EVERY, Shares
+from guestemu.campaign.shares import ALL, LEAST, MOST, OPENING, Shares
 
 
 def share_after(inputs: int, pays: dict[bool, float]) -> float:
@@ -24,7 +24,7 @@ def share_after(inputs: int, pays: dict[bool, float]) -> float:
 
 def test_a_campaign_begins_with_new_programs() -> None:
     shares = Shares()
-    for _ in range(WEIGH_EVERY):
+    for _ in range(OPENING):
         assert shares.fresh_below == ALL
         shares.note(True)
     assert shares.fresh_below <= MOST
@@ -62,6 +62,6 @@ def test_inputs_that_were_not_made_here_count_for_none() -> None:
     shares = Shares()
     for _ in range(1000):
         shares.gain()
-    for count in range(WEIGH_EVERY):
+    for count in range(OPENING):
         shares.note(count % 2 == 0)
     assert ALL // 3 < shares.fresh_below <= MOST

@@ -36,7 +36,7 @@ EXPORT struct {
 	u64 fresh_below, made[2], gained[2], last;
 } mutator_share;
 
-enum { WEIGH_EVERY = 256, ASSUMED = 64, FORGET_AT = 8192, LEAST = 1024, MOST = 32768 };
+enum { OPENING = 2048, WEIGH_EVERY = 256, ASSUMED = 64, FORGET_AT = 8192, LEAST = 1024, MOST = 32768 };
 
 static void note(bool is_new)
 {
@@ -46,7 +46,7 @@ static void note(bool is_new)
 	mutator_share.last = is_new;
 	made[is_new]++;
 	total = made[0] + made[1];
-	if (!mutator_share.fresh_below || total % WEIGH_EVERY)
+	if (!mutator_share.fresh_below || total < OPENING || total % WEIGH_EVERY)
 		return;
 	old = ((gained[0] + 1) << 32) / (made[0] + ASSUMED);
 	fresh = ((gained[1] + 1) << 32) / (made[1] + ASSUMED);
