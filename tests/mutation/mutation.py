@@ -123,8 +123,8 @@ JUDGES = {
     "campaign/triage/identify.py": (
         "tests/findings/test_identify_neighbours.py",
         "tests/findings/test_identify_steps.py",
+        "tests/findings/test_identify_search.py",
         *_TRIAGE,
-        _DEFECTS,
     ),
     "campaign/triage/probe.py": (
         "tests/findings/test_probe_rules.py",
