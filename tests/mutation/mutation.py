@@ -44,6 +44,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType
+from typing import Any
 
 import pytest
 from _pytest.runner import runtestprotocol
@@ -272,15 +273,16 @@ class Loaded:
         """What takes the place of which loaded code; empty where that cannot be exchanged."""
         outer = self._outermost.get(mutant.where)
         changed = _by_name(mutant.source, self.path)
-        if outer is None or self._codes.keys() != changed.keys():
+        if outer is None or outer not in changed:
             return {}
         pairs: list[tuple[CodeType, CodeType]] = []
         for name, old in self._codes.items():
-            if name == outer or name.startswith(f"{outer}{_INSIDE}."):
-                pairs += zip(old, changed[name], strict=False)
-        if any(old.co_freevars != new.co_freevars for old, new in pairs):
-            return {}
-        return dict(pairs)
+            new = changed.get(name, [])
+            if len(old) == len(new) and (name == outer or name.startswith(f"{outer}{_INSIDE}.")):
+                pairs += zip(old, new, strict=True)
+        # what stands inside is made anew by the outer one; functions made before keep their code
+        # where they use other variables now
+        return {old: new for old, new in pairs if old.co_freevars == new.co_freevars}
 
     def look_up(self) -> None:
         """Finds the functions and caches of the part among all objects: once, as a fork that looks
@@ -306,26 +308,51 @@ class Loaded:
             cache.cache_clear()
 
 
+_Trace = Callable[[FrameType, str, object], Any]
+
+
+def _beside(one: _Trace, other: _Trace) -> _Trace:
+    """Both trace functions in one."""
+
+    def on_call(frame: FrameType, event: str, arg: object) -> _Trace | None:
+        found = [inner for trace in (one, other) if (inner := trace(frame, event, arg))]
+
+        def on_event(frame: FrameType, event: str, arg: object) -> _Trace:
+            for inner in found:
+                inner(frame, event, arg)
+            return on_event
+
+        return on_event if found else None
+
+    return on_call
+
+
 def watch(items: list[pytest.Item], parts: Iterable[Loaded]) -> bool:
     """Runs `items` and notes which lines of `parts` each reaches; whether all passed."""
     watched = {str(part.path): part for part in parts}
     lines: set[tuple[str, int]] = set()
 
-    def on_line(frame: FrameType, _event: str, _arg: object) -> Callable[..., object] | None:
+    def on_line(frame: FrameType, _event: str, _arg: object) -> _Trace | None:
         lines.add((frame.f_code.co_filename, frame.f_lineno))
         return on_line
 
-    def on_call(frame: FrameType, event: str, arg: object) -> Callable[..., object] | None:
+    def on_call(frame: FrameType, event: str, arg: object) -> _Trace | None:
         return on_line(frame, event, arg) if frame.f_code.co_filename in watched else None
 
+    settrace = sys.settrace
+
+    def set_beside(trace: _Trace | None) -> None:
+        settrace(on_call if trace in (None, on_call) else _beside(on_call, trace))
+
     threading.settrace(on_call)
+    sys.settrace = set_beside  # what a test traces itself is watched all the same
     try:
         for item, following in zip(items, [*items[1:], None], strict=True):
             lines.clear()
             start = time.perf_counter()
-            sys.settrace(on_call)
+            settrace(on_call)
             passed = _passes(item, following)
-            sys.settrace(None)
+            settrace(None)
             seconds = time.perf_counter() - start
             if not passed:
                 print(f"{item.nodeid} fails without any change")
@@ -335,7 +362,8 @@ def watch(items: list[pytest.Item], parts: Iterable[Loaded]) -> bool:
             for name, line in lines:
                 watched[name].reached.setdefault(line, []).append(item)
     finally:
-        sys.settrace(None)
+        settrace(None)
+        sys.settrace = settrace
         threading.settrace(None)  # type: ignore[arg-type]
     return True
 
