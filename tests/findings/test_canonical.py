@@ -399,7 +399,9 @@ def test_a_program_that_cannot_run_shows_nothing() -> None:
 def suspected(*sightings: Sighting, or_none: bool = False, **fields: object) -> Sighting | None:
     suspect = msgspec.structs.replace(SUSPECT, **fields)
     probe = SimpleNamespace(suspicious=lambda one: one.spots)
-    return find_suspect(probe, look(*sightings), suspect, or_none)
+    if or_none:
+        return find_suspect(probe, look(*sightings), suspect, or_none=True)
+    return find_suspect(probe, look(*sightings), suspect)
 
 
 def test_the_symptom_and_the_check_that_saw_it_first() -> None:

@@ -4,19 +4,23 @@ hosts that take a register for less than it is."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 from found import call, make_book
 
+from guestemu.abi.errors import ProgramTimeError
 from guestemu.abi.x86 import Mode
 from guestemu.campaign.triage.probe import Probe, Sighting, _battery, _layouts
+from guestemu.campaign.triage.rules import ACCEPTED
 from guestemu.host.base import Hypercall
 from guestemu.host.kvm.map_gpa_range import MapGpaRangeHost
 from guestemu.program.op_text import format_op
-from guestemu.program.ops import Op
+from guestemu.program.ops import Op, OpKind
 
 BATTERY = Path(__file__).with_name("battery.txt")
 PAGE = 4096
@@ -66,9 +70,7 @@ class Keeps(Bent):
 
 def seen(host: MapGpaRangeHost, *ops: Op, traced: bool = True) -> tuple[Sighting, ...]:
     """What goes wrong at the last operation."""
-    executor = make_book(host)._executor
-    probe = Probe(executor.testbed, executor.header)
-    look = probe.look(ops, traced=traced)
+    look = probe_of(host).look(ops, traced=traced)
     assert all(one.violation.op == len(ops) - 1 for one in look.sightings)
     return look.sightings
 
@@ -170,7 +172,7 @@ def test_another_place_where_a_long_range_is_wrong_is_no_end_that_is_cut() -> No
         least = 0
 
         def hypercall(self, call: Hypercall) -> int:
-            is_wrong = call.a1 >= self.least and call.nr == 12
+            is_wrong = call.a1 >= self.least and call.nr == 12 and not call.a0 % PAGE
             return 0 if is_wrong else super().hypercall(call)
 
     for least in (2, (1 << 32) - 1, (1 << 32) - 2):
@@ -202,3 +204,125 @@ def test_attributes_that_are_a_word() -> None:
         for one in seen(Word(), call(0, 1), call(0, 1, 16), *ops):
             assert one.symptom.name == "hypercall: record"
             assert one.spots == frozenset()
+
+
+def test_what_comes_behind_in_the_program_stays() -> None:
+    """A host that keeps one call to itself, which only the whole program shows."""
+    probe = probe_of(Keeps("a1", 32))
+    ops = (call(9 * PAGE, 1), call(PAGE, 3 | 1 << 32), call(20 * PAGE, 1))
+    look = probe.look(ops, traced=True)
+    assert [one.violation.op for one in look.first] == [1]
+    assert {one.symptom.name for one in look.first} == {f"hypercall: {COUNT}"}
+
+
+# What a look has ----------------------------------------------------------------------------------
+
+
+class Three(MapGpaRangeHost):
+    """Forgets ranges of three pages."""
+
+    def hypercall(self, call: Hypercall) -> int:
+        if call.a1 == 3:
+            return 0
+        return super().hypercall(call)
+
+
+THREE, RIGHT, SAME = call(4 * PAGE, 3), call(8 * PAGE, 1), call(12 * PAGE, 1, 16)
+
+
+def probe_of(host: MapGpaRangeHost) -> Probe:
+    executor = make_book(host)._executor
+    return Probe(executor.testbed, executor.header)
+
+
+def test_runs_exits_and_the_belief_at_the_end() -> None:
+    probe = probe_of(Three())
+    look = probe.look((RIGHT, THREE, Op(OpKind.READ, (0,))))
+    assert [[record.ret for record in exits] for exits in look.exits] == [[0], [0], []]
+    assert not look.private[8]
+    assert look.private[4]
+    assert not look.is_ready
+    assert not look.is_used_up
+    assert probe.runs >= 1
+    right = probe_of(Three())
+    right.look((RIGHT,))
+    right.look((RIGHT,))
+    assert right.runs == 2
+
+
+def test_only_a_traced_look_has_code_and_nothing_is_traced_afterwards() -> None:
+    probe = probe_of(Three())
+    before = sys.gettrace()
+    (plain,) = probe.look((THREE,)).first
+    (traced,) = probe.look((THREE,), traced=True).first
+    assert plain.spots == frozenset()
+    assert traced.spots != frozenset()
+    assert sys.gettrace() is before
+
+
+def test_code_is_cleared_by_what_is_right_and_convincing() -> None:
+    for before, is_cleared in (
+        ((RIGHT,), True),
+        ((SAME,), False),
+        ((THREE, RIGHT), False),
+        ((RIGHT, THREE), True),
+        ((call(1, 1),), False),
+    ):
+        probe = probe_of(Three())
+        probe.look(before, traced=True)
+        (found,) = probe.look((THREE,), traced=True).first
+        places = probe.code.places(probe.suspicious(found))
+        assert [place.rpartition(": ")[2] for place in places] == ["return 0"] * is_cleared
+
+
+def test_an_untraced_look_clears_nothing() -> None:
+    probe = probe_of(Three())
+    probe.look((RIGHT,))
+    (found,) = probe.look((THREE,), traced=True).first
+    assert probe.suspicious(found) == frozenset()
+
+
+def test_code_of_a_model_is_not_suspected() -> None:
+    """Of a host of guestemu itself all code is looked at, of a user's its own."""
+    model, user = probe_of(MapGpaRangeHost()), probe_of(Three())
+    for probe in (model, user):
+        probe.look((RIGHT,), traced=True)
+    files = [
+        {place.partition(".py:")[0].rpartition("/")[2] for place in probe.code.places(spots)}
+        for probe in (model, user)
+        for spots in [probe._cover[ACCEPTED]]
+    ]
+    assert "reference" in files[0]
+    assert files[1] == {"test_probe_naming"}
+    assert model.sees_code
+
+
+def test_checks_that_are_ignored_see_nothing() -> None:
+    class Wrong(Three):
+        def hypercall(self, call: Hypercall) -> int:
+            answer = super().hypercall(call)
+            return 7 if call.a1 == 3 else answer
+
+    for ignored, checks in ((set(), {"results"}), ({"results"}, set()), ({"record"}, {"results"})):
+        probe = probe_of(Wrong())
+        probe.ignored = frozenset(ignored)
+        look = probe.look((THREE,))
+        assert {one.violation.check for one in look.first} == checks
+        assert {found.check for found in look.violations} == checks
+
+
+def test_a_run_is_bounded_and_leaves_the_testbed_as_it_was() -> None:
+    calls: list[str] = []
+    probe = probe_of(Three())
+    observer, handler = probe.testbed.observe, probe.testbed.guest.machine.hooks.handler
+    bound = SimpleNamespace(
+        renew=lambda: calls.append("renew"), rest=lambda: calls.append("rest"), is_up=False, text=""
+    )
+    probe.bound = bound
+    probe.look((RIGHT,), traced=True)
+    assert calls == ["renew", "rest"]
+    bound.is_up, bound.text = True, "too long"
+    with pytest.raises(ProgramTimeError, match="too long"):
+        probe.look((THREE,))
+    assert probe.testbed.observe is observer
+    assert probe.testbed.guest.machine.hooks.handler is handler

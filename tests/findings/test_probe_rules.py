@@ -12,6 +12,7 @@ import pytest
 from bitarray import bitarray
 from found import call
 
+from guestemu.abi.addresses import U64_MASK
 from guestemu.abi.errors import EngineError
 from guestemu.abi.x86 import Mode
 from guestemu.campaign.planted.hosts_merged import HalfTruncatedHost
@@ -21,9 +22,12 @@ from guestemu.campaign.triage.probe import Look, Probe, Sighting, lower_halves, 
 from guestemu.campaign.triage.rules import ACCEPTED
 from guestemu.campaign.triage.symptom import Symptom
 from guestemu.checks.base import Violation
+from guestemu.guest.base import CallOutcome
 from guestemu.host.standin import StandInVcpu
+from guestemu.machine.exits import BudgetExhausted
 from guestemu.program.ops import Op, OpKind
 from guestemu.program.program import Header
+from guestemu.runner.testbed import HOST_FAILED
 
 NOTHING = Look((), (), bitarray(1), is_ready=False)
 READ = Op(OpKind.READ, (0,))
@@ -212,3 +216,176 @@ def test_the_code_of_a_planted_bug_is_its_hosts_and_the_model_below_is_not(is_mo
     files = {place.partition(".py:")[0].rpartition("/")[2] for place in code.places(code.take())}
     assert "hosts_merged" in files
     assert ("merged" in files) is is_model
+
+
+# The battery and its neighbours -------------------------------------------------------------------
+
+
+class Scripted(Told):
+    """A probe whose runs are `looks`, by program; others show nothing and clear nothing. Its
+    battery is `programs`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *programs: tuple[Op, ...]) -> None:
+        super().__init__()
+        self.testbed.guest.machine = SimpleNamespace(config=SimpleNamespace(frames=64))
+        self.looks: dict[tuple[Op, ...], Look] = {}
+        monkeypatch.setattr(probes, "_battery", lambda frames: programs[:frames])
+
+    def _run(self, ops, traced):
+        assert traced
+        super()._run(ops, traced)
+        return self.looks.get(ops, NOTHING), self.clears
+
+
+def wrong(symptom: str, *spots: str, situation: str = ACCEPTED, check: str = "record") -> Look:
+    found = Sighting(Violation(check, 0, "", ""), Symptom(symptom), situation, frozenset(spots))
+    return Look((found,), (), bitarray(1), is_ready=False)
+
+
+def ways(count: int, first: int = 0) -> list[tuple[Op, ...]]:
+    return [(call(0x1000, first + number),) for number in range(count)]
+
+
+def test_the_battery_runs_once_whatever_cannot_run(monkeypatch) -> None:
+    cannot = (msgspec.structs.replace(CALL, mode=Mode.REAL16, cpl=3),)
+    probe = Scripted(monkeypatch, cannot, *ways(3))
+    probe.run_battery()
+    probe.run_battery()
+    assert probe.ran == ways(3)
+    assert not probe.is_wrong_throughout
+
+
+def test_the_battery_ends_on_a_host_that_often_fails(monkeypatch) -> None:
+    for failing, runs in ((15, 40), (16, 19), (17, 19)):
+        probe = Scripted(monkeypatch, *ways(40))
+        for ops in ways(failing, first=3):
+            probe.looks[ops] = wrong("raises", check=HOST_FAILED)
+        probe.run_battery()
+        assert len(probe.ran) == runs
+
+
+def test_where_no_accepted_call_is_right_common_ways_to_go_wrong_say_nothing(monkeypatch) -> None:
+    probe = Scripted(monkeypatch, *ways(30))
+    for ops in ways(16):
+        probe.looks[ops] = wrong("common", "a")
+    for ops in ways(2, first=16):
+        probe.looks[ops] = wrong("rare", "b")
+    for ops in ways(6, first=18):
+        probe.looks[ops] = wrong("refused", "c", situation="number")
+    probe.run_battery()
+    assert probe.is_wrong_throughout
+    (common,) = wrong("common", "a", "x").first
+    (rare,) = wrong("rare", "a", "b").first
+    (refused,) = wrong("refused", "a", "c").first
+    assert probe.suspicious(common) == set()
+    assert probe.suspicious(rare) == {"b"}, "what it adds to them"
+    assert probe.suspicious(refused) == {"c"}
+    probe.clears = ((ACCEPTED, frozenset("y")),)
+    probe.look((CALL,), traced=True)
+    assert not probe.is_wrong_throughout
+    assert probe.suspicious(common) == {"a", "x"}
+
+
+def test_a_fresh_probe_knows_the_battery_only(monkeypatch) -> None:
+    probe = Scripted(monkeypatch, *ways(3))
+    monkeypatch.setattr(Probe, "_run", lambda self, ops, traced: Told._run(self, ops, traced))
+    probe.clears = ((ACCEPTED, frozenset("a")),)
+    probe.limit(9)
+    fresh = probe.fresh()
+    assert probe.ran == ways(3), "it runs first"
+    probe.clears = ((ACCEPTED, frozenset("b")),)
+    probe.look((CALL,), traced=True)
+    assert probe.suspicious(sighting(ACCEPTED, "a", "b", "c")) == {"c"}
+    assert fresh.suspicious(sighting(ACCEPTED, "a", "b", "c")) == {"b", "c"}
+    later = probe.fresh()
+    for one, left in ((fresh, 6), (later, 5)):
+        one.ran, one.clears = [], ()
+        one.run_battery()
+        assert one.ran == []
+        while not one.is_over:
+            one.look((CALL,))
+        assert len(one.ran) == left
+    probe.limit(None)
+    assert probe.fresh()._runs_left is None
+
+
+def beside(is_slow: bool, *spots: str, used_up: int | None = None) -> Told:
+    """A probe that looked beside a call that goes wrong with this code; with as many pages the
+    guest uses up its budget."""
+    probe = Told(is_slow)
+    probe.clears = ((ACCEPTED, frozenset("z")),)
+    ran = probe._run
+
+    def run(ops, traced):
+        look, cleared = ran(ops, traced)
+        is_used_up = ops[-1].arguments[2] == used_up
+        return msgspec.structs.replace(look, is_used_up=is_used_up), cleared
+
+    probe._run = run
+    found = probe.suspicious_beside((READ, CALL), sighting("alignment", *spots, op=1))
+    assert found == set(spots) - ({"z"} if probe.ran else set())
+    return probe
+
+
+def test_what_is_near_and_right_clears_code() -> None:
+    near = [(READ, op) for op in neighbours(CALL)]
+    assert beside(False, "y", "z").ran == near
+    assert beside(False).ran == near
+    assert beside(True, "y", "z").ran == near[:40]
+    assert beside(True).ran == [], "nothing can be cleared"
+
+
+def test_of_a_count_that_uses_up_the_budget_no_larger_one_is_tried() -> None:
+    near = [(READ, op) for op in neighbours(CALL)]
+    assert any(ops[1].arguments[2] == U64_MASK for ops in near)
+    assert beside(False, used_up=33).ran == [ops for ops in near if ops[1].arguments[2] <= 33]
+
+
+def test_a_budget_is_used_up() -> None:
+    used_up = BudgetExhausted(rip=0x1000)
+    assert probes._is_used_up(CallOutcome(None, used_up))
+    assert not probes._is_used_up(CallOutcome(0, None))
+    assert not probes._is_used_up(SimpleNamespace(end=used_up))
+
+
+# Calls that tell a cut from a place ---------------------------------------------------------------
+
+
+def marks(op: Op, is_count: bool) -> list[int]:
+    probe = Told()
+    probe.testbed.guest.machine = SimpleNamespace(config=SimpleNamespace(frames=64))
+    found = probe._marks(op, is_count)
+    assert len(set(found)) == len(found)
+    for one in found:
+        assert (one.mode, one.cpl) == (Mode.LONG64, 0)
+        assert one.arguments[2:4] == (1, 0 if op.arguments[3] & 16 else 16), "the other status"
+        assert (one.arguments[0], *one.arguments[4:]) == (op.arguments[0], *op.arguments[4:])
+    return [one.arguments[1] for one in found]
+
+
+def test_pages_at_the_end_that_a_cut_count_leaves() -> None:
+    page = 0x1000
+    assert marks(call(4 * page, 3 | 1 << 9), True) == [6 * page, 7 * page, 8 * page]
+    assert marks(call(4 * page, 3 | 1 << 9, 17, cpl=3), True) == [6 * page, 7 * page, 8 * page]
+    assert marks(call(4 * page, 1 << 9), True) == [4 * page, 5 * page, 6 * page], "none is one"
+    assert marks(call(4 * page, 3 | 1 << 8), True) == [6 * page, 7 * page, 8 * page]
+    assert marks(call(4 * page, 3 | 1 << 51), True) == [6 * page, 7 * page, 8 * page]
+    assert marks(call(4 * page, 63 | 1 << 9), True) == [66 * page, 67 * page, 68 * page]
+    assert marks(call(4 * page, 64 | 1 << 9), True) == [], "more than there are"
+    assert marks(call(4 * page, 3), True) == []
+    top = (1 << 64) - page
+    assert marks(call(top, 3 | 1 << 9), True) == [page, 2 * page, 3 * page]
+    assert marks(call(top, 1 | 1 << 9), True) == [top, 0, page]
+    two = 1 | 2 << 8 | 1 << 12
+    assert marks(call(0, two), True) == [0, page, 2 * page], "of 513 pages there are not so many"
+    assert marks(call(0, 1 | 1 << 4 | 1 << 9), True) == [16 * page, 17 * page, 18 * page]
+
+
+def test_first_pages_of_an_address_that_is_cut() -> None:
+    page = 0x1000
+    for bits in (31, 32, 40, 51):
+        assert marks(call(5 * page | 1 << bits, 2), False) == [5 * page, 6 * page, 7 * page]
+    assert marks(call(5 * page | 1 << 30, 2), False) == []
+    assert marks(call(63 * page | 1 << 40, 2), False) == [63 * page, 64 * page, 65 * page]
+    assert marks(call(64 * page | 1 << 40, 2), False) == []
+    assert marks(call(5 * page, 2), False) == []
