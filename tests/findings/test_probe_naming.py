@@ -167,6 +167,17 @@ def test_a_range_whose_end_is_cut() -> None:
         assert names(host, call(0, most)) == set()
 
 
+@pytest.mark.parametrize("bits", [31, 32, 44])
+def test_an_end_that_is_cut_of_every_range_reads_as_a_count(bits: int) -> None:
+    def bend(call: Hypercall) -> Hypercall:
+        first = call.a0 // PAGE
+        few = (first + call.a1 & (1 << bits) - 1) - first
+        return call if few < 0 or call.nr != 12 else msgspec.structs.replace(call, a1=few)
+
+    assert names(Bent(bend), call(PAGE, 3 | 1 << bits)) == {COUNT}
+    assert names(Bent(bend), call(0, 3 | 1 << bits)) == {COUNT}
+
+
 def test_another_place_where_a_long_range_is_wrong_is_no_end_that_is_cut() -> None:
     class Refuses(MapGpaRangeHost):
         least = 0
@@ -191,6 +202,27 @@ def test_upper_halves_of_32_bit_code() -> None:
     assert names(Wide(), legacy(call(PAGE, high | 1))) <= {HALF}
     assert names(Wide(), legacy(call(PAGE, 1, nr=high | 12))) == {"upper half of RAX"}
     assert names(Wide(), call(PAGE, 1)) == set()
+    probe = probe_of(Wide())
+    look = probe.look((call(0, 1), legacy(call(high | PAGE, 1)), call(9 * PAGE, 1)))
+    assert [one.symptom.name for one in look.first] == [f"hypercall: {HALF}"]
+
+
+def test_upper_halves_are_not_to_blame_where_the_lower_ones_do_the_same() -> None:
+    """With code of their own they are."""
+
+    class Three(MapGpaRangeHost):
+        def hypercall(self, call: Hypercall) -> int:
+            return 0 if call.a1 & 0xFF == 3 else super().hypercall(call)
+
+    class Apart(MapGpaRangeHost):
+        def hypercall(self, call: Hypercall) -> int:
+            if call.a0 >> 32 and call.a1 == 3:
+                return 0
+            return super().hypercall(call)
+
+    high = legacy(call(1 << 32 | PAGE, 3))
+    assert names(Three(), high) == {"record"}
+    assert names(Apart(), high) == {HALF}
 
 
 def test_attributes_that_are_a_word() -> None:

@@ -43,9 +43,11 @@ class Told(Probe):
         super().__init__(SimpleNamespace(host=object(), checks=checks, guest=guest), Header())
         self.clears: tuple[tuple[str, frozenset[str]], ...] = ()
         self.ran: list[tuple[Op, ...]] = []
+        self.traced: list[bool] = []
 
     def _run(self, ops, traced):
         self.runs += 1
+        self.traced.append(traced)
         self.ran.append(ops)
         return NOTHING, self.clears
 
@@ -158,6 +160,20 @@ def test_slow_runs_are_remembered_the_latest_of_them() -> None:
         assert len(probe.ran) == 2, "a hypercall, or where runs are quick"
 
 
+def test_host_code_is_looked_at_only_where_it_is_asked_for() -> None:
+    probe = Told()
+    probe.look((CALL,))
+    probe.try_look((CALL,))
+    probe.try_look((CALL,), traced=True)
+    probe.look_again((CALL,))
+    assert probe.traced == [False, False, True, True]
+    assert not NOTHING.is_used_up
+
+
+def test_every_program_may_be_looked_at_by_default() -> None:
+    assert Told(is_slow=True).try_look((READ,)) is NOTHING
+
+
 def test_the_caller_hears_of_every_run() -> None:
     probe = Told()
     beats: list[int] = []
@@ -193,6 +209,9 @@ def test_neighbours_differ_in_one_field() -> None:
     user = msgspec.structs.replace(CALL, cpl=3)
     assert [other.cpl for other in neighbours(user) if other.mode is CALL.mode][-1] == 0
     assert {other.mode for other in neighbours(READ)} == {Mode.LONG64}
+    write = Op(OpKind.WRITE, (7, 0, 1))
+    values = [other.arguments[0] for other in neighbours(write) if other.arguments[0] != 7]
+    assert values[:6] == [0, 1, 2, 3, 4, 16]
 
 
 def test_other_attributes_are_the_only_change() -> None:
@@ -266,9 +285,9 @@ def test_the_battery_ends_on_a_host_that_often_fails(monkeypatch) -> None:
 
 def test_where_no_accepted_call_is_right_common_ways_to_go_wrong_say_nothing(monkeypatch) -> None:
     probe = Scripted(monkeypatch, *ways(30))
-    for ops in ways(16):
+    for ops in ways(14):
         probe.looks[ops] = wrong("common", "a")
-    for ops in ways(2, first=16):
+    for ops in ways(2, first=14):
         probe.looks[ops] = wrong("rare", "b")
     for ops in ways(6, first=18):
         probe.looks[ops] = wrong("refused", "c", situation="number")
@@ -299,7 +318,7 @@ def test_a_fresh_probe_knows_the_battery_only(monkeypatch) -> None:
     assert fresh.suspicious(sighting(ACCEPTED, "a", "b", "c")) == {"b", "c"}
     later = probe.fresh()
     for one, left in ((fresh, 6), (later, 5)):
-        one.ran, one.clears = [], ()
+        one.ran, one.traced, one.clears = [], [], ()
         one.run_battery()
         assert one.ran == []
         while not one.is_over:

@@ -315,6 +315,8 @@ def _beside(one: _Trace, other: _Trace) -> _Trace:
     """Both trace functions in one."""
 
     def on_call(frame: FrameType, event: str, arg: object) -> _Trace | None:
+        if frame.f_code.co_filename == __file__:
+            return None
         found = [inner for trace in (one, other) if (inner := trace(frame, event, arg))]
 
         def on_event(frame: FrameType, event: str, arg: object) -> _Trace:
