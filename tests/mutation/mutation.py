@@ -129,6 +129,7 @@ JUDGES = {
     ),
     "campaign/triage/probe.py": (
         "tests/findings/test_probe_rules.py",
+        "tests/findings/test_probe_steps.py",
         "tests/findings/test_probe_naming.py",
         *_TRIAGE,
         _DEFECTS,
