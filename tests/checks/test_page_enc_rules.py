@@ -20,6 +20,7 @@ from guestemu.checks.resources import ResourceCheck
 from guestemu.events.devices import DeviceViolation
 from guestemu.events.exits import HypercallExit, RdmsrExit
 from guestemu.host.kvm.findings import FindingKind, ResourceFinding
+from guestemu.host.marked_bits import MarkedBits
 from guestemu.program.ops import Op, OpKind
 
 FRAMES = 16
@@ -315,3 +316,15 @@ def test_an_operation_asks_the_checks_of_its_kind_in_their_order() -> None:
         assert asked(OpKind.READ) == ["all", "reads", "watches", "more"]
         assert asked(OpKind.UNMAP) == ["all", "more"]
         checks.watch()
+
+
+def test_a_record_that_knows_where_it_was_written_is_judged_alike() -> None:
+    """That of a large guest."""
+    told = [(2, 5, False)]
+    for written, is_right in (((2, 5), True), ((2, 4), False), ((3, 6), False), ((0, 0), False)):
+        record = MarkedBits(96, endian="little")
+        record.setall(1)
+        record.begin()
+        before = record.begin()
+        record[slice(*written)] = False
+        assert (not_as_told(record, before, told) is None) is is_right

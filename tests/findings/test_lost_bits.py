@@ -125,7 +125,7 @@ def test_page_counts_of_large_guests(pages: int, end: int) -> None:
 
 def test_an_address_of_a_large_guest() -> None:
     """Cut to 32 bits it is still another one than cut to 31."""
-    frames, first = 1 << 20, 0x80004
+    frames, first = 1 << 20, 0xC0000
     after = record(range(first, first + 4), frames)
     done = call(gpa=first << 12 | 1 << 32)
     assert lost_bits(done, record(frames=frames), after) == ("address", True)

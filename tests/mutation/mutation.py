@@ -68,7 +68,7 @@ _WORLD = "tests/checks/test_host_world_rules.py"
 _SEV = "tests/checks/test_sev_rules.py"
 _HISTORIC = "tests/checks/test_historic_checks.py"
 _OF_CHECKS = {
-    "base": (_PAGE_ENC, _STREAM),
+    "base": (_PAGE_ENC, _STREAM, *_STATUS),
     "cache": ("tests/checks/test_cache_rules.py", "tests/checks/test_cache_check.py"),
     "check_set": (_PAGE_ENC,),
     "conversion": _STATUS,
