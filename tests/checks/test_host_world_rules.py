@@ -34,6 +34,7 @@ class Memfd:
             frames=FRAMES,
             calls=[],
             private_backing=given.get("backing", bitarray("1" * FRAMES)),
+            shared_backing=given.get("shared_backing", bitarray("0" * FRAMES)),
             attributes=given.get("private", bitarray("1" * FRAMES)),
             shared_pages=given.get("shared_pages", bitarray("0" * FRAMES)),
             private_pages=given.get("private_pages", bitarray("0" * FRAMES)),
@@ -111,6 +112,27 @@ def test_what_is_freed_in_use_was_converted(maps, found) -> None:
     assert judged(Memfd(**maps).call(2, 4), REFUSED) == []
 
 
+@pytest.mark.parametrize(
+    ("device", "value", "found"),
+    [
+        ("00000000", 0, []),
+        ("11111100", 0, []),
+        ("00001111", 0, ["0x6000 is gone and mapped for a device (2 frames)"]),
+        ("00000001", 0, ["0x7000 is gone and mapped for a device"]),
+        ("00001111", 1, []),
+        ("00000000", 1, []),
+    ],
+)
+def test_what_was_unplugged_is_mapped_for_no_device(device, value, found) -> None:
+    host = Memfd(device=device, backing="11111000", shared_backing="00000100")
+    outcome = SimpleNamespace(value=value)
+    op = Op(OpKind.UNPLUG_SLOT)
+    view = SimpleNamespace(host=host, index=0, exits=[], op=op, outcome=outcome)
+    assert [one.message.removeprefix("host: GPA ") for one in GuestMemoryCheck().after(view)] == (
+        found
+    )
+
+
 def in_place(mapped: str, private: str, result: int = 0) -> SimpleNamespace:
     """A host whose memory converts in place, after one conversion of frames 2 to 5."""
     memory = InPlaceMemory(FRAMES)
@@ -123,6 +145,15 @@ def in_place(mapped: str, private: str, result: int = 0) -> SimpleNamespace:
     memory.order_failure(0, result)
     memory.convert(0, 2 * PAGE, 4 * PAGE, 8 * memory.is_private(2))
     return SimpleNamespace(guest_memory=memory)
+
+
+def test_only_what_converts_in_place_is_compared_with_the_device_map() -> None:
+    host = in_place("1" * 8, "0" * 8)
+    memory = host.guest_memory
+    memory.attributes[3] = True
+    assert f"0x3000 {DEVICE}" in judged(host)
+    memory.private_backing[3] = False
+    assert judged(host) == []
 
 
 @pytest.mark.parametrize("exit_", [DONE, REFUSED])

@@ -201,6 +201,11 @@ def test_get_gives_the_record_and_leaves_what_is_behind_the_range() -> None:
     assert ioctl(GET, 2, 40, 0, value=1 << 33 | 0b010010, before="1101001100", after="0" * 10) != []
 
 
+def test_a_bitmap_that_is_set_has_as_many_words_as_it_needs() -> None:
+    for pages, after in ((64, "1" + "0" * 65), (65, "1" + "0" * 63 + "10")):
+        assert ioctl(SET, 0, pages, 1, 0, before="0" * 66, after=after) == []
+
+
 def test_ioctls_are_those_of_the_patch_sets_hosts() -> None:
     assert all(HostIoctlCheck.applies(SimpleNamespace(contract=name)) for name in NUMBERS)
     assert not HostIoctlCheck.applies(SimpleNamespace(contract="map-gpa-range"))
