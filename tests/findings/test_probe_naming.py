@@ -15,6 +15,7 @@ from found import call, make_book
 
 from guestemu.abi.errors import ProgramTimeError
 from guestemu.abi.x86 import Mode
+from guestemu.campaign.triage import probe as probes
 from guestemu.campaign.triage.probe import Probe, Sighting, _battery, _layouts
 from guestemu.campaign.triage.rules import ACCEPTED
 from guestemu.host.base import Hypercall
@@ -280,6 +281,18 @@ def test_runs_exits_and_the_belief_at_the_end() -> None:
     right.look((RIGHT,))
     right.look((RIGHT,))
     assert right.runs == 2
+
+
+def test_each_operation_may_use_up_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    for used_up in range(2):
+        outcomes: list[object] = []
+
+        def is_used_up(outcome: object, used_up=used_up, outcomes=outcomes) -> bool:
+            outcomes.append(outcome)
+            return len(outcomes) == used_up + 1
+
+        monkeypatch.setattr(probes, "_is_used_up", is_used_up)
+        assert probe_of(MapGpaRangeHost()).look((RIGHT, THREE)).is_used_up
 
 
 def test_only_a_traced_look_has_code_and_nothing_is_traced_afterwards() -> None:

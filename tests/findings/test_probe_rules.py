@@ -285,8 +285,10 @@ def test_the_battery_ends_on_a_host_that_often_fails(monkeypatch) -> None:
 
 def test_where_no_accepted_call_is_right_common_ways_to_go_wrong_say_nothing(monkeypatch) -> None:
     probe = Scripted(monkeypatch, *ways(30))
+    (second,) = wrong("second", "a", "s").first
     for ops in ways(14):
-        probe.looks[ops] = wrong("common", "a")
+        common = wrong("common", "a")
+        probe.looks[ops] = msgspec.structs.replace(common, sightings=(*common.first, second))
     for ops in ways(2, first=14):
         probe.looks[ops] = wrong("rare", "b")
     for ops in ways(6, first=18):
@@ -299,6 +301,7 @@ def test_where_no_accepted_call_is_right_common_ways_to_go_wrong_say_nothing(mon
     assert probe.suspicious(common) == set()
     assert probe.suspicious(rare) == {"b"}, "what it adds to them"
     assert probe.suspicious(refused) == {"c"}
+    assert probe.suspicious(second) == {"s"}, "a call goes wrong in the way that shows first"
     probe.clears = ((ACCEPTED, frozenset("y")),)
     probe.look((CALL,), traced=True)
     assert not probe.is_wrong_throughout
@@ -343,6 +346,7 @@ def beside(is_slow: bool, *spots: str, used_up: int | None = None) -> Told:
     probe._run = run
     found = probe.suspicious_beside((READ, CALL), sighting("alignment", *spots, op=1))
     assert found == set(spots) - ({"z"} if probe.ran else set())
+    assert all(probe.traced)
     return probe
 
 

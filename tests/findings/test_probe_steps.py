@@ -12,12 +12,18 @@ import pytest
 from bitarray import bitarray
 from found import call
 
+from guestemu.abi.errors import EngineError, ProgramTimeError, TimeUp
 from guestemu.abi.x86 import Mode
+from guestemu.campaign.triage import probe as probes
+from guestemu.campaign.triage.hostcode import CodeTracedExits
 from guestemu.campaign.triage.probe import Look, Probe, Sighting, with_pages
 from guestemu.campaign.triage.symptom import RECORD, Symptom, of_bits
 from guestemu.checks.base import Violation
+from guestemu.host.native.host import NativeHost
+from guestemu.host.userspace.base import VmStopped
 from guestemu.program.ops import Op, OpKind
 from guestemu.program.program import Header
+from guestemu.runner.testbed import HOST_FAILED
 
 PAGE = 4096
 READ = Op(OpKind.READ, (0,))
@@ -339,3 +345,106 @@ def test_a_run_that_is_compared_is_not_named_and_the_next_one_is() -> None:
     probe._compare((READ,))
     assert (probe.comparing, probe._is_comparing) == ([True], False)
     assert with_pages(CALL, 3) == call(1 << 40, 3)
+
+
+# One run ------------------------------------------------------------------------------------------
+
+BY_HOST = Op(OpKind.HOST_RESET_BITMAP, ())
+
+
+class Native(NativeHost):
+    """A host in C that counts how often it is begun anew."""
+
+    def __init__(self) -> None:
+        self.renewed = 0
+
+    def renew(self) -> None:
+        self.renewed += 1
+
+
+class Bed:
+    """A testbed that notes what is done; each step raises `error` if there is one."""
+
+    def __init__(self, error: Exception | None = None, handler: object = "handler") -> None:
+        self.host: object = object()
+        self.checks = (1, 2)
+        self.hooks = SimpleNamespace(handler=handler, clear=lambda: self.done.append("clear"))
+        machine = SimpleNamespace(hooks=self.hooks)
+        self.guest = SimpleNamespace(name="snippet:6.1", machine=machine)
+        self.done: list[str] = []
+        self.may_run = True
+        self.handlers: list[object] = []
+        self._error = error
+
+    def try_out(self, ops: Program, is_new: bool) -> bool:
+        self.done.append(f"try {len(ops)} {is_new}")
+        return self.may_run
+
+    def reset(self) -> None:
+        self.done.append("reset")
+
+    def step(self, index: int, op: Op, _ordered: object, _violations: list[Violation]) -> None:
+        self.done.append(f"step {index}")
+        self.handlers.append(self.hooks.handler)
+        if self._error is not None:
+            raise self._error
+
+
+def stepped(bed: Bed, traced: bool, *ops: Op) -> list[str]:
+    """What is done for `ops`, with the calls of the trace among it."""
+    probe = Probe(bed, Header())
+    probe.code = SimpleNamespace(
+        **{name: lambda name=name: bed.done.append(name) for name in ("take", "start", "stop")}
+    )
+    probe._step_through(ops, [], traced)
+    return bed.done
+
+
+def test_host_code_is_traced_in_operations_of_the_host_and_behind_exits() -> None:
+    bed = Bed()
+    assert stepped(bed, True, READ, BY_HOST) == [
+        *("try 2 True", "reset", "take", "step 0", "start", "step 1", "stop")
+    ]
+    assert all(isinstance(one, CodeTracedExits) for one in bed.handlers)
+    assert bed.hooks.handler == "handler"
+    bed = Bed()
+    assert stepped(bed, False, READ, BY_HOST) == ["try 2 True", "reset", "step 0", "step 1", "stop"]
+    assert bed.handlers == ["handler"] * 2
+    assert stepped(Bed(handler=None), True, READ) == ["try 1 True", "reset", "step 0", "stop"]
+
+
+def test_a_vm_that_stops_or_takes_too_long_leaves_no_hooks() -> None:
+    ends = ["try 2 True", "reset", "step 0", "clear", "stop"]
+    bed = Bed(VmStopped("gone"))
+    assert stepped(bed, False, READ, READ) == ends
+    bed = Bed(TimeUp("too long"))
+    with pytest.raises(ProgramTimeError, match="too long"):
+        stepped(bed, False, READ, READ)
+    assert bed.done == ends
+    bed.may_run = False
+    with pytest.raises(EngineError, match="died"):
+        stepped(bed, False, READ)
+
+
+def test_a_host_that_fails_before_an_operation_begins_is_seen(monkeypatch) -> None:
+    monkeypatch.setattr(probes, "belief_of", lambda host: (bitarray(1), False))
+    bed = Bed()
+    bed.observe = None
+    bed.host = Native()
+    probe = Probe(bed, Header())
+    assert not probe.sees_code
+    found = Violation(HOST_FAILED, 0, "vmm.py:3: reset raised KeyError", "")
+    probe._step_through = lambda ops, violations, traced: violations.append(found)
+    look_ = probe.look((READ,))
+    assert [(one.violation, one.symptom.name) for one in look_.sightings] == [
+        (found, f"{HOST_FAILED}: reset raised KeyError +3")
+    ]
+    assert bed.host.renewed == 1
+    bound = SimpleNamespace(renew=lambda: None, rest=lambda: None, is_up=True, text="too long")
+    probe.bound = bound
+    assert probe.look((READ,)).sightings, "it is the host that took the time"
+    probe._step_through = lambda ops, violations, traced: violations.append(
+        msgspec.structs.replace(found, check="record")
+    )
+    with pytest.raises(ProgramTimeError):
+        probe.look((READ,))
