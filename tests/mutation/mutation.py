@@ -13,12 +13,13 @@ survivor that does not.
 
 The tests of a part are collected once and run once, file by file and watched: which of them reach
 which line. A mutant of a function is put into a fork that has everything loaded: the code of the
-function is exchanged, and only the tests that reach its lines run, the quickest first. A mutant of C is compiled there.
-Later files, which take longer, run only while a mutant without a reason is left. A survivor without
-a reason, and what is outside of functions, is tried again in a fork that imports all users of the
-part anew and runs all tests, so that no value from before the change hides it; with `--quick`
-nothing is tried in that way. A part takes from a few seconds to four minutes, all of them about 40
-minutes, on a CPU that does other things as well. A run that SIGTERM or Ctrl-C ends says what was left until then.
+function is exchanged, and only the tests that reach its lines run, the quickest first. A mutant of
+C is compiled there. Later files, which take longer, run only while a mutant without a reason is
+left. A survivor without a reason, and what is outside of functions, is tried again in a fork that
+imports all users of the part anew and runs all tests, so that no value from before the change hides
+it; with `--quick` nothing is tried in that way. A run that SIGTERM or Ctrl-C ends says what was
+left until then. A part takes from a few seconds to four minutes, all of them, run in pieces, about
+40 minutes, on a CPU that does other things as well.
 """
 
 from __future__ import annotations
