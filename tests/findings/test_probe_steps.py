@@ -98,7 +98,7 @@ def test_another_count_with_the_same_upper_bits_at_address_0() -> None:
 
 
 def test_the_same_address_and_others_with_its_upper_bits() -> None:
-    gpa = 0x123_4567_89AB_C000
+    gpa = 0x123_4567_89AB_C001
     cuts, _ = tried("address", call(gpa, 2))
     uppers = (gpa & ~0xFFFF, gpa & ~0xFFFF_FFFF, gpa & ~0xFF_FFFF_FFFF)
     assert cuts == [
