@@ -15,6 +15,7 @@ from guestemu.checks.conversion import ConversionCheck, MappingCheck
 from guestemu.checks.record import RecordCheck
 from guestemu.checks.results import Reference, ResultCheck, answers_left, is_open
 from guestemu.events.exits import HypercallExit, MapGpaRangeExit, RdmsrExit
+from guestemu.host.kvm.guest_memory import Slot
 from guestemu.machine.exits import MEMORY_FAULT
 from guestemu.program.ops import Op, OpKind
 
@@ -59,6 +60,42 @@ def recorded(after, *exits, before=ALL, frames=None, keeps=True, injected=(0, 0)
         injected=injected,
     )
     return [found.message for found in RecordCheck().after(view)]
+
+
+@pytest.mark.parametrize(
+    ("after", "gfn", "value", "found"),
+    [
+        ("1", 4, 0, []),
+        ("111100", 4, 0, ["0x4000"]),
+        ("111110", 4, 0, ["0x5000"]),
+        ("111111001", 4, 0, []),
+        ("001111", 4, 0, []),
+        ("111100", 4, -12, []),
+        ("111100", 6, 0, []),
+    ],
+)
+def test_memory_that_was_plugged_is_private(after, gfn, value, found) -> None:
+    """Frames 4 and 5 are a slot that was plugged; two pages from `gfn` on were asked for."""
+    slot = Slot(4 << 12, 2 << 12)
+    host = SimpleNamespace(
+        contract_state=True,
+        private_map=lambda: bitarray(after.ljust(FRAMES, "1")),
+        plugged=[slot],
+    )
+    for kind in (OpKind.HOST_COMMIT_SLOT, OpKind.HYPERCALL):
+        view = SimpleNamespace(
+            index=3,
+            exits=[],
+            frames=None,
+            op=Op(kind, (gfn, 2)),
+            host=host,
+            outcome=SimpleNamespace(value=value),
+        )
+        told = [one.message for one in RecordCheck().after(view)]
+        expected = found if kind is OpKind.HOST_COMMIT_SLOT else []
+        assert told == [
+            f"host: GPA {gpa} was plugged and is recorded as shared" for gpa in expected
+        ]
 
 
 @pytest.mark.parametrize(
