@@ -69,14 +69,14 @@ class GuestMemoryCheck(Oracle):
         if self._owner is None:
             return ()
         memory = self._owner.guest_memory
-        if view.op.kind is OpKind.UNPLUG_SLOT:
-            return self._judge_unplugged(view, memory)
-        calls, seen = memory.calls, self._seen
-        if view.index == 0 or len(calls) < seen:
+        count, seen = memory.call_count, self._seen
+        self._seen = count
+        if view.index == 0 or count < seen:
             seen = 0
-        self._seen = len(calls)
-        if len(calls) == seen:
-            return ()
+        is_unplug = view.op.kind is OpKind.UNPLUG_SLOT
+        if count == seen or is_unplug or not memory.take_news():
+            return self._judge_unplugged(view, memory) if is_unplug else ()
+        calls = memory.calls
         lost = memory.take_lost()
         violations = list(self._judge_device(view.index, memory, calls[seen:]))
         if any(record.ret for record in view.exits):

@@ -25,12 +25,18 @@ DONE, REFUSED = (HypercallExit(12, (0, 1, 0, 0), ret, 0) for ret in (0, 22))
 # guest_memfd --------------------------------------------------------------------------------------
 
 
+class _Memory(SimpleNamespace):
+    @property
+    def call_count(self) -> int:
+        return len(self.calls)
+
+
 class Memfd:
     """A host with guest_memfd, every frame private and backed by it, and nothing else there."""
 
     def __init__(self, **maps: str) -> None:
         given = {name: bitarray(bits) for name, bits in maps.items()}
-        self.guest_memory = SimpleNamespace(
+        self.guest_memory = _Memory(
             frames=FRAMES,
             calls=[],
             private_backing=given.get("backing", bitarray("1" * FRAMES)),
@@ -40,6 +46,7 @@ class Memfd:
             private_pages=given.get("private_pages", bitarray("0" * FRAMES)),
             device_map=given.get("device", bitarray("0" * FRAMES)),
             take_lost=lambda: given.pop("lost", None),
+            take_news=lambda: True,
         )
         self.guest_memory.range_of = partial(GuestMemory.range_of, self.guest_memory)
 

@@ -93,9 +93,9 @@ class GuestMemory:
     say which frames have a page in each backing; `device_map` which frames a device may reach
     (VFIO); `private_backing` and `shared_backing` which frames a slot has each for. All frames
     start private and backed, as after a launch. `lost` has the frames whose page was freed while
-    the attributes named its backing, since `take_lost`. `calls` are the VMM's calls since the last
-    reset. One slot covers all of RAM unless `slots` are given. All slots share one guest_memfd of
-    `memfd_bytes`; 0: each slot has one, which ends with the slot.
+    the attributes named its backing, since `take_lost`. One slot covers all of RAM unless `slots`
+    are given. All slots share one guest_memfd of `memfd_bytes`; 0: each slot has one, which ends
+    with the slot.
     """
 
     def __init__(self, frames: int, slots: tuple[Slot, ...] = (), *, memfd_bytes: int = 0) -> None:
@@ -108,10 +108,14 @@ class GuestMemory:
         self.lost = bitarray(frames, endian="little")
         self._first_slots = slots or (Slot(0, frames << PAGE_SHIFT),)
         self.set_slots(self._first_slots)
-        self.calls: list[VmmCall] = []
+        self._calls: list[VmmCall] = []
+        self._later: list[tuple[Callable[[bytes], Iterator[VmmCall]], bytes]] = []
+        self._has_news = False
+        self._has_lost = True
         self._beyond = IntervalSet()
         self._failure: tuple[int, int] | None = None
-        self._count = 0
+        self.call_count = 0
+        """How many calls were made since the last reset."""
         self._is_used = True
         self.has_failed = False
         """Whether an ordered failure has happened."""
@@ -161,36 +165,77 @@ class GuestMemory:
             self.private_pages[:] = self.private_backing
             self.shared_pages.setall(False)
             self.device_map.setall(False)
-            self.lost.setall(False)
-            self.calls.clear()
+            if self._has_lost:
+                self.lost.setall(False)
+                self._has_lost = False
+            self._calls.clear()
+            self._later.clear()
+            self._has_news = False
             if len(self._beyond):
                 self._beyond = IntervalSet()
-            self._count = 0
+            self.call_count = 0
             self._is_used = False
         self._failure = None
         self.has_failed = False
 
     def order_failure(self, number: int, errno: int) -> None:
         """Call `number` from now on (0: the next) returns -`errno` and does nothing."""
-        self._failure = (self._count + number, errno)
+        self._failure = (self.call_count + number, errno)
 
     @property
     def ordered_failure(self) -> tuple[int, int] | None:
         """The calls that still succeed before the ordered failure, and its errno."""
-        if self._failure is None or self._failure[0] < self._count:
+        if self._failure is None or self._failure[0] < self.call_count:
             return None
-        return self._failure[0] - self._count, self._failure[1]
+        return self._failure[0] - self.call_count, self._failure[1]
 
     def _made(self, name: str, arguments: tuple[int, ...], result: int) -> int:
         self._is_used = True
-        self._count += 1
-        if len(self.calls) < MAX_CALLS:
-            self.calls.append(VmmCall(name, arguments, result))
+        self._has_news = True
+        self.call_count += 1
+        calls = self.calls if self._later else self._calls
+        if len(calls) < MAX_CALLS:
+            calls.append(VmmCall(name, arguments, result))
         return result
+
+    @property
+    def calls(self) -> list[VmmCall]:
+        """The VMM's calls since the last reset."""
+        for decode, calls in self._later:
+            self._calls.extend(decode(calls))
+        self._later.clear()
+        del self._calls[MAX_CALLS:]
+        return self._calls
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether the failure of a call was ordered since the last reset."""
+        return self._failure is not None
+
+    def done_elsewhere(
+        self,
+        calls: bytes,
+        count: int,
+        is_suspect: bool,
+        decode: Callable[[bytes], Iterator[VmmCall]],
+    ) -> None:
+        """`count` calls were done on the maps by machine code, all with success and none that freed
+        what is in use. `decode` makes them of `calls`. `is_suspect`: a frame that they converted is
+        not as the check of guest memory demands."""
+        self._is_used = True
+        self.call_count += count
+        self._has_news = self._has_news or is_suspect
+        self._later.append((decode, calls))
+
+    def take_news(self) -> bool:
+        """Whether there is something to judge since this was asked last: a call that was not done
+        elsewhere, or a suspect one."""
+        has_news, self._has_news = self._has_news, False
+        return has_news
 
     def _ordered(self) -> int:
         """The ordered result of the call that is being made, 0 if there is none."""
-        if self._failure is not None and self._failure[0] == self._count:
+        if self._failure is not None and self._failure[0] == self.call_count:
             self.has_failed = True
             return -self._failure[1]
         return 0
@@ -274,6 +319,7 @@ class GuestMemory:
             used &= self.attributes[first:end] if is_private else ~self.attributes[first:end]
             if used.any():
                 self.lost[first:end] |= used
+                self._has_lost = True
         pages[first:end] = not is_free
 
     def range_of(self, call: VmmCall) -> tuple[int, int] | None:
@@ -285,8 +331,9 @@ class GuestMemory:
 
     def take_lost(self) -> bitarray | None:
         """`lost` with no frame left in it afterwards; None where there is none."""
-        if not self.lost.any():
+        if not self._has_lost:
             return None
+        self._has_lost = False
         lost = self.lost.copy()
         self.lost.setall(False)
         return lost

@@ -506,6 +506,146 @@ __attribute__((visibility("default"))) void guestemu_half(struct half *h)
 	set_up(h);
 }
 
+/* The VM's memory as the model has it: maps of one bit for each frame, in whole words. */
+struct memory {
+	uint64_t *attributes, *private_pages, *shared_pages;
+	const uint64_t *device_map, *private_backing, *shared_backing;
+	uint64_t frames;
+	const struct guestemu_slot *slot;
+	uint32_t slots;
+	uint32_t is_usable; /* whether calls are done at all */
+	int fail_at, fail_with;
+	uint32_t calls, done, suspect; /* of the last exit */
+};
+
+/* A handler in the caller's process. */
+struct running {
+	struct memory *memory;
+	struct half *half;
+	int (*exit)(void *, struct guestemu_exit *);
+	void *vm;
+	struct guestemu_exit *told;
+};
+
+/* The bits of a range in the word of `at`, and the frame behind them. */
+static uint64_t part(uint64_t *at, uint64_t end)
+{
+	uint64_t low = *at & 63, count = 64 - low < end - *at ? 64 - low : end - *at;
+
+	*at += count;
+	return (count == 64 ? ~0ull : (1ull << count) - 1) << low;
+}
+
+static void put(uint64_t *bits, uint64_t first, uint64_t end, int value, const uint64_t *where)
+{
+	while (first < end) {
+		uint64_t word = first >> 6, mask = part(&first, end) & (where ? where[word] : ~0ull);
+
+		bits[word] = value ? bits[word] | mask : bits[word] & ~mask;
+	}
+}
+
+/* Whether a page of the range is there and its attribute names its backing. */
+static int in_use(const struct memory *m, const uint64_t *pages, uint64_t first, uint64_t end,
+		  uint64_t shared)
+{
+	while (first < end) {
+		uint64_t word = first >> 6, mask = part(&first, end);
+
+		if (pages[word] & (m->attributes[word] ^ shared) & mask)
+			return 1;
+	}
+	return 0;
+}
+
+static int convert(struct memory *m, const struct call *c)
+{
+	uint64_t gpa = c->argument[0], size = c->argument[1];
+	int is_private = c->argument[2] != 0;
+
+	if (c->argument[3] || c->argument[2] & ~8ull || is_bad_range(gpa, size) ||
+	    (gpa + size) >> 12 > m->frames)
+		return 0;
+	put(m->attributes, gpa >> 12, (gpa + size) >> 12, is_private, 0);
+	put(is_private ? m->private_pages : m->shared_pages, gpa >> 12, (gpa + size) >> 12, 1,
+	    is_private ? m->private_backing : m->shared_backing);
+	return 1;
+}
+
+static int release(struct memory *m, const struct call *c)
+{
+	int is_punch = c->kind == CALL_FALLOCATE;
+	uint64_t start = is_punch ? c->argument[2] : c->argument[1];
+	uint64_t size = is_punch ? c->argument[3] : (c->argument[2] + 0xfff) & ~0xfffull;
+	uint64_t *pages = is_punch ? m->private_pages : m->shared_pages, first;
+	const struct guestemu_slot *slot = m->slot + c->argument[0];
+
+	if (c->argument[0] >= m->slots || c->argument[is_punch ? 1 : 3] != (is_punch ? 3 : 4))
+		return 0;
+	if (is_punch && (!(slot->flags & GUESTEMU_SLOT_GUEST_MEMFD) || start < slot->memfd_offset))
+		return 0;
+	start -= is_punch ? slot->memfd_offset : 0;
+	if (start > slot->size || size > slot->size - start || (slot->gpa + start + size) >> 12 > m->frames)
+		return 0;
+	first = (slot->gpa + start) >> 12;
+	if (in_use(m, pages, first, first + (size >> 12), is_punch ? 0 : ~0ull))
+		return 0;
+	put(pages, first, first + (size >> 12), 0, 0);
+	return 1;
+}
+
+/* Whether the check of guest memory would find a frame that was converted to be wrong. */
+static int is_wrong(const struct memory *m, uint64_t first, uint64_t end)
+{
+	while (first < end) {
+		uint64_t word = first >> 6, mask = part(&first, end) & m->private_backing[word];
+		uint64_t is_private = m->attributes[word];
+
+		if (mask & ((is_private & (m->shared_pages[word] | m->device_map[word])) |
+			    (~is_private & m->private_pages[word])))
+			return 1;
+	}
+	return 0;
+}
+
+/* Does calls on the memory while they are the usual ones, which succeed and free nothing that is in
+ * use; how many were done. GuestMemory does the same in Python. */
+static uint32_t apply(struct memory *m, const struct call *calls, uint32_t count)
+{
+	uint32_t done = 0;
+
+	for (; done < count && !calls[done].result; done++) {
+		const struct call *c = &calls[done];
+		int is_freed = c->kind == CALL_FALLOCATE || c->kind == CALL_MADVISE;
+
+		if (c->kind == CALL_ATTRIBUTES ? !convert(m, c) : !is_freed || !release(m, c))
+			break;
+	}
+	m->suspect = 0;
+	for (const struct call *c = calls; c < calls + done; c++)
+		if (c->kind == CALL_ATTRIBUTES)
+			m->suspect |= (uint32_t)is_wrong(m, c->argument[0] >> 12,
+							 (c->argument[0] + c->argument[1]) >> 12);
+	return done;
+}
+
+/* Hands an exit to the handler and does the usual ones of its calls; what the handler returned. */
+__attribute__((visibility("default"))) int guestemu_run(const struct running *r)
+{
+	struct memory *m = r->memory;
+	struct half *h = r->half;
+	int outcome;
+
+	h->made = 0;
+	h->calls = 0;
+	h->fail_at = m->fail_at;
+	h->fail_with = m->fail_with;
+	outcome = r->exit(r->vm, r->told);
+	m->calls = h->calls;
+	m->done = m->is_usable && h->calls ? apply(m, h->call, h->calls) : 0;
+	return outcome;
+}
+
 /* Serves the shared object at `path`; returns a text that says why not, or NULL at the end. */
 __attribute__((visibility("default"))) const char *guestemu_serve(int in, int out,
 								     const char *path)

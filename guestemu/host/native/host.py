@@ -128,7 +128,8 @@ class NativeUserSpace(UserSpace):
         """Answer and data; raises `VmStopped` where the handler ends the VM."""
         handler = self.handler
         if isinstance(handler, LoadedHandler):
-            self._enter(handler)
+            if self._is_new or self.calls is not None:
+                self._enter(handler)
             outcome, answer, data = handler.exit(reason, words, vcpu)
             if self.calls is not None:
                 self.calls.leave()
@@ -189,8 +190,8 @@ class NativeUserSpace(UserSpace):
         if self.injection.answers:
             request.ret = self.injection.take_answer()
             return
-        gpa, pages, attributes = request.args[:3]
-        words = (request.nr, gpa, pages, attributes, request.ret, request.longmode)
+        args = request.args
+        words = (request.nr, args[0], args[1], args[2], request.ret, request.longmode)
         request.ret, self.blocks = self._exit(KVM_EXIT_HYPERCALL, words, vcpu.index)
 
     def _msr_exit(self, reason: int, access: MsrExit, vcpu: int) -> None:

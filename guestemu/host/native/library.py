@@ -15,6 +15,7 @@ from guestemu.abi.errors import HostFailedError, MissingError, PluginError
 from guestemu.host.kvm.guest_memory import GuestMemory
 from guestemu.host.kvm.uapi import KVM_EXIT_HYPERCALL
 from guestemu.host.native import wire
+from guestemu.host.native.machine_memory import MachineMemory
 from guestemu.native import load, why_not
 from guestemu.native.build import SERVE
 
@@ -29,7 +30,6 @@ _RET, _ERROR, _DATA = 8, 4, 3
 
 _KERNEL_WORDS: Final = 6
 _COUNTS: Final = struct.Struct("<4i")
-_NONE_MADE: Final = _COUNTS.pack(0, wire.NO_FAILURE, 0, 0)
 
 _NEEDED: Final = ("abi", "open", "exit", "reset", "close")
 
@@ -129,8 +129,14 @@ class LoadedHandler:
         self._run: Callable[[int, int], int] = library.guestemu_exit
         self._reset: Callable[[int], int] = library.guestemu_reset
         self._exit = _Exit()
-        self._exit_at = ctypes.addressof(self._exit)
         self._octets = memoryview(self._exit).cast("B")
+        self._machine = MachineMemory(
+            self._memory,
+            serve,
+            ctypes.addressof(self._half),
+            ctypes.cast(library.guestemu_exit, _POINTER).value or 0,
+            ctypes.addressof(self._exit),
+        )
         self._words = self._octets.cast("Q")
         self._vm = self._open()
         features: int = library.guestemu_features() if has_features else 0
@@ -148,9 +154,13 @@ class LoadedHandler:
         """Tells the handler the slots that the memory has now; 0 or a negative errno."""
         self._is_plugged = True
         self._describe()
-        self._begin()
+        failure = self._memory.ordered_failure or (wire.NO_FAILURE, 0)
+        self._counts[:] = _COUNTS.pack(0, *failure, 0)
         result: int = self._library.guestemu_layout(self._vm, ctypes.addressof(self._half.layout))
-        self._end()
+        count = _COUNTS.unpack(self._counts)[3]
+        wrong = wire.replay(self._memory, self._calls[: count * wire.CALL.size])
+        if wrong:
+            raise HostFailedError(f"the native handler {wrong}")
         if result:
             self._half.layout.slots -= 1
         return result
@@ -161,6 +171,7 @@ class LoadedHandler:
         )
         if not vm:
             raise PluginError(f"host {self._path}: guestemu_open() returned NULL")
+        self._machine.enter(vm)
         return vm
 
     def reset(self) -> None:
@@ -171,37 +182,19 @@ class LoadedHandler:
             self._describe()
             self._vm = self._open()
 
-    def _begin(self) -> None:
-        """Before the handler runs: it has made no call, and one fails if that was ordered."""
-        failure = self._memory.ordered_failure
-        self._counts[:] = _NONE_MADE if failure is None else _COUNTS.pack(0, *failure, 0)
-
-    def _end(self) -> None:
-        """Does the calls that the handler made on the VM's memory. What it did while it opened or
-        was reset is no answer to the guest."""
-        count = _COUNTS.unpack(self._counts)[3]
-        if count:
-            wrong = wire.replay(self._memory, self._calls[: count * wire.CALL.size])
-            if wrong:
-                raise HostFailedError(f"the native handler {wrong}")
-
     def exit(self, reason: int, words: Sequence[int], vcpu: int) -> tuple[int, int, int]:
         """Outcome, answer (`ret` or `error`) and data of an exit; `words` as in `wire`. The data of
         a hypercall are the blocks that ran."""
-        octets = self._octets
-        if reason == KVM_EXIT_HYPERCALL:
-            _PUT_HYPERCALL(octets, 0, reason, vcpu, *words)
-            if self._counts_blocks:
-                self._blocks.value = 0
-            self._begin()
-            outcome = self._run(self._vm, self._exit_at)
-            self._end()
+        is_hypercall = reason == KVM_EXIT_HYPERCALL
+        (_PUT_HYPERCALL if is_hypercall else _PUT_OTHER)(self._octets, 0, reason, vcpu, *words)
+        if self._counts_blocks:
+            self._blocks.value = 0
+        outcome, wrong = self._machine.run(self._calls)
+        if wrong:
+            raise HostFailedError(f"the native handler {wrong}")
+        if is_hypercall:
             blocks = self._blocks.value if self._counts_blocks else 0
             return outcome, self._words[_RET], blocks
-        _PUT_OTHER(octets, 0, reason, vcpu, *words)
-        self._begin()
-        outcome = self._run(self._vm, self._exit_at)
-        self._end()
         return outcome, self._words[_ERROR], self._words[_DATA]
 
     def read_map(self) -> bytes:

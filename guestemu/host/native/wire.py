@@ -9,9 +9,10 @@ comes from the process is hostile input: counts and results are tested before th
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import Final
 
-from guestemu.host.kvm.guest_memory import GuestMemory, Slot
+from guestemu.host.kvm.guest_memory import SET_ATTRIBUTES, GuestMemory, Slot, VmmCall
 
 DESCRIPTORS: Final = "GUESTEMU_HOST_FDS"
 """The environment variable with the process's ends of two pipes: "READ,WRITE"."""
@@ -121,6 +122,19 @@ def replay(memory: GuestMemory, calls: bytes | memoryview) -> str:
         if made != result:
             return f"was told {result} by a call that returns {made}"
     return ""
+
+
+_NAMES: Final = {
+    CALL_ATTRIBUTES: SET_ATTRIBUTES,
+    CALL_FALLOCATE: "fallocate",
+    CALL_MADVISE: "madvise",
+}
+
+
+def usual_calls(calls: bytes) -> Iterator[VmmCall]:
+    """What `GuestMemory.calls` has of calls that machine code did."""
+    for kind, result, *arguments in CALL.iter_unpack(calls):
+        yield VmmCall(_NAMES[kind], tuple(arguments), result)
 
 
 def _do(memory: GuestMemory, kind: int, a: int, b: int, c: int) -> int | None:
