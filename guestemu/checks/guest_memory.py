@@ -16,7 +16,7 @@ mapped any, and a private one is not (GM10).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from bitarray import bitarray
 
@@ -26,6 +26,8 @@ from guestemu.host.base import Host
 from guestemu.host.kvm.guest_memory import GuestMemory, HasGuestMemory, VmmCall
 from guestemu.host.kvm.in_place_memory import InPlaceMemory
 from guestemu.program.ops import OpKind
+
+_UNPLUG: Final = OpKind.UNPLUG_SLOT
 
 
 class GuestMemoryCheck(Oracle):
@@ -73,7 +75,7 @@ class GuestMemoryCheck(Oracle):
         self._seen = count
         if view.index == 0 or count < seen:
             seen = 0
-        is_unplug = view.op.kind is OpKind.UNPLUG_SLOT
+        is_unplug = view.op.kind is _UNPLUG
         if count == seen or is_unplug or not memory.take_news():
             return self._judge_unplugged(view, memory) if is_unplug else ()
         calls = memory.calls

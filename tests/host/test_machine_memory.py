@@ -48,7 +48,9 @@ class Machine:
         self._next: list[tuple[Call, int]] = []
         self._handler = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(self._exit)
         at = ctypes.cast(self._handler, ctypes.c_void_p).value or 0
-        self._machine = MachineMemory(self.memory, serve, ctypes.addressof(self._half), at, 0)
+        self._machine = MachineMemory(
+            self.memory, serve, ctypes.addressof(self._half), [at, 0, 0, 0], 0
+        )
 
     def _exit(self, vm: int | None, told: int | None) -> int:
         for number, (call, result) in enumerate(self._next):
@@ -150,6 +152,15 @@ def test_an_ordered_failure_is_pythons() -> None:
     machine.memory.restore()
     assert machine.do([(share, 0)]) == ""
     assert machine.left_to_python == 0
+
+
+def test_offsets_are_those_of_the_file() -> None:
+    machine = Machine()
+    share: Call = (wire.CALL_ATTRIBUTES, 100 * PAGE, 2 * PAGE, 0, 0)
+    punch: Call = (wire.CALL_FALLOCATE, 1, PUNCH, 101 * PAGE, PAGE)
+    assert machine.do([(share, 0), (punch, 0)]) == ""
+    assert machine.left_to_python == 0
+    assert machine.memory.private_pages[99:103].to01() == "1101"
 
 
 def test_a_change_of_slots_is_seen() -> None:

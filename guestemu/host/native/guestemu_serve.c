@@ -523,8 +523,12 @@ struct running {
 	struct memory *memory;
 	struct half *half;
 	int (*exit)(void *, struct guestemu_exit *);
-	void *vm;
+	int (*reset)(void *);
+	void (*close)(void *);
+	void *(*open)(const struct guestemu_layout *, const struct guestemu_kernel *);
+	void *vm; /* NULL: it could not be opened */
 	struct guestemu_exit *told;
+	uint32_t is_new; /* whether the exit is the first of its VM */
 };
 
 /* The bits of a range in the word of `at`, and the frame behind them. */
@@ -629,13 +633,27 @@ static uint32_t apply(struct memory *m, const struct call *calls, uint32_t count
 	return done;
 }
 
+/* A new VM; whether there is one. */
+static int renew(struct running *r)
+{
+	r->is_new = 0;
+	if (r->reset(r->vm)) {
+		r->close(r->vm);
+		r->vm = r->open(&r->half->layout, &r->half->kernel);
+	}
+	return r->vm != NULL;
+}
+
 /* Hands an exit to the handler and does the usual ones of its calls; what the handler returned. */
-__attribute__((visibility("default"))) int guestemu_run(const struct running *r)
+__attribute__((visibility("default"))) int guestemu_run(struct running *r)
 {
 	struct memory *m = r->memory;
 	struct half *h = r->half;
 	int outcome;
 
+	m->calls = m->done = 0;
+	if (r->is_new && !renew(r))
+		return -1;
 	h->made = 0;
 	h->calls = 0;
 	h->fail_at = m->fail_at;

@@ -128,9 +128,10 @@ class NativeUserSpace(UserSpace):
         """Answer and data; raises `VmStopped` where the handler ends the VM."""
         handler = self.handler
         if isinstance(handler, LoadedHandler):
-            if self._is_new or self.calls is not None:
-                self._enter(handler)
-            outcome, answer, data = handler.exit(reason, words, vcpu)
+            if self.calls is not None:
+                self._watch(self.calls)
+            is_new, self._is_new = self._is_new, False
+            outcome, answer, data = handler.exit(reason, words, vcpu, is_new)
             if self.calls is not None:
                 self.calls.leave()
         else:
@@ -144,10 +145,15 @@ class NativeUserSpace(UserSpace):
             raise VmStopped(f"{self.spec} stopped the VM")
         return answer, data
 
+    def _watch(self, calls: Calls) -> None:
+        """Before a call into a library of this process."""
+        if calls.enter():
+            raise HostFailedError(f"the native handler {calls.how}")
+
     def _enter(self, handler: LoadedHandler) -> None:
-        """Before a call into a library of this process, which gets its reset before the first."""
-        if self.calls is not None and self.calls.enter():
-            raise HostFailedError(f"the native handler {self.calls.how}")
+        """Before a call that is no exit, of a VM that is as it should be."""
+        if self.calls is not None:
+            self._watch(self.calls)
         if self._is_new:
             self._is_new = False
             handler.reset()
@@ -268,6 +274,7 @@ class NativeHost(MemoryHost):
             self.serves_migration_control = bool(features & wire.FEATURE_MIGRATION_CONTROL)
             self.counts_blocks = bool(features & wire.FEATURE_BLOCKS)
         self._has_map = self.user.handler.has_map
+        self._attributes = memory.attributes
         self.user.calls = self.calls
         return self.user, self.user.injection
 
@@ -282,7 +289,7 @@ class NativeHost(MemoryHost):
 
     def private_map(self) -> bitarray:
         """See `NativeUserSpace.private_map`."""
-        return self.user.private_map() if self._has_map else self.user.memory.attributes
+        return self.user.private_map() if self._has_map else self._attributes
 
     @property
     def state(self) -> int:

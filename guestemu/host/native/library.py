@@ -15,7 +15,7 @@ from guestemu.abi.errors import HostFailedError, MissingError, PluginError
 from guestemu.host.kvm.guest_memory import GuestMemory
 from guestemu.host.kvm.uapi import KVM_EXIT_HYPERCALL
 from guestemu.host.native import wire
-from guestemu.host.native.machine_memory import MachineMemory
+from guestemu.host.native.machine_memory import FUNCTIONS, MachineMemory
 from guestemu.native import load, why_not
 from guestemu.native.build import SERVE
 
@@ -127,18 +127,20 @@ class LoadedHandler:
             library.guestemu_private.restype = _POINTER
             library.guestemu_private.argtypes = (_POINTER,)
         self._run: Callable[[int, int], int] = library.guestemu_exit
-        self._reset: Callable[[int], int] = library.guestemu_reset
         self._exit = _Exit()
         self._octets = memoryview(self._exit).cast("B")
         self._machine = MachineMemory(
             self._memory,
             serve,
             ctypes.addressof(self._half),
-            ctypes.cast(library.guestemu_exit, _POINTER).value or 0,
+            [
+                ctypes.cast(getattr(library, f"guestemu_{name}"), _POINTER).value or 0
+                for name in FUNCTIONS
+            ],
             ctypes.addressof(self._exit),
         )
         self._words = self._octets.cast("Q")
-        self._vm = self._open()
+        self._open()
         features: int = library.guestemu_features() if has_features else 0
         is_counting = wire.FEATURE_BLOCKS if self._counts_blocks else 0
         return features & wire.FEATURE_BLOCKS - 1 | is_counting
@@ -156,7 +158,9 @@ class LoadedHandler:
         self._describe()
         failure = self._memory.ordered_failure or (wire.NO_FAILURE, 0)
         self._counts[:] = _COUNTS.pack(0, *failure, 0)
-        result: int = self._library.guestemu_layout(self._vm, ctypes.addressof(self._half.layout))
+        result: int = self._library.guestemu_layout(
+            self._machine.vm, ctypes.addressof(self._half.layout)
+        )
         count = _COUNTS.unpack(self._counts)[3]
         wrong = wire.replay(self._memory, self._calls[: count * wire.CALL.size])
         if wrong:
@@ -165,31 +169,39 @@ class LoadedHandler:
             self._half.layout.slots -= 1
         return result
 
-    def _open(self) -> int:
-        vm: int | None = self._library.guestemu_open(
+    def _open(self) -> None:
+        self._machine.vm = self._library.guestemu_open(
             ctypes.addressof(self._half.layout), ctypes.addressof(self._half.kernel)
         )
-        if not vm:
+        self._look()
+
+    def _look(self) -> None:
+        if not self._machine.vm:
             raise PluginError(f"host {self._path}: guestemu_open() returned NULL")
-        self._machine.enter(vm)
-        return vm
 
     def reset(self) -> None:
         """A new VM, by the handler's reset or by closing and opening it."""
-        if self._is_plugged or self._reset(self._vm):
-            self._library.guestemu_close(self._vm)
+        if self._is_plugged or self._library.guestemu_reset(self._machine.vm):
+            self._library.guestemu_close(self._machine.vm)
             self._is_plugged = False
             self._describe()
-            self._vm = self._open()
+            self._open()
 
-    def exit(self, reason: int, words: Sequence[int], vcpu: int) -> tuple[int, int, int]:
+    def exit(
+        self, reason: int, words: Sequence[int], vcpu: int, is_new: bool
+    ) -> tuple[int, int, int]:
         """Outcome, answer (`ret` or `error`) and data of an exit; `words` as in `wire`. The data of
-        a hypercall are the blocks that ran."""
+        a hypercall are the blocks that ran. `is_new`: the VM is new, as by `reset`."""
+        if is_new and self._is_plugged:
+            self.reset()
+            is_new = False
         is_hypercall = reason == KVM_EXIT_HYPERCALL
         (_PUT_HYPERCALL if is_hypercall else _PUT_OTHER)(self._octets, 0, reason, vcpu, *words)
         if self._counts_blocks:
             self._blocks.value = 0
-        outcome, wrong = self._machine.run(self._calls)
+        outcome, wrong = self._machine.run(self._calls, is_new)
+        if outcome < 0:
+            self._look()
         if wrong:
             raise HostFailedError(f"the native handler {wrong}")
         if is_hypercall:
@@ -199,5 +211,5 @@ class LoadedHandler:
 
     def read_map(self) -> bytes:
         """The handler's own record, one bit for each frame."""
-        at = self._library.guestemu_private(self._vm)
+        at = self._library.guestemu_private(self._machine.vm)
         return ctypes.string_at(at, (self._memory.frames + 7) // 8) if at else b""

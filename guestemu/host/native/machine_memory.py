@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from bitarray import bitarray
@@ -20,7 +20,10 @@ from guestemu.host.kvm.guest_memory import GuestMemory
 from guestemu.host.native import wire
 
 _WORD: Final = 64
+_CALLS, _DONE, _SUSPECT = range(3)
 _POINTER: Final = ctypes.c_void_p
+FUNCTIONS: Final = ("exit", "reset", "close", "open")
+"""Those of the handler that `MachineMemory` calls, in this order."""
 
 
 class _Memory(ctypes.Structure):
@@ -46,21 +49,27 @@ class _Running(ctypes.Structure):
     _fields_ = (
         ("memory", _POINTER),
         ("half", _POINTER),
-        ("exit", _POINTER),
+        ("functions", _POINTER * len(FUNCTIONS)),
         ("vm", _POINTER),
         ("told", _POINTER),
+        ("is_new", ctypes.c_uint32),
     )
 
 
 class MachineMemory:
     """`memory` as `library`, which has `guestemu_run`, works on it.
 
-    `half`, `handler` and `told` are the addresses of the kernel's half, of guestemu_exit() and of
-    the exit that it is told.
+    `half` and `told` are the addresses of the kernel's half and of the exit that the handler is
+    told, `functions` of the handler's.
     """
 
     def __init__(
-        self, memory: GuestMemory, library: ctypes.CDLL, half: int, handler: int, told: int
+        self,
+        memory: GuestMemory,
+        library: ctypes.CDLL,
+        half: int,
+        functions: Sequence[int],
+        told: int,
     ) -> None:
         self._memory = memory
         library.guestemu_run.argtypes = (_POINTER,)
@@ -70,30 +79,45 @@ class MachineMemory:
         self._words = _Memory(fail_at=wire.NO_FAILURE)
         end = memoryview(self._words).cast("B")[_Memory.calls.offset : _Memory.calls.offset + 12]
         self._last = end.cast("I")
-        self._running = _Running(ctypes.addressof(self._words), half, handler, None, told)
+        self._running = _Running(ctypes.addressof(self._words), half)
+        self._running.functions[:] = functions
+        self._running.told = told
         self._at = ctypes.addressof(self._running)
+        at = _Running.is_new.offset
+        self._new = memoryview(self._running).cast("B")[at : at + 4].cast("I")
         self._slots = (ctypes.c_uint8 * (wire.SLOT.size * wire.MAX_SLOTS))()
         self._has_words = (
             type(memory) is GuestMemory and not memory.frames % _WORD and sys.byteorder == "little"
         )
 
-    def enter(self, vm: int) -> None:
-        """From now on the handler's VM is `vm`."""
+    @property
+    def vm(self) -> int | None:
+        """The handler's VM; None where it could not be opened."""
+        vm: int | None = self._running.vm
+        return vm
+
+    @vm.setter
+    def vm(self, vm: int | None) -> None:
         self._running.vm = vm
 
-    def run(self, calls: memoryview) -> tuple[int, str]:
-        """The handler's outcome for an exit, and what is wrong with one of the calls that it made,
-        if anything; `calls` are those of the kernel's half."""
+    def run(self, calls: memoryview, is_new: bool = False) -> tuple[int, str]:
+        """The handler's outcome for an exit, of a new VM if `is_new`, and what is wrong with one of
+        the calls that it made, if anything; `calls` are those of the kernel's half."""
         memory = self._memory
         if self._backing is not memory.private_backing:
             self._look()
         if self._was_failing or memory.is_failing:
             self._order()
+        if is_new:
+            self._new[0] = 1
         outcome = self._run(self._at)
-        count, done, suspect = self._last
+        count = self._last[_CALLS]
+        if not count:
+            return outcome, ""
+        done = self._last[_DONE]
         if done:
             usual = bytes(calls[: done * wire.CALL.size])
-            memory.done_elsewhere(usual, done, suspect != 0, wire.usual_calls)
+            memory.done_elsewhere(usual, done, self._last[_SUSPECT] != 0, wire.usual_calls)
         if done == count:
             return outcome, ""
         rest = calls[done * wire.CALL.size : count * wire.CALL.size]
@@ -102,7 +126,7 @@ class MachineMemory:
     @property
     def done(self) -> int:
         """How many calls of the last exit machine code did."""
-        return self._last[1]
+        return self._last[_DONE]
 
     def _order(self) -> None:
         """Which call fails, if one is ordered to; then Python does them all."""
