@@ -68,7 +68,7 @@ class Machine:
     @property
     def left_to_python(self) -> int:
         """How many of the calls machine code did not do."""
-        return len(self._next) - self._machine.done
+        return len(self._next) - self._machine._last[1]
 
 
 def in_python(memory: GuestMemory, call: Call) -> int:

@@ -123,11 +123,6 @@ class MachineMemory:
         rest = calls[done * wire.CALL.size : count * wire.CALL.size]
         return outcome, wire.replay(memory, rest)
 
-    @property
-    def done(self) -> int:
-        """How many calls of the last exit machine code did."""
-        return self._last[_DONE]
-
     def _order(self) -> None:
         """Which call fails, if one is ordered to; then Python does them all."""
         self._was_failing = self._memory.is_failing
