@@ -192,8 +192,8 @@ class LoadedHandler:
     ) -> tuple[int, int, int]:
         """Outcome, answer (`ret` or `error`) and data of an exit; `words` as in `wire`. The data of
         a hypercall are the blocks that ran. `is_new`: the VM is new, as by `reset`."""
-        if is_new and self._is_plugged:
-            self.reset()
+        if is_new and (self._is_plugged or self._counts_blocks):
+            self.reset()  # its blocks are none of the exit's
             is_new = False
         is_hypercall = reason == KVM_EXIT_HYPERCALL
         (_PUT_HYPERCALL if is_hypercall else _PUT_OTHER)(self._octets, 0, reason, vcpu, *words)
