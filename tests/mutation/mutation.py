@@ -18,8 +18,8 @@ C is compiled there. Later files, which take longer, run only while a mutant wit
 left. A survivor without a reason, and what is outside of functions, is tried again in a fork that
 imports all users of the part anew and runs all tests, so that no value from before the change hides
 it; with `--quick` nothing is tried in that way. A run that SIGTERM or Ctrl-C ends says what was
-left until then. A part takes from a few seconds to four minutes, all of them, run in pieces, about
-40 minutes, on a CPU that does other things as well.
+left until then. A part takes from a few seconds to two minutes, all of them about
+25 minutes, on a CPU that does other things as well.
 """
 
 from __future__ import annotations
