@@ -71,13 +71,14 @@ class GuestMemoryCheck(Oracle):
         if self._owner is None:
             return ()
         memory = self._owner.guest_memory
+        if view.op.kind is _UNPLUG:
+            return self._judge_unplugged(view, memory)
         count, seen = memory.call_count, self._seen
-        self._seen = count
         if view.index == 0 or count < seen:
             seen = 0
-        is_unplug = view.op.kind is _UNPLUG
-        if count == seen or is_unplug or not memory.take_news():
-            return self._judge_unplugged(view, memory) if is_unplug else ()
+        self._seen = count
+        if count == seen or not memory.take_news():
+            return ()
         calls = memory.calls
         lost = memory.take_lost()
         violations = list(self._judge_device(view.index, memory, calls[seen:]))

@@ -123,7 +123,7 @@ def test_each_host_and_guest_has_its_directory(tmp_path):
     ("arguments", "words"),
     [
         (("syn",), "target 'syn': no such target; did you mean sync?"),
-        (("msr", "--engine", "afl"), "use one of atheris, exhaustive"),
+        (("msr", "--engine", "afl"), "use one of atheris, blind"),
         (("msr", "--execs", "0"), "--execs 0: give a positive number"),
         (("msr", "--time", "0"), "'--time': '0': give a duration such as"),
         (("msr", "--jobs", "0"), "--jobs 0"),
