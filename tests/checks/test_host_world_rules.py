@@ -156,11 +156,12 @@ def in_place(mapped: str, private: str, result: int = 0) -> SimpleNamespace:
 
 def test_only_what_converts_in_place_is_compared_with_the_device_map() -> None:
     host = in_place("1" * 8, "0" * 8)
-    memory = host.guest_memory
-    memory.attributes[3] = True
+    host.guest_memory.attributes[3] = True
     assert f"0x3000 {DEVICE}" in judged(host)
-    memory.private_backing[3] = False
-    assert judged(host) == []
+    unbacked = in_place("1" * 8, "0" * 8)
+    unbacked.guest_memory.attributes[3] = True
+    unbacked.guest_memory.private_backing[3] = False
+    assert judged(unbacked) == []
 
 
 @pytest.mark.parametrize("exit_", [DONE, REFUSED])
