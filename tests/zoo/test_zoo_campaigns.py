@@ -247,6 +247,13 @@ def test_mann_and_whitneys_test():
     assert compare(own, []) is None
 
 
+def test_the_empty_inputs_that_libfuzzer_begins_with_are_no_programs():
+    guided = [CellResult(HuntCell("M1", True, "atheris", OURS, 1, 900), True, 3, 1.0)]
+    compared = compare(guided, [blind("M1", 1, True, 1)])
+    assert compared is not None
+    assert compared.ahead == 0.5
+
+
 def test_the_page_says_where_blind_campaigns_are_ahead():
     bugs = tuple(BUGS.values())
     results = []

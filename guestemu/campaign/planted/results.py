@@ -37,6 +37,8 @@ class CampaignComparison(msgspec.Struct, frozen=True):
 
 
 SIGNIFICANT: Final = 0.05
+_EMPTY: Final = 2
+"""Inputs without an operation that libFuzzer begins with."""
 
 
 def read_results(path: Path) -> list[CellResult]:
@@ -68,9 +70,7 @@ def compare(first: Sequence[CellResult], second: Sequence[CellResult]) -> Campai
     None where a kind has no campaign."""
     if not first or not second:
         return None
-    own, others = (
-        [one.executions if one.found else math.inf for one in kind] for kind in (first, second)
-    )
+    own, others = ([_programs(one) for one in kind] for kind in (first, second))
     pairs = len(own) * len(others)
     wins = sum((a < b) + (a == b) / 2 for a in own for b in others)
     values = own + others
@@ -81,3 +81,10 @@ def compare(first: Sequence[CellResult], second: Sequence[CellResult]) -> Campai
         return CampaignComparison(wins / pairs, 1.0)
     distance = max(abs(wins - pairs / 2) - 0.5, 0.0) / math.sqrt(variance)
     return CampaignComparison(wins / pairs, 2 * statistics.NormalDist().cdf(-distance))
+
+
+def _programs(result: CellResult) -> float:
+    """Programs that had an operation, until the find."""
+    if not result.found:
+        return math.inf
+    return result.executions - (_EMPTY if result.cell.engine == "atheris" else 0)

@@ -45,7 +45,8 @@ decoding, checks and seeds. *Executions* and *seconds* (CPU time of the campaign
 booting) are those of the median campaign over the seeds, until the check named in the table failed;
 `>` marks a median campaign that ended before that. Once more than half of the seeds found nothing,
 the median is known, and the other seeds were not run. A dash: no campaign was run. libFuzzer's
-first two inputs are empty: ours and plain ones need three executions at least.
+first two inputs are empty: ours and plain ones need three executions at least, and *ahead* leaves
+the two out.
 
 *Ahead* is the share of all pairs of one of our campaigns and a blind one in which ours needed fewer
 executions (0.50: no difference); *p* says how likely as large a difference is by chance (Mann and
