@@ -126,8 +126,21 @@ class DeviceMigrations:
         self._userland, self._image, self._setting = userland, image, setting
         self._host = host
         self._lose = lose
-        self.source = userland.start(image, setting)
-        self.source.checkpoint()
+        self.source = self._start()
+
+    def _start(self) -> RunningKernel:
+        source = self._userland.start(self._image, self._setting)
+        source.checkpoint()
+        return source
+
+    def _go_back(self) -> None:
+        """The source is as it was at first. With several CPUs it is started anew: after a rollback
+        a kernel with vmxnet3 sends by the other queue than in the first run (docs/userland.md)."""
+        if self._setting.cpus == 1:
+            self.source.rollback()
+        else:
+            self.close()
+            self.source = self._start()
 
     def close(self) -> None:
         """Frees the source."""
@@ -144,6 +157,7 @@ class DeviceMigrations:
             raise InputError(f"device {name}: it has no file to read from")
         todo = tuple(commands) or (device.read_command(SECTOR, 0),)
         loss = self._page_to_lose(name, todo)
+        source, device = self.source, self.source.hardware.devices[name]
         head = DeviceMigration(device=name, point=point, outcome=ABSENT, loss=loss)
         quiescence = Quiescence(
             device, point, source.machine.ram, source.note, source.hardware.look_soon
@@ -155,7 +169,7 @@ class DeviceMigrations:
             return self._move(head, quiescence, rest)
         finally:
             quiescence.end()
-            source.rollback()
+            self._go_back()
 
     # The source -------------------------------------------------------------------------------
 
@@ -176,7 +190,7 @@ class DeviceMigrations:
                 source.command(command)
         finally:
             source.listeners.remove(see)
-            source.rollback()
+            self._go_back()
         wanted = [one for one in _first_request(touched) if one.is_payload == (self._lose == DATA)]
         if not wanted:
             raise InputError(f"--lose {self._lose}: the device {name} touches no such page")
