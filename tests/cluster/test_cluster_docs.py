@@ -51,7 +51,11 @@ def test_documented_commands_listen_on_the_address_that_they_name(tmp_path, star
     scheduler = start(
         [*documented("scheduler"), "--port", "0", "--scheduler-file", str(scheduler_file)]
     )
-    wait_for(lambda: scheduler_file.exists() or scheduler.poll() is not None, "the scheduler")
+
+    def has_written() -> bool:  # Dask makes the file, then writes into it
+        return scheduler_file.exists() and scheduler_file.read_text().rstrip().endswith("}")
+
+    wait_for(lambda: has_written() or scheduler.poll() is not None, "the scheduler")
     assert scheduler.poll() is None, (tmp_path / "log").read_text()
     address = json.loads(scheduler_file.read_text())["address"]
     words = documented("machine-1")
