@@ -25,6 +25,11 @@ _POLL_S = 0.02
 _started: list[subprocess.Popen[str]] = []
 
 
+def is_whole_json(path: Path) -> bool:
+    """Whether the object in a file is written to its end: some make the file first."""
+    return path.exists() and path.read_text().rstrip().endswith("}")
+
+
 def wait_for(condition: Callable[[], object], what: str) -> None:
     """Returns when `condition` holds; fails if it never does."""
     end = time.monotonic() + DEADLINE_S

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from held import DEADLINE_S, Hold, wait_for
+from held import DEADLINE_S, Hold, is_whole_json, wait_for
 
 HELD_AFTER = 700
 """Accesses of each campaign process: about half of what the campaigns here make."""
@@ -28,7 +28,7 @@ class Processes:
         options = ("--scheduler-file", str(self._file), "--host", "127.0.0.1", "--no-dashboard")
         self.scheduler = self._start("scheduler", "--port", "0", *options)
         self.workers: list[subprocess.Popen[bytes]] = []
-        wait_for(self._file.exists, "the scheduler")
+        wait_for(lambda: is_whole_json(self._file), "the scheduler")
         self.address = json.loads(self._file.read_text())["address"]
         for _ in range(2):
             self.workers.append(

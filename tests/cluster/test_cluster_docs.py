@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from cluster_command import listening
-from held import DEADLINE_S, wait_for
+from held import DEADLINE_S, is_whole_json, wait_for
 
 PAGE = Path(__file__).parents[2] / "docs" / "cluster.md"
 HERE = "127.0.0.1"
@@ -51,11 +51,7 @@ def test_documented_commands_listen_on_the_address_that_they_name(tmp_path, star
     scheduler = start(
         [*documented("scheduler"), "--port", "0", "--scheduler-file", str(scheduler_file)]
     )
-
-    def has_written() -> bool:  # Dask makes the file, then writes into it
-        return scheduler_file.exists() and scheduler_file.read_text().rstrip().endswith("}")
-
-    wait_for(lambda: has_written() or scheduler.poll() is not None, "the scheduler")
+    wait_for(lambda: is_whole_json(scheduler_file) or scheduler.poll() is not None, "the scheduler")
     assert scheduler.poll() is None, (tmp_path / "log").read_text()
     address = json.loads(scheduler_file.read_text())["address"]
     words = documented("machine-1")
