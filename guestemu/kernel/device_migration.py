@@ -127,20 +127,24 @@ class DeviceMigrations:
         self._host = host
         self._lose = lose
         self.source = self._start()
+        self._is_used = False
 
     def _start(self) -> RunningKernel:
         source = self._userland.start(self._image, self._setting)
         source.checkpoint()
         return source
 
-    def _go_back(self) -> None:
-        """The source is as it was at first. With several CPUs it is started anew: after a rollback
-        a kernel with vmxnet3 sends by the other queue than in the first run (docs/userland.md)."""
-        if self._setting.cpus == 1:
+    def _unused(self) -> RunningKernel:
+        """The source as it was at first, which is about to run. With several CPUs it is started
+        anew: after a rollback a kernel with vmxnet3 sends by the other queue than in the first run
+        (docs/userland.md)."""
+        if self._is_used and self._setting.cpus == 1:
             self.source.rollback()
-        else:
+        elif self._is_used:
             self.close()
             self.source = self._start()
+        self._is_used = True
+        return self.source
 
     def close(self) -> None:
         """Frees the source."""
@@ -149,18 +153,22 @@ class DeviceMigrations:
     def migrate(self, name: str, point: str, commands: Sequence[str] = ()) -> DeviceMigration:
         """One migration: the device `name` is stopped at `point` of the first command in which it
         gets there. Raises `InputError` for a device that the guest does not have."""
-        source = self.source
-        device = source.hardware.devices.get(name)
-        if device is None:
-            raise InputError(f"device {name}: this guest has {', '.join(source.hardware.devices)}")
+        devices = self.source.hardware.devices
+        if name not in devices:
+            raise InputError(f"device {name}: this guest has {', '.join(devices)}")
+        device = devices[name]
         if not commands and not device.NODE:
             raise InputError(f"device {name}: it has no file to read from")
         todo = tuple(commands) or (device.read_command(SECTOR, 0),)
         loss = self._page_to_lose(name, todo)
-        source, device = self.source, self.source.hardware.devices[name]
+        source = self._unused()
         head = DeviceMigration(device=name, point=point, outcome=ABSENT, loss=loss)
         quiescence = Quiescence(
-            device, point, source.machine.ram, source.note, source.hardware.look_soon
+            source.hardware.devices[name],
+            point,
+            source.machine.ram,
+            source.note,
+            source.hardware.look_soon,
         )
         try:
             rest = self._go_to_point(todo, quiescence)
@@ -169,7 +177,6 @@ class DeviceMigrations:
             return self._move(head, quiescence, rest)
         finally:
             quiescence.end()
-            self._go_back()
 
     # The source -------------------------------------------------------------------------------
 
@@ -177,7 +184,7 @@ class DeviceMigrations:
         """The frame that `LOSABLE` describes, by a run that is not migrated; -1 for none."""
         if not self._lose:
             return -1
-        source = self.source
+        source = self._unused()
         touched: list[DeviceAccess] = []
 
         def see(event: Event) -> None:
@@ -190,7 +197,6 @@ class DeviceMigrations:
                 source.command(command)
         finally:
             source.listeners.remove(see)
-            self._go_back()
         wanted = [one for one in _first_request(touched) if one.is_payload == (self._lose == DATA)]
         if not wanted:
             raise InputError(f"--lose {self._lose}: the device {name} touches no such page")

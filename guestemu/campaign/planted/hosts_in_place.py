@@ -9,13 +9,9 @@ from bitarray import bitarray
 
 from guestemu.abi.addresses import PAGE_SHIFT
 from guestemu.abi.errno import EAGAIN
-from guestemu.host.kvm.guest_memory import KVM_MEMORY_ATTRIBUTE_PRIVATE, Slot
+from guestemu.host.kvm.guest_memory import Slot
 from guestemu.host.userspace.converting import ConvertingUserSpace
 from guestemu.host.userspace.in_place import TRIES, InPlaceHost, InPlaceUserSpace
-
-
-def _word(is_private: bool) -> int:
-    return KVM_MEMORY_ATTRIBUTE_PRIVATE if is_private else 0
 
 
 class RestForgottenUserSpace(InPlaceUserSpace):
@@ -24,12 +20,11 @@ class RestForgottenUserSpace(InPlaceUserSpace):
     __slots__ = ()
 
     def _convert_part(self, number: int, place: Slot, gpa: int, size: int, is_private: bool) -> int:
-        memory = self.memory
-        start = gpa - place.gpa + place.memfd_offset
-        error = memory.convert(number, start, size, _word(is_private))
+        start = place.offset_of(gpa)
+        error = self._ask(number, start, start + size, is_private)
         if error == -EAGAIN:
-            stop = memory.error_offset
-            return memory.convert(number, start, stop - start, _word(is_private)) and 0
+            self._ask(number, start, self.memory.error_offset, is_private)
+            return 0
         return error
 
 
@@ -49,11 +44,10 @@ class AgainUserSpace(InPlaceUserSpace):
         return error
 
     def _convert_part(self, number: int, place: Slot, gpa: int, size: int, is_private: bool) -> int:
-        memory = self.memory
-        start = gpa - place.gpa + place.memfd_offset
-        error = memory.convert(number, start, size, _word(is_private))
-        if error == -EAGAIN and memory.error_offset > start:
-            memory.convert(number, start, memory.error_offset - start, _word(is_private))
+        start = place.offset_of(gpa)
+        error = self._ask(number, start, start + size, is_private)
+        if error == -EAGAIN and self.memory.error_offset > start:
+            self._ask(number, start, self.memory.error_offset, is_private)
         return error
 
     def _take_back(self, gpa: int, before: bitarray) -> None:
@@ -108,55 +102,47 @@ class OffsetAsGpaUserSpace(InPlaceUserSpace):
     __slots__ = ()
 
     def _convert_part(self, number: int, place: Slot, gpa: int, size: int, is_private: bool) -> int:
-        memory = self.memory
-        start = gpa - place.gpa + place.memfd_offset
-        error = memory.convert(number, start, size, _word(is_private))
+        start = place.offset_of(gpa)
+        error = self._ask(number, start, start + size, is_private)
         if error == -EAGAIN:
-            stop = memory.error_offset
-            if stop > start:
-                error = memory.convert(number, start, stop - start, _word(is_private))
-            else:
-                error = 0
-            for other, slot, part, length in memory.parts(stop, start + size - stop):
+            stop = self.memory.error_offset
+            error = self._ask(number, start, stop, is_private) if stop > start else 0
+            for other, slot, part, length in self.memory.parts(stop, start + size - stop):
                 error = error or super()._convert_part(other, slot, part, length, is_private)
         return error
 
 
-class _InPlaceBugHost(InPlaceHost):
-    """The host, by its handler."""
-
-
-class RestForgottenHost(_InPlaceBugHost):
+class RestForgottenHost(InPlaceHost):
     """With `RestForgottenUserSpace`."""
 
     handler: ClassVar[type[ConvertingUserSpace]] = RestForgottenUserSpace
 
 
-class AgainHost(_InPlaceBugHost):
+class AgainHost(InPlaceHost):
     """With `AgainUserSpace`."""
 
     handler: ClassVar[type[ConvertingUserSpace]] = AgainUserSpace
 
 
-class EagainDoneHost(_InPlaceBugHost):
+class EagainDoneHost(InPlaceHost):
     """With `EagainDoneUserSpace`."""
 
     handler: ClassVar[type[ConvertingUserSpace]] = EagainDoneUserSpace
 
 
-class StaysUnmappedHost(_InPlaceBugHost):
+class StaysUnmappedHost(InPlaceHost):
     """With `StaysUnmappedUserSpace`."""
 
     handler: ClassVar[type[ConvertingUserSpace]] = StaysUnmappedUserSpace
 
 
-class LateUnmapHost(_InPlaceBugHost):
+class LateUnmapHost(InPlaceHost):
     """With `LateUnmapUserSpace`."""
 
     handler: ClassVar[type[ConvertingUserSpace]] = LateUnmapUserSpace
 
 
-class OffsetAsGpaHost(_InPlaceBugHost):
+class OffsetAsGpaHost(InPlaceHost):
     """With `OffsetAsGpaUserSpace`."""
 
     handler: ClassVar[type[ConvertingUserSpace]] = OffsetAsGpaUserSpace

@@ -55,6 +55,14 @@ class Slot(msgspec.Struct, frozen=True):
         """First GPA behind the slot."""
         return self.gpa + self.size
 
+    def offset_of(self, gpa: int) -> int:
+        """Where in the guest_memfd the bytes at `gpa` lie."""
+        return gpa - self.gpa + self.memfd_offset
+
+    def gpa_of(self, offset: int) -> int:
+        """The GPA of what lies at `offset` in the guest_memfd."""
+        return self.gpa + offset - self.memfd_offset
+
     def cut(self, gpa: int, size: int) -> tuple[int, int]:
         """Start and size in bytes of the part of a range that lies in the slot; size 0: none."""
         start = max(gpa, self.gpa)
@@ -298,7 +306,7 @@ class GuestMemory:
             self._memfd_bytes or place.memfd_offset + place.size
         ):
             return -EINVAL
-        start = place.gpa + offset - place.memfd_offset
+        start = place.gpa_of(offset)
         if not self._memfd_bytes and start >= place.gpa and start + length <= place.end:
             self._change(start, length, True, is_punch)
             return 0

@@ -82,14 +82,14 @@ class InPlaceMemory(GuestMemory):
             return -EINVAL
         if not size or offset < place.memfd_offset or _end(offset, size) > _end_of(place):
             return -EINVAL
-        first = place.gpa + offset - place.memfd_offset >> PAGE_SHIFT
+        first = place.gpa_of(offset) >> PAGE_SHIFT
         end = first + (size >> PAGE_SHIFT)
         is_private = attributes != 0
         if self.attributes.find(not is_private, first, end) < 0:
             return 0
         held = self._held(first, end) if is_private else None
         if held is not None:
-            self.error_offset = (held << PAGE_SHIFT) - place.gpa + place.memfd_offset
+            self.error_offset = place.offset_of(held << PAGE_SHIFT)
             return -EAGAIN
         self.attributes[first:end] = is_private
         self.private_pages[first:end] = is_private
@@ -112,7 +112,7 @@ class InPlaceMemory(GuestMemory):
             return super().range_of(call)
         slot, offset, size = call.arguments[:3]
         place = self.slots[slot]
-        start, length = place.cut(place.gpa + offset - place.memfd_offset, size)
+        start, length = place.cut(place.gpa_of(offset), size)
         return start >> PAGE_SHIFT, start + length >> PAGE_SHIFT
 
     def map_for_device(self, gpa: int, size: int, is_mapped: bool) -> int:

@@ -29,7 +29,7 @@ _EXEC: Final = uc_const.UC_PROT_EXEC
 _LOWER_HALF: Final = 1 << 47
 _TOP_LEVEL: Final = 4
 _X87: Final = bytes(range(0xD8, 0xE0))
-_LIKE_X87: Final = (b"\x0f\x78",)
+_EXTRQ: Final = b"\x0f\x78"
 _HALF: Final = tuple(bytes((0x0F, second)) for second in (0x20, 0x38, 0x3A, 0x70, 0xC6))
 _MAX_KEPT: Final = 400
 """Temporaries that Unicorn may keep for the code of one page. It has room for some 470, and keeps
@@ -127,5 +127,5 @@ class MirrorMmu:
     def _can_run(self, found: Translation) -> bool:
         page = Gpa(found.ram_addr & ~PAGE_MASK)
         code = self._vm.ram.read(page, PAGE_SIZE, private=found.is_private)
-        two = len(code) - len(code.translate(None, _X87)) + sum(map(code.count, _LIKE_X87))
+        two = len(code) - len(code.translate(None, _X87)) + code.count(_EXTRQ)
         return 2 * two + sum(map(code.count, _HALF)) <= _MAX_KEPT

@@ -135,9 +135,10 @@ class MirrorVcpu:
         for name, value in (("rsp", state.rsp), ("rdi", state.rdi), ("cr3", state.cr3)):
             self.engine.write(REGISTERS[name], value)
         self._rip = state.rip
-        self.engine.flush_tlb()
         if self._has_strayed:
             self._forget_blocks()
+        else:
+            self.engine.flush_tlb()
 
     def watch_code(self, ram_addr: int) -> None:
         """Translated blocks are forgotten when the page at `ram_addr` changes from outside, and at

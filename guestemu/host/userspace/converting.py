@@ -131,7 +131,7 @@ class ConvertingUserSpace(UserSpace):
         """Frees the private pages of a range, slot by slot; the first error ends it."""
         for number, place, start, length in self.memory.parts(gpa, size):
             if place.has_guest_memfd:
-                offset = start - place.gpa + place.memfd_offset
+                offset = place.offset_of(start)
                 error = self.memory.fallocate(number, PUNCH, offset, length)
                 if error:
                     return error

@@ -66,20 +66,24 @@ class InPlaceUserSpace(ConvertingUserSpace):
 
     def _convert_part(self, number: int, place: Slot, gpa: int, size: int, is_private: bool) -> int:
         """What lies in one slot: 0, or the error after which a part may be converted."""
-        attributes = KVM_MEMORY_ATTRIBUTE_PRIVATE if is_private else 0
-        start = gpa - place.gpa + place.memfd_offset
+        start = place.offset_of(gpa)
         end = start + size
         for _ in range(TRIES):
-            error = self.memory.convert(number, start, end - start, attributes)
+            error = self._ask(number, start, end, is_private)
             if error != -EAGAIN:
                 return error
             stop = self.memory.error_offset
             if stop > start:
-                error = self.memory.convert(number, start, stop - start, attributes)
+                error = self._ask(number, start, stop, is_private)
                 if error:
                     return error
                 start = stop
         return -EAGAIN
+
+    def _ask(self, number: int, start: int, end: int, is_private: bool) -> int:
+        """The ioctl for the bytes from `start` to `end` of a slot's file."""
+        attributes = KVM_MEMORY_ATTRIBUTE_PRIVATE if is_private else 0
+        return self.memory.convert(number, start, end - start, attributes)
 
     def _take_back(self, gpa: int, before: bitarray) -> None:
         """Attributes as `before` from `gpa` on, and the device map with them; ends the VM where
